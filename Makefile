@@ -1,0 +1,41 @@
+# make demo    sets everything up, trains on handwritten digits for some minutes, and says where its pictures are
+# make test    sets everything up and runs the tests
+# make lint    checks style
+#
+# PYTHON=python3.12 picks an interpreter; by default the newest of 3.13, 3.12, 3.11 that is installed.
+# VENV=DIR puts the virtual environment elsewhere.
+
+VENV ?= .venv
+# An interpreter is usable if it runs (a pyenv shim may not), is new enough, and can make virtual environments.
+USABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
+	@echo && echo "The pictures:" && ls -1 $(CURDIR)/runs/digits/samples/*.png
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with venv found: install one (on Debian: apt-get install python3-venv), or say make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@

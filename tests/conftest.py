@@ -1,0 +1,27 @@
+"""Settings every test runs under. Strict on purpose: what JAX can check, it checks."""
+
+import os
+import pathlib
+
+# Before JAX is imported: eight devices on one CPU, so that sharding is exercised everywhere.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CACHE = REPOSITORY / ".cache" / "xla"
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder with TFDS's cifar10 and fashion_mnist and photographs (DDPM_JAX_TEST_DATA), or None where there is none."""
+    folder = os.environ.get("DDPM_JAX_TEST_DATA")
+    return pathlib.Path(folder) if folder else None
