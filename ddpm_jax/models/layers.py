@@ -1,0 +1,126 @@
+"""The parts of the U-Net: time embedding, residual block, self-attention, down- and upsampling.
+
+They follow Ho et al. 2020 (arXiv 2006.11239), appendix B. Precision: parameters, group
+norms and the attention's softmax are float32; convolutions and matmuls run in `dtype`.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Every kernel starts from the same law; a layer whose output is added to something else starts from
+# zero, so that at the start each residual block is its shortcut and the network's output is 0.
+default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zero_init = nn.initializers.zeros_init()
+
+
+def conv(features: int, *, kernel: int = 3, stride: int = 1, init=default_init, dtype=jnp.float32, name=None) -> nn.Conv:
+    """A 'SAME' convolution: at stride 2 it pads (0, 1), as in the published networks; PyTorch's padding=1 shifts the taps."""
+    return nn.Conv(
+        features, (kernel, kernel), strides=(stride, stride), padding="SAME", kernel_init=init, dtype=dtype, name=name
+    )
+
+
+def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
+    """A matmul over the last axis. On images it is a 1x1 convolution, at twice its speed on CPUs."""
+    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name)
+
+
+def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+    """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5, in Ho's layout).
+
+    Args:
+      t: [B] times, int or float, in 0..1000. Computed in float32: bfloat16 cannot tell 995 from 996.
+      dim: even width of the embedding.
+
+    Returns:
+      float32 [B, dim]: sines, then cosines, of t times dim/2 frequencies from 1 down to 1/10000.
+
+    Raises:
+      ValueError: dim is odd or below 4.
+    """
+    if dim < 4 or dim % 2:
+        raise ValueError(f"the time embedding needs an even width of at least 4, not {dim}")
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class Norm(nn.Module):
+    """Group norm with float32 statistics; the result returns to `dtype`."""
+
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # E[x^2] - E[x]^2 is quick, but cancels where x was rounded to 8 bits of mantissa.
+        fast = self.dtype == jnp.float32
+        norm = nn.GroupNorm(num_groups=self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=fast, name="group_norm")
+        return norm(x).astype(self.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`)."""
+
+    features: int
+    groups: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, deterministic: bool) -> jax.Array:
+        """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
+        h = conv(self.features, dtype=self.dtype, name="conv1")(nn.swish(Norm(self.groups, self.dtype, name="norm1")(x)))
+        h = h + dense(self.features, dtype=self.dtype, name="temb_proj")(nn.swish(temb))[:, None, None, :]
+        h = nn.swish(Norm(self.groups, self.dtype, name="norm2")(h))
+        h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=deterministic)
+        h = conv(self.features, init=zero_init, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = dense(self.features, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Single-head attention over all H*W positions, scale C^-1/2 (Ho's `attn_block`)."""
+
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] -> [B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        h = Norm(self.groups, self.dtype, name="norm")(x).reshape(batch, height * width, channels)
+        q = dense(channels, dtype=self.dtype, name="q")(h)
+        k = dense(channels, dtype=self.dtype, name="k")(h)
+        v = dense(channels, dtype=self.dtype, name="v")(h)
+        scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
+        h = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores, axis=-1).astype(self.dtype), v)
+        h = dense(channels, init=zero_init, dtype=self.dtype, name="proj_out")(h)
+        return x + h.reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided 3x3 convolution."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: each pixel becomes 2x2 of its kind, then a 3x3 convolution."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+        return conv(channels, dtype=self.dtype, name="conv")(x.reshape(batch, 2 * height, 2 * width, channels))

@@ -1,0 +1,137 @@
+"""The U-Net of Ho et al. 2020 (arXiv 2006.11239, appendix B): PixelCNN++'s shape, with time and attention.
+
+                       x_t [B, H, W, C]                                   output [B, H, W, out_channels]
+                            |                                                      |
+    level 0    conv - [block] x n -------------- skips ------------- [block] x (n+1) - norm, swish, conv
+                            | half                                        | double
+    level 1           [block] x n -------------- skips ------------- [block] x (n+1)
+                            | half                                        | double
+      ...                  ...                                           ...
+                            +------- block, attention, block -------------+
+
+A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. Every output of
+the way down, the first convolution and the halvings among them, is a skip: it is concatenated to one block's input
+on the way up, which is why that way has one block more a level. Time enters each block through an embedding.
+
+With the published settings the parameter counts are the published ones: 35,746,307 (CIFAR-10), 113,673,219
+(256x256), 78,700,803 (CelebA 64).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.models.layers import (
+    Downsample,
+    Norm,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    conv,
+    default_init,
+    dense,
+    timestep_embedding,
+    zero_init,
+)
+
+
+class UNet(nn.Module):
+    """Ho's U-Net. `UNet(...).apply({"params": params}, x_t, t, ...)`.
+
+    Attributes:
+      out_channels: channels of the output (C of the image; a learned variance doubles it).
+      ch: base width; level i has ch * ch_mult[i] channels.
+      ch_mult: one factor per level; the image is halved between levels.
+      num_res_blocks: residual blocks per level on the way down; one more on the way up.
+      attn_resolutions: heights at which every block is followed by self-attention.
+      dropout: rate inside residual blocks while training.
+      num_classes: 0, or the number of classes of a conditional model: their embedding is added to time's.
+      dtype: of convolutions and matmuls; parameters and the output are float32.
+      remat: recompute each block in the backward pass in place of keeping its activations.
+    """
+
+    out_channels: int = 3
+    ch: int = 128
+    ch_mult: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: Sequence[int] = (16,)
+    dropout: float = 0.1
+    num_classes: int = 0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, deterministic: bool = True
+    ) -> jax.Array:
+        """Predict from a noisy image.
+
+        Args:
+          x_t: [B, H, W, C] float; H and W divisible by 2 ** (len(ch_mult) - 1).
+          t: [B] times on the scale 0..1000, int or float.
+          labels: int [B] in 0..num_classes-1 for a conditional model, else None.
+          deterministic: False applies dropout, with the rng "dropout".
+
+        Returns:
+          float32 [B, H, W, out_channels]; exactly 0 for a network fresh from init.
+
+        Raises:
+          ValueError: a size that cannot be halved, t of another shape, or labels given to a network without
+            classes or withheld from one with.
+        """
+        self._check(x_t, t, labels)
+        groups = min(32, self.ch // 4)  # 32 at the published width of 128; narrow networks keep 4 channels a group
+        block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
+
+        temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch))
+        temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense1")(nn.swish(temb))
+        if self.num_classes:
+            temb = temb + nn.Embed(
+                self.num_classes, 4 * self.ch, embedding_init=default_init, dtype=self.dtype, name="class_embed"
+            )(labels)
+
+        def block(h: jax.Array, features: int, name: str) -> jax.Array:
+            h = block_class(features, groups, self.dropout, self.dtype, name=name)(h, temb, deterministic)
+            if h.shape[1] in self.attn_resolutions:
+                h = attention_class(groups, self.dtype, name=f"{name}_attn")(h)
+            return h
+
+        levels = range(len(self.ch_mult))
+        h = conv(self.ch, dtype=self.dtype, name="conv_in")(x_t.astype(self.dtype))
+        skips = [h]
+        for level in levels:
+            for i in range(self.num_res_blocks):
+                h = block(h, self.ch * self.ch_mult[level], f"down{level}_block{i}")
+                skips.append(h)
+            if level != levels[-1]:
+                h = Downsample(self.dtype, name=f"down{level}_downsample")(h)
+                skips.append(h)
+
+        h = block_class(h.shape[-1], groups, self.dropout, self.dtype, name="mid_block0")(h, temb, deterministic)
+        h = attention_class(groups, self.dtype, name="mid_attn")(h)
+        h = block_class(h.shape[-1], groups, self.dropout, self.dtype, name="mid_block1")(h, temb, deterministic)
+
+        for level in reversed(levels):
+            for i in range(self.num_res_blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.ch * self.ch_mult[level], f"up{level}_block{i}")
+            if level != 0:
+                h = Upsample(self.dtype, name=f"up{level}_upsample")(h)
+
+        h = nn.swish(Norm(groups, self.dtype, name="norm_out")(h))
+        return conv(self.out_channels, init=zero_init, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+
+    def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> None:
+        factor = 2 ** (len(self.ch_mult) - 1)
+        if x_t.ndim != 4 or x_t.shape[1] % factor or x_t.shape[2] % factor:
+            raise ValueError(
+                f"images of shape {x_t.shape} do not halve {len(self.ch_mult) - 1} times: "
+                f"[B, H, W, C] with H and W divisible by {factor} is needed"
+            )
+        if t.shape != x_t.shape[:1]:
+            raise ValueError(f"t has shape {t.shape}: one time per image, [{x_t.shape[0]}], is needed")
+        if (labels is not None) != bool(self.num_classes):
+            have = "got labels" if labels is not None else "got no labels"
+            raise ValueError(f"a network with num_classes={self.num_classes} {have}")

@@ -1,0 +1,177 @@
+"""The U-Net against the published networks and against what it promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.models.layers import Downsample, SelfAttention, Upsample, timestep_embedding
+from ddpm_jax.models.unet import UNet
+
+PUBLISHED = {
+    "cifar10": (UNet(), 32, 35_746_307),
+    "256x256": (UNet(ch_mult=(1, 1, 2, 2, 4, 4), dropout=0.0), 256, 113_673_219),
+    "celeba64": (UNet(ch_mult=(1, 2, 2, 2, 4)), 64, 78_700_803),
+}
+TINY = {"out_channels": 1, "ch": 16, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "dropout": 0.5}
+
+
+def tiny(**changes):
+    return UNet(**(TINY | changes))
+
+
+def inputs(batch=3, size=8, channels=1, seed=0):
+    key = jax.random.key(seed)
+    x = jax.random.normal(key, (batch, size, size, channels))
+    return x, jnp.arange(batch, dtype=jnp.int32) * 400
+
+
+def init(model, x, t, labels=None):
+    return jax.jit(model.init)(jax.random.key(1), x, t, labels)["params"]
+
+
+def apply(model, params, x, t, labels=None):
+    return jax.jit(model.apply)({"params": params}, x, t, labels)
+
+
+def randomise(params, scale=0.3):
+    """Fresh parameters, none zero: a network fresh from init outputs 0, and hides every fault behind it."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return tree.unflatten([scale * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(name):
+    model, size, count = PUBLISHED[name]
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1,), jnp.int32)))
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_attention_stands_where_the_paper_puts_it():
+    model, size, _ = PUBLISHED["cifar10"]
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1,), jnp.int32)))
+    attention = {name for name in shapes["params"] if name.endswith("attn")}
+    assert attention == {"down1_block0_attn", "down1_block1_attn", "mid_attn"} | {f"up1_block{i}_attn" for i in range(3)}
+
+
+def test_a_fresh_network_outputs_zero_and_a_random_one_does_not():
+    x, t = inputs()
+    model = tiny()
+    params = init(model, x, t)
+    assert jnp.all(apply(model, params, x, t) == 0)
+    assert jnp.std(apply(model, randomise(params), x, t)) > 1e-2
+
+
+def test_an_image_alone_is_as_in_a_batch():
+    x, t = inputs()
+    model = tiny()
+    params = randomise(init(model, x, t))
+    whole = apply(model, params, x, t)
+    alone = apply(model, params, x[1:2], t[1:2])
+    np.testing.assert_allclose(alone, whole[1:2], rtol=1e-4, atol=1e-4)
+
+
+def test_time_matters_and_neighbouring_times_differ_in_bfloat16():
+    x, _ = inputs(batch=2)
+    x = jnp.stack([x[0], x[0]])
+    model = tiny(dtype=jnp.bfloat16)
+    params = randomise(init(model, x, jnp.zeros(2, jnp.int32)))
+    out = apply(model, params, x, jnp.array([995, 996], jnp.int32))
+    assert not jnp.array_equal(out[0], out[1])
+
+
+def test_bfloat16_computes_near_float32_and_returns_float32():
+    x, t = inputs()
+    params = randomise(init(tiny(), x, t), scale=0.1)
+    exact = apply(tiny(), params, x, t)
+    rough = apply(tiny(dtype=jnp.bfloat16), params, x, t)
+    assert rough.dtype == jnp.float32
+    assert 0 < jnp.max(jnp.abs(rough - exact)) < 0.05 * jnp.max(jnp.abs(exact))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(init(tiny(dtype=jnp.bfloat16), x, t)))
+
+
+def test_rematerialisation_changes_memory_not_gradients():
+    x, t = inputs()
+    params = randomise(init(tiny(), x, t), scale=0.1)
+
+    def gradient(remat):
+        model = tiny(remat=remat)
+
+        def loss(p):
+            out = model.apply({"params": p}, x, t, deterministic=False, rngs={"dropout": jax.random.key(3)})
+            return jnp.mean(out**2)
+
+        return jax.jit(jax.grad(loss))
+
+    plain, remat = gradient(False)(params), gradient(True)(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(remat)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert "remat" in str(jax.make_jaxpr(gradient(True))(params))
+
+
+def test_dropout_is_on_in_training_only():
+    x, t = inputs()
+    model = tiny()
+    params = randomise(init(model, x, t))
+
+    @jax.jit
+    def trained(seed):
+        return model.apply({"params": params}, x, t, deterministic=False, rngs={"dropout": jax.random.key(seed)})
+
+    assert not jnp.array_equal(trained(0), trained(1))
+    assert jnp.array_equal(apply(model, params, x, t), apply(model, params, x, t))
+
+
+def test_labels_steer_a_conditional_network():
+    x, t = inputs(batch=2)
+    x, t = jnp.stack([x[0], x[0]]), jnp.array([5, 5], jnp.int32)
+    model = tiny(num_classes=10)
+    params = randomise(init(model, x, t, jnp.array([0, 1])))
+    out = apply(model, params, x, t, jnp.array([0, 1]))
+    assert not jnp.allclose(out[0], out[1])
+    with pytest.raises(ValueError, match="got no labels"):
+        apply(model, params, x, t)
+    with pytest.raises(ValueError, match="got labels"):
+        init(tiny(), x, t, jnp.array([0, 1]))
+
+
+def test_sizes_that_do_not_halve_and_times_of_another_shape_are_refused():
+    x, t = inputs(size=6)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        init(tiny(ch_mult=(1, 2, 2)), x, t)
+    x, _ = inputs()
+    with pytest.raises(ValueError, match="one time per image"):
+        init(tiny(), x, jnp.zeros((1,), jnp.int32))
+
+
+def test_timestep_embedding_is_sines_then_cosines_of_geometric_frequencies():
+    t = jnp.array([0, 1, 999], jnp.int32)
+    got = timestep_embedding(t, 8)
+    frequencies = 10000.0 ** (-np.arange(4) / 3)
+    want = np.concatenate([np.sin(np.outer(t, frequencies)), np.cos(np.outer(t, frequencies))], axis=1)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    with pytest.raises(ValueError, match="even width"):
+        timestep_embedding(t, 7)
+
+
+def test_attention_is_a_permutation_equivariant_map():
+    """No position enters attention: shuffled pixels give shuffled outputs."""
+    x, _ = inputs(size=4, channels=16)
+    layer = SelfAttention(groups=4)
+    params = randomise(layer.init(jax.random.key(0), x))
+    order = np.random.default_rng(0).permutation(16)
+    flat = x.reshape(3, 16, 16)
+    out = layer.apply(params, x).reshape(3, 16, 16)
+    shuffled = layer.apply(params, flat[:, order].reshape(x.shape)).reshape(3, 16, 16)
+    np.testing.assert_allclose(shuffled, out[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_resampling_layers():
+    x, _ = inputs(size=4, channels=2)
+    kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))  # the identity convolution shows the resampling alone
+    params = {"params": {"conv": {"kernel": kernel, "bias": jnp.zeros(2)}}}
+    np.testing.assert_array_equal(Upsample().apply(params, x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
+    # 'SAME' at stride 2 pads (0, 1): output 0 is centred on pixel 1, not on pixel 0.
+    np.testing.assert_array_equal(Downsample().apply(params, x), x[:, 1::2, 1::2])
