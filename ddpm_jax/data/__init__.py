@@ -1,0 +1,1 @@
+"""Random-access image sources and the pipeline that turns them into batches."""

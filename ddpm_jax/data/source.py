@@ -1,0 +1,185 @@
+"""Image sets with random access: `source.batch(indices)` is the one way in.
+
+Two kinds. `ArraySource` keeps the whole set decoded in memory, where a batch is one
+fancy-indexing copy; `LazySource` reads each example when it is asked for, for sets that
+do not fit. Images stay uint8 until they are on the device.
+"""
+
+import concurrent.futures
+import os
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.runtime.errors import UsageError
+
+# Bicubic over the source pixels that each target pixel covers (Pillow's resize is antialiased when
+# it shrinks). Sharper than BOX and BILINEAR, rings less at edges than LANCZOS, and serves enlarging as
+# well. One filter for all sets, so that training images and reference statistics never differ by it.
+RESIZE_FILTER = Image.Resampling.BICUBIC
+
+Batch = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """What the pipeline and the metrics need of a set of images.
+
+    Attributes:
+      name: the set's name, for reports.
+      split: which part of it, e.g. "train".
+      image_size: height and width of every image.
+      channels: 1 (grey) or 3 (RGB).
+      num_classes: labels are 0 .. num_classes-1; 0 where there are no labels.
+    """
+
+    name: str
+    split: str
+    image_size: int
+    channels: int
+    num_classes: int
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Examples at `indices` [n], each 0 .. len-1, in that order.
+
+        Returns {"image": uint8 [n, H, W, C]} and, where the set has labels,
+        "label": int32 [n]. The arrays belong to the caller. Raises IndexError
+        for an index outside the set.
+        """
+        ...
+
+
+class ArraySource:
+    """A set held in memory: images uint8 [N, H, W, C], labels [N] integers or None.
+
+    Raises ValueError where shapes, dtypes or label range contradict each other.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, *, num_classes: int = 0, name: str, split: str):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images must be uint8 [N, S, S, C], not {images.dtype} {images.shape}")
+        if (labels is None) != (num_classes == 0):
+            raise ValueError("labels and num_classes go together: give both or neither")
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"labels {labels.shape} do not match {len(images)} images")
+        self.name, self.split = name, split
+        self.num_classes = num_classes
+        self.image_size, self.channels = images.shape[2], images.shape[3]
+        self._images = images
+        self._labels = None if labels is None else labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """See `ImageSource.batch`. One copy, no Python loop."""
+        indices = _checked(indices, len(self))
+        batch = {"image": self._images[indices]}
+        if self._labels is not None:
+            batch["label"] = self._labels[indices]
+        return batch
+
+
+class LazySource:
+    """A set read one example at a time, in threads.
+
+    Args:
+      read: index -> (image, label): image uint8 [image_size, image_size, channels], label an
+        integer, or None where num_classes is 0. Called from several threads at once. It should
+        spend its time in code that releases the interpreter's lock, as image decoders do.
+      length: number of examples.
+      num_threads: how many examples of a batch are read at once.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], tuple[np.ndarray, int | None]],
+        length: int,
+        *,
+        image_size: int,
+        channels: int,
+        num_classes: int = 0,
+        name: str,
+        split: str,
+        num_threads: int | None = None,
+    ):
+        self.name, self.split = name, split
+        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
+        self._read = read
+        self._length = length
+        # Its threads start with the first batch and end with this object or the interpreter.
+        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)), "image-reader")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """See `ImageSource.batch`. Raises what `read` raises; ValueError for an image of the wrong shape."""
+        indices = _checked(indices, self._length)
+        shape = (self.image_size, self.image_size, self.channels)
+        images = np.empty((len(indices), *shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for row, (image, label) in enumerate(self._pool.map(self._read, indices.tolist())):
+            # Assignment would broadcast a wrong shape or wrap a wrong dtype in silence.
+            if image.shape != shape or image.dtype != np.uint8:
+                raise ValueError(f"{self.name}: example {indices[row]} is {image.dtype} {image.shape}, not uint8 {shape}")
+            images[row] = image
+            if self.num_classes:
+                labels[row] = label
+        return {"image": images, "label": labels} if self.num_classes else {"image": images}
+
+
+def fit_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """Any uint8 image as uint8 [image_size, image_size, channels].
+
+    Colours first: RGB becomes grey by the ITU-R 601 luma weights, grey becomes three equal channels, and
+    an alpha channel is dropped. Then the largest centred square is cut out and resized
+    with `RESIZE_FILTER`. An image that already fits comes back bit for bit.
+
+    Args:
+      image: uint8 [H, W] or [H, W, C], C in 1 (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha).
+      image_size: height and width wanted.
+      channels: 1 or 3.
+
+    Raises:
+      UsageError: channels is neither 1 nor 3.
+      ValueError: `image` is not such an array.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
+        raise ValueError(f"an image must be uint8 [H, W, 1..4], not {image.dtype} {image.shape}")
+    if image.shape[2] in (2, 4):
+        image = image[:, :, :-1]
+    if image.shape == (image_size, image_size, channels):
+        return image
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(image[top : top + side, left : left + side])
+    picture = Image.fromarray(square if square.shape[2] == 3 else square[:, :, 0])
+    if channels == 1:
+        picture = picture.convert("L")  # before resizing: a third of the work
+    picture = picture.resize((image_size, image_size), RESIZE_FILTER)  # Pillow copies where the size is right already
+    if channels == 3:
+        picture = picture.convert("RGB")
+    return np.array(picture).reshape(image_size, image_size, channels)
+
+
+def _checked(indices: np.ndarray, length: int) -> np.ndarray:
+    """Indices as int64 [n]. NumPy would take -1 for the last example, so a wrong index is an error here."""
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise IndexError(f"indices must be a vector of integers, not {indices.dtype} {indices.shape}")
+    if indices.size and (indices.min() < 0 or indices.max() >= length):
+        raise IndexError(f"indices run from {indices.min()} to {indices.max()}: the set holds 0 .. {length - 1}")
+    return indices.astype(np.int64)

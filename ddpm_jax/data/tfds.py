@@ -1,0 +1,297 @@
+"""Any image set of TensorFlow Datasets, by its name there.
+
+A prepared set is read from its array_record files: without network, and without tensorflow, which
+costs five seconds to import. A set that is not there yet is downloaded and prepared once.
+"""
+
+import concurrent.futures
+import difflib
+import glob
+import importlib.util
+import io
+import math
+import os
+import socket
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" still holds in memory
+CHUNK = 256  # examples that a thread reads and decodes at a time
+
+
+def load_tfds(
+    name: str,
+    split: str,
+    *,
+    data_dir: str = "",
+    image_size: int,
+    channels: int,
+    in_memory: bool | str = "auto",
+    num_threads: int | None = None,
+    report: Callable[[str], Any] = print,
+) -> ImageSource:
+    """A split of a TFDS image set, every image made to fit by `fit_image`.
+
+    Of several prepared versions the newest is read, whichever version this TFDS would prepare.
+    Images come from the feature "image" or else from the only image feature there is; labels from "label" or else
+    from the only class label; a set with neither kind of label has none (`num_classes` 0).
+
+    Args:
+      name: TFDS name, "cifar10", "lsun/bedroom", or with a version "cifar10:3.0.2".
+      split: TFDS split, "train" or a part such as "train[:90%]".
+      data_dir: where TFDS keeps its sets; "" means TFDS's own default ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      image_size: height and width wanted.
+      channels: 1 or 3.
+      in_memory: True decodes the split once into memory, False reads examples when they are asked for,
+        "auto" takes memory for up to `MEMORY_LIMIT` bytes.
+      num_threads: threads that read and decode.
+      report: called with a line about what takes time.
+
+    Raises:
+      UsageError: no such set, config, version or split; not an image set; channels not 1 or 3.
+      PersonError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+    data_dir = os.path.expanduser(data_dir)
+    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir, report)
+    image_key, label_key, num_classes = _choose_features(name, builder.info.features)
+    records = _open_records(name, split, builder, image_key)
+
+    def read_one(record: dict) -> tuple[np.ndarray, int | None]:
+        label = int(record[label_key]) if label_key else None
+        return fit_image(decode_image(record[image_key]), image_size, channels), label
+
+    size = len(records) * image_size * image_size * channels
+    if in_memory is True or (in_memory == "auto" and size <= MEMORY_LIMIT):
+        images, labels = _decode_all(
+            records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
+        )
+        labels = labels if label_key else None
+        return ArraySource(images, labels, num_classes=num_classes, name=name, split=split)
+    return LazySource(
+        lambda index: read_one(records[index]),
+        len(records),
+        image_size=image_size,
+        channels=channels,
+        num_classes=num_classes,
+        name=name,
+        split=split,
+        num_threads=num_threads,
+    )
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """An encoded 8-bit image (PNG, JPEG, ...) as uint8 [H, W] or [H, W, 3].
+
+    Pillow always: TFDS itself would take OpenCV where that happens to be installed, whose JPEGs differ by
+    a level here and there.
+    """
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+
+
+def _find_prepared(name: str, data_dir: str):
+    """Builder of the newest prepared version, or None.
+
+    Not `tfds.builder`: that looks only for the version which the installed TFDS would prepare, and so
+    would download again what an older or newer TFDS has prepared.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    del tfds  # its import registers the sets, whose default configs the search needs
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
+    except registered.DatasetNotFoundError:
+        return None
+    except ValueError as error:
+        if "name string" in str(error):  # it does not even look like a name
+            raise _unknown(name) from error
+        raise _unreadable(name, data_dir, error) from error
+    except Exception as error:  # a damaged dataset_info.json or features.json, in whichever way it shows
+        raise _unreadable(name, data_dir, error) from error
+
+
+def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
+    """Downloads and prepares a set; its builder. Every way in which this fails is outside the program."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError as error:
+        raise _unknown(name) from error
+    except Exception as error:  # e.g. a version that does not exist; the reason follows a dump of the arguments
+        reason = str(error).split('}": ')[-1].splitlines() or [type(error).__name__]
+        raise _unknown_config(name) or UsageError(f"data set {name}: {reason[0]}") from error
+
+    _choose_features(name, builder.info.features)  # before a download of gigabytes
+    where = builder.data_dir
+    if importlib.util.find_spec("tensorflow") is None:
+        raise PersonError(
+            f"data set {name} is not prepared in {where}, and preparing it needs tensorflow: "
+            "pip install tensorflow-cpu, or set data.data_dir to where it is prepared"
+        )
+    downloads = os.path.join(builder.data_dir_root, "downloads")
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not glob.glob(os.path.join(downloads, "manual", "*")):
+        raise PersonError(
+            f"data set {name} must be downloaded by hand: put its files into {os.path.join(downloads, 'manual')} "
+            f"as https://www.tensorflow.org/datasets/catalog/{builder.name} says"
+        )
+    # TFDS would retry for minutes. An .INFO file marks a finished download, which needs no network.
+    if not glob.glob(os.path.join(downloads, "**", "*.INFO"), recursive=True):
+        host = _unreachable_host(list(builder.url_infos or ()))
+        if host:
+            raise PersonError(
+                f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
+                "check the network, or set data.data_dir to where it is prepared"
+            )
+    report(f"data set {name}: downloading and preparing it in {where}, once")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise PersonError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
+    return builder
+
+
+def _unreachable_host(urls: list[str]) -> str:
+    """A host that the download needs if none of the first few answers, or "" if one does.
+
+    Says nothing ("") where a proxy stands between.
+    """
+    if urllib.request.getproxies():
+        return ""
+    addresses = {}
+    for url in urls:
+        parts = urllib.parse.urlsplit(url)
+        if parts.hostname:
+            addresses[parts.hostname] = parts.port or {"http": 80, "ftp": 21}.get(parts.scheme, 443)
+    tried = list(addresses.items())[:3]
+    for host, port in tried:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return ""
+        except OSError:
+            continue
+    return tried[0][0] if tried else ""
+
+
+def _choose_features(name: str, features) -> tuple[str, str, int]:
+    """Keys of image and label ("" where there is none), and the number of classes."""
+    import tensorflow_datasets as tfds
+
+    items = dict(features.items()) if hasattr(features, "items") else {}
+    images = [key for key, feature in items.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in items.items() if isinstance(feature, tfds.features.ClassLabel)]
+    image_key = "image" if "image" in images else images[0] if len(images) == 1 else ""
+    if not image_key:
+        found = (
+            f"several ({', '.join(images)}) and none called image" if images else f"none among {', '.join(items) or 'nothing'}"
+        )
+        raise UsageError(f"data set {name} is not a set of images: one image feature is needed, there are {found}")
+    if np.dtype(items[image_key].np_dtype) != np.uint8:
+        raise UsageError(f"data set {name} has {np.dtype(items[image_key].np_dtype)} images: only 8-bit ones can be read")
+    label_key = "label" if "label" in labels else labels[0] if len(labels) == 1 else ""
+    return image_key, label_key, items[label_key].num_classes or 0 if label_key else 0
+
+
+def _open_records(name: str, split: str, builder, image_key: str):
+    """Sequence of examples with the image still encoded, checked by reading one."""
+    import tensorflow_datasets as tfds
+
+    try:
+        sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
+        if builder.info.splits[split].num_examples == 0:
+            raise UsageError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"data set {name} has no split {split!r}: choose one of {', '.join(sizes)}, or a part such as train[:90%]"
+        ) from error
+    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    # Of the image features only one is decoded, and that by us (`decode_image`).
+    decoders = {key: tfds.decode.SkipDecoding() for key in images}
+    try:
+        records = builder.as_data_source(split, decoders=decoders)
+        decode_image(records[0][image_key])
+    except NotImplementedError as error:
+        where, kind = builder.data_dir, builder.info.file_format.value
+        raise PersonError(
+            f"data set {name} in {where} is prepared as {kind}, which has no random access: "
+            "set data.data_dir to another folder, where it is then prepared as array_record"
+        ) from error
+    except Exception as error:  # missing or cut-off files: the reader has no exception of its own for them
+        raise _unreadable(name, builder.data_dir, error) from error
+    return records
+
+
+def _decode_all(
+    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None, report: Callable[[str], Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All examples: images uint8 [N, *shape], labels int64 [N]. Says how far it is every few seconds."""
+    count = len(records)
+    images, labels = np.empty((count, *shape), np.uint8), np.zeros(count, np.int64)
+
+    def decode(start: int) -> int:
+        stop = min(start + CHUNK, count)
+        for index, record in enumerate(records.__getitems__(list(range(start, stop))), start):
+            images[index], label = read_one(record)
+            labels[index] = label or 0
+        return stop - start
+
+    done, last = 0, time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(num_threads or min(16, os.cpu_count() or 1), "image-decoder") as pool:
+        tasks = [pool.submit(decode, chunk * CHUNK) for chunk in range(math.ceil(count / CHUNK))]
+        try:
+            for task in concurrent.futures.as_completed(tasks):
+                done += task.result()
+                if time.monotonic() - last > 3:
+                    last = time.monotonic()
+                    report(f"data set {title}: decoded {done:,} of {count:,} images")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return images, labels
+
+
+def _unknown(name: str) -> UsageError:
+    import tensorflow_datasets as tfds
+
+    wanted = name.split("/")[0].split(":")[0].lower().replace("-", "_")
+    known = tfds.list_builders(with_community_datasets=False)
+    close = [n for n in {wanted, wanted.replace("_", "")} if n in known] or difflib.get_close_matches(wanted, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "its names are at https://www.tensorflow.org/datasets/catalog"
+    return UsageError(f"TFDS has no data set {name!r}: {hint}")
+
+
+def _unknown_config(name: str) -> UsageError | None:
+    """The error where `name` is "set/config" of a set that has no such config, else None."""
+    import tensorflow_datasets as tfds
+
+    base, _, config = name.split(":")[0].partition("/")
+    configs = list(tfds.builder_cls(base).builder_configs) if config and ":" not in name.split("/")[0] else []
+    if not config or config in configs:
+        return None
+    close = difflib.get_close_matches(config, configs, n=3) or configs[:8]
+    hint = f"there is {', '.join(close)}" if close else f"it has no configs, write just {base}"
+    return UsageError(f"data set {base} has no config {config!r}: {hint}")
+
+
+def _unreadable(name: str, where: str, error: Exception) -> PersonError:
+    return PersonError(
+        f"data set {name} in {where or 'the default data_dir'} cannot be read ({_one_line(error)}): "
+        "remove its folder to have it prepared again, or set another data.data_dir"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,357 @@
+"""Checkpoints of a training state: written in the background, read back even when the newest is damaged.
+
+A state is a dict of top-level fields, each a tree of arrays: {"params": ..., "ema_params": ..., "opt_state": ...}.
+Each field becomes a folder of its own inside the step's folder, so that sampling reads the
+parameters without the optimizer's state. A step's folder gets its name when all of it is on the
+disk; what a killed process leaves half-written has another name, and the next start removes it.
+Checksums are added then, because the storage format has none of its own for the arrays: with a bit
+flipped on the disk it would hand back other numbers without a word.
+
+Every process of a run makes the same calls in the same order.
+"""
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from ddpm_jax.runtime.checksums import check_sums, write_sums
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+State = dict[str, Any]
+
+# Trouble that says nothing about the files: never a reason to set a checkpoint aside.
+_NOT_DAMAGE = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
+
+
+class Checkpoints:
+    """The checkpoints of one folder.
+
+    Args:
+      directory: created where it does not exist, unless `read_only`.
+      keep_latest: how many of the newest stay.
+      keep_every: steps divisible by this stay for ever; 0 keeps none of them.
+      read_only: never writes, renames or deletes: for reading beside a training that runs.
+      report: takes the one line that tells of a damaged checkpoint; by default it goes to stderr.
+
+    Raises:
+      UsageError: `keep_latest` under 1 or `keep_every` negative.
+      PersonError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep_latest: int,
+        keep_every: int = 0,
+        read_only: bool = False,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        if keep_latest < 1:
+            raise UsageError(f"keep_latest is {keep_latest}: at least the newest checkpoint must stay")
+        if keep_every < 0:
+            raise UsageError(f"keep_every is {keep_every}: give a number of steps, or 0 to keep only the newest")
+        _silence_orbax()
+        _save_arrays_whole()
+        self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
+        self._read_only = read_only
+        self._report = report or (lambda line: print(line, file=sys.stderr))
+        self._background: threading.Thread | None = None
+        self._background_error: Exception | None = None
+        self._failure: PersonError | None = None
+        self._manager: ocp.CheckpointManager | None = None
+        if read_only and not self.directory.is_dir():
+            return
+        keep: list[Any] = [policies.LatestN(keep_latest)]
+        if keep_every:
+            keep.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            create=False,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
+            cleanup_tmp_directories=not read_only,
+            preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
+        )
+        try:
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise PersonError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order. One that is still being written is not among them."""
+        if self._manager is None:
+            return []
+        if self._read_only:
+            self._manager.reload()
+        # Orbax counts the one under way as well; only the disk knows.
+        return sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir())
+
+    def latest_step(self) -> int | None:
+        """The newest step that has a checkpoint, None where there is none."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def save(self, step: int, state: State, *, wait: bool = False) -> bool:
+        """Writes `state` in the background; its buffers may be donated as soon as this returns.
+
+        Waits for the save before, if that one is not done.
+
+        Returns:
+          False where `step` has a checkpoint already, which then stays as it is.
+
+        Raises:
+          PersonError: this or the save before could not be written (disk full, folder gone).
+          ValueError: `step` lies before the newest checkpoint: it belongs to another past.
+        """
+        assert self._manager is not None, "closed"
+        assert not self._read_only, "read only"
+        self.wait()
+        if self._failure:
+            raise self._failure
+        newest = self.latest_step()
+        if newest is not None and step <= newest:
+            if step not in self.steps():
+                raise ValueError(f"step {step} is older than the newest checkpoint, {newest}")
+            return False
+        items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items() if jax.tree.leaves(tree)}
+        try:
+            # force: whether to save is the caller's decision, not a policy's.
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except OSError as error:
+            raise self._fail(error) from error
+        self._background = threading.Thread(target=self._finish, args=(step,), name="checkpoint")
+        self._background.start()
+        if wait:
+            self.wait()
+        return True
+
+    def restore(self, abstract_state: State, step: int | None = None) -> tuple[State, int]:
+        """Reads a whole state into the shapes, types and shardings of `abstract_state`.
+
+        With `step` None, the newest that can be read: damaged ones are passed over, told of in one line
+        and renamed out of the way (damaged-STEP), so that the step can be saved again.
+
+        Args:
+          abstract_state: jax.ShapeDtypeStruct trees, with shardings, of every field.
+
+        Returns:
+          The state, and its step.
+
+        Raises:
+          PersonError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
+        """
+        return self._restore(abstract_state, step, whole=True)
+
+    def restore_part(self, abstract_part: State, step: int | None = None) -> tuple[State, int]:
+        """As `restore`, reading only the fields of `abstract_part`."""
+        return self._restore(abstract_part, step, whole=False)
+
+    def wait(self) -> None:
+        """Waits until the last save is on the disk.
+
+        Raises:
+          PersonError: it could not be written.
+        """
+        if self._background is None:
+            return
+        self._background.join()
+        self._background = None
+        if self._background_error is not None:
+            raise self._fail(self._background_error) from self._background_error
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads. May be called twice.
+
+        Raises:
+          PersonError: the last save could not be written, and nobody was told yet.
+        """
+        try:
+            self.wait()
+        finally:
+            manager, self._manager = self._manager, None
+            if manager is not None and self._failure is None:  # a failed one would only raise the same again
+                manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            self.close()
+        except PersonError:
+            if kind is None:  # another error is on its way already: that one is the cause
+                raise
+
+    def _restore(self, abstract: State, step: int | None, *, whole: bool) -> tuple[State, int]:
+        self.wait()
+        steps = self.steps()
+        if not steps:
+            raise PersonError(f"no checkpoint in {self.directory}")
+        if step is not None:
+            if step not in steps:
+                raise PersonError(f"no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, steps))}")
+            state, cause = self._try(step, abstract, whole)
+            if state is None:
+                raise PersonError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
+            return state, step
+        damaged: dict[int, str] = {}
+        for candidate in reversed(steps):
+            state, cause = self._try(candidate, abstract, whole)
+            if state is not None:
+                # Only now: where none can be read, the files may not be what is wrong.
+                self._set_aside(damaged, candidate)
+                return state, candidate
+            if (self.directory / str(candidate)).is_dir():  # else the training beside has deleted it meanwhile
+                damaged[candidate] = cause
+        if not damaged:
+            raise PersonError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
+        listed = ", ".join(map(str, sorted(damaged)))
+        raise PersonError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
+
+    def _try(self, step: int, abstract: State, whole: bool) -> tuple[State | None, str]:
+        """The state, or None and what is wrong with the files. All processes agree on which."""
+        wanted = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
+        folder = self.directory / str(step)
+        state, cause = None, "another process could not read it"
+        try:
+            check_sums(folder, wanted)
+            # Read before the arrays are, so that a state of another shape is not taken for damage.
+            written = {item.name: _read_shapes(item) for item in sorted(folder.iterdir()) if item.is_dir()}
+            _check_shapes(step, written, {name: _shapes(tree) for name, tree in wanted.items()}, whole)
+            items = {name: ocp.args.StandardRestore(_boxed(tree)) for name, tree in wanted.items()}
+            read = self._manager.restore(step, args=ocp.args.Composite(**items))
+            state = {name: _unboxed(read[name], tree) if name in wanted else tree for name, tree in abstract.items()}
+        except PermissionError as error:
+            raise PersonError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
+        except (PersonError, *_NOT_DAMAGE):
+            raise
+        except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
+            cause = _cause(error)
+        return (state if _all_processes(state is not None) else None), cause
+
+    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+        for step, cause in sorted(damaged.items()):
+            folder = self.directory / str(step)
+            line = f"the checkpoint {folder} is damaged ({cause})"
+            if not self._read_only:
+                new = _free_name(self.directory / f"damaged-{step}")
+                if jax.process_index() == 0:
+                    folder.rename(new)
+                line += f" and now called {new.name}"
+            self._report(f"{line}; going on from step {good}")
+        if damaged and not self._read_only:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints renamed")
+            self._manager.reload()
+
+    def _finish(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_sums(self.directory / str(step))
+        except Exception as error:  # whatever it was: tensorstore has no type for a full disk
+            self._background_error = error
+
+    def _fail(self, error: Exception) -> PersonError:
+        self._failure = PersonError(f"cannot write a checkpoint into {self.directory}: {_cause(error)}")
+        return self._failure
+
+
+def _boxed(tree: Any) -> Any:
+    # Orbax takes no bare array as an item.
+    return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
+
+
+def _unboxed(read: Any, abstract: Any) -> Any:
+    return read["value"] if jax.tree_util.all_leaves([abstract]) else read
+
+
+def _shapes(tree: Any) -> dict[str, tuple]:
+    """Path -> (shape, dtype), with paths spelled alike for dicts, tuples, lists and named tuples."""
+    leaves = jax.tree_util.tree_flatten_with_path(_boxed(tree))[0]
+    return {"/".join(map(_name, path)): (tuple(leaf.shape), np.dtype(leaf.dtype).name) for path, leaf in leaves}
+
+
+def _name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _read_shapes(item: Path) -> dict[str, tuple]:
+    return _shapes(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
+
+
+def _check_shapes(step: int, written: dict[str, dict], wanted: dict[str, dict], whole: bool) -> None:
+    """Raises PersonError where the checkpoint's fields are not those wanted: names the first few."""
+    fields = written.keys() | wanted.keys() if whole else wanted.keys()
+    differing = []
+    for field in sorted(fields):
+        if field not in written or field not in wanted:
+            differing.append(f"{field} is only {'there' if field in written else 'here'}")
+            continue
+        there, here = written[field], wanted[field]
+        for path in sorted(there.keys() | here.keys()):
+            if there.get(path) != here.get(path):
+                differing.append(f"{field}/{path} is {_show(there.get(path))} there, {_show(here.get(path))} here")
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise PersonError(f"the checkpoint of step {step} is of another model: {'; '.join(differing[:3])}{more}")
+
+
+def _show(shape: tuple | None) -> str:
+    return "nothing" if shape is None else f"{shape[1]}{list(shape[0])}"
+
+
+def _all_processes(mine: bool) -> bool:
+    return mine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(mine))))
+
+
+def _free_name(path: Path) -> Path:
+    number, new = 1, path
+    while new.exists():
+        number, new = number + 1, path.with_name(f"{path.name}.{number}")
+    return new
+
+
+def _cause(error: BaseException) -> str:
+    """One short line of an error that may have many, with file specifications in them."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # what tensorstore makes of an OSError
+        return os.strerror(int(code[1])).lower()
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _silence_orbax() -> None:
+    """Lets Orbax log only where --verbosity asks for information: what it says in passing alarms, what matters raises."""
+    logger = absl.logging.get_absl_logger()
+    if _from_elsewhere_or_asked not in logger.filters:
+        logger.addFilter(_from_elsewhere_or_asked)
+
+
+def _from_elsewhere_or_asked(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname or absl.logging.get_verbosity() >= absl.logging.INFO
+
+
+def _save_arrays_whole() -> None:
+    """Has one device write each replicated array. Orbax would cut it into one slice a device: thousands of dispatches."""
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

@@ -1,0 +1,116 @@
+"""Devices: one mesh axis over all of them, and the processes that own them.
+
+Data parallelism only: parameters are replicated, the batch is split along its first axis.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+DATA_AXIS = "data"
+
+_INDEXED_POD = ("JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_CLUSTERED = (*_INDEXED_POD, "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with the one axis "data" over `devices`, by default every device of every process."""
+    count = jax.device_count() if devices is None else len(devices)
+    # Auto axes: under JAX's default, Explicit, Linen's Dropout fails.
+    return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device: parameters, EMA, optimizer state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices, the others whole: images [B, H, W, C], labels [B]."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:
+    """Checks that every device gets the same number of images in every micro-batch.
+
+    Raises:
+      UsageError: `batch_size` is no positive multiple of devices x accumulation_steps; names the nearest that are.
+    """
+    if accumulation_steps < 1:
+        raise UsageError(f"optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
+    unit = mesh.size * accumulation_steps
+    if batch_size > 0 and batch_size % unit == 0:
+        return
+    below = max(batch_size, 0) // unit * unit
+    nearest = f"{below} or {below + unit}" if below else f"{unit}"
+    parts = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+    if accumulation_steps > 1:
+        parts += f" x {accumulation_steps} accumulation steps"
+    raise UsageError(f"a batch of {batch_size} images does not divide evenly over {parts}: use {nearest}")
+
+
+def initialize_distributed(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> bool:
+    """Joins the other processes of the run. Call it before anything touches a device.
+
+    With the three arguments, joins by them. Without any, joins where JAX recognises a cluster
+    (Cloud TPU, Slurm, Open MPI, an indexed Kubernetes job), and leaves a lone machine alone.
+    Under Slurm JAX gives each task one GPU: start one task a GPU, or set JAX_LOCAL_DEVICE_IDS.
+
+    Returns:
+      Whether this process belongs to a distributed run.
+
+    Raises:
+      UsageError: only some of the three are given, or they contradict each other.
+      PersonError: the others cannot be reached.
+    """
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    missing = [flag for flag, value in given.items() if value is None or value == ""]
+    if 0 < len(missing) < len(given):
+        raise UsageError(f"{', '.join(given)} belong together: {' and '.join(missing)} missing")
+    explicit = not missing
+    if explicit:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise UsageError(f"--coordinator={coordinator} must be HOST:PORT, the address of process 0")
+        if not 0 <= process_id < num_processes:
+            raise UsageError(
+                f"--process_id={process_id} must be between 0 and {num_processes - 1}, one less than --num_processes"
+            )
+    elif _is_lone_machine():
+        return False
+    # A CPU client is made with the collectives named here, and only then; the other platforms ignore it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if explicit:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+        else:
+            jax.distributed.initialize()
+    except ValueError as error:
+        # Nothing recognised the machine, so nothing knows a coordinator.
+        if not explicit and "coordinator_address" in str(error):
+            return False
+        raise UsageError(f"cannot join the other processes: {error}") from error
+    except jax.errors.JaxRuntimeError as error:
+        where = f" at {coordinator}" if explicit else ""
+        raise PersonError(f"cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
+    except RuntimeError:
+        # A device was touched already. That does no harm where there is nobody to join; elsewhere it is a defect.
+        if explicit or jax.default_backend() == "tpu" or any(name in os.environ for name in _CLUSTERED):
+            raise
+        return False
+    return True
+
+
+def _is_lone_machine() -> bool:
+    """Places that JAX takes for a cluster and that are none, so that it would fail there or hide devices."""
+    # A single Slurm task may own all GPUs of its machine; JAX would keep only the first.
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
+        return True
+    # Any Kubernetes pod looks like a cluster to JAX; only an indexed one has others to join.
+    return "KUBERNETES_SERVICE_HOST" in os.environ and not any(name in os.environ for name in _INDEXED_POD)

@@ -1,0 +1,157 @@
+"""How far, how fast, how long yet: one line, rewritten in a terminal, printed now and then into a file.
+
+Speed is that of the recent past only; neither compilation counts, nor what happens inside `pause()`.
+"""
+
+import math
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+WINDOW_S = 30.0  # speed is the mean over this long
+TERMINAL_S = 1.0  # between two rewritings of the line in a terminal
+FILE_S = 10.0  # between two lines in a log file
+
+
+class Rate:
+    """Speed over the recent past, from counts and a clock. The first count only starts the clock."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, window: float = WINDOW_S) -> None:
+        self._clock = clock
+        self._window = window
+        self._paused = 0.0
+        self._points: deque[tuple[float, int]] = deque()
+
+    def update(self, done: int) -> None:
+        now = self._clock() - self._paused
+        # The newest point moves until it is a fiftieth of the window away from the one before: few points at any speed.
+        if len(self._points) > 1 and now - self._points[-2][0] < self._window / 50:
+            self._points.pop()
+        self._points.append((now, done))
+        while len(self._points) > 2 and now - self._points[1][0] >= self._window:
+            self._points.popleft()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - begin
+
+    def per_second(self) -> float | None:
+        """Counts a second; None before there are two of them at different times."""
+        if len(self._points) < 2:
+            return None
+        (begin, first), (end, last) = self._points[0], self._points[-1]
+        return (last - first) / (end - begin) if end > begin and last > first else None
+
+    def seconds_left(self, remaining: int) -> float | None:
+        speed = self.per_second()
+        return None if speed is None else remaining / speed
+
+
+class Line:
+    """One line that is rewritten in a terminal, and printed now and then into a file."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
+        self._out = out
+        self._clock = clock
+        self._live = out.isatty()
+        self._open = False
+        self._last = -math.inf
+        self._lock = threading.Lock()  # TensorBoard's thread may say something
+
+    def due(self) -> bool:
+        return self._clock() - self._last >= (TERMINAL_S if self._live else FILE_S)
+
+    def show(self, text: str) -> None:
+        self._last = self._clock()
+        with self._lock:
+            if self._live:
+                width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and \r not reach its beginning
+                self._out.write(f"\r{text[:width]}\x1b[K")
+                self._open = True
+            else:
+                self._out.write(text + "\n")
+            self._out.flush()
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._out.write(("\r\x1b[K" if self._open else "") + text + "\n")
+            self._open = False
+            self._out.flush()
+
+    def end(self) -> None:
+        with self._lock:
+            if self._open:
+                self._out.write("\n")
+                self._out.flush()
+                self._open = False
+
+
+class Progress:
+    """Progress of `total` things: how many are done, how fast, how long it takes yet."""
+
+    def __init__(
+        self, total: int, unit: str = "images", *, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._total = total
+        self._unit = unit
+        self._line = Line(sys.stderr if out is None else out, clock)
+        self._rate = Rate(clock)
+
+    def update(self, done: float) -> None:
+        """`done` of the total are finished, fractions included. The first call ends what does not count: compilation."""
+        self._rate.update(done)
+        if self._line.due() or done >= self._total:
+            self._line.show(" · ".join(progress_parts(done, self._total, self._unit, "", self._rate)))
+
+    def pause(self) -> Any:
+        """Context whose time does not count."""
+        return self._rate.pause()
+
+    def close(self) -> None:
+        self._line.end()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Rate, images: int = 0) -> list[str]:
+    """Count and percentage, and once they are known: speed (in images as well, where there are `images` a count), time left."""
+    counted = f"{prefix}{int(done):,} / {total:,}" if prefix else f"{int(done):,} / {total:,} {unit}"
+    parts = [f"{counted} ({int(100 * done // max(total, 1))}%)"]
+    speed = rate.per_second()
+    if speed is not None:
+        parts.append(format_rate(speed, unit))
+        if images:
+            parts.append(format_rate(speed * images, "images"))
+        if done < total:
+            parts.append(f"{format_duration(rate.seconds_left(total - done))} left")
+    return parts
+
+
+def format_rate(per_second: float, unit: str) -> str:
+    """3.2 steps/s · 1,234 images/s · 14.3 s/step."""
+    if per_second < 0.1:
+        return f"{1 / per_second:,.1f} s/{unit.removesuffix('s')}"
+    digits = 2 if per_second < 1 else 1 if per_second < 100 else 0
+    return f"{per_second:,.{digits}f} {unit}/s"
+
+
+def format_duration(seconds: float) -> str:
+    """1:05 · 2:03:04 · 3 days 4 h."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} day{'s' * (days > 1)} {hours} h"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
