@@ -1,0 +1,75 @@
+"""Every field of a config, its default and its meaning. An experiment states only what differs from these.
+
+The defaults are Ho et al. 2020 (arXiv 2006.11239), appendix B, where the paper says; CIFAR-10 is their first set.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults; not an experiment of their own."""
+    config = ConfigDict()
+    config.seed = 0  # of everything random: initial parameters, order of the data, noise
+
+    config.data = data = ConfigDict()
+    data.name = "cifar10"  # digits, or the name of any TFDS image set
+    data.split = "train"  # a TFDS split, slices included: train[:1000]
+    data.data_dir = ""  # where TFDS sets are; "" for TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.image_size = 32  # height and width; others are cropped to the square in their middle and resized
+    data.channels = 3  # 1 grey, 3 RGB; others are converted
+    data.num_classes = 10  # labels 0..num_classes-1; 0 for a set without
+    data.random_flip = True  # mirror left to right with probability 1/2
+    data.in_memory = "auto"  # always | never | auto: decode the whole set once if it takes at most 2 GiB
+    data.num_threads = 4  # that read and decode
+    data.prefetch = 8  # batches ready ahead of the device
+
+    config.model = model = ConfigDict()
+    model.ch = 128  # base width
+    model.ch_mult = (1, 2, 2, 2)  # width of each level, in ch; the image is halved between levels
+    model.num_res_blocks = 2  # per level
+    model.attn_resolutions = (16,)  # heights at which there is self-attention
+    model.dropout = 0.1
+    model.class_conditional = False  # learn p(x | class); needs data.num_classes
+    model.dtype = "float32"  # float32 | bfloat16: of convolutions and matmuls; parameters stay float32
+    model.remat = False  # recompute activations in the backward pass: less memory, a third more time
+
+    config.diffusion = diffusion = ConfigDict()
+    diffusion.schedule = "linear"  # linear | cosine | sigmoid
+    diffusion.num_timesteps = 1000  # T
+    diffusion.prediction = "eps"  # eps | x_start | v: what the network predicts
+    diffusion.variance = "fixed_large"  # fixed_small | fixed_large: of each reverse step
+    diffusion.loss = "simple"
+    diffusion.clip_denoised = True  # clip each guess of x_start to [-1, 1] in sampling
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 2e-4
+    optimizer.warmup_steps = 5000
+    optimizer.clip_norm = 1.0  # of the gradient of the whole batch; 0 for none
+    optimizer.accumulation_steps = 1  # micro-batches per step; train.batch_size is all of them together
+
+    config.ema = ema = ConfigDict()
+    ema.decay = 0.9999  # min(decay, (1 + step) / (10 + step))
+
+    config.train = train = ConfigDict()
+    train.num_steps = 800_000
+    train.batch_size = 128  # over all devices and micro-batches
+    train.log_every = 100
+    train.checkpoint_every = 5000
+    train.keep_latest = 3  # checkpoints kept for resuming
+    train.keep_every = 100_000  # a checkpoint every so many steps is kept for good; 0 for none
+    train.sample_every = 10_000  # a picture of EMA samples; 0 for none
+    train.tensorboard = True
+
+    config.sampling = sampling = ConfigDict()
+    sampling.sampler = "ddim"  # ancestral | ddim
+    sampling.num_steps = 50  # network evaluations per image, 1..T
+    sampling.eta = 0.0  # DDIM's noise: 0 none, 1 as much as ancestral
+    sampling.spacing = "leading"  # leading | linspace | trailing | quadratic: which steps of the T
+    sampling.num_images = 64
+    sampling.batch_size = 64  # over all devices
+    sampling.seed = 0  # image i of a seed is the same picture at any batch size
+    sampling.weights = "ema"  # ema | raw
+    sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
+    sampling.checkpoint_step = -1  # -1 for the latest
+    sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+    return config

@@ -1,0 +1,35 @@
+"""The 1,797 handwritten 8x8 digits that come with scikit-learn: nothing to download, minutes on a laptop's CPU.
+
+Command:    python main.py --config=configs/digits.py --workdir=runs/digits
+"""
+
+from configs import defaults
+
+
+def get_config():
+    """A small U-Net, trained for some 2,000 steps."""
+    config = defaults.get_config()
+    config.data.name = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.random_flip = False  # a mirrored 2 is no digit
+
+    config.model.ch = 16
+    config.model.ch_mult = (1, 2)
+    config.model.num_res_blocks = 1
+    config.model.attn_resolutions = (4,)
+    config.model.dropout = 0.0
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 100
+    config.ema.decay = 0.995
+
+    config.train.num_steps = 2000
+    config.train.batch_size = 64
+    config.train.checkpoint_every = 500
+    config.train.keep_every = 0
+    config.train.sample_every = 500
+
+    config.sampling.num_images = 100
+    config.sampling.batch_size = 100
+    return config

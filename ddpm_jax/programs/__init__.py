@@ -1,0 +1,1 @@
+"""One program per --mode; each reads top to bottom as its story."""

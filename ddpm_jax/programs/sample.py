@@ -1,0 +1,139 @@
+"""--mode=sample: draw images from a checkpoint, into images.npz and pictures."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, visualize
+from ddpm_jax.process import pixels
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import randomness, workdir
+from ddpm_jax.runtime.checkpoint import Checkpoints
+from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.samplers.generate import GeneratedBatch, Generator
+
+CHAINS_SHOWN = 8  # rows of a picture of chains
+
+
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
+    """Draw config.sampling.num_images images; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir of the run that trained the model.
+      output: where to write; by default a folder in the workdir's samples/ named after what was drawn.
+
+    Raises:
+      PersonError, UsageError: no checkpoint, another model, an output folder that cannot be written.
+    """
+    build.check_config(config)
+    workdir.read_config(folder)  # there must be a run
+    run_folder = workdir.prepare(folder, config.to_dict(), is_writer=False)
+    mesh = meshes.make_mesh()
+    generator = build.build_generator(config, mesh)
+
+    sampling = config.sampling
+    params, step = restore_weights(config, run_folder, mesh)
+    with Progress(sampling.num_images, unit="images", out=sys.stderr) as progress:
+        drawn = draw(config, generator, params, report=progress.update)
+
+    if jax.process_index() == 0:
+        target = (
+            pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / _name(config, step)
+        )
+        with writing_to(target):
+            write(target, drawn)
+        print(
+            f"{step=:,} of {sampling.weights} weights, {sampling.sampler} in {sampling.num_steps} steps, seed {sampling.seed}"
+        )
+        print(f"pictures in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+    return 0
+
+
+def restore_weights(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[object, int]:
+    """The parameters that config.sampling names, replicated over the mesh, and the step they are from."""
+    field = build.WEIGHTS[config.sampling.weights]
+    state = jax.eval_shape(build.build_init(config), randomness.purpose_key(config.seed, "init"))
+    sharding = meshes.replicated(mesh)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), getattr(state, field))
+    step = config.sampling.checkpoint_step
+    with Checkpoints(workdir.checkpoint_folder(run_folder), keep_latest=1, read_only=True) as checkpoints:
+        restored, step = checkpoints.restore_part({field: abstract}, None if step == -1 else step)
+    return restored[field], step
+
+
+def draw(config: ConfigDict, generator: Generator, params: object, *, report=lambda images: None) -> GeneratedBatch:
+    """All of config.sampling.num_images images in one."""
+    batches = generator.generate(
+        params,
+        randomness.purpose_key(config.sampling.seed, "sample"),
+        num_images=config.sampling.num_images,
+        labels=build.sampling_labels(config),
+        report=report,
+    )
+    images, labels, kept_x, kept_pred_xstart = zip(*batches, strict=True)
+    return GeneratedBatch(
+        images=np.concatenate(images),
+        labels=None if labels[0] is None else np.concatenate(labels),
+        kept_x=np.concatenate(kept_x),
+        kept_pred_xstart=np.concatenate(kept_pred_xstart),
+    )
+
+
+def write(target: pathlib.Path, drawn: GeneratedBatch) -> None:
+    """images.npz, grid.png and, where stages were kept, chain.png and pred_xstart.png.
+
+    images.npz holds `images` uint8 [N, H, W, C], `labels` int32 [N] where there are any, and the kept stages as
+    uint8 [N, S, H, W, C]: `x_t`, and `pred_xstart`, the guess of x_start made there.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    arrays = {"images": drawn.images}
+    if drawn.labels is not None:
+        arrays["labels"] = drawn.labels
+    chains = chain_pictures(drawn)
+    arrays |= chains
+    partial = target / "images.npz.partial"
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(target / "images.npz")
+    visualize.save_png(target / "grid.png", visualize.grid(drawn.images))
+    for name, stages in chains.items():
+        visualize.save_png(target / f"{name}.png", visualize.strip(stages[:CHAINS_SHOWN]))
+
+
+def chain_pictures(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
+    """The kept stages, the finished image after them: name -> uint8 [N, S + 1, H, W, C]; empty where none were kept."""
+    if not drawn.kept_x.shape[1]:
+        return {}
+    finished = drawn.images[:, None]
+    stages = {"x_t": drawn.kept_x, "pred_xstart": drawn.kept_pred_xstart}
+    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), finished], axis=1) for name, x in stages.items()}
+
+
+@contextlib.contextmanager
+def writing_to(target: pathlib.Path) -> Iterator[None]:
+    """Turn what the system says about a folder that cannot be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
+
+
+def _name(config: ConfigDict, step: int) -> str:
+    sampling = config.sampling
+    name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
+    if sampling.sampler == "ddim" and sampling.eta:
+        name += f"-eta_{sampling.eta:g}"
+    if sampling.spacing != "leading":
+        name += f"-{sampling.spacing}"
+    if sampling.weights != "ema":
+        name += f"-{sampling.weights}"
+    if sampling.label != -1:
+        name += f"-label_{sampling.label}"
+    return name

@@ -1,0 +1,261 @@
+"""--mode=train: train a model, or go on where the workdir's newest checkpoint stands.
+
+What a run computes is a function of its config alone. Killed at any instant and started again, it ends with the same
+bits: the state is the checkpoint's, and data and noise of step n follow from (seed, n).
+"""
+
+import contextlib
+import math
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, visualize
+from ddpm_jax.data import pipeline
+from ddpm_jax.programs import sample
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import randomness, workdir
+from ddpm_jax.runtime.checkpoint import Checkpoints
+from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.interrupt import Interrupt
+from ddpm_jax.runtime.logbook import Logbook, Progress
+from ddpm_jax.training.state import TrainState
+
+
+def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
+    """Train to config.train.num_steps; the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
+
+    Args:
+      config: resolved.
+      folder: workdir, made if need be.
+      profile: FIRST:LAST, the steps to trace, or "".
+
+    Raises:
+      PersonError, UsageError: what the person can mend; the last good checkpoint stays.
+    """
+    started = time.monotonic()
+    build.check_config(config)
+    profiled_steps = parse_profile(profile)
+    is_writer = jax.process_index() == 0
+    say = _say if is_writer else lambda line: None
+    mesh = meshes.make_mesh()
+    meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
+    run_folder = workdir.prepare(folder, config.to_dict(), is_writer=is_writer)
+    generator = build.build_generator(config, mesh)
+    source = build.build_source(config, report=say)
+
+    with Checkpoints(
+        workdir.checkpoint_folder(run_folder),
+        keep_latest=config.train.keep_latest,
+        keep_every=config.train.keep_every,
+        report=say,
+    ) as checkpoints:
+        state, start_step = initial_state(config, checkpoints, mesh)
+        say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        say(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
+        if start_step:
+            say(f"resuming at step {start_step:,}")
+        with (
+            Interrupt() as interrupt,
+            Logbook(
+                run_folder,
+                total_steps=config.train.num_steps,
+                start_step=start_step,
+                batch_size=config.train.batch_size,
+                is_writer=is_writer,
+                tensorboard=config.train.tensorboard,
+            ) as logbook,
+        ):
+            log = StepLog(config, logbook, start_step, checkpoints)
+            train_step = jax.jit(build.build_train_step(config), donate_argnums=0)
+            key = jax.device_put(randomness.purpose_key(config.seed, "train"), meshes.replicated(mesh))
+            batches = pipeline.prefetch_to_device(
+                pipeline.batches(
+                    source,
+                    batch_size=config.train.batch_size,
+                    seed=config.seed,
+                    start_step=start_step,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                    num_threads=config.data.num_threads,
+                    prefetch=config.data.prefetch,
+                ),
+                meshes.batch_sharding(mesh),
+            )
+            with contextlib.closing(batches), profiling(run_folder, profiled_steps) as trace:
+                for step in range(start_step, config.train.num_steps):
+                    if step > start_step:
+                        due = Due(config, step)
+                        if due.picture:
+                            log.flush()
+                            with logbook.pause():
+                                picture(config, generator, state, run_folder, logbook)
+                        if due.checkpoint or interrupt.requested:
+                            log.flush()  # nothing unsound is ever saved
+                            checkpoints.save(step, vars(state))
+                    if interrupt.requested:
+                        break
+                    trace(step)
+                    batch = next(batches)
+                    state, metrics = train_step(state, batch, key)
+                    if step == start_step:
+                        jax.block_until_ready(metrics)
+                        logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
+                    log.add(step + 1, metrics)
+            log.flush()
+            step = int(state.step)
+            if step == config.train.num_steps and config.train.sample_every:
+                with logbook.pause():
+                    shown = picture(config, generator, state, run_folder, logbook)
+            checkpoints.save(step, vars(state), wait=True)
+            if interrupt.requested and step < config.train.num_steps:
+                name = signal.Signals(interrupt.requested).name
+                logbook.say(f"stopped by {name}: step {step:,} is saved, the same command goes on from there")
+                return interrupt.exit_code
+            if config.train.sample_every:
+                logbook.say(f"done: {step:,} steps; see {' and '.join(map(str, shown))}")
+            else:
+                logbook.say(f"done: {step:,} steps; draw images with --mode=sample --workdir={folder}")
+    return 0
+
+
+def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
+    """The newest checkpoint that can be read, or the state at step 0; replicated over the mesh, and its step."""
+    init, key = build.build_init(config), randomness.purpose_key(config.seed, "init")
+    sharding = meshes.replicated(mesh)
+    if checkpoints.latest_step() is None:
+        return jax.jit(init, out_shardings=sharding)(key), 0
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
+    fields, step = checkpoints.restore(vars(abstract))
+    return TrainState(**fields), step
+
+
+class Due:
+    """What is to be done before step `step` is taken, on the state after `step` steps."""
+
+    def __init__(self, config: ConfigDict, step: int):
+        self.checkpoint = step % config.train.checkpoint_every == 0
+        self.picture = bool(config.train.sample_every) and step % config.train.sample_every == 0
+
+
+class StepLog:
+    """Holds the metrics of a step back until the next one is under way, so that the device never waits for the host."""
+
+    def __init__(self, config: ConfigDict, logbook: Logbook, start_step: int, checkpoints: Checkpoints):
+        self._every = config.train.log_every
+        self._learning_rate = build.build_learning_rate(config)
+        self._logbook = logbook
+        self._checkpoints = checkpoints
+        self._start_step = start_step
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._interval: list[dict[str, np.ndarray]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the step after which `step` steps are done; log those of the one before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Log what is held back.
+
+        Raises:
+          PersonError: the loss or the gradient is not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        metrics = jax.device_get(metrics)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise PersonError(self._not_finite(name, step))
+        self._interval.append(metrics)
+        if step % self._every == 0:
+            self._logbook.scalars(step, self._averages(step))
+            self._interval.clear()
+        else:
+            self._logbook.tick(step)
+
+    def _averages(self, step: int) -> dict[str, float]:
+        """Over the steps since the last such line; `loss_q1` is of the quarter of the chain with the least noise."""
+        total = {name: sum(metrics[name] for metrics in self._interval) for name in self._interval[0]}
+        number = len(self._interval)
+        scalars = {"loss": total["loss"] / number, "grad_norm": total["grad_norm"] / number}
+        scalars["param_norm"] = self._interval[-1]["param_norm"]
+        scalars["learning_rate"] = self._learning_rate(step - 1)
+        for quartile, (losses, count) in enumerate(zip(total["quartile_sum"], total["quartile_count"], strict=True), 1):
+            if count:
+                scalars[f"loss_q{quartile}"] = losses / count
+        return {name: float(value) for name, value in scalars.items()}
+
+    def _not_finite(self, name: str, step: int) -> str:
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest_step()
+        saved = "no checkpoint was saved yet" if latest is None else f"the last good checkpoint is of step {latest:,}"
+        return (
+            f"{name} is not finite at step {step:,}; {saved}. Try another workdir with a lower "
+            "--config.optimizer.learning_rate, gradient clipping, or --config.model.dtype=float32"
+        )
+
+
+def picture(config: ConfigDict, generator, state: TrainState, run_folder: pathlib.Path, logbook: Logbook) -> list[pathlib.Path]:
+    """Draw samples of the EMA (or raw) weights into samples/step_N.png, and TensorBoard; the files written."""
+    step = int(state.step)
+    params = getattr(state, build.WEIGHTS[config.sampling.weights])
+    with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
+        drawn = sample.draw(config, generator, params, report=progress.update)
+    if jax.process_index() != 0:
+        return []
+    pictures = {"": visualize.grid(drawn.images)}
+    for name, stages in sample.chain_pictures(drawn).items():
+        pictures[f"-{name}"] = visualize.strip(stages[: sample.CHAINS_SHOWN])
+    folder = workdir.sample_folder(run_folder)
+    files = [folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
+    with sample.writing_to(folder):
+        folder.mkdir(exist_ok=True)
+        for file, image in zip(files, pictures.values(), strict=True):
+            visualize.save_png(file, image)
+    logbook.image(step, "samples", pictures[""])
+    return files
+
+
+def parse_profile(text: str) -> range:
+    """FIRST:LAST -> the steps to trace, LAST not among them."""
+    if not text:
+        return range(0)
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise UsageError(f"--profile={text} must be FIRST:LAST, such as 20:25")
+    return range(int(first), int(last))
+
+
+@contextlib.contextmanager
+def profiling(run_folder: pathlib.Path, steps: range) -> Iterator:
+    """A function to call before each step: it starts and ends the trace. View it with TensorBoard or xprof."""
+    tracing = False
+
+    def trace(step: int) -> None:
+        nonlocal tracing
+        if tracing and step not in steps:
+            jax.profiler.stop_trace()
+            tracing = False
+        elif not tracing and step in steps:
+            jax.profiler.start_trace(str(run_folder / "profile"))
+            tracing = True
+
+    try:
+        yield trace
+    finally:
+        if tracing:
+            jax.profiler.stop_trace()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,150 @@
+"""Generate N images with one key each, over all devices, batch by batch.
+
+Image i of a key is a function of (key, i) alone: its own key is fold_in(key, i), whatever the batch size and the
+number of devices. Each device scans its own images under `shard_map`, without a collective. A chain is dispatched in
+stretches of a few steps, so that the host can show progress; one compilation serves them all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ddpm_jax.process import pixels
+from ddpm_jax.samplers import sampler as chain
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
+
+
+class GeneratedBatch(NamedTuple):
+    """Consecutive images, in order of their index; NumPy, on every host.
+
+    Attributes:
+      images: uint8 [n, H, W, C].
+      labels: int32 [n], or None from an unconditional network.
+      kept_x: float32 [n, S, H, W, C], x_t before each kept step.
+      kept_pred_xstart: float32 [n, S, H, W, C], the guess of x_start at each kept step.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    kept_x: np.ndarray
+    kept_pred_xstart: np.ndarray
+
+
+class Generator:
+    """Compiled once for a sampler, network, image shape and batch size; then `generate` for any parameters and keys."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
+        mesh: Mesh,
+        *,
+        image_shape: Sequence[int],
+        batch_size: int,
+        kept_steps: Sequence[int] = (),
+    ):
+        """Prepare; nothing is compiled or run yet.
+
+        Args:
+          sampler: built by `SAMPLERS[name]`.
+          make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn.
+          mesh: of one axis, "data"; each device takes its share of every batch.
+          image_shape: (H, W, C).
+          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
+          kept_steps: numbers of the steps whose x_t and pred_xstart are kept, 0 being the first from noise.
+        """
+        self.sampler = sampler
+        self.mesh = mesh
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.stretch = _divisor_at_most(sampler.num_steps, max(1, sampler.num_steps // 20))
+        sharded, replicated = P(*mesh.axis_names), P()
+
+        # Keys cross into shard_map as plain integers: every stretch folds other numbers into the same keys, which
+        # JAX's check for reused keys cannot see through a shard_map.
+        def begin(key_data: jax.Array) -> chain.SamplerState:
+            return chain.start(sampler, jax.random.wrap_key_data(key_data), image_shape, keep=len(kept_steps))
+
+        def advance(
+            params: Any, labels: jax.Array | None, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array
+        ) -> chain.SamplerState:
+            keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, labels)
+            return chain.advance(
+                sampler, denoise_fn, state, keys, first_step=first_step, count=self.stretch, kept_steps=kept_steps
+            )
+
+        def shard(fn: Callable, in_specs: tuple) -> Callable:
+            return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=sharded)
+
+        self._begin = jax.jit(shard(begin, (sharded,)))
+        self._advance = jax.jit(shard(advance, (replicated, sharded, sharded, sharded, replicated)), donate_argnames=("state",))
+
+    def generate(
+        self,
+        params: Any,
+        key: jax.Array,
+        *,
+        num_images: int,
+        first_image: int = 0,
+        labels: np.ndarray | None = None,
+        report: Callable[[float], None] = lambda images: None,
+    ) -> Iterator[GeneratedBatch]:
+        """Yield images first_image .. first_image + num_images - 1, exactly, batch by batch.
+
+        Args:
+          params: what `make_denoise_fn` takes, replicated over the mesh.
+          key: the root; image i draws all its noise from fold_in(key, i).
+          num_images: how many images.
+          first_image: index of the first, to go on where another call stopped.
+          labels: int [num_images], one per image for a conditional network.
+          report: called with the number of images done, fractions of a batch included, as work goes on.
+        """
+        for done in range(0, num_images, self.batch_size):
+            count = min(self.batch_size, num_images - done)
+            # The last batch is filled up with images past the end, which are dropped: no second compilation.
+            indices = self._on_devices(first_image + done + np.arange(self.batch_size, dtype=np.int32))
+            batch_labels = None
+            if labels is not None:
+                batch_labels = np.resize(np.asarray(labels[done : done + count], np.int32), self.batch_size)
+            device_labels = None if batch_labels is None else self._on_devices(batch_labels)
+            key_data = _image_key_data(key, indices)
+            state = self._begin(key_data)
+            for first_step in range(0, self.sampler.num_steps, self.stretch):
+                state = self._advance(params, device_labels, state, key_data, jnp.int32(first_step))
+                jax.block_until_ready(state.x)
+                report(done + count * (first_step + self.stretch) / self.sampler.num_steps)
+            images, kept_x, kept_pred_xstart = self._on_host((_to_uint8(state.x), state.kept_x, state.kept_pred_xstart))
+            yield GeneratedBatch(
+                images=images[:count],
+                labels=None if batch_labels is None else batch_labels[:count],
+                kept_x=kept_x[:count],
+                kept_pred_xstart=kept_pred_xstart[:count],
+            )
+
+    def _on_devices(self, rows: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(self.mesh, P(*self.mesh.axis_names))
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+    def _on_host(self, arrays: Any) -> Any:
+        if jax.process_count() > 1:
+            return multihost_utils.process_allgather(arrays, tiled=True)
+        return jax.device_get(arrays)
+
+
+_to_uint8 = jax.jit(pixels.to_uint8)
+
+
+@jax.jit
+def _image_key_data(key: jax.Array, indices: jax.Array) -> jax.Array:
+    """uint32 [B, 2]: the key of each image."""
+    return jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))
+
+
+def _divisor_at_most(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)

@@ -1,0 +1,126 @@
+"""What a sampler is, and the one `lax.scan` that runs any of them.
+
+A sampler walks a chain of K steps from noise to an image. Step i = 0 .. K-1 stands at index K-1-i of its (respaced)
+schedule. It sees the network only as `denoise_fn(x_t, t) -> model_output`, with t int32 [B] on the scale the network
+was trained on. All its randomness comes from one key per image: image b of a batch is the same picture whatever
+stands beside it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.process.schedules import NoiseSchedule
+
+DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A way back from noise. Built by `SAMPLERS[name]`.
+
+    Attributes:
+      schedule: the chain that is walked, one entry per step; its `timesteps` are what the network is given.
+      step: (denoise_fn, x_t [B, H, W, C], memory, index int32, keys [B]) -> (x_prev, pred_xstart, memory).
+      init_memory: x_T -> what a multistep method carries from step to step; nothing by default.
+      evaluations_per_step: network evaluations that one step costs.
+    """
+
+    schedule: NoiseSchedule
+    step: Callable[[DenoiseFn, jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
+    init_memory: Callable[[jax.Array], Any] = lambda x_T: ()
+    evaluations_per_step: int = 1
+
+    @property
+    def num_steps(self) -> int:
+        """K, the number of steps from noise to image."""
+        return self.schedule.num_timesteps
+
+
+@flax.struct.dataclass
+class SamplerState:
+    """Where a batch of images stands on its way: a pytree, batch first in every array that has a batch.
+
+    Attributes:
+      x: [B, H, W, C], the images so far; after the last step, samples of x_0.
+      memory: the sampler's own.
+      kept_x: [B, S, H, W, C], x_t before each kept step.
+      kept_pred_xstart: [B, S, H, W, C], the guess of x_start at each kept step.
+    """
+
+    x: jax.Array
+    memory: Any
+    kept_x: jax.Array
+    kept_pred_xstart: jax.Array
+
+
+def images_noise(keys: jax.Array, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Standard normal [B, *shape], one independent draw per key; `purpose` 0 is x_T, i + 1 the noise of step i."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, purpose), shape))(keys)
+
+
+def start(sampler: Sampler, keys: jax.Array, image_shape: Sequence[int], *, keep: int = 0) -> SamplerState:
+    """Pure noise, with room for `keep` intermediate results.
+
+    Args:
+      sampler: built by `SAMPLERS[name]`.
+      keys: [B], one per image.
+      image_shape: (H, W, C).
+      keep: how many intermediate results S `advance` will be asked to keep.
+    """
+    x = images_noise(keys, 0, image_shape)
+    room = jnp.stack([x] * keep, axis=1) if keep else x[:, None][:, :0]
+    return SamplerState(x=x, memory=sampler.init_memory(x), kept_x=room, kept_pred_xstart=room)
+
+
+def advance(
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    state: SamplerState,
+    keys: jax.Array,
+    *,
+    first_step: int | jax.Array,
+    count: int,
+    kept_steps: Sequence[int] = (),
+) -> SamplerState:
+    """Take steps first_step .. first_step + count - 1 under one `lax.scan`.
+
+    Args:
+      sampler: built by `SAMPLERS[name]`.
+      denoise_fn: (x_t [B, H, W, C], t int32 [B]) -> model output.
+      state: from `start` or an earlier `advance`.
+      keys: [B], the keys given to `start`.
+      first_step: number of the first step; may be traced, so that one compilation serves every stretch of a chain.
+      count: how many steps.
+      kept_steps: the S step numbers whose x_t and pred_xstart are kept; the same in each call of a chain. Memory
+        grows with S, not with the number of steps.
+    """
+    # Step number -> its place among the kept; S, one past the end, where it is not kept: such a write is dropped.
+    slots = np.full(sampler.num_steps, len(kept_steps), np.int32)
+    slots[list(kept_steps)] = np.arange(len(kept_steps))
+
+    def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, None]:
+        index = sampler.num_steps - 1 - i
+        x, pred_xstart, memory = sampler.step(denoise_fn, state.x, state.memory, index, keys)
+        kept_x, kept_pred_xstart = state.kept_x, state.kept_pred_xstart
+        if len(kept_steps):
+            slot = jnp.asarray(slots)[i]
+            kept_x = kept_x.at[:, slot].set(state.x, mode="drop")
+            kept_pred_xstart = kept_pred_xstart.at[:, slot].set(pred_xstart, mode="drop")
+        return SamplerState(x=x, memory=memory, kept_x=kept_x, kept_pred_xstart=kept_pred_xstart), None
+
+    steps = first_step + jnp.arange(count, dtype=jnp.int32)
+    return jax.lax.scan(body, state, steps)[0]
+
+
+def sample(
+    sampler: Sampler, denoise_fn: DenoiseFn, keys: jax.Array, image_shape: Sequence[int], *, kept_steps: Sequence[int] = ()
+) -> SamplerState:
+    """The whole way from noise to images, one per key. Arguments as in `start` and `advance`."""
+    state = start(sampler, keys, image_shape, keep=len(kept_steps))
+    return advance(sampler, denoise_fn, state, keys, first_step=0, count=sampler.num_steps, kept_steps=kept_steps)

@@ -1,0 +1,113 @@
+"""One training step: DDPM 2006.11239, algorithm 1, for a whole batch. Pure; whoever calls it jits and shards it.
+
+All noise is drawn at the shape of the global batch, before that is cut into micro-batches or spread over devices. So
+neither their number changes a draw.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax.process import diffusion, losses, pixels
+from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.training import ema
+from ddpm_jax.training.state import TrainState
+
+# (params, x_t, t, labels, dropout_key) -> model output
+ApplyFn = Callable[[Any, jax.Array, jax.Array, jax.Array | None, jax.Array], jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    apply_fn: ApplyFn,
+    schedule: NoiseSchedule,
+    optimizer: optax.GradientTransformation,
+    prediction: str,
+    loss: str,
+    ema_decay: float,
+    random_flip: bool,
+    accumulation_steps: int = 1,
+    unroll: bool = False,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step.
+
+    Args:
+      state: before the step.
+      batch: image uint8 [B, H, W, C]; label int32 [B] for a conditional network.
+      key: the run's training key; the step is folded into it here.
+      apply_fn: the network, with dropout.
+      schedule: the chain it is trained on.
+      optimizer: whose state `state` holds.
+      prediction: what the network predicts: eps, x_start or v.
+      loss: a key of `losses.LOSSES`.
+      ema_decay: of the average of the parameters, once it has warmed up.
+      random_flip: mirror each image left to right with probability 1/2.
+      accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
+      unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
+
+    Returns:
+      The state after the step, and metrics: `loss`, `grad_norm` (before clipping), `param_norm`, and the sum of the
+      losses and the number of images by quartile of t (`quartile_sum`, `quartile_count`, [4]); all float32.
+    """
+    key = jax.random.fold_in(key, state.step)
+    flip_key, t_key, noise_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in range(4))
+
+    images = batch["image"]
+    size = images.shape[0]
+    if random_flip:
+        flip = jax.random.bernoulli(flip_key, shape=(size, 1, 1, 1))
+        images = jnp.where(flip, images[:, :, ::-1], images)
+    examples = {
+        "x_start": pixels.from_uint8(images),
+        "t": jax.random.randint(t_key, (size,), 0, schedule.num_timesteps),
+        "noise": jax.random.normal(noise_key, images.shape),
+    }
+    if "label" in batch:
+        examples["label"] = batch["label"]
+
+    def mean_loss(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_start, t, noise = examples["x_start"], examples["t"], examples["noise"]
+        x_t = diffusion.q_sample(schedule, x_start, t, noise)
+        output = apply_fn(params, x_t, t, examples.get("label"), dropout_key)
+        values = losses.training_losses(schedule, output, x_start, x_t, t, noise, prediction=prediction, loss=loss)
+        return jnp.mean(values), values
+
+    gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    if accumulation_steps == 1:
+        (mean, values), grads = gradient(state.params, examples, dropout_key)
+        t = examples["t"]
+    else:
+        # Micro-batch a takes examples a, a + A, a + 2A ..: each device finds its share of each in its own rows.
+        micro = jax.tree.map(lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), examples)
+
+        def accumulate(total: tuple, micro_batch: tuple) -> tuple[tuple, jax.Array]:
+            number, examples = micro_batch
+            (mean, values), grads = gradient(state.params, examples, jax.random.fold_in(dropout_key, number))
+            return jax.tree.map(jnp.add, total, (mean, grads)), values
+
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        total, values = jax.lax.scan(
+            accumulate, zeros, (jnp.arange(accumulation_steps), micro), unroll=accumulation_steps if unroll else 1
+        )
+        mean, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
+        values, t = values.reshape(-1), micro["t"].reshape(-1)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = ema.update_ema(state.ema_params, params, ema.ema_decay(state.step, ema_decay))
+
+    quartile = jax.nn.one_hot(t * 4 // schedule.num_timesteps, 4)
+    metrics = {
+        "loss": mean,
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+        "quartile_sum": jnp.sum(quartile * values[:, None], axis=0),
+        "quartile_count": jnp.sum(quartile, axis=0),
+    }
+    return TrainState(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state), metrics

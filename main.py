@@ -1,0 +1,88 @@
+"""Train, sample and measure denoising diffusion probabilistic models.
+
+    python main.py --config=configs/digits.py --workdir=runs/digits
+    python main.py --workdir=runs/digits --mode=sample --config.sampling.num_images=16
+
+Any field of a config can be set: --config.optimizer.learning_rate=1e-4; configs/defaults.py lists them all.
+A workdir remembers its config: --config may be left out once it exists. The same command again resumes a run.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+# JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
+MODES = ("train", "sample")
+CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
+RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples. Made if need be.")
+flags.DEFINE_enum("mode", "train", MODES, "train (or resume), or sample: draw images from a checkpoint.")
+flags.DEFINE_string("output", "", "sample: folder to write to; by default one in the workdir's samples/.")
+flags.DEFINE_string("profile", "", "train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
+flags.DEFINE_string("compilation_cache", CACHE, "Folder of compiled programs, so that they compile once; '' for none.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognise by itself.")
+flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes make up the job.")
+flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; without --config, take the one that the workdir remembers."""
+    given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
+    if "config" not in given and "workdir" in given:
+        named = flags.FlagValues()
+        flags.DEFINE_string("workdir", None, "", flag_values=named)
+        named(argv, known_only=True)
+        if named.workdir and (pathlib.Path(named.workdir) / "config.json").exists():
+            argv = [argv[0], f"--config={RUN_CONFIG}:{named.workdir}", *argv[1:]]
+    try:
+        rest = FLAGS(argv)
+    except PersonError as error:
+        stop(error)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+        stop(UsageError(" ".join(str(error).split())))
+    return rest
+
+
+def main(argv: list[str]) -> None:
+    """Set JAX up and hand over to the program of the mode."""
+    try:
+        if len(argv) > 1:
+            raise UsageError(f"what is {argv[1]!r}? Options begin with --; --help lists them")
+        if not FLAGS.workdir:
+            raise UsageError("--workdir is missing: name a folder for the run, such as --workdir=runs/digits")
+        if FLAGS.config is None:
+            raise UsageError("--config is missing: name an experiment, such as --config=configs/digits.py")
+        import jax
+
+        from ddpm_jax.programs import sample, train
+        from ddpm_jax.runtime import mesh
+
+        if FLAGS.compilation_cache:
+            jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        if FLAGS.mode == "train":
+            code = train.run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
+        else:
+            code = sample.run(FLAGS.config, FLAGS.workdir, output=FLAGS.output)
+    except PersonError as error:
+        stop(error)
+    sys.exit(code)
+
+
+def stop(error: PersonError) -> None:
+    """End with one line."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,92 @@
+"""The rules of the house that a program can check: imports go down, configs are read upstairs, files stay small."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
+FLOORS = {
+    "programs": 4,
+    "build": 3,
+    "training": 2,
+    "samplers": 2,
+    "process": 1,
+    "models": 1,
+    "data": 1,
+    "metrics": 1,
+    "runtime": 1,
+    "visualize": 1,
+}
+EVERYONE_MAY = "ddpm_jax.runtime.errors"  # below all floors
+CONFIG_READERS = ("programs", "build")
+# Who may import a library that has one home: the rest of the house goes through that home.
+HOMES = {
+    "orbax": {"runtime/checkpoint.py"},
+    "tensorflow_datasets": {"data/tfds.py"},
+    "flax.linen": {"models/layers.py", "models/unet.py"},
+    "ml_collections": {"build.py", "programs/train.py", "programs/sample.py"},
+    "clu.metric_writers": {"runtime/logbook.py"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(file: pathlib.Path) -> set[str]:
+    """Full names of what a file imports, at any depth of its code: modules, and names out of modules."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the floor that they go to"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def upward(own: str, imported: set[str]) -> list[str]:
+    """Imports that do not go down: to a higher floor, or to a neighbour on the same one."""
+    wrong = []
+    for name in imported:
+        if not name.startswith("ddpm_jax.") or name.startswith(EVERYONE_MAY):
+            continue
+        other = room(name)
+        if other != own and FLOORS[other] >= FLOORS[own]:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_down(file):
+    own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        assert not imports(file)
+        return
+    assert own in FLOORS, f"{own} has no floor: give it one here and in CONTRIBUTING.md"
+    assert not upward(own, imports(file))
+
+
+def test_the_check_sees_what_it_should():
+    assert upward("process", {"ddpm_jax.models.unet.UNet"})
+    assert upward("samplers", {"ddpm_jax.build.build_model"})
+    assert not upward("samplers", {"ddpm_jax.process.diffusion", "ddpm_jax.samplers.ddim", EVERYONE_MAY + ".UsageError"})
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_libraries_stay_in_their_homes(library):
+    users = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in FILES
+        if any((name + ".").startswith(library + ".") for name in imports(file))
+    }
+    assert users == HOMES[library]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_hold_one_idea(file):
+    assert len(file.read_text().splitlines()) <= 400
+    assert "utils" not in file.stem
