@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ddpm_jax.runtime.errors import PersonError, UsageError
@@ -44,10 +44,18 @@ def parse_flags(argv: list[str]) -> list[str]:
             argv = [argv[0], f"--config={RUN_CONFIG}:{named.workdir}", *argv[1:]]
     try:
         rest = FLAGS(argv)
+        getattr(FLAGS.config, "seed", None)  # a file that could not be loaded shows only now
     except PersonError as error:
         stop(error)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+    except (KeyError, AttributeError) as error:  # ml_collections found no such field, and says which one it may be
+        words = str(error.args[0]).replace("\\n", ". ").replace("\\'", "").strip("'")
+        stop(UsageError(f"the config has no field {words}"))
+    except OSError as error:
+        stop(UsageError(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}"))
+    except (flags.Error, TypeError, ValueError) as error:
         stop(UsageError(" ".join(str(error).split())))
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # libraries tell much that a person has no use for
     return rest
 
 

@@ -25,3 +25,9 @@ def real_data():
     """Folder with TFDS's cifar10 and fashion_mnist and photographs (DDPM_JAX_TEST_DATA), or None where there is none."""
     folder = os.environ.get("DDPM_JAX_TEST_DATA")
     return pathlib.Path(folder) if folder else None
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The folder that main.py is in."""
+    return REPOSITORY

@@ -63,7 +63,8 @@ class Run:
     def __init__(self, line, log):
         # Without the tests' eight devices: a person's machine has one.
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        self.process = subprocess.Popen(line, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
+        with log.open("a") as out:
+            self.process = subprocess.Popen(line, cwd=REPOSITORY, stdout=out, stderr=out, env=environment)
 
     def until(self, condition, what):
         """Return the instant `condition` holds."""
@@ -80,11 +81,12 @@ class Run:
 
 @pytest.mark.timeout(600)
 def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, command, tiny_config, metrics):
-    log = (tmp_path / "log").open("w+")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # Side by side: neither may disturb the other.
-    uninterrupted = Run(command(whole, fields=FIELDS), log)
-    start = lambda: Run(command(killed, fields=FIELDS), log)  # noqa: E731
+    uninterrupted = Run(command(whole, fields=FIELDS), tmp_path / "log_whole")
+
+    def start():
+        return Run(command(killed, fields=FIELDS), tmp_path / "log_killed")
 
     run = start()
     run.until(lambda: (killed / "config.json").exists(), "the config was written")
@@ -114,8 +116,7 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     run = start()
     assert run.process.wait(timeout=200) == 0
     assert uninterrupted.process.wait(timeout=200) == 0
-    log.seek(0)
-    assert f"step {stopped:,} is saved" in log.read()
+    assert f"step {stopped:,} is saved" in (tmp_path / "log_killed").read_text()
 
     config = tiny_config(FIELDS)
     step, leaves = final_state(killed, config)

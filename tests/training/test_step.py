@@ -1,0 +1,396 @@
+"""One training step: what it draws, what it averages, what it leaves alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.process import pixels
+from ddpm_jax.process.schedules import make_schedule, schedule_from_betas
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.state import create_state
+from ddpm_jax.training.step import train_step
+
+SCHEDULE = make_schedule("cosine", 100)
+SGD = optax.sgd(1.0)  # params - new params = gradient
+BATCH, PIXELS, HIDDEN = 16, 64, 24
+
+
+def make_batch(size=BATCH, shape=(8, 8, 1), seed=0):
+    generator = np.random.default_rng(seed)
+    return {"image": jnp.asarray(generator.integers(0, 256, (size, *shape)), jnp.uint8)}
+
+
+def init_network(key):
+    first, second = jax.random.split(key)
+    return {
+        "in": jax.random.normal(first, (PIXELS + 1, HIDDEN)) / 8,
+        "out": jax.random.normal(second, (HIDDEN, PIXELS)) / 5,
+    }
+
+
+def network(params, x_t, t, labels, dropout_key, *, dropout=0.0):
+    """Two layers."""
+    x = jnp.concatenate([x_t.reshape(-1, PIXELS), 0.01 * t.astype(jnp.float32)[:, None]], axis=1)
+    hidden = jnp.tanh(x @ params["in"])
+    hidden = jnp.where(jax.random.bernoulli(dropout_key, 1 - dropout, hidden.shape), hidden / (1 - dropout), 0.0)
+    return (hidden @ params["out"]).reshape(x_t.shape)
+
+
+def make_step(**changes):
+    options = {
+        "apply_fn": network,
+        "schedule": SCHEDULE,
+        "optimizer": SGD,
+        "prediction": "eps",
+        "loss": "simple",
+        "ema_decay": 0.99,
+        "random_flip": False,
+    }
+    return functools.partial(train_step, **(options | changes))
+
+
+def new_state(optimizer=SGD, init=init_network):
+    return jax.jit(create_state, static_argnums=(0, 1))(init, optimizer, jax.random.key(1))
+
+
+def assert_close(got, want, atol):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=atol, atol=atol)
+
+
+def assert_same(got, want):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def differ(got, want):
+    return any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+
+
+# A spy in the network's place. Its loss has the gradient that it is told, so that SGD writes it into the parameters.
+
+
+@jax.custom_vjp
+def reveal(param, value):
+    """0, with `value` as the gradient of `param`."""
+    return jnp.zeros(())
+
+
+reveal.defvjp(lambda param, value: (jnp.zeros(()), value), lambda value, _: (value, jnp.zeros_like(value)))
+
+
+def spy(params, x_t, t, labels, dropout_key):
+    seen = {
+        "x_t": x_t,
+        "t": t.astype(jnp.float32),
+        "dropout": jax.random.uniform(dropout_key, (2,)) ** jnp.array([1.0, 2.0]),
+    }
+    if labels is not None:
+        seen["label"] = labels.astype(jnp.float32)
+    return jnp.zeros_like(x_t) + sum(reveal(params[name], value) for name, value in seen.items())
+
+
+def spied(batch, *, steps=1, key=None, **changes):
+    """What the network was given in each step, and the metrics."""
+    shape = batch["image"].shape
+    room = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
+    if "label" in batch:
+        room["label"] = jnp.zeros(shape[:1])
+    step = jax.jit(make_step(apply_fn=spy, **changes))
+    state, results = new_state(SGD, lambda key: room), []
+    for _ in range(steps):
+        before = state.params
+        state, metrics = step(state, batch, jax.random.key(0) if key is None else key)
+        results.append((jax.tree.map(lambda a, b: np.asarray(a - b), before, state.params), metrics))
+    return results
+
+
+# Noise and time (DDPM, algorithm 1).
+
+
+def test_times_are_uniform_over_all_of_the_chain():
+    """4,096 draws of 10 times: 410 each, standard deviation 19; five of them allowed."""
+    ((seen, _),) = spied(make_batch(4096, (1, 1, 1)), schedule=make_schedule("cosine", 10))
+    times, counts = np.unique(seen["t"], return_counts=True)
+    np.testing.assert_array_equal(times, np.arange(10))
+    assert np.abs(counts - 409.6).max() < 5 * 19.2
+
+
+def test_the_network_sees_the_image_under_the_noise_that_it_is_to_find():
+    """From x_t and t the noise follows; it is N(0, 1), and the loss of a network that answers 0 is its mean square.
+
+    16,384 numbers: standard errors 1/128 of the mean and 1/90 of the variance, five allowed; the loss to 1e-4.
+    """
+    batch = make_batch(256)
+    ((seen, metrics),) = spied(batch)
+    t = seen["t"].astype(int)[:, None, None, None]
+    signal, spread = SCHEDULE.sqrt_alphas_cumprod[t], SCHEDULE.sqrt_one_minus_alphas_cumprod[t]
+    noise = (seen["x_t"] - signal * np.asarray(pixels.from_uint8(batch["image"]))) / spread
+    assert abs(noise.mean()) < 5 / 128
+    assert abs(noise.var() - 1) < 5 / 90
+    np.testing.assert_allclose(metrics["loss"], np.mean(noise**2), rtol=1e-4)
+    by_image = np.corrcoef(noise.reshape(256, -1)) - np.eye(256)
+    assert np.abs(by_image).max() < 6 / 8  # 64 pixels: standard error 1/8, the largest of 32,640
+
+
+def test_key_and_step_determine_the_draws_and_every_step_draws_anew():
+    batch = make_batch()
+    (first, _), (second, _) = spied(batch, steps=2)
+    ((again, _),) = spied(batch)
+    ((other, _),) = spied(batch, key=jax.random.key(7))
+    assert_same(again, first)
+    for name in ("x_t", "t", "dropout"):
+        assert not np.allclose(first[name], second[name], atol=1e-3), name
+        assert not np.allclose(first[name], other[name], atol=1e-3), name
+
+
+def test_each_micro_batch_has_its_own_dropout():
+    """The mean of u and of u^2 over micro-batches is revealed; were all u the same, the variance would be 0."""
+    params = {"dropout": jnp.zeros(2)}
+
+    def only_dropout(params, x_t, t, labels, dropout_key):
+        u = jax.random.uniform(dropout_key)
+        return jnp.zeros_like(x_t) + reveal(params["dropout"], jnp.stack([u, u * u]))
+
+    step = jax.jit(make_step(apply_fn=only_dropout, accumulation_steps=4))
+    state, _ = step(new_state(SGD, lambda key: params), make_batch(), jax.random.key(0))
+    mean, square = -state.params["dropout"]
+    assert square - mean**2 > 1e-3
+
+
+# Flips and labels.
+
+
+def flip_examples(random_flip, steps=1):
+    """400 images whose corner pixel and label is their number, shown without noise to speak of."""
+    images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1)).astype(np.uint8)
+    number = np.arange(400)
+    images[:, 0, 0, 0], images[:, 0, 3, 0] = number % 250, 255
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(number, jnp.int32)}
+    results = spied(batch, steps=steps, random_flip=random_flip, schedule=schedule_from_betas([1e-10] * 4))
+    for seen, _ in results:
+        np.testing.assert_array_equal(seen["label"], number)
+    return images, [np.asarray(pixels.to_uint8(seen["x_t"])) for seen, _ in results]
+
+
+def test_about_half_of_the_images_are_mirrored_each_by_its_own_coin():
+    """Every image is itself or its mirror image, in its place; 200 of 400 flips, standard deviation 10, five allowed."""
+    images, seen = flip_examples(random_flip=True, steps=2)
+    mirrored = []
+    for shown in seen:
+        flipped = (shown == images[:, :, ::-1]).all(axis=(1, 2, 3))
+        np.testing.assert_array_equal(shown, np.where(flipped[:, None, None, None], images[:, :, ::-1], images))
+        assert abs(flipped.sum() - 200) < 50
+        mirrored.append(flipped)
+    assert abs((mirrored[0] == mirrored[1]).sum() - 200) < 50  # another coin in the next step
+
+
+def test_without_random_flip_images_stay_as_they_are():
+    images, (shown,) = flip_examples(random_flip=False)
+    np.testing.assert_array_equal(shown, images)
+
+
+# Gradients: micro-batches, devices, clipping.
+
+
+@functools.cache
+def one_step(accumulation_steps=1, unroll=False, clip_norm=0.0):
+    """State and metrics after one step in the full batch of 16, without dropout."""
+    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), SGD) if clip_norm else SGD
+    step = make_step(optimizer=optimizer, random_flip=True, accumulation_steps=accumulation_steps, unroll=unroll)
+    return jax.jit(step)(new_state(optimizer), make_batch(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("accumulation_steps", [2, 4])
+def test_micro_batches_change_nothing_but_memory(accumulation_steps, unroll):
+    """Parameters, EMA and all metrics as with the whole batch: 1e-5, float32 sums in another order."""
+    state, metrics = one_step()
+    assert metrics["grad_norm"] > 0.1
+    assert_close(one_step(accumulation_steps, unroll), (state, metrics), 1e-5)
+
+
+def test_the_mean_of_the_gradients_is_clipped_not_each():
+    """Four micro-batches, each of gradients longer than .05, whose directions differ: as the whole batch, 1e-5."""
+    before = new_state()
+    whole, metrics = one_step(clip_norm=0.05)
+    parts, _ = one_step(accumulation_steps=4, unroll=True, clip_norm=0.05)
+    update = jax.tree.map(lambda a, b: a - b, before.params, whole.params)
+    np.testing.assert_allclose(optax.tree.norm(update), 0.05, rtol=1e-4)
+    assert_close(parts.params, whole.params, 1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], one_step()[1]["grad_norm"], rtol=1e-5)  # before clipping
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_one_device_or_eight_take_the_same_step(accumulation_steps):
+    """With dropout and flips, two steps: 1e-5, float32 sums in another order."""
+    step = make_step(apply_fn=functools.partial(network, dropout=0.5), random_flip=True, accumulation_steps=accumulation_steps)
+
+    def run(devices):
+        mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+        replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        state = jax.jit(lambda key: create_state(init_network, SGD, key), out_shardings=replicated)(jax.random.key(1))
+        compiled = jax.jit(step, in_shardings=(replicated, split, replicated), out_shardings=replicated)
+        for i in range(2):
+            state, metrics = compiled(state, jax.device_put(make_batch(seed=i), split), jax.random.key(0))
+        assert len(state.params["in"].sharding.device_set) == devices
+        return jax.device_get((state, metrics))
+
+    one = run(1)
+    assert_close(run(8), one, 1e-5)
+    assert differ(one[0].params, new_state().params)
+
+
+# The state.
+
+
+@pytest.mark.parametrize("create", ["jitted", "eager"])
+def test_state_can_be_donated_from_the_start_and_one_trace_serves_all_steps(create):
+    traces = []
+
+    def counted(*args):
+        traces.append(None)
+        return network(*args)
+
+    optimizer = make_optimizer(1e-3, warmup_steps=2, clip_norm=1.0)
+    step = jax.jit(make_step(apply_fn=counted, optimizer=optimizer), donate_argnums=0)
+    state = new_state(optimizer) if create == "jitted" else create_state(init_network, optimizer, jax.random.key(1))
+    for number in range(4):
+        assert int(state.step) == number
+        assert state.step.dtype == jnp.int32
+        old, (state, _) = state, step(state, make_batch(seed=number), jax.random.key(0))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
+    assert len(traces) == 1
+
+
+def test_a_new_state_averages_from_its_own_parameters():
+    optimizer = make_optimizer(1e-3)
+    state = new_state(optimizer)
+    assert_same(state.ema_params, state.params)
+    assert_close(state.params, jax.jit(init_network)(jax.random.key(1)), 1e-7)
+    assert_same(state.opt_state, optimizer.init(state.params))
+    assert state.step == 0
+
+
+def test_the_average_follows_the_new_parameters_once_a_step():
+    """At step n, d e + (1 - d) p with d = (1 + n) / (10 + n) up to .15, and p the parameters after it; 1e-5."""
+    state = new_state()
+    step = jax.jit(make_step(ema_decay=0.15, accumulation_steps=2, unroll=True))
+    average = state.ema_params
+    for decay in (1 / 10, 0.15, 0.15):
+        state, _ = step(state, make_batch(), jax.random.key(0))
+        average = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, average, state.params)
+        assert_close(state.ema_params, average, 1e-5)
+        assert differ(state.ema_params, state.params)
+
+
+def test_the_same_step_twice_is_the_same_to_the_bit():
+    step, state = jax.jit(make_step(random_flip=True)), new_state()
+    first = step(state, make_batch(), jax.random.key(0))
+    assert_same(step(state, make_batch(), jax.random.key(0)), first)
+    assert differ(step(state, make_batch(), jax.random.key(1))[0].params, first[0].params)
+
+
+# Metrics.
+
+
+def test_metrics_are_float32_and_agree_with_each_other():
+    """The quartiles' sums and counts add up to the loss, 1e-5, and count the times that the network saw."""
+    batch = make_batch(256, (2, 2, 1))
+    ((seen, metrics),) = spied(batch)
+    assert set(metrics) == {"loss", "grad_norm", "param_norm", "quartile_sum", "quartile_count"}
+    assert all(value.dtype == jnp.float32 for value in metrics.values())
+    assert metrics["quartile_sum"].shape == metrics["quartile_count"].shape == (4,)
+    np.testing.assert_array_equal(metrics["quartile_count"], np.histogram(seen["t"], [0, 25, 50, 75, 100])[0])
+    np.testing.assert_allclose(metrics["quartile_sum"].sum() / metrics["quartile_count"].sum(), metrics["loss"], rtol=1e-5)
+
+
+def test_quartile_sums_belong_to_their_times():
+    """A network that answers t / 100 - noise's own size apart: losses rise with t, so each quartile's mean must too."""
+
+    def rising(params, x_t, t, labels, dropout_key):
+        return jnp.broadcast_to(params["one"] * t.astype(jnp.float32)[:, None, None, None], x_t.shape)
+
+    for accumulation_steps in (1, 4):
+        step = jax.jit(make_step(apply_fn=rising, accumulation_steps=accumulation_steps))
+        _, metrics = step(new_state(SGD, lambda key: {"one": jnp.ones(())}), make_batch(256, (2, 2, 1)), jax.random.key(0))
+        means = metrics["quartile_sum"] / metrics["quartile_count"]
+        # Mean of t^2 over 0-24, 25-49 .. plus the noise's 1, within a fifth (64 times each, spread over the quartile).
+        want = [np.mean(np.arange(low, low + 25) ** 2) + 1 for low in (0, 25, 50, 75)]
+        np.testing.assert_allclose(means, want, rtol=0.2)
+
+
+def test_norms_are_those_of_gradient_and_new_parameters():
+    state, metrics = one_step()
+    gradient = jax.tree.map(lambda a, b: a - b, new_state().params, state.params)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
+    np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(state.params), rtol=1e-5)
+
+
+# The real network.
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """40 steps of a tiny conditional bfloat16 U-Net on one repeated batch of labels 0, 1, 2 out of 4."""
+    model = UNet(out_channels=1, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_classes=4, dtype=jnp.bfloat16)
+    row = jnp.linspace(0, 255, 8).astype(jnp.uint8)
+    images = jnp.stack([jnp.tile(row[:, None], (1, 8)), jnp.tile(row[None], (8, 1))] * 6)[..., None]
+    batch = {"image": images, "label": jnp.arange(12, dtype=jnp.int32) % 3}
+
+    def init(key):
+        """Ho's start, but drawn by NumPy: to compile Flax's own takes longer than to compile the training step."""
+        del key
+        inputs = (jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+        generator = np.random.default_rng(0)
+
+        def draw(path, leaf):
+            name = jax.tree_util.keystr(path)
+            if leaf.ndim == 1:
+                return jnp.full(leaf.shape, 1.0 if "scale" in name else 0.0)
+            width = 0.0 if "conv_out" in name else np.prod(leaf.shape[:-1]) ** -0.5
+            return jnp.asarray(width * generator.standard_normal(leaf.shape), jnp.float32)
+
+        return jax.tree_util.tree_map_with_path(draw, shapes)
+
+    def apply_fn(params, x_t, t, labels, dropout_key):
+        return model.apply({"params": params}, x_t, t, labels, deterministic=False, rngs={"dropout": dropout_key})
+
+    optimizer = make_optimizer(4e-3, warmup_steps=5, clip_norm=1.0)
+    step = jax.jit(make_step(apply_fn=apply_fn, optimizer=optimizer), donate_argnums=0)
+    state, history = new_state(optimizer, init), []
+    for _ in range(40):
+        state, metrics = step(state, batch, jax.random.key(0))
+        history.append(float(metrics["loss"]))
+    return state, history
+
+
+def test_loss_falls_on_one_repeated_batch(trained):
+    """From 1, that of a network which answers 0, by a third at least."""
+    _, history = trained
+    np.testing.assert_allclose(history[0], 1.0, atol=0.2)
+    assert np.mean(history[-10:]) < 0.67 * np.mean(history[:3])
+
+
+def test_a_bfloat16_network_keeps_its_state_in_float32(trained):
+    state, _ = trained
+    leaves = jax.tree.leaves((state.params, state.ema_params, state.opt_state))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+    integers = [leaf for leaf in leaves if leaf.dtype == jnp.int32]
+    assert all(leaf.ndim == 0 for leaf in integers)  # optax's counts
+
+
+def test_labels_reach_the_network(trained):
+    """The embeddings of classes 0, 1 and 2 have had gradients, that of class 3, which does not occur, none."""
+    state, _ = trained
+    moment = optax.tree_utils.tree_get(state.opt_state, "mu")["class_embed"]["embedding"]
+    assert (np.abs(moment).max(axis=1) > 0).tolist() == [True, True, True, False]
