@@ -5,7 +5,10 @@ import pathlib
 
 # Before JAX is imported: eight devices on one CPU, so that sharding is exercised everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compiled without optimisation, which saves a third of the suite's time. The tests of whole runs that start processes
+# of their own leave these flags out: there the program is as a person runs it.
+TEST_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax

@@ -13,8 +13,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 TINY = {
     "model.ch": 8,
-    "model.ch_mult": (1, 1),
-    "model.attn_resolutions": (4,),
+    "model.ch_mult": (1,),
+    "model.attn_resolutions": (),
     "diffusion.num_timesteps": 100,
     "train.num_steps": 6,
     "train.batch_size": 8,

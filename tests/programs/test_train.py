@@ -137,7 +137,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
         ({"data.name": "digitz", "data.data_dir": "/nowhere"}, "digitz"),
         ({"data.split": "validation"}, "train, test or all"),
         ({"data.channels": 2}, "1, 3"),
-        ({"data.image_size": 16, "model.attn_resolutions": (8,)}, "config.data.image_size=8"),
+        ({"data.image_size": 16}, "config.data.image_size=8"),
         ({"train.batch_size": 12}, "use 8 or 16"),
         ({"train.num_steps": 0}, "above 0"),
         ({"optimizer.clip_norm": -1.0}, "0 or more"),

@@ -1,0 +1,1 @@
+"""Sample quality: arrays in, numbers out."""
