@@ -7,7 +7,7 @@ from configs import defaults
 
 
 def get_config():
-    """A small U-Net, trained for some 2,000 steps."""
+    """A small U-Net over 8 and 4 pixels."""
     config = defaults.get_config()
     config.data.name = "digits"
     config.data.image_size = 8
@@ -20,11 +20,13 @@ def get_config():
     config.model.attn_resolutions = (4,)
     config.model.dropout = 0.0
 
+    config.diffusion.schedule = "cosine"  # small images drown in noise early: the linear one wastes half its steps
+
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.ema.decay = 0.995
 
-    config.train.num_steps = 2000
+    config.train.num_steps = 2500
     config.train.batch_size = 64
     config.train.checkpoint_every = 500
     config.train.keep_every = 0

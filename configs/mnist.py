@@ -1,0 +1,36 @@
+"""MNIST: 60,000 grey 28x28 images of handwritten digits; a model that a laptop can train.
+
+Command:    python main.py --config=configs/mnist.py --workdir=runs/mnist
+Hardware:   a laptop's CPU, in hours; digits show within the first.
+Expected:   no published DDPM uses this set. Not yet measured here.
+"""
+
+from configs import defaults
+
+
+def get_config():
+    """A U-Net of 1.1M parameters over 28, 14 and 7 pixels."""
+    config = defaults.get_config()
+    config.data.name = "mnist"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.random_flip = False  # a mirrored 2 is no digit
+
+    config.model.ch = 32
+    config.model.ch_mult = (1, 2, 2)
+    config.model.num_res_blocks = 1
+    config.model.attn_resolutions = (7,)
+    config.model.dropout = 0.0
+
+    config.diffusion.schedule = "cosine"
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 500
+    config.ema.decay = 0.999
+
+    config.train.num_steps = 30_000
+    config.train.batch_size = 64
+    config.train.checkpoint_every = 500
+    config.train.keep_every = 0
+    config.train.sample_every = 1000
+    return config

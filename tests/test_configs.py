@@ -1,0 +1,97 @@
+"""Every experiment of configs/: it builds at full size, and takes a step shrunk."""
+
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import defaults
+from ddpm_jax import build
+
+FOLDER = pathlib.Path(defaults.__file__).parent
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "workdir"))
+
+PUBLISHED = {  # parameters
+    "cifar10": 35_746_307,
+    "celeba64": 78_700_803,
+    "celebahq256": 113_673_219,
+    "lsun_bedroom256": 113_673_219,
+    "lsun_cat256": 113_673_219,
+    "lsun_church256": 113_673_219,
+}
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def shrink(config):
+    """The same levels, attention at the same ones, over the smallest images that can be halved so often."""
+    size = 2 ** (len(config.model.ch_mult) - 1)
+    resolutions = config.model.attn_resolutions
+    config.model.attn_resolutions = tuple(resolution * size // config.data.image_size for resolution in resolutions)
+    config.data.image_size = size
+    config.model.ch = 8
+    config.model.num_res_blocks = 1
+    config.train.batch_size = 8
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_at_full_size(name):
+    config = load(name)
+    build.check_config(config)
+    state = jax.eval_shape(build.build_init(config), jax.random.key(0))
+    build.build_sampler(config)
+    number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    if name in PUBLISHED:
+        assert number == PUBLISHED[name]
+    readme = (FOLDER.parent / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith(f"| [`{name}`]"))
+    assert f"| {number:,} |" in row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_a_step_shrunk(name):
+    config = shrink(load(name))
+    build.check_config(config)
+    init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config))
+    before = init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, *build.image_shape(config)), dtype=np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
+    after, metrics = train_step(before, batch, jax.random.key(1))
+    assert np.isfinite(float(metrics["loss"]))
+    # A fresh network outputs zero, so that the loss is the mean square of what it is to predict: of noise, in at least
+    # 8 x 16 pixels, whose standard deviation is .125.
+    assert float(metrics["loss"]) == pytest.approx(1, abs=0.6)
+    assert int(after.step) == 1
+    moved = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
+    assert any(moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_says_how_to_run_it(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"python main.py --config=configs/{name}.py --workdir=runs/{name}" in text
+    for part in ("Command:", "Hardware:", "Expected:"):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_only_what_differs_and_adds_no_field(name):
+    fields, ours = dict(_flat(defaults.get_config())), dict(_flat(load(name)))
+    assert ours.keys() == fields.keys()
+    for field, value in fields.items():
+        assert type(ours[field]) is type(value), field
+
+
+def _flat(config):
+    for section, value in config.items():
+        if hasattr(value, "items"):
+            yield from ((f"{section}.{name}", field) for name, field in value.items())
+        else:
+            yield section, value
