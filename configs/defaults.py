@@ -12,13 +12,15 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of everything random: initial parameters, order of the data, noise
 
     config.data = data = ConfigDict()
-    data.name = "cifar10"  # digits, or the name of any TFDS image set
-    data.split = "train"  # a TFDS split, slices included: train[:1000]
-    data.data_dir = ""  # where TFDS sets are; "" for TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.name = "cifar10"  # digits, image_folder for a folder of your own images, or the name of any TFDS image set
+    data.split = "train"  # a TFDS split, slices included: train[:1000]; an image folder has only the whole
+    data.data_dir = ""  # the image folder, or where TFDS sets are; "" for TFDS_DATA_DIR or ~/tensorflow_datasets
     data.image_size = 32  # height and width; others are cropped to the square in their middle and resized
     data.channels = 3  # 1 grey, 3 RGB; others are converted
     data.num_classes = 10  # labels 0..num_classes-1; 0 for a set without
     data.random_flip = True  # mirror left to right with probability 1/2
+    data.background = "white"  # of an image folder: what shows through transparent pixels, a colour's name or #rrggbb
+    data.on_broken = "error"  # error | skip; of an image folder: what to do about files that cannot be read
     data.in_memory = "auto"  # always | never | auto: decode the whole set once if it takes at most 2 GiB
     data.num_threads = 4  # that read and decode
     data.prefetch = 8  # batches ready ahead of the device
@@ -72,4 +74,9 @@ def get_config() -> ConfigDict:
     sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
     sampling.checkpoint_step = -1  # -1 for the latest
     sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+
+    config.illustrate = illustrate = ConfigDict()
+    illustrate.num_images = 4  # rows: real images taken to noise, and chains of config.sampling back
+    illustrate.num_stages = 11  # columns, from image to noise and from noise to image
+    illustrate.first_image = 0  # of the data set: where the real images shown begin
     return config

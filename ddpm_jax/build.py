@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.data import decode, image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, losses, schedules
@@ -44,6 +45,8 @@ def check_config(config: ConfigDict) -> None:
     check_choice("sampling.weights", sampling.weights, WEIGHTS)
     check_choice("data.in_memory", data.in_memory, IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
+    check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)
+    decode.parse_background(data.background)
 
     positive = {
         "data": ("image_size", "num_threads", "prefetch"),
@@ -168,6 +171,18 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
         from ddpm_jax.data import digits  # scikit-learn takes a second to import
 
         source = digits.load_digits(data.split)
+    elif data.name == "image_folder":
+        source = image_folder.load_image_folder(
+            data.data_dir,
+            image_size=data.image_size,
+            channels=data.channels,
+            split=data.split,
+            background=data.background,
+            on_broken=data.on_broken,
+            in_memory=IN_MEMORY[data.in_memory],
+            num_threads=data.num_threads,
+            report=report,
+        )
     else:
         from ddpm_jax.data import tfds
 

@@ -11,7 +11,8 @@ from ml_collections import config_flags
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("python main.py")]
+SHELL = "".join(block for kind, block in BLOCKS if kind == "sh").replace("\\\n", " ")
+COMMANDS = [line for line in SHELL.splitlines() if line.startswith("python main.py")]
 
 
 def test_its_python_runs():

@@ -6,9 +6,11 @@ do not fit. Images stay uint8 until they are on the device.
 """
 
 import concurrent.futures
+import math
 import os
+import time
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,7 @@ from ddpm_jax.runtime.errors import UsageError
 # it shrinks). Sharper than BOX and BILINEAR, rings less at edges than LANCZOS, and serves enlarging as
 # well. One filter for all sets, so that training images and reference statistics never differ by it.
 RESIZE_FILTER = Image.Resampling.BICUBIC
+MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" still holds in memory
 
 Batch = dict[str, np.ndarray]
 
@@ -173,6 +176,48 @@ def fit_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
     if channels == 3:
         picture = picture.convert("RGB")
     return np.array(picture).reshape(image_size, image_size, channels)
+
+
+def held_in_memory(in_memory: bool | str, size: int) -> bool:
+    """Whether a set of `size` bytes is decoded into memory: as told, or by "auto" where it takes at most `MEMORY_LIMIT`."""
+    return in_memory is True or (in_memory == "auto" and size <= MEMORY_LIMIT)
+
+
+def in_chunks(
+    work: Callable[[range], None],
+    count: int,
+    *,
+    chunk: int,
+    title: str,
+    num_threads: int | None = None,
+    report: Callable[[str], Any] = print,
+) -> None:
+    """Go through all examples once, in threads, and say every few seconds how far it is.
+
+    Args:
+      work: called with the ranges of `chunk` indices that make up 0 .. count-1, several at once.
+      count: number of examples.
+      chunk: examples at a time.
+      title: of what is reported: "<title> 512 of 1,797 images".
+      num_threads: ranges at work at once.
+      report: called with each line.
+
+    Raises whatever `work` raises; what has not begun is then left out.
+    """
+    done, last = 0, time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(num_threads or min(16, os.cpu_count() or 1), "image-decoder") as pool:
+        pieces = [range(i * chunk, min((i + 1) * chunk, count)) for i in range(math.ceil(count / chunk))]
+        tasks = {pool.submit(work, piece): len(piece) for piece in pieces}
+        try:
+            for task in concurrent.futures.as_completed(tasks):
+                task.result()
+                done += tasks[task]
+                if time.monotonic() - last > 3:
+                    last = time.monotonic()
+                    report(f"{title} {done:,} of {count:,} images")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _checked(indices: np.ndarray, length: int) -> np.ndarray:

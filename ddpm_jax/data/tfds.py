@@ -4,27 +4,24 @@ A prepared set is read from its array_record files: without network, and without
 costs five seconds to import. A set that is not there yet is downloaded and prepared once.
 """
 
-import concurrent.futures
+import contextlib
 import difflib
 import glob
 import importlib.util
 import io
-import math
 import os
 import socket
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory, in_chunks
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
-MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" still holds in memory
 CHUNK = 256  # examples that a thread reads and decodes at a time
 
 
@@ -52,7 +49,7 @@ def load_tfds(
       image_size: height and width wanted.
       channels: 1 or 3.
       in_memory: True decodes the split once into memory, False reads examples when they are asked for,
-        "auto" takes memory for up to `MEMORY_LIMIT` bytes.
+        "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
       report: called with a line about what takes time.
 
@@ -71,8 +68,7 @@ def load_tfds(
         label = int(record[label_key]) if label_key else None
         return fit_image(decode_image(record[image_key]), image_size, channels), label
 
-    size = len(records) * image_size * image_size * channels
-    if in_memory is True or (in_memory == "auto" and size <= MEMORY_LIMIT):
+    if held_in_memory(in_memory, len(records) * image_size * image_size * channels):
         images, labels = _decode_all(
             records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
         )
@@ -155,12 +151,40 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
                 f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
                 "check the network, or set data.data_dir to where it is prepared"
             )
-    report(f"data set {name}: downloading and preparing it in {where}, once")
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as error:
-        raise PersonError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
+    with _one_at_a_time(name, builder, report):
+        if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
+            return prepared
+        report(f"data set {name}: downloading and preparing it in {where}, once")
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except Exception as error:
+            # Where files cannot be locked, another process may have been at it, and done.
+            with contextlib.suppress(PersonError):
+                if prepared := _find_prepared(name, data_dir):
+                    return prepared
+            raise PersonError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
     return builder
+
+
+@contextlib.contextmanager
+def _one_at_a_time(name: str, builder, report: Callable[[str], Any]) -> Iterator[None]:
+    """Lets in one process after another, of this host or, on a shared filesystem that knows locks, of all hosts.
+
+    So a shared data_dir is prepared once, and a local one once a host. The lock goes with the process that holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        # No lock where the folder cannot be written, as TFDS then says better, nor where the system has none.
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            os.makedirs(builder.data_dir_root, exist_ok=True)
+            file = stack.enter_context(open(os.path.join(builder.data_dir_root, f".{builder.name}.lock"), "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _unreachable_host(urls: list[str]) -> str:
@@ -240,25 +264,12 @@ def _decode_all(
     count = len(records)
     images, labels = np.empty((count, *shape), np.uint8), np.zeros(count, np.int64)
 
-    def decode(start: int) -> int:
-        stop = min(start + CHUNK, count)
-        for index, record in enumerate(records.__getitems__(list(range(start, stop))), start):
+    def decode(indices: range) -> None:
+        for index, record in zip(indices, records.__getitems__(list(indices)), strict=True):
             images[index], label = read_one(record)
             labels[index] = label or 0
-        return stop - start
 
-    done, last = 0, time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(num_threads or min(16, os.cpu_count() or 1), "image-decoder") as pool:
-        tasks = [pool.submit(decode, chunk * CHUNK) for chunk in range(math.ceil(count / CHUNK))]
-        try:
-            for task in concurrent.futures.as_completed(tasks):
-                done += task.result()
-                if time.monotonic() - last > 3:
-                    last = time.monotonic()
-                    report(f"data set {title}: decoded {done:,} of {count:,} images")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    in_chunks(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads, report=report)
     return images, labels
 
 

@@ -1,5 +1,6 @@
 """Reading and preparing TFDS sets: real ones where there are any, and always a small one made here."""
 
+import concurrent.futures
 import glob
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -123,6 +125,41 @@ def test_prepares_on_first_use(prepared):
     np.testing.assert_array_equal(batch["image"], NOISE[batch["label"]])  # PNG loses nothing
 
 
+def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch):
+    """As on the hosts of a pod; threads here, for locks are of open files. The others wait, then read what is there."""
+    began, lines = threading.Event(), []
+    prepare = tfds.core.DatasetBuilder.download_and_prepare
+
+    def slow(self, *args, **kwargs):
+        began.set()
+        time.sleep(0.5)
+        prepare(self, *args, **kwargs)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", slow)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        assert began.wait(60)
+        # The second found nothing prepared either, and has its turn only now.
+        found = iter([None])
+        find = our_tfds._find_prepared
+        monkeypatch.setattr(our_tfds, "_find_prepared", lambda *args: next(found, None) or find(*args))
+        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        assert len(first.result()) == len(second.result()) == 12
+    assert ["preparing" in lines[0], "waiting for another process" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_another_process_was_faster_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    prepare = tfds.core.DatasetBuilder.download_and_prepare
+
+    def beaten(self, *args, **kwargs):
+        prepare(self, *args, **kwargs)
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", beaten)
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # no locks
+    assert len(load("ddpm_tiny_noise", data_dir=str(tmp_path))) == 12
+
+
 def test_default_data_dir(prepared, monkeypatch):
     """An empty data_dir is TFDS's own default."""
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(prepared[0]))
@@ -197,7 +234,7 @@ def test_images_are_made_to_fit(prepared):
 def test_large_sets_stay_on_disk(prepared, monkeypatch):
     size = 12 * 8 * 8 * 3
     for limit, kind in ((size, ArraySource), (size - 1, LazySource)):
-        monkeypatch.setattr(our_tfds, "MEMORY_LIMIT", limit)
+        monkeypatch.setattr("ddpm_jax.data.source.MEMORY_LIMIT", limit)
         assert type(load("ddpm_tiny_noise", data_dir=str(prepared[0]))) is kind
 
 

@@ -1,0 +1,400 @@
+"""Folders of own images: what is found, how it is made to fit, and what is said of broken files."""
+
+import os
+import pathlib
+import time
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.data import decode
+from ddpm_jax.data.image_folder import EXTENSIONS, load_image_folder
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def load(folder, **options):
+    """The source, at 8x8 in colour unless told otherwise."""
+    return load_image_folder(str(folder), **{"image_size": 8, "channels": 3, "report": lambda line: None, **options})
+
+
+def everything(source):
+    return source.batch(np.arange(len(source)))
+
+
+def refusal(kind, folder, **options):
+    """The message with which loading fails: always one line."""
+    with pytest.raises(kind) as caught:
+        load(folder, **options)
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def save(path, image=NOISE, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(path, **options)
+    return path
+
+
+def flat(level, size=8):
+    return np.full((size, size, 3), level, np.uint8)
+
+
+def levels(source):
+    """Of a set of flat images."""
+    return everything(source)["image"][:, 0, 0, 0].tolist()
+
+
+# What is found.
+
+
+def test_files_are_found_in_the_order_of_their_paths(tmp_path):
+    for level, name in reversed(list(enumerate(["B.PNG", "a.Jpeg", "c.x.tiff", "d.WebP", "ä.png"]))):
+        save(tmp_path / name, flat(level * 50))
+    save(tmp_path / ".hidden.png")
+    save(tmp_path / ".thumbnails" / "e.png")
+    (tmp_path / "notes.txt").write_text("a note")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
+    lines = []
+    source = load(tmp_path, report=lines.append)
+    np.testing.assert_allclose(levels(source), [0, 50, 100, 150, 200], atol=1)  # JPEG and WebP may miss by a level
+    assert isinstance(source, ImageSource)
+    assert (source.name, source.split, source.num_classes) == (str(tmp_path), "train", 0)
+    assert everything(source).keys() == {"image"}
+    assert lines == [
+        f"{tmp_path}: not read, by kind: .txt 1; only {', '.join(EXTENSIONS)} are",
+        f"{tmp_path}: 5 images without classes",
+    ]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_subfolders_are_classes(tmp_path, in_memory):
+    where = ["zebra/1.png", "Ant/3.png", "ant/deep/er/2.png", "ant/1.png", "mole.png/x.png"]
+    for level, name in enumerate(where):
+        save(tmp_path / name, flat(level))
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.txt").touch()
+    lines = []
+    source = load(tmp_path, in_memory=in_memory, report=lines.append)
+    batch = everything(source)
+    assert [where[level] for level in levels(source)] == sorted(where)
+    assert batch["label"].dtype == np.int32
+    assert batch["label"].tolist() == [0, 1, 1, 2, 3]
+    assert source.num_classes == 4
+    assert lines[-1] == f"{tmp_path}: 5 images in 4 classes: 0 Ant (1), 1 ant (2), 2 mole.png (1), 3 zebra (1)"
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    save(tmp_path / "elsewhere" / "1.png", flat(7))
+    folder = tmp_path / "mine"
+    save(folder / "a" / "1.png", flat(3))
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    (folder / "a" / "again").symlink_to(folder)
+    assert levels(load(folder)) == [3, 7]
+
+
+def test_memory_or_disk(tmp_path, monkeypatch):
+    """The kinds of source hold the same; "auto" chooses by size."""
+    for index in range(40):
+        save(tmp_path / str(index % 3) / f"{index}.png", RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    (tmp_path / "1" / "broken.png").touch()
+    options = {"on_broken": "skip", "num_threads": 3}
+    eager, lazy = (load(tmp_path, in_memory=in_memory, **options) for in_memory in (True, False))
+    assert (type(eager), type(lazy)) == (ArraySource, LazySource)
+    assert len(eager) == len(lazy) == 40
+    for name, array in everything(eager).items():
+        np.testing.assert_array_equal(everything(lazy)[name], array)
+    size = 41 * 8 * 8 * 3
+    for limit, kind in ((size, ArraySource), (size - 1, LazySource)):
+        monkeypatch.setattr("ddpm_jax.data.source.MEMORY_LIMIT", limit)
+        assert type(load(tmp_path, **options)) is kind
+
+
+def test_home_is_expanded_and_relative_paths_work(tmp_path, monkeypatch):
+    save(tmp_path / "mine" / "1.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load("~/mine").name == load("mine").name == str(tmp_path / "mine")
+
+
+def test_progress_is_told_in_a_large_folder(tmp_path, monkeypatch):
+    for index in range(40):
+        save(tmp_path / f"{index}.png")
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr("ddpm_jax.data.source.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    for in_memory, word in ((True, "read"), (False, "checked")):
+        lines = []
+        load(tmp_path, in_memory=in_memory, num_threads=1, report=lines.append)
+        assert lines[:-1] == [f"{tmp_path}: {word} {done} of 40 images" for done in (16, 32, 40)]
+
+
+# What becomes of an image; tests/data/test_decode.py goes through all kinds.
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (40, 24), (24, 41), (5, 3), (1, 9), (300, 200)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_sizes_are_made_to_fit_like_those_of_every_set(tmp_path, shape, channels):
+    image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    save(tmp_path / "x.png", image)
+    batch = everything(load(tmp_path, channels=channels))
+    np.testing.assert_array_equal(batch["image"], fit_image(image, 8, channels)[None])
+
+
+def test_background(tmp_path):
+    save(tmp_path / "x.png", np.zeros((8, 8, 4), np.uint8))
+    for options, colour in (
+        ({}, (255, 255, 255)),
+        ({"background": "black"}, (0, 0, 0)),
+        ({"background": "#f80"}, (255, 136, 0)),
+        ({"background": "Tomato"}, (255, 99, 71)),
+    ):
+        assert everything(load(tmp_path, **options))["image"][0, 4, 4].tolist() == list(colour)
+    for wrong in ("wite", "", "#12345", "#11223344"):
+        message = refusal(UsageError, tmp_path, background=wrong)
+        assert f"config.data.background is {wrong!r}" in message
+        assert "#rrggbb" in message
+
+
+# Broken files.
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def cut_png(path):
+    cut(save(path))
+
+
+def cut_jpeg(path):
+    cut(save(path, RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), format="JPEG"))
+
+
+def cut_webp(path):
+    cut(save(path, format="WEBP"))
+
+
+def cut_gif(path):
+    cut(save(path, RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), format="GIF"))
+
+
+def flipped_bits(path):
+    save(path, format="PNG")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def text(path):
+    path.write_text("no image")
+
+
+def postscript(path):
+    """Pillow would have Ghostscript run it."""
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+
+
+def bomb(path):
+    Image.new("1", (14_000, 14_000)).save(path)  # 25 kB
+
+
+def lost_link(path):
+    path.symlink_to(path.parent / "gone")
+
+
+def negative(path):
+    save(path, np.full((8, 8), -1, np.float32), format="TIFF")
+
+
+def not_a_number(path):
+    save(path, np.full((8, 8), np.nan, np.float32), format="TIFF")
+
+
+BREAKERS = {
+    cut_png: "truncated",
+    cut_jpeg: "truncated",
+    cut_webp: "decoder",
+    cut_gif: "truncated",
+    flipped_bits: "broken",
+    pathlib.Path.touch: "empty file",
+    text: "not an image",
+    postscript: "not an image",
+    bomb: "more than 178,956,970 pixels",
+    lost_link: "no such file",
+    negative: "from -1 to -1, not within 0..65535",
+    not_a_number: "nan",
+}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("breaker", BREAKERS, ids=lambda breaker: breaker.__name__)
+def test_a_broken_file_is_named_and_stops_or_is_left_out(tmp_path, breaker, in_memory):
+    for level, name in enumerate(["a", "c"]):
+        save(tmp_path / f"{name}.png", flat(level))
+    breaker(tmp_path / "b.png")
+    message = refusal(PersonError, tmp_path, in_memory=in_memory)
+    assert message.startswith(f"1 of 3 images in {tmp_path} cannot be read: b.png (")
+    assert message.endswith("; mend or remove them, or train without them: --config.data.on_broken=skip")
+    assert BREAKERS[breaker] in message
+    lines = []
+    source = load(tmp_path, in_memory=in_memory, on_broken="skip", report=lines.append)
+    assert levels(source) == [0, 1]
+    reason = message.split("b.png (")[1].split(");")[0]
+    assert lines[0] == f"{tmp_path}: left out 1 of 3 images, as broken: b.png ({reason})"
+    assert lines[1:] == [f"{tmp_path}: 2 images without classes"]
+
+
+def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch):
+    def slow_at_first(path, background, read=decode.read_image):
+        time.sleep(0.2 if path.endswith("00.png") else 0)  # other threads come to their files sooner
+        return read(path, background)
+
+    monkeypatch.setattr(decode, "read_image", slow_at_first)
+    for index in range(30):
+        save(tmp_path / f"{index % 2}" / f"{index:02}.png", flat(index))
+        if index >= 5:
+            (tmp_path / f"{index % 2}" / f"{index:02}.png").write_bytes(b"")
+    message = refusal(PersonError, tmp_path, num_threads=2)
+    assert message.startswith(f"25 of 30 images in {tmp_path} cannot be read: 0/06.png (empty file), 0/08.png")
+    assert message.count("empty file") == 5
+    assert " and 20 more; " in message
+    lines = []
+    source = load(tmp_path, on_broken="skip", report=lines.append)
+    assert levels(source) == [0, 2, 4, 1, 3]  # label, image and order stay tied
+    assert everything(source)["label"].tolist() == [0, 0, 0, 1, 1]
+    assert lines[0].count("empty file") == 20
+    assert lines[0].endswith(" and 5 more")
+
+
+def test_nothing_left(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        save(tmp_path / name).write_bytes(b"")
+    for on_broken in ("error", "skip"):
+        message = refusal(PersonError, tmp_path, on_broken=on_broken)
+        assert message.startswith(f"none of the 3 images in {tmp_path} can be read: a/1.png (empty file), ")
+    save(tmp_path / "b" / "1.png")
+    assert f"no image of class a in {tmp_path} can be read" in refusal(PersonError, tmp_path, on_broken="skip")
+
+
+def test_a_file_that_breaks_later_is_named(tmp_path):
+    save(tmp_path / "a.png")
+    source = load(tmp_path, in_memory=False)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(PersonError, match=r"^a\.png in .* can no longer be read \(no such file or directory\): put it back$"):
+        everything(source)
+
+
+def test_a_large_photograph_is_no_bomb(tmp_path, monkeypatch):
+    """Between one and two times its limit Pillow only warns, and here warnings are errors."""
+    save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 63)
+    assert len(load(tmp_path)) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
+    assert "more than 62 pixels" in refusal(PersonError, tmp_path)
+
+
+def test_want_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    def exhausted(*args, **options):
+        raise MemoryError
+
+    save(tmp_path / "a.png")
+    monkeypatch.setattr(decode.Image, "open", exhausted)
+    with pytest.raises(MemoryError):
+        load(tmp_path, on_broken="skip")
+
+
+# What else a person can get wrong.
+
+
+def test_no_such_folder(tmp_path):
+    missing = tmp_path / "my phtos"
+    assert refusal(PersonError, missing) == f"there is no folder {missing}: check --config.data.data_dir"
+    assert f"{save(tmp_path / 'x.png')} is a file" in refusal(PersonError, tmp_path / "x.png")
+    assert "--config.data.data_dir=PATH" in refusal(UsageError, "")
+
+
+def test_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    def refuse(where):
+        raise PermissionError(13, "Permission denied", where)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root, which tests may run as, may look into every folder
+    assert refusal(PersonError, tmp_path) == f"cannot look into {tmp_path}: permission denied"
+
+
+def test_no_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    message = refusal(PersonError, tmp_path)
+    assert message == f"no images in {tmp_path}: looked there and in its subfolders for {', '.join(EXTENSIONS)}"
+    for name in ("1.heic", "2.HEIC", "a/README"):
+        (tmp_path / name).touch()
+    assert refusal(PersonError, tmp_path) == f"{message}, and found only .heic 2, no extension 1"
+
+
+def test_images_both_at_the_top_and_in_subfolders(tmp_path):
+    for name in ("1.png", "2.png", "cats/1.png", "dogs/1.png"):
+        save(tmp_path / name)
+    message = refusal(PersonError, tmp_path)
+    assert f"{tmp_path} holds images both at its top (1.png and 1 more) and in subfolders (cats, dogs)" in message
+
+
+def test_a_line_break_in_a_name_does_not_break_the_line(tmp_path):
+    (tmp_path / "a\nb.png").touch()
+    save(tmp_path / "c.png")
+    assert "a?b.png (empty file)" in refusal(PersonError, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"split": "test"}, "no split 'test': choose train or all"),
+        ({"split": "train[:10]"}, "no split 'train[:10]'"),
+        ({"on_broken": "ignore"}, "data.on_broken is 'ignore': choose one of error, skip"),
+        ({"channels": 4}, "channels is 4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_options(tmp_path, options, said):
+    save(tmp_path / "a.png")
+    assert said in refusal(UsageError, tmp_path, **options)
+    assert load(tmp_path, split="all").split == "all"
+
+
+# Real photographs.
+
+
+@pytest.fixture
+def photographs(real_data, tmp_path):
+    """A folder with a subfolder per class, 64x64: real flowers, or landscapes of a kind made here."""
+    if real_data is not None:
+        return real_data / "flowers64"
+    for index in range(20):
+        picture = Image.effect_mandelbrot((64, 64), (-2 + index / 20, -1.5, 1 - index / 20, 1.5), 40)
+        picture = Image.merge("RGB", [picture, picture.rotate(90), picture.rotate(180)])
+        save(tmp_path / f"class{index % 4}" / f"{index}.png", picture)
+    return tmp_path
+
+
+def test_photographs(photographs):
+    files = sorted(file.relative_to(photographs).as_posix() for file in photographs.rglob("*.png"))
+    names = sorted({file.split("/")[0] for file in files})
+    full, half = load(photographs, image_size=64), load(photographs, image_size=32, in_memory=False, num_threads=2)
+    assert len(full) == len(half) == len(files) >= 20
+    assert full.num_classes == len(names) >= 4
+    chosen = np.random.default_rng(0).permutation(len(files))[:20]
+    batch, smaller = full.batch(chosen), half.batch(chosen)
+    for row, index in enumerate(chosen):
+        with Image.open(photographs / files[index]) as picture:
+            np.testing.assert_array_equal(batch["image"][row], np.asarray(picture))
+        assert names[batch["label"][row]] == files[index].split("/")[0]
+    np.testing.assert_array_equal(smaller["label"], batch["label"])
+    # Shrinking keeps the mean of each channel: bicubic weights add up to 1, and only the borders count otherwise.
+    means, expected = smaller["image"].mean((1, 2)), batch["image"].mean((1, 2))
+    np.testing.assert_allclose(means, expected, atol=1.5)
