@@ -7,6 +7,7 @@ Any field of a config can be set: --config.optimizer.learning_rate=1e-4; configs
 A workdir remembers its config: --config may be left out once it exists. The same command again resumes a run.
 """
 
+import importlib
 import os
 import pathlib
 import sys
@@ -17,15 +18,17 @@ from ml_collections import config_flags
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 # JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
-MODES = ("train", "sample")
+MODES = ("train", "sample", "illustrate")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples. Made if need be.")
-flags.DEFINE_enum("mode", "train", MODES, "train (or resume), or sample: draw images from a checkpoint.")
-flags.DEFINE_string("output", "", "sample: folder to write to; by default one in the workdir's samples/.")
+flags.DEFINE_enum(
+    "mode", "train", MODES, "train (or resume); sample: images from a checkpoint; illustrate: pictures that explain DDPM."
+)
+flags.DEFINE_string("output", "", "sample, illustrate: folder to write to; by default one in the workdir's samples/.")
 flags.DEFINE_string("profile", "", "train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
 flags.DEFINE_string("compilation_cache", CACHE, "Folder of compiled programs, so that they compile once; '' for none.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognise by itself.")
@@ -70,17 +73,15 @@ def main(argv: list[str]) -> None:
             raise UsageError("--config is missing: name an experiment, such as --config=configs/digits.py")
         import jax
 
-        from ddpm_jax.programs import sample, train
         from ddpm_jax.runtime import mesh
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        if FLAGS.mode == "train":
-            code = train.run(FLAGS.config, FLAGS.workdir, profile=FLAGS.profile)
-        else:
-            code = sample.run(FLAGS.config, FLAGS.workdir, output=FLAGS.output)
+        program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
+        options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
+        code = program.run(FLAGS.config, FLAGS.workdir, **options)
     except PersonError as error:
         stop(error)
     sys.exit(code)

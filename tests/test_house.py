@@ -17,6 +17,7 @@ FLOORS = {
     "metrics": 1,
     "runtime": 1,
     "visualize": 1,
+    "curves": 1,
 }
 EVERYONE_MAY = "ddpm_jax.runtime.errors"  # below all floors
 CONFIG_READERS = ("programs", "build")
@@ -25,8 +26,9 @@ HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py"},
     "flax.linen": {"models/layers.py", "models/unet.py"},
-    "ml_collections": {"build.py", "programs/train.py", "programs/sample.py"},
+    "ml_collections": {"build.py", "programs/train.py", "programs/sample.py", "programs/illustrate.py"},
     "clu.metric_writers": {"runtime/logbook.py"},
+    "matplotlib": {"curves.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

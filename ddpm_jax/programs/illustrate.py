@@ -1,0 +1,295 @@
+"""--mode=illustrate: the pictures that explain DDPM, as strips.
+
+forward.png takes real images to noise and draws what the schedule does beneath; it needs no network. reverse.png takes
+noise back to images, with the guess of x_start made at each stage; chain.png goes the whole way on one line.
+
+Each image has one draw of noise ε ~ N(0, I), and a column is q_sample(x_start, t, ε): exactly what the network is
+trained on at that t. The true forward chain would draw fresh noise at each step, and every column would flicker; with
+one ε only the shares of signal and noise change from column to column, which is what the closed form (6) says. ε is the noise
+that the reverse chain of the same row starts from, so that both halves of chain.png meet in one picture.
+"""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, curves, visualize
+from ddpm_jax.process import diffusion, likelihood, pixels
+from ddpm_jax.process.schedules import NoiseSchedule, trailing_timesteps
+from ddpm_jax.programs import sample
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import randomness, workdir
+from ddpm_jax.runtime.checkpoint import Checkpoints
+from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.samplers.generate import GeneratedBatch, Generator
+from ddpm_jax.samplers.sampler import images_noise
+
+MOST_IMAGES = 16
+STAGES = (5, 24)  # at least and at most: fewer leave no room for words
+CHAINS_ON_A_SLIDE = 3  # rows of chain.png
+CURVE_POINTS = 1000  # of the T steps, at which curves are computed
+
+
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
+    """Draw the pictures that config.illustrate and config.sampling ask for; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir of a run; where it holds no checkpoint (or nothing at all), forward.png is all there is.
+      output: where to write; by default a folder in the workdir's samples/.
+
+    Raises:
+      PersonError, UsageError: wrong fields, no data set, another model, an output folder that cannot be written.
+    """
+    build.check_config(config)
+    check_illustrate(config)
+    config = for_few_images(config)
+    run_folder = workdir.prepare(folder, config.to_dict(), is_writer=False)
+    mesh = meshes.make_mesh()
+    schedule = build.build_schedule(config)
+
+    images = real_images(config)
+    t = forward_timesteps(schedule, config.illustrate.num_stages)
+    x_t = forward_stages(schedule, images, t, starting_noise(config))
+    pictures = {"forward.png": forward_picture(config, schedule, images, t, x_t)}
+    name, said = "illustrate-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
+
+    if has_checkpoint(config, run_folder):
+        params, step = sample.restore_weights(config, run_folder, mesh)
+        generator, reverse_t = build_reverse(config, mesh)
+        with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
+            drawn = sample.draw(config, generator, params, report=progress.update)
+        pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn)
+        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn)
+        name, said = picture_folder(config, step), f"{step=:,} of {config.sampling.weights} weights, {sampling_words(config)}"
+
+    if jax.process_index() == 0:
+        target = pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / name
+        with sample.writing_to(target):
+            target.mkdir(parents=True, exist_ok=True)
+            for file, picture in pictures.items():
+                visualize.save_png(target / file, picture)
+        print(said)
+        print(f"pictures in {target}: {', '.join(pictures)}")
+    return 0
+
+
+def check_illustrate(config: ConfigDict) -> None:
+    """Raises a UsageError that names the field of config.illustrate that is wrong."""
+    illustrate, steps, (least, most) = config.illustrate, config.diffusion.num_timesteps, STAGES
+    if not 1 <= illustrate.num_images <= MOST_IMAGES:
+        raise UsageError(f"config.illustrate.num_images is {illustrate.num_images}: choose 1..{MOST_IMAGES}")
+    if steps < least - 1:
+        raise UsageError(
+            f"config.diffusion.num_timesteps is {steps}: too few for the {least} stages that pictures have at least"
+        )
+    if not least <= illustrate.num_stages <= min(most, steps + 1):
+        raise UsageError(f"config.illustrate.num_stages is {illustrate.num_stages}: choose {least}..{min(most, steps + 1)}")
+    if illustrate.first_image < 0:
+        raise UsageError(f"config.illustrate.first_image is {illustrate.first_image}: it must be 0 or more")
+
+
+def for_few_images(config: ConfigDict) -> ConfigDict:
+    """The config with config.sampling drawing as many images as config.illustrate shows, and no set decoded for them."""
+    config = config.copy_and_resolve_references()
+    config.data.in_memory = "never"
+    config.sampling.num_images = config.sampling.batch_size = config.illustrate.num_images
+    return config
+
+
+def has_checkpoint(config: ConfigDict, run_folder: pathlib.Path) -> bool:
+    """Whether there is a network to sample from, or one was asked for by its step (which then must be there)."""
+    with Checkpoints(workdir.checkpoint_folder(run_folder), keep_latest=1, read_only=True) as checkpoints:
+        return checkpoints.latest_step() is not None or config.sampling.checkpoint_step != -1
+
+
+# Forward: real images, and the closed form.
+
+
+def real_images(config: ConfigDict) -> np.ndarray:
+    """The images of the run's own data set that are shown: uint8 [N, H, W, C].
+
+    Raises:
+      UsageError: the set ends before.
+    """
+    source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+    first, number = config.illustrate.first_image, config.illustrate.num_images
+    if first + number > len(source):
+        raise UsageError(
+            f"{source.name} holds {len(source):,} images: config.illustrate.first_image={first} with "
+            f"config.illustrate.num_images={number} asks for more"
+        )
+    return source.batch(np.arange(first, first + number))["image"]
+
+
+def forward_timesteps(schedule: NoiseSchedule, num_stages: int) -> np.ndarray:
+    """The t of each column, int [S]: -1 stands for the image itself, the others are in equal steps up to T-1."""
+    return np.append(-1, trailing_timesteps(schedule.num_timesteps, num_stages - 1))
+
+
+def starting_noise(config: ConfigDict) -> jax.Array:
+    """ε of each row, float32 [N, H, W, C]: what its reverse chain starts from."""
+    root = randomness.purpose_key(config.sampling.seed, "sample")
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, jnp.arange(config.illustrate.num_images))
+    return images_noise(keys, 0, build.image_shape(config))
+
+
+def forward_stages(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray, noise: jax.Array) -> np.ndarray:
+    """x_t of each image at each stage.
+
+    Args:
+      schedule: of T steps.
+      images: uint8 [N, H, W, C].
+      t: [S], from `forward_timesteps`: first -1, the image itself, then S-1 timesteps.
+      noise: float32 [N, H, W, C], one draw for each image.
+
+    Returns:
+      float32 [N, S, H, W, C].
+    """
+    x_start = pixels.from_uint8(jnp.asarray(images))
+    number = len(images)
+    noisy = [diffusion.q_sample(schedule, x_start, jnp.full(number, step, jnp.int32), noise) for step in t[1:].tolist()]
+    return np.stack([np.asarray(x) for x in (x_start, *noisy)], axis=1)
+
+
+def bits_to_noise(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """KL(q(x_t | x_0) ‖ N(0, I)) in bits per dimension: float64 [K, N] for t [K] and images uint8 [N, H, W, C]."""
+    with jax.enable_x64(True):  # near T-1 it is a millionth of what it is at t=0
+        x_start = jnp.asarray(images, jnp.float64) / 127.5 - 1.0
+
+        def at(step: jax.Array) -> jax.Array:
+            return likelihood.prior_bits_per_dim(schedule, x_start, jnp.full(len(images), step, jnp.int32))
+
+        return np.asarray(jax.lax.map(at, jnp.asarray(t, jnp.int32)))
+
+
+def forward_picture(
+    config: ConfigDict, schedule: NoiseSchedule, images: np.ndarray, column_t: np.ndarray, x_t: np.ndarray
+) -> np.ndarray:
+    """The strip of x_t [N, S, H, W, C], and beneath what the schedule does: uint8 [H', W', 3]."""
+    steps = schedule.num_timesteps
+    t = np.unique(np.linspace(0, steps - 1, min(steps, CURVE_POINTS)).round().astype(int))
+    signal = schedule.alphas_cumprod[t]
+    noise = np.square(schedule.sqrt_one_minus_alphas_cumprod[t])
+    decibel = -20 * np.log10(schedule.sqrt_recipm1_alphas_cumprod[t])
+    bits = bits_to_noise(schedule, images, t)
+    panels = [
+        curves.Panel(
+            r"What $x_t$ is made of: power of signal and noise",
+            t,
+            [
+                curves.Curve(signal, r"$\bar\alpha_t$  signal (alphas_cumprod)", curves.SIGNAL),
+                curves.Curve(noise, r"$1-\bar\alpha_t$  noise", curves.NOISE),
+            ],
+        ),
+        curves.Panel(r"Signal-to-noise ratio $\bar\alpha_t\,/\,(1-\bar\alpha_t)$, in decibels", t, [curves.Curve(decibel)]),
+        curves.Panel(
+            r"Distance to pure noise $\mathrm{KL}(\,q(x_t|x_0)\;\|\;\mathcal{N}(0,I)\,)$ of each image, in bits per dimension",
+            t,
+            [curves.Curve(bits, f"{scientific(bits[-1].mean())} on average at $t={t[-1]}$:  $L_T$ of the variational bound")],
+            log=True,
+            legend="lower left",
+        ),
+    ]
+    return curves.sheet(
+        to_uint8(x_t),
+        title=r"Forward: an image becomes noise,   $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$"
+        f"   ({config.diffusion.schedule} schedule)",
+        column_labels=[r"$x_0$", *time_labels(column_t[1:])],
+        column_t=column_t,
+        panels=panels,
+    )
+
+
+# Reverse: the network.
+
+
+def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Generator, np.ndarray]:
+    """The driver that keeps the stages to be shown, and the t of each of them, int [S-1]; the last column is the image."""
+    sampler = build.build_sampler(config)
+    stages = min(config.illustrate.num_stages - 1, sampler.num_steps)
+    kept_steps = np.arange(stages) * sampler.num_steps // stages
+    generator = Generator(
+        sampler,
+        build.build_denoise_fn(config),
+        mesh,
+        image_shape=build.image_shape(config),
+        batch_size=config.sampling.batch_size,
+        kept_steps=tuple(kept_steps.tolist()),
+    )
+    return generator, sampler.schedule.timesteps[sampler.num_steps - 1 - kept_steps]
+
+
+def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch) -> np.ndarray:
+    """For each chain a row of x_t, and beneath it the network's guess of x_start: uint8 [H', W', 3]."""
+    stages = sample.chain_pictures(drawn)
+    rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
+    return curves.sheet(
+        rows.reshape(-1, *rows.shape[2:]),
+        title=r"Reverse: noise becomes an image; below each $x_t$ the network's guess $\hat{x}_0(x_t)$"
+        f"   ({sampling_words(config)})",
+        column_labels=[*time_labels(t), r"$x_0$"],
+        row_labels=[r"$x_t$", "pred_xstart"] * len(rows),
+        group=2,
+    )
+
+
+def chain_picture(
+    config: ConfigDict, forward_t: np.ndarray, x_t: np.ndarray, reverse_t: np.ndarray, drawn: GeneratedBatch
+) -> np.ndarray:
+    """Image, noise, image, on one line for each of a few chains: uint8 [H', W', 3]."""
+    reverse = sample.chain_pictures(drawn)["x_t"]
+    half = min(config.illustrate.num_stages // 2, reverse.shape[1] - 1)
+    there = np.linspace(0, x_t.shape[1] - 1, half + 1).round().astype(int)
+    back = np.linspace(0, reverse.shape[1] - 1, half + 1).round().astype(int)[1:]
+    rows = np.concatenate([to_uint8(x_t[:, there]), reverse[:, back]], axis=1)
+    return curves.sheet(
+        rows[:CHAINS_ON_A_SLIDE],
+        title="An image becomes noise, and the same noise becomes another image",
+        column_labels=[
+            "data",
+            *time_labels(forward_t[there[1:-1]]),
+            r"noise $\epsilon$",
+            *time_labels(reverse_t[back[:-1]]),
+            "sample",
+        ],
+        spans=[
+            (0, half - 1, r"forward $q(x_t|x_0)$: more and more noise"),
+            (half + 1, 2 * half, r"reverse $p_\theta(x_{t-1}|x_t)$: the network takes it away"),
+        ],
+    )
+
+
+# Words.
+
+
+def time_labels(t: np.ndarray) -> list[str]:
+    """What stands over the columns of these t."""
+    return [f"$t={step}$" for step in t.tolist()]
+
+
+def scientific(value: float) -> str:
+    """Two digits and a power of ten, as mathematics."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return rf"${digits}\times10^{{{int(exponent)}}}$"
+
+
+def sampling_words(config: ConfigDict) -> str:
+    """How the reverse chains were drawn."""
+    return f"{config.sampling.sampler}, {config.sampling.num_steps} steps, seed {config.sampling.seed}"
+
+
+def picture_folder(config: ConfigDict, step: int) -> str:
+    """Name of the default folder."""
+    sampling = config.sampling
+    return f"illustrate-step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """Floats to what is shown: what lies beyond [-1, 1] is clipped."""
+    return np.asarray(pixels.to_uint8(jnp.asarray(x)))
