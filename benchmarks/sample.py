@@ -1,0 +1,78 @@
+"""How fast is sampling? Images/s, GFLOP/s, and the share of the machine's matmul ceiling measured in the same run.
+
+python benchmarks/sample.py --config=digits --sampler=ancestral --num_steps=1000
+python benchmarks/sample.py --config=digits --sampler=ancestral --num_steps=1000 --against=torch   # pip install torch diffusers
+python benchmarks/sample.py --config=cifar10 --batch_size=8 --num_steps=5
+
+Also the share of the time that is not the network: the same number of network evaluations alone, without a sampler, are
+timed in turn. With --against=torch diffusers' scheduler and network draw as many images, in both memory formats.
+"""
+
+import jax
+import jax.numpy as jnp
+import measure
+
+from ddpm_jax import build
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.samplers import SAMPLERS
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="in place of the config's")
+    parser.add_argument("--num_steps", type=int, help="in place of the config's")
+    parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
+    options = parser.parse_args()
+    config = measure.load_config(options)
+    sampling = config.sampling
+    sampling.sampler = options.sampler or sampling.sampler
+    sampling.num_steps = options.num_steps or sampling.num_steps
+    sampling.num_images = sampling.batch_size = options.batch_size or sampling.batch_size
+    build.check_config(config)
+
+    mesh = meshes.make_mesh()
+    state = jax.jit(build.build_init(config), out_shardings=meshes.replicated(mesh))(jax.random.key(0))
+    generator = build.build_generator(config, mesh)
+    labels = build.sampling_labels(config)
+    batch_size = generator.batch_size
+
+    def draw():
+        return list(generator.generate(state.params, jax.random.key(1), num_images=batch_size, labels=labels))
+
+    make_denoise_fn = build.build_denoise_fn(config)
+    x_t, t = jnp.zeros((batch_size, *build.image_shape(config))), jnp.zeros(batch_size, jnp.int32)
+
+    def network(params, x_t, t):
+        return make_denoise_fn(params, None if labels is None else jnp.asarray(labels))(x_t, t)
+
+    flops = measure.count_flops(network, state.params, x_t, t) * sampling.num_steps
+
+    @jax.jit
+    def evaluations(params, x_t, t):
+        # Each waits for the one before, as a sampler's do.
+        return jax.lax.scan(lambda x, _: (network(params, x, t), None), x_t, length=sampling.num_steps)[0]
+
+    ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
+    work = {"ddpm_jax": draw, "its network alone": lambda: jax.block_until_ready(evaluations(state.params, x_t, t))}
+    if options.against:
+        import torch_reference
+
+        for name in ("contiguous", "channels_last"):
+            channels_last = name == "channels_last"
+            work[f"torch, {name}"] = torch_reference.sampler(
+                config, batch_size, sampling.num_steps, channels_last=channels_last
+            )
+    rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
+    ceiling = ceiling_flops / rows.pop("ceiling")
+
+    how = f"{sampling.sampler}, {sampling.num_steps} steps, batch {batch_size}, {config.model.dtype}"
+    print(f"{measure.machine()}; {options.config}, {how}, median of {options.rounds}")
+    better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
+    measure.table(rows, batch_size, flops, ceiling, better)
+    print(f"{rows['its network alone'] / rows['ddpm_jax']:.1%} of the time is the network")
+    if better:
+        print(f"ddpm_jax is {rows[better] / rows['ddpm_jax']:.2f}x {better}")
+
+
+if __name__ == "__main__":
+    main()

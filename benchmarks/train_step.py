@@ -1,0 +1,70 @@
+"""How fast is a training step? Images/s, GFLOP/s, and the share of the machine's matmul ceiling measured in the same run.
+
+python benchmarks/train_step.py --config=cifar10 --batch_size=8
+python benchmarks/train_step.py --config=digits --against=torch    # needs: pip install torch diffusers
+
+With --against=torch the same network of PyTorch's diffusers takes the same step (flips, loss, clipping, Adam, EMA) in turn
+with ours, in both of its memory formats; a ratio above 1 says that ours is faster.
+"""
+
+import jax
+import measure
+import numpy as np
+
+from ddpm_jax import build
+from ddpm_jax.runtime import mesh as meshes
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
+    options = parser.parse_args()
+    config = measure.load_config(options)
+    batch_size = config.train.batch_size
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch_size, *build.image_shape(config)), dtype=np.uint8)
+    labels = np.arange(batch_size, dtype=np.int32) % max(1, config.data.num_classes)
+    ours, flops, parameters = our_step(config, {"image": images, "label": labels})
+    ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
+    work = {"ddpm_jax": ours}
+    if options.against:
+        import torch_reference
+
+        torch_parameters = torch_reference.count_parameters(config)
+        for name in ("contiguous", "channels_last"):
+            work[f"torch, {name}"] = torch_reference.train_step(config, images, channels_last=name == "channels_last")
+    rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
+    ceiling = ceiling_flops / rows.pop("ceiling")
+
+    print(f"{measure.machine()}; {options.config}, batch {batch_size}, {config.model.dtype}, median of {options.rounds}")
+    print(f"{parameters:,} parameters; {flops / 1e9:,.1f} GFLOP a step, counted in the program")
+    better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
+    measure.table(rows, batch_size, flops, ceiling, better)
+    if better:
+        print(f"torch has {torch_parameters:,} parameters; ddpm_jax is {rows[better] / rows['ddpm_jax']:.2f}x {better}")
+
+
+def our_step(config, batch):
+    """A function that takes one step, the operations in it, and the number of parameters."""
+    mesh = meshes.make_mesh()
+    meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
+    replicated = meshes.replicated(mesh)
+    state = jax.jit(build.build_init(config), out_shardings=replicated)(jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    key = jax.device_put(jax.random.key(1), replicated)
+    batch = jax.device_put(batch, meshes.batch_sharding(mesh))
+    train_step = build.build_train_step(config)
+    flops = measure.count_flops(train_step, state, batch, key)
+    step = jax.jit(train_step, donate_argnums=0)
+    held = [state]
+
+    def once():
+        held[0], metrics = step(held[0], batch, key)
+        jax.block_until_ready(metrics)
+
+    return once, flops, parameters
+
+
+if __name__ == "__main__":
+    main()

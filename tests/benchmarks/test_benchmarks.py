@@ -1,0 +1,76 @@
+"""The benchmarks run, shrunk, and their counted operations are right."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def printed(repository, script, *arguments):
+    """What a benchmark prints, run as its header says."""
+    # One device, compiled fast: what is measured here is of no interest.
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(repository / ".cache" / "xla"),
+    }
+    line = [sys.executable, f"benchmarks/{script}.py", *arguments]
+    result = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("train_step", []), ("sample", ["--num_steps=2"])], ids=["train_step", "sample"]
+)
+def test_speed_is_told_as_rates_and_share_of_the_ceiling(repository, script, arguments):
+    out = printed(repository, script, "--rounds=1", "--batch_size=8", *arguments)
+    seconds, images, gflops, share = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)%", out).groups())
+    ceiling = float(re.search(r"matmul ceiling +([\d.]+)", out)[1])
+    assert images == pytest.approx(8 / seconds, rel=0.05)
+    assert share == pytest.approx(100 * gflops / ceiling, abs=1)
+    assert 0 < share < 110
+
+
+def test_the_input_is_set_against_the_step(repository):
+    out = printed(repository, "input", "--rounds=1", "--batch_size=8")
+    delivers, takes = (float(re.search(rf"{what} +([\d.,]+)", out)[1].replace(",", "")) for what in ("delivers", "takes"))
+    assert float(re.search(r"ratio +([\d.,]+)x", out)[1]) == pytest.approx(delivers / takes, rel=0.05, abs=0.06)
+
+
+def test_memory_of_a_step(repository):
+    state, per_image = map(
+        float, re.search(r"digits +[\d,]+ +(\d+) MiB +([\d.]+) MiB", printed(repository, "memory", "digits")).groups()
+    )
+    assert state == pytest.approx(176_849 * 4 * 4 / 2**20, abs=1)  # parameters, EMA and two moments
+    assert 0.01 < per_image < 10
+
+
+def test_digits_quality(repository, tmp_path):
+    from ddpm_jax.data import digits
+
+    real = digits.load_digits("test")
+    np.savez(tmp_path / "images.npz", images=real.batch(np.arange(len(real)))["image"])
+    out = printed(repository, "digits_quality", str(tmp_path / "images.npz"))
+    drawn, held_out = (float(re.search(rf"297 {what} +([\d.]+)", out)[1]) for what in ("drawn", "held-out real"))
+    assert drawn == held_out == 27.51
+
+
+def test_operations_are_counted_as_by_hand(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import measure
+
+    def network(kernel, x):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    kernel, x = jnp.ones((3, 3, 5, 7)), jnp.ones((2, 4, 4, 5))
+    forward = 2 * (2 * 4 * 4 * 7) * (3 * 3 * 5)
+    assert measure.count_flops(network, kernel, x) == forward
+    assert measure.count_flops(jax.grad(lambda kernel, x: network(kernel, x).sum(), (0, 1)), kernel, x) == 3 * forward
+    assert measure.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
+    scanned = lambda a: jax.lax.scan(lambda h, _: (h @ a, None), a, length=6)[0]  # noqa: E731
+    assert measure.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
