@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, visualize
 from ddpm_jax.process import pixels
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import randomness, workdir
+from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.logbook import Progress
@@ -21,6 +21,7 @@ from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 CHAINS_SHOWN = 8  # rows of a picture of chains
 
 
+@processes.one_job()
 def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Draw config.sampling.num_images images; the exit code.
 
@@ -32,27 +33,27 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     Raises:
       PersonError, UsageError: no checkpoint, another model, an output folder that cannot be written.
     """
-    build.check_config(config)
-    workdir.read_config(folder)  # there must be a run
-    run_folder = workdir.prepare(folder, config.to_dict(), is_writer=False)
+    with processes.together():
+        build.check_config(config)
+        workdir.read_config(folder)  # there must be a run
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False)
     mesh = meshes.make_mesh()
-    generator = build.build_generator(config, mesh)
+    with processes.together():
+        generator = build.build_generator(config, mesh)
 
     sampling = config.sampling
     params, step = restore_weights(config, run_folder, mesh)
-    with Progress(sampling.num_images, unit="images", out=sys.stderr) as progress:
-        drawn = draw(config, generator, params, report=progress.update)
+    drawn = draw_with_progress(config, generator, params)
 
-    if jax.process_index() == 0:
-        target = (
-            pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / _name(config, step)
-        )
-        with writing_to(target):
-            write(target, drawn)
-        print(
-            f"{step=:,} of {sampling.weights} weights, {sampling.sampler} in {sampling.num_steps} steps, seed {sampling.seed}"
-        )
-        print(f"pictures in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+    default = workdir.sample_folder(run_folder) / _name(config, step)
+    target = pathlib.Path(output).expanduser().absolute() if output else default
+    with processes.together():
+        if processes.is_writer():
+            with writing_to(target):
+                write(target, drawn)
+            weights = f"{step=:,} of {sampling.weights} weights"
+            print(f"{weights}, {sampling.sampler} in {sampling.num_steps} steps, seed {sampling.seed}")
+            print(f"pictures in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
     return 0
 
 
@@ -84,6 +85,13 @@ def draw(config: ConfigDict, generator: Generator, params: object, *, report=lam
         kept_x=np.concatenate(kept_x),
         kept_pred_xstart=np.concatenate(kept_pred_xstart),
     )
+
+
+def draw_with_progress(config: ConfigDict, generator: Generator, params: object) -> GeneratedBatch:
+    """As `draw`; the first process tells how far it is."""
+    with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
+        report = progress.update if processes.is_writer() else lambda images: None
+        return draw(config, generator, params, report=report)
 
 
 def write(target: pathlib.Path, drawn: GeneratedBatch) -> None:

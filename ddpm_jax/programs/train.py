@@ -5,6 +5,7 @@ bits: the state is the checkpoint's, and data and noise of step n follow from (s
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 import signal
@@ -21,14 +22,15 @@ from ddpm_jax import build, visualize
 from ddpm_jax.data import pipeline
 from ddpm_jax.programs import sample
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import randomness, workdir
+from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.interrupt import Interrupt
-from ddpm_jax.runtime.logbook import Logbook, Progress
+from ddpm_jax.runtime.logbook import Logbook
 from ddpm_jax.training.state import TrainState
 
 
+@processes.one_job()
 def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
     """Train to config.train.num_steps; the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
 
@@ -41,15 +43,17 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
       PersonError, UsageError: what the person can mend; the last good checkpoint stays.
     """
     started = time.monotonic()
-    build.check_config(config)
-    profiled_steps = parse_profile(profile)
-    is_writer = jax.process_index() == 0
+    is_writer = processes.is_writer()
     say = _say if is_writer else lambda line: None
     mesh = meshes.make_mesh()
-    meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = workdir.prepare(folder, config.to_dict(), is_writer=is_writer)
-    generator = build.build_generator(config, mesh)
-    source = build.build_source(config, report=say)
+    with processes.together():
+        build.check_config(config)
+        profiled_steps = parse_profile(profile)
+        meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True)
+    with processes.together():
+        generator = build.build_generator(config, mesh)
+        source = build.build_source(config, report=say)
 
     with Checkpoints(
         workdir.checkpoint_folder(run_folder),
@@ -63,7 +67,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
         if start_step:
             say(f"resuming at step {start_step:,}")
         with (
-            Interrupt() as interrupt,
+            Interrupt(processes.StopVote(mesh) if jax.process_count() > 1 else None) as interrupt,
             Logbook(
                 run_folder,
                 total_steps=config.train.num_steps,
@@ -74,8 +78,9 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
             ) as logbook,
         ):
             log = StepLog(config, logbook, start_step, checkpoints)
-            train_step = jax.jit(build.build_train_step(config), donate_argnums=0)
-            key = jax.device_put(randomness.purpose_key(config.seed, "train"), meshes.replicated(mesh))
+            everywhere = meshes.replicated(mesh)
+            train_step = jax.jit(build.build_train_step(config), donate_argnums=0, out_shardings=everywhere)
+            key = jax.jit(functools.partial(randomness.purpose_key, config.seed, "train"), out_shardings=everywhere)()
             batches = pipeline.prefetch_to_device(
                 pipeline.batches(
                     source,
@@ -89,18 +94,19 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
                 ),
                 meshes.batch_sharding(mesh),
             )
-            with contextlib.closing(batches), profiling(run_folder, profiled_steps) as trace:
+            with contextlib.closing(batches), profiling(run_folder, profiled_steps if is_writer else range(0)) as trace:
                 for step in range(start_step, config.train.num_steps):
+                    stop = interrupt.check()
                     if step > start_step:
                         due = Due(config, step)
                         if due.picture:
                             log.flush()
                             with logbook.pause():
                                 picture(config, generator, state, run_folder, logbook)
-                        if due.checkpoint or interrupt.requested:
+                        if due.checkpoint or stop:
                             log.flush()  # nothing unsound is ever saved
                             checkpoints.save(step, vars(state))
-                    if interrupt.requested:
+                    if stop:
                         break
                     trace(step)
                     batch = next(batches)
@@ -115,8 +121,8 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
                 with logbook.pause():
                     shown = picture(config, generator, state, run_folder, logbook)
             checkpoints.save(step, vars(state), wait=True)
-            if interrupt.requested and step < config.train.num_steps:
-                name = signal.Signals(interrupt.requested).name
+            if interrupt.agreed and step < config.train.num_steps:
+                name = signal.Signals(interrupt.agreed).name
                 logbook.say(f"stopped by {name}: step {step:,} is saved, the same command goes on from there")
                 return interrupt.exit_code
             if config.train.sample_every:
@@ -209,19 +215,18 @@ def picture(config: ConfigDict, generator, state: TrainState, run_folder: pathli
     """Draw samples of the EMA (or raw) weights into samples/step_N.png, and TensorBoard; the files written."""
     step = int(state.step)
     params = getattr(state, build.WEIGHTS[config.sampling.weights])
-    with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
-        drawn = sample.draw(config, generator, params, report=progress.update)
-    if jax.process_index() != 0:
-        return []
+    drawn = sample.draw_with_progress(config, generator, params)
     pictures = {"": visualize.grid(drawn.images)}
     for name, stages in sample.chain_pictures(drawn).items():
         pictures[f"-{name}"] = visualize.strip(stages[: sample.CHAINS_SHOWN])
     folder = workdir.sample_folder(run_folder)
     files = [folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
-    with sample.writing_to(folder):
-        folder.mkdir(exist_ok=True)
-        for file, image in zip(files, pictures.values(), strict=True):
-            visualize.save_png(file, image)
+    with processes.together():
+        if processes.is_writer():
+            with sample.writing_to(folder):
+                folder.mkdir(exist_ok=True)
+                for file, image in zip(files, pictures.values(), strict=True):
+                    visualize.save_png(file, image)
     logbook.image(step, "samples", pictures[""])
     return files
 

@@ -24,11 +24,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.runtime.checksums import check_sums, write_sums
 from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.processes import all_agree, first_says, is_writer, together
 
 State = dict[str, Any]
 
@@ -73,7 +73,7 @@ class Checkpoints:
         self._background_error: Exception | None = None
         self._failure: PersonError | None = None
         self._manager: ocp.CheckpointManager | None = None
-        if read_only and not self.directory.is_dir():
+        if read_only and not all_agree(self.directory.is_dir()):
             return
         keep: list[Any] = [policies.LatestN(keep_latest)]
         if keep_every:
@@ -86,20 +86,21 @@ class Checkpoints:
             preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
         )
         try:
-            if not read_only:
-                self.directory.mkdir(parents=True, exist_ok=True)
+            with together():  # before Orbax has all processes wait for each other
+                if not read_only:
+                    self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise PersonError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order. One that is still being written is not among them."""
+        """The steps that have a checkpoint, in order: what process 0 sees. One still being written is not among them."""
         if self._manager is None:
             return []
         if self._read_only:
             self._manager.reload()
         # Orbax counts the one under way as well; only the disk knows.
-        return sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir())
+        return first_says(sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()))
 
     def latest_step(self) -> int | None:
         """The newest step that has a checkpoint, None where there is none."""
@@ -123,10 +124,10 @@ class Checkpoints:
         self.wait()
         if self._failure:
             raise self._failure
-        newest = self.latest_step()
-        if newest is not None and step <= newest:
-            if step not in self.steps():
-                raise ValueError(f"step {step} is older than the newest checkpoint, {newest}")
+        steps = self.steps()
+        if steps and step <= steps[-1]:
+            if step not in steps:
+                raise ValueError(f"step {step} is older than the newest checkpoint, {steps[-1]}")
             return False
         items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items() if jax.tree.leaves(tree)}
         try:
@@ -216,7 +217,7 @@ class Checkpoints:
                 # Only now: where none can be read, the files may not be what is wrong.
                 self._set_aside(damaged, candidate)
                 return state, candidate
-            if (self.directory / str(candidate)).is_dir():  # else the training beside has deleted it meanwhile
+            if all_agree((self.directory / str(candidate)).is_dir()):  # else the training beside has deleted it meanwhile
                 damaged[candidate] = cause
         if not damaged:
             raise PersonError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
@@ -227,22 +228,26 @@ class Checkpoints:
         """The state, or None and what is wrong with the files. All processes agree on which."""
         wanted = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
         folder = self.directory / str(step)
-        state, cause = None, "another process could not read it"
-        try:
+
+        def inspect() -> bool:
             check_sums(folder, wanted)
             # Read before the arrays are, so that a state of another shape is not taken for damage.
             written = {item.name: _read_shapes(item) for item in sorted(folder.iterdir()) if item.is_dir()}
             _check_shapes(step, written, {name: _shapes(tree) for name, tree in wanted.items()}, whole)
+            return True
+
+        def read() -> State:
             items = {name: ocp.args.StandardRestore(_boxed(tree)) for name, tree in wanted.items()}
-            read = self._manager.restore(step, args=ocp.args.Composite(**items))
-            state = {name: _unboxed(read[name], tree) if name in wanted else tree for name, tree in abstract.items()}
-        except PermissionError as error:
-            raise PersonError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
-        except (PersonError, *_NOT_DAMAGE):
-            raise
-        except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
-            cause = _cause(error)
-        return (state if _all_processes(state is not None) else None), cause
+            fields = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return {name: _unboxed(fields[name], tree) if name in wanted else tree for name, tree in abstract.items()}
+
+        # All must have found it sound before any reads: Orbax has them wait for each other there.
+        for work in (inspect, read):
+            with together():
+                result, cause = _attempt(folder, work)
+            if not all_agree(result is not None):
+                return None, cause or "another process could not read it"
+        return result, ""
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, cause in sorted(damaged.items()):
@@ -250,19 +255,18 @@ class Checkpoints:
             line = f"the checkpoint {folder} is damaged ({cause})"
             if not self._read_only:
                 new = _free_name(self.directory / f"damaged-{step}")
-                if jax.process_index() == 0:
-                    folder.rename(new)
+                with together():
+                    if is_writer():
+                        folder.rename(new)
                 line += f" and now called {new.name}"
             self._report(f"{line}; going on from step {good}")
         if damaged and not self._read_only:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("damaged checkpoints renamed")
             self._manager.reload()
 
     def _finish(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
+            if is_writer():
                 write_sums(self.directory / str(step))
         except Exception as error:  # whatever it was: tensorstore has no type for a full disk
             self._background_error = error
@@ -270,6 +274,18 @@ class Checkpoints:
     def _fail(self, error: Exception) -> PersonError:
         self._failure = PersonError(f"cannot write a checkpoint into {self.directory}: {_cause(error)}")
         return self._failure
+
+
+def _attempt(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
+    """What `work` returns, or None and what is wrong with the files of `folder`."""
+    try:
+        return work(), ""
+    except PermissionError as error:
+        raise PersonError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
+    except (PersonError, *_NOT_DAMAGE):
+        raise
+    except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
+        return None, _cause(error)
 
 
 def _boxed(tree: Any) -> Any:
@@ -317,10 +333,6 @@ def _check_shapes(step: int, written: dict[str, dict], wanted: dict[str, dict], 
 
 def _show(shape: tuple | None) -> str:
     return "nothing" if shape is None else f"{shape[1]}{list(shape[0])}"
-
-
-def _all_processes(mine: bool) -> bool:
-    return mine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(mine))))
 
 
 def _free_name(path: Path) -> Path:

@@ -4,9 +4,11 @@ Data parallelism only: parameters are replicated, the batch is split along its f
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.runtime.errors import PersonError, UsageError
@@ -18,10 +20,14 @@ _CLUSTERED = (*_INDEXED_POD, "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh with the one axis "data" over `devices`, by default every device of every process."""
-    count = jax.device_count() if devices is None else len(devices)
+    """Mesh with the one axis "data" over `devices`, by default every device of every process.
+
+    The devices of a process lie side by side, so that each reads one piece of the batch. `jax.make_mesh`
+    follows the wires instead, and on a TPU pod mixes the processes; one all-reduce over all needs no such order.
+    """
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
     # Auto axes: under JAX's default, Explicit, Linen's Dropout fails.
-    return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -35,11 +41,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:
-    """Checks that every device gets the same number of images in every micro-batch.
+    """Checks that every process, and every device in every micro-batch, gets the same number of images.
 
     Raises:
       UsageError: `batch_size` is no positive multiple of devices x accumulation_steps; names the nearest that are.
+        Or the processes have different numbers of devices.
     """
+    counts = Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(str(count) for _, count in sorted(counts.items()))
+        raise UsageError(f"the processes have {listed} devices: give each of them the same number")
     if accumulation_steps < 1:
         raise UsageError(f"optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
     unit = mesh.size * accumulation_steps
@@ -84,6 +95,9 @@ def initialize_distributed(
             )
     elif _is_lone_machine():
         return False
+    # JAX's own service for preemption would take SIGTERM's handler, and with it the signal wherever `Interrupt` is not
+    # at work: then nothing but SIGKILL could end a process that reads data or samples.
+    jax.config.update("jax_enable_preemption_service", False)
     # A CPU client is made with the collectives named here, and only then; the other platforms ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:

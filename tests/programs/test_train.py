@@ -118,7 +118,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
         ({"diffusion.prediction": "noise"}, "eps, x_start, v"),
         ({"diffusion.variance": "large"}, "fixed_small, fixed_large"),
         ({"diffusion.loss": "huber"}, "simple"),
-        ({"diffusion.num_timesteps": 10}, "cosine schedule"),
+        ({"diffusion.num_timesteps": 10, "diffusion.schedule": "linear"}, "cosine schedule"),
         ({"sampling.sampler": "euler"}, "ancestral, ddim"),
         ({"sampling.spacing": "even"}, "leading, linspace, trailing, quadratic"),
         ({"sampling.weights": "best"}, "ema, raw"),

@@ -12,10 +12,10 @@ from ddpm_jax.runtime.interrupt import Interrupt
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_sets_the_flag_and_nothing_stops(number):
     with Interrupt() as interrupt:
-        assert interrupt.requested is None
+        assert interrupt.requested is interrupt.check() is interrupt.agreed is None
         assert interrupt.exit_code == 0
         os.kill(os.getpid(), number)
-        assert interrupt.requested == number
+        assert interrupt.requested == interrupt.check() == interrupt.agreed == number
         assert interrupt.exit_code == 128 + number
 
 
@@ -33,6 +33,23 @@ def test_ctrl_c_after_a_request_interrupts_at_once(first):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.requested == first
+
+
+def test_what_the_vote_says_counts_not_what_this_process_received():
+    told, answers = [], iter([0, 0, signal.SIGTERM])
+
+    def vote(mine):
+        told.append(mine)
+        return next(answers)
+
+    with Interrupt(vote) as interrupt:
+        assert interrupt.check() is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.check() is None  # nobody else knows yet
+        assert (interrupt.agreed, interrupt.exit_code) == (None, 0)
+        assert interrupt.check() == interrupt.check() == interrupt.agreed == signal.SIGTERM
+        assert interrupt.exit_code == 128 + signal.SIGTERM
+    assert told == [0, signal.SIGINT, signal.SIGINT]  # nor is there another vote once all have agreed
 
 
 def test_old_handlers_come_back_even_after_an_error():
@@ -65,7 +82,7 @@ def test_the_loop_ends_with_the_shells_code(child_environment):
         "from ddpm_jax.runtime.interrupt import Interrupt\n"
         "with Interrupt() as interrupt:\n"
         "    for step in range(10):\n"
-        "        if interrupt.requested: print('saved', step); sys.exit(interrupt.exit_code)\n"
+        "        if interrupt.check(): print('saved', step); sys.exit(interrupt.exit_code)\n"
         "        if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     child = subprocess.run([sys.executable, "-c", loop], env=child_environment(), capture_output=True, text=True)

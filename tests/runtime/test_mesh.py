@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -28,6 +29,28 @@ def test_mesh_has_one_auto_axis_over_all_devices():
 
 def test_mesh_over_some_devices():
     assert list(make_mesh(jax.devices()[:2]).devices.flat) == jax.devices()[:2]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    id: int
+    process_index: int
+
+
+def stand_ins(*process_of_device):
+    """Devices 0, 1, ... of these processes."""
+    return [StandIn(number, index) for number, index in enumerate(process_of_device)]
+
+
+def test_the_devices_of_a_process_lie_side_by_side():
+    # As on a TPU pod: hosts own squares of 2x2 chips, which are numbered row by row.
+    devices = stand_ins(0, 0, 1, 1, 0, 0, 1, 1)
+    assert [device.id for device in make_mesh(devices).devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+def test_processes_with_unequal_numbers_of_devices():
+    with pytest.raises(UsageError, match="have 2, 1 devices: give each of them the same number"):
+        check_batch(12, make_mesh(stand_ins(0, 0, 1)))
 
 
 def test_shardings_split_the_batch_and_copy_the_rest():
