@@ -73,6 +73,7 @@ def main(argv: list[str]) -> None:
             raise UsageError("--config is missing: name an experiment, such as --config=configs/digits.py")
         import jax
 
+        from configs import defaults
         from ddpm_jax.runtime import mesh
 
         if FLAGS.compilation_cache:
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
         mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
-        code = program.run(FLAGS.config, FLAGS.workdir, **options)
+        code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)
     except PersonError as error:
         stop(error)
     sys.exit(code)

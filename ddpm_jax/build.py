@@ -102,6 +102,11 @@ def check_choice(field: str, value: Any, choices: Any) -> None:
         raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")
 
 
+def as_dict(config: ConfigDict | None) -> dict[str, Any]:
+    """The config as plain dictionaries; empty for None."""
+    return {} if config is None else config.to_dict()
+
+
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C)."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
@@ -255,11 +260,18 @@ def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict
     )
 
 
-def build_generator(config: ConfigDict, mesh: Mesh) -> Generator:
-    """The driver that draws images as config.sampling says."""
+def build_generator(config: ConfigDict, mesh: Mesh, kept_steps: np.ndarray | None = None) -> Generator:
+    """The driver that draws images as config.sampling says.
+
+    Args:
+      config: resolved.
+      mesh: whose devices draw.
+      kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
+        of them, evenly spread, pure noise first.
+    """
     sampler, sampling = build_sampler(config), config.sampling
-    # Stages spread evenly over the chain, pure noise first.
-    kept_steps = np.linspace(0, sampler.num_steps - 1, sampling.keep).round().astype(int) if sampling.keep else ()
+    if kept_steps is None:
+        kept_steps = np.linspace(0, sampler.num_steps - 1, sampling.keep).round().astype(int) if sampling.keep else ()
     return Generator(
         sampler,
         build_denoise_fn(config),

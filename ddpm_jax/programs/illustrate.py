@@ -22,10 +22,9 @@ from ddpm_jax.process import diffusion, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule, trailing_timesteps
 from ddpm_jax.programs import sample
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import randomness, workdir
+from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import UsageError
-from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 from ddpm_jax.samplers.sampler import images_noise
 
@@ -35,47 +34,52 @@ CHAINS_ON_A_SLIDE = 3  # rows of chain.png
 CURVE_POINTS = 1000  # of the T steps, at which curves are computed
 
 
-def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
+@processes.one_job()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
     """Draw the pictures that config.illustrate and config.sampling ask for; the exit code.
 
     Args:
       config: resolved.
       folder: workdir of a run; where it holds no checkpoint (or nothing at all), forward.png is all there is.
       output: where to write; by default a folder in the workdir's samples/.
+      defaults: values of fields that the workdir's config is too old to have.
 
     Raises:
       PersonError, UsageError: wrong fields, no data set, another model, an output folder that cannot be written.
     """
-    build.check_config(config)
-    check_illustrate(config)
+    with processes.together():
+        build.check_config(config)
+        check_illustrate(config)
     config = for_few_images(config)
-    run_folder = workdir.prepare(folder, config.to_dict(), is_writer=False)
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
-    schedule = build.build_schedule(config)
-
-    images = real_images(config)
+    with processes.together():
+        schedule = build.build_schedule(config)
+        images = real_images(config)
     t = forward_timesteps(schedule, config.illustrate.num_stages)
     x_t = forward_stages(schedule, images, t, starting_noise(config))
     pictures = {"forward.png": forward_picture(config, schedule, images, t, x_t)}
     name, said = "illustrate-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
 
-    if has_checkpoint(config, run_folder):
+    if processes.all_agree(has_checkpoint(config, run_folder)):
         params, step = sample.restore_weights(config, run_folder, mesh)
-        generator, reverse_t = build_reverse(config, mesh)
-        with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
-            drawn = sample.draw(config, generator, params, report=progress.update)
+        with processes.together():
+            generator, reverse_t = build_reverse(config, mesh)
+        drawn = sample.draw_with_progress(config, generator, params)
         pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn)
-        name, said = picture_folder(config, step), f"{step=:,} of {config.sampling.weights} weights, {sampling_words(config)}"
+        name = f"illustrate-{sample.name_of(config, step)}"
+        said = f"{step=:,} of {config.sampling.weights} weights, {sampling_words(config)}"
 
-    if jax.process_index() == 0:
-        target = pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / name
-        with sample.writing_to(target):
-            target.mkdir(parents=True, exist_ok=True)
-            for file, picture in pictures.items():
-                visualize.save_png(target / file, picture)
-        print(said)
-        print(f"pictures in {target}: {', '.join(pictures)}")
+    target = pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / name
+    with processes.together():
+        if processes.is_writer():
+            with sample.writing_to(target):
+                target.mkdir(parents=True, exist_ok=True)
+                for file, picture in pictures.items():
+                    visualize.save_png(target / file, picture)
+            print(said)
+            print(f"pictures in {target}: {', '.join(pictures)}")
     return 0
 
 
@@ -214,15 +218,7 @@ def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Generato
     sampler = build.build_sampler(config)
     stages = min(config.illustrate.num_stages - 1, sampler.num_steps)
     kept_steps = np.arange(stages) * sampler.num_steps // stages
-    generator = Generator(
-        sampler,
-        build.build_denoise_fn(config),
-        mesh,
-        image_shape=build.image_shape(config),
-        batch_size=config.sampling.batch_size,
-        kept_steps=tuple(kept_steps.tolist()),
-    )
-    return generator, sampler.schedule.timesteps[sampler.num_steps - 1 - kept_steps]
+    return build.build_generator(config, mesh, kept_steps), sampler.schedule.timesteps[sampler.num_steps - 1 - kept_steps]
 
 
 def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch) -> np.ndarray:
@@ -282,12 +278,6 @@ def scientific(value: float) -> str:
 def sampling_words(config: ConfigDict) -> str:
     """How the reverse chains were drawn."""
     return f"{config.sampling.sampler}, {config.sampling.num_steps} steps, seed {config.sampling.seed}"
-
-
-def picture_folder(config: ConfigDict, step: int) -> str:
-    """Name of the default folder."""
-    sampling = config.sampling
-    return f"illustrate-step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:

@@ -22,13 +22,14 @@ CHAINS_SHOWN = 8  # rows of a picture of chains
 
 
 @processes.one_job()
-def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
     """Draw config.sampling.num_images images; the exit code.
 
     Args:
       config: resolved.
       folder: workdir of the run that trained the model.
       output: where to write; by default a folder in the workdir's samples/ named after what was drawn.
+      defaults: values of fields that the workdir's config is too old to have.
 
     Raises:
       PersonError, UsageError: no checkpoint, another model, an output folder that cannot be written.
@@ -36,7 +37,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     with processes.together():
         build.check_config(config)
         workdir.read_config(folder)  # there must be a run
-    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False)
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
     with processes.together():
         generator = build.build_generator(config, mesh)
@@ -45,7 +46,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     params, step = restore_weights(config, run_folder, mesh)
     drawn = draw_with_progress(config, generator, params)
 
-    default = workdir.sample_folder(run_folder) / _name(config, step)
+    default = workdir.sample_folder(run_folder) / name_of(config, step)
     target = pathlib.Path(output).expanduser().absolute() if output else default
     with processes.together():
         if processes.is_writer():
@@ -133,7 +134,8 @@ def writing_to(target: pathlib.Path) -> Iterator[None]:
         raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
 
 
-def _name(config: ConfigDict, step: int) -> str:
+def name_of(config: ConfigDict, step: int) -> str:
+    """A folder's name that says what was drawn."""
     sampling = config.sampling
     name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
     if sampling.sampler == "ddim" and sampling.eta:

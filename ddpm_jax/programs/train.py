@@ -31,13 +31,14 @@ from ddpm_jax.training.state import TrainState
 
 
 @processes.one_job()
-def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
+def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigDict | None = None) -> int:
     """Train to config.train.num_steps; the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
 
     Args:
       config: resolved.
       folder: workdir, made if need be.
       profile: FIRST:LAST, the steps to trace, or "".
+      defaults: values of fields that the workdir's config is too old to have.
 
     Raises:
       PersonError, UsageError: what the person can mend; the last good checkpoint stays.
@@ -50,7 +51,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
         build.check_config(config)
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True)
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))
     with processes.together():
         generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)

@@ -82,13 +82,16 @@ def first_says(numbers: Sequence[int]) -> list[int]:
     return [int(number) for number in multihost_utils.broadcast_one_to_all(mine)] if length else []
 
 
-def prepare_workdir(folder: str | os.PathLike, config: dict[str, Any], *, write: bool) -> Path:
+def prepare_workdir(
+    folder: str | os.PathLike, config: dict[str, Any], *, write: bool, defaults: dict[str, Any] | None = None
+) -> Path:
     """`workdir.prepare` for the whole job.
 
     Args:
       folder: workdir.
       config: resolved; the same in every process, but for the fields that say where data lies (`workdir.FREE`).
       write: whether process 0 makes the folder and writes the config; else all only check.
+      defaults: as `workdir.prepare`.
 
     Returns:
       The folder's absolute path.
@@ -99,7 +102,7 @@ def prepare_workdir(folder: str | os.PathLike, config: dict[str, Any], *, write:
     """
     check_same_config(config)
     with together():
-        run_folder = workdir.prepare(folder, config, is_writer=write and is_writer())
+        run_folder = workdir.prepare(folder, config, defaults=defaults, is_writer=write and is_writer())
     if write:
         check_shared(run_folder)
     return run_folder

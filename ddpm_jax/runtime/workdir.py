@@ -20,6 +20,7 @@ def prepare(
     *,
     fixed: Iterable[str] = FIXED,
     free: Iterable[str] = FREE,
+    defaults: dict[str, Any] | None = None,
     is_writer: bool = True,
 ) -> Path:
     """Makes the folder, or checks that it holds a run of the same experiment, and writes config.json.
@@ -29,6 +30,7 @@ def prepare(
       config: the resolved config, of what JSON can hold.
       fixed: sections or dotted fields that a resume must not change.
       free: dotted fields inside those that it may: they say where data lies and how fast it is read, not what it is.
+      defaults: what fields are that the folder's config does not have: those younger than its run.
       is_writer: False in all processes but one; those only check.
 
     Returns:
@@ -49,7 +51,8 @@ def prepare(
     file = folder / "config.json"
     old = read_config(folder) if file.exists() else None
     if old is not None:
-        _check_same_experiment(folder, old, config, tuple(fixed), frozenset(free))
+        known = _flatten(json.loads(json.dumps(defaults or {}))) | _flatten(old)
+        _check_same_experiment(folder, known, _flatten(config), tuple(fixed), frozenset(free))
     if is_writer and old != config:
         write_atomically(file, json.dumps(config, indent=2) + "\n")
     return folder
@@ -122,9 +125,8 @@ def _reason(error: OSError) -> str:
 
 
 def _check_same_experiment(
-    folder: Path, old: dict[str, Any], new: dict[str, Any], fixed: tuple[str, ...], free: frozenset[str]
+    folder: Path, old_fields: dict[str, Any], new_fields: dict[str, Any], fixed: tuple[str, ...], free: frozenset[str]
 ) -> None:
-    old_fields, new_fields = _flatten(old), _flatten(new)
     differing = [
         f"{field} was {_show(old_fields.get(field, _ABSENT))}, now {_show(new_fields.get(field, _ABSENT))}"
         for field in sorted(old_fields.keys() | new_fields.keys())

@@ -21,6 +21,21 @@ def test_train_then_sample_without_naming_the_config_again(tmp_path, main):
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path, main):
+    """Its config.json knows nothing of fields that came later: they have their defaults."""
+    run = tmp_path / "run"
+    assert main(run, fields={"train.num_steps": 2}).returncode == 0
+    config = json.loads((run / "config.json").read_text())
+    del config["data"]["background"]
+    (run / "config.json").write_text(json.dumps(config))
+    for mode in ("train", "sample"):
+        result = main(run, f"--mode={mode}", config=None, tiny=False)
+        assert result.returncode == 0, result.stderr
+    result = main(run, "--config.data.background=black", config=None, tiny=False)
+    assert result.returncode == 1
+    assert 'data.background was "white", now "black"' in result.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -72,6 +72,17 @@ def test_other_sections_and_the_place_of_the_data_may_change(tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
+def test_a_field_younger_than_the_run_counts_as_its_default(tmp_path):
+    workdir.prepare(tmp_path, CONFIG)
+    defaults = {"data": {"image_size": 64, "background": "white"}, "model": {"heads": (1, 2)}}
+    newer = changed(data={"background": "white"}, model={"heads": (1, 2)})
+    assert workdir.prepare(tmp_path, newer, defaults=defaults) == tmp_path
+    workdir.prepare(tmp_path / "again", CONFIG)
+    with pytest.raises(PersonError, match=r'data\.background was "white", now "black"') as error:
+        workdir.prepare(tmp_path / "again", changed(data={"background": "black"}), defaults=defaults)
+    assert "image_size" not in str(error.value)
+
+
 def test_what_is_fixed_can_be_chosen(tmp_path):
     workdir.prepare(tmp_path, CONFIG)
     with pytest.raises(PersonError, match="seed was 0, now 1"):
