@@ -75,6 +75,20 @@ def get_config() -> ConfigDict:
     sampling.checkpoint_step = -1  # -1 for the latest
     sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
 
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.metrics = ("frechet", "precision_recall", "bits_per_dim")
+    evaluation.features = "pixels"  # pixels | module:function of your own
+    evaluation.num_images = 50_000  # drawn by config.sampling's sampler
+    evaluation.batch_size = 64  # of features and of the bound, over all devices
+    evaluation.held_out = (
+        "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
+    )
+    evaluation.held_out_images = 0  # of it, from the first; 0 for all
+    evaluation.bound_timesteps = 0  # of the T for each image, drawn at random without bias; 0 for all, exactly
+    evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
+    evaluation.samplers = ()  # measured one after another; () for sampling.sampler
+    evaluation.num_steps = ()  # of each sampler; () for sampling.num_steps
+
     config.illustrate = illustrate = ConfigDict()
     illustrate.num_images = 4  # rows: real images taken to noise, and chains of config.sampling back
     illustrate.num_stages = 11  # columns, from image to noise and from noise to image

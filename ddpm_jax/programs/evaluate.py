@@ -1,0 +1,315 @@
+"""--mode=evaluate: how good is the model? Numbers with their provenance, a table, pictures.
+
+For each checkpoint, sampler and step count of config.evaluation: draw images, compare their features with those of
+the real ones. For each checkpoint: the variational bound in bits/dim on the images held out, with the rate and
+distortion of the code that it stands for. What held-out real images score stands beside it, as what can be hoped for.
+"""
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import ddpm_jax
+from ddpm_jax import build, charts, visualize
+from ddpm_jax.data.source import ImageSource
+from ddpm_jax.metrics import features, frechet
+from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.programs import sample
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import processes, randomness, report, workdir
+from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.logbook import Progress
+
+DRAWN_METRICS = ("frechet", "precision_recall")  # of drawn images against real ones
+METRICS = (*DRAWN_METRICS, "bits_per_dim")
+NEIGHBOUR = 3  # of precision and recall
+COMPARABLE = 10_000  # images below which a Fréchet distance is not comparable with published ones
+
+
+@processes.one_job()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+    """Measure what config.evaluation names; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir of the run that trained the model.
+      output: where to write; by default the workdir's eval/.
+      defaults: values of fields that the workdir's config is too old to have.
+
+    Raises:
+      PersonError, UsageError: wrong fields, no checkpoint, no data set, an output folder that cannot be written.
+    """
+    with processes.together():
+        build.check_config(config)
+        check_evaluation(config)
+        workdir.read_config(folder)  # there must be a run
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
+    target = pathlib.Path(output).expanduser().absolute() if output else workdir.evaluation_folder(run_folder)
+    mesh, wanted = meshes.make_mesh(), config.evaluation.metrics
+    with processes.together():
+        cases = [(case, build.build_generator(case, mesh)) for case in sampling_cases(config)]
+        held_out = held_out_source(config)
+        comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
+        meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in wanted else None
+
+    rows, points = [], []
+    if comparison and held_out:
+        rows.append({"images": f"real, {held_out.split}", **comparison.of_source(held_out)})
+        say(rows[-1])
+    for checkpoint_step in config.evaluation.checkpoint_steps:
+        config.sampling.checkpoint_step = checkpoint_step
+        params, step = sample.restore_weights(config, run_folder, mesh)
+        result = {"step": step, "weights": config.sampling.weights, "config": config.to_dict(), "provenance": provenance()}
+        result["real"] = rows[0] if comparison and held_out else None
+        if comparison:
+            result |= {"reference": comparison.reference_words(), "features": comparison.extractor.provenance, "drawn": []}
+            for case, generator in cases:
+                drawn = sample.draw_with_progress(case, generator, params)
+                evaluations = generator.sampler.num_steps * generator.sampler.evaluations_per_step
+                row = {"images": "drawn", "step": step, "sampler": sampler_words(case), "evaluations": evaluations}
+                row |= comparison.of_images(drawn.images)
+                result["drawn"].append({**row, "sampling": case.sampling.to_dict()})
+                rows.append(row)
+                points.append(row)
+                say(row)
+        if meter:
+            with processes.together():
+                if held_out is None:
+                    raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
+            bound = measure_bound(config, meter, params, held_out)
+            result["bits_per_dim"] = {"split": held_out.split, **bound.numbers}
+            rows.append({"images": f"real, {held_out.split}", "step": step, **bound.row})
+            say(rows[-1])
+        with processes.together():
+            if processes.is_writer():
+                with sample.writing_to(target):
+                    target.mkdir(parents=True, exist_ok=True)
+                    report.write_json(target / f"step_{step}.json", result)
+                    if meter:
+                        visualize.save_png(target / f"step_{step}-bound.png", bound.picture)
+    with processes.together():
+        if processes.is_writer():
+            with sample.writing_to(target):
+                table = report.markdown_table(rows)
+                notes = warnings_of(config, comparison)
+                (target / "table.md").write_text(table + "".join(f"\n{note}\n" for note in notes), encoding="utf-8")
+                if len(points) > 1 and "frechet" in wanted:
+                    visualize.save_png(target / "evaluations.png", sweep_picture(points, rows[0] if held_out else None))
+            print(table + "".join(f"note: {note}\n" for note in notes), end="")
+            print(f"in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+    return 0
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Raises a UsageError that names the field of config.evaluation that is wrong."""
+    evaluation = config.evaluation
+    for metric in evaluation.metrics:
+        build.check_choice("evaluation.metrics", metric, METRICS)
+    if not evaluation.metrics:
+        raise UsageError(f"config.evaluation.metrics is empty: choose of {', '.join(METRICS)}")
+    for name, least in (("num_images", NEIGHBOUR + 1), ("batch_size", 1), ("held_out_images", 0), ("bound_timesteps", 0)):
+        if evaluation[name] < least:
+            raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
+    if not evaluation.checkpoint_steps:
+        raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
+
+
+def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
+    """A config for each sampler and step count, drawing config.evaluation.num_images."""
+    evaluation, sampling = config.evaluation, config.sampling
+    cases = []
+    for sampler, steps in itertools.product(
+        evaluation.samplers or (sampling.sampler,), evaluation.num_steps or (sampling.num_steps,)
+    ):
+        case = config.copy_and_resolve_references()
+        case.sampling.update(sampler=sampler, num_steps=steps, num_images=evaluation.num_images, keep=0)
+        build.check_config(case)
+        cases.append(case)
+    return cases
+
+
+def held_out_source(config: ConfigDict) -> ImageSource | None:
+    """The images that the model has not seen; None where the config names none."""
+    if not config.evaluation.held_out:
+        return None
+    other = config.copy_and_resolve_references()
+    other.data.split = config.evaluation.held_out
+    return build.build_source(other, report=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+class Comparison:
+    """Of images with the real ones of config.data.split, through features."""
+
+    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
+        self.extractor = features.make_extractor(config.evaluation.features)
+        self._config, self._mesh = config, mesh
+        source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+        self._reference_name, self._reference_size = f"{source.name} {source.split}", len(source)
+        self._reference = self._features(batches_of(source, config.evaluation.batch_size), len(source))
+        self._gaussian = frechet.fit_gaussian(self._reference)
+
+    def reference_words(self) -> dict[str, Any]:
+        """What images are compared with."""
+        return {"set": self._reference_name, "images": self._reference_size, "random_flip": False}
+
+    def of_source(self, source: ImageSource) -> dict[str, Any]:
+        """Scores of all images of a source."""
+        return self._scores(self._features(batches_of(source, self._config.evaluation.batch_size), len(source)))
+
+    def of_images(self, images: np.ndarray) -> dict[str, Any]:
+        """Scores of images, uint8 [N, H, W, C]."""
+        size = self._config.evaluation.batch_size
+        return self._scores(
+            self._features((images[first : first + size] for first in range(0, len(images), size)), len(images))
+        )
+
+    def _features(self, batches: Iterator[np.ndarray], count: int) -> np.ndarray:
+        with Progress(count, unit="images", out=sys.stderr) as progress:
+            parts = features.extract(
+                self.extractor,
+                self._mesh,
+                batches,
+                batch_size=self._config.evaluation.batch_size,
+                report=progress.update if processes.is_writer() else lambda images: None,
+            )
+            return np.concatenate([part.features for part in parts])
+
+    def _scores(self, vectors: np.ndarray) -> dict[str, Any]:
+        scores: dict[str, Any] = {"count": len(vectors)}
+        if "frechet" in self._config.evaluation.metrics:
+            scores["frechet"] = frechet.frechet_distance(frechet.fit_gaussian(vectors), self._gaussian)
+        if "precision_recall" in self._config.evaluation.metrics:
+            scores["precision"], scores["recall"] = precision_recall(self._reference, vectors, k=NEIGHBOUR)
+        return scores
+
+
+class Bound:
+    """The variational bound over a set, from the terms of each image.
+
+    Attributes:
+      numbers: for the report: bits/dim with its standard error over the images, its parts, and the curve.
+      row: for the table.
+      picture: uint8 [H, W, 3], the terms over t and the distortion over the rate.
+    """
+
+    def __init__(self, t: np.ndarray, bits: np.ndarray, xstart_mse: np.ndarray, prior: np.ndarray, num_timesteps: int):
+        number, terms = bits.shape
+        weight = num_timesteps / terms  # each term stands for so many
+        total = prior + weight * bits.sum(axis=1)
+        at_t = np.full((2, num_timesteps), np.nan)
+        count = np.bincount(t.ravel(), minlength=num_timesteps)
+        seen = count > 0
+        for row, values in enumerate((bits, xstart_mse)):
+            at_t[row, seen] = np.bincount(t.ravel(), values.ravel(), minlength=num_timesteps)[seen] / count[seen]
+        error = total.std(ddof=1) / np.sqrt(number) if number > 1 else float("nan")
+        self.numbers: dict[str, Any] = {
+            "images": number,
+            "terms_per_image": terms,
+            "exact": terms == num_timesteps,
+            "bits_per_dim": float(total.mean()),
+            "standard_error": float(error),
+            "prior": float(prior.mean()),
+        }
+        self.row = {"count": number, "bits/dim": float(total.mean()), "± standard error": float(error)}
+        curves = [charts.Line(np.flatnonzero(seen), at_t[0, seen])]
+        pictures = [charts.Chart("Terms of the bound", "t", "bits/dim", curves, log_y=True)]
+        if terms == num_timesteps:
+            # Progressive coding (DDPM 4.3): with all of x_T .. x_t sent, the receiver knows x_start to this distortion.
+            distortion = 127.5 * np.sqrt(at_t[1][::-1])
+            rate = prior.mean() + np.concatenate([[0.0], np.cumsum(at_t[0][:0:-1])])
+            self.numbers |= {
+                "rate": float(prior.mean() + at_t[0, 1:].sum()),
+                "distortion_bits": float(at_t[0, 0]),
+                "distortion_rmse": float(distortion[-1]),
+                "terms": at_t[0].tolist(),
+                "rate_curve": rate.tolist(),
+                "distortion_curve_rmse": distortion.tolist(),
+            }
+            self.row |= {"rate": self.numbers["rate"], "distortion": self.numbers["distortion_bits"]}
+            curve = [charts.Line(rate, distortion)]
+            pictures.append(charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", curve))
+        self.picture = charts.draw(pictures)
+
+
+def measure_bound(config: ConfigDict, meter: Any, params: Any, source: ImageSource) -> Bound:
+    """The bound over the first images of the source, as many as the config says."""
+    count = min(config.evaluation.held_out_images or len(source), len(source))
+    key, parts = randomness.purpose_key(config.sampling.seed, "bound"), []
+    with Progress(count, unit="images", out=sys.stderr) as progress:
+        tell = progress.update if processes.is_writer() else lambda images: None
+        for first in range(0, count, meter.batch_size):
+            batch = source.batch(np.arange(first, min(first + meter.batch_size, count)))
+            labels = batch["label"] if config.model.class_conditional else None
+            at = shifted(tell, first)
+            parts += meter.measure(params, key, batch["image"], labels, first_image=first, report=at)
+    t, bits, xstart_mse, prior = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Bound(t, bits, xstart_mse, prior, config.diffusion.num_timesteps)
+
+
+def shifted(tell: Callable[[float], None], first: int) -> Callable[[float], None]:
+    """`tell` for a part of the work that begins at `first`."""
+    return lambda images: tell(first + images)
+
+
+def batches_of(source: ImageSource, size: int) -> Iterator[np.ndarray]:
+    """All images of a source, in order."""
+    for first in range(0, len(source), size):
+        yield source.batch(np.arange(first, min(first + size, len(source))))["image"]
+
+
+# Words and pictures.
+
+
+def sampler_words(config: ConfigDict) -> str:
+    """The sampler with what changes its images."""
+    sampling = config.sampling
+    words = f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}"
+    return f"{words} eta={sampling.eta:g}" if sampling.sampler == "ddim" and sampling.eta else words
+
+
+def provenance() -> dict[str, Any]:
+    """The program that measured."""
+    return {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend()}
+
+
+def warnings_of(config: ConfigDict, comparison: Comparison | None) -> list[str]:
+    """What keeps the numbers from being compared with others."""
+    if comparison is None:
+        return []
+    notes, number = [], config.evaluation.num_images
+    if number < COMPARABLE:
+        notes.append(
+            f"{number:,} images were drawn: a Fréchet distance falls as the number grows, and compares only with one of as many"
+        )
+    if comparison.extractor.name != "inception":
+        notes.append(f"features are {comparison.extractor.name}: the Fréchet distance is no FID")
+    return notes
+
+
+def sweep_picture(points: list[dict[str, Any]], real: dict[str, Any] | None) -> np.ndarray:
+    """Fréchet distance over network evaluations, a line for each checkpoint and sampler: uint8 [H, W, 3]."""
+    lines = {}
+    for point in points:
+        lines.setdefault((point["step"], point["sampler"].split()[0]), []).append(point)
+    curves = []
+    for (step, sampler), line in lines.items():
+        line.sort(key=lambda point: point["evaluations"])
+        x, y = ([point[name] for point in line] for name in ("evaluations", "frechet"))
+        curves.append(charts.Line(np.array(x), np.array(y), f"{sampler}, step {step:,}", points=True))
+    flat = [(real["frechet"], "held-out real images")] if real else []
+    return charts.draw(
+        [charts.Chart("Sample quality", "network evaluations per image", "Fréchet distance", curves, True, True, flat)]
+    )
+
+
+def say(row: dict[str, Any]) -> None:
+    """Tell a result as soon as it is there."""
+    if processes.is_writer():
+        words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+        print(" · ".join(words), file=sys.stderr, flush=True)

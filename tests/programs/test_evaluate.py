@@ -1,0 +1,136 @@
+"""--mode=evaluate: its numbers are those of its parts, its report says where they come from, its errors teach."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.data import digits
+from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
+from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.programs import evaluate, sample, train
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+FIELDS = {
+    "model.class_conditional": True,
+    "evaluation.num_images": 12,
+    "evaluation.batch_size": 16,
+    "evaluation.held_out_images": 20,
+    "evaluation.checkpoint_steps": (4, -1),
+    "evaluation.samplers": ("ddim", "ancestral"),
+    "evaluation.num_steps": (4,),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Workdir for one run of the module."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def trained(folder, tiny_config):
+    """Workdir of a run with checkpoints of steps 2, 4 and 6."""
+    if not folder.exists():
+        train.run(tiny_config(FIELDS), str(folder))
+    return folder
+
+
+def vectors(images):
+    return images.reshape(len(images), -1) / 255
+
+
+def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, tiny_config, tmp_path, capsys):
+    assert evaluate.run(tiny_config(FIELDS), str(trained), output=str(tmp_path / "out")) == 0
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {
+        "step_4.json",
+        "step_4-bound.png",
+        "step_6.json",
+        "step_6-bound.png",
+        "table.md",
+        "evaluations.png",
+    }
+    table = (tmp_path / "out" / "table.md").read_text()
+    out = capsys.readouterr().out
+    assert table.splitlines()[0] in out
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 1 + 2 * (2 + 1)
+    assert "12 images were drawn" in table
+    for file in ("step_6-bound.png", "evaluations.png"):
+        with Image.open(tmp_path / "out" / file) as picture:
+            assert np.asarray(picture).std() > 0
+
+    report = json.loads((tmp_path / "out" / "step_6.json").read_text())
+    assert report["step"] == 6
+    assert report["weights"] == "ema"
+    assert report["reference"] == {"set": "digits train", "images": 1500, "random_flip": False}
+    assert report["features"]["features"] == "pixels"
+    assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ddim", 4), ("ancestral", 4)]
+    assert report["drawn"][1]["sampling"]["sampler"] == "ancestral"
+    assert set(report["provenance"]) == {"ddpm_jax", "jax", "platform"}
+
+    # The scores are those of the images that --mode=sample draws, and of the images held out.
+    real = digits.load_digits("train")
+    real = vectors(real.batch(np.arange(len(real)))["image"])
+    config = tiny_config(FIELDS | {"sampling.num_images": 12, "sampling.sampler": "ancestral"})
+    assert sample.run(config, str(trained), output=str(tmp_path / "drawn")) == 0
+    held_out = digits.load_digits("test")
+    with np.load(tmp_path / "drawn" / "images.npz") as arrays:
+        drawn = vectors(arrays["images"])
+    for row, ours in ((report["drawn"][1], drawn), (report["real"], vectors(held_out.batch(np.arange(297))["image"]))):
+        assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)
+        assert (row["precision"], row["recall"]) == pytest.approx(precision_recall(real, ours), abs=2e-3)
+
+    bound = report["bits_per_dim"]
+    assert bound["split"] == "test"
+    assert bound["images"] == 20
+    assert bound["exact"]
+    assert bound["bits_per_dim"] == pytest.approx(bound["rate"] + bound["distortion_bits"], rel=1e-6)
+    assert bound["rate"] == pytest.approx(bound["prior"] + sum(bound["terms"][1:]), rel=1e-6)
+    assert len(bound["rate_curve"]) == len(bound["distortion_curve_rmse"]) == len(bound["terms"]) == 100
+    assert bound["rate_curve"] == sorted(bound["rate_curve"])
+    assert bound["rate_curve"][0] == pytest.approx(bound["prior"])
+
+
+def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_path):
+    """Of the same 20 images, 10 of 100 terms: within 5 of its standard errors of the exact one."""
+    fields = FIELDS | {"evaluation.metrics": ("bits_per_dim",), "evaluation.checkpoint_steps": (-1,)}
+    found = {}
+    for terms in (0, 10):
+        config = tiny_config(fields | {"evaluation.bound_timesteps": terms})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / str(terms))) == 0
+        found[terms] = json.loads((tmp_path / str(terms) / "step_6.json").read_text())["bits_per_dim"]
+    assert found[0]["exact"]
+    assert not found[10]["exact"]
+    assert found[10]["terms_per_image"] == 10
+    assert "rate" not in found[10]
+    difference = abs(found[10]["bits_per_dim"] - found[0]["bits_per_dim"])
+    assert 0 < difference < 5 * found[10]["standard_error"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"evaluation.metrics": ("fid",)}, r"evaluation\.metrics is 'fid': choose one of frechet"),
+        ({"evaluation.metrics": ()}, r"evaluation\.metrics is empty"),
+        ({"evaluation.num_images": 1}, r"num_images is 1: it must be 4 or more"),
+        ({"evaluation.checkpoint_steps": ()}, "checkpoint_steps is empty"),
+        ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
+        ({"evaluation.samplers": ("magic",)}, r"sampling\.sampler is 'magic'"),
+        ({"evaluation.num_steps": (101,)}, r"config\.sampling"),
+        ({"evaluation.bound_timesteps": 7}, "must divide the 100"),
+        ({"evaluation.held_out": "validation"}, "no split 'validation'"),
+        ({"evaluation.held_out": ""}, "held_out is empty"),
+        ({"evaluation.features": "magic"}, "choose pixels, or module:function"),
+        ({"evaluation.features": "nowhere:f"}, "cannot be imported"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(f"{v}" for v in value.values()),
+)
+def test_what_cannot_be_measured_is_said_in_one_line(trained, tiny_config, tmp_path, fields, match):
+    fields = FIELDS | {"evaluation.metrics": ("bits_per_dim", "frechet")} | fields
+    if "held_out" in next(iter(fields)) or fields.get("evaluation.held_out") == "":
+        fields |= {"evaluation.metrics": ("bits_per_dim",)}
+    with pytest.raises((PersonError, UsageError), match=match) as caught:
+        evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
