@@ -60,7 +60,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps", "clip_norm"),
-        "train": ("keep_every", "sample_every"),
+        "train": ("keep_every", "sample_every", "evaluate_every"),
         "sampling": ("keep", "eta"),
     }
     for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):

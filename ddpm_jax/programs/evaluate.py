@@ -189,6 +189,33 @@ class Comparison:
         return scores
 
 
+class RunningEvaluation:
+    """Scores of images drawn while a model trains: of config.train.evaluate_images, by config.sampling's sampler.
+
+    It draws from the keys of --mode=sample, and from none of training: a run is the same with it and without.
+
+    Raises:
+      UsageError: a field of config.evaluation is wrong, or none of its metrics is of drawn images.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
+        check_evaluation(config)
+        if not set(config.evaluation.metrics) & set(DRAWN_METRICS):
+            raise UsageError(f"config.train.evaluate_every needs {' or '.join(DRAWN_METRICS)} in config.evaluation.metrics")
+        if config.train.evaluate_images <= NEIGHBOUR:
+            raise UsageError(f"config.train.evaluate_images is {config.train.evaluate_images}: it must be above {NEIGHBOUR}")
+        self._config = config.copy_and_resolve_references()
+        self._config.sampling.update(num_images=config.train.evaluate_images, keep=0)
+        self._generator = build.build_generator(self._config, mesh)
+        self._comparison = Comparison(config, mesh)
+
+    def scores(self, params: Any) -> dict[str, float]:
+        """Of images drawn with these weights: {"evaluation/frechet": ...}."""
+        drawn = sample.draw_with_progress(self._config, self._generator, params)
+        scores = self._comparison.of_images(drawn.images)
+        return {f"evaluation/{name}": float(value) for name, value in scores.items()}
+
+
 class Bound:
     """The variational bound over a set, from the terms of each image.
 

@@ -109,6 +109,26 @@ def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_pa
     assert 0 < difference < 5 * found[10]["standard_error"]
 
 
+def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_config, tmp_path):
+    """Its rows stand among those of training; the losses are those of a run without; the last is --mode=evaluate's."""
+    fields = FIELDS | {"train.evaluate_every": 4, "train.evaluate_images": 12}
+    train.run(tiny_config(fields), str(tmp_path))
+    rows, without = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path, trained)
+    )
+    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in without]
+    scores = [row for row in rows if "evaluation/frechet" in row]
+    assert [row["step"] for row in scores] == [4, 6]
+    config = tiny_config(fields | {"evaluation.metrics": ("frechet",), "evaluation.samplers": ("ddim",)})
+    assert evaluate.run(config, str(trained), output=str(tmp_path / "out")) == 0
+    for row in scores:
+        report = json.loads((tmp_path / "out" / f"step_{row['step']}.json").read_text())
+        assert row["evaluation/frechet"] == pytest.approx(report["drawn"][0]["frechet"], rel=1e-9)
+        assert row["evaluation/count"] == 12
+    with pytest.raises(UsageError, match="evaluate_every needs frechet or precision_recall"):
+        train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
