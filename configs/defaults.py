@@ -78,10 +78,12 @@ def get_config() -> ConfigDict:
     sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
 
     config.evaluation = evaluation = ConfigDict()
-    evaluation.metrics = ("frechet", "precision_recall", "bits_per_dim")
+    # frechet | kid | inception_score | precision_recall | bits_per_dim
+    evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "pixels"  # pixels | module:function of your own
     evaluation.num_images = 50_000  # drawn by config.sampling's sampler
     evaluation.batch_size = 64  # of features and of the bound, over all devices
+    evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure data.split each time
     evaluation.held_out = (
         "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
     )

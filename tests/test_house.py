@@ -27,7 +27,14 @@ HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py"},
     "flax.linen": {"models/layers.py", "models/unet.py"},
-    "ml_collections": {"build.py", "programs/train.py", "programs/sample.py", "programs/illustrate.py", "programs/evaluate.py"},
+    "ml_collections": {
+        "build.py",
+        "programs/train.py",
+        "programs/sample.py",
+        "programs/illustrate.py",
+        "programs/evaluate.py",
+        "programs/reference.py",
+    },
     "clu.metric_writers": {"runtime/logbook.py"},
     "matplotlib": {"curves.py", "charts.py"},
 }

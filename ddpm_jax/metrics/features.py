@@ -50,7 +50,8 @@ class FeatureExtractor:
 def make_extractor(name: str) -> FeatureExtractor:
     """The extractor of that name: pixels, or module:function.
 
-    The function of one's own takes uint8 [B, H, W, C] and returns [B, D]; it must be one that `jax.jit` takes.
+    The function of one's own takes uint8 [B, H, W, C] and returns features [B, D], or (features, logits [B, K]) of a
+    classifier; it must be one that `jax.jit` takes.
 
     Raises:
       UsageError: no such extractor, module or function.
@@ -66,7 +67,7 @@ def make_extractor(name: str) -> FeatureExtractor:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"config.evaluation.features is {name}, which cannot be imported: {error}") from error
-    return FeatureExtractor(name, lambda images: Features(_checked(name, function, images)), {"features": name})
+    return FeatureExtractor(name, lambda images: _checked(name, function(images), len(images)), {"features": name})
 
 
 def extract(
@@ -127,8 +128,10 @@ def _pixels(images: jax.Array) -> Features:
     return Features(images.reshape(images.shape[0], -1).astype(jnp.float32) / 255)
 
 
-def _checked(name: str, function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
-    vectors = function(images)
-    if jnp.ndim(vectors) != 2 or vectors.shape[0] != images.shape[0]:
-        raise UsageError(f"{name} gives {list(jnp.shape(vectors))} for {images.shape[0]} images: it must give [B, D]")
-    return vectors.astype(jnp.float32)
+def _checked(name: str, output: jax.Array | tuple[jax.Array, jax.Array], count: int) -> Features:
+    """What a function of one's own gave for so many images."""
+    arrays = output if isinstance(output, tuple) else (output,)
+    shapes = [list(jnp.shape(array)) for array in arrays]
+    if not 1 <= len(arrays) <= 2 or any(len(shape) != 2 or shape[0] != count for shape in shapes):
+        raise UsageError(f"{name} gives {shapes} for {count} images: it must give [B, D], or [B, D] and logits [B, K]")
+    return Features(*(array.astype(jnp.float32) for array in arrays))

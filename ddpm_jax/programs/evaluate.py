@@ -19,14 +19,18 @@ import ddpm_jax
 from ddpm_jax import build, charts, visualize
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.metrics import features, frechet
+from ddpm_jax.metrics import reference as reference_file
+from ddpm_jax.metrics.inception_score import inception_score
+from ddpm_jax.metrics.kernel import kernel_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.programs import sample
+from ddpm_jax.metrics.statistics import gaussian_of
+from ddpm_jax.programs import reference, sample
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, report, workdir
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
 
-DRAWN_METRICS = ("frechet", "precision_recall")  # of drawn images against real ones
+DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
 METRICS = (*DRAWN_METRICS, "bits_per_dim")
 NEIGHBOUR = 3  # of precision and recall
 COMPARABLE = 10_000  # images below which a Fréchet distance is not comparable with published ones
@@ -68,7 +72,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         result = {"step": step, "weights": config.sampling.weights, "config": config.to_dict(), "provenance": provenance()}
         result["real"] = rows[0] if comparison and held_out else None
         if comparison:
-            result |= {"reference": comparison.reference_words(), "features": comparison.extractor.provenance, "drawn": []}
+            result |= {"reference": comparison.reference.provenance, "features": comparison.extractor.provenance, "drawn": []}
             for case, generator in cases:
                 drawn = sample.draw_with_progress(case, generator, params)
                 evaluations = generator.sampler.num_steps * generator.sampler.evaluations_per_step
@@ -144,48 +148,50 @@ def held_out_source(config: ConfigDict) -> ImageSource | None:
 
 
 class Comparison:
-    """Of images with the real ones of config.data.split, through features."""
+    """Of images with the real ones of config.data.split, through features.
+
+    Raises:
+      PersonError: config.evaluation.reference holds statistics of something else, or too little.
+    """
 
     def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
         self.extractor = features.make_extractor(config.evaluation.features)
-        self._config, self._mesh = config, mesh
-        source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
-        self._reference_name, self._reference_size = f"{source.name} {source.split}", len(source)
-        self._reference = self._features(batches_of(source, config.evaluation.batch_size), len(source))
-        self._gaussian = frechet.fit_gaussian(self._reference)
-
-    def reference_words(self) -> dict[str, Any]:
-        """What images are compared with."""
-        return {"set": self._reference_name, "images": self._reference_size, "random_flip": False}
+        self._config, self._mesh, self._wanted = config, mesh, config.evaluation.metrics
+        if file := config.evaluation.reference:
+            self.reference = reference_file.load(file)
+            reference_file.check_matches(file, self.reference.provenance, reference.identity(config, self.extractor))
+            if self.reference.features is None and set(self._wanted) & {"kid", "precision_recall"}:
+                raise PersonError(f"{file} holds no features, which kid and precision_recall need: make it by --mode=reference")
+        else:
+            source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+            self.reference = reference.measure(config, source, self.extractor, mesh)
 
     def of_source(self, source: ImageSource) -> dict[str, Any]:
         """Scores of all images of a source."""
-        return self._scores(self._features(batches_of(source, self._config.evaluation.batch_size), len(source)))
+        return self._scores(reference.batches_of(source, self._config.evaluation.batch_size), len(source))
 
     def of_images(self, images: np.ndarray) -> dict[str, Any]:
         """Scores of images, uint8 [N, H, W, C]."""
         size = self._config.evaluation.batch_size
-        return self._scores(
-            self._features((images[first : first + size] for first in range(0, len(images), size)), len(images))
-        )
+        return self._scores((images[first : first + size] for first in range(0, len(images), size)), len(images))
 
-    def _features(self, batches: Iterator[np.ndarray], count: int) -> np.ndarray:
-        with Progress(count, unit="images", out=sys.stderr) as progress:
-            parts = features.extract(
-                self.extractor,
-                self._mesh,
-                batches,
-                batch_size=self._config.evaluation.batch_size,
-                report=progress.update if processes.is_writer() else lambda images: None,
-            )
-            return np.concatenate([part.features for part in parts])
-
-    def _scores(self, vectors: np.ndarray) -> dict[str, Any]:
+    def _scores(self, batches: Iterator[np.ndarray], count: int) -> dict[str, Any]:
+        vectors, logits = reference.extract_all(self._config, self.extractor, self._mesh, batches, count)
         scores: dict[str, Any] = {"count": len(vectors)}
-        if "frechet" in self._config.evaluation.metrics:
-            scores["frechet"] = frechet.frechet_distance(frechet.fit_gaussian(vectors), self._gaussian)
-        if "precision_recall" in self._config.evaluation.metrics:
-            scores["precision"], scores["recall"] = precision_recall(self._reference, vectors, k=NEIGHBOUR)
+        try:
+            if "frechet" in self._wanted:
+                scores["frechet"] = frechet.frechet_distance(gaussian_of(vectors), self.reference.gaussian)
+            if "kid" in self._wanted:
+                distance = kernel_distance(self.reference.features, vectors, seed=self._config.sampling.seed)
+                scores["kid"], scores["kid error"] = distance.mean, distance.standard_error
+            if "inception_score" in self._wanted:
+                if logits is None:
+                    raise UsageError(f"{self.extractor.name} gives no logits: leave inception_score out of evaluation.metrics")
+                scores["inception score"], scores["is deviation"] = inception_score(logits)
+            if "precision_recall" in self._wanted:
+                scores["precision"], scores["recall"] = precision_recall(self.reference.features, vectors, k=NEIGHBOUR)
+        except ValueError as error:  # of the reference's dimension, or too few
+            raise PersonError(f"cannot compare {count:,} images: {error}") from error
         return scores
 
 
@@ -284,12 +290,6 @@ def shifted(tell: Callable[[float], None], first: int) -> Callable[[float], None
     return lambda images: tell(first + images)
 
 
-def batches_of(source: ImageSource, size: int) -> Iterator[np.ndarray]:
-    """All images of a source, in order."""
-    for first in range(0, len(source), size):
-        yield source.batch(np.arange(first, min(first + size, len(source))))["image"]
-
-
 # Words and pictures.
 
 
@@ -329,7 +329,7 @@ def sweep_picture(points: list[dict[str, Any]], real: dict[str, Any] | None) -> 
         line.sort(key=lambda point: point["evaluations"])
         x, y = ([point[name] for point in line] for name in ("evaluations", "frechet"))
         curves.append(charts.Line(np.array(x), np.array(y), f"{sampler}, step {step:,}", points=True))
-    flat = [(real["frechet"], "held-out real images")] if real else []
+    flat = [(real["frechet"], f"{real['count']:,} held-out real images")] if real else []
     return charts.draw(
         [charts.Chart("Sample quality", "network evaluations per image", "Fréchet distance", curves, True, True, flat)]
     )

@@ -21,6 +21,10 @@ def logarithm(images):
     return jnp.log(images.astype(jnp.float32).reshape(len(images), -1) - 255)
 
 
+def classifier(images):
+    return brightness(images), brightness(images)[:, :2]
+
+
 def scalar(images):
     return images.sum()
 
@@ -46,7 +50,12 @@ def test_a_function_of_ones_own(monkeypatch):
     extractor = features.make_extractor("test_features:brightness")
     np.testing.assert_allclose(extracted(extractor), IMAGES.mean(axis=(1, 2)), rtol=1e-5)
     assert extractor.provenance == {"features": "test_features:brightness"}
-    with pytest.raises(UsageError, match=r"gives \[\] for 8 images: it must give \[B, D\]"):
+    both = next(
+        features.extract(features.make_extractor("test_features:classifier"), meshes.make_mesh(), [IMAGES], batch_size=21)
+    )
+    assert both.features.shape == (21, 3)
+    np.testing.assert_allclose(both.logits, IMAGES.mean(axis=(1, 2))[:, :2], rtol=1e-5)
+    with pytest.raises(UsageError, match=r"gives \[\[\]\] for 8 images: it must give \[B, D\]"):
         extracted(features.make_extractor("test_features:scalar"))
     with pytest.raises(PersonError, match=r"not finite for images 0\.\.7"):
         extracted(features.make_extractor("test_features:logarithm"))

@@ -1,7 +1,9 @@
 """--mode=evaluate: its numbers are those of its parts, its report says where they come from, its errors teach."""
 
 import json
+import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from PIL import Image
 from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.programs import evaluate, sample, train
+from ddpm_jax.programs import evaluate, reference, sample, train
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 FIELDS = {
@@ -64,7 +66,9 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     report = json.loads((tmp_path / "out" / "step_6.json").read_text())
     assert report["step"] == 6
     assert report["weights"] == "ema"
-    assert report["reference"] == {"set": "digits train", "images": 1500, "random_flip": False}
+    known = {"set": "digits", "split": "train", "images": 1500, "resolution": 8, "channels": 1, "random_flip": False}
+    assert known.items() <= report["reference"].items()
+    assert len(report["reference"]["images_sha256"]) == 64
     assert report["features"]["features"] == "pixels"
     assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ddim", 4), ("ancestral", 4)]
     assert report["drawn"][1]["sampling"]["sampler"] == "ancestral"
@@ -91,6 +95,51 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert len(bound["rate_curve"]) == len(bound["distortion_curve_rmse"]) == len(bound["terms"]) == 100
     assert bound["rate_curve"] == sorted(bound["rate_curve"])
     assert bound["rate_curve"][0] == pytest.approx(bound["prior"])
+
+
+def classifier(images):
+    """Features and logits of one's own: rows and columns of the image."""
+    x = images.astype(jnp.float32) / 255
+    return x.mean(axis=(1, 3)), x.mean(axis=(2, 3))
+
+
+def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_path, monkeypatch, capsys):
+    """All metrics of drawn images, by features and logits of one's own, against a file of --mode=reference."""
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+    fields = FIELDS | {
+        "evaluation.features": "test_evaluate:classifier",
+        "evaluation.metrics": ("frechet", "kid", "inception_score", "precision_recall"),
+        "evaluation.checkpoint_steps": (-1,),
+        "evaluation.samplers": (),
+    }
+    file = tmp_path / "statistics" / "digits.npz"
+    assert reference.run(tiny_config(fields), str(trained), output=str(file)) == 0
+    assert "1,500 images of digits train" in capsys.readouterr().out
+    reports = []
+    for name, path in (("without", ""), ("with", str(file))):
+        config = tiny_config(fields | {"evaluation.reference": path})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / name)) == 0
+        reports.append(json.loads((tmp_path / name / "step_6.json").read_text()))
+    assert reports[0]["drawn"] == reports[1]["drawn"]
+    assert reports[0]["real"] == reports[1]["real"]
+    assert reports[0]["reference"] == reports[1]["reference"]
+    scores = reports[0]["drawn"][0]
+    assert {"frechet", "kid", "kid error", "inception score", "precision", "recall"} <= set(scores)
+    assert 1 <= scores["inception score"] <= 8
+    assert scores["kid"] > 3 * reports[0]["real"]["kid"]
+
+    def refused(match, changes):
+        with pytest.raises(PersonError, match=match) as caught:
+            evaluate.run(tiny_config(fields | {"evaluation.reference": str(file)} | changes), str(trained))
+        assert "\n" not in str(caught.value)
+
+    refused(r"extractor is .*test_evaluate:classifier.*, wanted .*pixels", {"evaluation.features": "pixels"})
+    refused("pixels gives no logits", {"evaluation.features": "pixels", "evaluation.reference": ""})
+    np.savez(tmp_path / "other.npz", mu=np.zeros(8), sigma=np.eye(8))
+    refused("holds no features, which kid", {"evaluation.reference": str(tmp_path / "other.npz")})
+    np.savez(tmp_path / "other.npz", mu=np.zeros(9), sigma=np.eye(9))
+    only = {"evaluation.metrics": ("frechet",)}
+    refused("of 8 and of 9 dimensions", {"evaluation.reference": str(tmp_path / "other.npz")} | only)
 
 
 def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_path):
@@ -125,7 +174,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         report = json.loads((tmp_path / "out" / f"step_{row['step']}.json").read_text())
         assert row["evaluation/frechet"] == pytest.approx(report["drawn"][0]["frechet"], rel=1e-9)
         assert row["evaluation/count"] == 12
-    with pytest.raises(UsageError, match="evaluate_every needs frechet or precision_recall"):
+    with pytest.raises(UsageError, match="evaluate_every needs frechet or kid or"):
         train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
 
 
