@@ -5,6 +5,7 @@ the real ones. For each checkpoint: the variational bound in bits/dim on the ima
 distortion of the code that it stands for. What held-out real images score stands beside it, as what can be hoped for.
 """
 
+import hashlib
 import itertools
 import pathlib
 import sys
@@ -27,8 +28,10 @@ from ddpm_jax.metrics.statistics import gaussian_of
 from ddpm_jax.programs import reference, sample
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, report, workdir
+from ddpm_jax.runtime import shards as shards_file
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.samplers.generate import Generator
 
 DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
 METRICS = (*DRAWN_METRICS, "bits_per_dim")
@@ -69,15 +72,22 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     for checkpoint_step in config.evaluation.checkpoint_steps:
         config.sampling.checkpoint_step = checkpoint_step
         params, step = sample.restore_weights(config, run_folder, mesh)
-        result = {"step": step, "weights": config.sampling.weights, "config": config.to_dict(), "provenance": provenance()}
+        result = {
+            "step": step,
+            "weights": config.sampling.weights,
+            "weights_sha256": weights_digest(params),
+            "config": config.to_dict(),
+            "provenance": provenance(),
+        }
         result["real"] = rows[0] if comparison and held_out else None
         if comparison:
             result |= {"reference": comparison.reference.provenance, "features": comparison.extractor.provenance, "drawn": []}
             for case, generator in cases:
-                drawn = sample.draw_with_progress(case, generator, params)
+                shards = draw_into_shards(case, generator, params, step, target)
                 evaluations = generator.sampler.num_steps * generator.sampler.evaluations_per_step
                 row = {"images": "drawn", "step": step, "sampler": sampler_words(case), "evaluations": evaluations}
-                row |= comparison.of_images(drawn.images)
+                number = config.evaluation.num_images
+                row |= comparison.of_batches(shards.batches(number, config.evaluation.batch_size), number)
                 result["drawn"].append({**row, "sampling": case.sampling.to_dict()})
                 rows.append(row)
                 points.append(row)
@@ -147,6 +157,40 @@ def held_out_source(config: ConfigDict) -> ImageSource | None:
     return build.build_source(other, report=lambda line: print(line, file=sys.stderr, flush=True))
 
 
+def draw_into_shards(
+    config: ConfigDict, generator: Generator, params: Any, step: int, target: pathlib.Path
+) -> shards_file.ImageShards:
+    """Draw what the folder of this case does not hold yet; a run that was killed goes on where it stopped."""
+    free = ("num_images", "batch_size", "keep", "checkpoint_step")
+    identity = {name: value for name, value in config.sampling.to_dict().items() if name not in free} | {"step": step}
+    identity["weights_sha256"] = weights_digest(params)
+    number = config.sampling.num_images
+    with processes.together():
+        shards = shards_file.ImageShards(
+            target / "images" / sample.name_of(config, step), identity, is_writer=processes.is_writer(), report=say_line
+        )
+        gaps = shards.missing(number) if processes.is_writer() else []
+    bounds = processes.first_says([bound for gap in gaps for bound in (gap.start, gap.stop)])
+    missing = list(zip(bounds[::2], bounds[1::2], strict=True))
+    kept = number - sum(stop - start for start, stop in missing)
+    if 0 < kept < number:
+        say_line(f"{kept:,} of {number:,} images are there already")
+    key, labels = randomness.purpose_key(config.sampling.seed, "sample"), build.sampling_labels(config)
+    with Progress(number, unit="images", out=sys.stderr) as progress:
+        tell = progress.update if processes.is_writer() else lambda images: None
+        for start, stop in missing:
+            some = None if labels is None else labels[start:stop]
+            batches = generator.generate(
+                params, key, num_images=stop - start, first_image=start, labels=some, report=shifted(tell, start)
+            )
+            for batch in batches:
+                with processes.together():
+                    if processes.is_writer():
+                        shards.write(start, batch.images, batch.labels)
+                start += len(batch.images)
+    return shards
+
+
 class Comparison:
     """Of images with the real ones of config.data.split, through features.
 
@@ -168,14 +212,15 @@ class Comparison:
 
     def of_source(self, source: ImageSource) -> dict[str, Any]:
         """Scores of all images of a source."""
-        return self._scores(reference.batches_of(source, self._config.evaluation.batch_size), len(source))
+        return self.of_batches(reference.batches_of(source, self._config.evaluation.batch_size), len(source))
 
     def of_images(self, images: np.ndarray) -> dict[str, Any]:
         """Scores of images, uint8 [N, H, W, C]."""
         size = self._config.evaluation.batch_size
-        return self._scores((images[first : first + size] for first in range(0, len(images), size)), len(images))
+        return self.of_batches((images[first : first + size] for first in range(0, len(images), size)), len(images))
 
-    def _scores(self, batches: Iterator[np.ndarray], count: int) -> dict[str, Any]:
+    def of_batches(self, batches: Iterator[np.ndarray], count: int) -> dict[str, Any]:
+        """Scores of `count` images that come in batches, uint8 [b, H, W, C]."""
         vectors, logits = reference.extract_all(self._config, self.extractor, self._mesh, batches, count)
         scores: dict[str, Any] = {"count": len(vectors)}
         try:
@@ -300,6 +345,14 @@ def sampler_words(config: ConfigDict) -> str:
     return f"{words} eta={sampling.eta:g}" if sampling.sampler == "ddim" and sampling.eta else words
 
 
+def weights_digest(params: Any) -> str:
+    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
+    return digest.hexdigest()
+
+
 def provenance() -> dict[str, Any]:
     """The program that measured."""
     return {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend()}
@@ -335,8 +388,13 @@ def sweep_picture(points: list[dict[str, Any]], real: dict[str, Any] | None) -> 
     )
 
 
+def say_line(line: str) -> None:
+    """Tell, once of all processes."""
+    if processes.is_writer():
+        print(line, file=sys.stderr, flush=True)
+
+
 def say(row: dict[str, Any]) -> None:
     """Tell a result as soon as it is there."""
-    if processes.is_writer():
-        words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
-        print(" · ".join(words), file=sys.stderr, flush=True)
+    words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    say_line(" · ".join(words))

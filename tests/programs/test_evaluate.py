@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,7 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
         "step_6-bound.png",
         "table.md",
         "evaluations.png",
+        "images",
     }
     table = (tmp_path / "out" / "table.md").read_text()
     out = capsys.readouterr().out
@@ -95,6 +97,37 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert len(bound["rate_curve"]) == len(bound["distortion_curve_rmse"]) == len(bound["terms"]) == 100
     assert bound["rate_curve"] == sorted(bound["rate_curve"])
     assert bound["rate_curve"][0] == pytest.approx(bound["prior"])
+
+
+def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_path, capsys):
+    """A piece lost, as in a kill, and more asked for: only those are drawn, and the scores are those of a run at once."""
+    only = {"evaluation.metrics": ("frechet",), "evaluation.samplers": (), "evaluation.checkpoint_steps": (-1,)}
+
+    def score(folder, number):
+        config = tiny_config(FIELDS | only | {"evaluation.num_images": number, "sampling.batch_size": 8})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / folder)) == 0
+        return json.loads((tmp_path / folder / "step_6.json").read_text())["drawn"][0]["frechet"]
+
+    score("piecewise", 20)
+    pieces = tmp_path / "piecewise" / "images" / "step_6-ddim-4-seed_0"
+    assert sorted(file.name for file in pieces.glob("*.npz")) == [f"images_{n:08d}.npz" for n in (0, 8, 16)]
+    times = {file.name: file.stat().st_mtime_ns for file in pieces.glob("*.npz")}
+    (pieces / "images_00000008.npz").write_bytes(b"torn")
+    capsys.readouterr()
+    assert score("piecewise", 30) == pytest.approx(score("at_once", 30), rel=1e-12)
+    said = capsys.readouterr().err
+    assert "images_00000008.npz is damaged" in said
+    assert "12 of 30 images are there already" in said
+    for name in ("images_00000000.npz", "images_00000016.npz"):
+        assert (pieces / name).stat().st_mtime_ns == times[name]
+    other = {"evaluation.num_images": 20, "sampling.weights": "raw"}
+    assert evaluate.run(tiny_config(FIELDS | only | other), str(trained), output=str(tmp_path / "piecewise")) == 0
+    assert len(list((tmp_path / "piecewise" / "images").iterdir())) == 2  # another kind, another folder
+
+    manifest = pieces / "manifest.json"
+    manifest.write_text(re.sub(r'"weights_sha256": "\w+"', '"weights_sha256": "0"', manifest.read_text()))
+    with pytest.raises(PersonError, match=r'images of another kind: weights_sha256 was "0"'):
+        score("piecewise", 30)
 
 
 def classifier(images):
