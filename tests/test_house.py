@@ -34,6 +34,7 @@ HOMES = {
         "programs/illustrate.py",
         "programs/evaluate.py",
         "programs/reference.py",
+        "programs/bound.py",
     },
     "clu.metric_writers": {"runtime/logbook.py"},
     "matplotlib": {"curves.py", "charts.py"},

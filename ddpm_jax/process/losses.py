@@ -4,7 +4,7 @@ The variational bound of the model (10) is a sum over t of Gaussian divergences,
 and the predicted x_0 (or ε, or v: by (8) and (9) these errors differ only by a factor that depends on t). Leaving
 out those factors gives the loss that DDPM trains with, for t drawn uniformly from 0..T-1,
 
-    L_simple = E_{t, x_0, ε} ‖ε - ε_θ(x_t, t)‖²                                     (11)  DDPM 2006.11239, eq. 14
+    L_simple = E_{t, x_0, ε} ‖ε - ε_θ(x_t, t)‖²                                     (21)  DDPM 2006.11239, eq. 14
 
 here as the mean over height, width and channels rather than the sum, as DDPM's own program computes it. A network
 that predicts x_start or v has the same loss on that target, which weighs the timesteps differently: an error in
@@ -32,7 +32,7 @@ TARGETS: dict[str, Callable[[NoiseSchedule, Array, Array, Array], Array]] = {
 def _simple_loss(
     schedule: NoiseSchedule, model_output: Array, x_start: Array, x_t: Array, t: Array, noise: Array, *, prediction: str
 ) -> Array:
-    """Mean squared error of the network's output; (11)."""
+    """Mean squared error of the network's output; (21)."""
     target = TARGETS[prediction](schedule, x_start, t, noise)
     error = target.astype(jnp.float32) - model_output.astype(jnp.float32)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))

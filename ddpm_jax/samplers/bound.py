@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.process import likelihood, pixels
+from ddpm_jax.process import bound, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule
 from ddpm_jax.samplers.sampler import DenoiseFn
 
@@ -86,7 +86,7 @@ class BoundMeter:
                 within = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 2 * i), (), 0, part))(keys)
                 noise = jax.vmap(lambda key: jax.random.fold_in(key, 2 * i + 1))(keys)
                 t = part * (self.terms - 1 - i) + within
-                terms = likelihood.bound_terms(
+                terms = bound.bound_terms(
                     schedule,
                     denoise_fn,
                     x_start,
