@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.process import bound, diffusion, likelihood
+from ddpm_jax.process import bound, diffusion, likelihood, losses
 from ddpm_jax.process.schedules import make_schedule
 
 STEPS = {"linear": 1000, "cosine": 200}
@@ -86,3 +86,20 @@ def test_the_whole_bound_of_a_chain(golden):
         np.testing.assert_allclose(getattr(rows, ours), expected, rtol=1e-5, atol=1e-6, err_msg=ours)
     np.testing.assert_allclose(prior, golden["loop/prior_bpd"], rtol=1e-5)
     assert bound.summarize(prior, rows).bits == pytest.approx(golden["loop/total_bpd"].mean(), rel=1e-5)
+
+
+NAMES = {"mse": "hybrid_mean", "rescaled_mse": "hybrid", "kl": "vlb_mean", "rescaled_kl": "vlb"}
+
+
+@pytest.mark.parametrize("theirs", NAMES)
+@pytest.mark.parametrize(("name", "prediction", "variance"), CASES)
+def test_training_losses(golden, name, prediction, variance, theirs):
+    """1e-5 in float32; without a learned variance its two MSE losses are simple."""
+    schedule, t, x_start = make_schedule(name, STEPS[name]), golden[f"{name}/t"], images(golden)
+    loss = "simple" if "mse" in theirs and variance != "learned_range" else NAMES[theirs]
+    x_t = diffusion.q_sample(schedule, x_start, t, golden["noise"])
+    output = model_output(golden, name, prediction, variance)
+    options = {"prediction": prediction, "variance": variance, "loss": loss}
+    values = losses.training_losses(schedule, output, x_start, x_t, t, golden["noise"], **options)
+    scale = STEPS[name] if theirs == "rescaled_kl" else 1
+    np.testing.assert_allclose(values, golden[f"{name}/{prediction}/{variance}/{theirs}"], rtol=1e-5, atol=2e-5 * scale)
