@@ -145,7 +145,7 @@ def test_hybrid_teaches_the_mean_by_simple_and_the_variance_by_the_bound(schedul
     output = learned(batch)
 
     def gradient(loss):
-        return np.split(np.asarray(jax.grad(lambda output: loss(output).sum())(output)), 2, axis=-1)
+        return np.split(np.asarray(jax.jit(jax.grad(lambda output: loss(output).sum()))(output)), 2, axis=-1)
 
     of_mean, of_variance = gradient(loss_of(schedule, batch, "hybrid", prediction=prediction))
     simple = functools.partial(losses.training_losses, schedule, prediction=prediction)

@@ -77,17 +77,12 @@ def test_low_discrepancy_refuses_what_it_cannot_count():
 
 def test_second_moment_is_uniform_until_every_t_is_full(second_moment, jitted):
     """11 of 12 t with a full history do not do."""
-    draw, update = jitted
-    state = second_moment.init()
-    for t in range(T - 1):
-        state = update(state, jnp.full(timesteps.HISTORY, t), jnp.full(timesteps.HISTORY, 1.0 + t))
-    state = update(state, jnp.full(timesteps.HISTORY, T - 1), jnp.full(timesteps.HISTORY, 5.0))._replace(
-        counts=state.counts.at[T - 1].set(timesteps.HISTORY - 1)
-    )
+    draw, _ = jitted
+    full = filled(second_moment, 1.0 + np.arange(T))
+    state = full._replace(counts=np.where(np.arange(T) == T - 1, timesteps.HISTORY - 1, full.counts))
     np.testing.assert_allclose(timesteps.second_moment_probabilities(state), np.full(T, 1 / T), rtol=1e-6)
-    _, weights = draw(state, jax.random.key(0), 32)
-    np.testing.assert_allclose(weights, np.ones(32), rtol=1e-6)
-    full = state._replace(counts=state.counts.at[T - 1].add(1))
+    _, weights = draw(state, jax.random.key(0), 64)
+    np.testing.assert_allclose(weights, np.ones(64), rtol=1e-6)
     assert np.ptp(timesteps.second_moment_probabilities(full)) > 0.05
 
 
@@ -171,10 +166,14 @@ def test_a_restored_state_goes_on_to_the_bit(name):
     """State -> plain arrays -> state, in the middle: draws and states as if nothing had happened."""
     sampler = timesteps.make_timestep_sampler(name, 4)
 
+    @jax.jit
+    def one(state, step):
+        t, weights = sampler.draw(state, jax.random.fold_in(jax.random.key(1), step), 32)
+        return sampler.update(state, t, weights * (1.0 + t)), t
+
     def go(state, first, last):
         for step in range(first, last):
-            t, weights = sampler.draw(state, jax.random.fold_in(jax.random.key(1), step), 32)
-            state = sampler.update(state, t, weights * (1.0 + t))
+            state, t = one(state, step)
         return state, t
 
     middle, _ = go(sampler.init(), 0, 3)
