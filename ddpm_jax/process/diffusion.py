@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.process.schedules import NoiseSchedule, ends_in_pure_noise
 
 Array = jax.Array
 
@@ -175,10 +175,13 @@ def predict_xstart(schedule: NoiseSchedule, model_output: Array, x_t: Array, t: 
       prediction: what the network predicts, a key of PREDICTIONS: eps, x_start or v.
 
     Raises:
-      ValueError: unknown prediction, or shapes that do not match.
+      ValueError: unknown prediction, or shapes that do not match; or eps on a chain that ends in pure noise, which
+        would be divided by 0 there.
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}")
+    if prediction == "eps" and ends_in_pure_noise(schedule):
+        raise ValueError("a chain with zero terminal SNR needs the prediction v or x_start, not eps")
     return PREDICTIONS[prediction](schedule, x_t, t, model_output)
 
 

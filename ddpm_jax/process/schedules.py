@@ -73,7 +73,9 @@ jax.tree_util.register_dataclass(
 )
 
 
-def make_schedule(name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+def make_schedule(
+    name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
     """The noise schedule called `name` with `num_timesteps` steps.
 
     Args:
@@ -81,9 +83,10 @@ def make_schedule(name: str, num_timesteps: int, *, beta_start: float = 1e-4, be
       num_timesteps: T, at least 1.
       beta_start: first β of the linear schedule at T=1000; the other schedules do not read it.
       beta_end: last β of the linear schedule at T=1000; likewise.
+      zero_terminal_snr: whether it is rescaled to end in pure noise, see `with_zero_terminal_snr`.
 
     Raises:
-      ValueError: unknown name, T < 1, or a linear schedule whose βs leave (0, 1).
+      ValueError: unknown name, T < 1 (or < 2 with zero_terminal_snr), or a linear schedule whose βs leave (0, 1).
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
@@ -91,7 +94,8 @@ def make_schedule(name: str, num_timesteps: int, *, beta_start: float = 1e-4, be
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: a diffusion process has at least 1 step")
     options = {"beta_start": beta_start, "beta_end": beta_end} if name == "linear" else {}
-    return schedule_from_betas(SCHEDULES[name](num_timesteps, **options))
+    schedule = schedule_from_betas(SCHEDULES[name](num_timesteps, **options))
+    return with_zero_terminal_snr(schedule) if zero_terminal_snr else schedule
 
 
 def linear_betas(num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -197,6 +201,37 @@ def _tables(betas: np.ndarray, alphas: np.ndarray, timesteps: np.ndarray, train_
     return schedule
 
 
+def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The same chain, rescaled to end in pure noise, as sampling begins: ᾱ_{T-1} = 0. Lin et al. 2305.08891, algorithm 1.
+
+    sqrt(ᾱ_t) is shifted so that the last is 0 and scaled so that the first stays what it is. Otherwise sampling starts
+    with a noise that training has never shown (a last sqrt(ᾱ) of .006 in the linear chain still tells the mean
+    brightness), and images come out of medium brightness. Such a chain
+
+    - needs the prediction v or x_start: x_{T-1} is the noise itself, and eps says nothing of the image;
+    - must be sampled from its last timestep: spacing trailing, or linspace;
+    - needs a loss weighting that is not 0 at SNR = 0.
+
+    `losses.check_loss`, `diffusion.predict_xstart` and `respace` raise ValueError otherwise. A chain that already ends
+    in pure noise stays as it is, up to rounding. On the host only.
+
+    Raises:
+      ValueError: a chain of a single step, which would be pure noise from the start.
+    """
+    scales = schedule.sqrt_alphas_cumprod
+    if len(scales) < 2:
+        raise ValueError("a chain of 1 step cannot be rescaled to zero terminal SNR: take 2 or more")
+    scales = (scales - scales[-1]) * (scales[0] / (scales[0] - scales[-1]))
+    alphas = np.square(scales / np.append(1.0, scales[:-1]))
+    return _tables(1 - alphas, alphas, schedule.timesteps, schedule.train_timesteps)
+
+
+def ends_in_pure_noise(schedule: NoiseSchedule) -> bool:
+    """Whether ᾱ_{T-1} = 0: zero terminal SNR. Of a traced schedule it cannot be known, and the answer is False."""
+    table = schedule.alphas_cumprod
+    return not isinstance(table, jax.core.Tracer) and float(table[-1]) == 0
+
+
 def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> NoiseSchedule:
     """The shorter chain that visits only the entries `timesteps` of `schedule`, with the same ᾱ at each. On the host only.
 
@@ -209,7 +244,8 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> N
         `schedule`, which are the network's t unless `schedule` was itself respaced.
 
     Raises:
-      ValueError: `timesteps` is empty, not ascending, repeats an entry or is out of range.
+      ValueError: `timesteps` is empty, not ascending, repeats an entry or is out of range; or leaves out the last
+        entry of a chain that ends in pure noise, so that sampling would start from a noise it was not trained for.
     """
     kept = np.asarray(timesteps)
     num_timesteps = schedule.num_timesteps
@@ -219,6 +255,11 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> N
         raise ValueError(f"timesteps must lie in 0..{num_timesteps - 1}, but go from {kept.min()} to {kept.max()}")
     if (kept[1:] <= kept[:-1]).any():
         raise ValueError("timesteps must be strictly ascending, each one once")
+    if ends_in_pure_noise(schedule) and kept[-1] != num_timesteps - 1:
+        raise ValueError(
+            f"a chain with zero terminal SNR must be sampled from its last timestep, {num_timesteps - 1}, and these end "
+            f"at {kept[-1]}: choose the spacing trailing"
+        )
     stretches = [slice(start, end + 1) for start, end in zip([0, *(kept[:-1] + 1)], kept, strict=True)]
     alphas = np.array([np.prod(schedule.alphas[stretch]) for stretch in stretches])
     betas = np.array([_accumulated_noise(schedule.betas[stretch], schedule.alphas[stretch])[-1] for stretch in stretches])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.process import bound, diffusion, likelihood
+from ddpm_jax.process import bound, diffusion, likelihood, losses
 from ddpm_jax.process.schedules import make_schedule
 
 STEPS = {"linear": 1000, "cosine": 200}
@@ -73,16 +73,35 @@ def test_the_whole_bound_of_a_chain(golden):
     """Every field of calc_bpd_loop, 1e-5; the rule stands in for a network, the noise is the reference's."""
     schedule, noise = make_schedule("cosine", 12), golden["loop/noise"]
     x_start = images(golden)[:2]
-    rows = []
-    for t in range(12):
-        ts = np.full(2, t, np.int32)
-        x_t = diffusion.q_sample(schedule, x_start, ts, noise[t])
-        options = {"prediction": "eps", "variance": "fixed_large", "clip_denoised": True}
-        rows.append(likelihood.vb_terms(schedule, 0.8 * x_t + 0.02 * t, x_start, x_t, ts, **options))
-    rows = likelihood.BoundTerms(*(np.stack(field) for field in zip(*rows, strict=True)))
+    options = {"prediction": "eps", "variance": "fixed_large", "clip_denoised": True}
+
+    @jax.jit
+    @jax.vmap
+    def row(ts, noise):
+        x_t = diffusion.q_sample(schedule, x_start, ts, noise)
+        return likelihood.vb_terms(schedule, 0.8 * x_t + 0.02 * ts[0], x_start, x_t, ts, **options)
+
+    rows = row(np.repeat(np.arange(12)[:, None], 2, axis=1), noise)
     prior = bound.image_prior_bits(schedule, x_start)
     for ours, theirs in (("bits", "vb"), ("xstart_mse", "xstart_mse"), ("eps_mse", "mse")):
         expected = golden[f"loop/{theirs}"][:, ::-1].T  # it has t = T-1 first
         np.testing.assert_allclose(getattr(rows, ours), expected, rtol=1e-5, atol=1e-6, err_msg=ours)
     np.testing.assert_allclose(prior, golden["loop/prior_bpd"], rtol=1e-5)
     assert bound.summarize(prior, rows).bits == pytest.approx(golden["loop/total_bpd"].mean(), rel=1e-5)
+
+
+NAMES = {"mse": "hybrid_mean", "rescaled_mse": "hybrid", "kl": "vlb_mean", "rescaled_kl": "vlb"}
+
+
+@pytest.mark.parametrize("theirs", NAMES)
+@pytest.mark.parametrize(("name", "prediction", "variance"), CASES)
+def test_training_losses(golden, name, prediction, variance, theirs):
+    """1e-5 in float32; without a learned variance its two MSE losses are simple."""
+    schedule, t, x_start = make_schedule(name, STEPS[name]), golden[f"{name}/t"], images(golden)
+    loss = "simple" if "mse" in theirs and variance != "learned_range" else NAMES[theirs]
+    x_t = diffusion.q_sample(schedule, x_start, t, golden["noise"])
+    output = model_output(golden, name, prediction, variance)
+    options = {"prediction": prediction, "variance": variance, "loss": loss}
+    values = losses.training_losses(schedule, output, x_start, x_t, t, golden["noise"], **options)
+    scale = STEPS[name] if theirs == "rescaled_kl" else 1
+    np.testing.assert_allclose(values, golden[f"{name}/{prediction}/{variance}/{theirs}"], rtol=1e-5, atol=2e-5 * scale)

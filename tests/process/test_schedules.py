@@ -128,6 +128,51 @@ def test_zero_terminal_snr_makes_tables_without_a_warning():
     assert np.isfinite(schedule.posterior_mean_coef1).all()
 
 
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("steps", [25, 1000])
+def test_zero_terminal_snr_shifts_and_scales_the_signal(name, steps):
+    """Signal scales keep the first, end in 0, and are a straight line of what they were, 1e-12; all else follows by (1)-(4)."""
+    plain = schedules.make_schedule(name, steps)
+    pure = schedules.make_schedule(name, steps, zero_terminal_snr=True)
+    old, new = plain.sqrt_alphas_cumprod, pure.sqrt_alphas_cumprod
+    assert new[-1] == 0
+    np.testing.assert_allclose(new[0], old[0], rtol=1e-14)
+    np.testing.assert_allclose(new, (old - old[-1]) * old[0] / (old[0] - old[-1]), rtol=1e-12, atol=1e-15)
+    assert pure.betas[-1] == 1
+    assert ((pure.betas > 0) & (pure.betas <= 1)).all()
+    np.testing.assert_allclose(pure.sqrt_one_minus_alphas_cumprod**2 + new**2, np.ones(steps), rtol=1e-12)
+    assert schedules.ends_in_pure_noise(pure)
+    assert not schedules.ends_in_pure_noise(plain)
+    again = schedules.with_zero_terminal_snr(pure)
+    np.testing.assert_allclose(again.betas, pure.betas, rtol=1e-9)
+    finite = [table for table in TABLES if not table.startswith("sqrt_recip")]
+    assert all(np.isfinite(getattr(pure, table)).all() for table in finite)
+
+
+def test_zero_terminal_snr_is_sampled_from_its_end():
+    pure = schedules.make_schedule("linear", 1000, zero_terminal_snr=True)
+    for spacing in ("trailing", "linspace"):
+        short = schedules.respace(pure, schedules.spaced_timesteps(1000, 10, spacing))
+        assert schedules.ends_in_pure_noise(short)
+        assert short.betas[-1] == 1
+    for spacing in ("leading", "quadratic"):
+        with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR must be sampled from .* 999, .*trailing$"):
+            schedules.respace(pure, schedules.spaced_timesteps(1000, 10, spacing))
+
+
+def test_zero_terminal_snr_needs_two_steps():
+    for name in ("cosine", "sigmoid"):
+        with pytest.raises(ValueError, match=r"^a chain of 1 step [^\n]*take 2 or more$"):
+            schedules.make_schedule(name, 1, zero_terminal_snr=True)
+
+
+def test_a_traced_schedule_cannot_tell_its_end():
+    pure = schedules.make_schedule("linear", 100, zero_terminal_snr=True)
+    seen = []
+    jax.jit(lambda schedule: seen.append(schedules.ends_in_pure_noise(schedule)))(pure)
+    assert seen == [False]
+
+
 def test_schedule_is_a_pytree_that_keeps_float64():
     schedule = schedules.respace(schedules.make_schedule("cosine", 100), [3, 50, 99])
     leaves, structure = jax.tree.flatten(schedule)
