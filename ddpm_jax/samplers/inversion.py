@@ -9,7 +9,7 @@ asks the network there, at t_k, and takes the step with that ε̂:
 
     x̄_k ← x̄_{k-1} + (σ_k - σ_{k-1}) ε̂(x_k, t_k)                                                         (1)
 
-The first x_k to ask at lies along the ε̂ of the step before (in the very first step, at the image itself). One turn of (1)
+The first x_k to ask at lies along the ε̂ of the step before (in the very first step, ε̂ = 0). One turn of (1)
 leaves an error that falls with the square of the number of steps; each further turn makes it smaller, down to where the
 inverse is exact but for rounding, wherever (1) contracts.
 """
@@ -65,13 +65,12 @@ def ddim_inversion(
             pred_xstart = guess(denoise_fn, x_next, entry)
             return climb(diffusion.predict_eps_from_xstart(schedule, x_next, t, pred_xstart)), pred_xstart
 
-        landing = jnp.where(entry == 0, x, climb(eps))
-        x_next, pred_xstart = jax.lax.fori_loop(0, turns, turn, (landing, x))
+        x_next, pred_xstart = jax.lax.fori_loop(0, turns, turn, (climb(eps), x))
         eps = (x_next - extract(on_x, t, x) * x) / extract(on_eps, t, x)
         return x_next, pred_xstart, eps
 
     extra = (turns - 1) * schedule.num_timesteps
-    return Sampler(schedule=schedule, step=step, init_memory=lambda x: x, extra_evaluations=extra)
+    return Sampler(schedule=schedule, step=step, init_memory=lambda x: 0.0 * x, extra_evaluations=extra)
 
 
 def invert(inversion: Sampler, denoise_fn: DenoiseFn, x_start: jax.Array) -> jax.Array:
