@@ -72,8 +72,8 @@ def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
     log_snr = log_signal_to_noise(schedule)
     h = np.append(np.inf, log_snr[:-1]) - log_snr
     h_before = np.append(h[1:], np.inf)  # infinite: nothing to extrapolate from
-    extrapolation = np.zeros_like(h)
-    extrapolation[1:] = np.where(np.isinf(h_before[1:]), 0.0, h[1:] / (2 * h_before[1:]))
+    extrapolation = np.divide(h, 2 * h_before, out=np.zeros_like(h), where=np.isfinite(h_before))
+    extrapolation[0] = 0.0
 
     on_x = spread_next / spread
     on_guess = signal_next * -np.expm1(-2 * h if noise else -h)

@@ -65,9 +65,15 @@ def walk(sampled, denoise_fn, keys, shape=SHAPE):
     """The chain as a plain Python loop: x_t before each step, and each guess of x_start; last, the samples."""
     x = sampler.images_noise(keys, 0, shape)
     memory, xs, guesses = sampled.init_memory(x), [], []
+
+    def step(x, memory, index):
+        return sampled.step(denoise_fn, x, memory, index, keys)
+
+    if sampled.extra_evaluations:  # an inner loop would be compiled anew in each step
+        step = jax.jit(step)
     for i in range(sampled.num_steps):
         xs.append(x)
-        x, pred_xstart, memory = sampled.step(denoise_fn, x, memory, jnp.int32(sampled.num_steps - 1 - i), keys)
+        x, pred_xstart, memory = step(x, memory, jnp.int32(sampled.num_steps - 1 - i))
         guesses.append(pred_xstart)
     return np.array(xs), np.array(guesses), np.array(x)
 
@@ -132,7 +138,7 @@ def unflat(rows, like):
     return jax.tree.unflatten(structure, parts)
 
 
-def probe(sampled, denoise_fn, width=50):
+def probe(sampled, denoise_fn, width=170):
     """How the state starts, [n, D] on x_T, and F [K, n, n], g [K, n] and N [K, n, D] of every step in turn. float64."""
     with jax.enable_x64(True):
         units = jnp.eye(D).reshape(-1, *SHAPE)
