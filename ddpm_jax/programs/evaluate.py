@@ -85,7 +85,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             result |= {"reference": comparison.reference.provenance, "features": comparison.extractor.provenance, "drawn": []}
             for case, generator in cases:
                 shards = draw_into_shards(case, generator, params, step, target)
-                evaluations = generator.sampler.num_steps * generator.sampler.evaluations_per_step
+                evaluations = generator.sampler.evaluations
                 row = {"images": "drawn", "step": step, "sampler": sampler_words(case), "evaluations": evaluations}
                 number = config.evaluation.num_images
                 row |= comparison.of_batches(shards.batches(number, config.evaluation.batch_size), number)
