@@ -232,7 +232,7 @@ def ends_in_pure_noise(schedule: NoiseSchedule) -> bool:
     return not isinstance(table, jax.core.Tracer) and float(table[-1]) == 0
 
 
-def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> NoiseSchedule:
+def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, from_noise: bool = True) -> NoiseSchedule:
     """The shorter chain that visits only the entries `timesteps` of `schedule`, with the same ᾱ at each. On the host only.
 
     One step of it does the work of all the steps since the entry kept before, β' = 1 - ᾱ_t / ᾱ_prev (IDDPM 2102.09672,
@@ -242,6 +242,7 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> N
       schedule: a chain of K steps.
       timesteps: integers in 0..K-1, strictly ascending; `spaced_timesteps` makes such a list. They count entries of
         `schedule`, which are the network's t unless `schedule` was itself respaced.
+      from_noise: whether the chain will be walked from pure noise; False where an image stands at its end.
 
     Raises:
       ValueError: `timesteps` is empty, not ascending, repeats an entry or is out of range; or leaves out the last
@@ -255,7 +256,7 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> N
         raise ValueError(f"timesteps must lie in 0..{num_timesteps - 1}, but go from {kept.min()} to {kept.max()}")
     if (kept[1:] <= kept[:-1]).any():
         raise ValueError("timesteps must be strictly ascending, each one once")
-    if ends_in_pure_noise(schedule) and kept[-1] != num_timesteps - 1:
+    if from_noise and ends_in_pure_noise(schedule) and kept[-1] != num_timesteps - 1:
         raise ValueError(
             f"a chain with zero terminal SNR must be sampled from its last timestep, {num_timesteps - 1}, and these end "
             f"at {kept[-1]}: choose the spacing trailing"

@@ -77,3 +77,30 @@ def invert(inversion: Sampler, denoise_fn: DenoiseFn, x_start: jax.Array) -> jax
     """x_T [B, H, W, C] of images x_start [B, H, W, C] in [-1, 1], by a sampler of `ddim_inversion`."""
     state = chain.start_from(inversion, x_start)
     return chain.advance(inversion, denoise_fn, state, None, first_step=0, count=inversion.num_steps).x
+
+
+def slerp(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
+    """From a to b on the great circle between them: latents of images between two images. DDIM 2010.02502, appendix D.5.
+
+        sin((1 - s) θ) / sin θ a + sin(s θ) / sin θ b,   θ the angle between a and b
+
+    Half of the way in a straight line is nearer to 0 than noise ever is, and no image comes of it; this way is not.
+
+    Args:
+      a: [B, H, W, C].
+      b: likewise.
+      share: [B] in 0..1; 0 gives a and 1 gives b.
+    """
+    axes = tuple(range(1, a.ndim))
+    share = share.reshape(-1, *[1] * (a.ndim - 1))
+
+    def norm(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True))
+
+    cosine = jnp.sum(a * b, axis=axes, keepdims=True) / jnp.maximum(norm(a) * norm(b), 1e-30)
+    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+    straight = angle < 1e-3  # there the circle is a line, and sin θ too small to divide by
+    sine = jnp.where(straight, 1.0, jnp.sin(angle))
+    on_a = jnp.where(straight, 1 - share, jnp.sin((1 - share) * angle) / sine)
+    on_b = jnp.where(straight, share, jnp.sin(share * angle) / sine)
+    return on_a * a + on_b * b

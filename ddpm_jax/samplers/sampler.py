@@ -28,18 +28,20 @@ class Sampler:
       schedule: the chain that is walked, one entry per step; its `timesteps` are what the network is given.
       step: (denoise_fn, x_t [B, H, W, C], memory, index int32, keys [B]) -> (x_prev, pred_xstart, memory).
       init_memory: x_T -> what a multistep method carries from step to step; nothing by default.
-      extra_evaluations: of the network, over all steps together, beyond one a step.
+      extra_evaluations: of the network, over all steps together, beyond one a step; below 0 where some steps need none.
+      length: steps from noise to image, where they are not one for each entry of the schedule.
     """
 
     schedule: NoiseSchedule
     step: Callable[[DenoiseFn, jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
     init_memory: Callable[[jax.Array], Any] = lambda x_T: ()
     extra_evaluations: int = 0
+    length: int | None = None
 
     @property
     def num_steps(self) -> int:
         """K, the number of steps from noise to image."""
-        return self.schedule.num_timesteps
+        return self.schedule.num_timesteps if self.length is None else self.length
 
     @property
     def evaluations(self) -> int:

@@ -9,7 +9,7 @@ from exact_denoisers import COV, FULL, MEAN, SHAPE, D, gaussian_denoiser, oracle
 from ddpm_jax.process.diffusion import PREDICTIONS
 from ddpm_jax.process.schedules import schedule_from_betas
 from ddpm_jax.samplers import SAMPLERS, sampler
-from ddpm_jax.samplers.inversion import ddim_inversion, invert
+from ddpm_jax.samplers.inversion import ddim_inversion, invert, slerp
 
 ROOT = np.linalg.cholesky(COV)
 
@@ -105,3 +105,17 @@ def test_what_cannot_be_inverted_is_refused():
         ddim_inversion(FULL, prediction="v", variance="fixed_small", turns=0)
     with pytest.raises(ValueError, match="infinite"):
         ddim_inversion(schedule_from_betas([0.5, 1.0]), prediction="v", variance="fixed_small")
+
+
+def test_slerp_goes_along_the_circle():
+    """Ends exact, equal angles between equal shares, length kept where both have it; alike latents give themselves."""
+    a, b = (jax.random.normal(jax.random.key(i), (1, 4, 4, 1)) for i in (1, 2))
+    a, b = (x / jnp.linalg.norm(x.reshape(-1)) for x in (a, b))
+    shares = jnp.linspace(0, 1, 5)
+    points = slerp(jnp.tile(a, (5, 1, 1, 1)), jnp.tile(b, (5, 1, 1, 1)), shares).reshape(5, -1)
+    np.testing.assert_allclose(points[0], a.reshape(-1), atol=1e-6)
+    np.testing.assert_allclose(points[4], b.reshape(-1), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, rtol=1e-5)
+    between = np.sum(np.asarray(points[1:] * points[:-1]), axis=1)
+    np.testing.assert_allclose(between, between[0], rtol=1e-4)
+    np.testing.assert_allclose(slerp(a, a, jnp.array([0.3])), a, atol=1e-6)

@@ -1,0 +1,85 @@
+"""Classifier-free guidance: away from what the network expects of any image, towards its class. Ho & Salimans 2207.12598.
+
+A class-conditional network that learned without its labels now and then (label dropout) knows both the guess for a class c and
+the guess for no class, ∅. With scale w (1 is no guidance) it is asked for
+
+    out_w = out(x_t, ∅) + w (out(x_t, c) - out(x_t, ∅))                                     eq. 6, where w is 1 + w
+    out   = φ out_w std(out(x_t, c)) / std(out_w) + (1 - φ) out_w                           Lin et al. 2305.08891, eqs. 15, 16
+
+eps, x_start and v are linear in each other at a given x_t, so the first line means the same for all three. The second, the
+rescale φ of v or eps, keeps images from growing too bright at a large w. Guidance may be kept to an interval of the
+chain (Kynkäänniemi et al. 2404.07724): near pure noise it costs variety, near the image it changes nothing.
+
+Both guesses come from one call of the network, on a batch twice as large. Outside the interval there is one guess only.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.samplers.sampler import DenoiseFn
+
+LabelledDenoiseFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How much, where, and how restrained.
+
+    Attributes:
+      scale: w >= 0; 0 asks for no class, 1 for the class without guidance.
+      first_t: the first timestep of the trained chain that is guided.
+      last_t: the last one, so first_t = 0 and last_t = T-1 are the whole chain.
+      rescale: φ, 0..1.
+      num_channels: C of the image. A learned variance in the channels after these is that of the class.
+    """
+
+    scale: float
+    first_t: int
+    last_t: int
+    rescale: float
+    num_channels: int
+
+    def __post_init__(self) -> None:
+        if not (self.scale >= 0 and 0 <= self.rescale <= 1 and 0 <= self.first_t <= self.last_t):
+            raise ValueError(f"{self} is out of range: scale is 0 or more, rescale 0 to 1, and the interval ascends from 0")
+
+
+def guide(network: LabelledDenoiseFn, labels: jax.Array, no_label: int, guidance: Guidance) -> DenoiseFn:
+    """The network as a sampler sees it, guided towards its labels.
+
+    Args:
+      network: (x_t [N, H, W, C], t int32 [N], labels int32 [N]) -> model output [N, H, W, C or 2C].
+      labels: int32 [B].
+      no_label: the label that stands for ∅.
+      guidance: how.
+
+    Returns:
+      (x_t [B, H, W, C], t int32 [B], the same for all) -> model output.
+    """
+    without = jnp.full_like(labels, no_label)
+
+    def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        twice = network(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), jnp.concatenate([labels, without]))
+        conditional, unconditional = jnp.split(twice, 2)
+        return combine(conditional, unconditional, guidance)
+
+    def denoise_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        inside = (t[0] >= guidance.first_t) & (t[0] <= guidance.last_t)  # a sampler asks for one t at a time
+        return jax.lax.cond(inside, guided, lambda x_t, t: network(x_t, t, labels), x_t, t)
+
+    return denoise_fn
+
+
+def combine(conditional: jax.Array, unconditional: jax.Array, guidance: Guidance) -> jax.Array:
+    """The two lines above, image by image: model outputs [B, H, W, C or 2C] to one of the same shape."""
+    channels = guidance.num_channels
+    c, u, of_variance = conditional[..., :channels], unconditional[..., :channels], conditional[..., channels:]
+    out = u + guidance.scale * (c - u)
+    if guidance.rescale:
+        spread = jnp.std(out, axis=(1, 2, 3), keepdims=True)
+        factor = jnp.std(c, axis=(1, 2, 3), keepdims=True) / jnp.maximum(spread, 1e-12)
+        out = out * (guidance.rescale * factor + (1 - guidance.rescale))
+    return jnp.concatenate([out, of_variance], axis=-1)
