@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 # JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
-MODES = ("train", "sample", "illustrate", "evaluate", "reference")
+MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "illustrate", "evaluate", "reference")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
 

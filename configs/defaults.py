@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     model.attn_resolutions = (16,)  # heights at which there is self-attention
     model.dropout = 0.1
     model.class_conditional = False  # learn p(x | class); needs data.num_classes
+    model.label_dropout = 0.0  # share of examples that learn without their class, for guidance; 0 for none
     model.dtype = "float32"  # float32 | bfloat16: of convolutions and matmuls; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, a third more time
 
@@ -65,10 +66,17 @@ def get_config() -> ConfigDict:
     train.tensorboard = True
 
     config.sampling = sampling = ConfigDict()
-    sampling.sampler = "ddim"  # ancestral | ddim
-    sampling.num_steps = 50  # network evaluations per image, 1..T
+    sampling.sampler = "ddim"  # ancestral | ddim | dpmpp_2m | dpmpp_2m_sde | unipc | heun | ode
+    sampling.num_steps = 50  # 1..T; network evaluations per image, but for heun (2N - 1) and ode (about 4N)
     sampling.eta = 0.0  # DDIM's noise: 0 none, 1 as much as ancestral
-    sampling.spacing = "leading"  # leading | linspace | trailing | quadratic: which steps of the T
+    sampling.spacing = "leading"  # leading | linspace | trailing | quadratic | karras | logsnr: which steps of the T
+    sampling.order = 2  # of unipc: 1, 2 or 3
+    sampling.churn = 0.0  # heun's noise, all steps together (EDM's S_churn); 0 is deterministic
+    sampling.churn_interval = (0.0, 1e6)  # of sigma, within which heun puts noise back (S_min, S_max)
+    sampling.churn_noise = 1.0  # factor on that noise (S_noise)
+    sampling.guidance_scale = 1.0  # towards the class, of a model with label_dropout: 1 none, 0 without any class
+    sampling.guidance_interval = (0.0, 1.0)  # part of the T steps that is guided, 0 being the image
+    sampling.guidance_rescale = 0.0  # 0..1, against images that a large scale makes too bright
     sampling.num_images = 64
     sampling.batch_size = 64  # over all devices
     sampling.seed = 0  # image i of a seed is the same picture at any batch size
@@ -92,6 +100,20 @@ def get_config() -> ConfigDict:
     evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
     evaluation.samplers = ()  # measured one after another; () for sampling.sampler
     evaluation.num_steps = ()  # of each sampler; () for sampling.num_steps
+
+    # Of the modes inpaint, image_to_image and interpolate, which begin with images.
+    config.edit = edit = ConfigDict()
+    edit.images = ()  # files; () for num_images of the data set, from first_image on
+    edit.split = ""  # of the data set, such as test; "" for data.split
+    edit.first_image = 0
+    edit.num_images = 4
+    edit.variants = 4  # inpaint, image_to_image: drawn of each image
+    edit.mask = "center"  # inpaint: what is drawn anew; a file, white where it is, or center | left | right | top | bottom
+    edit.jump_length = 10  # inpaint: steps back up at a time
+    edit.resampling = 10  # inpaint: how often each stretch of the chain is walked; 1 is quick and fits badly
+    edit.strength = 0.5  # image_to_image: 0..1, how much of the chain is walked; 1 keeps nothing of the image
+    edit.frames = 9  # interpolate: pictures from one image to the next, both ends included
+    edit.turns = 3  # interpolate: network evaluations for each step of the way to the noise; more return the images better
 
     config.illustrate = illustrate = ConfigDict()
     illustrate.num_images = 4  # rows: real images taken to noise, and chains of config.sampling back

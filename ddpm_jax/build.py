@@ -1,6 +1,7 @@
 """The one translator: a ConfigDict in, the parts of a run out. Below this file nobody reads a config."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +15,22 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.process import diffusion, losses, schedules
+from ddpm_jax.process import diffusion, losses, pixels, schedules
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
 from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.samplers.sampler import Sampler
+from ddpm_jax.samplers.guidance import Guidance, guide
+from ddpm_jax.samplers.inversion import ddim_inversion
+from ddpm_jax.samplers.repaint import repaint
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 WEIGHTS = {"ema": "ema_params", "raw": "params"}  # -> field of the state
+OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 
@@ -93,6 +98,14 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
     if not -1 <= sampling.label < max(1, data.num_classes):
         raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
+    if sampling.guidance_scale != 1 and not model.label_dropout:
+        raise UsageError(
+            f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
+            "config.model.class_conditional and config.model.label_dropout above 0 knows images without a class: set it to 1"
+        )
+    for field, neutral, reader in (("order", 2, "unipc"), ("churn", 0.0, "heun")):
+        if sampling[field] != neutral and sampling.sampler != reader and reader not in config.evaluation.samplers:
+            raise UsageError(f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {reader} reads it")
     if sampling.keep > sampling.num_steps:
         raise UsageError(f"config.sampling.keep is {sampling.keep}, but there are only {sampling.num_steps} steps")
 
@@ -137,20 +150,55 @@ def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
         raise UsageError(f"config.diffusion: {error}") from error
 
 
-def build_sampler(config: ConfigDict) -> Sampler:
-    """The sampler that config.sampling names, over its respaced chain."""
+def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
+    """The chain that config.sampling walks: the trained one respaced, and of it the lower part, `strength` in 0..1."""
+    trained, sampling = build_schedule(config), config.sampling
+    timesteps = schedules.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+    lower = timesteps[: max(1, round(strength * len(timesteps)))]
+    return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
+
+
+def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
+    """The sampler that config.sampling names, over its respaced chain or the lower part of it."""
     process, sampling = config.diffusion, config.sampling
+    options = {name: getattr(sampling, name) for name in OPTIONS.get(sampling.sampler, ())}
+    if "churn_interval" in options:
+        options["churn_min"], options["churn_max"] = options.pop("churn_interval")
     try:
-        timesteps = schedules.spaced_timesteps(process.num_timesteps, sampling.num_steps, sampling.spacing)
         return SAMPLERS[sampling.sampler](
-            schedules.respace(build_schedule(config), timesteps),
+            sampling_schedule(config, strength),
             prediction=process.prediction,
             variance=process.variance,
             clip_denoised=process.clip_denoised,
             eta=sampling.eta,
+            trained=build_schedule(config),
+            **options,
         )
     except ValueError as error:
         raise UsageError(f"config.sampling: {error}") from error
+
+
+def build_filling(config: ConfigDict) -> Sampler:
+    """That sampler, as it fills in what is missing of an image."""
+    try:
+        return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
+    except ValueError as error:
+        raise UsageError(f"config.sampling.sampler and config.edit: {error}") from error
+
+
+def build_inversion(config: ConfigDict) -> Sampler:
+    """The way from an image to the noise that the ddim of config.sampling makes it from."""
+    process = config.diffusion
+    try:
+        return ddim_inversion(
+            sampling_schedule(config),
+            prediction=process.prediction,
+            variance=process.variance,
+            clip_denoised=process.clip_denoised,
+            turns=config.edit.turns,
+        )
+    except ValueError as error:
+        raise UsageError(f"config.edit: {error}") from error
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -227,6 +275,33 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Ca
     return make_denoise_fn
 
 
+def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
+    """As `build_denoise_fn`, guided towards its labels as config.sampling says."""
+    make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
+    if sampling.guidance_scale == 1:
+        return make_denoise_fn
+    last = config.diffusion.num_timesteps - 1
+    low, high = sampling.guidance_interval
+    try:
+        how = Guidance(
+            scale=sampling.guidance_scale,
+            first_t=math.ceil(low * last),
+            last_t=math.floor(high * last),
+            rescale=sampling.guidance_rescale,
+            num_channels=config.data.channels,
+        )
+    except ValueError as error:
+        raise UsageError(f"config.sampling: {error}") from error
+
+    def make_guided(params: Any, labels: jax.Array) -> DenoiseFn:
+        def network(x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+            return make_denoise_fn(params, labels)(x_t, t)
+
+        return guide(network, labels, config.data.num_classes, how)
+
+    return make_guided
+
+
 def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
     """key -> the state at step 0; pure."""
     model, optimizer = build_model(config), build_optimizer(config)
@@ -261,7 +336,15 @@ def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict
     )
 
 
-def build_generator(config: ConfigDict, mesh: Mesh, kept_steps: np.ndarray | None = None) -> Generator:
+def build_generator(
+    config: ConfigDict,
+    mesh: Mesh,
+    kept_steps: np.ndarray | None = None,
+    *,
+    sampler: Sampler | None = None,
+    begin: Callable[[jax.Array, Any], SamplerState] | None = None,
+    finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
+) -> Generator:
     """The driver that draws images as config.sampling says.
 
     Args:
@@ -269,17 +352,23 @@ def build_generator(config: ConfigDict, mesh: Mesh, kept_steps: np.ndarray | Non
       mesh: whose devices draw.
       kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
         of them, evenly spread, pure noise first.
+      sampler: in place of the one that config.sampling names.
+      begin: as `Generator` takes it, and so is finish.
+      finish: likewise.
     """
-    sampler, sampling = build_sampler(config), config.sampling
+    sampling = config.sampling
+    sampler = build_sampler(config) if sampler is None else sampler
     if kept_steps is None:
         kept_steps = np.linspace(0, sampler.num_steps - 1, sampling.keep).round().astype(int) if sampling.keep else ()
     return Generator(
         sampler,
-        build_denoise_fn(config),
+        build_guided_denoise_fn(config),
         mesh,
         image_shape=image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
         kept_steps=tuple(int(step) for step in kept_steps),
+        begin=begin,
+        finish=finish,
     )
 
 

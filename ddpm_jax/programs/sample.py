@@ -143,12 +143,33 @@ def name_of(config: ConfigDict, step: int) -> str:
     """A folder's name that says what was drawn."""
     sampling = config.sampling
     name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
-    if sampling.sampler == "ddim" and sampling.eta:
-        name += f"-eta_{sampling.eta:g}"
-    if sampling.spacing != "leading":
-        name += f"-{sampling.spacing}"
+    for field, value in options_of(config).items():
+        name += f"-{value}" if field == "spacing" else f"-{field}_{value}"
     if sampling.weights != "ema":
         name += f"-{sampling.weights}"
     if sampling.label != -1:
         name += f"-label_{sampling.label}"
     return name
+
+
+def options_of(config: ConfigDict) -> dict[str, str]:
+    """What else than the sampler and its steps decides on the images, where it is not as usual: name -> value in short."""
+    sampling = config.sampling
+    found = {}
+    if sampling.sampler == "ddim" and sampling.eta:
+        found["eta"] = f"{sampling.eta:g}"
+    if sampling.sampler == "unipc" and sampling.order != 2:
+        found["order"] = str(sampling.order)
+    if sampling.sampler == "heun" and sampling.churn:
+        low, high = sampling.churn_interval
+        found["churn"] = f"{sampling.churn:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1e6) else "")
+        if sampling.churn_noise != 1:
+            found["noise"] = f"{sampling.churn_noise:g}"
+    if sampling.spacing != "leading":
+        found["spacing"] = sampling.spacing
+    if sampling.guidance_scale != 1:
+        low, high = sampling.guidance_interval
+        found["guidance"] = f"{sampling.guidance_scale:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1) else "")
+        if sampling.guidance_rescale:
+            found["rescale"] = f"{sampling.guidance_rescale:g}"
+    return found

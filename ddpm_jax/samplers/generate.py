@@ -24,7 +24,7 @@ class GeneratedBatch(NamedTuple):
     """Consecutive images, in order of their index; NumPy, on every host.
 
     Attributes:
-      images: uint8 [n, H, W, C].
+      images: uint8 [n, H, W, C]; or whatever else `finish` makes.
       labels: int32 [n], or None from an unconditional network.
       kept_x: float32 [n, S, H, W, C], x_t before each kept step.
       kept_pred_xstart: float32 [n, S, H, W, C], the guess of x_start at each kept step.
@@ -48,6 +48,8 @@ class Generator:
         image_shape: Sequence[int],
         batch_size: int,
         kept_steps: Sequence[int] = (),
+        begin: Callable[[jax.Array, Any], chain.SamplerState] | None = None,
+        finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
     ):
         """Prepare; nothing is compiled or run yet.
 
@@ -58,6 +60,8 @@ class Generator:
           image_shape: (H, W, C).
           batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
           kept_steps: numbers of the steps whose x_t and pred_xstart are kept, 0 being the first from noise.
+          begin: (keys [B], what is given for these images) -> where they start; by default pure noise.
+          finish: what becomes of the finished x [B, H, W, C].
         """
         self.sampler = sampler
         self.mesh = mesh
@@ -67,8 +71,9 @@ class Generator:
 
         # Keys cross into shard_map as plain integers: every stretch folds other numbers into the same keys, which
         # JAX's check for reused keys cannot see through a shard_map.
-        def begin(key_data: jax.Array) -> chain.SamplerState:
-            return chain.start(sampler, jax.random.wrap_key_data(key_data), image_shape, keep=len(kept_steps))
+        def begin_batch(key_data: jax.Array, given: Any) -> chain.SamplerState:
+            keys = jax.random.wrap_key_data(key_data)
+            return begin(keys, given) if begin else chain.start(sampler, keys, image_shape, keep=len(kept_steps))
 
         def advance(
             params: Any, labels: jax.Array | None, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array
@@ -81,7 +86,8 @@ class Generator:
         def shard(fn: Callable, in_specs: tuple) -> Callable:
             return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=sharded)
 
-        self._begin = jax.jit(shard(begin, (sharded,)))
+        self._begin = jax.jit(shard(begin_batch, (sharded, sharded)))
+        self._finish = jax.jit(finish)
         self._advance = jax.jit(shard(advance, (replicated, sharded, sharded, sharded, replicated)), donate_argnames=("state",))
 
     def generate(
@@ -92,6 +98,7 @@ class Generator:
         num_images: int,
         first_image: int = 0,
         labels: np.ndarray | None = None,
+        given: Any = None,
         report: Callable[[float], None] = lambda images: None,
     ) -> Iterator[GeneratedBatch]:
         """Yield images first_image .. first_image + num_images - 1, exactly, batch by batch.
@@ -102,23 +109,23 @@ class Generator:
           num_images: how many images.
           first_image: index of the first, to go on where another call stopped.
           labels: int [num_images], one per image for a conditional network.
+          given: a pytree of arrays [num_images, ...] for `begin`.
           report: called with the number of images done, fractions of a batch included, as work goes on.
         """
         for done in range(0, num_images, self.batch_size):
             count = min(self.batch_size, num_images - done)
             # The last batch is filled up with images past the end, which are dropped: no second compilation.
             indices = self._on_devices(first_image + done + np.arange(self.batch_size, dtype=np.int32))
-            batch_labels = None
-            if labels is not None:
-                batch_labels = np.resize(np.asarray(labels[done : done + count], np.int32), self.batch_size)
+            rows = np.resize(np.arange(done, done + count), self.batch_size)
+            batch_labels = None if labels is None else np.asarray(labels, np.int32)[rows]
             device_labels = None if batch_labels is None else self._on_devices(batch_labels)
             key_data = _image_key_data(key, indices)
-            state = self._begin(key_data)
+            state = self._begin(key_data, jax.tree.map(lambda array, rows=rows: self._on_devices(array[rows]), given))
             for first_step in range(0, self.sampler.num_steps, self.stretch):
                 state = self._advance(params, device_labels, state, key_data, jnp.int32(first_step))
                 jax.block_until_ready(state.x)
                 report(done + count * (first_step + self.stretch) / self.sampler.num_steps)
-            images, kept_x, kept_pred_xstart = self._on_host((_to_uint8(state.x), state.kept_x, state.kept_pred_xstart))
+            images, kept_x, kept_pred_xstart = self._on_host((self._finish(state.x), state.kept_x, state.kept_pred_xstart))
             yield GeneratedBatch(
                 images=images[:count],
                 labels=None if batch_labels is None else batch_labels[:count],
@@ -134,9 +141,6 @@ class Generator:
         if jax.process_count() > 1:
             return multihost_utils.process_allgather(arrays, tiled=True)
         return jax.device_get(arrays)
-
-
-_to_uint8 = jax.jit(pixels.to_uint8)
 
 
 @jax.jit

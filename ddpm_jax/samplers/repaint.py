@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.process.diffusion import extract
-from ddpm_jax.samplers.sampler import Sampler, images_noise
+from ddpm_jax.samplers.sampler import Sampler, SamplerState, images_noise, start
 
 
 class Known(NamedTuple):
@@ -56,7 +56,7 @@ def walk(num_steps: int, jump_length: int, resampling: int) -> list[tuple[int, b
 
 
 def repaint(inner: Sampler, *, jump_length: int = 10, resampling: int = 10) -> Sampler:
-    """Wrap a sampler. A walk begins with `start_from(sampler, x_T).replace(memory=Known(...))`.
+    """Wrap a sampler. A walk begins with `start_filling`.
 
     Args:
       inner: one that asks the network once a step and remembers nothing between steps: ancestral or ddim.
@@ -100,3 +100,8 @@ def repaint(inner: Sampler, *, jump_length: int = 10, resampling: int = 10) -> S
         return x, pred_xstart, known
 
     return Sampler(schedule=schedule, step=step, length=len(moves), extra_evaluations=-int((~down).sum()))
+
+
+def start_filling(sampler: Sampler, keys: jax.Array, known: Known, *, keep: int = 0) -> SamplerState:
+    """Pure noise [B, H, W, C], and what is known of the images. Arguments as in `sampler.start`."""
+    return start(sampler, keys, known.x_start.shape[1:], keep=keep).replace(memory=known)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.process import diffusion
 from ddpm_jax.process.schedules import NoiseSchedule
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -87,6 +88,23 @@ def start_from(sampler: Sampler, x: jax.Array, *, keep: int = 0) -> SamplerState
     """As `start`, but from x [B, H, W, C], floating, in place of pure noise: an image to invert, or noise of one's own."""
     room = jnp.stack([x] * keep, axis=1) if keep else x[:, None][:, :0]
     return SamplerState(x=x, memory=sampler.init_memory(x), kept_x=room, kept_pred_xstart=room)
+
+
+def start_from_image(sampler: Sampler, keys: jax.Array, x_start: jax.Array, *, keep: int = 0) -> SamplerState:
+    """As `start`, but from an image with as much noise as the first step of the chain expects. Meng et al. 2108.01073 (SDEdit).
+
+    A chain that begins in the middle (`schedules.respace` to the lower part of one) keeps what that much noise has left of the
+    image and draws the rest anew.
+
+    Args:
+      sampler: over such a chain.
+      keys: [B], one per image.
+      x_start: [B, H, W, C] in [-1, 1].
+      keep: as in `start`.
+    """
+    t = jnp.full(x_start.shape[:1], sampler.schedule.num_timesteps - 1)
+    noise = images_noise(keys, 0, x_start.shape[1:])
+    return start_from(sampler, diffusion.q_sample(sampler.schedule, x_start, t, noise), keep=keep)
 
 
 def advance(

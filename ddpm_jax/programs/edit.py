@@ -1,0 +1,179 @@
+"""What the modes that begin with images share: whose images, of which class, drawn how, written where.
+
+The modes are inpaint, image_to_image and interpolate. Each writes one picture, a row for each image, and images.npz.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, visualize
+from ddpm_jax.data import decode
+from ddpm_jax.data.source import fit_image
+from ddpm_jax.programs import sample
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import processes, randomness, workdir
+from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.samplers.generate import Generator
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """Images to begin with, and the network.
+
+    Attributes:
+      config: resolved.
+      run_folder: of the run that trained the model.
+      mesh: whose devices draw.
+      originals: uint8 [N, H, W, C].
+      labels: int32 [N] of a class-conditional model, else None.
+      params: the parameters that config.sampling names.
+      step: the step that they are from.
+    """
+
+    config: ConfigDict
+    run_folder: pathlib.Path
+    mesh: jax.sharding.Mesh
+    originals: np.ndarray
+    labels: np.ndarray | None
+    params: Any
+    step: int
+
+
+def begin(config: ConfigDict, folder: str, defaults: ConfigDict | None) -> Job:
+    """Check, read the images and restore the weights.
+
+    Raises:
+      PersonError, UsageError: no run or checkpoint, another model, wrong fields, an image that cannot be read.
+    """
+    with processes.together():
+        check(config)
+        workdir.read_config(folder)
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
+    mesh = meshes.make_mesh()
+    with processes.together():
+        originals, own_labels = read_originals(config)
+        labels = choose_labels(config, len(originals), own_labels)
+    params, step = sample.restore_weights(config, run_folder, mesh)
+    return Job(config, run_folder, mesh, originals, labels, params, step)
+
+
+def check(config: ConfigDict) -> None:
+    """Raise a UsageError that names the field."""
+    build.check_config(config)
+    edit = config.edit
+    for field in ("num_images", "variants", "jump_length", "resampling", "turns"):
+        if edit[field] < 1:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
+    if edit.first_image < 0:
+        raise UsageError(f"config.edit.first_image is {edit.first_image}: it must be 0 or more")
+    if edit.frames < 2:
+        raise UsageError(f"config.edit.frames is {edit.frames}: both images are frames, so it must be 2 or more")
+    if not 0 < edit.strength <= 1:
+        raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
+
+
+def read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 [N, H, W, C], the images of config.edit, and their labels int32 [N] where the data set has any."""
+    edit, data = config.edit, config.data
+    if edit.images:
+        return np.stack([read_file(path, config) for path in edit.images]), None
+    of_split = ConfigDict(config.to_dict())
+    of_split.data.split = edit.split or data.split
+    source = build.build_source(of_split)
+    last = edit.first_image + edit.num_images
+    if last > len(source):
+        raise UsageError(
+            f"config.edit asks for images {edit.first_image}..{last - 1}, but {data.name} {source.split} has {len(source):,}"
+        )
+    batch = source.batch(np.arange(edit.first_image, last))
+    return batch["image"], batch.get("label")
+
+
+def read_file(path: str, config: ConfigDict) -> np.ndarray:
+    """uint8 [H, W, C] of the model's size: cut to the square in its middle and resized.
+
+    Raises:
+      PersonError: it is not there, or no image.
+    """
+    path = str(pathlib.Path(path).expanduser())
+    try:
+        image = decode.read_image(path, decode.parse_background(config.data.background))
+    except decode.BrokenImage as error:
+        raise PersonError(f"cannot read the image {path}: {error}") from error
+    return fit_image(image, config.data.image_size, config.data.channels)
+
+
+def choose_labels(config: ConfigDict, count: int, own: np.ndarray | None) -> np.ndarray | None:
+    """int32 [count]: config.sampling.label, or the images' own, or no class; None for an unconditional model.
+
+    Raises:
+      UsageError: nobody knows the class, and the model has not learned to do without.
+    """
+    if not config.model.class_conditional:
+        return None
+    if config.sampling.label >= 0:
+        return np.full(count, config.sampling.label, np.int32)
+    if own is not None:
+        return np.asarray(own, np.int32)
+    if config.model.label_dropout:
+        return np.full(count, config.data.num_classes, np.int32)
+    raise UsageError(
+        "config.sampling.label is missing: this model draws a class, and image files do not say theirs; "
+        f"choose one of 0..{config.data.num_classes - 1}"
+    )
+
+
+def draw(job: Job, generator: Generator, labels: np.ndarray | None, given: Any, count: int, *, what: str) -> np.ndarray:
+    """What the generator makes of `given`, a pytree of arrays [count, ...]: [count, ...], with progress."""
+    with Progress(count, unit=what, out=sys.stderr) as progress:
+        report = progress.update if processes.is_writer() else lambda images: None
+        key = randomness.purpose_key(job.config.sampling.seed, "sample")
+        batches = generator.generate(job.params, key, num_images=count, labels=labels, given=given, report=report)
+        return np.concatenate([batch.images for batch in batches])
+
+
+def repeated(array: np.ndarray | None, times: int) -> np.ndarray | None:
+    """Each row so many times, one after the other."""
+    return None if array is None else np.repeat(array, times, axis=0)
+
+
+def finish(
+    job: Job,
+    output: str,
+    *,
+    mode: str,
+    words: str,
+    name: str,
+    rows: Sequence[np.ndarray],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Write <mode>.png and images.npz.
+
+    Args:
+      job: what was drawn from.
+      output: folder; by default one of the workdir's samples/.
+      mode: for the picture's name.
+      words: for the person, what was done.
+      name: what the default folder's name ends in, so that another way of doing it gets another folder.
+      rows: uint8 [N, H, W, C] each, the columns of the picture.
+      arrays: of images.npz.
+    """
+    default = workdir.sample_folder(job.run_folder) / f"{mode}-{sample.name_of(job.config, job.step)}{name}"
+    target = pathlib.Path(output).expanduser().absolute() if output else default
+    with processes.together():
+        if processes.is_writer():
+            with sample.writing_to(target):
+                target.mkdir(parents=True, exist_ok=True)
+                with (target / "images.npz").open("wb") as file:
+                    np.savez(file, **arrays)
+                visualize.save_png(target / f"{mode}.png", visualize.strip(np.stack(rows, axis=1)))
+            print(f"step={job.step:,} of {job.config.sampling.weights} weights, {words}, seed {job.config.sampling.seed}")
+            print(f"pictures in {target}: images.npz, {mode}.png")

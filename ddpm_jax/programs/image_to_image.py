@@ -1,0 +1,50 @@
+"""--mode=image_to_image: draw images anew from the middle of the chain, so that they keep something of old ones (SDEdit).
+
+Noise hides the details of an image first and its layout last. config.edit.strength says how far up the chain an image
+is taken: little only cleans it up, much keeps where dark and light are, all of it keeps nothing.
+"""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.process import pixels
+from ddpm_jax.programs import edit
+from ddpm_jax.runtime import processes
+from ddpm_jax.samplers.sampler import start_from_image
+
+
+@processes.one_job()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+    """Draw config.edit.variants of each of config.edit's images; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir of the run that trained the model.
+      output: where to write; by default a folder in the workdir's samples/.
+      defaults: values of fields that the workdir's config is too old to have.
+
+    Raises:
+      PersonError, UsageError: as `edit.begin`.
+    """
+    job = edit.begin(config, folder, defaults)
+    variants, count = config.edit.variants, len(job.originals) * config.edit.variants
+    with processes.together():
+        sampler = build.build_sampler(config, strength=config.edit.strength)
+        generator = build.build_generator(
+            config, job.mesh, (), sampler=sampler, begin=lambda keys, x_start: start_from_image(sampler, keys, x_start)
+        )
+    x_start = edit.repeated(np.asarray(pixels.from_uint8(job.originals)), variants)
+    drawn = edit.draw(job, generator, edit.repeated(job.labels, variants), x_start, count, what="images")
+    drawn = drawn.reshape(len(job.originals), variants, *drawn.shape[1:])
+    top = sampler.schedule.timesteps[-1]
+    edit.finish(
+        job,
+        output,
+        mode="image_to_image",
+        words=f"strength {config.edit.strength:g}: from t={top} by {config.sampling.sampler} in {sampler.num_steps} steps",
+        name=f"-strength_{config.edit.strength:g}",
+        rows=[job.originals, *drawn.swapaxes(0, 1)],
+        arrays={"images": drawn, "originals": job.originals},
+    )
+    return 0

@@ -1,0 +1,83 @@
+"""--mode=inpaint: draw the missing part of images anew, each several times (RePaint)."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.process import pixels
+from ddpm_jax.programs import edit
+from ddpm_jax.runtime import processes
+from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.samplers.repaint import Known, start_filling
+
+GREY = 128  # what the picture shows in place of what is missing
+HALVES = ("center", "left", "right", "top", "bottom")
+
+
+@processes.one_job()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+    """Fill in what config.edit.mask leaves out of config.edit's images; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir of the run that trained the model.
+      output: where to write; by default a folder in the workdir's samples/.
+      defaults: values of fields that the workdir's config is too old to have.
+
+    Raises:
+      PersonError, UsageError: as `edit.begin`; no such mask, or a sampler that cannot fill in.
+    """
+    with processes.together():
+        edit.check(config)
+        missing = read_mask(config)
+        sampler = build.build_filling(config)
+    job = edit.begin(config, folder, defaults)
+    variants, count = config.edit.variants, len(job.originals) * config.edit.variants
+    with processes.together():
+        generator = build.build_generator(
+            config, job.mesh, (), sampler=sampler, begin=lambda keys, known: start_filling(sampler, keys, known)
+        )
+    x_start = np.asarray(pixels.from_uint8(job.originals))
+    mask = np.broadcast_to(~missing, (len(x_start), *missing.shape)).astype(np.float32)
+    given = Known(edit.repeated(x_start, variants), edit.repeated(mask, variants))
+    filled = edit.draw(job, generator, edit.repeated(job.labels, variants), given, count, what="images")
+    filled = filled.reshape(len(x_start), variants, *filled.shape[1:])
+
+    shown = np.where(missing, np.uint8(GREY), job.originals)
+    sampling, options = config.sampling, config.edit
+    edit.finish(
+        job,
+        output,
+        mode="inpaint",
+        words=(
+            f"{missing.mean():.0%} drawn anew by {sampling.sampler} in {sampling.num_steps} steps, "
+            f"{sampler.evaluations:,} network evaluations an image"
+        ),
+        name=f"-jump_{options.jump_length}-resampling_{options.resampling}",
+        rows=[job.originals, shown, *filled.swapaxes(0, 1)],
+        arrays={"images": filled, "originals": job.originals, "missing": missing[..., 0]},
+    )
+    return 0
+
+
+def read_mask(config: ConfigDict) -> np.ndarray:
+    """bool [H, W, 1], True where config.edit.mask wants the image drawn anew.
+
+    Raises:
+      PersonError: a file that is no image.
+      UsageError: nothing or everything is missing.
+    """
+    name, size = config.edit.mask, config.data.image_size
+    if name in HALVES:
+        missing = np.zeros((size, size), bool)
+        half, quarter = size // 2, size // 4
+        rows = {"top": slice(half), "bottom": slice(half, size), "center": slice(quarter, size - quarter)}
+        columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
+        missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
+        return missing[..., None]
+    grey = ConfigDict({"data": {"image_size": size, "channels": 1, "background": "black"}})
+    missing = edit.read_file(name, grey) >= GREY
+    if missing.all() or not missing.any():
+        which = "white" if missing.all() else "black"
+        raise UsageError(f"config.edit.mask: {name} is all {which}; white is drawn anew, and black is kept")
+    return missing

@@ -1,0 +1,83 @@
+"""--mode=interpolate: the way from one image to another, through the latents that DDIM makes them from.
+
+Each image is taken up the chain by DDIM's inversion; between both latents one goes along a great circle, and DDIM takes each
+point back down (DDIM 2010.02502, section 5.3). The ends are the images themselves, as exactly as the inversion is.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.process import pixels
+from ddpm_jax.programs import edit
+from ddpm_jax.runtime import processes
+from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.samplers.inversion import slerp
+from ddpm_jax.samplers.sampler import start_from
+
+
+@processes.one_job()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+    """Draw the way from each of config.edit's images to the next: config.edit.frames pictures; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir of the run that trained the model.
+      output: where to write; by default a folder in the workdir's samples/.
+      defaults: values of fields that the workdir's config is too old to have.
+
+    Raises:
+      PersonError, UsageError: as `edit.begin`; fewer than two images, or a sampler that has no inverse.
+    """
+    with processes.together():
+        check_interpolation(config)
+    job = edit.begin(config, folder, defaults)
+    if len(job.originals) < 2:
+        raise UsageError("one image has no way to another: give two or more in config.edit.images")
+    with processes.together():
+        up, down = build.build_inversion(config), build.build_sampler(config)
+        climb = build.build_generator(
+            config, job.mesh, (), sampler=up, begin=lambda keys, x: start_from(up, x), finish=lambda x: x
+        )
+        descend = build.build_generator(config, job.mesh, (), sampler=down, begin=lambda keys, x: start_from(down, x))
+    x_start = np.asarray(pixels.from_uint8(job.originals))
+    latents = edit.draw(job, climb, job.labels, x_start, len(x_start), what="latents")
+
+    frames, pairs = config.edit.frames, len(latents) - 1
+    shares = np.tile(np.linspace(0, 1, frames, dtype=np.float32), pairs)
+    first, second = edit.repeated(latents[:-1], frames), edit.repeated(latents[1:], frames)
+    between = np.asarray(slerp(jnp.asarray(first), jnp.asarray(second), jnp.asarray(shares)))
+    # A class is no point between two: the way changes it in the middle.
+    labels = job.labels
+    if labels is not None:
+        labels = np.where(shares < 0.5, edit.repeated(labels[:-1], frames), edit.repeated(labels[1:], frames))
+    drawn = edit.draw(job, descend, labels, between, pairs * frames, what="images")
+    drawn = drawn.reshape(pairs, frames, *drawn.shape[1:])
+
+    ends = drawn[:, [0, -1]].astype(float) - np.stack([job.originals[:-1], job.originals[1:]], axis=1)
+    edit.finish(
+        job,
+        output,
+        mode="interpolate",
+        words=(
+            f"ddim in {down.num_steps} steps and its inversion in {up.evaluations} evaluations; "
+            f"the images come back with a root mean square error of {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
+        ),
+        name=f"-turns_{config.edit.turns}",
+        rows=[job.originals[:-1], *drawn.swapaxes(0, 1), job.originals[1:]],
+        arrays={"images": drawn, "originals": job.originals, "latents": latents},
+    )
+    return 0
+
+
+def check_interpolation(config: ConfigDict) -> None:
+    """Raises UsageError unless config.sampling is a chain that can be walked back."""
+    sampling = config.sampling
+    if sampling.sampler != "ddim" or sampling.eta:
+        raise UsageError(
+            f"interpolation goes by ddim with eta 0, not {sampling.sampler} with {sampling.eta:g}: "
+            "set config.sampling.sampler=ddim and config.sampling.eta=0"
+        )
+    if sampling.guidance_scale != 1:
+        raise UsageError("interpolation asks the network itself, without guidance: set config.sampling.guidance_scale=1")
