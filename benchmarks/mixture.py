@@ -220,7 +220,7 @@ def plot(file: str, panels: list) -> None:
             axes.loglog(evaluations, errors, "o-", color=color, label=text, linewidth=1.6, markersize=4)
         if floor:
             axes.axhline(floor, color=curves.NEUTRAL, linestyle=":", linewidth=1.2)
-            axes.text(5, 1.06 * floor, "as many samples of the mixture itself", color=curves.INK, size=9)
+            axes.text(5, 0.92 * floor, "as many samples of the mixture itself", color=curves.INK, size=9, va="top")
         axes.set_title(title.split(";")[0], color=curves.INK, size=12, loc="left")
         axes.set_xlabel("network evaluations per sample", color=curves.INK)
         axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
@@ -228,7 +228,7 @@ def plot(file: str, panels: list) -> None:
         axes.grid(color=curves.FAINT)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=9, labelcolor="linecolor", frameon=False, loc="lower left")
+        axes.legend(fontsize=9, labelcolor="linecolor", frameon=False, loc="upper right")
     canvas.draw()
     pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)

@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
         "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
     )
     evaluation.held_out_images = 0  # of it, from the first; 0 for all
-    evaluation.bound_timesteps = 0  # of the T for each image, drawn at random without bias; 0 for all, exactly
+    evaluation.bound_timesteps = 0  # for each image, an even number drawn at random without bias; 0 for all T, exactly
     evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
     evaluation.samplers = ()  # measured one after another; () for sampling.sampler
     evaluation.num_steps = ()  # of each sampler; () for sampling.num_steps

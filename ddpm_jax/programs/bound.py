@@ -8,57 +8,65 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import charts
 from ddpm_jax.data.source import ImageSource
+from ddpm_jax.process import bound, likelihood
 from ddpm_jax.programs import sample
 from ddpm_jax.runtime import processes, randomness
 from ddpm_jax.runtime.logbook import Progress
-from ddpm_jax.samplers.bound import BoundMeter
+from ddpm_jax.samplers.bound import BoundBatch, BoundMeter
 
 
 class Bound:
     """The variational bound over a set, from the terms of each image.
 
     Attributes:
-      numbers: for the report: bits/dim with its standard error over the images, its parts, and the curve.
+      numbers: for the report: bits/dim with its standard error over the images, rate and distortion, and the curve.
       row: for the table.
       picture: uint8 [H, W, 3], the terms over t and the distortion over the rate.
     """
 
-    def __init__(self, t: np.ndarray, bits: np.ndarray, xstart_mse: np.ndarray, prior: np.ndarray, num_timesteps: int):
+    def __init__(self, measured: BoundBatch, num_timesteps: int):
+        t, weights, bits, xstart_mse, eps_mse, prior = measured
         number, terms = bits.shape
-        weight = num_timesteps / terms  # each term stands for so many
-        total = prior + weight * bits.sum(axis=1)
-        at_t = np.full((2, num_timesteps), np.nan)
+        total = prior + (weights * bits).sum(axis=1)
         count = np.bincount(t.ravel(), minlength=num_timesteps)
-        seen = count > 0
-        for row, values in enumerate((bits, xstart_mse)):
-            at_t[row, seen] = np.bincount(t.ravel(), values.ravel(), minlength=num_timesteps)[seen] / count[seen]
+        seen = np.flatnonzero(count)
+        bits_at, mse_at, eps_mse_at = (
+            np.bincount(t.ravel(), values.ravel(), minlength=num_timesteps)[seen] / count[seen]
+            for values in (bits, xstart_mse, eps_mse)
+        )
+        distortion = np.where(t == 0, weights * bits, 0.0).sum(axis=1)
         error = total.std(ddof=1) / np.sqrt(number) if number > 1 else float("nan")
+        exact = terms == num_timesteps
         self.numbers: dict[str, Any] = {
             "images": number,
             "terms_per_image": terms,
-            "exact": terms == num_timesteps,
+            "exact": exact,
             "bits_per_dim": float(total.mean()),
             "standard_error": float(error),
             "prior": float(prior.mean()),
+            "rate": float((total - distortion).mean()),
+            "distortion_bits": float(distortion.mean()),
+            "distortion_rmse": float(bound.GRAY_LEVELS * np.sqrt(mse_at[0])),
         }
         self.row = {"count": number, "bits/dim": float(total.mean()), "± standard error": float(error)}
-        curves = [charts.Line(np.flatnonzero(seen), at_t[0, seen])]
+        self.row |= {"rate": self.numbers["rate"], "distortion": self.numbers["distortion_bits"]}
+        curves = [charts.Line(seen, bits_at)]
         pictures = [charts.Chart("Terms of the bound", "t", "bits/dim", curves, log_y=True)]
-        if terms == num_timesteps:
-            # Progressive coding (DDPM 4.3): with all of x_T .. x_t sent, the receiver knows x_start to this distortion.
-            distortion = 127.5 * np.sqrt(at_t[1][::-1])
-            rate = prior.mean() + np.concatenate([[0.0], np.cumsum(at_t[0][:0:-1])])
+        rows = likelihood.BoundTerms(bits=bits.T, xstart_mse=xstart_mse.T, eps_mse=eps_mse.T)
+        if exact:
+            rate, rmse = (curve[::-1] for curve in bound.coding_curve(prior, rows))  # as the receiver sees it: from x_T on
             self.numbers |= {
-                "rate": float(prior.mean() + at_t[0, 1:].sum()),
-                "distortion_bits": float(at_t[0, 0]),
-                "distortion_rmse": float(distortion[-1]),
-                "terms": at_t[0].tolist(),
+                "terms": bits_at.tolist(),
+                "eps_mse": eps_mse_at.tolist(),
                 "rate_curve": rate.tolist(),
-                "distortion_curve_rmse": distortion.tolist(),
+                "distortion_curve_rmse": rmse.tolist(),
             }
-            self.row |= {"rate": self.numbers["rate"], "distortion": self.numbers["distortion_bits"]}
-            curve = [charts.Line(rate, distortion)]
-            pictures.append(charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", curve))
+            pictures.append(
+                charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", [charts.Line(rate, rmse)])
+            )
+        else:
+            # The drawing of terms alone, for these images; standard_error has it in it, beside the images' own spread.
+            self.numbers["estimate_error"] = bound.estimate(prior, rows, weights.T).standard_error
         self.picture = charts.draw(pictures)
 
 
@@ -73,5 +81,5 @@ def measure_bound(config: ConfigDict, meter: BoundMeter, params: Any, source: Im
             labels = batch["label"] if config.model.class_conditional else None
             at = sample.shifted(tell, first)
             parts += meter.measure(params, key, batch["image"], labels, first_image=first, report=at)
-    t, bits, xstart_mse, prior = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Bound(t, bits, xstart_mse, prior, config.diffusion.num_timesteps)
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Bound(BoundBatch(*columns), config.diffusion.num_timesteps)

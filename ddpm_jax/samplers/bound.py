@@ -1,9 +1,8 @@
 """The variational bound of images, term by term, over all devices.
 
-The chain of a bound needs no order: each term takes its own x_t = q_sample(x_start, t, ε) and one network evaluation.
-Terms are computed from t = T-1 down in stretches, as `generate` walks a chain, so that the host can show progress;
-one compilation serves them all. Image i of a key draws its noise from fold_in(key, i), whatever the batch size and
-the number of devices.
+What a term is, and how a few of them are drawn to stand for all, is in `process/bound.py`; this drives it. Terms are computed
+in stretches, as `generate` walks a chain, so that the host can show progress; one compilation serves them all.
+Image i of a key draws its noise from fold_in(key, i), whatever the batch size and the number of devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.process import bound, likelihood, pixels
+from ddpm_jax.process import bound, pixels
 from ddpm_jax.process.schedules import NoiseSchedule
 from ddpm_jax.samplers.sampler import DenoiseFn
 
@@ -25,15 +24,19 @@ class BoundBatch(NamedTuple):
     """Terms of consecutive images; NumPy float64, on every host.
 
     Attributes:
-      timesteps: int [n, K], the t of each term: all of 0..T-1 in descending order, or those drawn.
+      timesteps: int [n, K], the t of each term: all of 0..T-1 in order, or those drawn.
+      weights: [n, K], how much each term counts in the sum: 1, or one over the probability with which it was drawn.
       bits: [n, K], bits per dimension of the term at t: L_0 at t = 0, L_t above.
       xstart_mse: [n, K], mean squared error of the guess of x_start, in units of [-1, 1].
+      eps_mse: [n, K], mean squared error of the guess of the noise: L_simple at t.
       prior: [n], L_T in bits per dimension.
     """
 
     timesteps: np.ndarray
+    weights: np.ndarray
     bits: np.ndarray
     xstart_mse: np.ndarray
+    eps_mse: np.ndarray
     prior: np.ndarray
 
 
@@ -62,53 +65,52 @@ class BoundMeter:
           variance: of the reverse steps.
           clip_denoised: whether each guess of x_start is clipped to [-1, 1].
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
-          timesteps_per_image: 0 for all T terms; else so many of them, one drawn from each of as many equal parts of
-            0..T-1, so that T times their mean is an unbiased estimate of the sum.
+          timesteps_per_image: 0 for all T terms; else an even number from 4 on, so many drawn without bias.
 
         Raises:
-          ValueError: more timesteps than T, or a number that does not divide T.
+          ValueError: an odd number of timesteps, below 4, or T and more, which is no gain.
         """
         steps = schedule.num_timesteps
-        if timesteps_per_image and steps % timesteps_per_image:
-            raise ValueError(f"timesteps_per_image is {timesteps_per_image}: it must divide the {steps} timesteps")
+        if timesteps_per_image and (timesteps_per_image % 2 or not 4 <= timesteps_per_image < steps):
+            raise ValueError(
+                f"{timesteps_per_image} timesteps for each image: they are drawn in pairs, t = 0 always, so take an even "
+                f"number from 4 to below {steps}, or 0 for all"
+            )
         self.mesh = mesh
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.terms = timesteps_per_image or steps
         self.stretch = max(n for n in range(1, max(1, self.terms // 20) + 1) if self.terms % n == 0)
-        part = steps // self.terms
         sharded, replicated = P(*mesh.axis_names), P()
 
-        def advance(params: Any, labels: jax.Array | None, images: jax.Array, key_data: jax.Array, first: jax.Array):
+        def choose(key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if timesteps_per_image:
+                t, weights = bound.draw_timesteps(schedule, jax.random.wrap_key_data(key_data), self.terms // 2)
+                return t.T, weights.T
+            t = jnp.broadcast_to(jnp.arange(steps, dtype=jnp.int32), (key_data.shape[0], steps))
+            return t, jnp.ones(t.shape)
+
+        def advance(
+            params: Any, labels: jax.Array | None, images: jax.Array, key_data: jax.Array, t: jax.Array, first: jax.Array
+        ):
             keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, labels)
             x_start = pixels.from_uint8(images)
-
-            def body(carry: None, i: jax.Array):
-                within = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 2 * i), (), 0, part))(keys)
-                noise = jax.vmap(lambda key: jax.random.fold_in(key, 2 * i + 1))(keys)
-                t = part * (self.terms - 1 - i) + within
-                terms = bound.bound_terms(
-                    schedule,
-                    denoise_fn,
-                    x_start,
-                    t,
-                    noise,
-                    prediction=prediction,
-                    variance=variance,
-                    clip_denoised=clip_denoised,
-                )
-                return carry, (t, terms.bits, terms.xstart_mse)
-
-            _, columns = jax.lax.scan(body, None, first + jnp.arange(self.stretch, dtype=jnp.int32))
-            return jax.tree.map(lambda column: column.T, columns)
+            options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised}
+            if timesteps_per_image:
+                rows = jax.lax.dynamic_slice_in_dim(t.T, first, self.stretch)
+                terms = bound.scan_drawn_terms(schedule, denoise_fn, x_start, rows, keys, first_row=first, **options)
+            else:
+                count = self.stretch
+                terms = bound.scan_bound_terms(schedule, denoise_fn, x_start, keys, first_t=first, count=count, **options)
+            return terms.bits.T, terms.xstart_mse.T, terms.eps_mse.T
 
         def prior(images: jax.Array) -> jax.Array:
-            t = jnp.full(images.shape[0], steps - 1, jnp.int32)
-            return likelihood.prior_bits_per_dim(schedule, pixels.from_uint8(images), t)
+            return bound.image_prior_bits(schedule, pixels.from_uint8(images))
 
         def shard(fn: Callable, in_specs: tuple) -> Callable:
             return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=sharded))
 
-        self._advance = shard(advance, (replicated, sharded, sharded, sharded, replicated))
+        self._choose = shard(choose, (sharded,))
+        self._advance = shard(advance, (replicated, sharded, sharded, sharded, sharded, replicated))
         self._prior = shard(prior, (sharded,))
 
     def measure(
@@ -138,13 +140,15 @@ class BoundMeter:
             batch = self._on_devices(images[rows])
             device_labels = None if labels is None else self._on_devices(np.asarray(labels, np.int32)[rows])
             key_data = _image_key_data(key, self._on_devices((first_image + rows).astype(np.int32)))
+            t, weights = self._choose(key_data)
             columns = []
             for first in range(0, self.terms, self.stretch):
-                columns.append(self._on_host(self._advance(params, device_labels, batch, key_data, jnp.int32(first))))
+                columns.append(self._on_host(self._advance(params, device_labels, batch, key_data, t, jnp.int32(first))))
                 report(done + count * (first + self.stretch) / self.terms)
-            t, bits, xstart_mse = (np.concatenate(column, axis=1)[:count] for column in zip(*columns, strict=True))
-            prior = np.asarray(self._on_host(self._prior(batch)), np.float64)[:count]
-            yield BoundBatch(t, bits.astype(np.float64), xstart_mse.astype(np.float64), prior)
+            terms = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
+            t, weights, prior = self._on_host((t, weights, self._prior(batch)))
+            numbers = (np.asarray(array[:count], np.float64) for array in (weights, *terms, prior))
+            yield BoundBatch(np.asarray(t[:count]), *numbers)
 
     def _on_devices(self, rows: np.ndarray) -> jax.Array:
         sharding = NamedSharding(self.mesh, P(*self.mesh.axis_names))

@@ -186,7 +186,10 @@ def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_pa
     assert found[0]["exact"]
     assert not found[10]["exact"]
     assert found[10]["terms_per_image"] == 10
-    assert "rate" not in found[10]
+    assert "rate_curve" in found[0]
+    assert "rate_curve" not in found[10]
+    assert found[10]["rate"] + found[10]["distortion_bits"] == pytest.approx(found[10]["bits_per_dim"])
+    assert 0 < found[10]["estimate_error"] < found[10]["standard_error"]
     difference = abs(found[10]["bits_per_dim"] - found[0]["bits_per_dim"])
     assert 0 < difference < 5 * found[10]["standard_error"]
 
@@ -221,7 +224,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
         ({"evaluation.samplers": ("magic",)}, r"sampling\.sampler is 'magic'"),
         ({"evaluation.num_steps": (101,)}, r"config\.sampling"),
-        ({"evaluation.bound_timesteps": 7}, "must divide the 100"),
+        ({"evaluation.bound_timesteps": 7}, "take an even number"),
         ({"evaluation.held_out": "validation"}, "no split 'validation'"),
         ({"evaluation.held_out": ""}, "held_out is empty"),
         ({"evaluation.features": "magic"}, "choose pixels, or module:function"),

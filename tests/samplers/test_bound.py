@@ -36,38 +36,48 @@ def exact():
 
 
 def test_every_term_of_every_image_on_any_number_of_devices(exact):
-    t, bits, xstart_mse, prior = exact
-    assert t.tolist() == [list(range(STEPS))[::-1]] * 11
+    t, weights, bits, xstart_mse, eps_mse, prior = exact
+    assert t.tolist() == [list(range(STEPS))] * 11
+    assert (weights == 1).all()
     assert (bits > 0).all()
     assert (prior > 0).all()
     assert len(np.unique(xstart_mse)) == xstart_mse.size
+    assert (eps_mse > 0).all()
     for got, want in zip(measure(meter(devices=1, batch_size=5)), exact, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_progress_ends_at_the_number_of_images():
     seen = []
-    measure(meter(timesteps=2), report=seen.append)
+    measure(meter(timesteps=4), report=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 11
 
 
 def test_drawn_timesteps_estimate_the_sum_without_bias(exact):
     """Over 60 seeds, within 4 standard errors of the exact sum, image by image; and not each seed the same."""
-    _, bits, _, _ = exact
-    quick = meter(timesteps=4)
+    bits = exact[2]
+    quick = meter(timesteps=6)
     estimates = []
     for seed in range(60):
-        t, some, _, _ = measure(quick, seed)
-        assert (t // (STEPS // 4) == [3, 2, 1, 0]).all()  # one in each quarter
-        estimates.append(STEPS / 4 * some.sum(axis=1))
+        t, weights, some, *_ = measure(quick, seed)
+        assert (t[:, :2] == 0).all()
+        assert (t[:, 2:] > 0).all()
+        estimates.append((weights * some).sum(axis=1))
     mean, error = np.mean(estimates, axis=0), np.std(estimates, axis=0, ddof=1) / np.sqrt(60)
     assert (error > 0).all()
     # The exact sum has noise of its own, from its one draw of x_t at each t.
-    own = np.std([measure(meter(), seed)[1].sum(axis=1) for seed in range(1, 9)], axis=0, ddof=1)
+    one = meter()
+    own = np.std([measure(one, seed)[2].sum(axis=1) for seed in range(1, 9)], axis=0, ddof=1)
     assert (np.abs(mean - bits.sum(axis=1)) < 4 * np.hypot(error, own)).all()
 
 
-def test_timesteps_that_do_not_divide_the_chain_are_refused():
-    with pytest.raises(ValueError, match="must divide the 20"):
-        meter(timesteps=3)
+def test_drawn_timesteps_are_the_same_on_any_number_of_devices():
+    for got, want in zip(measure(meter(devices=1, batch_size=5, timesteps=4)), measure(meter(timesteps=4)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [2, 5, 20])
+def test_timesteps_that_cannot_be_drawn_are_refused(timesteps):
+    with pytest.raises(ValueError, match="take an even number from 4 to below 20"):
+        meter(timesteps=timesteps)
