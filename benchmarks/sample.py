@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from ddpm_jax import build
+from ddpm_jax import build, check
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.samplers import SAMPLERS
 
@@ -28,7 +28,7 @@ def main() -> None:
     sampling.sampler = options.sampler or sampling.sampler
     sampling.num_steps = options.num_steps or sampling.num_steps
     sampling.num_images = sampling.batch_size = options.batch_size or sampling.batch_size
-    build.check_config(config)
+    check.check_config(config)
 
     mesh = meshes.make_mesh()
     state = jax.jit(build.build_init(config), out_shardings=meshes.replicated(mesh))(jax.random.key(0))

@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     model.num_res_blocks = 2  # per level
     model.attn_resolutions = (16,)  # heights at which there is self-attention
     model.dropout = 0.1
+    model.num_heads = 1  # of each attention
+    model.scale_shift = False  # time scales and shifts each block's norm (Improved DDPM), in place of being added
     model.class_conditional = False  # learn p(x | class); needs data.num_classes
     model.label_dropout = 0.0  # share of examples that learn without their class, for guidance; 0 for none
     model.dtype = "float32"  # float32 | bfloat16: of convolutions and matmuls; parameters stay float32
@@ -39,9 +41,16 @@ def get_config() -> ConfigDict:
     config.diffusion = diffusion = ConfigDict()
     diffusion.schedule = "linear"  # linear | cosine | sigmoid
     diffusion.num_timesteps = 1000  # T
+    diffusion.zero_terminal_snr = False  # rescale the schedule to end in pure noise; needs prediction v or x_start
     diffusion.prediction = "eps"  # eps | x_start | v: what the network predicts
-    diffusion.variance = "fixed_large"  # fixed_small | fixed_large: of each reverse step
-    diffusion.loss = "simple"
+    diffusion.variance = "fixed_large"  # fixed_small | fixed_large | learned_range: of each reverse step
+    diffusion.loss = "simple"  # simple | hybrid | hybrid_mean | vlb | vlb_mean; a learned variance needs one of the latter four
+    diffusion.weighting = "simple"  # of the squared error: simple | snr | truncated_snr | min_snr_gamma | p2 | edm
+    diffusion.min_snr_gamma = 5.0
+    diffusion.p2_gamma = 1.0
+    diffusion.p2_k = 1.0
+    diffusion.edm_sigma_data = 0.5
+    diffusion.timestep_sampler = "uniform"  # uniform | low_discrepancy | second_moment: which t are trained on
     diffusion.clip_denoised = True  # clip each guess of x_start to [-1, 1] in sampling
 
     config.optimizer = optimizer = ConfigDict()

@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax.data import decode, image_folder
+from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.process import diffusion, losses, pixels, schedules
+from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
@@ -30,90 +30,13 @@ from ddpm_jax.training.step import train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 WEIGHTS = {"ema": "ema_params", "raw": "params"}  # -> field of the state
+WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
+    "min_snr_gamma": {"gamma": "min_snr_gamma"},
+    "p2": {"gamma": "p2_gamma", "k": "p2_k"},
+    "edm": {"sigma_data": "edm_sigma_data"},
+}
 OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
-
-
-def check_config(config: ConfigDict) -> None:
-    """Find what is wrong before anything is loaded or compiled.
-
-    Raises:
-      UsageError: one line that names the field.
-    """
-    data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
-    check_choice("model.dtype", model.dtype, DTYPES)
-    check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
-    check_choice("diffusion.prediction", process.prediction, diffusion.PREDICTIONS)
-    check_choice("diffusion.variance", process.variance, diffusion.VARIANCES)
-    check_choice("diffusion.loss", process.loss, losses.LOSSES)
-    check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
-    check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
-    check_choice("sampling.weights", sampling.weights, WEIGHTS)
-    check_choice("data.in_memory", data.in_memory, IN_MEMORY)
-    check_choice("data.channels", data.channels, (1, 3))
-    check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)
-    decode.parse_background(data.background)
-
-    positive = {
-        "data": ("image_size", "num_threads", "prefetch"),
-        "model": ("ch", "num_res_blocks"),
-        "diffusion": ("num_timesteps",),
-        "optimizer": ("learning_rate", "accumulation_steps"),
-        "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_latest"),
-        "sampling": ("num_steps", "num_images", "batch_size"),
-    }
-    at_least_0 = {
-        "data": ("num_classes",),
-        "optimizer": ("warmup_steps", "clip_norm"),
-        "train": ("keep_every", "sample_every", "evaluate_every"),
-        "sampling": ("keep", "eta"),
-    }
-    for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):
-        for section, names in fields.items():
-            for name in names:
-                if not holds(config[section][name]):
-                    raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
-    for field, rate in (("model.dropout", model.dropout), ("ema.decay", config.ema.decay)):
-        if not 0 <= rate < 1:
-            raise UsageError(f"config.{field} is {rate}: it must be at least 0 and below 1")
-    if model.ch % 4 or model.ch % min(32, model.ch // 4):
-        raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and from 128 on a multiple of 32")
-    if not model.ch_mult:
-        raise UsageError("config.model.ch_mult is empty: it must hold one factor per level")
-    halvings = len(model.ch_mult) - 1
-    if data.image_size % 2**halvings:
-        raise UsageError(
-            f"config.data.image_size is {data.image_size}, which cannot be halved {halvings} times as the "
-            f"{halvings + 1} levels of config.model.ch_mult ask: take a multiple of {2**halvings}, or fewer levels"
-        )
-    resolutions = [data.image_size // 2**level for level in range(halvings + 1)]
-    if unmet := set(model.attn_resolutions) - set(resolutions):
-        raise UsageError(
-            f"config.model.attn_resolutions names {sorted(unmet)}, but images of {data.image_size} pixels pass "
-            f"through {resolutions} only"
-        )
-    if model.class_conditional and not data.num_classes:
-        raise UsageError("config.model.class_conditional needs labels, but config.data.num_classes is 0")
-    if not model.class_conditional and sampling.label != -1:
-        raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
-    if not -1 <= sampling.label < max(1, data.num_classes):
-        raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
-    if sampling.guidance_scale != 1 and not model.label_dropout:
-        raise UsageError(
-            f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
-            "config.model.class_conditional and config.model.label_dropout above 0 knows images without a class: set it to 1"
-        )
-    for field, neutral, reader in (("order", 2, "unipc"), ("churn", 0.0, "heun")):
-        if sampling[field] != neutral and sampling.sampler != reader and reader not in config.evaluation.samplers:
-            raise UsageError(f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {reader} reads it")
-    if sampling.keep > sampling.num_steps:
-        raise UsageError(f"config.sampling.keep is {sampling.keep}, but there are only {sampling.num_steps} steps")
-
-
-def check_choice(field: str, value: Any, choices: Any) -> None:
-    """Raise a UsageError that lists the choices unless `value` is one of them."""
-    if value not in choices:
-        raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")
 
 
 def as_dict(config: ConfigDict | None) -> dict[str, Any]:
@@ -130,13 +53,15 @@ def build_model(config: ConfigDict) -> UNet:
     """The network."""
     model = config.model
     return UNet(
-        out_channels=config.data.channels,
+        out_channels=config.data.channels * (1 + (config.diffusion.variance in diffusion.LEARNED_VARIANCES)),
         ch=model.ch,
         ch_mult=tuple(model.ch_mult),
         num_res_blocks=model.num_res_blocks,
         attn_resolutions=tuple(model.attn_resolutions),
         dropout=model.dropout,
-        num_classes=config.data.num_classes if model.class_conditional else 0,
+        num_heads=model.num_heads,
+        scale_shift=model.scale_shift,
+        num_classes=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else 0,
         dtype=DTYPES[model.dtype],
         remat=model.remat,
     )
@@ -145,7 +70,8 @@ def build_model(config: ConfigDict) -> UNet:
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     """The chain of T steps that the network is trained on."""
     try:
-        return schedules.make_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
+        schedule = schedules.make_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
+        return schedules.with_zero_terminal_snr(schedule) if config.diffusion.zero_terminal_snr else schedule
     except ValueError as error:
         raise UsageError(f"config.diffusion: {error}") from error
 
@@ -153,9 +79,24 @@ def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
     """The chain that config.sampling walks: the trained one respaced, and of it the lower part, `strength` in 0..1."""
     trained, sampling = build_schedule(config), config.sampling
-    timesteps = schedules.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
-    lower = timesteps[: max(1, round(strength * len(timesteps)))]
-    return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
+    visited = schedules.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+    lower = visited[: max(1, round(strength * len(visited)))]
+    return schedules.respace(trained, lower, from_noise=len(lower) == len(visited))
+
+
+def build_weighting(config: ConfigDict) -> weightings.Weighting | None:
+    """How the squared error at each t counts."""
+    name = config.diffusion.weighting
+    fields = WEIGHTING_OPTIONS.get(name, {})
+    try:
+        return weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+    except ValueError as error:
+        raise UsageError(f"config.diffusion: {error}") from error
+
+
+def build_timestep_sampler(config: ConfigDict) -> timesteps.TimestepSampler:
+    """How t is drawn in training."""
+    return timesteps.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
@@ -310,7 +251,7 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
         labels = jnp.zeros(1, jnp.int32) if model.num_classes else None
         return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), labels)["params"]
 
-    return functools.partial(create_state, init_params, optimizer)
+    return lambda key: create_state(init_params, optimizer, key, t_history=build_timestep_sampler(config).init())
 
 
 def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -331,6 +272,11 @@ def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict
         loss=config.diffusion.loss,
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
+        variance=config.diffusion.variance,
+        weighting=build_weighting(config),
+        timestep_sampler=build_timestep_sampler(config),
+        label_dropout=config.model.label_dropout,
+        no_label=config.data.num_classes,
         accumulation_steps=config.optimizer.accumulation_steps,
         unroll=jax.default_backend() == "cpu",
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from ddpm_jax import build
+from ddpm_jax import build, check
 
 FOLDER = pathlib.Path(defaults.__file__).parent
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "workdir"))
@@ -43,7 +43,7 @@ def shrink(config):
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_full_size(name):
     config = load(name)
-    build.check_config(config)
+    check.check_config(config)
     state = jax.eval_shape(build.build_init(config), jax.random.key(0))
     build.build_sampler(config)
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -57,7 +57,7 @@ def test_builds_at_full_size(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_takes_a_step_shrunk(name):
     config = shrink(load(name))
-    build.check_config(config)
+    check.check_config(config)
     init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config))
     before = init(jax.random.key(0))
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 FLOORS = {
     "programs": 4,
+    "check": 3.5,
     "build": 3,
     "training": 2,
     "samplers": 2,
@@ -21,7 +22,7 @@ FLOORS = {
     "charts": 1,
 }
 EVERYONE_MAY = "ddpm_jax.runtime.errors"  # below all floors
-CONFIG_READERS = ("programs", "build")
+CONFIG_READERS = ("programs", "check", "build")
 # Who may import a library that has one home: the rest of the house goes through that home.
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
@@ -29,6 +30,7 @@ HOMES = {
     "flax.linen": {"models/layers.py", "models/unet.py"},
     "ml_collections": {
         "build.py",
+        "check.py",
         "programs/train.py",
         "programs/sample.py",
         "programs/illustrate.py",

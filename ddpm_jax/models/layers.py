@@ -64,19 +64,30 @@ class Norm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`)."""
+    """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`).
+
+    With `scale_shift` the embedding comes after the second norm, as norm(h) * (1 + scale) + shift (Dhariwal & Nichol
+    2105.05233, section 3.1, "adaptive group normalization"; Improved DDPM's networks have it).
+    """
 
     features: int
     groups: int
     dropout: float = 0.0
+    scale_shift: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, deterministic: bool) -> jax.Array:
         """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
         h = conv(self.features, dtype=self.dtype, name="conv1")(nn.swish(Norm(self.groups, self.dtype, name="norm1")(x)))
-        h = h + dense(self.features, dtype=self.dtype, name="temb_proj")(nn.swish(temb))[:, None, None, :]
-        h = nn.swish(Norm(self.groups, self.dtype, name="norm2")(h))
+        width = 2 * self.features if self.scale_shift else self.features
+        temb = dense(width, dtype=self.dtype, name="temb_proj")(nn.swish(temb))[:, None, None, :]
+        norm = Norm(self.groups, self.dtype, name="norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(temb, 2, axis=-1)
+            h = nn.swish(norm(h) * (1 + scale) + shift)
+        else:
+            h = nn.swish(norm(h + temb))
         h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=deterministic)
         h = conv(self.features, init=zero_init, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -85,9 +96,10 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Single-head attention over all H*W positions, scale C^-1/2 (Ho's `attn_block`)."""
+    """Attention over all H*W positions in heads of D = C / heads channels, scale D^-1/2; with one, Ho's `attn_block`."""
 
     groups: int
+    heads: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -98,8 +110,14 @@ class SelfAttention(nn.Module):
         q = dense(channels, dtype=self.dtype, name="q")(h)
         k = dense(channels, dtype=self.dtype, name="k")(h)
         v = dense(channels, dtype=self.dtype, name="v")(h)
-        scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
-        h = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores, axis=-1).astype(self.dtype), v)
+        if self.heads == 1:
+            scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
+            h = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores, axis=-1).astype(self.dtype), v)
+        else:
+            q, k, v = (x.reshape(batch, height * width, self.heads, channels // self.heads) for x in (q, k, v))
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+            h = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores, axis=-1).astype(self.dtype), v)
+            h = h.reshape(batch, height * width, channels)
         h = dense(channels, init=zero_init, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
 

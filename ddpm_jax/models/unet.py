@@ -13,8 +13,10 @@ A block is a residual block, followed by self-attention at the resolutions in `a
 the way down, the first convolution and the halvings among them, is a skip: it is concatenated to one block's input
 on the way up, which is why that way has one block more a level. Time enters each block through an embedding.
 
+Improved DDPM (2102.09672) has the same shape, with heads, scale-shift norms and attention at more resolutions.
+
 With the published settings the parameter counts are the published ones: 35,746,307 (CIFAR-10), 113,673,219
-(256x256), 78,700,803 (CelebA 64).
+(256x256), 78,700,803 (CelebA 64); 52,546,438 and 121,063,942 (Improved DDPM's CIFAR-10 and ImageNet 64).
 """
 
 from collections.abc import Sequence
@@ -47,7 +49,10 @@ class UNet(nn.Module):
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       attn_resolutions: heights at which every block is followed by self-attention.
       dropout: rate inside residual blocks while training.
-      num_classes: 0, or the number of classes of a conditional model: their embedding is added to time's.
+      num_heads: of each attention; they share its channels.
+      scale_shift: time scales and shifts each block's second norm, in place of being added before it.
+      num_classes: 0, or the number of classes of a conditional model: their embedding is added to time's. One of them may
+        stand for "no class".
       dtype: of convolutions and matmuls; parameters and the output are float32.
       remat: recompute each block in the backward pass in place of keeping its activations.
     """
@@ -58,6 +63,8 @@ class UNet(nn.Module):
     num_res_blocks: int = 2
     attn_resolutions: Sequence[int] = (16,)
     dropout: float = 0.1
+    num_heads: int = 1
+    scale_shift: bool = False
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -94,9 +101,9 @@ class UNet(nn.Module):
             )(labels)
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
-            h = block_class(features, groups, self.dropout, self.dtype, name=name)(h, temb, deterministic)
+            h = block_class(features, groups, self.dropout, self.scale_shift, self.dtype, name=name)(h, temb, deterministic)
             if h.shape[1] in self.attn_resolutions:
-                h = attention_class(groups, self.dtype, name=f"{name}_attn")(h)
+                h = attention_class(groups, self.num_heads, self.dtype, name=f"{name}_attn")(h)
             return h
 
         levels = range(len(self.ch_mult))
@@ -110,9 +117,13 @@ class UNet(nn.Module):
                 h = Downsample(self.dtype, name=f"down{level}_downsample")(h)
                 skips.append(h)
 
-        h = block_class(h.shape[-1], groups, self.dropout, self.dtype, name="mid_block0")(h, temb, deterministic)
-        h = attention_class(groups, self.dtype, name="mid_attn")(h)
-        h = block_class(h.shape[-1], groups, self.dropout, self.dtype, name="mid_block1")(h, temb, deterministic)
+        h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block0")(
+            h, temb, deterministic
+        )
+        h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
+        h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block1")(
+            h, temb, deterministic
+        )
 
         for level in reversed(levels):
             for i in range(self.num_res_blocks + 1):

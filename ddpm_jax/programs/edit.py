@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, visualize
+from ddpm_jax import build, check, visualize
 from ddpm_jax.data import decode
 from ddpm_jax.data.source import fit_image
 from ddpm_jax.programs import sample
@@ -54,7 +54,7 @@ def begin(config: ConfigDict, folder: str, defaults: ConfigDict | None) -> Job:
       PersonError, UsageError: no run or checkpoint, another model, wrong fields, an image that cannot be read.
     """
     with processes.together():
-        check(config)
+        check_edit(config)
         workdir.read_config(folder)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
@@ -65,9 +65,9 @@ def begin(config: ConfigDict, folder: str, defaults: ConfigDict | None) -> Job:
     return Job(config, run_folder, mesh, originals, labels, params, step)
 
 
-def check(config: ConfigDict) -> None:
+def check_edit(config: ConfigDict) -> None:
     """Raise a UsageError that names the field."""
-    build.check_config(config)
+    check.check_config(config)
     edit = config.edit
     for field in ("num_images", "variants", "jump_length", "resampling", "turns"):
         if edit[field] < 1:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, charts, visualize
+from ddpm_jax import build, charts, check, visualize
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.metrics import features, frechet
 from ddpm_jax.metrics import reference as reference_file
@@ -54,7 +54,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       PersonError, UsageError: wrong fields, no checkpoint, no data set, an output folder that cannot be written.
     """
     with processes.together():
-        build.check_config(config)
+        check.check_config(config)
         check_evaluation(config)
         workdir.read_config(folder)  # there must be a run
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
@@ -125,7 +125,7 @@ def check_evaluation(config: ConfigDict) -> None:
     """Raises a UsageError that names the field of config.evaluation that is wrong."""
     evaluation = config.evaluation
     for metric in evaluation.metrics:
-        build.check_choice("evaluation.metrics", metric, METRICS)
+        check.check_choice("evaluation.metrics", metric, METRICS)
     if not evaluation.metrics:
         raise UsageError(f"config.evaluation.metrics is empty: choose of {', '.join(METRICS)}")
     for name, least in (("num_images", NEIGHBOUR + 1), ("batch_size", 1), ("held_out_images", 0), ("bound_timesteps", 0)):
@@ -144,7 +144,7 @@ def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
     ):
         case = config.copy_and_resolve_references()
         case.sampling.update(sampler=sampler, num_steps=steps, num_images=evaluation.num_images, keep=0)
-        build.check_config(case)
+        check.check_config(case)
         cases.append(case)
     return cases
 

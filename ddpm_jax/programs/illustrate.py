@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, curves, visualize
+from ddpm_jax import build, check, curves, visualize
 from ddpm_jax.process import diffusion, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule, trailing_timesteps
 from ddpm_jax.programs import sample
@@ -48,7 +48,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       PersonError, UsageError: wrong fields, no data set, another model, an output folder that cannot be written.
     """
     with processes.together():
-        build.check_config(config)
+        check.check_config(config)
         check_illustrate(config)
     config = for_few_images(config)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))

@@ -28,7 +28,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       PersonError, UsageError: as `edit.begin`; no such mask, or a sampler that cannot fill in.
     """
     with processes.together():
-        edit.check(config)
+        edit.check_edit(config)
         missing = read_mask(config)
         sampler = build.build_filling(config)
     job = edit.begin(config, folder, defaults)

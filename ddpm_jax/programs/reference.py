@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build
+from ddpm_jax import build, check
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
 from ddpm_jax.metrics import features, reference
 from ddpm_jax.metrics.features import FeatureExtractor
@@ -40,7 +40,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       PersonError, UsageError: wrong fields, no data set, a file that cannot be written.
     """
     with processes.together():
-        build.check_config(config)
+        check.check_config(config)
         target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
         extractor = features.make_extractor(config.evaluation.features)
         source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))

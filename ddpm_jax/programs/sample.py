@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, visualize
+from ddpm_jax import build, check, visualize
 from ddpm_jax.process import pixels
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
@@ -35,7 +35,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       PersonError, UsageError: no checkpoint, another model, an output folder that cannot be written.
     """
     with processes.together():
-        build.check_config(config)
+        check.check_config(config)
         workdir.read_config(folder)  # there must be a run
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()

@@ -18,7 +18,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, visualize
+from ddpm_jax import build, check, visualize
 from ddpm_jax.data import pipeline
 from ddpm_jax.programs import evaluate, sample
 from ddpm_jax.runtime import mesh as meshes
@@ -48,7 +48,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
     say = _say if is_writer else lambda line: None
     mesh = meshes.make_mesh()
     with processes.together():
-        build.check_config(config)
+        check.check_config(config)
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))

@@ -13,6 +13,8 @@ import optax
 
 from ddpm_jax.process import diffusion, losses, pixels
 from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.process.timesteps import TimestepSampler, make_timestep_sampler
+from ddpm_jax.process.weightings import Weighting
 from ddpm_jax.training import ema
 from ddpm_jax.training.state import TrainState
 
@@ -32,6 +34,11 @@ def train_step(
     loss: str,
     ema_decay: float,
     random_flip: bool,
+    variance: str | None = None,
+    weighting: Weighting | None = None,
+    timestep_sampler: TimestepSampler | None = None,
+    label_dropout: float = 0.0,
+    no_label: int = -1,
     accumulation_steps: int = 1,
     unroll: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -48,40 +55,48 @@ def train_step(
       loss: a key of `losses.LOSSES`.
       ema_decay: of the average of the parameters, once it has warmed up.
       random_flip: mirror each image left to right with probability 1/2.
+      variance: of the reverse step, where the network or the loss is about it.
+      weighting: of the mean squared error, from `weightings.make_weighting`.
+      timestep_sampler: how t is drawn; uniformly by default.
+      label_dropout: probability with which an example learns without its class.
+      no_label: the label that it then has.
       accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
       unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
 
     Returns:
-      The state after the step, and metrics: `loss`, `grad_norm` (before clipping), `param_norm`, and the sum of the
-      losses and the number of images by quartile of t (`quartile_sum`, `quartile_count`, [4]); all float32.
+      The state after the step, and metrics: `loss` (its estimate over uniform t, however they were drawn), `grad_norm` (before
+      clipping), `param_norm`, and the sum of the losses and the number of images by quartile of t (`quartile_sum`,
+      `quartile_count`, [4]); all float32.
     """
     key = jax.random.fold_in(key, state.step)
-    flip_key, t_key, noise_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in range(4))
+    flip_key, t_key, noise_key, dropout_key, label_key = (jax.random.fold_in(key, purpose) for purpose in range(5))
+    timestep_sampler = timestep_sampler or make_timestep_sampler("uniform", schedule.num_timesteps)
 
     images = batch["image"]
     size = images.shape[0]
     if random_flip:
         flip = jax.random.bernoulli(flip_key, shape=(size, 1, 1, 1))
         images = jnp.where(flip, images[:, :, ::-1], images)
-    examples = {
-        "x_start": pixels.from_uint8(images),
-        "t": jax.random.randint(t_key, (size,), 0, schedule.num_timesteps),
-        "noise": jax.random.normal(noise_key, images.shape),
-    }
+    t, weights = timestep_sampler.draw(state.t_history, t_key, size)
+    noise = jax.random.normal(noise_key, images.shape)
+    examples = {"x_start": pixels.from_uint8(images), "t": t, "weight": weights, "noise": noise}
     if "label" in batch:
         examples["label"] = batch["label"]
+        if label_dropout:
+            dropped = jax.random.bernoulli(label_key, label_dropout, (size,))
+            examples["label"] = jnp.where(dropped, no_label, batch["label"])
 
     def mean_loss(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_start, t, noise = examples["x_start"], examples["t"], examples["noise"]
         x_t = diffusion.q_sample(schedule, x_start, t, noise)
         output = apply_fn(params, x_t, t, examples.get("label"), dropout_key)
-        values = losses.training_losses(schedule, output, x_start, x_t, t, noise, prediction=prediction, loss=loss)
-        return jnp.mean(values), values
+        options = {"prediction": prediction, "loss": loss, "variance": variance, "weighting": weighting}
+        values = losses.training_losses(schedule, output, x_start, x_t, t, noise, **options)
+        return jnp.mean(examples["weight"] * values), values
 
     gradient = jax.value_and_grad(mean_loss, has_aux=True)
     if accumulation_steps == 1:
         (mean, values), grads = gradient(state.params, examples, dropout_key)
-        t = examples["t"]
     else:
         # Micro-batch a takes examples a, a + A, a + 2A ..: each device finds its share of each in its own rows.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), examples)
@@ -110,4 +125,11 @@ def train_step(
         "quartile_sum": jnp.sum(quartile * values[:, None], axis=0),
         "quartile_count": jnp.sum(quartile, axis=0),
     }
-    return TrainState(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state), metrics
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        ema_params=ema_params,
+        opt_state=opt_state,
+        t_history=timestep_sampler.update(state.t_history, t, values),
+    )
+    return new_state, metrics
