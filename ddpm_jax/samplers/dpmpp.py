@@ -20,6 +20,12 @@ from ddpm_jax.samplers.multistep import Weights, log_signal_to_noise, multistep
 from ddpm_jax.samplers.sampler import Sampler
 
 
+# A step of more than so many times the one before extrapolates as if both were as long: the guesses, far from a straight
+# line there, would be thrown beyond every image. Spacings that visit t=0 in one leap, leading and linspace, need it: at
+# 10 steps the error falls from .55 to .13 (`benchmarks/mixture.py`). Others never come near.
+LONGEST = 2.0
+
+
 def dpmpp_2m(
     schedule: NoiseSchedule,
     *,
@@ -74,6 +80,7 @@ def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
     h_before = np.append(h[1:], np.inf)  # infinite: nothing to extrapolate from
     extrapolation = np.divide(h, 2 * h_before, out=np.zeros_like(h), where=np.isfinite(h_before))
     extrapolation[0] = 0.0
+    extrapolation[extrapolation > 0.5 * LONGEST] = 0.5
 
     on_x = spread_next / spread
     on_guess = signal_next * -np.expm1(-2 * h if noise else -h)

@@ -26,6 +26,7 @@ from ddpm_jax.samplers.multistep import Correction, Weights, log_signal_to_noise
 from ddpm_jax.samplers.sampler import Sampler
 
 ORDERS = (1, 2, 3)
+LONGEST = 2.0  # steps of more than so many times the one before are of order 1: see `dpmpp.py`
 
 
 def unipc(
@@ -78,6 +79,8 @@ def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Weights, C
             continue
         p = min(order, k + 1, 1 + noisiest - here)
         h = log_snr[there] - log_snr[here]
+        if p > 1 and h > LONGEST * (log_snr[here] - log_snr[here + 1]):
+            p = 1
         ratios = (log_snr[here + 1 : here + p] - log_snr[here]) / h
         on_guesses[k, :p] = _guess_weights(h, signal[there], ratios, _half_or_solved(h, ratios))
 
