@@ -23,6 +23,8 @@ def get_config():
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (4,)
     config.model.dropout = 0.0
+    config.model.class_conditional = True
+    config.model.label_dropout = 0.1
 
     config.diffusion.schedule = "cosine"  # small images drown in noise early: the linear one wastes half its steps
 

@@ -36,6 +36,22 @@ def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
     return canvas.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def grid_of_classes(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """As `grid`; where there are equally many images of several classes, a row of it is of one class.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      labels: int [N], or None.
+    """
+    if labels is None:
+        return grid(images)
+    _, counts = np.unique(labels, return_counts=True)
+    each = int(counts[0])
+    if len(counts) == 1 or each == 1 or (counts != each).any() or len(counts) > 4 * each:
+        return grid(images)
+    return grid(images[np.argsort(labels, kind="stable")], columns=each)
+
+
 def strip(stages: np.ndarray) -> np.ndarray:
     """One row per chain, its stages from left to right: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
     number, count = stages.shape[:2]

@@ -66,6 +66,14 @@ def test_a_large_grid_is_enlarged_less():
     assert visualize.grid(images(600, 8, 8, 1), columns=600).shape == (12, 6002, 1)
 
 
+def test_images_of_classes_stand_in_rows_of_one_class():
+    shown, labels = images(6, 64, 64, 1), np.array([0, 1, 2, 0, 1, 2])
+    picture = visualize.grid_of_classes(shown, labels)
+    np.testing.assert_array_equal(picture, visualize.grid(shown[[0, 3, 1, 4, 2, 5]], columns=2))
+    for others in (None, np.array([0, 1, 2, 0, 1, 1]), np.zeros(6, int), np.arange(6)):  # no two rows of equal length
+        np.testing.assert_array_equal(visualize.grid_of_classes(shown, others), visualize.grid(shown))
+
+
 def test_a_strip_has_a_row_per_chain_and_its_stages_from_left_to_right():
     stages = images(3, 5, 16, 16, 3)
     picture = visualize.strip(stages)

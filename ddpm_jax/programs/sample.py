@@ -116,7 +116,7 @@ def write(target: pathlib.Path, drawn: GeneratedBatch) -> None:
     with partial.open("wb") as file:
         np.savez(file, **arrays)
     partial.replace(target / "images.npz")
-    visualize.save_png(target / "grid.png", visualize.grid(drawn.images))
+    visualize.save_png(target / "grid.png", visualize.grid_of_classes(drawn.images, drawn.labels))
     for name, stages in chains.items():
         visualize.save_png(target / f"{name}.png", visualize.strip(stages[:CHAINS_SHOWN]))
 

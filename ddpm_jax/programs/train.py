@@ -230,7 +230,7 @@ def picture(config: ConfigDict, generator, state: TrainState, run_folder: pathli
     """Draw samples of the EMA (or raw) weights into samples/step_N.png, and TensorBoard; the files written."""
     step = int(state.step)
     drawn = sample.draw_with_progress(config, generator, sampled_params(config, state))
-    pictures = {"": visualize.grid(drawn.images)}
+    pictures = {"": visualize.grid_of_classes(drawn.images, drawn.labels)}
     for name, stages in sample.chain_pictures(drawn).items():
         pictures[f"-{name}"] = visualize.strip(stages[: sample.CHAINS_SHOWN])
     folder = workdir.sample_folder(run_folder)
