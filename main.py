@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 # JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
-MODES = ("train", "sample", "illustrate")
+MODES = ("train", "sample", "illustrate", "evaluate", "reference")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
 
@@ -26,9 +26,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples. Made if need be.")
 flags.DEFINE_enum(
-    "mode", "train", MODES, "train (or resume); sample: images from a checkpoint; illustrate: pictures that explain DDPM."
+    "mode", "train", MODES, "train (or resume); sample: draw images; illustrate; evaluate; reference: see README.md."
 )
-flags.DEFINE_string("output", "", "sample, illustrate: folder to write to; by default one in the workdir's samples/.")
+flags.DEFINE_string("output", "", "all but train: folder to write to; by default one in the workdir.")
 flags.DEFINE_string("profile", "", "train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
 flags.DEFINE_string("compilation_cache", CACHE, "Folder of compiled programs, so that they compile once; '' for none.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognise by itself.")

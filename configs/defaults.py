@@ -60,6 +60,8 @@ def get_config() -> ConfigDict:
     train.keep_latest = 3  # checkpoints kept for resuming
     train.keep_every = 100_000  # a checkpoint every so many steps is kept for good; 0 for none
     train.sample_every = 10_000  # a picture of EMA samples; 0 for none
+    train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
+    train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler
     train.tensorboard = True
 
     config.sampling = sampling = ConfigDict()
@@ -74,6 +76,22 @@ def get_config() -> ConfigDict:
     sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
     sampling.checkpoint_step = -1  # -1 for the latest
     sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+
+    config.evaluation = evaluation = ConfigDict()
+    # frechet | kid | inception_score | precision_recall | bits_per_dim
+    evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
+    evaluation.features = "pixels"  # pixels | module:function of your own
+    evaluation.num_images = 50_000  # drawn by config.sampling's sampler
+    evaluation.batch_size = 64  # of features and of the bound, over all devices
+    evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure data.split each time
+    evaluation.held_out = (
+        "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
+    )
+    evaluation.held_out_images = 0  # of it, from the first; 0 for all
+    evaluation.bound_timesteps = 0  # of the T for each image, drawn at random without bias; 0 for all, exactly
+    evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
+    evaluation.samplers = ()  # measured one after another; () for sampling.sampler
+    evaluation.num_steps = ()  # of each sampler; () for sampling.num_steps
 
     config.illustrate = illustrate = ConfigDict()
     illustrate.num_images = 4  # rows: real images taken to noise, and chains of config.sampling back

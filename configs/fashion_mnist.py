@@ -2,7 +2,8 @@
 
 Command:    python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 Hardware:   a laptop's CPU, in hours; garments show within the first.
-Expected:   no published DDPM uses this set. Not yet measured here.
+Expected:   no published DDPM uses this set. Loss 0.073 after 5,575 of the 30,000 steps (about two hours at 0.7 to 0.8
+            steps/s on two busy CPU cores), when docs/images/fashion_mnist.png was drawn: garments, most of them clean.
 """
 
 from configs import mnist

@@ -33,4 +33,8 @@ def get_config():
     config.train.checkpoint_every = 500
     config.train.keep_every = 0
     config.train.sample_every = 1000
+
+    # Deterministic sampling in 50 steps leaves speckles on a third of the garments of Fashion-MNIST; noise mends them.
+    config.sampling.sampler = "ancestral"
+    config.sampling.num_steps = 250
     return config

@@ -17,6 +17,7 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, losses, schedules
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers.bound import BoundMeter
 from ddpm_jax.samplers.generate import Generator
 from ddpm_jax.samplers.sampler import Sampler
 from ddpm_jax.training import optimizer as optimizers
@@ -59,7 +60,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps", "clip_norm"),
-        "train": ("keep_every", "sample_every"),
+        "train": ("keep_every", "sample_every", "evaluate_every"),
         "sampling": ("keep", "eta"),
     }
     for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):
@@ -280,6 +281,23 @@ def build_generator(config: ConfigDict, mesh: Mesh, kept_steps: np.ndarray | Non
         batch_size=min(sampling.batch_size, sampling.num_images),
         kept_steps=tuple(int(step) for step in kept_steps),
     )
+
+
+def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
+    """The driver that measures the variational bound as config.evaluation says."""
+    try:
+        return BoundMeter(
+            build_schedule(config),
+            build_denoise_fn(config),
+            mesh,
+            prediction=config.diffusion.prediction,
+            variance=config.diffusion.variance,
+            clip_denoised=config.diffusion.clip_denoised,
+            batch_size=config.evaluation.batch_size,
+            timesteps_per_image=config.evaluation.bound_timesteps,
+        )
+    except ValueError as error:
+        raise UsageError(f"config.evaluation.bound_timesteps: {error}") from error
 
 
 def sampling_labels(config: ConfigDict) -> np.ndarray | None:

@@ -29,13 +29,13 @@ def load(name):
 
 
 def shrink(config):
-    """The same levels, attention at the same ones, over the smallest images that can be halved so often."""
-    size = 2 ** (len(config.model.ch_mult) - 1)
-    resolutions = config.model.attn_resolutions
-    config.model.attn_resolutions = tuple(resolution * size // config.data.image_size for resolution in resolutions)
-    config.data.image_size = size
-    config.model.ch = 8
-    config.model.num_res_blocks = 1
+    """The first level and the last, over images of four pixels; attention at the last where the experiment has any."""
+    model = config.model
+    model.ch_mult = (model.ch_mult[0], model.ch_mult[-1])
+    model.attn_resolutions = (2,) if model.attn_resolutions else ()
+    model.ch = 8
+    model.num_res_blocks = 1
+    config.data.image_size = 4
     config.train.batch_size = 8
     return config
 

@@ -18,6 +18,7 @@ FLOORS = {
     "runtime": 1,
     "visualize": 1,
     "curves": 1,
+    "charts": 1,
 }
 EVERYONE_MAY = "ddpm_jax.runtime.errors"  # below all floors
 CONFIG_READERS = ("programs", "build")
@@ -26,9 +27,17 @@ HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py"},
     "flax.linen": {"models/layers.py", "models/unet.py"},
-    "ml_collections": {"build.py", "programs/train.py", "programs/sample.py", "programs/illustrate.py"},
+    "ml_collections": {
+        "build.py",
+        "programs/train.py",
+        "programs/sample.py",
+        "programs/illustrate.py",
+        "programs/evaluate.py",
+        "programs/reference.py",
+        "programs/bound.py",
+    },
     "clu.metric_writers": {"runtime/logbook.py"},
-    "matplotlib": {"curves.py"},
+    "matplotlib": {"curves.py", "charts.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

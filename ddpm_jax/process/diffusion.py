@@ -21,7 +21,10 @@ the posterior (3):
 
     p(x_{t-1} | x_t) = N(c1_t x̂_0 + c2_t x_t, σ_t² I)                               (10)  DDPM eqs. 1, 7
 
-with σ_t² fixed at β̃_t (right if x_0 were a single point) or at β_t (right if x_0 were white noise), DDPM sec. 3.2.
+with σ_t² fixed at β̃_t (right if x_0 were a single point) or at β_t (right if x_0 were white noise), DDPM sec. 3.2. Or
+learned, pixel by pixel, as a place v between the two, which bound the right one:
+
+    log σ_t² = f log β_t + (1 - f) log β̃_t,   f = (v + 1) / 2                       (11)  IDDPM 2102.09672, eq. 15
 
 Everywhere below x_start, x_t, noise and the network's output are floating arrays [B, ...], images [B, H, W, C] in
 [-1, 1]; t is an integer array [B], 0..K-1 (entries of the schedule). Shapes are checked as the functions are
@@ -36,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.process.schedules import NoiseSchedule, ends_in_pure_noise
 
 Array = jax.Array
 
@@ -63,6 +66,12 @@ def check_shapes(t: Array, **arrays: Array) -> None:
     if jnp.ndim(t) != 1 or jnp.shape(t) != shape[:1] or not jnp.issubdtype(jnp.result_type(t), jnp.integer):
         kind = f"{jnp.result_type(t)} of shape {jnp.shape(t)}"
         raise ValueError(f"t is {kind}: it must hold one integer for each of the images of shape {shape}")
+
+
+def signal_to_noise(schedule: NoiseSchedule, t: Array, x: Array) -> Array:
+    """ᾱ_t / (1 - ᾱ_t), shaped to multiply x as by `extract`; 0 where nothing of the image is left. 2107.00630, eq. 2."""
+    signal_scale = extract(schedule.sqrt_alphas_cumprod, t, x)
+    return jnp.square(signal_scale / extract(schedule.sqrt_one_minus_alphas_cumprod, t, x))
 
 
 # Forward.
@@ -166,24 +175,29 @@ def predict_xstart(schedule: NoiseSchedule, model_output: Array, x_t: Array, t: 
       prediction: what the network predicts, a key of PREDICTIONS: eps, x_start or v.
 
     Raises:
-      ValueError: unknown prediction, or shapes that do not match.
+      ValueError: unknown prediction, or shapes that do not match; or eps on a chain that ends in pure noise, which
+        would be divided by 0 there.
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}")
+    if prediction == "eps" and ends_in_pure_noise(schedule):
+        raise ValueError("a chain with zero terminal SNR needs the prediction v or x_start, not eps")
     return PREDICTIONS[prediction](schedule, x_t, t, model_output)
 
 
 # Backward.
 
 
-def _fixed_small(schedule: NoiseSchedule, x_t: Array, t: Array) -> tuple[Array, Array]:
+def _fixed_small(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output: Array | None) -> tuple[Array, Array]:
     """σ_t² = β̃_t, DDPM section 3.2."""
+    del variance_output
     variance = extract(schedule.posterior_variance, t, x_t)
     return variance, extract(schedule.posterior_log_variance_clipped, t, x_t)
 
 
-def _fixed_large(schedule: NoiseSchedule, x_t: Array, t: Array) -> tuple[Array, Array]:
+def _fixed_large(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output: Array | None) -> tuple[Array, Array]:
     """σ_t² = β_t, but β̃_1 at t=0 (where no noise is added and only the likelihood reads it), DDPM section 3.2."""
+    del variance_output
     if schedule.num_timesteps > 1:
         first = extract(schedule.posterior_variance, jnp.ones_like(t), x_t)
         value = jnp.where(_is_zero(t, x_t), first, extract(schedule.betas, t, x_t))
@@ -192,31 +206,73 @@ def _fixed_large(schedule: NoiseSchedule, x_t: Array, t: Array) -> tuple[Array, 
     return value, jnp.log(value)
 
 
+def _learned_range(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output: Array | None) -> tuple[Array, Array]:
+    """log σ_t² = f log β_t + (1 - f) log β̃_t, f = (v + 1) / 2, with v of the network, unbounded; (11)."""
+    if variance_output is None:
+        raise ValueError("learned_range reads the variance from the network's output, and there is none")
+    check_shapes(t, x_t=x_t, variance_output=variance_output)
+    smallest = extract(schedule.posterior_log_variance_clipped, t, x_t)
+    largest = jnp.log(extract(schedule.betas, t, x_t))
+    fraction = (variance_output.astype(largest.dtype) + 1) / 2
+    log_variance = fraction * largest + (1 - fraction) * smallest
+    return jnp.exp(log_variance), log_variance
+
+
 def _is_zero(t: Array, x: Array) -> Array:
     """Whether t = 0, shaped as by `extract`."""
     return (t == 0).reshape((-1,) + (1,) * (jnp.ndim(x) - 1))
 
 
-# How the variance of p(x_{t-1} | x_t) is chosen -> (variance, log variance), from (schedule, x_t, t).
-VARIANCES: dict[str, Callable[[NoiseSchedule, Array, Array], tuple[Array, Array]]] = {
+# How the variance of p(x_{t-1} | x_t) is chosen -> (variance, log variance), from (schedule, x_t, t, variance_output).
+VARIANCES: dict[str, Callable[[NoiseSchedule, Array, Array, Array | None], tuple[Array, Array]]] = {
     "fixed_small": _fixed_small,
     "fixed_large": _fixed_large,
+    "learned_range": _learned_range,
 }
 
+# Those for which the network has an output of its own: twice the channels.
+LEARNED_VARIANCES = frozenset({"learned_range"})
 
-def model_variance(schedule: NoiseSchedule, x_t: Array, t: Array, *, variance: str) -> tuple[Array, Array]:
-    """Variance and log variance [B, 1, ... 1] of p(x_{t-1} | x_t), σ_t² of (10). DDPM section 3.2.
 
-    fixed_small is the posterior variance β̃_t; its log is clipped at t=0 to that of t=1. fixed_large is β_t, with
-    β̃_1 at t=0. In a chain of one step there is no β̃_1: β_0 takes its place. Sampling adds no noise at t=0.
+def split_output(model_output: Array, x_t: Array, *, variance: str) -> tuple[Array, Array | None]:
+    """The network's output -> its prediction [B, ...], and its variance_output [B, ...] or None where that is not learned.
+
+    With a learned variance the last axis of model_output holds twice the channels of x_t: first the prediction's,
+    then the variance's. IDDPM 2102.09672, section 3.1.
 
     Raises:
-      ValueError: unknown variance, or shapes that do not match.
+      ValueError: unknown variance, or channels that do not fit it.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(VARIANCES)}")
+    if variance not in LEARNED_VARIANCES:
+        return model_output, None
+    shape = jnp.shape(x_t)
+    if jnp.ndim(x_t) < 2 or jnp.shape(model_output) != (*shape[:-1], 2 * shape[-1]):
+        raise ValueError(
+            f"model_output has shape {jnp.shape(model_output)} and x_t {shape}: "
+            f"for the variance {variance} it must have twice the channels of x_t"
+        )
+    return model_output[..., : shape[-1]], model_output[..., shape[-1] :]
+
+
+def model_variance(
+    schedule: NoiseSchedule, x_t: Array, t: Array, *, variance: str, variance_output: Array | None = None
+) -> tuple[Array, Array]:
+    """Variance and log variance of p(x_{t-1} | x_t), σ_t² of (10): [B, 1, ... 1], or [B, ...] where it is learned.
+
+    fixed_small is the posterior variance β̃_t; its log is clipped at t=0 to that of t=1. fixed_large is β_t, with
+    β̃_1 at t=0. In a chain of one step there is no β̃_1: β_0 takes its place. learned_range lies between log β̃_t,
+    clipped likewise, and log β_t, where variance_output [B, ...] goes from -1 to 1. Sampling adds no noise at t=0.
+    DDPM section 3.2, IDDPM 2102.09672 eq. 15.
+
+    Raises:
+      ValueError: unknown variance, learned_range without variance_output, or shapes that do not match.
     """
     if variance not in VARIANCES:
         raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(VARIANCES)}")
     check_shapes(t, x_t=x_t)
-    return VARIANCES[variance](schedule, x_t, t)
+    return VARIANCES[variance](schedule, x_t, t, variance_output)
 
 
 def p_mean_variance(
@@ -231,20 +287,24 @@ def p_mean_variance(
 ) -> tuple[Array, Array, Array]:
     """The network's p(x_{t-1} | x_t): mean [B, ...], log variance [B, 1, ... 1] and guess of x_start [B, ...]. (10).
 
+    Whoever needs only the guess of x_start takes it from here too: this is where an output that holds a learned
+    variance as well is taken apart, and what is not read is not computed under jit.
+
     Args:
       schedule: the chain that t counts in.
-      model_output: [B, ...], what the network made of x_t.
+      model_output: [B, ...], what the network made of x_t; with a learned variance twice the channels, see `split_output`.
       x_t: [B, ...], the noisy images.
       t: [B].
       prediction: what the network predicts: eps, x_start or v.
-      variance: fixed_small or fixed_large.
+      variance: fixed_small, fixed_large or learned_range; under the last, log variance is [B, ...].
       clip_denoised: whether the guess of x_start is clipped to [-1, 1] before the mean is made of it.
 
     Raises:
       ValueError: unknown prediction or variance, or shapes that do not match.
     """
-    _, log_variance = model_variance(schedule, x_t, t, variance=variance)
-    pred_xstart = predict_xstart(schedule, model_output, x_t, t, prediction=prediction)
+    output, variance_output = split_output(model_output, x_t, variance=variance)
+    _, log_variance = model_variance(schedule, x_t, t, variance=variance, variance_output=variance_output)
+    pred_xstart = predict_xstart(schedule, output, x_t, t, prediction=prediction)
     if clip_denoised:
         pred_xstart = jnp.clip(pred_xstart, -1.0, 1.0)
     mean, _, _ = q_posterior_mean_variance(schedule, pred_xstart, x_t, t)

@@ -73,7 +73,9 @@ jax.tree_util.register_dataclass(
 )
 
 
-def make_schedule(name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+def make_schedule(
+    name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
     """The noise schedule called `name` with `num_timesteps` steps.
 
     Args:
@@ -81,9 +83,10 @@ def make_schedule(name: str, num_timesteps: int, *, beta_start: float = 1e-4, be
       num_timesteps: T, at least 1.
       beta_start: first β of the linear schedule at T=1000; the other schedules do not read it.
       beta_end: last β of the linear schedule at T=1000; likewise.
+      zero_terminal_snr: whether it is rescaled to end in pure noise, see `with_zero_terminal_snr`.
 
     Raises:
-      ValueError: unknown name, T < 1, or a linear schedule whose βs leave (0, 1).
+      ValueError: unknown name, T < 1 (or < 2 with zero_terminal_snr), or a linear schedule whose βs leave (0, 1).
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
@@ -91,7 +94,8 @@ def make_schedule(name: str, num_timesteps: int, *, beta_start: float = 1e-4, be
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: a diffusion process has at least 1 step")
     options = {"beta_start": beta_start, "beta_end": beta_end} if name == "linear" else {}
-    return schedule_from_betas(SCHEDULES[name](num_timesteps, **options))
+    schedule = schedule_from_betas(SCHEDULES[name](num_timesteps, **options))
+    return with_zero_terminal_snr(schedule) if zero_terminal_snr else schedule
 
 
 def linear_betas(num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -197,6 +201,37 @@ def _tables(betas: np.ndarray, alphas: np.ndarray, timesteps: np.ndarray, train_
     return schedule
 
 
+def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The same chain, rescaled to end in pure noise, as sampling begins: ᾱ_{T-1} = 0. Lin et al. 2305.08891, algorithm 1.
+
+    sqrt(ᾱ_t) is shifted so that the last is 0 and scaled so that the first stays what it is. Otherwise sampling starts
+    with a noise that training has never shown (a last sqrt(ᾱ) of .006 in the linear chain still tells the mean
+    brightness), and images come out of medium brightness. Such a chain
+
+    - needs the prediction v or x_start: x_{T-1} is the noise itself, and eps says nothing of the image;
+    - must be sampled from its last timestep: spacing trailing, or linspace;
+    - needs a loss weighting that is not 0 at SNR = 0.
+
+    `losses.check_loss`, `diffusion.predict_xstart` and `respace` raise ValueError otherwise. A chain that already ends
+    in pure noise stays as it is, up to rounding. On the host only.
+
+    Raises:
+      ValueError: a chain of a single step, which would be pure noise from the start.
+    """
+    scales = schedule.sqrt_alphas_cumprod
+    if len(scales) < 2:
+        raise ValueError("a chain of 1 step cannot be rescaled to zero terminal SNR: take 2 or more")
+    scales = (scales - scales[-1]) * (scales[0] / (scales[0] - scales[-1]))
+    alphas = np.square(scales / np.append(1.0, scales[:-1]))
+    return _tables(1 - alphas, alphas, schedule.timesteps, schedule.train_timesteps)
+
+
+def ends_in_pure_noise(schedule: NoiseSchedule) -> bool:
+    """Whether ᾱ_{T-1} = 0: zero terminal SNR. Of a traced schedule it cannot be known, and the answer is False."""
+    table = schedule.alphas_cumprod
+    return not isinstance(table, jax.core.Tracer) and float(table[-1]) == 0
+
+
 def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> NoiseSchedule:
     """The shorter chain that visits only the entries `timesteps` of `schedule`, with the same ᾱ at each. On the host only.
 
@@ -209,7 +244,8 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> N
         `schedule`, which are the network's t unless `schedule` was itself respaced.
 
     Raises:
-      ValueError: `timesteps` is empty, not ascending, repeats an entry or is out of range.
+      ValueError: `timesteps` is empty, not ascending, repeats an entry or is out of range; or leaves out the last
+        entry of a chain that ends in pure noise, so that sampling would start from a noise it was not trained for.
     """
     kept = np.asarray(timesteps)
     num_timesteps = schedule.num_timesteps
@@ -219,19 +255,30 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray) -> N
         raise ValueError(f"timesteps must lie in 0..{num_timesteps - 1}, but go from {kept.min()} to {kept.max()}")
     if (kept[1:] <= kept[:-1]).any():
         raise ValueError("timesteps must be strictly ascending, each one once")
+    if ends_in_pure_noise(schedule) and kept[-1] != num_timesteps - 1:
+        raise ValueError(
+            f"a chain with zero terminal SNR must be sampled from its last timestep, {num_timesteps - 1}, and these end "
+            f"at {kept[-1]}: choose the spacing trailing"
+        )
     stretches = [slice(start, end + 1) for start, end in zip([0, *(kept[:-1] + 1)], kept, strict=True)]
     alphas = np.array([np.prod(schedule.alphas[stretch]) for stretch in stretches])
     betas = np.array([_accumulated_noise(schedule.betas[stretch], schedule.alphas[stretch])[-1] for stretch in stretches])
     return _tables(betas, alphas, schedule.timesteps[kept], schedule.train_timesteps)
 
 
-def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: str) -> np.ndarray:
+def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: str, *, schedule: NoiseSchedule | None = None) -> np.ndarray:
     """Which `num_steps` of `num_timesteps` timesteps a shorter chain visits: int32 [num_steps], strictly ascending.
 
     `num_steps == num_timesteps` gives 0..T-1 under every spacing.
 
+    Args:
+      num_timesteps: T.
+      num_steps: 1..T.
+      spacing: a key of SPACINGS.
+      schedule: the chain of T steps; karras and logsnr need its noise levels, the others do not read it.
+
     Raises:
-      ValueError: unknown spacing, num_steps < 1 or num_steps > num_timesteps.
+      ValueError: unknown spacing, num_steps < 1 or num_steps > num_timesteps, or no schedule of T steps where one is needed.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
@@ -240,10 +287,14 @@ def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: str) -> np.nda
         raise ValueError(
             f"cannot take {num_steps} sampling steps out of a process of {num_timesteps}: choose 1..{num_timesteps}"
         )
-    return SPACINGS[spacing](num_timesteps, num_steps).astype(np.int32)
+    if spacing not in SPACINGS_BY_NOISE:
+        return SPACINGS[spacing](num_timesteps, num_steps).astype(np.int32)
+    if schedule is None or schedule.num_timesteps != num_timesteps:
+        raise ValueError(f"spacing {spacing} goes by noise levels: it needs the schedule of these {num_timesteps} steps")
+    return SPACINGS[spacing](schedule.sqrt_recipm1_alphas_cumprod, num_steps).astype(np.int32)
 
 
-# The spacings work in whole numbers, so no rounding of floats decides which timestep is visited.
+# The spacings by t work in whole numbers, so no rounding of floats decides which timestep is visited.
 
 
 def leading_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
@@ -279,12 +330,54 @@ def quadratic_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
     return np.maximum(index, 4 * num_timesteps * index**2 // (5 * (num_steps - 1) ** 2))
 
 
-SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+# The spacings by noise go by the levels σ_t = sqrt(1/ᾱ_t - 1) [T], and take the timesteps that come closest.
+
+
+def karras_timesteps(sigmas: np.ndarray, num_steps: int, *, rho: float = 7.0) -> np.ndarray:
+    """σ^(1/ρ) in equal steps between both ends, dense near the image: 0, 18, 102 .. 999 for 10 of 1000 (linear schedule).
+
+    EDM 2206.00364, eq. 5 (ρ = 7), at the nearest timesteps, each one once. A single step is T-1, the noise end.
+    """
+    return _nearest_timesteps(lambda sigma: sigma ** (1 / rho), sigmas, num_steps)
+
+
+def logsnr_timesteps(sigmas: np.ndarray, num_steps: int) -> np.ndarray:
+    """log SNR = -2 log σ in equal steps between both ends: 0, 5, 22 .. 999 for 10 of 1000 (linear schedule).
+
+    DPM-Solver 2206.00927, section 3.4, at the nearest timesteps, each one once. A single step is T-1, the noise end.
+    """
+    return _nearest_timesteps(np.log, sigmas, num_steps)
+
+
+def _nearest_timesteps(scale: Callable[[np.ndarray], np.ndarray], sigmas: np.ndarray, num_steps: int) -> np.ndarray:
+    """Timesteps in equal steps of scale(σ), strictly ascending. Where several levels fall on one t, the next ones move up.
+
+    Above NO_TRACE nothing is left of an image, and steps there would be wasted: a chain that ends higher (cosine: 20,291;
+    zero terminal SNR: infinite) goes from T-1 to below that level in one step.
+    """
+    num_timesteps = len(sigmas)
+    if num_steps == 1:
+        return np.array([num_timesteps - 1])
+    jump = int(sigmas[-1] > NO_TRACE)
+    visible = max(1, int((sigmas <= NO_TRACE).sum()))
+    levels = scale(sigmas[:visible])
+    index = np.arange(num_steps - jump)
+    share = index / (len(index) - 1) if len(index) > 1 else np.array([0.5])
+    nearest = np.rint(np.interp(levels[0] + share * (levels[-1] - levels[0]), levels, np.arange(visible))).astype(int)
+    distinct = np.minimum(index + np.maximum.accumulate(nearest - index), num_timesteps - num_steps + index)
+    return np.append(distinct, [num_timesteps - 1] * jump)
+
+
+NO_TRACE = 160.0  # σ over that of the data at which EDM 2206.00364 (table 1: 80 over 0.5) starts to sample
+SPACINGS: dict[str, Callable[..., np.ndarray]] = {
     "leading": leading_timesteps,
     "linspace": linspace_timesteps,
     "trailing": trailing_timesteps,
     "quadratic": quadratic_timesteps,
+    "karras": karras_timesteps,
+    "logsnr": logsnr_timesteps,
 }
+SPACINGS_BY_NOISE = ("karras", "logsnr")  # their first argument is σ [T], not T
 
 
 def _betas_from_alpha_bar(alpha_bar: Callable[[np.ndarray], np.ndarray], num_timesteps: int, max_beta: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -93,6 +93,11 @@ def draw_with_progress(config: ConfigDict, generator: Generator, params: object)
     with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
         report = progress.update if processes.is_writer() else lambda images: None
         return draw(config, generator, params, report=report)
+
+
+def shifted(tell: Callable[[float], None], first: int) -> Callable[[float], None]:
+    """`tell` for a part of the work that begins at `first`."""
+    return lambda images: tell(first + images)
 
 
 def write(target: pathlib.Path, drawn: GeneratedBatch) -> None:

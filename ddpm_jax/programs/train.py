@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, visualize
 from ddpm_jax.data import pipeline
-from ddpm_jax.programs import sample
+from ddpm_jax.programs import evaluate, sample
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
@@ -55,6 +55,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
     with processes.together():
         generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
+        evaluation = evaluate.RunningEvaluation(config, mesh) if config.train.evaluate_every else None
 
     with Checkpoints(
         workdir.checkpoint_folder(run_folder),
@@ -104,6 +105,10 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
                             log.flush()
                             with logbook.pause():
                                 picture(config, generator, state, run_folder, logbook)
+                        if due.evaluation:
+                            log.flush()
+                            with logbook.pause():
+                                logbook.scalars(step, evaluation.scores(sampled_params(config, state)))
                         if due.checkpoint or stop:
                             log.flush()  # nothing unsound is ever saved
                             checkpoints.save(step, vars(state))
@@ -121,6 +126,9 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
                     shown = picture(config, generator, state, run_folder, logbook)
+            if step == config.train.num_steps and evaluation:
+                with logbook.pause():
+                    logbook.scalars(step, evaluation.scores(sampled_params(config, state)))
             checkpoints.save(step, vars(state), wait=True)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
@@ -150,6 +158,7 @@ class Due:
     def __init__(self, config: ConfigDict, step: int):
         self.checkpoint = step % config.train.checkpoint_every == 0
         self.picture = bool(config.train.sample_every) and step % config.train.sample_every == 0
+        self.evaluation = bool(config.train.evaluate_every) and step % config.train.evaluate_every == 0
 
 
 class StepLog:
@@ -212,11 +221,15 @@ class StepLog:
         )
 
 
+def sampled_params(config: ConfigDict, state: TrainState) -> object:
+    """The weights that config.sampling draws with."""
+    return getattr(state, build.WEIGHTS[config.sampling.weights])
+
+
 def picture(config: ConfigDict, generator, state: TrainState, run_folder: pathlib.Path, logbook: Logbook) -> list[pathlib.Path]:
     """Draw samples of the EMA (or raw) weights into samples/step_N.png, and TensorBoard; the files written."""
     step = int(state.step)
-    params = getattr(state, build.WEIGHTS[config.sampling.weights])
-    drawn = sample.draw_with_progress(config, generator, params)
+    drawn = sample.draw_with_progress(config, generator, sampled_params(config, state))
     pictures = {"": visualize.grid(drawn.images)}
     for name, stages in sample.chain_pictures(drawn).items():
         pictures[f"-{name}"] = visualize.strip(stages[: sample.CHAINS_SHOWN])

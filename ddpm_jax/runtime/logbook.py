@@ -102,7 +102,7 @@ class Logbook:
             raise self._write_error(error) from error
         if self._events is not None:
             self._events.put("write_scalars", int(step), values)
-        self._shown = {name: values[name] for name in self._on_line if name in values}
+        self._shown |= {name: values[name] for name in self._on_line if name in values}
         if step > self._step:
             self._rate.update(step)
             self._step = step

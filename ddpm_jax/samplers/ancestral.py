@@ -5,20 +5,35 @@ import jax.numpy as jnp
 
 from ddpm_jax.process import diffusion
 from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import check_prediction, refuse_eta
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
 
 
-def ancestral(schedule: NoiseSchedule, *, prediction: str, variance: str, clip_denoised: bool, eta: float = 0.0) -> Sampler:
+def ancestral(
+    schedule: NoiseSchedule,
+    *,
+    prediction: str,
+    variance: str,
+    clip_denoised: bool,
+    eta: float = 0.0,
+    trained: NoiseSchedule | None = None,
+) -> Sampler:
     """Ho's sampler over `schedule`, which may be respaced to fewer steps (IDDPM 2102.09672, section 4).
 
     Args:
       schedule: the chain to walk.
       prediction: what the network predicts: eps, x_start or v.
-      variance: of each step: fixed_small or fixed_large.
+      variance: of each step: a key of `diffusion.VARIANCES`.
       clip_denoised: whether each guess of x_start is clipped to [-1, 1].
-      eta: not read; DDIM's.
+      eta: must be 0; the noise of each step follows from `variance`.
+      trained: not read.
+
+    Raises:
+      ValueError: eta is not 0, or a prediction that the schedule has no use for.
     """
-    del eta
+    del trained
+    refuse_eta("ancestral", eta)
+    check_prediction(schedule, prediction)
 
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)

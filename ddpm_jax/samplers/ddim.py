@@ -12,23 +12,35 @@ import numpy as np
 
 from ddpm_jax.process import diffusion
 from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import make_guess
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
 
 
-def ddim(schedule: NoiseSchedule, *, prediction: str, variance: str, clip_denoised: bool, eta: float = 0.0) -> Sampler:
+def ddim(
+    schedule: NoiseSchedule,
+    *,
+    prediction: str,
+    variance: str,
+    clip_denoised: bool,
+    eta: float = 0.0,
+    trained: NoiseSchedule | None = None,
+) -> Sampler:
     """DDIM over `schedule`, usually respaced to 10 .. 250 steps.
 
     Args:
       schedule: the chain to walk.
       prediction: what the network predicts: eps, x_start or v.
-      variance: not read; η stands in its place.
+      variance: not read, but for the layout of the network's output; η stands in its place.
       clip_denoised: whether each guess of x_start is clipped to [-1, 1]; ε̂ is then derived from the clipped guess.
       eta: η >= 0.
+      trained: not read.
 
     Raises:
-      ValueError: eta < 0, or so large that σ² would exceed all the noise that x_prev holds.
+      ValueError: eta < 0, or so large that σ² would exceed all the noise that x_prev holds; or a prediction that the
+        schedule has no use for.
     """
-    del variance
+    del trained
+    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
     # float64 throughout; cast once, where a step reads them.
     sigma = eta * np.sqrt(schedule.posterior_variance)
     noise_variance_prev = np.append(0.0, np.square(schedule.sqrt_one_minus_alphas_cumprod[:-1]))
@@ -40,10 +52,7 @@ def ddim(schedule: NoiseSchedule, *, prediction: str, variance: str, clip_denois
 
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
-        model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
-        pred_xstart = diffusion.predict_xstart(schedule, model_output, x_t, t, prediction=prediction)
-        if clip_denoised:
-            pred_xstart = jnp.clip(pred_xstart, -1.0, 1.0)
+        pred_xstart = guess(denoise_fn, x_t, index)
         eps = diffusion.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
         x_prev = diffusion.extract(signal, t, x_t) * pred_xstart + diffusion.extract(direction, t, x_t) * eps
         if eta > 0:

@@ -28,18 +28,23 @@ class Sampler:
       schedule: the chain that is walked, one entry per step; its `timesteps` are what the network is given.
       step: (denoise_fn, x_t [B, H, W, C], memory, index int32, keys [B]) -> (x_prev, pred_xstart, memory).
       init_memory: x_T -> what a multistep method carries from step to step; nothing by default.
-      evaluations_per_step: network evaluations that one step costs.
+      extra_evaluations: of the network, over all steps together, beyond one a step.
     """
 
     schedule: NoiseSchedule
     step: Callable[[DenoiseFn, jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
     init_memory: Callable[[jax.Array], Any] = lambda x_T: ()
-    evaluations_per_step: int = 1
+    extra_evaluations: int = 0
 
     @property
     def num_steps(self) -> int:
         """K, the number of steps from noise to image."""
         return self.schedule.num_timesteps
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image, all steps together."""
+        return self.num_steps + self.extra_evaluations
 
 
 @flax.struct.dataclass
@@ -73,7 +78,11 @@ def start(sampler: Sampler, keys: jax.Array, image_shape: Sequence[int], *, keep
       image_shape: (H, W, C).
       keep: how many intermediate results S `advance` will be asked to keep.
     """
-    x = images_noise(keys, 0, image_shape)
+    return start_from(sampler, images_noise(keys, 0, image_shape), keep=keep)
+
+
+def start_from(sampler: Sampler, x: jax.Array, *, keep: int = 0) -> SamplerState:
+    """As `start`, but from x [B, H, W, C], floating, in place of pure noise: an image to invert, or noise of one's own."""
     room = jnp.stack([x] * keep, axis=1) if keep else x[:, None][:, :0]
     return SamplerState(x=x, memory=sampler.init_memory(x), kept_x=room, kept_pred_xstart=room)
 
@@ -82,7 +91,7 @@ def advance(
     sampler: Sampler,
     denoise_fn: DenoiseFn,
     state: SamplerState,
-    keys: jax.Array,
+    keys: jax.Array | None,
     *,
     first_step: int | jax.Array,
     count: int,
@@ -94,7 +103,7 @@ def advance(
       sampler: built by `SAMPLERS[name]`.
       denoise_fn: (x_t [B, H, W, C], t int32 [B]) -> model output.
       state: from `start` or an earlier `advance`.
-      keys: [B], the keys given to `start`.
+      keys: [B], the keys given to `start`; a sampler that draws no noise does not read them.
       first_step: number of the first step; may be traced, so that one compilation serves every stretch of a chain.
       count: how many steps.
       kept_steps: the S step numbers whose x_t and pred_xstart are kept; the same in each call of a chain. Memory

@@ -255,6 +255,96 @@ def test_whole_reverse_chain_of_a_perfect_network_ends_in_the_image(name):
     np.testing.assert_allclose(x_t, x_start, atol=1e-5)
 
 
+# A learned variance.
+
+
+def learned_output(seed, shape=SHAPE):
+    """A prediction, and an output for the variance that goes beyond [-1, 1]."""
+    return gaussian(seed, shape), 1.5 * images(seed, shape)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("linear", 500), ("cosine", 40), ("cosine", 1)])
+def test_learned_range_lies_between_the_two_fixed_variances(name, steps):
+    """-1 is fixed_small to the bit, with its clipped log at t=0; 1 is β; between and beyond, a straight line of logs. 1e-5."""
+    schedule = make_schedule(name, steps)
+    t = np.unique([0, steps // 3, steps - 1]).astype(np.int32)
+    x_t = gaussian(40, (len(t), *SHAPE[1:]))
+
+    def log_variance(v):
+        value, log_value = diffusion.model_variance(
+            schedule, x_t, t, variance="learned_range", variance_output=np.full_like(x_t, v)
+        )
+        assert value.shape == log_value.shape == x_t.shape
+        np.testing.assert_allclose(value, np.exp(log_value), rtol=1e-6)
+        return log_value[:, 0, 0, 0]
+
+    small, large = log_variance(-1.0), log_variance(1.0)
+    np.testing.assert_array_equal(small, schedule.posterior_log_variance_clipped[t].astype(np.float32))
+    np.testing.assert_allclose(large, np.log(schedule.betas[t]), rtol=1e-6, atol=1e-6)
+    for v in (0.0, 0.5, -1.2, 2.0):
+        np.testing.assert_allclose(log_variance(v), (v + 1) / 2 * large + (1 - v) / 2 * small, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+def test_a_learned_variance_leaves_the_mean_alone(prediction):
+    """p_mean_variance and p_sample of an output and its variance, against the output alone and the variance alone."""
+    schedule, x_t, noise = make_schedule("linear", 500), gaussian(41), gaussian(42)
+    output, v = learned_output(43)
+    both = np.concatenate([output, v], axis=-1)
+    options = {"prediction": prediction, "clip_denoised": True}
+    mean, log_variance, pred_xstart = diffusion.p_mean_variance(schedule, both, x_t, T, variance="learned_range", **options)
+    expected_mean, _, expected = diffusion.p_mean_variance(schedule, output, x_t, T, variance="fixed_small", **options)
+    np.testing.assert_array_equal(mean, expected_mean)
+    np.testing.assert_array_equal(pred_xstart, expected)
+    _, expected_log = diffusion.model_variance(schedule, x_t, T, variance="learned_range", variance_output=v)
+    np.testing.assert_array_equal(log_variance, expected_log)
+    x_prev, _ = diffusion.p_sample(schedule, both, x_t, T, noise, variance="learned_range", **options)
+    np.testing.assert_array_equal(x_prev[0], mean[0])  # no noise at t=0
+    np.testing.assert_allclose((x_prev - mean)[1:], (np.exp(0.5 * log_variance) * noise)[1:], rtol=1e-3, atol=1e-6)
+
+
+def test_half_precision_variance_output_is_used_in_float32():
+    schedule, x_t = make_schedule("linear", 500), gaussian(44)
+    both = jnp.asarray(np.concatenate(learned_output(45), axis=-1), jnp.bfloat16)
+    options = {"prediction": "eps", "variance": "learned_range", "clip_denoised": True}
+    half = diffusion.p_mean_variance(schedule, both, x_t, T, **options)
+    full = diffusion.p_mean_variance(schedule, both.astype(jnp.float32), x_t, T, **options)
+    for ours, theirs in zip(half, full, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_outputs_that_do_not_fit_the_variance_are_refused():
+    schedule, x = make_schedule("linear", 500), images(46)
+    options = {"prediction": "eps", "clip_denoised": True}
+    both = np.concatenate([x, x], axis=-1)
+    for bad in (x, both[:4], np.concatenate([both, x], axis=-1), both[..., 0]):
+        with pytest.raises(ValueError, match=r"^model_output has shape [^\n]* must have twice the channels of x_t$"):
+            diffusion.p_mean_variance(schedule, bad, x, T, variance="learned_range", **options)
+    with pytest.raises(ValueError, match="must be the same"):
+        diffusion.p_mean_variance(schedule, both, x, T, variance="fixed_large", **options)
+    with pytest.raises(ValueError, match="there is none"):
+        diffusion.model_variance(schedule, x, T, variance="learned_range")
+    with pytest.raises(ValueError, match=r"'learned'.*learned_range$"):
+        diffusion.split_output(both, x, variance="learned")
+
+
+def test_eps_is_refused_where_a_chain_ends_in_pure_noise():
+    schedule, x = make_schedule("linear", 500, zero_terminal_snr=True), images(47)
+    with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction v or x_start, not eps$"):
+        diffusion.predict_xstart(schedule, x, x, T, prediction="eps")
+
+
+def test_signal_to_noise():
+    """1e-6, down to the last step of a cosine chain, and 0 where nothing is left."""
+    for schedule in (make_schedule("cosine", 500), make_schedule("cosine", 500, zero_terminal_snr=True)):
+        snr = diffusion.signal_to_noise(schedule, T, gaussian(48))
+        assert snr.shape == (5, 1, 1, 1)
+        expected = schedule.alphas_cumprod / schedule.sqrt_one_minus_alphas_cumprod**2
+        np.testing.assert_allclose(snr.ravel(), expected[T], rtol=1e-6)
+    assert float(snr[-1, 0, 0, 0]) == 0
+
+
 # Batches, types and jit.
 
 

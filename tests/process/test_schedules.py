@@ -128,6 +128,51 @@ def test_zero_terminal_snr_makes_tables_without_a_warning():
     assert np.isfinite(schedule.posterior_mean_coef1).all()
 
 
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("steps", [25, 1000])
+def test_zero_terminal_snr_shifts_and_scales_the_signal(name, steps):
+    """Signal scales keep the first, end in 0, and are a straight line of what they were, 1e-12; all else follows by (1)-(4)."""
+    plain = schedules.make_schedule(name, steps)
+    pure = schedules.make_schedule(name, steps, zero_terminal_snr=True)
+    old, new = plain.sqrt_alphas_cumprod, pure.sqrt_alphas_cumprod
+    assert new[-1] == 0
+    np.testing.assert_allclose(new[0], old[0], rtol=1e-14)
+    np.testing.assert_allclose(new, (old - old[-1]) * old[0] / (old[0] - old[-1]), rtol=1e-12, atol=1e-15)
+    assert pure.betas[-1] == 1
+    assert ((pure.betas > 0) & (pure.betas <= 1)).all()
+    np.testing.assert_allclose(pure.sqrt_one_minus_alphas_cumprod**2 + new**2, np.ones(steps), rtol=1e-12)
+    assert schedules.ends_in_pure_noise(pure)
+    assert not schedules.ends_in_pure_noise(plain)
+    again = schedules.with_zero_terminal_snr(pure)
+    np.testing.assert_allclose(again.betas, pure.betas, rtol=1e-9)
+    finite = [table for table in TABLES if not table.startswith("sqrt_recip")]
+    assert all(np.isfinite(getattr(pure, table)).all() for table in finite)
+
+
+def test_zero_terminal_snr_is_sampled_from_its_end():
+    pure = schedules.make_schedule("linear", 1000, zero_terminal_snr=True)
+    for spacing in ("trailing", "linspace"):
+        short = schedules.respace(pure, schedules.spaced_timesteps(1000, 10, spacing))
+        assert schedules.ends_in_pure_noise(short)
+        assert short.betas[-1] == 1
+    for spacing in ("leading", "quadratic"):
+        with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR must be sampled from .* 999, .*trailing$"):
+            schedules.respace(pure, schedules.spaced_timesteps(1000, 10, spacing))
+
+
+def test_zero_terminal_snr_needs_two_steps():
+    for name in ("cosine", "sigmoid"):
+        with pytest.raises(ValueError, match=r"^a chain of 1 step [^\n]*take 2 or more$"):
+            schedules.make_schedule(name, 1, zero_terminal_snr=True)
+
+
+def test_a_traced_schedule_cannot_tell_its_end():
+    pure = schedules.make_schedule("linear", 100, zero_terminal_snr=True)
+    seen = []
+    jax.jit(lambda schedule: seen.append(schedules.ends_in_pure_noise(schedule)))(pure)
+    assert seen == [False]
+
+
 def test_schedule_is_a_pytree_that_keeps_float64():
     schedule = schedules.respace(schedules.make_schedule("cosine", 100), [3, 50, 99])
     leaves, structure = jax.tree.flatten(schedule)
@@ -187,7 +232,7 @@ def test_respacing_to_every_timestep_changes_nothing(name, steps):
 @pytest.mark.parametrize("num_steps", [2, 37])
 def test_respaced_chain_has_the_same_marginals(name, spacing, num_steps):
     schedule = schedules.make_schedule(name, 1000)
-    kept = schedules.spaced_timesteps(1000, num_steps, spacing)
+    kept = schedules.spaced_timesteps(1000, num_steps, spacing, schedule=schedule)
     short = schedules.respace(schedule, kept)
     assert short.num_timesteps == num_steps
     assert short.train_timesteps == 1000
@@ -232,10 +277,12 @@ def test_bad_respacing_is_refused(timesteps, message):
         ("linspace", [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]),
         ("trailing", [99, 199, 299, 399, 499, 599, 699, 799, 899, 999]),
         ("quadratic", [0, 9, 39, 88, 158, 246, 355, 483, 632, 800]),  # int(s) of DDIM's linspace(0, sqrt(800), 10)**2
+        ("karras", [0, 18, 102, 301, 511, 663, 775, 864, 937, 999]),  # as diffusers 0.42.1: tests/golden/samplers.npz
+        ("logsnr", [0, 5, 22, 73, 202, 410, 603, 757, 886, 999]),
     ],
 )
 def test_ten_of_a_thousand(spacing, expected):
-    timesteps = schedules.spaced_timesteps(1000, 10, spacing)
+    timesteps = schedules.spaced_timesteps(1000, 10, spacing, schedule=schedules.make_schedule("linear", 1000))
     assert timesteps.tolist() == expected
     assert timesteps.dtype == np.int32
 
@@ -257,8 +304,9 @@ def test_quadratic_moves_only_repeated_timesteps():
 @pytest.mark.parametrize("spacing", schedules.SPACINGS)
 @pytest.mark.parametrize("num_timesteps", [1, 2, 3, 7, 64, 250])
 def test_every_length_is_ascending_and_in_range(spacing, num_timesteps):
+    schedule = schedules.make_schedule("cosine", num_timesteps)
     for num_steps in range(1, num_timesteps + 1):
-        timesteps = schedules.spaced_timesteps(num_timesteps, num_steps, spacing)
+        timesteps = schedules.spaced_timesteps(num_timesteps, num_steps, spacing, schedule=schedule)
         assert timesteps.shape == (num_steps,)
         assert timesteps[0] >= 0
         assert timesteps[-1] < num_timesteps
@@ -268,10 +316,50 @@ def test_every_length_is_ascending_and_in_range(spacing, num_timesteps):
 
 @pytest.mark.parametrize("num_steps", [1, 3, 10, 300, 999])
 def test_spacings_hold_their_ends(num_steps):
-    ends = {spacing: schedules.spaced_timesteps(1000, num_steps, spacing)[[0, -1]].tolist() for spacing in schedules.SPACINGS}
+    linear = schedules.make_schedule("linear", 1000)
+    ends = {
+        spacing: schedules.spaced_timesteps(1000, num_steps, spacing, schedule=linear)[[0, -1]].tolist()
+        for spacing in schedules.SPACINGS
+    }
     assert ends["leading"][0] == 0
     assert ends["linspace"] == [0 if num_steps > 1 else 999, 999]
     assert ends["trailing"][1] == 999
+    for spacing in schedules.SPACINGS_BY_NOISE:
+        assert ends[spacing] == ends["linspace"]
+
+
+@pytest.mark.parametrize(("spacing", "scale"), [("karras", lambda sigma: sigma ** (1 / 7)), ("logsnr", np.log)])
+@pytest.mark.parametrize("name", ["linear", "sigmoid"])
+def test_spacings_by_noise_take_equal_steps_as_nearly_as_timesteps_allow(name, spacing, scale):
+    """Nothing visible is left out: each level aimed at is at most half a timestep from the one taken."""
+    schedule = schedules.make_schedule(name, 4000)
+    levels = scale(schedule.sqrt_recipm1_alphas_cumprod)
+    taken = schedules.spaced_timesteps(4000, 12, spacing, schedule=schedule)
+    jump = int(schedule.sqrt_recipm1_alphas_cumprod[-1] > schedules.NO_TRACE)  # the step from T-1 stands by itself
+    aims = np.linspace(levels[0], levels[taken[-1 - jump]], 12 - jump)
+    gaps = np.maximum(np.gradient(levels)[taken], 0)[: 12 - jump]
+    assert (np.abs(levels[taken][: 12 - jump] - aims) <= 0.6 * gaps + 1e-9).all()
+
+
+@pytest.mark.parametrize("spacing", schedules.SPACINGS_BY_NOISE)
+def test_no_steps_are_spent_where_nothing_is_left_of_the_image(spacing):
+    """Cosine ends at sigma = 20,291, zero terminal SNR at infinity: one step leads from T-1 to below NO_TRACE."""
+    for schedule in (
+        schedules.make_schedule("cosine", 1000),
+        schedules.schedule_from_betas(np.append(np.linspace(1e-4, 0.02, 999), 1.0)),
+    ):
+        for num_steps in (2, 3, 10):
+            taken = schedules.spaced_timesteps(1000, num_steps, spacing, schedule=schedule)
+            assert taken[-1] == 999
+            assert schedule.sqrt_recipm1_alphas_cumprod[taken[-2]] <= schedules.NO_TRACE
+            assert num_steps == 2 or taken[0] == 0
+
+
+@pytest.mark.parametrize("spacing", schedules.SPACINGS_BY_NOISE)
+def test_spacings_by_noise_need_the_schedule_of_these_steps(spacing):
+    for schedule in (None, schedules.make_schedule("cosine", 9)):
+        with pytest.raises(ValueError, match="needs the schedule of these 10 steps"):
+            schedules.spaced_timesteps(10, 5, spacing, schedule=schedule)
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 11])
@@ -282,5 +370,5 @@ def test_bad_number_of_steps_is_refused(spacing, num_steps):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="leading, linspace, trailing, quadratic"):
+    with pytest.raises(ValueError, match="leading, linspace, trailing, quadratic, karras, logsnr"):
         schedules.spaced_timesteps(10, 5, "cubic")

@@ -38,7 +38,7 @@ def images(real_data):
         "data.channels": 3,
         "data.random_flip": True,
         "data.in_memory": "never",
-        "model.ch_mult": (1, 1, 1),
+        "model.ch_mult": (1, 1),
     }
 
 

@@ -212,7 +212,6 @@ def run_program(program, folder, how, environment):
 
 
 def test_events_hold_the_same_numbers(tmp_path, child_environment):
-    pytest.importorskip("tensorboard")
     written, said = run_program(TENSORBOARD + READ_EVENTS, tmp_path, "with", child_environment())
     assert written == [
         "1 loss float32 0.5",

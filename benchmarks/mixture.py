@@ -1,0 +1,239 @@
+"""How exact is each sampler, by network evaluations? On a Gaussian mixture, whose exact denoiser is known in closed form.
+
+python benchmarks/mixture.py --plot=docs/images/samplers.png       # 4 minutes on 2 cores
+python benchmarks/mixture.py --against=diffusers                   # pip install torch diffusers
+
+Without noise: the root mean square distance between the samples and those of the probability-flow ODE from the same x_T,
+which is followed down to t=0, where all samplers take the network's guess. With noise: the sliced Wasserstein distance
+of the samples from the mixture, beside that of as many samples of the mixture itself (the noise floor). The order is the
+slope of the error over the two largest numbers of evaluations. All in float64: what is measured is the method.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ddpm_jax import curves
+from ddpm_jax.process import schedules
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers import sampler as chain
+
+# Five blobs in three dimensions: weights, means and standard deviations.
+WEIGHTS = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
+MEANS = np.array([[-0.7, -0.5, 0.4], [0.6, 0.7, 0.1], [0.7, -0.4, -0.6], [-0.1, 0.2, -0.3], [-0.5, 0.8, 0.8]])
+SCALES = np.array([0.15, 0.2, 0.1, 0.3, 0.12])
+SHAPE = (1, 1, 3)
+
+BUDGETS = (5, 10, 20, 50, 100)
+SPACINGS = ("trailing", "karras", "logsnr")
+FLOWS = {  # samplers without noise: what the table calls them -> name, options
+    "ddim": ("ddim", {}),
+    "dpmpp_2m": ("dpmpp_2m", {}),
+    "unipc": ("unipc", {}),
+    "unipc, order 3": ("unipc", {"order": 3}),
+    "heun": ("heun", {}),
+    "ode": ("ode", {}),
+}
+DRAWS = {  # samplers with noise
+    "ancestral, fixed_small": ("ancestral", {"variance": "fixed_small"}),
+    "ancestral, fixed_large": ("ancestral", {"variance": "fixed_large"}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
+    "heun, churn 10": ("heun", {"churn": 10.0}),
+}
+TRAINED = schedules.make_schedule("linear", 1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", choices=["diffusers"], help="measure its samplers beside ours")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network evaluations per sample")
+    parser.add_argument("--flows", type=int, default=1000, help="samples compared with the ODE")
+    parser.add_argument("--draws", type=int, default=50_000, help="samples compared with the mixture")
+    parser.add_argument("--plot", help="PNG file for the curves")
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+
+    keys = jax.random.split(jax.random.key(0), options.draws)
+    x_T = np.asarray(chain.images_noise(keys[: options.flows], 0, SHAPE))
+    exact = solve_flow(x_T)
+    floor = np.mean([sliced_wasserstein(draw_mixture(options.draws, seed)) for seed in range(5)])
+
+    def distance_to_flow(samples: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.sum(np.square(samples.reshape(exact.shape) - exact), axis=-1))))
+
+    kinds = (  # (title, samplers, keys, error of samples, what errors are not told apart from)
+        ("distance from the probability-flow ODE", FLOWS, keys[: options.flows], distance_to_flow, 0.0),
+        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", DRAWS, keys, sliced_wasserstein, floor),
+    )
+    if options.against:
+        import mixture_diffusers
+
+        mixture_diffusers.compare(kinds, options.budgets, make_sampler, run)
+        return
+    panels = []
+    for title, settings, own_keys, error_of, least in kinds:
+        rows = {}
+        for label, setting in settings.items():
+            for spacing in SPACINGS:
+                samplers = [make_sampler(setting, spacing, budget) for budget in options.budgets]
+                errors = [error_of(run(sampler, own_keys)) if sampler else np.nan for sampler in samplers]
+                rows[label, spacing] = [(sampler.evaluations if sampler else 0) for sampler in samplers], errors
+        print_table(title, rows, options.budgets, least)
+        panels.append((title, rows, least))
+    if options.plot:
+        plot(options.plot, panels)
+
+
+# The mixture.
+
+
+def exact_denoiser(x_t: jax.Array, signal: jax.Array, spread: jax.Array) -> jax.Array:
+    """E[x_0 | x_t], x_t = signal x_0 + spread eps: [..., 3]. Each blob by itself is the Gaussian case of Bayes' rule,
+
+    m_i + signal s_i² / v_i (x_t - signal m_i),   v_i = signal² s_i² + spread²,
+
+    and the blobs count by how likely x_t is under each, w_i N(x_t; signal m_i, v_i).
+    """
+    variance = jnp.square(signal * SCALES) + jnp.square(spread)
+    away = x_t[..., None, :] - signal * jnp.asarray(MEANS)
+    log_weight = jnp.log(WEIGHTS) - 1.5 * jnp.log(variance) - 0.5 * jnp.sum(jnp.square(away), axis=-1) / variance
+    guesses = jnp.asarray(MEANS) + (signal * np.square(SCALES) / variance)[:, None] * away
+    return jnp.sum(jax.nn.softmax(log_weight)[..., None] * guesses, axis=-2)
+
+
+def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
+    """What a network that has learnt the mixture says of x_start, at timesteps t [B]. (One number: all t are equal.)"""
+    return exact_denoiser(x_t, *(jnp.asarray(table)[t[0]] for table in (SIGNALS, SPREADS)))
+
+
+SIGNALS, SPREADS = TRAINED.sqrt_alphas_cumprod, TRAINED.sqrt_one_minus_alphas_cumprod
+
+
+def solve_flow(x_T: np.ndarray, steps: int = 4000) -> np.ndarray:
+    """The probability-flow ODE from T-1 down to t=0, and the guess from there: Kutta's method in log sigma.
+
+    In x / sqrt(alphas_cumprod) it is dx / d log sigma = x - E[x_0 | x]. With half the steps the samples are the same to 1e-10.
+    """
+    sigmas = np.geomspace(TRAINED.sqrt_recipm1_alphas_cumprod[-1], TRAINED.sqrt_recipm1_alphas_cumprod[0], 2 * steps + 1)
+    h = np.log(sigmas[2] / sigmas[0])
+
+    def slope(x, sigma):
+        signal = 1 / jnp.sqrt(1 + sigma**2)
+        return x - exact_denoiser(signal * x, signal, signal * sigma)
+
+    def step(x, at):
+        start, middle, end = at
+        k1 = slope(x, start)
+        k2 = slope(x + h / 2 * k1, middle)
+        k3 = slope(x + h / 2 * k2, middle)
+        k4 = slope(x + h * k3, end)
+        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+
+    x, _ = jax.jit(lambda x: jax.lax.scan(step, x, (sigmas[:-2:2], sigmas[1:-1:2], sigmas[2::2])))(x_T / SIGNALS[-1])
+    return np.asarray(exact_denoiser(SIGNALS[0] * x, SIGNALS[0], SPREADS[0])).reshape(-1, 3)
+
+
+def draw_mixture(count: int, seed: int) -> np.ndarray:
+    """Samples of the mixture itself: [count, 3]."""
+    random = np.random.default_rng(seed)
+    blob = random.choice(len(WEIGHTS), size=count, p=WEIGHTS)
+    return MEANS[blob] + SCALES[blob, None] * random.normal(size=(count, 3))
+
+
+def sliced_wasserstein(samples: np.ndarray, directions: int = 32) -> float:
+    """Root mean square, over directions, of the Wasserstein-2 distance between samples and mixture along each.
+
+    Along a direction the mixture is one of five Gaussians on a line: its quantiles are known but for an interpolation.
+    """
+    samples = np.asarray(samples).reshape(-1, 3)
+    units = np.random.default_rng(0).normal(size=(directions, 3))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    grid, levels = np.linspace(-4, 4, 8001), (np.arange(len(samples)) + 0.5) / len(samples)
+    squares = []
+    for unit in units:
+        below = np.asarray(jax.scipy.stats.norm.cdf((grid[:, None] - MEANS @ unit) / SCALES)) @ WEIGHTS
+        inside = np.concatenate([[True], np.diff(below) > 0])
+        squares.append(np.mean(np.square(np.sort(samples @ unit) - np.interp(levels, below[inside], grid[inside]))))
+    return float(np.sqrt(np.mean(squares)))
+
+
+# The samplers.
+
+
+def make_sampler(setting: tuple[str, dict], spacing: str, budget: int) -> chain.Sampler | None:
+    """The one of most steps that takes at most `budget` evaluations; None where one step takes more."""
+    name, options = setting
+    for num_steps in range(budget, 0, -1):
+        timesteps = schedules.spaced_timesteps(TRAINED.num_timesteps, num_steps, spacing, schedule=TRAINED)
+        sampler = SAMPLERS[name](
+            schedules.respace(TRAINED, timesteps),
+            **({"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False, "trained": TRAINED} | options),
+        )
+        if sampler.evaluations <= budget:
+            return sampler
+    return None
+
+
+def run(sampler: chain.Sampler, keys: jax.Array) -> np.ndarray:
+    """Samples [B, 3], one for each key."""
+    return np.asarray(jax.jit(lambda keys: chain.sample(sampler, network, keys, SHAPE).x)(keys)).reshape(-1, 3)
+
+
+# What is shown.
+
+
+def order(evaluations: list[int], errors: list[float]) -> float:
+    """The slope of the last two errors."""
+    return float(-np.diff(np.log(errors[-2:]))[0] / np.diff(np.log(evaluations[-2:]))[0])
+
+
+def print_table(title: str, rows: dict, budgets: list[int], floor: float) -> None:
+    """One row for each sampler and spacing, as Markdown."""
+    print(f"\n{title}\n\n| sampler | spacing | {' | '.join(map(str, budgets))} | order |\n|{'---|' * (len(budgets) + 3)}")
+    for (label, spacing), (evaluations, errors) in rows.items():
+        cells = [f"{error:.1e}" if np.isfinite(error) else "" for error in errors]
+        slope = f"{order(evaluations, errors):.1f}" if len(errors) > 1 and errors[-1] > 2 * floor else "at the floor"
+        print(f"| {label} | {spacing} | {' | '.join(cells)} | {slope} |")
+
+
+COLORS = ("#1f5a96", "#b4532a", "#3c3c3c", "#6b8f3a", "#8a4f9e", "#c99a2e")
+
+
+def plot(file: str, panels: list) -> None:
+    """A panel for each kind of sampler, each with the spacing that serves it best at its largest budget."""
+    figure = Figure(figsize=(12, 5), dpi=110, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axes, (title, rows, floor) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        labels = list(dict.fromkeys(label for label, _ in rows))
+        for label, color in zip(labels, COLORS, strict=False):
+            spacing = min((s for name, s in rows if name == label), key=lambda s: rows[label, s][1][-1])
+            evaluations, errors = rows[label, spacing]
+            text = f"{label} ({spacing}), order {order(evaluations, errors):.1f}"
+            axes.loglog(evaluations, errors, "o-", color=color, label=text, linewidth=1.6, markersize=4)
+        if floor:
+            axes.axhline(floor, color=curves.NEUTRAL, linestyle=":", linewidth=1.2)
+            axes.text(5, 1.06 * floor, "as many samples of the mixture itself", color=curves.INK, size=9)
+        axes.set_title(title.split(";")[0], color=curves.INK, size=12, loc="left")
+        axes.set_xlabel("network evaluations per sample", color=curves.INK)
+        axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+        axes.xaxis.set_minor_locator(curves.NullLocator())
+        axes.grid(color=curves.FAINT)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=9, labelcolor="linecolor", frameon=False, loc="lower left")
+    canvas.draw()
+    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+    print(f"\ncurves in {file}")
+
+
+if __name__ == "__main__":
+    main()

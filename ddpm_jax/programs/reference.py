@@ -1,0 +1,106 @@
+"""--mode=reference: statistics of a data set's real images, in a file that evaluations and other runs compare with.
+
+The whole split, each image once, not flipped, as uint8 at the model's resolution.
+"""
+
+import hashlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import ddpm_jax
+from ddpm_jax import build
+from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
+from ddpm_jax.metrics import features, reference
+from ddpm_jax.metrics.features import FeatureExtractor
+from ddpm_jax.metrics.reference import Reference
+from ddpm_jax.metrics.statistics import gaussian_of
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import processes, workdir
+from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.logbook import Progress
+
+
+@processes.one_job()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+    """Write the statistics of config.data.split through config.evaluation.features; the exit code.
+
+    Args:
+      config: resolved.
+      folder: workdir; its eval/reference.npz is written where no output is named.
+      output: the file to write.
+      defaults: unused: statistics are of data, not of a run.
+
+    Raises:
+      PersonError, UsageError: wrong fields, no data set, a file that cannot be written.
+    """
+    with processes.together():
+        build.check_config(config)
+        target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
+        extractor = features.make_extractor(config.evaluation.features)
+        source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+    made = measure(config, source, extractor, meshes.make_mesh())
+    with processes.together():
+        if processes.is_writer():
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
+            reference.save(target, made)
+            print(f"statistics of {len(source):,} images of {source.name} {source.split} in {target}")
+    return 0
+
+
+def default_file(folder: str) -> pathlib.Path:
+    """Where a workdir keeps the statistics that its evaluations compare with."""
+    return workdir.evaluation_folder(folder) / "reference.npz"
+
+
+def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor, mesh: jax.sharding.Mesh) -> Reference:
+    """The statistics of all images of a source; their bytes are hashed on the way."""
+    digest = hashlib.sha256()
+
+    def hashed(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for images in batches:
+            digest.update(images)
+            yield images
+
+    vectors, _ = extract_all(config, extractor, mesh, hashed(batches_of(source, config.evaluation.batch_size)), len(source))
+    provenance = identity(config, extractor) | {
+        "images": len(source),
+        "images_sha256": digest.hexdigest(),
+        "random_flip": False,
+        "resize": f"Pillow {RESIZE_FILTER.name.lower()}, where images had another size",
+        "ddpm_jax": ddpm_jax.__version__,
+    }
+    return Reference(gaussian_of(vectors), vectors, provenance)
+
+
+def identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:
+    """The fields of the provenance in which statistics and a run must agree."""
+    data = config.data
+    named = {"set": data.name, "split": data.split, "resolution": data.image_size, "channels": data.channels}
+    return named | {"extractor": extractor.provenance}
+
+
+def extract_all(
+    config: ConfigDict, extractor: FeatureExtractor, mesh: jax.sharding.Mesh, batches: Iterator[np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features float32 [N, D] and, where the extractor gives them, logits [N, K] of all images, with progress."""
+    with Progress(count, unit="images", out=sys.stderr) as progress:
+        tell: Callable[[int], None] = progress.update if processes.is_writer() else lambda images: None
+        vectors, logits = zip(
+            *features.extract(extractor, mesh, batches, batch_size=config.evaluation.batch_size, report=tell), strict=True
+        )
+    return np.concatenate(vectors), None if logits[0] is None else np.concatenate(logits)
+
+
+def batches_of(source: ImageSource, size: int) -> Iterator[np.ndarray]:
+    """All images of a source, in order."""
+    for first in range(0, len(source), size):
+        yield source.batch(np.arange(first, min(first + size, len(source))))["image"]

@@ -1,0 +1,45 @@
+"""Reports of measurements: a JSON file that holds all, a Markdown table for people."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddpm_jax.runtime.workdir import write_atomically
+
+
+def write_json(file: pathlib.Path, report: Mapping[str, Any]) -> None:
+    """Write numbers and where they come from; NaN and infinity, which JSON does not have, as null.
+
+    Raises:
+      PersonError: the file cannot be written.
+    """
+    write_atomically(file, json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table, columns in the order in which they first come; a number that a row lacks is left out.
+
+    Whole numbers get commas, others four digits.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, ["---"] * len(columns), *([_words(row.get(name)) for name in columns] for row in rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    return value

@@ -1,0 +1,140 @@
+"""Images drawn for a measurement, kept in a folder piece by piece: a run that is killed goes on where it stopped.
+
+Each piece is one file, images_FIRST.npz, written whole or not at all; what is missing is what no sound piece holds. A
+manifest says what the images are, so that no two kinds ever mix.
+"""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.workdir import write_atomically
+
+MANIFEST = "manifest.json"
+
+
+class ImageShards:
+    """Images 0, 1, 2 ... of one kind in a folder.
+
+    Args:
+      folder: made if need be.
+      identity: what the images are, of what JSON can hold.
+      is_writer: whether this process may make the folder and its manifest.
+      report: called with a line for each piece that is damaged and will be drawn again.
+
+    Raises:
+      PersonError: the folder holds images of another kind (names each field), or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        identity: dict[str, Any],
+        *,
+        is_writer: bool = True,
+        report: Callable[[str], None] = lambda line: None,
+    ):
+        self.folder = pathlib.Path(folder).absolute()
+        self._report = report
+        identity = json.loads(json.dumps(identity))
+        manifest = self.folder / MANIFEST
+        if manifest.exists():
+            _check_same(self.folder, _read_manifest(manifest), identity)
+        elif is_writer:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PersonError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
+            write_atomically(manifest, json.dumps(identity, indent=2) + "\n")
+
+    def missing(self, num_images: int) -> list[range]:
+        """The indices below num_images that no sound piece holds, as ranges in ascending order."""
+        gaps, reached = [], 0
+        for first, count in self._pieces():
+            if first >= num_images:
+                break
+            if first > reached:
+                gaps.append(range(reached, first))
+            reached = max(reached, first + count)
+        if reached < num_images:
+            gaps.append(range(reached, num_images))
+        return gaps
+
+    def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+        """Keep images first, first + 1, ..: uint8 [n, H, W, C], and labels [n] where there are any.
+
+        Raises:
+          PersonError: they cannot be written.
+        """
+        file = self._file(first)
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            with partial.open("wb") as out:
+                np.savez(out, images=images, **({} if labels is None else {"labels": labels}))
+                out.flush()
+                os.fsync(out.fileno())
+            partial.replace(file)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise PersonError(
+                f"cannot write {file}: {(error.strerror or str(error)).lower()}; what was drawn before is kept"
+            ) from error
+
+    def batches(self, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
+        """Images 0 .. num_images-1 in order, uint8 [b, H, W, C] with b at most batch_size; one piece in memory at a time.
+
+        Raises:
+          PersonError: some are missing.
+        """
+        if gaps := self.missing(num_images):
+            raise PersonError(f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: start the same command again")
+        done = 0
+        for first, count in self._pieces():
+            if first + count <= done or done >= num_images:
+                continue
+            images = _read(self._file(first))
+            end = min(first + count, num_images)
+            for start in range(done, end, batch_size):
+                yield images[start - first : min(start + batch_size, end) - first]
+            done = end
+
+    def _pieces(self) -> list[tuple[int, int]]:
+        """(first, count) of each sound piece, in order."""
+        pieces = []
+        for file in sorted(self.folder.glob("images_*.npz")):
+            try:
+                pieces.append((int(file.stem.removeprefix("images_")), len(_read(file))))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                self._report(f"{file} is damaged ({type(error).__name__}): its images are drawn again")
+        return pieces
+
+    def _file(self, first: int) -> pathlib.Path:
+        return self.folder / f"images_{first:08d}.npz"
+
+
+def _read(file: pathlib.Path) -> np.ndarray:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        return arrays["images"]  # the archive's checksum is verified
+
+
+def _read_manifest(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PersonError(f"{file} cannot be read ({type(error).__name__}): remove its folder, and draw again") from error
+
+
+def _check_same(folder: pathlib.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    differing = [
+        f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise PersonError(f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output")

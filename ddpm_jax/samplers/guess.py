@@ -1,0 +1,64 @@
+"""The network's guess of x_start, as every sampler asks for it, and the questions that no sampler can answer."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.process import diffusion
+from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.samplers.sampler import DenoiseFn
+
+GuessFn = Callable[[DenoiseFn, jax.Array, jax.Array], jax.Array]
+
+
+def make_guess(schedule: NoiseSchedule, *, prediction: str, variance: str, clip_denoised: bool) -> GuessFn:
+    """(denoise_fn, x_t [B, H, W, C], index int32) -> x̂_0 [B, H, W, C], one evaluation of the network.
+
+    Args:
+      schedule: the chain whose entry `index` is where x_t stands.
+      prediction: what the network predicts: eps, x_start or v.
+      variance: with learned_range the second half of the network's channels is about the variance and left out.
+      clip_denoised: whether the guess is clipped to [-1, 1].
+
+    Raises:
+      ValueError: unknown prediction, or one that a chain that begins in pure noise (ᾱ = 0) cannot use.
+    """
+    check_prediction(schedule, prediction)
+
+    def guess(denoise_fn: DenoiseFn, x_t: jax.Array, index: jax.Array) -> jax.Array:
+        t = jnp.full(x_t.shape[:1], index, jnp.int32)
+        model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
+        if variance == "learned_range":
+            model_output = model_output[..., : x_t.shape[-1]]
+        pred_xstart = diffusion.predict_xstart(schedule, model_output, x_t, t, prediction=prediction)
+        return jnp.clip(pred_xstart, -1.0, 1.0) if clip_denoised else pred_xstart
+
+    return guess
+
+
+def check_prediction(schedule: NoiseSchedule, prediction: str) -> None:
+    """Raise ValueError for an unknown prediction, or for eps where x_T holds nothing of the image."""
+    if prediction not in diffusion.PREDICTIONS:
+        raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(diffusion.PREDICTIONS)}")
+    if prediction == "eps" and schedule.alphas_cumprod[-1] == 0:
+        raise ValueError(
+            "a chain that begins in pure noise (zero terminal SNR) needs prediction v or x_start: eps says nothing there"
+        )
+
+
+def refuse_eta(sampler: str, eta: float) -> None:
+    """Raise ValueError unless eta is 0, which is DDIM's alone."""
+    if eta != 0:
+        raise ValueError(
+            f"eta = {eta:g} is DDIM's noise, which {sampler} does not read: set eta to 0, or take the sampler ddim"
+        )
+
+
+def no_finite_sigma(sampler: str, schedule: NoiseSchedule) -> None:
+    """Raise ValueError where the chain begins at σ = sqrt(1/ᾱ - 1) = infinity, for solvers that step in σ."""
+    if schedule.alphas_cumprod[-1] == 0:
+        raise ValueError(
+            f"{sampler} steps in sigma = sqrt(1 / alphas_cumprod - 1), infinite where a chain begins in pure noise "
+            "(zero terminal SNR): take ddim, dpmpp_2m, dpmpp_2m_sde or unipc"
+        )

@@ -1,0 +1,101 @@
+"""Linear multistep samplers: one network evaluation a step, and the guesses of the steps before it used again.
+
+Written in the guess of x_start, the probability-flow ODE is, with α = sqrt(ᾱ), s = sqrt(1 - ᾱ), λ = log(α / s),
+
+    d(x / s) = e^λ x̂_0(x, λ) dλ    hence    x_t = (s_t / s_s) x_s + s_t ∫ e^λ x̂_0 dλ,  λ from λ_s to λ_t       (1)
+
+(DPM-Solver++ 2211.01095, eq. 8). Only x̂_0 is not known; every method here puts a polynomial through the guesses at
+hand in its place, so that a step is a sum whose weights depend on the schedule alone,
+
+    x_t = a x_s + b_0 x̂_0(t_s) + b_1 x̂_0(before that) + ... + c z                                             (2)
+
+and a method is a table of those weights, made once in float64. The last step goes to λ = infinity, where all the weight
+of (1) is on the newest guess: the sample is that guess, and the step of lower order is the exact one.
+
+A corrector may look back: once the network has seen x_t, the step that led there is taken again with this guess among
+the others, and the improved x_t is where the next step sets out. That costs no evaluation (UniPC 2302.04867, algorithm 1).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.process.diffusion import extract
+from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import GuessFn
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """Row k of each table, float64, belongs to the step that sets out from entry k of a chain of K.
+
+    Attributes:
+      on_x: [K], a of (2).
+      on_guesses: [K, P], b of (2), on the guess at entry k, k + 1 .. k + P - 1: the newest first.
+      on_noise: [K], c of (2), or None for a method without noise.
+    """
+
+    on_x: np.ndarray
+    on_guesses: np.ndarray
+    on_noise: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Correction:
+    """Row k, float64, takes the step to entry k again, from the (corrected) x at entry k + 1.
+
+    Attributes:
+      on_x: [K], on x as the predictor left it: 1 where nothing is corrected.
+      on_before: [K], on x at entry k + 1.
+      on_guesses: [K, P + 1], on the guess at entry k, k + 1 .. k + P.
+    """
+
+    on_x: np.ndarray
+    on_before: np.ndarray
+    on_guesses: np.ndarray
+
+
+def multistep(schedule: NoiseSchedule, guess: GuessFn, weights: Weights, correction: Correction | None = None) -> Sampler:
+    """The sampler that takes the steps (2).
+
+    Args:
+      schedule: the chain to walk.
+      guess: one evaluation of the network, by `make_guess`.
+      weights: of every step.
+      correction: of every step, or None.
+    """
+    width = weights.on_guesses.shape[1] if correction is None else correction.on_guesses.shape[1]
+
+    def init_memory(x: jax.Array):
+        # Guesses [B, P, ...], the newest first, and the x that the last step set out from. What has not been guessed
+        # yet has weight 0; x stands there, being finite and of the right shape and sharding.
+        return jnp.stack([x] * (width - 1), axis=1) if width > 1 else x[:, None][:, :0], x
+
+    def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
+        t = jnp.full(x_t.shape[:1], index, jnp.int32)
+        before, x_before = memory
+        pred_xstart = guess(denoise_fn, x_t, index)
+        guesses = jnp.concatenate([pred_xstart[:, None], before], axis=1)
+
+        def weigh(table: np.ndarray) -> jax.Array:
+            return sum(extract(table[:, i], t, x_t) * guesses[:, i] for i in range(table.shape[1]))
+
+        if correction is not None:
+            corrected = extract(correction.on_x, t, x_t) * x_t + extract(correction.on_before, t, x_t) * x_before
+            x_t = corrected + weigh(correction.on_guesses)
+        x_prev = extract(weights.on_x, t, x_t) * x_t + weigh(weights.on_guesses)
+        if weights.on_noise is not None:
+            noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+            x_prev = x_prev + extract(weights.on_noise, t, x_t) * noise
+        return x_prev, pred_xstart, (guesses[:, :-1], x_t)
+
+    return Sampler(schedule=schedule, step=step, init_memory=init_memory)
+
+
+def log_signal_to_noise(schedule: NoiseSchedule) -> np.ndarray:
+    """λ_k = log(sqrt(ᾱ_k) / sqrt(1 - ᾱ_k)) of each entry, half the log SNR: float64 [K], descending; -inf where ᾱ = 0."""
+    with np.errstate(divide="ignore"):
+        return -np.log(schedule.sqrt_recipm1_alphas_cumprod)

@@ -1,0 +1,238 @@
+"""--mode=evaluate: its numbers are those of its parts, its report says where they come from, its errors teach."""
+
+import json
+import pathlib
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.data import digits
+from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
+from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.programs import evaluate, reference, sample, train
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+FIELDS = {
+    "model.class_conditional": True,
+    "evaluation.num_images": 12,
+    "evaluation.batch_size": 16,
+    "evaluation.held_out_images": 20,
+    "evaluation.checkpoint_steps": (4, -1),
+    "evaluation.samplers": ("ddim", "ancestral"),
+    "evaluation.num_steps": (4,),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Workdir for one run of the module."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def trained(folder, tiny_config):
+    """Workdir of a run with checkpoints of steps 2, 4 and 6."""
+    if not folder.exists():
+        train.run(tiny_config(FIELDS), str(folder))
+    return folder
+
+
+def vectors(images):
+    return images.reshape(len(images), -1) / 255
+
+
+def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, tiny_config, tmp_path, capsys):
+    assert evaluate.run(tiny_config(FIELDS), str(trained), output=str(tmp_path / "out")) == 0
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {
+        "step_4.json",
+        "step_4-bound.png",
+        "step_6.json",
+        "step_6-bound.png",
+        "table.md",
+        "evaluations.png",
+        "images",
+    }
+    table = (tmp_path / "out" / "table.md").read_text()
+    out = capsys.readouterr().out
+    assert table.splitlines()[0] in out
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 1 + 2 * (2 + 1)
+    assert "12 images were drawn" in table
+    for file in ("step_6-bound.png", "evaluations.png"):
+        with Image.open(tmp_path / "out" / file) as picture:
+            assert np.asarray(picture).std() > 0
+
+    report = json.loads((tmp_path / "out" / "step_6.json").read_text())
+    assert report["step"] == 6
+    assert report["weights"] == "ema"
+    known = {"set": "digits", "split": "train", "images": 1500, "resolution": 8, "channels": 1, "random_flip": False}
+    assert known.items() <= report["reference"].items()
+    assert len(report["reference"]["images_sha256"]) == 64
+    assert report["features"]["features"] == "pixels"
+    assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ddim", 4), ("ancestral", 4)]
+    assert report["drawn"][1]["sampling"]["sampler"] == "ancestral"
+    assert set(report["provenance"]) == {"ddpm_jax", "jax", "platform"}
+
+    # The scores are those of the images that --mode=sample draws, and of the images held out.
+    real = digits.load_digits("train")
+    real = vectors(real.batch(np.arange(len(real)))["image"])
+    config = tiny_config(FIELDS | {"sampling.num_images": 12, "sampling.sampler": "ancestral"})
+    assert sample.run(config, str(trained), output=str(tmp_path / "drawn")) == 0
+    held_out = digits.load_digits("test")
+    with np.load(tmp_path / "drawn" / "images.npz") as arrays:
+        drawn = vectors(arrays["images"])
+    for row, ours in ((report["drawn"][1], drawn), (report["real"], vectors(held_out.batch(np.arange(297))["image"]))):
+        assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)
+        assert (row["precision"], row["recall"]) == pytest.approx(precision_recall(real, ours), abs=2e-3)
+
+    bound = report["bits_per_dim"]
+    assert bound["split"] == "test"
+    assert bound["images"] == 20
+    assert bound["exact"]
+    assert bound["bits_per_dim"] == pytest.approx(bound["rate"] + bound["distortion_bits"], rel=1e-6)
+    assert bound["rate"] == pytest.approx(bound["prior"] + sum(bound["terms"][1:]), rel=1e-6)
+    assert len(bound["rate_curve"]) == len(bound["distortion_curve_rmse"]) == len(bound["terms"]) == 100
+    assert bound["rate_curve"] == sorted(bound["rate_curve"])
+    assert bound["rate_curve"][0] == pytest.approx(bound["prior"])
+
+
+def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_path, capsys):
+    """A piece lost, as in a kill, and more asked for: only those are drawn, and the scores are those of a run at once."""
+    only = {"evaluation.metrics": ("frechet",), "evaluation.samplers": (), "evaluation.checkpoint_steps": (-1,)}
+
+    def score(folder, number):
+        config = tiny_config(FIELDS | only | {"evaluation.num_images": number, "sampling.batch_size": 8})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / folder)) == 0
+        return json.loads((tmp_path / folder / "step_6.json").read_text())["drawn"][0]["frechet"]
+
+    score("piecewise", 20)
+    pieces = tmp_path / "piecewise" / "images" / "step_6-ddim-4-seed_0"
+    assert sorted(file.name for file in pieces.glob("*.npz")) == [f"images_{n:08d}.npz" for n in (0, 8, 16)]
+    times = {file.name: file.stat().st_mtime_ns for file in pieces.glob("*.npz")}
+    (pieces / "images_00000008.npz").write_bytes(b"torn")
+    capsys.readouterr()
+    assert score("piecewise", 30) == pytest.approx(score("at_once", 30), rel=1e-12)
+    said = capsys.readouterr().err
+    assert "images_00000008.npz is damaged" in said
+    assert "12 of 30 images are there already" in said
+    for name in ("images_00000000.npz", "images_00000016.npz"):
+        assert (pieces / name).stat().st_mtime_ns == times[name]
+    other = {"evaluation.num_images": 20, "sampling.weights": "raw"}
+    assert evaluate.run(tiny_config(FIELDS | only | other), str(trained), output=str(tmp_path / "piecewise")) == 0
+    assert len(list((tmp_path / "piecewise" / "images").iterdir())) == 2  # another kind, another folder
+
+    manifest = pieces / "manifest.json"
+    manifest.write_text(re.sub(r'"weights_sha256": "\w+"', '"weights_sha256": "0"', manifest.read_text()))
+    with pytest.raises(PersonError, match=r'images of another kind: weights_sha256 was "0"'):
+        score("piecewise", 30)
+
+
+def classifier(images):
+    """Features and logits of one's own: rows and columns of the image."""
+    x = images.astype(jnp.float32) / 255
+    return x.mean(axis=(1, 3)), x.mean(axis=(2, 3))
+
+
+def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_path, monkeypatch, capsys):
+    """All metrics of drawn images, by features and logits of one's own, against a file of --mode=reference."""
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+    fields = FIELDS | {
+        "evaluation.features": "test_evaluate:classifier",
+        "evaluation.metrics": ("frechet", "kid", "inception_score", "precision_recall"),
+        "evaluation.checkpoint_steps": (-1,),
+        "evaluation.samplers": (),
+    }
+    file = tmp_path / "statistics" / "digits.npz"
+    assert reference.run(tiny_config(fields), str(trained), output=str(file)) == 0
+    assert "1,500 images of digits train" in capsys.readouterr().out
+    reports = []
+    for name, path in (("without", ""), ("with", str(file))):
+        config = tiny_config(fields | {"evaluation.reference": path})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / name)) == 0
+        reports.append(json.loads((tmp_path / name / "step_6.json").read_text()))
+    assert reports[0]["drawn"] == reports[1]["drawn"]
+    assert reports[0]["real"] == reports[1]["real"]
+    assert reports[0]["reference"] == reports[1]["reference"]
+    scores = reports[0]["drawn"][0]
+    assert {"frechet", "kid", "kid error", "inception score", "precision", "recall"} <= set(scores)
+    assert 1 <= scores["inception score"] <= 8
+    assert scores["kid"] > 3 * reports[0]["real"]["kid"]
+
+    def refused(match, changes):
+        with pytest.raises(PersonError, match=match) as caught:
+            evaluate.run(tiny_config(fields | {"evaluation.reference": str(file)} | changes), str(trained))
+        assert "\n" not in str(caught.value)
+
+    refused(r"extractor is .*test_evaluate:classifier.*, wanted .*pixels", {"evaluation.features": "pixels"})
+    refused("pixels gives no logits", {"evaluation.features": "pixels", "evaluation.reference": ""})
+    np.savez(tmp_path / "other.npz", mu=np.zeros(8), sigma=np.eye(8))
+    refused("holds no features, which kid", {"evaluation.reference": str(tmp_path / "other.npz")})
+    np.savez(tmp_path / "other.npz", mu=np.zeros(9), sigma=np.eye(9))
+    only = {"evaluation.metrics": ("frechet",)}
+    refused("of 8 and of 9 dimensions", {"evaluation.reference": str(tmp_path / "other.npz")} | only)
+
+
+def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_path):
+    """Of the same 20 images, 10 of 100 terms: within 5 of its standard errors of the exact one."""
+    fields = FIELDS | {"evaluation.metrics": ("bits_per_dim",), "evaluation.checkpoint_steps": (-1,)}
+    found = {}
+    for terms in (0, 10):
+        config = tiny_config(fields | {"evaluation.bound_timesteps": terms})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / str(terms))) == 0
+        found[terms] = json.loads((tmp_path / str(terms) / "step_6.json").read_text())["bits_per_dim"]
+    assert found[0]["exact"]
+    assert not found[10]["exact"]
+    assert found[10]["terms_per_image"] == 10
+    assert "rate" not in found[10]
+    difference = abs(found[10]["bits_per_dim"] - found[0]["bits_per_dim"])
+    assert 0 < difference < 5 * found[10]["standard_error"]
+
+
+def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_config, tmp_path):
+    """Its rows stand among those of training; the losses are those of a run without; the last is --mode=evaluate's."""
+    fields = FIELDS | {"train.evaluate_every": 4, "train.evaluate_images": 12}
+    train.run(tiny_config(fields), str(tmp_path))
+    rows, without = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path, trained)
+    )
+    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in without]
+    scores = [row for row in rows if "evaluation/frechet" in row]
+    assert [row["step"] for row in scores] == [4, 6]
+    config = tiny_config(fields | {"evaluation.metrics": ("frechet",), "evaluation.samplers": ("ddim",)})
+    assert evaluate.run(config, str(trained), output=str(tmp_path / "out")) == 0
+    for row in scores:
+        report = json.loads((tmp_path / "out" / f"step_{row['step']}.json").read_text())
+        assert row["evaluation/frechet"] == pytest.approx(report["drawn"][0]["frechet"], rel=1e-9)
+        assert row["evaluation/count"] == 12
+    with pytest.raises(UsageError, match="evaluate_every needs frechet or kid or"):
+        train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"evaluation.metrics": ("fid",)}, r"evaluation\.metrics is 'fid': choose one of frechet"),
+        ({"evaluation.metrics": ()}, r"evaluation\.metrics is empty"),
+        ({"evaluation.num_images": 1}, r"num_images is 1: it must be 4 or more"),
+        ({"evaluation.checkpoint_steps": ()}, "checkpoint_steps is empty"),
+        ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
+        ({"evaluation.samplers": ("magic",)}, r"sampling\.sampler is 'magic'"),
+        ({"evaluation.num_steps": (101,)}, r"config\.sampling"),
+        ({"evaluation.bound_timesteps": 7}, "must divide the 100"),
+        ({"evaluation.held_out": "validation"}, "no split 'validation'"),
+        ({"evaluation.held_out": ""}, "held_out is empty"),
+        ({"evaluation.features": "magic"}, "choose pixels, or module:function"),
+        ({"evaluation.features": "nowhere:f"}, "cannot be imported"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(f"{v}" for v in value.values()),
+)
+def test_what_cannot_be_measured_is_said_in_one_line(trained, tiny_config, tmp_path, fields, match):
+    fields = FIELDS | {"evaluation.metrics": ("bits_per_dim", "frechet")} | fields
+    if "held_out" in next(iter(fields)) or fields.get("evaluation.held_out") == "":
+        fields |= {"evaluation.metrics": ("bits_per_dim",)}
+    with pytest.raises((PersonError, UsageError), match=match) as caught:
+        evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)

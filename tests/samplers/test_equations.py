@@ -1,0 +1,148 @@
+"""Samplers against their papers' equations in float64 NumPy, and against one another where they are the same."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact_denoisers import FULL, SHAPE, build, curved, shorten, some_keys, walk
+
+from ddpm_jax.process.diffusion import PREDICTIONS
+from ddpm_jax.process.schedules import respace, schedule_from_betas
+from ddpm_jax.samplers import SAMPLERS, sampler
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_is_algorithm_2(variance):
+    """DDPM's algorithm 2 with equations 7 and 11, in float64 NumPy from betas alone; 1e-4 over 25 steps."""
+    betas = np.linspace(0.01, 0.3, 25)
+    keys = some_keys(3)
+    sampled = SAMPLERS["ancestral"](schedule_from_betas(betas), prediction="eps", variance=variance, clip_denoised=False)
+
+    def network(x, t):
+        return 0.5 * x + 0.02 * t
+
+    x = np.asarray(sampler.images_noise(keys, 0, SHAPE), np.float64)
+    want = []
+    for t in reversed(range(25)):
+        want.append(x)
+        alpha_bar, alpha_bar_prev = np.prod(1 - betas[: t + 1]), np.prod(1 - betas[:t])
+        sigma_squared = betas[t] if variance == "fixed_large" else betas[t] * (1 - alpha_bar_prev) / (1 - alpha_bar)
+        z = np.asarray(sampler.images_noise(keys, 25 - t, SHAPE), np.float64) if t > 0 else 0.0
+        x = (x - betas[t] / np.sqrt(1 - alpha_bar) * network(x, t)) / np.sqrt(1 - betas[t]) + np.sqrt(sigma_squared) * z
+    xs, _, got = walk(sampled, lambda x_t, t: network(x_t, t.astype(jnp.float32)[:, None, None, None]), keys)
+    np.testing.assert_allclose(xs, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_ddim_is_its_equation_12():
+    """In float64 NumPy from cumulative products alone, at the steps 2, 9, 24 of 25 and eta = .7; 1e-4."""
+    betas, eta = np.linspace(0.01, 0.3, 25), 0.7
+    keys, steps = some_keys(3), [2, 9, 24]
+    schedule = respace(schedule_from_betas(betas), steps)
+    sampled = SAMPLERS["ddim"](schedule, prediction="eps", variance="fixed_small", clip_denoised=False, eta=eta)
+
+    def network(x, t):
+        return 0.5 * x + 0.02 * t
+
+    x = np.asarray(sampler.images_noise(keys, 0, SHAPE), np.float64)
+    for i, (t, previous) in enumerate([(24, 9), (9, 2), (2, -1)]):
+        alpha_bar, alpha_bar_prev = np.prod(1 - betas[: t + 1]), np.prod(1 - betas[: previous + 1])
+        eps = network(x, t)
+        sigma = eta * np.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
+        pred_xstart = (x - np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha_bar)
+        z = np.asarray(sampler.images_noise(keys, i + 1, SHAPE), np.float64)
+        x = np.sqrt(alpha_bar_prev) * pred_xstart + np.sqrt(1 - alpha_bar_prev - sigma**2) * eps + sigma * z
+    _, _, got = walk(sampled, lambda x_t, t: network(x_t, t.astype(jnp.float32)[:, None, None, None]), keys)
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
+
+
+def edm_sampler(denoise, round_sigma, sigmas, noise, *, churn, churn_min, churn_max, churn_noise):
+    """EDM 2206.00364, algorithm 2, as printed, with t = sigma: [B, ...] at the sigmas t_0 > ... > t_{N-1} and t_N = 0.
+
+    noise [N + 1, B, ...]: first that which x_0 is made of, then epsilon_i of each step. round_sigma as in its section 5
+    for networks of discrete time.
+    """
+    steps = len(sigmas)
+    t = np.append(sigmas, 0.0)
+    x = t[0] * noise[0]
+    for i in range(steps):
+        gamma = min(churn / steps, np.sqrt(2) - 1) if churn_min <= t[i] <= churn_max else 0.0
+        t_hat = round_sigma(t[i] + gamma * t[i])
+        x_hat = x + np.sqrt(t_hat**2 - t[i] ** 2) * churn_noise * noise[i + 1]
+        d = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        x = x_hat + (t[i + 1] - t_hat) * d
+        if t[i + 1] != 0:
+            d_prime = (x - denoise(x, t[i + 1])) / t[i + 1]
+            x = x_hat + (t[i + 1] - t_hat) * (d / 2 + d_prime / 2)
+    return x
+
+
+@pytest.mark.parametrize("churn", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize("spacing", ["karras", "trailing"])
+def test_heun_is_edms_algorithm_2(churn, spacing):
+    """Seen through the VP model: x = x_edm / sqrt(1 + sigma^2), t by sigma; 1e-5 of the largest number. At churn 40 gamma is
+    at its bound, sqrt(2) - 1.
+    """
+    schedule, keys = shorten(FULL, 8, spacing), some_keys(3)
+    options = {"churn": churn, "churn_min": 0.1, "churn_max": 30.0, "churn_noise": 1.01}
+    sigma_of_t = np.sqrt((1 - np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))) / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+
+    def network(x_t, t):
+        return jnp.sin(x_t + 0.002 * t.astype(jnp.float32)[:, None, None, None])
+
+    def denoise(x, sigma):
+        t = np.argmin(np.abs(sigma_of_t - sigma))
+        assert abs(sigma_of_t[t] / sigma - 1) < 1e-9  # asked only where the network was trained
+        return np.sin(x / np.sqrt(1 + sigma**2) + 0.002 * t)
+
+    def round_sigma(sigma):
+        return sigma_of_t[np.argmin(np.abs(sigma_of_t - sigma))]
+
+    noise = np.array([sampler.images_noise(keys, i, SHAPE) for i in range(9)], np.float64)
+    first = sigma_of_t[999]
+    noise[0] *= np.sqrt(1 + first**2) / first  # ours starts from variance 1 in x, theirs from sigma^2 in x_edm
+    want = edm_sampler(denoise, round_sigma, sigma_of_t[schedule.timesteps[::-1]], noise, **options)
+    sampled = SAMPLERS["heun"](
+        schedule, prediction="x_start", variance="fixed_small", clip_denoised=False, trained=FULL, **options
+    )
+    assert sampled.evaluations == 15
+    _, _, got = walk(sampled, network, keys)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def chains_agree(one, other):
+    """Every x_t and guess of two samplers from the same keys: 1e-4 of the largest number."""
+    for got, want in zip(walk(other, curved, some_keys(3)), walk(one, curved, some_keys(3)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("clip_denoised", [True, False])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_with_eta_one_is_ancestral_with_fixed_small(prediction, clip_denoised):
+    """DDIM 2010.02502, section 4.1; the same keys draw the same noise."""
+    schedule = shorten(FULL, 10, "quadratic")
+    one = build("ancestral-small", schedule, prediction, clip_denoised)
+    chains_agree(one, build("ddim-full", schedule, prediction, clip_denoised))
+
+
+@pytest.mark.parametrize(("first_order", "second_order"), [("ddim", "dpmpp_2m"), ("ancestral-small", "dpmpp_2m_sde")])
+def test_dpm_solver_of_two_steps_is_of_first_order(first_order, second_order):
+    """Nothing to extrapolate from in the first, lower order in the last: DDIM with eta 0 and 1 (2211.01095, section 4)."""
+    schedule = shorten(FULL, 2)
+    chains_agree(build(first_order, schedule), build(second_order, schedule))
+
+
+def test_a_noisier_start_than_any_snr_is_a_start():
+    """Zero terminal SNR: the samplers that step in log SNR take the first step by DDIM's formula, and all arrive."""
+    betas = np.linspace(0.01, 0.3, 25)
+    schedule = schedule_from_betas(np.append(betas, 1.0))
+    network = lambda x_t, t: jnp.sin(x_t)  # noqa: E731
+    options = {"prediction": "v", "variance": "fixed_small", "clip_denoised": False}
+    xs = {}
+    for name in ("ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ancestral"):
+        chain, _, x = walk(SAMPLERS[name](schedule, **options), network, some_keys(3))
+        assert np.isfinite(x).all()
+        xs[name] = np.append(chain, x[None], axis=0)
+    for name in ("dpmpp_2m", "unipc"):
+        np.testing.assert_allclose(xs[name][1], xs["ddim"][1], atol=1e-6)
+        np.testing.assert_allclose(xs[name][-1], xs["ddim"][-1], atol=0.3)  # another order, the same image
+    np.testing.assert_allclose(xs["dpmpp_2m_sde"][1], xs["ancestral"][1], atol=1e-6)
