@@ -1,8 +1,8 @@
 """The Inception-v3 of the FID: the network whose features nearly every published FID, KID and Inception Score is taken from.
 
 It is the TensorFlow graph "inception-2015-12-05" (Szegedy et al. 2015, arXiv 1512.00567, with the quirks of that graph), which
-Heusel et al. 2017 (arXiv 1706.08500) and Salimans et al. 2016 (arXiv 1606.03498) used. A score is comparable only if all of this
-is the same:
+Heusel et al. 2017 (arXiv 1706.08500) and Salimans et al. 2016 (arXiv 1606.03498) used. A score is comparable only if all of
+this is the same:
 
 - images are resized to 299x299 by the bilinear resize of TensorFlow 1: output pixel i looks at input position i * H / 299
   (no half-pixel centres, corners not aligned), and nothing is smoothed where an image shrinks;
@@ -12,8 +12,10 @@ is the same:
 
 Batch norms are folded into the convolutions before them (`inception_weights.py`): each convolution has a kernel and a bias.
 Every product is computed in full float32, on accelerators as well: their quicker default would show in a FID's digits.
+Layers bear the names of PyTorch's Inception, so that its state dicts can be read.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,8 +25,10 @@ import numpy as np
 from jax import lax
 
 SIZE = 299  # height and width that the network was trained at
+RESIZE = "TensorFlow 1 bilinear to 299x299, not antialiased"
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008  # of which 1,000 mean something
+CPU_GROUP = 8  # images that a CPU takes through the network at once: more do not fit its caches, and fill its memory
 
 
 class Features(NamedTuple):
@@ -52,11 +56,29 @@ def apply(variables: Any, images: jax.Array) -> Features:
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         raise ValueError(f"images must be [N, H, W, 1 or 3], not {list(images.shape)}")
+    if jax.default_backend() == "cpu" and len(images) > CPU_GROUP:
+        return in_groups(lambda group: _apply(variables, group), images, CPU_GROUP)
+    return _apply(variables, images)
+
+
+def _apply(variables: Any, images: jax.Array) -> Features:
     x = resize(images.astype(jnp.float32))
     x = (x - 128) / 128
     if x.shape[-1] == 1:
         x = jnp.repeat(x, 3, axis=-1)
     return Inception().apply(variables, x)
+
+
+def in_groups(function: Callable[[jax.Array], Any], images: jax.Array, most: int) -> Any:
+    """What `function` gives for images [N, ...], asked for at most so many at a time, N >= 1, one group after the other.
+
+    Groups are of one size; the last image fills up the last group.
+    """
+    number = -(-len(images) // most)
+    size = -(-len(images) // number)
+    filled = jnp.take(images, np.minimum(np.arange(number * size), len(images) - 1), axis=0, mode="clip")
+    groups = lax.map(function, filled.reshape(number, size, *images.shape[1:]))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[: len(images)], groups)
 
 
 def resize(images: jax.Array) -> jax.Array:
@@ -78,8 +100,51 @@ def resize(images: jax.Array) -> jax.Array:
     return images
 
 
+def average_pool(x: jax.Array) -> jax.Array:
+    """Mean of the pixels under a 3x3 window that lie in the image: [N, H, W, C] -> the same shape, H and W 2 or more.
+
+    Of both pools: slices, one axis after the other, are quicker than `lax.reduce_window` on CPUs.
+    """
+    for axis in (1, 2):
+        count = np.full([x.shape[i] if i == axis else 1 for i in range(4)], 3, np.float32)
+        count.reshape(-1)[[0, -1]] = 2
+        a, b, c = _windows(jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)]), axis, 1)
+        x = (a + b + c) / count
+    return x
+
+
+def max_pool(x: jax.Array, *, stride: int = 2, padding: str = "VALID") -> jax.Array:
+    """Maximum under a 3x3 window: [N, H, W, C] -> [N, H', W', C].
+
+    Args:
+      x: not negative, so that a border of zeros changes no maximum.
+      stride: of the windows.
+      padding: "VALID", or "SAME" with stride 1: a border of one pixel.
+    """
+    if padding == "SAME":
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for axis in (1, 2):
+        a, b, c = _windows(x, axis, stride)
+        x = jnp.maximum(jnp.maximum(a, b), c)
+    return x
+
+
+def _windows(x: jax.Array, axis: int, stride: int) -> list[jax.Array]:
+    """The first, second and third element of each window of 3 along an axis."""
+    number = (x.shape[axis] - 3) // stride + 1
+    return [lax.slice_in_dim(x, i, i + stride * (number - 1) + 1, stride, axis) for i in range(3)]
+
+
 class Conv(nn.Module):
-    """Convolution, bias (a folded batch norm), ReLU. A kernel of 1x1 is a matmul, at twice the speed on CPUs."""
+    """Convolution, bias (both with a folded batch norm in them), ReLU.
+
+    Attributes:
+      features: output channels.
+      kernel: height and width; 1x1 is computed as a matmul, and 3x3 "VALID" by cutting the border off "SAME": both are
+        quicker on CPUs (the second layer by 3 to 4).
+      stride: 1 or 2.
+      padding: "SAME" or "VALID"; with stride 2 "VALID".
+    """
 
     features: int
     kernel: tuple[int, int] = (1, 1)
@@ -87,8 +152,13 @@ class Conv(nn.Module):
     padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, x: jax.Array, pool=None) -> jax.Array:
-        """x [N, H, W, C] -> [N, H', W', features]."""
+    def __call__(self, x: jax.Array, pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+        """[N, H, W, C] -> [N, H', W', features].
+
+        A `pool` comes before the convolution in the network. One that averages may come after it all the same, as a
+        1x1 convolution and an average are both linear and over other axes, and has less to do there. The bias is added last:
+        an average leaves it as it is.
+        """
         kernel = self.param("kernel", nn.initializers.he_uniform(), (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         if self.kernel == (1, 1):
@@ -109,36 +179,13 @@ class Conv(nn.Module):
         return nn.relu(x + bias[None, None, None, :])
 
 
-def windows(x, axis, stride=1):
-    n = (x.shape[axis] - 3) // stride + 1
-    return [lax.slice_in_dim(x, i, i + stride * (n - 1) + 1, stride, axis) for i in range(3)]
-
-
-def average_pool(x):
-    for axis in (1, 2):
-        length = x.shape[axis]
-        count = np.full([length if i == axis else 1 for i in range(4)], 3, np.float32)
-        count.reshape(-1)[[0, -1]] = 2
-        padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)])
-        a, b, c = windows(padded, axis)
-        x = (a + b + c) / count
-    return x
-
-
-def max_pool(x, stride=2, padding="VALID"):
-    if padding == "SAME":
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLU before: nothing is below 0
-    for axis in (1, 2):
-        a, b, c = windows(x, axis, stride)
-        x = jnp.maximum(jnp.maximum(a, b), c)
-    return x
-
-
 class BlockA(nn.Module):
+    """35x35: 1x1, 5x5, two 3x3, average pool. [N, 35, 35, C] -> [N, 35, 35, 224 + pool_features]."""
+
     pool_features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         one = Conv(64, name="branch1x1")(x)
         five = Conv(48, name="branch5x5_1")(x)
         five = Conv(64, (5, 5), name="branch5x5_2")(five)
@@ -150,8 +197,10 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
+    """35x35 to 17x17: 3x3, two 3x3, maximum. [N, 35, 35, 288] -> [N, 17, 17, 768]."""
+
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         three = Conv(384, (3, 3), 2, "VALID", name="branch3x3")(x)
         dbl = Conv(64, name="branch3x3dbl_1")(x)
         dbl = Conv(96, (3, 3), name="branch3x3dbl_2")(dbl)
@@ -160,10 +209,12 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    width: int
+    """17x17: 1x1, 7x7 in two parts, two 7x7 in two parts, average pool. [N, 17, 17, 768] -> the same."""
+
+    width: int  # within the 7x7
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         c = self.width
         one = Conv(192, name="branch1x1")(x)
         seven = Conv(c, name="branch7x7_1")(x)
@@ -179,8 +230,10 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
+    """17x17 to 8x8: 3x3, 7x7 in two parts and 3x3, maximum. [N, 17, 17, 768] -> [N, 8, 8, 1280]."""
+
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         three = Conv(192, name="branch3x3_1")(x)
         three = Conv(320, (3, 3), 2, "VALID", name="branch3x3_2")(three)
         seven = Conv(192, name="branch7x7x3_1")(x)
@@ -191,10 +244,12 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    last: bool
+    """8x8: 1x1, 3x3 forked into 1x3 and 3x1, the same after a 3x3, pool. [N, 8, 8, C] -> [N, 8, 8, 2048]."""
+
+    last: bool  # the last block takes the maximum where the one before it averages
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         one = Conv(320, name="branch1x1")(x)
         three = Conv(384, name="branch3x3_1")(x)
         three = [Conv(384, (1, 3), name="branch3x3_2a")(three), Conv(384, (3, 1), name="branch3x3_2b")(three)]
@@ -202,15 +257,17 @@ class BlockE(nn.Module):
         dbl = Conv(384, (3, 3), name="branch3x3dbl_2")(dbl)
         dbl = [Conv(384, (1, 3), name="branch3x3dbl_3a")(dbl), Conv(384, (3, 1), name="branch3x3dbl_3b")(dbl)]
         if self.last:
-            pool = Conv(192, name="branch_pool")(max_pool(x, 1, "SAME"))
+            pool = Conv(192, name="branch_pool")(max_pool(x, stride=1, padding="SAME"))
         else:
             pool = Conv(192, name="branch_pool")(x, average_pool)
         return jnp.concatenate([one, *three, *dbl, pool], -1)
 
 
 class Inception(nn.Module):
+    """The whole: float32 [N, 299, 299, 3] in [-1, 1) -> Features."""
+
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> Features:
         x = Conv(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
         x = Conv(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
         x = Conv(64, (3, 3), name="Conv2d_2b_3x3")(x)
@@ -225,8 +282,8 @@ class Inception(nn.Module):
         for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
             x = BlockC(width, name=name)(x)
         x = BlockD(name="Mixed_7a")(x)
-        x = BlockE(False, name="Mixed_7b")(x)
-        x = BlockE(True, name="Mixed_7c")(x)
+        x = BlockE(last=False, name="Mixed_7b")(x)
+        x = BlockE(last=True, name="Mixed_7c")(x)
         features = x.mean((1, 2))
         kernel = self.param("fc", nn.initializers.lecun_uniform(), (NUM_FEATURES, NUM_CLASSES))
         return Features(features, jnp.matmul(features, kernel, precision=lax.Precision.HIGHEST))

@@ -1,7 +1,7 @@
 """The weights of the FID's Inception: found or fetched, read without PyTorch, folded once, kept as safetensors.
 
-They were trained by Google in 2015 and converted by the authors of pytorch-fid, whose file every PyTorch tool reads; its name
-holds the beginning of its SHA-256. A convolution W without bias and the batch norm after it,
+They were trained by Google in 2015 and converted by the authors of pytorch-fid, whose file every PyTorch tool
+reads. A convolution W without bias and the batch norm after it,
 
     y = (W * x - mean) / sqrt(var + 0.001) * scale + shift,
 
@@ -9,15 +9,15 @@ are one convolution with kernel W * scale / sqrt(var + 0.001) and bias shift - m
 float64. The folded weights lie in the cache folder under the hash of the file that they come from.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
-import urllib.error
-import urllib.request
+import secrets
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +27,14 @@ import safetensors
 import safetensors.numpy
 
 from ddpm_jax.metrics import inception
+from ddpm_jax.metrics.download import download
 from ddpm_jax.metrics.torch_file import read_torch_file
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
-HASH_PREFIX = "6726825d"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SIZE = 95_628_359  # bytes
 OTHER_NAMES = ("weights-inception-2015-12-05-6726825d.pth",)  # the same file as torch-fidelity names it
 EPSILON = 0.001
 FORMAT = "ddpm_jax inception 1"  # of the safetensors; another number when what is in it changes
@@ -54,42 +56,50 @@ class InceptionWeights(NamedTuple):
     @property
     def published(self) -> bool:
         """Whether these are the weights of published numbers, byte for byte."""
-        return self.sha256.startswith(HASH_PREFIX)
+        return self.sha256 == SHA256
 
 
-def load_weights(path: str = "", *, report: Callable[[str], Any] = print) -> InceptionWeights:
+def load_weights(
+    path: str = "", *, report: Callable[[str], Any] = print, progress: Callable[[int, str], Any] | None = None
+) -> InceptionWeights:
     """The weights: from `path`, or from where tools keep them, or downloaded.
 
     Without a path: the converted file in our cache folder, else NAME (or torch-fidelity's name for it) in
-    $TORCH_HOME/hub/checkpoints, ~/.cache/torch/hub/checkpoints and our cache folder, else the download into it.
+    $TORCH_HOME/hub/checkpoints, $XDG_CACHE_HOME/torch/hub/checkpoints, ~/.cache/torch/hub/checkpoints and our cache folder,
+    else the download into it.
 
     Args:
       path: a .pth file of any hash, or a safetensors file that this function has made.
       report: called with a line about what takes time or is passed over.
+      progress: of the download, as `download` takes it.
 
     Raises:
       UsageError: no file at `path`.
-      PersonError: the file is cut off, damaged, of another network, or holds more than arrays; or there is no file and no network.
+      PersonError: the file is cut off, damaged, of another network, or holds more than arrays; or there is no file and no
+        network.
     """
     if path:
         file = Path(path).expanduser()
         if not file.is_file():
-            raise UsageError(f"no weights at {path}: give the file {NAME} from {URL}, or no path to have it found or downloaded")
+            raise UsageError(
+                f"no weights at {path}: give the file {NAME} from {URL}, or no path to have it found or downloaded"
+            )
         return _read_converted(file) if file.suffix == ".safetensors" else _convert(file, _sha256(file), report)
-    for file in sorted(cache_folder().glob(f"inception-{HASH_PREFIX}*.safetensors")):
+    converted = converted_file(SHA256)
+    if converted.is_file():
         try:
-            return _read_converted(file)
+            return _read_converted(converted)
         except PersonError as error:
             report(f"passed over: {error}")
     for file in _usual_places():
         if file.is_file():
             sha256 = _sha256(file)
-            if sha256.startswith(HASH_PREFIX):
+            if sha256 == SHA256:
                 return _convert(file, sha256, report)
-            report(f"passed over: {file} is damaged, its SHA-256 begins with {sha256[:8]} instead of {HASH_PREFIX}")
+            report(f"passed over: {file} is damaged, its SHA-256 is {sha256[:8]}.. instead of {SHA256[:8]}..")
     file = cache_folder() / NAME
-    download(file, report=report)
-    return _convert(file, _sha256(file), report)
+    download(URL, file, sha256=SHA256, size=SIZE, title="Inception weights", report=report, progress=progress)
+    return _convert(file, SHA256, report)
 
 
 def cache_folder() -> Path:
@@ -97,7 +107,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm_jax" / "inception"
 
 
-def _usual_places() -> Iterable[Path]:
+def converted_file(sha256: str) -> Path:
+    """Where the converted copy of the .pth file of that hash lies."""
+    return cache_folder() / f"inception-{sha256}.safetensors"
+
+
+def _usual_places() -> list[Path]:
     torch_home = os.environ.get("TORCH_HOME")
     caches = os.environ.get("XDG_CACHE_HOME"), "~/.cache"
     homes = [torch_home] if torch_home else []
@@ -105,46 +120,9 @@ def _usual_places() -> Iterable[Path]:
     return [folder / name for folder in dict.fromkeys([*folders, cache_folder()]) for name in (NAME, *OTHER_NAMES)]
 
 
-def download(file: Path, *, url: str = URL, report: Callable[[str], Any] = print) -> None:
-    """Fetches the weights. What arrives becomes `file` only when it is whole and has the right hash.
-
-    Raises:
-      PersonError: no network, no room, or something else arrived.
-    """
-    by_hand = f"fetch {url} on another machine, and put it at {file}"
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        digest, done, said = hashlib.sha256(), 0, 0
-        report(f"downloading the Inception weights (95 MB, once) to {file}")
-        with urllib.request.urlopen(url, timeout=30) as answer, partial.open("wb") as out:
-            total = int(answer.headers.get("Content-Length") or 0)
-            while block := answer.read(1 << 20):
-                out.write(block)
-                digest.update(block)
-                done += len(block)
-                if total and done * 10 // total > said:
-                    said = done * 10 // total
-                    report(f"Inception weights: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({10 * said}%)")
-        if total and done < total:
-            raise PersonError(f"the download of the Inception weights ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
-        if not digest.hexdigest().startswith(HASH_PREFIX):
-            raise PersonError(
-                f"what came from {url} is not the Inception weights (its SHA-256 begins with {digest.hexdigest()[:8]} instead of "
-                f"{HASH_PREFIX}): {by_hand}"
-            )
-        os.replace(partial, file)
-    except urllib.error.URLError as error:
-        raise PersonError(f"the Inception weights are not here and cannot be downloaded ({error.reason}): {by_hand}") from error
-    except OSError as error:
-        raise PersonError(f"the Inception weights cannot be downloaded ({error.strerror or error}): {by_hand}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> InceptionWeights:
     """Weights of a .pth file, by way of its converted copy in the cache folder."""
-    copy = cache_folder() / f"inception-{sha256}.safetensors"
+    copy = converted_file(sha256)
     if copy.is_file():
         try:
             return _read_converted(copy)._replace(file=str(file))
@@ -153,14 +131,15 @@ def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> Inception
     variables = from_state_dict(read_torch_file(file), str(file))
     tensors = flatten(variables)
     metadata = {"format": FORMAT, "source": file.name, "source_sha256": sha256, "crc32": json.dumps(_crc32(tensors))}
-    partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
+    partial = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.partial")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(safetensors.numpy.save(tensors, metadata))
         os.replace(partial, copy)
     except OSError as error:  # a home that cannot be written costs the conversion each time, no more
         report(f"the converted Inception weights cannot be kept in {copy.parent}: {error.strerror or error}")
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return InceptionWeights(variables, sha256, str(file))
 
 
@@ -170,7 +149,7 @@ def _read_converted(file: Path) -> InceptionWeights:
     Raises:
       PersonError: it was not, or has changed since.
     """
-    remedy = "remove it to have it made anew"
+    remedy = f"remove it, and have it made anew from {NAME}"
     try:
         with safetensors.safe_open(file, framework="numpy") as stored:
             metadata = stored.metadata() or {}
@@ -258,7 +237,9 @@ def random_state_dict(seed: int) -> dict[str, np.ndarray]:
         else:
             low, high = (0.5, 1.5) if name.endswith((".weight", ".running_var")) else (-0.5, 0.5)
         key = np.random.SeedSequence((seed, zlib.crc32(name.encode())))
-        fractions = (np.random.Philox(key).random_raw(math.prod(shape)) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+        fractions = (np.random.Philox(key).random_raw(math.prod(shape)) >> np.uint64(40)).astype(np.float32) * np.float32(
+            2**-24
+        )
         state[name] = (np.float32(low) + np.float32(high - low) * fractions).reshape(shape)
     return state
 

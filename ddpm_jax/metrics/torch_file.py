@@ -79,7 +79,9 @@ class _Sealed:
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        raise _Refused("changes what it may only use: nothing of it was executed; fetch the weights from a source that you trust")
+        raise _Refused(
+            "changes what it may only use: nothing of it was executed; fetch the weights from a source that you trust"
+        )
 
 
 class _Call(_Sealed):
@@ -147,9 +149,11 @@ class _Unpickler(pickle.Unpickler):
             return _Call(_rebuild_parameter)
         if module == "torch" and name in STORAGES:
             return _Kind(STORAGES[name])
+        if module == "torch" and name.endswith("Storage"):
+            raise _Refused(f"holds numbers of the kind {name[:40]}: save them as float32")
         raise _Refused(
-            f"asks for {f'{module}.{name}'[:80]!r}, which no weights need: nothing of it was executed; do not open it elsewhere, "
-            "fetch the weights from a source that you trust"
+            f"asks for {f'{module}.{name}'[:80]!r}, which no weights need: nothing of it was executed; do not open it "
+            "elsewhere, fetch the weights from a source that you trust"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -228,7 +232,9 @@ def _read_legacy(data: bytes) -> Any:
         raise _Refused("is a pickle, but not one of torch.save: fetch the .pth file")
     version, machine, state, keys = load(), load(), load(), load()
     if version != PROTOCOL_VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise _Refused("was saved by another version of torch.save or on a big-endian machine: save it again with a newer PyTorch")
+        raise _Refused(
+            "was saved by another version of torch.save or on a big-endian machine: save it again with a newer PyTorch"
+        )
     if not isinstance(keys, list) or sorted(keys) != sorted(storages):
         raise _Refused("is damaged: it does not hold the storages that its tensors lie in; fetch it again")
     for key in keys:
