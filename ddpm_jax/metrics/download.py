@@ -61,7 +61,7 @@ def download(
             raise PersonError(f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
         if digest.hexdigest() != sha256:
             raise PersonError(
-                f"what came from {url} is not the {title} (SHA-256 {digest.hexdigest()[:8]}.. instead of {sha256[:8]}..): {by_hand}"
+                f"what came from {url} is not the {title}: SHA-256 {digest.hexdigest()[:8]}.., not {sha256[:8]}..; {by_hand}"
             )
         os.replace(partial, file)
     except urllib.error.URLError as error:
