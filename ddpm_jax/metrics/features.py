@@ -158,12 +158,14 @@ def _inception(weights: str, report: Callable[[str], Any], progress: Callable[[i
         "weights_published": found.published,
         "resize": inception.RESIZE,
     }
-    return FeatureExtractor(
-        "inception",
-        lambda variables, images: Features(*inception.apply(variables, images)),
-        provenance,
-        found.variables,
-    )
+    return FeatureExtractor("inception", apply_inception, provenance, found.variables)
+
+
+def apply_inception(variables: Any, images: jax.Array) -> Features:
+    """`inception.apply`, with the type of this file."""
+    from ddpm_jax.metrics import inception
+
+    return Features(*inception.apply(variables, images))
 
 
 def _pixels(_: None, images: jax.Array) -> Features:
