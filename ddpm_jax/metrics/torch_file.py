@@ -214,6 +214,8 @@ def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _read_legacy(data: bytes) -> Any:
+    if data[:1] != pickle.PROTO:  # with which every pickle of torch.save begins
+        raise _Refused("is not a file of torch.save: fetch the .pth file")
     stream, storages = io.BytesIO(data), {}
 
     def find_storage(key: str, dtype: str, length: int) -> _Storage:
