@@ -48,7 +48,7 @@ def download(
         report(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer, partial.open("wb") as out:
             total = int(answer.headers.get("Content-Length") or 0)
-            bar = progress(round((total or size) / 1e6), "MB") if progress else contextlib.nullcontext()
+            bar = progress(max(1, (total or size) // 10**6), "MB") if progress else contextlib.nullcontext()
             digest, done = hashlib.sha256(), 0
             with bar:
                 while block := answer.read(BLOCK):
