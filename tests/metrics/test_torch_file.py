@@ -148,13 +148,15 @@ def test_hostile_from_the_first_byte(refused, tmp_path):
 
 def test_what_a_pickle_may_use_it_may_not_change(refused):
     """BUILD, which sets attributes: on a function, on a kind of memory, on a class."""
-    for module, name in (("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"), ("collections", "OrderedDict")):
-        changed = pickle.PROTO + b"\x02" + f"c{module}\n{name}\n".encode() + b"}X\x08\x00\x00\x00functionK\x01sb."
-        head = pickled(torch_file.MAGIC_NUMBER, 1001, {"little_endian": True})
-        refused(head + changed, "changes what it may only use|is cut off or damaged")
-    state = pickled({"a": 1})
-    assert torch_file._Call(len)([1]) == 1
-    refused(pickled(torch_file.MAGIC_NUMBER, 1001, {"little_endian": True}) + state, "is cut off or damaged")
+    head = pickled(torch_file.MAGIC_NUMBER, 1001, {"little_endian": True})
+    changes = "changes what it may only use: nothing of it was executed"
+    for module, name, reason in (
+        ("torch._utils", "_rebuild_tensor_v2", changes),
+        ("torch", "FloatStorage", changes),
+        ("collections", "OrderedDict", "is cut off or damaged"),
+    ):
+        program = f"c{module}\n{name}\n".encode() + b"}X\x08\x00\x00\x00functionK\x01sb."
+        refused(head + pickle.PROTO + b"\x02" + program, reason)
 
 
 def test_files_cut_off_anywhere_are_refused(refused):
