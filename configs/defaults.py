@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
-    evaluation.features = "pixels"  # pixels | module:function of your own
+    evaluation.features = "pixels"  # inception | pixels | module:function of your own
+    evaluation.weights = ""  # of inception: its .pth file; "" to have it found where PyTorch tools keep it, or downloaded
     evaluation.num_images = 50_000  # drawn by config.sampling's sampler
     evaluation.batch_size = 64  # of features and of the bound, over all devices
     evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure data.split each time

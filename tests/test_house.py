@@ -27,7 +27,8 @@ CONFIG_READERS = ("programs", "check", "build")
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py"},
-    "flax.linen": {"models/layers.py", "models/unet.py"},
+    "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
+    "safetensors": {"metrics/inception_weights.py"},
     "ml_collections": {
         "build.py",
         "check.py",

@@ -1,14 +1,14 @@
 """What images are compared by: a feature extractor turns each into a vector.
 
-`pixels` takes no network and serves small grey images; `module:function` is a network of one's own. Each says in its
-provenance what it is, so that numbers made with different ones are never compared.
+`inception` is the network of published numbers, `pixels` takes no network and serves small grey images, `module:function`
+is a network of one's own. Each says in its provenance what it is, so that numbers made with different ones are never compared.
 """
 
 import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,36 +38,59 @@ class FeatureExtractor:
 
     Attributes:
       name: as the person gives it.
-      apply: uint8 [B, H, W, C] -> Features; pure, for jit.
+      apply: variables, uint8 [B, H, W, C] -> Features; pure, for jit.
       provenance: what it is, of what JSON can hold.
+      variables: what `apply` takes first: arrays, or None. Not among its constants, which would be compiled with it.
     """
 
     name: str
-    apply: Callable[[jax.Array], Features]
+    apply: Callable[[Any, jax.Array], Features]
     provenance: dict[str, str | int | float]
+    variables: Any = None
 
 
-def make_extractor(name: str) -> FeatureExtractor:
-    """The extractor of that name: pixels, or module:function.
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def make_extractor(
+    name: str,
+    *,
+    weights: str = "",
+    report: Callable[[str], Any] = _say,
+    progress: Callable[[int, str], Any] | None = None,
+) -> FeatureExtractor:
+    """The extractor of that name: inception, pixels, or module:function.
 
     The function of one's own takes uint8 [B, H, W, C] and returns features [B, D], or (features, logits [B, K]) of a
     classifier; it must be one that `jax.jit` takes.
 
+    Args:
+      name: as above.
+      weights: file of Inception's weights; "" to have them found or downloaded.
+      report: called with a line about what takes time or is passed over.
+      progress: of a download, as `metrics.download` takes it.
+
     Raises:
-      UsageError: no such extractor, module or function.
+      UsageError: no such extractor, module, function or file, or weights for an extractor that has none.
+      PersonError: Inception's weights are damaged, of another network, or neither here nor to be had.
     """
+    if name == "inception":
+        return _inception(weights, report, progress)
+    if weights:
+        raise UsageError(f"config.evaluation.weights is of Inception, but config.evaluation.features is {name}: leave one out")
     if name == "pixels":
         return FeatureExtractor(name, _pixels, {"features": "pixels", "scale": "0..1"})
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
-        raise UsageError(f"config.evaluation.features is {name!r}: choose pixels, or module:function of your own")
+        raise UsageError(f"config.evaluation.features is {name!r}: choose inception, pixels, or module:function of your own")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the person's command
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"config.evaluation.features is {name}, which cannot be imported: {error}") from error
-    return FeatureExtractor(name, lambda images: _checked(name, function(images), len(images)), {"features": name})
+    return FeatureExtractor(name, lambda _, images: _checked(name, function(images), len(images)), {"features": name})
 
 
 def extract(
@@ -95,6 +118,7 @@ def extract(
     size = -(-batch_size // mesh.size) * mesh.size
     sharding = NamedSharding(mesh, P(*mesh.axis_names))
     apply = jax.jit(extractor.apply, out_shardings=sharding)
+    variables = jax.device_put(extractor.variables, NamedSharding(mesh, P()))
     shape, done = None, 0
     pending: list[tuple[int, Features]] = []
 
@@ -117,14 +141,34 @@ def extract(
             raise PersonError(f"images of {list(images.shape[1:])} follow images of {list(shape)}: all must have one size")
         rows = images[np.minimum(np.arange(size), len(images) - 1)]
         on_devices = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
-        pending.append((len(images), apply(on_devices)))
+        pending.append((len(images), apply(variables, on_devices)))
         if len(pending) > 1:
             yield finish()
     while pending:
         yield finish()
 
 
-def _pixels(images: jax.Array) -> Features:
+def _inception(weights: str, report: Callable[[str], Any], progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
+    from ddpm_jax.metrics import inception, inception_weights  # who compares pixels needs neither it nor safetensors
+
+    found = inception_weights.load_weights(weights, report=report, progress=progress)
+    provenance = {
+        "features": "inception",
+        "weights_sha256": found.sha256,
+        "weights_published": found.published,
+        "resize": inception.RESIZE,
+    }
+    return FeatureExtractor("inception", apply_inception, provenance, found.variables)
+
+
+def apply_inception(variables: Any, images: jax.Array) -> Features:
+    """`inception.apply`, with the type of this file."""
+    from ddpm_jax.metrics import inception
+
+    return Features(*inception.apply(variables, images))
+
+
+def _pixels(_: None, images: jax.Array) -> Features:
     return Features(images.reshape(images.shape[0], -1).astype(jnp.float32) / 255)
 
 

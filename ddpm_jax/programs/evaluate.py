@@ -200,7 +200,9 @@ class Comparison:
     """
 
     def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
-        self.extractor = features.make_extractor(config.evaluation.features)
+        self.extractor = features.make_extractor(
+            config.evaluation.features, weights=config.evaluation.weights, progress=Progress
+        )
         self._config, self._mesh, self._wanted = config, mesh, config.evaluation.metrics
         if file := config.evaluation.reference:
             self.reference = reference_file.load(file)
@@ -302,6 +304,8 @@ def warnings_of(config: ConfigDict, comparison: Comparison | None) -> list[str]:
         )
     if comparison.extractor.name != "inception":
         notes.append(f"features are {comparison.extractor.name}: the Fréchet distance is no FID")
+    elif not comparison.extractor.provenance["weights_published"]:
+        notes.append("Inception's weights are not the published ones: the Fréchet distance is no FID")
     return notes
 
 

@@ -42,7 +42,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with processes.together():
         check.check_config(config)
         target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
-        extractor = features.make_extractor(config.evaluation.features)
+        extractor = features.make_extractor(config.evaluation.features, weights=config.evaluation.weights, progress=Progress)
         source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
     made = measure(config, source, extractor, meshes.make_mesh())
     with processes.together():

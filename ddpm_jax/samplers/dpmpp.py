@@ -19,7 +19,6 @@ from ddpm_jax.samplers.guess import make_guess, refuse_eta
 from ddpm_jax.samplers.multistep import Weights, log_signal_to_noise, multistep
 from ddpm_jax.samplers.sampler import Sampler
 
-
 # A step of more than so many times the one before extrapolates as if both were as long: the guesses, far from a straight
 # line there, would be thrown beyond every image. Spacings that visit t=0 in one leap, leading and linspace, need it: at
 # 10 steps the error falls from .55 to .13 (`benchmarks/mixture.py`). Others never come near.

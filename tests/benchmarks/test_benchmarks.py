@@ -42,6 +42,17 @@ def test_the_input_is_set_against_the_step(repository):
     assert float(re.search(r"ratio +([\d.,]+)x", out)[1]) == pytest.approx(delivers / takes, rel=0.05, abs=0.06)
 
 
+def test_features_are_told_as_rates(repository):
+    out = printed(repository, "features", "--rounds=1", "--batch_size=2")
+    seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())
+    per_image = float(re.search(r"([\d.]+) GFLOP an image", out)[1])
+    assert images == pytest.approx(2 / seconds, rel=0.05)
+    assert gflops == pytest.approx(per_image * images, rel=0.05)
+    assert 11 < per_image < 12  # 5.7 billion products
+    streamed = printed(repository, "features", "--stream=4", "--batch_size=2")
+    assert re.search(r"4 images of digits train; the first 2 after [\d.]+ s\nthe others +[\d.]+ images/s", streamed)
+
+
 def test_memory_of_a_step(repository):
     state, per_image = map(
         float, re.search(r"digits +[\d,]+ +(\d+) MiB +([\d.]+) MiB", printed(repository, "memory", "digits")).groups()

@@ -63,7 +63,7 @@ def test_a_function_of_ones_own(monkeypatch):
 
 def test_wrong_inputs_are_refused():
     for name in ("magic", "module:", ":function"):
-        with pytest.raises(UsageError, match="choose pixels, or module:function"):
+        with pytest.raises(UsageError, match="choose inception, pixels, or module:function"):
             features.make_extractor(name)
     for name in ("nowhere_at_all:f", "numpy:no_such_function"):
         with pytest.raises(UsageError, match="cannot be imported"):

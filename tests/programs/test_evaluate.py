@@ -227,7 +227,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         ({"evaluation.bound_timesteps": 7}, "take an even number"),
         ({"evaluation.held_out": "validation"}, "no split 'validation'"),
         ({"evaluation.held_out": ""}, "held_out is empty"),
-        ({"evaluation.features": "magic"}, "choose pixels, or module:function"),
+        ({"evaluation.features": "magic"}, "choose inception, pixels, or module:function"),
         ({"evaluation.features": "nowhere:f"}, "cannot be imported"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(f"{v}" for v in value.values()),

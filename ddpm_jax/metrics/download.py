@@ -1,0 +1,78 @@
+"""One file from the network: whole and with the right hash, or not at all."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.runtime.errors import PersonError
+
+BLOCK = 1 << 20  # bytes read at once
+PATIENCE = 30  # seconds without a byte
+
+
+def download(
+    url: str,
+    file: Path,
+    *,
+    sha256: str,
+    size: int,
+    title: str,
+    report: Callable[[str], Any],
+    progress: Callable[[int, str], Any] | None = None,
+) -> None:
+    """Fetch `url`. What arrives becomes `file` only when it is whole and has the right hash; until then it lies beside it.
+
+    Args:
+      url: where it is.
+      file: where to put it; its folder is made.
+      sha256: 64 hexadecimal digits that it must have.
+      size: its bytes, for those servers that do not say.
+      title: what messages call it.
+      report: called with a line that says what begins.
+      progress: makes a progress bar out of a total and its unit: a context with `update(done)`.
+
+    Raises:
+      PersonError: no network, no room, or something else arrived; says how to do it by hand.
+    """
+    by_hand = f"fetch {url} on another machine and put it at {file}"
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        report(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer, partial.open("wb") as out:
+            total = int(answer.headers.get("Content-Length") or 0)
+            bar = progress(max(1, (total or size) // 10**6), "MB") if progress else contextlib.nullcontext()
+            digest, done = hashlib.sha256(), 0
+            with bar:
+                while block := answer.read(BLOCK):
+                    out.write(block)
+                    digest.update(block)
+                    done += len(block)
+                    if progress:
+                        bar.update(done / 1e6)
+        if total and done < total:
+            raise PersonError(f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
+        if digest.hexdigest() != sha256:
+            raise PersonError(
+                f"what came from {url} is not the {title}: SHA-256 {digest.hexdigest()[:8]}.., not {sha256[:8]}..; {by_hand}"
+            )
+        os.replace(partial, file)
+    except urllib.error.URLError as error:
+        raise PersonError(f"the {title} are not here and cannot be downloaded ({_words(error.reason)}): {by_hand}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise PersonError(f"the {title} cannot be downloaded to {file.parent} ({_words(error)}): {by_hand}") from error
+    finally:
+        with contextlib.suppress(OSError):  # of a folder that cannot be made: said already
+            partial.unlink(missing_ok=True)
+
+
+def _words(error: object) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())

@@ -1,0 +1,73 @@
+"""evaluation.features=inception, as the programs use it."""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ddpm_jax.metrics import inception_weights
+from ddpm_jax.metrics import reference as reference_file
+from ddpm_jax.programs import evaluate, reference
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime.errors import UsageError
+
+COUNT = 5
+
+
+class First:
+    """The first images of a source."""
+
+    def __init__(self, source):
+        self._source, self.name, self.split = source, source.name, source.split
+
+    def __len__(self):
+        return COUNT
+
+    def batch(self, indices):
+        return self._source.batch(indices)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    build_source = reference.build.build_source
+    monkeypatch.setattr(
+        reference.build, "build_source", lambda *arguments, **options: First(build_source(*arguments, **options))
+    )
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Random weights as a converted file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "random.pth"
+    file.write_bytes(b"random")
+    monkeypatch.setattr(inception_weights, "read_torch_file", lambda file: inception_weights.random_state_dict(0))
+    inception_weights.load_weights(str(file))
+    (converted,) = (tmp_path / "cache/ddpm_jax/inception").iterdir()
+    return converted
+
+
+def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few, weights):
+    """What is written, and that a run which compares with it accepts it, and says that it is no FID."""
+    fields = {"evaluation.features": "inception", "evaluation.weights": str(weights), "evaluation.batch_size": 8}
+    file = tmp_path / "reference.npz"
+    assert reference.run(tiny_config(fields), str(tmp_path / "run"), output=str(file)) == 0
+    made = reference_file.load(file)
+    assert made.features.shape == (COUNT, 2048)
+    assert np.isfinite(made.features).all()
+    assert made.provenance["extractor"]["weights_sha256"] == hashlib.sha256(b"random").hexdigest()
+    json.dumps(made.provenance)
+    comparison = evaluate.Comparison(tiny_config(fields | {"evaluation.reference": str(file)}), meshes.make_mesh())
+    notes = evaluate.warnings_of(tiny_config(fields), comparison)
+    assert any("weights are not the published ones: the Fréchet distance is no FID" in note for note in notes)
+
+
+def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_path):
+    fields = {"evaluation.features": "inception", "evaluation.weights": str(tmp_path / "nowhere.pth")}
+    with pytest.raises(UsageError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
+        reference.run(tiny_config(fields), str(tmp_path))
+    with pytest.raises(UsageError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
+        evaluate.Comparison(tiny_config(fields), meshes.make_mesh())
+    assert list(pathlib.Path(tmp_path).rglob("*.npz")) == []
