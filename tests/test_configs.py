@@ -18,6 +18,8 @@ PUBLISHED = {  # parameters
     "cifar10": 35_746_307,
     "celeba64": 78_700_803,
     "celebahq256": 113_673_219,
+    "iddpm_cifar10": 52_546_438,
+    "iddpm_imagenet64": 121_063_942,
     "lsun_bedroom256": 113_673_219,
     "lsun_cat256": 113_673_219,
     "lsun_church256": 113_673_219,

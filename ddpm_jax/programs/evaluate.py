@@ -276,8 +276,9 @@ class RunningEvaluation:
 def sampler_words(config: ConfigDict) -> str:
     """The sampler with what changes its images."""
     sampling = config.sampling
+    options = {field: value for field, value in sample.options_of(config).items() if field != "spacing"}
     words = f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}"
-    return f"{words} eta={sampling.eta:g}" if sampling.sampler == "ddim" and sampling.eta else words
+    return " ".join([words, *(f"{field}={value}" for field, value in options.items())])
 
 
 def weights_digest(params: Any) -> str:

@@ -69,7 +69,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn)
         name = f"illustrate-{sample.name_of(config, step)}"
-        said = f"{step=:,} of {config.sampling.weights} weights, {sampling_words(config)}"
+        said = f"{step=:,} of {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
 
     target = pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / name
     with processes.together():
@@ -228,7 +228,7 @@ def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch) ->
     return curves.sheet(
         rows.reshape(-1, *rows.shape[2:]),
         title=r"Reverse: noise becomes an image; below each $x_t$ the network's guess $\hat{x}_0(x_t)$"
-        f"   ({sampling_words(config)})",
+        f"   ({sample.sampling_words(config)}, seed {config.sampling.seed})",
         column_labels=[*time_labels(t), r"$x_0$"],
         row_labels=[r"$x_t$", "pred_xstart"] * len(rows),
         group=2,
@@ -273,11 +273,6 @@ def scientific(value: float) -> str:
     """Two digits and a power of ten, as mathematics."""
     digits, exponent = f"{value:.1e}".split("e")
     return rf"${digits}\times10^{{{int(exponent)}}}$"
-
-
-def sampling_words(config: ConfigDict) -> str:
-    """How the reverse chains were drawn."""
-    return f"{config.sampling.sampler}, {config.sampling.num_steps} steps, seed {config.sampling.seed}"
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             with writing_to(target):
                 write(target, drawn)
             weights = f"{step=:,} of {sampling.weights} weights"
-            print(f"{weights}, {sampling.sampler} in {sampling.num_steps} steps, seed {sampling.seed}")
+            print(f"{weights}, {sampling_words(config)}, seed {sampling.seed}")
             print(f"pictures in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
     return 0
 
@@ -150,6 +150,13 @@ def name_of(config: ConfigDict, step: int) -> str:
     if sampling.label != -1:
         name += f"-label_{sampling.label}"
     return name
+
+
+def sampling_words(config: ConfigDict) -> str:
+    """The sampler, its steps and what else decides on the images."""
+    sampling, options = config.sampling, options_of(config)
+    words = f"{sampling.sampler} in {sampling.num_steps} steps"
+    return ", ".join([words, *(f"{field} {value}" for field, value in options.items())])
 
 
 def options_of(config: ConfigDict) -> dict[str, str]:

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models.layers import Downsample, SelfAttention, Upsample, timestep_embedding
+from ddpm_jax.models.layers import Downsample, Norm, ResidualBlock, SelfAttention, Upsample, timestep_embedding
 from ddpm_jax.models.unet import UNet
 
 PUBLISHED = {
     "cifar10": (UNet(), 32, 35_746_307),
     "256x256": (UNet(ch_mult=(1, 1, 2, 2, 4, 4), dropout=0.0), 256, 113_673_219),
     "celeba64": (UNet(ch_mult=(1, 2, 2, 2, 4)), 64, 78_700_803),
+    "iddpm_cifar10": (UNet(6, 128, (1, 2, 2, 2), 3, (16, 8), num_heads=4, scale_shift=True), 32, 52_546_438),
+    "iddpm_imagenet64": (UNet(6, 128, (1, 2, 3, 4), 3, (16, 8), num_heads=4, scale_shift=True), 64, 121_063_942),
 }
 TINY = {"out_channels": 1, "ch": 16, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "dropout": 0.5}
 
@@ -166,6 +168,38 @@ def test_attention_is_a_permutation_equivariant_map():
     out = layer.apply(params, x).reshape(3, 16, 16)
     shuffled = layer.apply(params, flat[:, order].reshape(x.shape)).reshape(3, 16, 16)
     np.testing.assert_allclose(shuffled, out[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_heads_attend_by_themselves():
+    """Each of four heads is single-head attention over its own channels: q, k, v cut into four, values side by side."""
+    x, _ = inputs(size=4, channels=16)
+    layer = SelfAttention(groups=4, heads=4)
+    params = randomise(layer.init(jax.random.key(0), x))
+    p = params["params"]
+    norm = Norm(groups=4).apply({"params": p["norm"]}, x).reshape(3, 16, 16)
+    q, k, v = (np.asarray(norm @ p[name]["kernel"] + p[name]["bias"][None, None], np.float64) for name in "qkv")
+    heads = []
+    for head in range(4):
+        own = slice(4 * head, 4 * head + 4)
+        scores = np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / 2)  # 4 channels: scale 1/2
+        heads.append(scores / scores.sum(axis=-1, keepdims=True) @ v[..., own])
+    out = np.concatenate(heads, axis=-1) @ np.asarray(p["proj_out"]["kernel"]) + np.asarray(p["proj_out"]["bias"])
+    np.testing.assert_allclose(layer.apply(params, x), x + out.reshape(x.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_time_scales_and_shifts_the_second_norm():
+    """With convolutions that copy, the block is x + swish(norm(swish(norm(x))) (1 + scale) + shift)."""
+    x, _ = inputs(size=4, channels=8)
+    temb = jnp.ones((3, 5))
+    layer = ResidualBlock(8, groups=2, scale_shift=True)
+    params = randomise(layer.init(jax.random.key(0), x, temb, True))
+    copy = {"kernel": jnp.zeros((3, 3, 8, 8)).at[1, 1].set(jnp.eye(8)), "bias": jnp.zeros(8)}
+    p = params["params"] | {"conv1": copy, "conv2": copy}
+    projected = jax.nn.swish(temb) @ p["temb_proj"]["kernel"] + p["temb_proj"]["bias"][None]
+    scale, shift = projected[:, None, None, :8], projected[:, None, None, 8:]
+    h = jax.nn.swish(Norm(groups=2).apply({"params": p["norm1"]}, x))
+    h = jax.nn.swish(Norm(groups=2).apply({"params": p["norm2"]}, h) * (1 + scale) + shift)
+    np.testing.assert_allclose(layer.apply({"params": p}, x, temb, True), x + h, rtol=1e-4, atol=1e-4)
 
 
 def test_resampling_layers():

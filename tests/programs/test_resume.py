@@ -1,6 +1,6 @@
 """The contract: killed at any instant and started again, a run ends bit for bit like one never stopped.
 
-Real processes, real kills. Dropout, flips, labels, accumulation and pictures along the way are all on.
+Real processes, real kills. Dropout, flips, labels dropped and kept, a learned variance, t drawn by the losses so far, accumulation and pictures are all on.
 """
 
 import os
@@ -23,6 +23,10 @@ FIELDS = {
     "data.random_flip": True,
     "model.dropout": 0.1,
     "model.class_conditional": True,
+    "model.label_dropout": 0.2,
+    "diffusion.variance": "learned_range",
+    "diffusion.loss": "hybrid",
+    "diffusion.timestep_sampler": "second_moment",
     "optimizer.accumulation_steps": 2,
     "train.num_steps": STEPS,
     "train.log_every": 1,

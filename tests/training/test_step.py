@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import pixels
 from ddpm_jax.process.schedules import make_schedule, schedule_from_betas
+from ddpm_jax.process.timesteps import LossHistory, TimestepSampler, make_timestep_sampler
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
@@ -198,6 +199,55 @@ def test_without_random_flip_images_stay_as_they_are():
     np.testing.assert_array_equal(shown, images)
 
 
+def test_some_examples_learn_without_their_class_each_by_its_own_coin():
+    """100 of 400 labels, standard deviation 8.7, five allowed; the others stay, and another step drops others."""
+    batch = make_batch(400, (1, 1, 1)) | {"label": jnp.arange(400, dtype=jnp.int32) % 10}
+    dropped = []
+    for seen, _ in spied(batch, steps=2, label_dropout=0.25, no_label=10):
+        missing = seen["label"] == 10
+        np.testing.assert_array_equal(seen["label"][~missing], np.asarray(batch["label"])[~missing])
+        assert abs(missing.sum() - 100) < 5 * 8.7
+        dropped.append(missing)
+    assert (dropped[0] != dropped[1]).any()
+
+
+# How t is drawn.
+
+
+def test_weights_of_drawn_t_weigh_the_loss_and_nothing_remembers_them():
+    """All t are 3 and count twice: the loss is twice that of a schedule of t = 3 alone, quartiles show the loss itself."""
+
+    def draw(state, key, size):
+        return jnp.full(size, 3, jnp.int32), jnp.full(size, 2.0)
+
+    seen = []
+
+    def update(state, t, losses):
+        seen.append((t, losses))
+        return state + 1
+
+    sampler = TimestepSampler(init=lambda: jnp.zeros(()), draw=draw, update=update)
+    state = new_state().replace(t_history=sampler.init())
+    state, metrics = make_step(timestep_sampler=sampler)(state, make_batch(), jax.random.key(0))
+    ((t, values),) = seen
+    assert (t == 3).all()
+    np.testing.assert_allclose(metrics["loss"], 2 * values.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["quartile_sum"][0], values.sum(), rtol=1e-5)
+    assert state.t_history == 1
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_every_loss_enters_the_history_once_at_its_t(accumulation_steps):
+    sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
+    step = jax.jit(make_step(timestep_sampler=sampler, accumulation_steps=accumulation_steps))
+    state = new_state().replace(t_history=sampler.init())
+    for number in range(3):
+        state, metrics = step(state, make_batch(), jax.random.key(0))
+        assert state.t_history.counts.sum() == BATCH * (number + 1)
+        if number == 0:
+            np.testing.assert_allclose(state.t_history.losses.sum(), metrics["quartile_sum"].sum(), rtol=1e-5)
+
+
 # Gradients: micro-batches, devices, clipping.
 
 
@@ -231,13 +281,24 @@ def test_the_mean_of_the_gradients_is_clipped_not_each():
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_one_device_or_eight_take_the_same_step(accumulation_steps):
-    """With dropout and flips, two steps: 1e-5, float32 sums in another order."""
-    step = make_step(apply_fn=functools.partial(network, dropout=0.5), random_flip=True, accumulation_steps=accumulation_steps)
+    """With dropout, flips and t drawn by the losses so far, two steps: 1e-5, float32 sums in another order."""
+    sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
+    history = LossHistory(
+        jnp.asarray(np.random.default_rng(0).uniform(1, 9, (100, 10)), jnp.float32), jnp.full(100, 10, jnp.int32)
+    )
+    step = make_step(
+        apply_fn=functools.partial(network, dropout=0.5),
+        random_flip=True,
+        accumulation_steps=accumulation_steps,
+        timestep_sampler=sampler,
+    )
 
     def run(devices):
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        state = jax.jit(lambda key: create_state(init_network, SGD, key), out_shardings=replicated)(jax.random.key(1))
+        state = jax.jit(lambda key: create_state(init_network, SGD, key, t_history=history), out_shardings=replicated)(
+            jax.random.key(1)
+        )
         compiled = jax.jit(step, in_shardings=(replicated, split, replicated), out_shardings=replicated)
         for i in range(2):
             state, metrics = compiled(state, jax.device_put(make_batch(seed=i), split), jax.random.key(0))

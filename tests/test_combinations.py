@@ -1,0 +1,174 @@
+"""The table of combinations: every cell trains a step and draws, or is refused in one line that says why.
+
+Run op by op, with a network of one matrix: all cells then share the same few compiled operations.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from ddpm_jax import build, check
+from ddpm_jax.process import diffusion, losses, schedules, timesteps, weightings
+from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.training.state import create_state
+from ddpm_jax.training.step import train_step
+
+SHAPE = (2, 2, 1)
+NOT_ZERO_AT_THE_END = ("simple", "truncated_snr", "edm")  # where SNR = 0
+TABLE = list(itertools.product((False, True), diffusion.PREDICTIONS, diffusion.VARIANCES, losses.LOSSES, weightings.WEIGHTINGS))
+
+
+def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple", weighting="simple", **process):
+    config = digits.get_config()
+    config.diffusion.update(
+        num_timesteps=40,
+        zero_terminal_snr=zero,
+        prediction=prediction,
+        variance=variance,
+        loss=loss,
+        weighting=weighting,
+        **process,
+    )
+    config.sampling.update(num_steps=4, spacing="trailing")
+    return config
+
+
+def makes_sense(zero, prediction, variance, loss, weighting):
+    """Written anew: what the table should be."""
+    learned, bound_alone = variance == "learned_range", loss.startswith("vlb")
+    if loss == "simple" and learned:
+        return False  # nothing would train the variance
+    if loss.startswith("hybrid") and not learned:
+        return False  # nothing for the bound to train
+    if bound_alone and weighting != "simple":
+        return False  # the bound has its own weights
+    return not zero or (prediction != "eps" and weighting in NOT_ZERO_AT_THE_END)
+
+
+def refusal(config):
+    """Why check_config refuses it, or None."""
+    try:
+        check.check_config(config)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_what_makes_no_sense_is_refused_in_one_line_and_nothing_else(schedule):
+    for cell in TABLE:
+        why = refusal(make_config(*cell, schedule=schedule))
+        assert (why is None) == makes_sense(*cell), f"{cell}: {why}"
+        assert why is None or (why.startswith("config.diffusion: ") and "\n" not in why)
+
+
+def linear(params, x_t):
+    return (x_t.reshape(len(x_t), -1) @ params).reshape(*x_t.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+def test_what_makes_sense_trains(prediction):
+    """The loss is finite and every output has a gradient: the variance's too, where it is learned."""
+    batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *SHAPE)), jnp.uint8)}
+    count = 0
+    for cell in TABLE:
+        if cell[1] != prediction or not makes_sense(*cell):
+            continue
+        config = make_config(*cell)
+        channels = build.build_model(config).out_channels
+        params = jnp.full((4, 4 * channels), 0.1)
+        optimizer = optax.sgd(1.0)
+        state, metrics = train_step(
+            create_state(lambda _, params=params: params, optimizer, jax.random.key(0)),
+            batch,
+            jax.random.key(1),
+            apply_fn=lambda params, x_t, t, labels, key: linear(params, x_t),
+            schedule=build.build_schedule(config),
+            optimizer=optimizer,
+            prediction=config.diffusion.prediction,
+            loss=config.diffusion.loss,
+            variance=config.diffusion.variance,
+            weighting=build.build_weighting(config),
+            ema_decay=0.5,
+            random_flip=False,
+        )
+        gradient = np.asarray(params - state.params).reshape(4, 4, channels)
+        assert np.isfinite(gradient).all(), cell
+        assert np.isfinite(metrics["loss"]), cell
+        assert (np.abs(gradient).max(axis=(0, 1)) > 0).all(), cell
+        count += 1
+    assert count == {"eps": 30, "x_start": 48, "v": 48}[prediction]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_from_what_was_trained(name):
+    """Images come out finite, and those of a learned variance by the first half of the channels; or it is refused."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    for zero, prediction, variance in itertools.product((False, True), diffusion.PREDICTIONS, diffusion.VARIANCES):
+        config = make_config(zero, prediction, variance, "vlb")
+        config.sampling.sampler = name
+        if zero and (prediction == "eps" or name in ("heun", "ode")):
+            with pytest.raises(UsageError, match=r"zero terminal SNR"):
+                build.build_sampler(config)
+            continue
+        channels = build.build_model(config).out_channels
+        params = 0.1 * jnp.ones((4, 4 * channels))
+        made, drawn = build.build_sampler(config), []
+        state = sampler.start(made, keys, SHAPE)
+        if made.extra_evaluations and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
+            continue  # inner loops compile anew each time; these samplers ask for x_start and nothing else
+
+        def network(x_t, t, params=params):
+            return linear(params, x_t)
+
+        for index in range(made.num_steps)[::-1]:
+            x, _, memory = made.step(
+                lambda x, t, params=params: linear(params, x), state.x, state.memory, jnp.int32(index), keys
+            )
+            state = state.replace(x=x, memory=memory)
+            drawn.append(x)
+        assert drawn[-1].shape == (2, *SHAPE)
+        assert np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("name", timesteps.TIMESTEP_SAMPLERS)
+def test_every_way_to_draw_t_can_be_asked_for(name):
+    config = make_config(timestep_sampler=name)
+    check.check_config(config)
+    t, weights = build.build_timestep_sampler(config).draw(build.build_timestep_sampler(config).init(), jax.random.key(0), 6)
+    assert t.shape == weights.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "match"),
+    [
+        ("diffusion", {"weighting": "min_snr_gamma", "min_snr_gamma": -1.0}, "gamma of the weighting min_snr_gamma is -1"),
+        ("diffusion", {"weighting": "min"}, "choose one of simple, snr"),
+        ("diffusion", {"timestep_sampler": "magic"}, "choose one of uniform, low_discrepancy"),
+        ("model", {"num_heads": 3}, "does not divide the width"),
+        ("model", {"label_dropout": 0.1, "class_conditional": False}, "class_conditional is False"),
+        ("sampling", {"churn": 1.0}, "only the sampler heun reads it"),
+        ("sampling", {"order": 3}, "only the sampler unipc reads it"),
+    ],
+)
+def test_options_without_a_use_are_refused(section, fields, match):
+    config = make_config()
+    config[section].update(fields)
+    with pytest.raises(UsageError, match=match) as caught:
+        check.check_config(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_guidance_needs_a_model_that_knows_images_without_a_class():
+    config = make_config()
+    config.sampling.guidance_scale = 2.0
+    check.check_config(config)
+    config.model.label_dropout = 0.0
+    with pytest.raises(UsageError, match=r"label_dropout above 0"):
+        check.check_config(config)
