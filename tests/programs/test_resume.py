@@ -1,7 +1,7 @@
 """The contract: killed at any instant and started again, a run ends bit for bit like one never stopped.
 
-Real processes, real kills. Dropout, flips, labels kept and dropped, a learned variance, t drawn by the losses so far, accumulation
-and pictures along the way are all on.
+Real processes, real kills. Dropout, flips, labels kept and dropped, a learned variance, t drawn by the losses so far,
+accumulation and pictures along the way are all on.
 """
 
 import os
