@@ -122,7 +122,11 @@ def flow_density(
     """
     import diffrax  # takes a second to import, which only this function should cost
 
-    _check(schedule, x, prediction, probes, rtol, atol, max_steps)
+    check(schedule, prediction=prediction, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x is {x.dtype}: dequantize images to floats first")
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {x.shape}: one image [H, W, C] is needed; put a batch under jax.vmap")
     angles = continuous.noise_angles(schedule)
     size, dtype = x.size, x.dtype
     signs = None
@@ -162,6 +166,19 @@ def flow_density(
     return FlowDensity(jnp.where(finished, nats, jnp.nan), prior, evaluations.astype(jnp.int32), finished)
 
 
+def check(schedule: NoiseSchedule, *, prediction: str, probes: int, rtol: float, atol: float, max_steps: int) -> None:
+    """Raises ValueError where `flow_density` would, whatever the image: one line, to be shown to a person."""
+    if schedule.num_timesteps < 2:
+        raise ValueError("the flow needs a chain of 2 steps or more, to lead from one noise level to another")
+    if probes < 0:
+        raise ValueError(f"probes is {probes}: take 1 or more, or 0 for the exact trace")
+    if not (0 < rtol < 1 and 0 < atol < 1):
+        raise ValueError(f"rtol = {rtol:g} and atol = {atol:g}: both must lie between 0 and 1")
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: the solver needs at least 1")
+    check_prediction(schedule, prediction)
+
+
 def _velocity(
     schedule: NoiseSchedule, denoise_fn: DenoiseFn, x: jax.Array, angle: jax.Array, *, prediction: str, variance: str
 ) -> jax.Array:
@@ -189,21 +206,3 @@ def _trace(push, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
 def _estimate(push, signs: jax.Array) -> jax.Array:
     """Hutchinson's estimate of the trace of `push`: the mean of zᵀ push(z) over the z, [probes, H, W, C]."""
     return jnp.mean(jax.vmap(lambda z: jnp.sum(z * push(z)))(signs))
-
-
-def _check(
-    schedule: NoiseSchedule, x: jax.Array, prediction: str, probes: int, rtol: float, atol: float, max_steps: int
-) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x is {x.dtype}: dequantize images to floats first")
-    if x.ndim != 3:
-        raise ValueError(f"x has shape {x.shape}: one image [H, W, C] is needed; put a batch under jax.vmap")
-    if probes < 0:
-        raise ValueError(f"probes is {probes}: take 1 or more, or 0 for the exact trace")
-    if not (0 < rtol < 1 and 0 < atol < 1):
-        raise ValueError(f"rtol = {rtol:g} and atol = {atol:g}: both must lie between 0 and 1")
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}: the solver needs at least 1")
-    if schedule.num_timesteps < 2:
-        raise ValueError("the flow needs a chain of 2 steps or more, to lead from one noise level to another")
-    check_prediction(schedule, prediction)
