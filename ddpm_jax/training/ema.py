@@ -7,18 +7,18 @@
 **Power function** (EDM2 2312.02696, section 3.1). After n steps the parameters θ(k) of step k = 1..n count as the integral
 of p_n over (k-1, k],
 
-    p_n(τ) = (γ + 1) τ^γ / n^(γ+1)   on [0, n]                                        (30)  EDM2 eq. 2
+    p_n(τ) = (γ + 1) τ^γ / n^(γ+1)   on [0, n]                                        (30)  EDM2 eqs. 2, 121
 
 so an average is as long as a share of the run, however long that was, and the random parameters of the beginning
 are forgotten. These integrals are (k^(γ+1) - (k-1)^(γ+1)) / n^(γ+1); they sum to 1, and going from n-1 to n shrinks all
 but the last by the same factor. So it is (29) with
 
-    β_γ(n) = (1 - 1/n)^(γ+1)                                                          (31)  EDM2 eq. 3
+    β_γ(n) = (1 - 1/n)^(γ+1)                                                          (31)  EDM2 eqs. 3, 127
 
 exactly, and β_γ(1) = 0: nothing is left of what the average began with. Rather than by γ it is named by the standard
 deviation of (30) relative to n, the length of the average as a share of the run:
 
-    σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3))                                             (32)  EDM2 eq. 4
+    σ_rel² = (γ + 1) / ((γ + 2)² (γ + 3))                                             (32)  EDM2 eq. 123
 
 γ = 16.97 at σ_rel = .05 and 6.94 at .10; γ = 0 at .2887 = 12^(-1/2), the plain mean of the run. Two averages of this kind,
 kept at some steps of a run, make any other after it: `post_hoc.py`.

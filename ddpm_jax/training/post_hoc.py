@@ -9,10 +9,11 @@ approximated by
 
 and Σ_i x_i θ̂_i is the average. The norm is that of functions on [0, ∞), whose inner products are known:
 
-    ⟨p_{a,α}, p_{b,β}⟩ = (α+1)(β+1) / (α+β+1) · (a/b)^β / b     for a <= b              (34)  EDM2 algorithm 3
+    ⟨p_{a,α}, p_{b,β}⟩ = (α+1)(β+1) / (α+β+1) · (a/b)^β / b     for a <= b              (34)  EDM2 eq. 151
 
-EDM2 solves (33) without the condition on the sum (`unit_sum=False`). Parameters have a mean far larger than their
-movement, and without the condition a sum of .999 would shrink every weight of the network by .001 besides.
+EDM2's algorithm 3 solves (33) without the condition on the sum (`unit_sum=False`), and its program then divides by it.
+Parameters have a mean far larger than their movement: a sum of .999 would shrink every weight of the network by .001.
+With the condition in the problem, the profile is the nearest of those that do not.
 
 The profiles are exact for parameters that step as training does: (31) of `ema.py` is no approximation. So a profile that
 is among the snapshots, or a sum of them, comes back exactly, but for rounding. Everything here is float64 NumPy on the
@@ -62,7 +63,7 @@ def recipe(
       target_step: at which the average is wanted, at most the last snapshot's.
       target_std: in (0, 12^(-1/2)]. The closer to those kept, the better; much below the smallest only where
         `target_step` has many snapshots near it.
-      unit_sum: whether the weights must sum to 1; False is EDM2's algorithm.
+      unit_sum: whether the weights must sum to 1; False is EDM2's algorithm 3 as it stands in the paper.
 
     Raises:
       ValueError: no snapshots, lists of different lengths, a step below 1, a target beyond the snapshots, or a standard
