@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
     sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
 
     config.evaluation = evaluation = ConfigDict()
-    # frechet | kid | inception_score | precision_recall | bits_per_dim
+    # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "pixels"  # inception | pixels | module:function of your own
     evaluation.weights = ""  # of inception: its .pth file; "" to have it found where PyTorch tools keep it, or downloaded
@@ -107,6 +107,8 @@ def get_config() -> ConfigDict:
     )
     evaluation.held_out_images = 0  # of it, from the first; 0 for all
     evaluation.bound_timesteps = 0  # for each image, an even number drawn at random without bias; 0 for all T, exactly
+    evaluation.flow_probes = 1  # random directions of flow_bits_per_dim for each image; 0 for the exact trace, of small images
+    evaluation.flow_tolerance = 1e-5  # of its solver, relative and absolute
     evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
     evaluation.samplers = ()  # measured one after another; () for sampling.sampler
     evaluation.num_steps = ()  # of each sampler; () for sampling.num_steps

@@ -19,6 +19,7 @@ from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
+from ddpm_jax.samplers.flow_meter import FlowMeter
 from ddpm_jax.samplers.generate import Generator
 from ddpm_jax.samplers.guidance import Guidance, guide
 from ddpm_jax.samplers.inversion import ddim_inversion
@@ -333,6 +334,24 @@ def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
         )
     except ValueError as error:
         raise UsageError(f"config.evaluation.bound_timesteps: {error}") from error
+
+
+def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
+    """The driver that measures the likelihood under the probability flow as config.evaluation says."""
+    try:
+        return FlowMeter(
+            build_schedule(config),
+            build_denoise_fn(config),
+            mesh,
+            prediction=config.diffusion.prediction,
+            variance=config.diffusion.variance,
+            batch_size=config.evaluation.batch_size,
+            probes=config.evaluation.flow_probes,
+            rtol=config.evaluation.flow_tolerance,
+            atol=config.evaluation.flow_tolerance,
+        )
+    except ValueError as error:
+        raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
 
 
 def sampling_labels(config: ConfigDict) -> np.ndarray | None:

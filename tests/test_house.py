@@ -28,6 +28,7 @@ HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py"},
     "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
+    "diffrax": {"samplers/flow_likelihood.py"},
     "safetensors": {"metrics/inception_weights.py"},
     "ml_collections": {
         "build.py",
@@ -38,6 +39,7 @@ HOMES = {
         "programs/evaluate.py",
         "programs/reference.py",
         "programs/bound.py",
+        "programs/flow.py",
         "programs/edit.py",
         "programs/inpaint.py",
         "programs/image_to_image.py",

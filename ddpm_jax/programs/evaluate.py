@@ -27,6 +27,7 @@ from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.metrics.statistics import gaussian_of
 from ddpm_jax.programs import reference, sample
 from ddpm_jax.programs.bound import measure_bound
+from ddpm_jax.programs.flow import measure_flow
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, report, workdir
 from ddpm_jax.runtime import shards as shards_file
@@ -35,7 +36,7 @@ from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import Generator
 
 DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
-METRICS = (*DRAWN_METRICS, "bits_per_dim")
+METRICS = (*DRAWN_METRICS, "bits_per_dim", "flow_bits_per_dim")
 NEIGHBOUR = 3  # of precision and recall
 COMPARABLE = 10_000  # images below which a Fréchet distance is not comparable with published ones
 
@@ -65,6 +66,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         held_out = held_out_source(config)
         comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
         meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in wanted else None
+        flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in wanted else None
+        if (meter or flow_meter) and held_out is None:
+            raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
 
     rows, points = [], []
     if comparison and held_out:
@@ -94,12 +98,14 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 points.append(row)
                 say(row)
         if meter:
-            with processes.together():
-                if held_out is None:
-                    raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
             bound = measure_bound(config, meter, params, held_out)
             result["bits_per_dim"] = {"split": held_out.split, **bound.numbers}
             rows.append({"images": f"real, {held_out.split}", "step": step, **bound.row})
+            say(rows[-1])
+        if flow_meter:
+            numbers, row = measure_flow(config, flow_meter, params, held_out)
+            result["flow_bits_per_dim"] = {"split": held_out.split, **numbers}
+            rows.append({"images": f"real, {held_out.split}", "step": step, **row})
             say(rows[-1])
         with processes.together():
             if processes.is_writer():

@@ -7,7 +7,7 @@ devices, draws the same numbers.
 import jax
 
 # Never renumber: a run resumed with other numbers would go on with other noise.
-PURPOSES = {"init": 0, "train": 1, "sample": 2, "bound": 3}
+PURPOSES = {"init": 0, "train": 1, "sample": 2, "bound": 3, "flow": 4}
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:

@@ -194,6 +194,21 @@ def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_pa
     assert 0 < difference < 5 * found[10]["standard_error"]
 
 
+def test_the_flow_has_a_likelihood_of_its_own(trained, tiny_config, tmp_path):
+    """Of 4 images: a number per dequantised level, said to be no bound; another probe, another estimate of the same trace."""
+    fields = FIELDS | {"evaluation.metrics": ("flow_bits_per_dim",), "evaluation.checkpoint_steps": (-1,)}
+    fields |= {"evaluation.held_out_images": 4, "evaluation.batch_size": 8, "evaluation.flow_tolerance": 1e-2}
+    assert evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path)) == 0
+    found = json.loads((tmp_path / "step_6.json").read_text())["flow_bits_per_dim"]
+    assert found["images"] == 4
+    assert 0 < found["bits_per_dim"] < 20  # a network that knows little: the image takes 8
+    assert found["trace"] == "Hutchinson, probes: 1"
+    assert "not comparable" in found["kind"]
+    assert found["evaluations"] > 6
+    with pytest.raises(UsageError, match="probes"):
+        evaluate.run(tiny_config(fields | {"evaluation.flow_probes": -1}), str(trained), output=str(tmp_path))
+
+
 def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_config, tmp_path):
     """Its rows stand among those of training; the losses are those of a run without; the last is --mode=evaluate's."""
     fields = FIELDS | {"train.evaluate_every": 4, "train.evaluate_images": 12}

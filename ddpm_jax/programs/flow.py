@@ -1,0 +1,43 @@
+"""The part of --mode=evaluate that measures the likelihood under the probability flow: of dequantised images."""
+
+import sys
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.data.source import ImageSource
+from ddpm_jax.programs import sample
+from ddpm_jax.runtime import processes, randomness
+from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.samplers.flow_meter import FlowBatch, FlowMeter
+
+
+def measure_flow(
+    config: ConfigDict, meter: FlowMeter, params: Any, source: ImageSource
+) -> tuple[dict[str, Any], dict[str, float | int]]:
+    """The likelihood of the first images of the source, as many as the config says: for the report, and for the table."""
+    count = min(config.evaluation.held_out_images or len(source), len(source))
+    key, parts = randomness.purpose_key(config.sampling.seed, "flow"), []
+    with Progress(count, unit="images", out=sys.stderr) as progress:
+        tell = progress.update if processes.is_writer() else lambda images: None
+        for first in range(0, count, meter.batch_size):
+            batch = source.batch(np.arange(first, min(first + meter.batch_size, count)))
+            labels = batch["label"] if config.model.class_conditional else None
+            at = sample.shifted(tell, first)
+            parts += meter.measure(params, key, batch["image"], labels, first_image=first, report=at)
+    bits, prior_bits, evaluations = FlowBatch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    mean, error = float(bits.mean()), float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan")
+    numbers = {
+        "kind": "density of uniformly dequantised images under the probability flow; not comparable with bits_per_dim",
+        "images": len(bits),
+        "bits_per_dim": mean,
+        "standard_error": error,
+        "prior": float(prior_bits.mean()),
+        "trace": "exact" if not config.evaluation.flow_probes else f"Hutchinson, probes: {config.evaluation.flow_probes}",
+        "tolerance": config.evaluation.flow_tolerance,
+        "evaluations": float(evaluations.mean()),
+        "start_sigma": meter.start_sigma,
+    }
+    row = {"count": len(bits), "flow bits/dim": mean, "± flow": error, "evaluations": round(float(evaluations.mean()))}
+    return numbers, row
