@@ -15,6 +15,8 @@ TINY = {
     "model.ch": 8,
     "model.ch_mult": (1,),
     "model.attn_resolutions": (),
+    "model.class_conditional": False,
+    "model.label_dropout": 0.0,
     "diffusion.num_timesteps": 100,
     "train.num_steps": 6,
     "train.batch_size": 8,
