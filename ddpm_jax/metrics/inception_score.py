@@ -1,30 +1,55 @@
-"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498): are images of a clear class, and of many classes?
+"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498, section 4): certain of each image, uncertain of all.
 
-    exp( mean over images of KL( p(class | image) ‖ p(class) ) ),    p(class) the mean over the images
+    IS = exp( mean over x of KL( p(y | x) || p(y) ) ),    p(y) = mean over x of p(y | x)
 
-It sees no real images: a model that draws one good image per class scores best.
+with the classifier's p(y | x) = softmax(logits). It runs from 1 (every image looks like every other) to the number of
+classes (each image certainly of one class, all classes equally often). It knows no reference set.
+
+The images are cut, in their order, into ten parts, and mean and standard deviation are those of the ten scores. So their
+order counts: images sorted by class score lower, part by part.
 """
+
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.metrics.frechet import check_features
+from ddpm_jax.runtime.errors import PersonError
 
-def inception_score(logits: np.ndarray, *, splits: int = 10) -> tuple[float, float]:
-    """(mean, standard deviation) over splits, 1..K; published numbers are of 50,000 images in 10 splits, in their order.
 
-    Args:
-      logits: [N, K] of a classifier; N at least `splits`.
-      splits: consecutive parts of as equal a size as can be, each with a score of its own.
+class InceptionScore(NamedTuple):
+    """Mean and standard deviation (over the parts, divided by their number, as published) and the number of parts."""
+
+    mean: float
+    std: float
+    num_splits: int
+
+
+def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> InceptionScore:
+    """The score of N images from the classifier's logits [N, K], before the softmax; computed in float64.
+
+    The parts are images i N // num_splits .. (i + 1) N // num_splits - 1.
 
     Raises:
-      ValueError: another shape, fewer images than splits, or a value that is not finite.
+      PersonError: a value that is not finite, or fewer images than parts.
+      ValueError: another shape, or num_splits below 1.
     """
-    logits = np.asarray(logits, np.float64)
-    if logits.ndim != 2 or not 1 <= splits <= len(logits):
-        raise ValueError(f"logits must be [N, K] with N at least {splits} (the splits), not {list(logits.shape)}")
-    if not np.isfinite(logits).all():
-        raise ValueError("logits hold a value that is not finite")
-    scores = []
-    for part in np.array_split(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), splits):
-        marginal = np.logaddexp.reduce(part, axis=0) - np.log(len(part))
-        scores.append(np.exp(np.mean(np.sum(np.exp(part) * (part - marginal), axis=1))))
-    return float(np.mean(scores)), float(np.std(scores))
+    logits = check_features(logits)
+    if num_splits < 1:
+        raise ValueError(f"num_splits is {num_splits}, which is not at least 1")
+    if len(logits) < num_splits:
+        raise PersonError(f"an Inception Score of {num_splits} parts needs at least as many images, not {len(logits)}")
+    bounds = [index * len(logits) // num_splits for index in range(num_splits + 1)]
+    scores = [_score(logits[begin:end].astype(np.float64)) for begin, end in itertools.pairwise(bounds)]
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), num_splits)
+
+
+def _score(logits: np.ndarray) -> float:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    marginal = p.mean(axis=0)
+    # Where a class has probability 0 for all images its terms are 0 as well.
+    log_marginal = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
+    return float(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))

@@ -24,7 +24,7 @@ from ddpm_jax.metrics import reference as reference_file
 from ddpm_jax.metrics.inception_score import inception_score
 from ddpm_jax.metrics.kernel import kernel_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.metrics.statistics import gaussian_of
+from ddpm_jax.metrics.statistics import gaussian_of, sample_warnings
 from ddpm_jax.programs import reference, sample
 from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.flow import measure_flow
@@ -38,7 +38,6 @@ from ddpm_jax.samplers.generate import Generator
 DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
 METRICS = (*DRAWN_METRICS, "bits_per_dim", "flow_bits_per_dim")
 NEIGHBOUR = 3  # of precision and recall
-COMPARABLE = 10_000  # images below which a Fréchet distance is not comparable with published ones
 
 
 @processes.one_job()
@@ -236,15 +235,15 @@ class Comparison:
             if "frechet" in self._wanted:
                 scores["frechet"] = frechet.frechet_distance(gaussian_of(vectors), self.reference.gaussian)
             if "kid" in self._wanted:
-                distance = kernel_distance(self.reference.features, vectors, seed=self._config.sampling.seed)
+                distance = kernel_distance(self.reference.features, vectors)
                 scores["kid"], scores["kid error"] = distance.mean, distance.standard_error
             if "inception_score" in self._wanted:
                 if logits is None:
                     raise UsageError(f"{self.extractor.name} gives no logits: leave inception_score out of evaluation.metrics")
-                scores["inception score"], scores["is deviation"] = inception_score(logits)
+                scores["inception score"], scores["is deviation"], _ = inception_score(logits)
             if "precision_recall" in self._wanted:
                 scores["precision"], scores["recall"] = precision_recall(self.reference.features, vectors, k=NEIGHBOUR)
-        except ValueError as error:  # of the reference's dimension, or too few
+        except (ValueError, PersonError) as error:  # of the reference's dimension, or too few
             raise PersonError(f"cannot compare {count:,} images: {error}") from error
         return scores
 
@@ -304,10 +303,14 @@ def warnings_of(config: ConfigDict, comparison: Comparison | None) -> list[str]:
     """What keeps the numbers from being compared with others."""
     if comparison is None:
         return []
-    notes, number = [], config.evaluation.num_images
-    if number < COMPARABLE:
+    made_of, extractor = comparison.reference, comparison.extractor
+    counted = (made_of.provenance or {}).get("images")
+    published = extractor.name == "inception" and bool(extractor.provenance["weights_published"])
+    notes = sample_warnings(config.evaluation.num_images, counted, made_of.gaussian.mean.size, published=published)
+    if not published:
         notes.append(
-            f"{number:,} images were drawn: a Fréchet distance falls as the number grows, and compares only with one of as many"
+            "a Fréchet distance falls as the number of images grows: this one compares only with one of as many, "
+            f"{config.evaluation.num_images:,}"
         )
     if comparison.extractor.name != "inception":
         notes.append(f"features are {comparison.extractor.name}: the Fréchet distance is no FID")

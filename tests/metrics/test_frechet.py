@@ -1,14 +1,11 @@
-"""The Fréchet distance against closed forms."""
+"""The Fréchet distance against closed forms, and against pytorch-fid and torch-fidelity."""
 
 import numpy as np
 import pytest
 
+from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+from ddpm_jax.runtime.errors import PersonError
 
 
 def test_the_gaussian_of_vectors_is_numpys(rng):
@@ -16,6 +13,12 @@ def test_the_gaussian_of_vectors_is_numpys(rng):
     fitted = fit_gaussian(features)
     np.testing.assert_allclose(fitted.mean, features.mean(0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(fitted.covariance, np.cov(features, rowvar=False, dtype=np.float64), rtol=1e-12)
+
+
+@pytest.mark.parametrize("reference", ["fid_pytorch_fid", "fid_torch_fidelity"])
+def test_it_is_that_of_other_implementations(golden, reference):
+    distance = frechet_distance(fit_gaussian(golden["generated"]), fit_gaussian(golden["real"]))
+    assert distance == pytest.approx(float(golden[reference]), rel=1e-10)
 
 
 def test_diagonal_gaussians_have_a_closed_form(rng):
@@ -28,29 +31,134 @@ def test_diagonal_gaussians_have_a_closed_form(rng):
     )
 
 
-def test_a_rotation_of_both_changes_nothing_and_order_does_not_matter(rng):
+def test_commuting_covariances_have_a_closed_form(rng):
+    axes, _ = np.linalg.qr(rng.normal(size=(9, 9)))
+    std_a, std_b = rng.uniform(0, 3, size=(2, 9))
+    std_a[:3] = std_b[2:5] = 0
+    a, b = (Gaussian(np.zeros(9), axes * std**2 @ axes.T) for std in (std_a, std_b))
+    assert frechet_distance(a, b) == pytest.approx(np.sum((std_a - std_b) ** 2), rel=1e-12)
+
+
+def test_in_one_dimension_it_is_that_of_means_and_deviations():
+    a, b = Gaussian(np.array([3.0]), np.array([[4.0]])), Gaussian(np.array([-1.0]), np.array([[25.0]]))
+    assert frechet_distance(a, b) == pytest.approx(4**2 + 3**2, rel=1e-12)
+
+
+def test_covariances_that_do_not_commute_agree_with_the_eigenvalues_of_their_product(rng):
+    a, b = (fit_gaussian(rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6))) for _ in range(2))
+    root = np.sqrt(np.linalg.eigvals(a.covariance @ b.covariance).real).sum()
+    expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance) - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_motions_of_both_change_nothing_and_order_does_not_matter(rng):
     a, b = (fit_gaussian(rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6))) for _ in range(2))
     rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
-    rotated = [Gaussian(rotation @ g.mean, rotation @ g.covariance @ rotation.T) for g in (a, b)]
-    assert frechet_distance(a, b) > 1
-    assert frechet_distance(*rotated) == pytest.approx(frechet_distance(a, b), rel=1e-10)
-    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-10)
+    moved = [Gaussian(rotation @ g.mean + 5, rotation @ g.covariance @ rotation.T) for g in (a, b)]
+    distance = frechet_distance(a, b)
+    assert distance > 1
+    assert frechet_distance(*moved) == pytest.approx(distance, rel=1e-10)
+    assert frechet_distance(b, a) == pytest.approx(distance, rel=1e-10)
 
 
-@pytest.mark.parametrize("number", [5, 400], ids=["fewer vectors than dimensions", "more"])
-def test_distance_to_oneself_is_0(rng, number):
-    a = fit_gaussian(rng.normal(size=(number, 64)) * 5)
-    assert frechet_distance(a, a) < 1e-6 * np.trace(a.covariance)
+def test_the_order_of_images_does_not_matter(rng):
+    features, other = rng.normal(size=(2, 50, 6))
+    shuffled = features[rng.permutation(50)]
+    distance = frechet_distance(fit_gaussian(features), fit_gaussian(other))
+    assert frechet_distance(fit_gaussian(shuffled), fit_gaussian(other)) == pytest.approx(distance, rel=1e-10)
+
+
+def test_moving_or_scaling_one_of_them_costs_what_it_should(rng):
+    a = fit_gaussian(rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)))
+    shift = rng.normal(size=6)
+    assert frechet_distance(a, Gaussian(a.mean + shift, a.covariance)) == pytest.approx(shift @ shift, rel=1e-10)
+    scaled = Gaussian(a.mean, 9 * a.covariance)
+    assert frechet_distance(a, scaled) == pytest.approx((3 - 1) ** 2 * np.trace(a.covariance), rel=1e-10)
+
+
+@pytest.mark.parametrize("number", [2, 5, 60, 400], ids=lambda n: f"{n} vectors of 64")
+def test_distance_to_oneself_is_0_and_not_by_cutting_it_off(rng, number):
+    spectrum = np.exp(-np.arange(64) / 4)  # 1 .. 1.4e-7, as features have it
+    a = fit_gaussian(rng.normal(size=(number, 64)) * spectrum + 5)
+    scale = np.trace(a.covariance)
+    assert frechet_distance(a, a) <= 1e-12 * scale
+    # An error below 0 would be cut off there; here it shows.
+    away = Gaussian(a.mean + np.sqrt(scale / 64), a.covariance)
+    assert frechet_distance(a, away) == pytest.approx(scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("number", [5, 400], ids=["singular", "regular"])
+def test_covariances_rounded_to_float32_do_no_harm(rng, number):
+    """Rounded, a singular covariance has negative eigenvalues; files of other tools are like that."""
+    a, b = (fit_gaussian(rng.normal(size=(number, 64)) @ rng.normal(size=(64, 64))) for _ in range(2))
+    rounded = [Gaussian(g.mean, g.covariance.astype(np.float32).astype(np.float64)) for g in (a, b)]
+    assert frechet_distance(*rounded) == pytest.approx(frechet_distance(a, b), rel=1e-4)
+    assert frechet_distance(rounded[0], rounded[0]) <= 1e-4 * np.trace(a.covariance)
+
+
+def test_singular_sets_in_planes_that_share_nothing_are_as_far_as_can_be(rng):
+    features = np.zeros((2, 30, 10))
+    features[0, :, :4], features[1, :, 4:] = rng.normal(size=(30, 4)), rng.normal(size=(30, 6))
+    a, b = map(fit_gaussian, features)
+    expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_point_many_times_is_a_gaussian_too(rng):
+    point, cloud = fit_gaussian(np.full((5, 3), 2.0)), fit_gaussian(rng.normal(size=(50, 3)))
+    assert frechet_distance(point, point) == 0
+    expected = np.sum((2 - cloud.mean) ** 2) + np.trace(cloud.covariance)
+    assert frechet_distance(point, cloud) == pytest.approx(expected, rel=1e-12)
+
+
+def test_scale_of_the_features_does_not_matter(rng):
+    a, b = (rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)) for _ in range(2))
+    distance = frechet_distance(fit_gaussian(a), fit_gaussian(b))
+    for scale in (1e-20, 1e20):
+        assert frechet_distance(fit_gaussian(a * scale), fit_gaussian(b * scale)) == pytest.approx(
+            distance * scale**2, rel=1e-10
+        )
 
 
 @pytest.mark.parametrize(
-    "features", [np.zeros((1, 3)), np.zeros(3), np.array([[0.0, 1.0], [np.nan, 1.0]])], ids=["one", "flat", "nan"]
+    ("features", "words"),
+    [
+        (np.zeros((0, 3)), "0 images .*at least 2"),
+        (np.zeros((1, 3)), "1 image of .*at least 2"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]]), "2 of 3 images are not finite, first those of number 1"),
+    ],
+    ids=["none", "one", "nan"],
 )
-def test_what_has_no_gaussian_is_refused(features):
-    with pytest.raises(ValueError, match="features"):
+def test_what_has_no_gaussian_is_told_in_one_line(features, words):
+    with pytest.raises(PersonError, match=words) as error:
+        fit_gaussian(features)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("features", [np.zeros(3), np.zeros((2, 0)), np.array([["a"]])], ids=["flat", "empty", "text"])
+def test_what_is_no_set_of_vectors_is_refused(features):
+    with pytest.raises(ValueError, match="features must be numbers"):
         fit_gaussian(features)
 
 
-def test_vectors_of_different_dimension_are_refused(rng):
-    with pytest.raises(ValueError, match="of 3 and of 4 dimensions"):
+def test_vectors_of_different_dimension_are_told(rng):
+    with pytest.raises(PersonError, match="of 3 and of 4 dimensions"):
         frechet_distance(fit_gaussian(rng.normal(size=(9, 3))), fit_gaussian(rng.normal(size=(9, 4))))
+
+
+def test_statistics_that_are_none_are_refused():
+    sound = Gaussian(np.zeros(3), np.eye(3))
+    with pytest.raises(ValueError, match="not \\[D\\] and \\[D, D\\]"):
+        frechet_distance(sound, Gaussian(np.zeros(3), np.eye(4)))
+    with pytest.raises(PersonError, match="not finite"):
+        frechet_distance(sound, Gaussian(np.full(3, np.nan), np.eye(3)))
+
+
+def test_both_factors_of_a_covariance_are_factors_of_it(rng):
+    """The triangular one is taken where it fits, else that of eigenvectors."""
+    sound = fit_gaussian(rng.normal(size=(5, 8))).covariance
+    rounded = sound.astype(np.float32).astype(np.float64)
+    for covariance, tolerance in ((sound, 1e-14), (rounded, 1e-6)):
+        factor = frechet._factor(covariance)
+        np.testing.assert_allclose(factor @ factor.T, covariance, atol=tolerance * np.abs(covariance).max())
+    assert frechet._factor(sound).shape == (8, 4)

@@ -1,33 +1,65 @@
-"""The Inception Score where it is known."""
+"""The Inception Score against closed forms, and against torch-fidelity."""
 
 import numpy as np
 import pytest
 
 from ddpm_jax.metrics.inception_score import inception_score
+from ddpm_jax.runtime.errors import PersonError
 
 
-def test_certain_and_even_over_k_classes_scores_k():
-    logits = 1000.0 * np.eye(5)[np.arange(100) % 5]
-    assert inception_score(logits) == pytest.approx((5, 0), abs=1e-9)
+@pytest.mark.parametrize("num_splits", [10, 3])
+def test_it_is_that_of_another_implementation(golden, num_splits):
+    score = inception_score(golden["logits"], num_splits=num_splits)
+    np.testing.assert_allclose([score.mean, score.std], golden[f"isc_{num_splits}"], rtol=1e-12)
+    assert score.num_splits == num_splits
 
 
-def test_all_alike_scores_one():
-    alike = np.tile(np.random.default_rng(0).standard_normal(7), (40, 1))
-    assert inception_score(alike, splits=4) == pytest.approx((1, 0), abs=1e-12)
+def test_images_that_all_look_the_same_score_1(rng):
+    score = inception_score(np.tile(rng.normal(size=(1, 6)), (50, 1)))
+    assert score.mean == pytest.approx(1, abs=1e-12)
+    assert score.std == pytest.approx(0, abs=1e-12)
 
 
-def test_it_is_the_definition_split_by_split():
-    logits = np.random.default_rng(0).standard_normal((23, 4))
-    scores = []
-    for part in np.array_split(logits, 3):
-        p = np.exp(part) / np.exp(part).sum(axis=1, keepdims=True)
-        scores.append(np.exp(np.mean([sum(row * np.log(row / p.mean(axis=0))) for row in p])))
-    assert inception_score(logits, splits=3) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-10)
-    np.testing.assert_allclose(inception_score(logits + 50, splits=3), inception_score(logits, splits=3), rtol=1e-10)
+@pytest.mark.parametrize("certainty", [1e3, 1e30])
+def test_certain_classes_evenly_score_their_number(certainty):
+    """Far beyond what exp can hold as well; other classes, of probability 0, count for nothing."""
+    logits = np.tile(certainty * np.eye(5, 8), (20, 1))  # five classes of eight, in turn
+    score = inception_score(logits.astype(np.float32))
+    assert score.mean == pytest.approx(5, rel=1e-12)
+    assert score.std == pytest.approx(0, abs=1e-12)
 
 
-def test_wrong_inputs_are_refused():
-    with pytest.raises(ValueError, match="at least 10"):
+def test_two_classes_known_with_probability_p_have_a_closed_form():
+    p = 0.9
+    logits = np.log(np.tile([[p, 1 - p], [1 - p, p]], (50, 1)))
+    expected = 2 * p**p * (1 - p) ** (1 - p)  # exp(log 2 - entropy of p)
+    assert inception_score(logits).mean == pytest.approx(expected, rel=1e-12)
+
+
+def test_only_differences_of_logits_count(rng):
+    logits = rng.normal(size=(40, 6))
+    moved = logits + rng.normal(size=(40, 1)) * 100
+    assert inception_score(moved).mean == pytest.approx(inception_score(logits).mean, rel=1e-10)
+
+
+def test_order_within_a_part_does_not_count_and_between_parts_does(rng):
+    logits = np.repeat(50 * np.eye(4), 10, axis=0)  # sorted by class
+    within = logits.reshape(4, 10, 4)[:, rng.permutation(10)].reshape(40, 4)
+    assert inception_score(within, num_splits=4) == inception_score(logits, num_splits=4)
+    assert inception_score(logits, num_splits=4).mean == pytest.approx(1, abs=1e-12)  # each part holds one class
+    assert inception_score(rng.permutation(logits), num_splits=4).mean > 2
+    assert inception_score(logits, num_splits=1).mean == pytest.approx(4, rel=1e-12)
+
+
+def test_it_lies_between_1_and_the_number_of_classes(rng):
+    score = inception_score(rng.normal(size=(103, 6)) * 4)
+    assert 1 < score.mean < 6
+
+
+def test_bad_input_is_told():
+    with pytest.raises(PersonError, match="10 parts needs at least as many images, not 9"):
         inception_score(np.zeros((9, 3)))
-    with pytest.raises(ValueError, match="not finite"):
-        inception_score(np.full((20, 3), np.nan))
+    with pytest.raises(PersonError, match="not finite"):
+        inception_score(np.array([[0.0, np.nan]]), num_splits=1)
+    with pytest.raises(ValueError, match="num_splits"):
+        inception_score(np.zeros((9, 3)), num_splits=0)
