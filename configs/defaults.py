@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
 
     config.ema = ema = ConfigDict()
     ema.decay = 0.9999  # min(decay, (1 + step) / (10 + step))
+    ema.decays = ()  # of further such averages, each kept beside the first at the cost of its memory
+    ema.power_stds = ()  # lengths of power-function averages, as shares of the run: (0.05, 0.1) and kept checkpoints make any
 
     config.train = train = ConfigDict()
     train.num_steps = 800_000
@@ -89,7 +91,7 @@ def get_config() -> ConfigDict:
     sampling.num_images = 64
     sampling.batch_size = 64  # over all devices
     sampling.seed = 0  # image i of a seed is the same picture at any batch size
-    sampling.weights = "ema"  # ema | raw
+    sampling.weights = "ema"  # ema | raw | decay_0.999 of ema.decays | power_0.07: any length, made of those of ema.power_stds
     sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
     sampling.checkpoint_step = -1  # -1 for the latest
     sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
@@ -110,6 +112,7 @@ def get_config() -> ConfigDict:
     evaluation.flow_probes = 1  # random directions of flow_bits_per_dim for each image; 0 for the exact trace, of small images
     evaluation.flow_tolerance = 1e-5  # of its solver, relative and absolute
     evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
+    evaluation.averages = ()  # all are measured: names as of sampling.weights; () for that one
     evaluation.samplers = ()  # measured one after another; () for sampling.sampler
     evaluation.num_steps = ()  # of each sampler; () for sampling.num_steps
 

@@ -26,11 +26,12 @@ from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
+from ddpm_jax.training.averages import Averaging
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-WEIGHTS = {"ema": "ema_params", "raw": "params"}  # -> field of the state
+WEIGHTS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
 WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "min_snr_gamma": {"gamma": "min_snr_gamma"},
     "p2": {"gamma": "p2_gamma", "k": "p2_k"},
@@ -155,6 +156,25 @@ def build_learning_rate(config: ConfigDict) -> optax.Schedule:
     return optimizers.warmup_schedule(config.optimizer.learning_rate, config.optimizer.warmup_steps)
 
 
+def build_averaging(config: ConfigDict) -> Averaging:
+    """The averages of the parameters that are kept beside the first."""
+    try:
+        return Averaging(decays=tuple(config.ema.decays), power_stds=tuple(config.ema.power_stds))
+    except ValueError as error:
+        raise UsageError(f"config.ema: {error}") from error
+
+
+def weights_field(config: ConfigDict) -> str | None:
+    """The field of a checkpoint that holds the weights of config.sampling; None where they must be made of others."""
+    name = config.sampling.weights
+    if name in WEIGHTS:
+        return WEIGHTS[name]
+    try:
+        return build_averaging(config).kept(name)
+    except ValueError as error:
+        raise UsageError(f"config.sampling.weights is {name!r}: {error}") from error
+
+
 def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> ImageSource:
     """The images that config.data names. Reading and preparing a large set is told to `report`.
 
@@ -252,7 +272,8 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
         labels = jnp.zeros(1, jnp.int32) if model.num_classes else None
         return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), labels)["params"]
 
-    return lambda key: create_state(init_params, optimizer, key, t_history=build_timestep_sampler(config).init())
+    t_history, averaging = build_timestep_sampler(config).init(), build_averaging(config)
+    return lambda key: create_state(init_params, optimizer, key, t_history=t_history, averaging=averaging)
 
 
 def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -278,6 +299,7 @@ def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict
         timestep_sampler=build_timestep_sampler(config),
         label_dropout=config.model.label_dropout,
         no_label=config.data.num_classes,
+        averaging=build_averaging(config),
         accumulation_steps=config.optimizer.accumulation_steps,
         unroll=jax.default_backend() == "cpu",
     )

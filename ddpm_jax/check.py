@@ -27,7 +27,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timesteps.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
-    check_choice("sampling.weights", sampling.weights, build.WEIGHTS)
+    build.weights_field(config)  # raises
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)

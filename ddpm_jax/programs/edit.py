@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, check, visualize
 from ddpm_jax.data import decode
 from ddpm_jax.data.source import fit_image
-from ddpm_jax.programs import sample
+from ddpm_jax.programs import sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.errors import PersonError, UsageError
@@ -61,7 +61,7 @@ def begin(config: ConfigDict, folder: str, defaults: ConfigDict | None) -> Job:
     with processes.together():
         originals, own_labels = read_originals(config)
         labels = choose_labels(config, len(originals), own_labels)
-    params, step = sample.restore_weights(config, run_folder, mesh)
+    params, step = weights.restore(config, run_folder, mesh)
     return Job(config, run_folder, mesh, originals, labels, params, step)
 
 

@@ -25,7 +25,7 @@ from ddpm_jax.metrics.inception_score import inception_score
 from ddpm_jax.metrics.kernel import kernel_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.metrics.statistics import gaussian_of, sample_warnings
-from ddpm_jax.programs import reference, sample
+from ddpm_jax.programs import reference, sample, weights
 from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.flow import measure_flow
 from ddpm_jax.runtime import mesh as meshes
@@ -34,6 +34,7 @@ from ddpm_jax.runtime import shards as shards_file
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import Generator
+from ddpm_jax.training.averages import std_of
 
 DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
 METRICS = (*DRAWN_METRICS, "bits_per_dim", "flow_bits_per_dim")
@@ -73,12 +74,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     if comparison and held_out:
         rows.append({"images": f"real, {held_out.split}", **comparison.of_source(held_out)})
         say(rows[-1])
-    for checkpoint_step in config.evaluation.checkpoint_steps:
-        config.sampling.checkpoint_step = checkpoint_step
-        params, step = sample.restore_weights(config, run_folder, mesh)
+    names = config.evaluation.averages or (config.sampling.weights,)
+    for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, names):
+        config.sampling.update(checkpoint_step=checkpoint_step, weights=name)
+        params, step = weights.restore(config, run_folder, mesh)
         result = {
             "step": step,
-            "weights": config.sampling.weights,
+            "weights": name,
             "weights_sha256": weights_digest(params),
             "config": config.to_dict(),
             "provenance": provenance(),
@@ -87,9 +89,10 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         if comparison:
             result |= {"reference": comparison.reference.provenance, "features": comparison.extractor.provenance, "drawn": []}
             for case, generator in cases:
+                case.sampling.weights = name
                 shards = draw_into_shards(case, generator, params, step, target)
-                evaluations = generator.sampler.evaluations
-                row = {"images": "drawn", "step": step, "sampler": sampler_words(case), "evaluations": evaluations}
+                row = {"images": "drawn", "step": step, "weights": name, "sampler": sampler_words(case)}
+                row["evaluations"] = generator.sampler.evaluations
                 number = config.evaluation.num_images
                 row |= comparison.of_batches(shards.batches(number, config.evaluation.batch_size), number)
                 result["drawn"].append({**row, "sampling": case.sampling.to_dict()})
@@ -99,28 +102,30 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         if meter:
             bound = measure_bound(config, meter, params, held_out)
             result["bits_per_dim"] = {"split": held_out.split, **bound.numbers}
-            rows.append({"images": f"real, {held_out.split}", "step": step, **bound.row})
+            rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **bound.row})
             say(rows[-1])
         if flow_meter:
             numbers, row = measure_flow(config, flow_meter, params, held_out)
             result["flow_bits_per_dim"] = {"split": held_out.split, **numbers}
-            rows.append({"images": f"real, {held_out.split}", "step": step, **row})
+            rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **row})
             say(rows[-1])
         with processes.together():
             if processes.is_writer():
                 with sample.writing_to(target):
                     target.mkdir(parents=True, exist_ok=True)
-                    report.write_json(target / f"step_{step}.json", result)
+                    stem = f"step_{step}" + ("" if name == "ema" else f"-{name}")
+                    report.write_json(target / f"{stem}.json", result)
                     if meter:
-                        visualize.save_png(target / f"step_{step}-bound.png", bound.picture)
+                        visualize.save_png(target / f"{stem}-bound.png", bound.picture)
     with processes.together():
         if processes.is_writer():
             with sample.writing_to(target):
                 table = report.markdown_table(rows)
                 notes = warnings_of(config, comparison)
                 (target / "table.md").write_text(table + "".join(f"\n{note}\n" for note in notes), encoding="utf-8")
-                if len(points) > 1 and "frechet" in wanted:
-                    visualize.save_png(target / "evaluations.png", sweep_picture(points, rows[0] if held_out else None))
+                if "frechet" in wanted:
+                    for file, picture in sweep_pictures(points, rows[0] if held_out else None).items():
+                        visualize.save_png(target / file, picture)
             print(table + "".join(f"note: {note}\n" for note in notes), end="")
             print(f"in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
     return 0
@@ -138,6 +143,7 @@ def check_evaluation(config: ConfigDict) -> None:
             raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
     if not evaluation.checkpoint_steps:
         raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
+    weights.check_names(config)
 
 
 def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
@@ -319,20 +325,26 @@ def warnings_of(config: ConfigDict, comparison: Comparison | None) -> list[str]:
     return notes
 
 
-def sweep_picture(points: list[dict[str, Any]], real: dict[str, Any] | None) -> np.ndarray:
-    """Fréchet distance over network evaluations, a line for each checkpoint and sampler: uint8 [H, W, 3]."""
-    lines = {}
-    for point in points:
-        lines.setdefault((point["step"], point["sampler"].split()[0]), []).append(point)
-    curves = []
-    for (step, sampler), line in lines.items():
-        line.sort(key=lambda point: point["evaluations"])
-        x, y = ([point[name] for point in line] for name in ("evaluations", "frechet"))
-        curves.append(charts.Line(np.array(x), np.array(y), f"{sampler}, step {step:,}", points=True))
+def sweep_pictures(points: list[dict[str, Any]], real: dict[str, Any] | None) -> dict[str, np.ndarray]:
+    """Fréchet distance over network evaluations, and over the length of the average, where they differ: file -> picture."""
     flat = [(real["frechet"], f"{real['count']:,} held-out real images")] if real else []
-    return charts.draw(
-        [charts.Chart("Sample quality", "network evaluations per image", "Fréchet distance", curves, True, True, flat)]
-    )
+    swept = len({point["weights"] for point in points}) > 1
+    over = {"evaluations.png": ("network evaluations per image", {}), "lengths.png": ("length of the average, σ_rel", {})}
+    for point in points:
+        weights_words = f", {point['weights']}" if swept else ""
+        label = f"{point['sampler'].split()[0]}, step {point['step']:,}{weights_words}"
+        over["evaluations.png"][1].setdefault(label, []).append((point["evaluations"], point["frechet"]))
+        if (std := std_of(point["weights"])) is not None:
+            label = f"{point['sampler']}, step {point['step']:,}"
+            over["lengths.png"][1].setdefault(label, []).append((std, point["frechet"]))
+    pictures = {}
+    for file, (x_label, lines) in over.items():
+        if len({x for line in lines.values() for x, _ in line}) > 1:
+            curves = [charts.Line(*np.array(sorted(line)).T, label, points=True) for label, line in lines.items()]
+            pictures[file] = charts.draw(
+                [charts.Chart("Sample quality", x_label, "Fréchet distance", curves, True, True, flat)]
+            )
+    return pictures
 
 
 def say_line(line: str) -> None:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, check, curves, visualize
 from ddpm_jax.process import diffusion, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule, trailing_timesteps
-from ddpm_jax.programs import sample
+from ddpm_jax.programs import sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     name, said = "illustrate-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
 
     if processes.all_agree(has_checkpoint(config, run_folder)):
-        params, step = sample.restore_weights(config, run_folder, mesh)
+        params, step = weights.restore(config, run_folder, mesh)
         with processes.together():
             generator, reverse_t = build_reverse(config, mesh)
         drawn = sample.draw_with_progress(config, generator, params)

@@ -5,15 +5,14 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, check, visualize
 from ddpm_jax.process import pixels
+from ddpm_jax.programs import weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
-from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import GeneratedBatch, Generator
@@ -43,7 +42,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         generator = build.build_generator(config, mesh)
 
     sampling = config.sampling
-    params, step = restore_weights(config, run_folder, mesh)
+    params, step = weights.restore(config, run_folder, mesh)
     drawn = draw_with_progress(config, generator, params)
 
     default = workdir.sample_folder(run_folder) / name_of(config, step)
@@ -52,22 +51,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         if processes.is_writer():
             with writing_to(target):
                 write(target, drawn)
-            weights = f"{step=:,} of {sampling.weights} weights"
-            print(f"{weights}, {sampling_words(config)}, seed {sampling.seed}")
+            print(f"{step=:,} of {sampling.weights} weights, {sampling_words(config)}, seed {sampling.seed}")
             print(f"pictures in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
     return 0
-
-
-def restore_weights(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[object, int]:
-    """The parameters that config.sampling names, replicated over the mesh, and the step they are from."""
-    field = build.WEIGHTS[config.sampling.weights]
-    state = jax.eval_shape(build.build_init(config), randomness.purpose_key(config.seed, "init"))
-    sharding = meshes.replicated(mesh)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), getattr(state, field))
-    step = config.sampling.checkpoint_step
-    with Checkpoints(workdir.checkpoint_folder(run_folder), keep_latest=1, read_only=True) as checkpoints:
-        restored, step = checkpoints.restore_part({field: abstract}, None if step == -1 else step)
-    return restored[field], step
 
 
 def draw(config: ConfigDict, generator: Generator, params: object, *, report=lambda images: None) -> GeneratedBatch:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, check, visualize
 from ddpm_jax.data import pipeline
-from ddpm_jax.programs import evaluate, sample
+from ddpm_jax.programs import evaluate, sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
@@ -49,6 +49,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
     mesh = meshes.make_mesh()
     with processes.together():
         check.check_config(config)
+        weights.check_kept(config)
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))
@@ -108,10 +109,10 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
                         if due.evaluation:
                             log.flush()
                             with logbook.pause():
-                                logbook.scalars(step, evaluation.scores(sampled_params(config, state)))
+                                logbook.scalars(step, evaluation.scores(weights.of_state(config, state)))
                         if due.checkpoint or stop:
                             log.flush()  # nothing unsound is ever saved
-                            checkpoints.save(step, vars(state))
+                            checkpoints.save(step, state.fields())
                     if stop:
                         break
                     trace(step)
@@ -128,8 +129,8 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
                     shown = picture(config, generator, state, run_folder, logbook)
             if step == config.train.num_steps and evaluation:
                 with logbook.pause():
-                    logbook.scalars(step, evaluation.scores(sampled_params(config, state)))
-            checkpoints.save(step, vars(state), wait=True)
+                    logbook.scalars(step, evaluation.scores(weights.of_state(config, state)))
+            checkpoints.save(step, state.fields(), wait=True)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 logbook.say(f"stopped by {name}: step {step:,} is saved, the same command goes on from there")
@@ -148,8 +149,8 @@ def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.shardi
     if checkpoints.latest_step() is None:
         return jax.jit(init, out_shardings=sharding)(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
-    fields, step = checkpoints.restore(vars(abstract))
-    return TrainState(**fields), step
+    fields, step = checkpoints.restore(abstract.fields())
+    return TrainState.from_fields(fields), step
 
 
 class Due:
@@ -221,15 +222,10 @@ class StepLog:
         )
 
 
-def sampled_params(config: ConfigDict, state: TrainState) -> object:
-    """The weights that config.sampling draws with."""
-    return getattr(state, build.WEIGHTS[config.sampling.weights])
-
-
 def picture(config: ConfigDict, generator, state: TrainState, run_folder: pathlib.Path, logbook: Logbook) -> list[pathlib.Path]:
     """Draw samples of the EMA (or raw) weights into samples/step_N.png, and TensorBoard; the files written."""
     step = int(state.step)
-    drawn = sample.draw_with_progress(config, generator, sampled_params(config, state))
+    drawn = sample.draw_with_progress(config, generator, weights.of_state(config, state))
     pictures = {"": visualize.grid_of_classes(drawn.images, drawn.labels)}
     for name, stages in sample.chain_pictures(drawn).items():
         pictures[f"-{name}"] = visualize.strip(stages[: sample.CHAINS_SHOWN])

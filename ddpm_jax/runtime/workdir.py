@@ -8,7 +8,7 @@ from typing import Any
 
 from ddpm_jax.runtime.errors import PersonError
 
-FIXED = ("model", "diffusion", "data")
+FIXED = ("model", "diffusion", "data", "ema.decays", "ema.power_stds")
 FREE = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
 
 _ABSENT = object()

@@ -47,6 +47,23 @@ class Averaging:
         """Of the averages: the exponential ones first, each kind in the order given."""
         return (*(f"decay_{decay!r}" for decay in self.decays), *(power_name(std) for std in self.power_stds))
 
+    def kept(self, name: str) -> str | None:
+        """Under which of `names` the average called `name` is; None for one that can be made of them after training.
+
+        Raises:
+          ValueError: neither.
+        """
+        std = std_of(name)
+        exact = name if std is None else power_name(std)
+        if exact in self.names:
+            return exact
+        if std is None:
+            choices = ", ".join(("ema", "raw", *self.names))
+            raise ValueError(f"choose one of {choices}, or a length such as power_0.07")
+        if not self.power_stds:
+            raise ValueError("it is made of power-function averages, but none is kept: train with ema.power_stds=(0.05,0.1)")
+        return None
+
     def init(self, params: Any) -> dict[str, Any]:
         """The averages before the first step: name -> a copy of the parameters of its own, so that each can be donated."""
         return {name: jax.tree.map(jnp.copy, params) for name in self.names}
@@ -73,6 +90,19 @@ class Averaging:
         return after
 
 
+NONE = Averaging()  # beside the first
+
+
 def power_name(std: float) -> str:
     """The name of the power-function average of this relative standard deviation."""
     return f"power_{float(std)!r}"
+
+
+def std_of(name: str) -> float | None:
+    """The relative standard deviation of the average of this name; None where it names none."""
+    try:
+        std = float(name.removeprefix("power_"))
+        ema.power_gamma(std)  # raises
+    except ValueError:
+        return None
+    return std if name.startswith("power_") else None

@@ -1,5 +1,6 @@
 """The whole state of a run between two steps. Nothing else needs saving: data and noise follow from (seed, step)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from ddpm_jax.training import averages
+from ddpm_jax.training.averages import Averaging
 
 
 @flax.struct.dataclass
@@ -19,6 +23,7 @@ class TrainState:
       ema_params: their moving average, float32.
       opt_state: optax's.
       t_history: what the way to draw t remembers (`process/timesteps.py`); () where it remembers nothing.
+      averages: further averages of the parameters by name (`averages.py`), float32.
     """
 
     step: jax.Array
@@ -26,10 +31,27 @@ class TrainState:
     ema_params: Any
     opt_state: optax.OptState
     t_history: Any = ()
+    averages: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """What is saved, by name: each of the averages is a field of its own, so that one can be read without the others."""
+        return {name: value for name, value in vars(self).items() if name != "averages"} | self.averages
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "TrainState":
+        """The inverse of `fields`."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        averages = {name: value for name, value in fields.items() if name not in own}
+        return cls(**{name: value for name, value in fields.items() if name in own}, averages=averages)
 
 
 def create_state(
-    init_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array, *, t_history: Any = ()
+    init_params: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    t_history: Any = (),
+    averaging: Averaging = averages.NONE,
 ) -> TrainState:
     """The state at step 0; pure, to be jitted with the shardings that the state should have.
 
@@ -38,6 +60,7 @@ def create_state(
       optimizer: whose state to begin.
       key: for `init_params`.
       t_history: what the way to draw t begins with.
+      averaging: which averages are kept beside the first.
     """
     params = init_params(key)
     # A copy: a state that held one buffer twice could not be donated.
@@ -48,4 +71,5 @@ def create_state(
         ema_params=ema_params,
         opt_state=optimizer.init(params),
         t_history=t_history,
+        averages=averaging.init(params),
     )

@@ -15,7 +15,8 @@ from ddpm_jax.process import diffusion, losses, pixels
 from ddpm_jax.process.schedules import NoiseSchedule
 from ddpm_jax.process.timesteps import TimestepSampler, make_timestep_sampler
 from ddpm_jax.process.weightings import Weighting
-from ddpm_jax.training import ema
+from ddpm_jax.training import averages, ema
+from ddpm_jax.training.averages import Averaging
 from ddpm_jax.training.state import TrainState
 
 # (params, x_t, t, labels, dropout_key) -> model output
@@ -39,6 +40,7 @@ def train_step(
     timestep_sampler: TimestepSampler | None = None,
     label_dropout: float = 0.0,
     no_label: int = -1,
+    averaging: Averaging = averages.NONE,
     accumulation_steps: int = 1,
     unroll: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -60,6 +62,7 @@ def train_step(
       timestep_sampler: how t is drawn; uniformly by default.
       label_dropout: probability with which an example learns without its class.
       no_label: the label that it then has.
+      averaging: which averages of the parameters `state` has beside the first.
       accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
       unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
 
@@ -131,5 +134,6 @@ def train_step(
         ema_params=ema_params,
         opt_state=opt_state,
         t_history=timestep_sampler.update(state.t_history, t, values),
+        averages=averaging.update(state.averages, params, state.step),
     )
     return new_state, metrics

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddpm_jax import build, curves
 from ddpm_jax.process import pixels
-from ddpm_jax.programs import illustrate, sample, train
+from ddpm_jax.programs import illustrate, sample, train, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
@@ -102,7 +102,7 @@ def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
 def test_the_way_back_starts_from_the_noise_of_the_way_there(trained, tiny_config):
     config = illustrate.for_few_images(tiny_config(FIELDS))
     mesh = meshes.make_mesh()
-    params, _ = sample.restore_weights(config, trained, mesh)
+    params, _ = weights.restore(config, trained, mesh)
     generator, t = illustrate.build_reverse(config, mesh)
     drawn = sample.draw(config, generator, params)
     noise = illustrate.starting_noise(config)

@@ -117,7 +117,7 @@ def final_state(tiny_config):
         with Checkpoints(workdir / "checkpoints", keep_latest=1, read_only=True) as checkpoints, warnings.catch_warnings():
             # Orbax tells that the state is read on other devices than it was saved from, as is meant here.
             warnings.filterwarnings("ignore", "Sharding info not provided|Couldn't find sharding info")
-            fields, step = checkpoints.restore(vars(abstract))
+            fields, step = checkpoints.restore(abstract.fields())
         leaves, _ = jax.tree_util.tree_flatten_with_path(fields)
         return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

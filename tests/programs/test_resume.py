@@ -28,6 +28,8 @@ FIELDS = {
     "diffusion.variance": "learned_range",
     "diffusion.loss": "hybrid",
     "diffusion.timestep_sampler": "second_moment",
+    "ema.decays": (0.99,),
+    "ema.power_stds": (0.05, 0.1),
     "optimizer.accumulation_steps": 2,
     "train.num_steps": STEPS,
     "train.log_every": 1,
@@ -44,7 +46,7 @@ def final_state(workdir, config):
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), abstract)
     with Checkpoints(workdir / "checkpoints", keep_latest=2, read_only=True) as checkpoints:
-        fields, step = checkpoints.restore(vars(abstract))
+        fields, step = checkpoints.restore(abstract.fields())
     leaves, _ = jax.tree_util.tree_flatten_with_path(fields)
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
