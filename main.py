@@ -15,7 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import PersonError, UsageError, said_of_flags
 
 # JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "illustrate", "evaluate", "reference")
@@ -50,13 +50,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         getattr(FLAGS.config, "seed", None)  # a file that could not be loaded shows only now
     except PersonError as error:
         stop(error)
-    except (KeyError, AttributeError) as error:  # ml_collections found no such field, and says which one it may be
-        words = str(error.args[0]).replace("\\n", ". ").replace("\\'", "").strip("'")
-        stop(UsageError(f"the config has no field {words}"))
     except OSError as error:
         stop(UsageError(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}"))
-    except (flags.Error, TypeError, ValueError) as error:
-        stop(UsageError(" ".join(str(error).split())))
+    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
+        stop(UsageError(said_of_flags(error)))
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries tell much that a person has no use for
     return rest
@@ -70,7 +67,8 @@ def main(argv: list[str]) -> None:
         if not FLAGS.workdir:
             raise UsageError("--workdir is missing: name a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:
-            raise UsageError("--config is missing: name an experiment, such as --config=configs/digits.py")
+            held = f"{FLAGS.workdir} holds no run that has one"
+            raise UsageError(f"--config is missing, and {held}: name an experiment, such as --config=configs/digits.py")
         import jax
 
         from configs import defaults

@@ -10,6 +10,22 @@ from ddpm_jax.process import diffusion, losses, schedules, timesteps, weightings
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 
+LISTS = {  # field -> what its elements are; single values have their types checked where flags are parsed
+    "model.ch_mult": int,
+    "model.attn_resolutions": int,
+    "ema.decays": float,
+    "ema.power_stds": float,
+    "sampling.churn_interval": float,
+    "sampling.guidance_interval": float,
+    "evaluation.metrics": str,
+    "evaluation.checkpoint_steps": int,
+    "evaluation.averages": str,
+    "evaluation.samplers": str,
+    "evaluation.num_steps": int,
+    "edit.images": str,
+}
+WORDS = {int: "whole numbers", float: "numbers", str: "words"}
+
 
 def check_config(config: ConfigDict) -> None:
     """Find out.
@@ -17,6 +33,7 @@ def check_config(config: ConfigDict) -> None:
     Raises:
       UsageError: one line that names the field.
     """
+    check_lists(config)
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
     check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
@@ -27,7 +44,8 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timesteps.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
-    build.weights_field(config)  # raises
+    build.build_averaging(config)  # raises, as does the next
+    build.weights_field(config)
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)
@@ -109,6 +127,16 @@ def check_config(config: ConfigDict) -> None:
         )
     except ValueError as error:
         raise UsageError(f"config.diffusion: {error}") from error
+
+
+def check_lists(config: ConfigDict) -> None:
+    """Raise a UsageError unless every list holds what it should: flags tell a list from a number, not a 1 from an 'a'."""
+    for field, kind in LISTS.items():
+        section, _, name = field.partition(".")
+        wrong = [x for x in config[section][name] if not isinstance(x, (int, float) if kind is float else kind)]
+        if wrong:
+            example = {int: "(1,2)", float: "(0.05,0.1)", str: "('a','b')"}[kind]
+            raise UsageError(f"config.{field} holds {wrong[0]!r}: it must be a list of {WORDS[kind]}, such as {example}")
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:

@@ -25,6 +25,9 @@ def prepare(
 ) -> Path:
     """Makes the folder, or checks that it holds a run of the same experiment, and writes config.json.
 
+    A run is there once its folder for checkpoints is: a start that failed before, on a misspelt data set for one, leaves
+    the workdir to the corrected command.
+
     Args:
       workdir: absolute or relative to the current folder.
       config: the resolved config, of what JSON can hold.
@@ -50,7 +53,7 @@ def prepare(
     config = json.loads(json.dumps(config))  # as the file will give it back: tuples become lists
     file = folder / "config.json"
     old = read_config(folder) if file.exists() else None
-    if old is not None:
+    if old is not None and checkpoint_folder(folder).exists():
         known = _flatten(json.loads(json.dumps(defaults or {}))) | _flatten(old)
         _check_same_experiment(folder, known, _flatten(config), tuple(fixed), frozenset(free))
     if is_writer and old != config:

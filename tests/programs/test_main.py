@@ -42,8 +42,11 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, main):
         ([], "--workdir is missing"),
         (["--workdir=x"], "--config is missing"),
         (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
-        (["--config=configs/digits.py", "--workdir=x", "--config.train.num_stepz=1"], "num_stepz"),
-        (["--config=configs/digits.py", "--workdir=x", "--config.train.num_steps=many"], "num_steps"),
+        (["--config=configs/digits.py", "--workdir=x", "--config.train.num_stepz=1"], "'num_stepz': did you mean 'num_steps'?"),
+        (
+            ["--config=configs/digits.py", "--workdir=x", "--config.train.num_steps=many"],
+            "num_steps=many: 'many' is no whole number",
+        ),
         (["--config=configs/digits.py", "--workdir=x", "--mode=fly"], "mode"),
         (["--config=configs/digits.py", "--workdir=x", "--wordir=y"], "wordir"),
         (["--config=configs/digits.py", "--workdir=x", "train"], "what is 'train'?"),

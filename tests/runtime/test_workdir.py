@@ -19,6 +19,11 @@ def changed(**sections):
     return {name: {**value, **sections[name]} if name in sections else value for name, value in CONFIG.items()}
 
 
+def begin(folder, config):
+    """A workdir in which training has begun."""
+    workdir.checkpoint_folder(workdir.prepare(folder, config)).mkdir()
+
+
 def test_a_new_folder_gets_the_config_that_can_be_read_again(tmp_path):
     folder = workdir.prepare(tmp_path / "a" / "b", CONFIG)
     assert folder == tmp_path / "a" / "b"
@@ -44,7 +49,7 @@ def test_the_same_config_is_not_written_again(tmp_path):
 
 
 def test_each_differing_field_is_named_with_both_values(tmp_path):
-    workdir.prepare(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     other = changed(model={"ch": 64, "ch_mult": (1, 2)}, diffusion={"schedule": "cosine"}, data={"flip": True})
     with pytest.raises(PersonError) as error:
         workdir.prepare(tmp_path, other)
@@ -63,42 +68,52 @@ def test_each_differing_field_is_named_with_both_values(tmp_path):
     assert workdir.read_config(tmp_path)["model"]["ch"] == 128
 
 
-def test_other_sections_and_the_place_of_the_data_may_change(tmp_path):
+def test_until_training_begins_any_field_may_change(tmp_path):
     workdir.prepare(tmp_path, CONFIG)
+    other = changed(model={"ch": 64})
+    workdir.prepare(tmp_path, other)
+    assert workdir.read_config(tmp_path)["model"]["ch"] == 64
+    begin(tmp_path, other)
+    with pytest.raises(PersonError, match=r"model\.ch was 64, now 128"):
+        workdir.prepare(tmp_path, CONFIG)
+
+
+def test_other_sections_and_the_place_of_the_data_may_change(tmp_path):
+    begin(tmp_path, CONFIG)
     workdir.prepare(tmp_path, changed(train={"num_steps": 200}, data={"data_dir": "/elsewhere", "prefetch": 4}))
     config = workdir.read_config(tmp_path)
     assert config["train"]["num_steps"] == 200
     assert config["data"]["data_dir"] == "/elsewhere"
-    assert os.listdir(tmp_path) == ["config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "config.json"]
 
 
 def test_a_field_younger_than_the_run_counts_as_its_default(tmp_path):
-    workdir.prepare(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     defaults = {"data": {"image_size": 64, "background": "white"}, "model": {"heads": (1, 2)}}
     newer = changed(data={"background": "white"}, model={"heads": (1, 2)})
     assert workdir.prepare(tmp_path, newer, defaults=defaults) == tmp_path
-    workdir.prepare(tmp_path / "again", CONFIG)
+    begin(tmp_path / "again", CONFIG)
     with pytest.raises(PersonError, match=r'data\.background was "white", now "black"') as error:
         workdir.prepare(tmp_path / "again", changed(data={"background": "black"}), defaults=defaults)
     assert "image_size" not in str(error.value)
 
 
 def test_what_is_fixed_can_be_chosen(tmp_path):
-    workdir.prepare(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     with pytest.raises(PersonError, match="seed was 0, now 1"):
         workdir.prepare(tmp_path, {**CONFIG, "seed": 1}, fixed=("seed", "model.ch"))
     workdir.prepare(tmp_path, changed(model={"dropout": 0.0}), fixed=("seed", "model.ch"))
 
 
 def test_a_section_name_that_only_begins_alike_is_not_fixed(tmp_path):
-    workdir.prepare(tmp_path, {"data": {}, "dataset": {"n": 1}})
+    begin(tmp_path, {"data": {}, "dataset": {"n": 1}})
     workdir.prepare(tmp_path, {"data": {}, "dataset": {"n": 2}})
 
 
 def test_processes_that_do_not_write_only_check(tmp_path):
     workdir.prepare(tmp_path / "new", CONFIG, is_writer=False)
     assert not (tmp_path / "new").exists()
-    workdir.prepare(tmp_path, CONFIG)
+    begin(tmp_path, CONFIG)
     workdir.prepare(tmp_path, changed(train={"num_steps": 7}), is_writer=False)
     assert workdir.read_config(tmp_path)["train"]["num_steps"] == 100
     with pytest.raises(PersonError, match=r"model\.ch"):
