@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,12 @@ class Checkpoints:
             self._background_error = error
 
     def _fail(self, error: Exception) -> PersonError:
-        self._failure = PersonError(f"cannot write a checkpoint into {self.directory}: {_cause(error)}")
+        # Writes that never began are told of by Python when the program ends, after the line that matters.
+        warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
+        self._failure = PersonError(
+            f"cannot write a checkpoint into {self.directory}: {_cause(error)}. "
+            "Those written before are whole: once that is mended, the same command goes on from the last of them"
+        )
         return self._failure
 
 
@@ -354,13 +360,30 @@ def _cause(error: BaseException) -> str:
 
 def _silence_orbax() -> None:
     """Lets Orbax log only where --verbosity asks for information: what it says in passing alarms, what matters raises."""
-    logger = absl.logging.get_absl_logger()
-    if _from_elsewhere_or_asked not in logger.filters:
-        logger.addFilter(_from_elsewhere_or_asked)
+    for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
+        if _from_elsewhere_or_asked not in logger.filters:
+            logger.addFilter(_from_elsewhere_or_asked)
+    if not isinstance(sys.unraisablehook, _ButNotOfLateWrites):
+        sys.unraisablehook = _ButNotOfLateWrites(sys.unraisablehook)
 
 
 def _from_elsewhere_or_asked(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname or absl.logging.get_verbosity() >= absl.logging.INFO
+    # Of writes that fail together Orbax awaits one, which raises; asyncio tells of every other, with its traceback.
+    not_awaited = record.name == "asyncio" and "exception was never retrieved" in str(record.msg)
+    orbax = f"{os.sep}orbax{os.sep}" in record.pathname or not_awaited
+    return not orbax or absl.logging.get_verbosity() >= absl.logging.INFO
+
+
+class _ButNotOfLateWrites:
+    """What shows errors that nobody can catch, but for those of writes that end after Orbax has given up on all of them."""
+
+    def __init__(self, show: Callable[[Any], None]):
+        self._show = show
+
+    def __call__(self, unraisable: Any) -> None:
+        # tensorstore's threads come upon the event loop that Orbax has left, each with a traceback of its own.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._show(unraisable)
 
 
 def _save_arrays_whole() -> None:

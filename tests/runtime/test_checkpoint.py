@@ -1,11 +1,13 @@
 """Real checkpoints on a real disk, damaged in real ways; eight devices (tests/conftest.py)."""
 
+import logging
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -280,12 +282,28 @@ def test_a_full_disk_is_told_once_and_older_ones_stay(tmp_path, capfd):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith(": file too large")
+    assert f"{tmp_path}: file too large. Those written before are whole" in str(error.value)
     assert capfd.readouterr() == ("", "")
     with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 1
         assert checkpoints.save(2, make_state(2))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_what_libraries_say_of_the_other_writes_of_a_failed_save_is_not_shown(tmp_path, caplog, monkeypatch):
+    # Seen with `ulimit -f 100` and with a full tmpfs: hundreds of tracebacks before the one line. When they come is chance.
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    Checkpoints(tmp_path, keep_latest=1).close()
+    Checkpoints(tmp_path, keep_latest=1).close()
+    late, other = (types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "broken"))
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert shown == [other]
+    log = logging.getLogger("asyncio")
+    log.error("_GatheringFuture exception was never retrieved\nfuture: <_GatheringFuture finished exception=ValueError()>")
+    log.error("another matter")
+    assert caplog.messages == ["another matter"]
 
 
 KILLED = """
