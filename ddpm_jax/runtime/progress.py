@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 WINDOW_S = 30.0  # speed is the mean over this long
+LEAST_S = 0.5  # and over no less: what happens to be told of at the same moment has no speed
 TERMINAL_S = 1.0  # between two rewritings of the line in a terminal
 FILE_S = 10.0  # between two lines in a log file
 
@@ -45,11 +46,11 @@ class Rate:
             self._paused += self._clock() - begin
 
     def per_second(self) -> float | None:
-        """Counts a second; None before there are two of them at different times."""
+        """Counts a second; None before there are two of them `LEAST_S` apart."""
         if len(self._points) < 2:
             return None
         (begin, first), (end, last) = self._points[0], self._points[-1]
-        return (last - first) / (end - begin) if end > begin and last > first else None
+        return (last - first) / (end - begin) if end - begin >= LEAST_S and last > first else None
 
     def seconds_left(self, remaining: int) -> float | None:
         speed = self.per_second()

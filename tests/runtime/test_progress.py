@@ -49,8 +49,13 @@ def test_speed_is_unknown_before_there_is_any():
     assert rate.per_second() is None
     rate.update(3)
     rate.update(4)  # at the same instant
+    clock.now += 0.4
+    rate.update(5)  # too soon after to be believed
     assert rate.per_second() is None
     assert rate.seconds_left(10) is None
+    clock.now += 0.4
+    rate.update(6)
+    assert rate.per_second() == pytest.approx(3 / 0.8)
 
 
 def test_speed_follows_the_recent_past():
