@@ -5,9 +5,10 @@ import pathlib
 
 # Before JAX is imported: eight devices on one CPU, so that sharding is exercised everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiled without optimisation, which saves a third of the suite's time. The tests of whole runs that start processes
-# of their own leave these flags out: there the program is as a person runs it.
-TEST_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Compiled fast, not to run fast: without optimisation, and by the emitter that takes half of the other's time.
+# test_resume.py leaves these flags out: there the program is as a person runs it.
+COMPILED_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+TEST_FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILED_FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -34,3 +35,9 @@ def real_data():
 def repository():
     """The folder that main.py is in."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def compiled_fast():
+    """XLA_FLAGS for a process with one device, where what is compiled matters and not how fast it runs."""
+    return COMPILED_FAST
