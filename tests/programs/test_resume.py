@@ -99,6 +99,7 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     run.until(lambda: (killed / "config.json").exists(), "the config was written")
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL  # before anything was computed
 
+    uninterrupted.until(lambda: logged_step(whole) >= 1, "the first step")  # so that no other start compiles it again
     run = start()
     run.until(lambda: saving(killed) and logged_step(killed) >= 9, "the first checkpoint was being written")
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
