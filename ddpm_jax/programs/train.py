@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, check, visualize
 from ddpm_jax.data import pipeline
-from ddpm_jax.programs import evaluate, sample, weights
+from ddpm_jax.programs import sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
@@ -53,10 +53,14 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))
+    evaluation = None
     with processes.together():
         generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
-        evaluation = evaluate.RunningEvaluation(config, mesh) if config.train.evaluate_every else None
+        if config.train.evaluate_every:
+            from ddpm_jax.programs import evaluate  # half a second of import that other runs need not pay
+
+            evaluation = evaluate.RunningEvaluation(config, mesh)
 
     with Checkpoints(
         workdir.checkpoint_folder(run_folder),
