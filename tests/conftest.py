@@ -1,5 +1,6 @@
 """Settings every test runs under. Strict on purpose: what JAX can check, it checks."""
 
+import gc
 import os
 import pathlib
 
@@ -22,6 +23,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+gc.set_threshold(50_000)  # tracing makes many objects and few cycles; to look for these takes a tenth of its time
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ class Run:
         while not condition():
             assert self.process.poll() is None, f"the run ended before: {what}"
             assert time.monotonic() < deadline, f"never came: {what}"
-            time.sleep(0.0005)
+            time.sleep(0.002)  # seldom enough to leave the processor to the runs
 
     def stop(self, number):
         self.process.send_signal(number)
