@@ -29,9 +29,8 @@ def pictures(cell):
 
 # nbclient runs its event loop in ways that newer Pythons announce the end of; nothing of ours can change that.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_it_runs_and_shows_its_pictures(tmp_path, repository, monkeypatch):
-    # One device, as a person has; compiled fast, which is half of the time.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+def test_it_runs_and_shows_its_pictures(tmp_path, repository, compiled_fast, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as a person has
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, check, visualize
 from ddpm_jax.data import pipeline
-from ddpm_jax.programs import evaluate, sample, weights
+from ddpm_jax.programs import sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
@@ -53,10 +53,14 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))
+    evaluation = None
     with processes.together():
         generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
-        evaluation = evaluate.RunningEvaluation(config, mesh) if config.train.evaluate_every else None
+        if config.train.evaluate_every:
+            from ddpm_jax.programs import evaluate  # half a second of import that other runs need not pay
+
+            evaluation = evaluate.RunningEvaluation(config, mesh)
 
     with Checkpoints(
         workdir.checkpoint_folder(run_folder),
@@ -147,7 +151,9 @@ def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.shardi
     init, key = build.build_init(config), randomness.purpose_key(config.seed, "init")
     sharding = meshes.replicated(mesh)
     if checkpoints.latest_step() is None:
-        return jax.jit(init, out_shardings=sharding)(key), 0
+        # Run once: on a CPU, optimising it takes longer than running it does. The numbers are the same.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(init, out_shardings=sharding, compiler_options=options)(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
     fields, step = checkpoints.restore(abstract.fields())
     return TrainState.from_fields(fields), step

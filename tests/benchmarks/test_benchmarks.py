@@ -11,24 +11,29 @@ import numpy as np
 import pytest
 
 
-def printed(repository, script, *arguments):
-    """What a benchmark prints, run as its header says."""
-    # One device, compiled fast: what is measured here is of no interest.
+@pytest.fixture
+def printed(repository, compiled_fast):
+    """What a benchmark prints, run as its header says: (script, arguments) -> str."""
+    # One device: what is measured here is of no interest.
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": compiled_fast,
         "JAX_COMPILATION_CACHE_DIR": str(repository / ".cache" / "xla"),
     }
-    line = [sys.executable, f"benchmarks/{script}.py", *arguments]
-    result = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+
+    def run(script, *arguments):
+        line = [sys.executable, f"benchmarks/{script}.py", *arguments]
+        result = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, timeout=250, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("script", "arguments"), [("train_step", []), ("sample", ["--num_steps=2"])], ids=["train_step", "sample"]
 )
-def test_speed_is_told_as_rates_and_share_of_the_ceiling(repository, script, arguments):
-    out = printed(repository, script, "--rounds=1", "--batch_size=8", *arguments)
+def test_speed_is_told_as_rates_and_share_of_the_ceiling(printed, script, arguments):
+    out = printed(script, "--rounds=1", "--batch_size=8", *arguments)
     seconds, images, gflops, share = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)%", out).groups())
     ceiling = float(re.search(r"matmul ceiling +([\d.]+)", out)[1])
     assert images == pytest.approx(8 / seconds, rel=0.05)
@@ -36,37 +41,35 @@ def test_speed_is_told_as_rates_and_share_of_the_ceiling(repository, script, arg
     assert 0 < share < 110
 
 
-def test_the_input_is_set_against_the_step(repository):
-    out = printed(repository, "input", "--rounds=1", "--batch_size=8")
+def test_the_input_is_set_against_the_step(printed):
+    out = printed("input", "--rounds=1", "--batch_size=8")
     delivers, takes = (float(re.search(rf"{what} +([\d.,]+)", out)[1].replace(",", "")) for what in ("delivers", "takes"))
     assert float(re.search(r"ratio +([\d.,]+)x", out)[1]) == pytest.approx(delivers / takes, rel=0.05, abs=0.06)
 
 
-def test_features_are_told_as_rates(repository):
-    out = printed(repository, "features", "--rounds=1", "--batch_size=2")
+def test_features_are_told_as_rates(printed):
+    out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())
     per_image = float(re.search(r"([\d.]+) GFLOP an image", out)[1])
     assert images == pytest.approx(2 / seconds, rel=0.05)
     assert gflops == pytest.approx(per_image * images, rel=0.05)
     assert 11 < per_image < 12  # 5.7 billion products
-    streamed = printed(repository, "features", "--stream=4", "--batch_size=2")
+    streamed = printed("features", "--stream=4", "--batch_size=2")
     assert re.search(r"4 images of digits train; the first 2 after [\d.]+ s\nthe others +[\d.]+ images/s", streamed)
 
 
-def test_memory_of_a_step(repository):
-    state, per_image = map(
-        float, re.search(r"digits +[\d,]+ +(\d+) MiB +([\d.]+) MiB", printed(repository, "memory", "digits")).groups()
-    )
+def test_memory_of_a_step(printed):
+    state, per_image = map(float, re.search(r"digits +[\d,]+ +(\d+) MiB +([\d.]+) MiB", printed("memory", "digits")).groups())
     assert state == pytest.approx(176_849 * 4 * 4 / 2**20, abs=1)  # parameters, EMA and two moments
     assert 0.01 < per_image < 10
 
 
-def test_digits_quality(repository, tmp_path):
+def test_digits_quality(printed, tmp_path):
     from ddpm_jax.data import digits
 
     real = digits.load_digits("test")
     np.savez(tmp_path / "images.npz", images=real.batch(np.arange(len(real)))["image"])
-    out = printed(repository, "digits_quality", str(tmp_path / "images.npz"))
+    out = printed("digits_quality", str(tmp_path / "images.npz"))
     drawn, held_out = (float(re.search(rf"297 {what} +([\d.]+)", out)[1]) for what in ("drawn", "held-out real"))
     assert drawn == held_out == 27.51
 

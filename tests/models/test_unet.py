@@ -1,5 +1,7 @@
 """The U-Net against the published networks and against what it promises."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,12 +30,14 @@ def inputs(batch=3, size=8, channels=1, seed=0):
     return x, jnp.arange(batch, dtype=jnp.int32) * 400
 
 
+@functools.partial(jax.jit, static_argnums=0)  # once for all tests of the same network
 def init(model, x, t, labels=None):
-    return jax.jit(model.init)(jax.random.key(1), x, t, labels)["params"]
+    return model.init(jax.random.key(1), x, t, labels)["params"]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def apply(model, params, x, t, labels=None):
-    return jax.jit(model.apply)({"params": params}, x, t, labels)
+    return model.apply({"params": params}, x, t, labels)
 
 
 def randomise(params, scale=0.3):

@@ -1,6 +1,7 @@
 """The command line, as a person meets it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,29 +9,35 @@ import time
 import pytest
 
 
-def test_train_then_sample_without_naming_the_config_again(tmp_path, main):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, main):
+    """Workdir of a run by the command line."""
+    run = tmp_path_factory.mktemp("trained") / "run"
     result = main(run)
     assert result.returncode == 0, result.stderr
-    assert json.loads((run / "config.json").read_text())["model"]["ch"] == 8
+    return run
+
+
+def test_train_then_sample_without_naming_the_config_again(trained, tmp_path, main):
+    assert json.loads((trained / "config.json").read_text())["model"]["ch"] == 8
     flags = ["--mode=sample", f"--output={tmp_path / 'out'}", "--config.sampling.num_images=3"]
-    result = main(run, *flags, config=None, tiny=False)
+    result = main(trained, *flags, config=None, tiny=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "grid.png").exists()
     assert str(tmp_path / "out") in result.stdout
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path, main):
+def test_a_run_of_an_older_version_goes_on(trained, tmp_path, main, metrics):
     """Its config.json knows nothing of fields that came later: they have their defaults."""
-    run = tmp_path / "run"
-    assert main(run, fields={"train.num_steps": 2}).returncode == 0
+    run = shutil.copytree(trained, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     del config["data"]["background"]
     (run / "config.json").write_text(json.dumps(config))
-    for mode in ("train", "sample"):
-        result = main(run, f"--mode={mode}", config=None, tiny=False)
+    for flags in (["--mode=train", "--config.train.num_steps=8"], ["--mode=sample"]):
+        result = main(run, *flags, config=None, tiny=False)
         assert result.returncode == 0, result.stderr
+    assert metrics(run)[-1]["step"] == 8
     result = main(run, "--config.data.background=black", config=None, tiny=False)
     assert result.returncode == 1
     assert 'data.background was "white", now "black"' in result.stderr
