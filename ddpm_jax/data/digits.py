@@ -4,9 +4,6 @@ A pixel there counts the inked cells, 0..16, of a 4x4 block; here it is a uint8 
 other set, and `to_counts` leads back for metrics on the 0..16 scale.
 """
 
-import importlib.util
-import pathlib
-
 import numpy as np
 
 from ddpm_jax.data.source import ArraySource
@@ -34,25 +31,14 @@ def load_digits(split: str) -> ArraySource:
     if split not in ("train", "test", "all"):
         raise UsageError(f"digits has no split {split!r}: choose train, test or all")
 
-    counts, labels = _read()
+    from sklearn.datasets import load_digits as sklearn_digits  # a second of import that other sets need not pay
+
+    digits = sklearn_digits()
     # RandomState, unlike Generator, promises the same numbers from every NumPy version.
     order = np.random.RandomState(0).permutation(NUM_TRAIN + NUM_TEST)
     chosen = {"train": order[:NUM_TRAIN], "test": order[NUM_TRAIN:], "all": order}[split]
-    images = from_counts(counts[chosen])[..., None]
-    return ArraySource(images, labels[chosen], num_classes=10, name="digits", split=split)
-
-
-def _read() -> tuple[np.ndarray, np.ndarray]:
-    """Counts [1797, 8, 8] and labels [1797]: from scikit-learn's file, since its import takes longer than all else here."""
-    package = importlib.util.find_spec("sklearn")
-    file = package and pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if file and file.exists():
-        rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
-        return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
-    from sklearn.datasets import load_digits as sklearn_digits  # a version that keeps it elsewhere
-
-    digits = sklearn_digits()
-    return digits.images, digits.target
+    images = from_counts(digits.images[chosen])[..., None]
+    return ArraySource(images, digits.target[chosen], num_classes=10, name="digits", split=split)
 
 
 def from_counts(counts: np.ndarray) -> np.ndarray:
