@@ -56,7 +56,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
     with processes.together():
         generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
-        evaluation = evaluate.RunningEvaluation(config, mesh) if config.train.evaluate_every else None
+    evaluation = evaluate.RunningEvaluation(config, mesh) if config.train.evaluate_every else None
 
     with Checkpoints(
         workdir.checkpoint_folder(run_folder),
