@@ -21,47 +21,68 @@ FLOAT32 = 2.0**-22
 PRODUCTS = 1e-12
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, *, k: int = 3) -> tuple[float, float]:
-    """(precision, recall), each 0..1, in float64.
-
-    Both depend on the numbers of vectors: compare only where these are the same. Time grows with (N + M)^2; memory
-    beyond that of the vectors does not grow.
+class Manifold:
+    """Real vectors and how far their balls reach, to be computed once for all the sets that are compared with them.
 
     Args:
       real: [N, D].
-      drawn: [M, D].
-      k: which nearest neighbour a ball reaches to; below N and M.
+      k: which nearest neighbour a ball reaches to; below N.
 
     Raises:
-      PersonError: too few vectors for k, other dimensions, or a value that is not finite.
+      PersonError: too few vectors for k, or a value that is not finite.
       ValueError: another shape, or k below 1.
     """
-    real, drawn = check_features(real), check_features(drawn)
-    check_dimensions(real.shape[1], drawn.shape[1])
-    if k < 1:
-        raise ValueError(f"k is {k}: it must be at least 1")
-    if min(len(real), len(drawn)) <= k:
-        raise PersonError(
-            f"precision and recall look at {k} neighbours and need at least {k + 1} images in each set, not "
-            f"{min(len(real), len(drawn))}; measure more images"
-        )
-    # Squared distances come from products: the smaller these, the less they round.
-    real, drawn = _Set(real, centre := real.mean(axis=0, dtype=np.float64)), _Set(drawn, centre)
-    largest = max(real.norms.max(), drawn.norms.max())
-    longest = np.sqrt(largest) + np.linalg.norm(centre)
 
-    def reach(vectors: _Set) -> np.ndarray:
-        squared = np.maximum(_squared_radii(vectors, k), 0)
-        return squared + FLOAT32 * longest * np.sqrt(squared) + PRODUCTS * largest
+    def __init__(self, real: np.ndarray, *, k: int = 3):
+        if k < 1:
+            raise ValueError(f"k is {k}: it must be at least 1")
+        self.k = k
+        real = check_features(real)
+        self._check_enough(real)
+        # Squared distances come from products: the smaller these, the less they round.
+        self._centre = real.mean(axis=0, dtype=np.float64)
+        self._real = _Set(real, self._centre)
+        self._radii = _squared_radii(self._real, k)
 
-    real_reach, drawn_reach = reach(real), reach(drawn)
-    covered, first = np.zeros(len(real), bool), 0
-    good = []
-    for block in _squared_distances(drawn, real):
-        good.append((block <= real_reach).any(axis=1))
-        covered |= (block <= drawn_reach[first : first + len(block), None]).any(axis=0)
-        first += len(block)
-    return float(np.concatenate(good).mean()), float(covered.mean())
+    def compare(self, drawn: np.ndarray) -> tuple[float, float]:
+        """(precision, recall) of vectors [M, D], each 0..1, in float64; M above k.
+
+        Both depend on the numbers of vectors: compare only where these are the same. Time grows with M (N + M); memory
+        beyond that of the vectors does not grow.
+
+        Raises:
+          PersonError: too few vectors, of other dimensions, or a value that is not finite.
+          ValueError: another shape.
+        """
+        drawn = check_features(drawn)
+        check_dimensions(self._centre.size, drawn.shape[1])
+        self._check_enough(drawn)
+        real, drawn = self._real, _Set(drawn, self._centre)
+        largest = max(real.norms.max(), drawn.norms.max())
+        longest = np.sqrt(largest) + np.linalg.norm(self._centre)
+
+        def reach(squared: np.ndarray) -> np.ndarray:
+            return squared + FLOAT32 * longest * np.sqrt(squared) + PRODUCTS * largest
+
+        real_reach, drawn_reach = reach(self._radii), reach(_squared_radii(drawn, self.k))
+        covered, first, good = np.zeros(len(real), bool), 0, []
+        for block in _squared_distances(drawn, real):
+            good.append((block <= real_reach).any(axis=1))
+            covered |= (block <= drawn_reach[first : first + len(block), None]).any(axis=0)
+            first += len(block)
+        return float(np.concatenate(good).mean()), float(covered.mean())
+
+    def _check_enough(self, vectors: np.ndarray) -> None:
+        if len(vectors) <= self.k:
+            raise PersonError(
+                f"precision and recall look at {self.k} neighbours and need at least {self.k + 1} images in each set, not "
+                f"{len(vectors)}; measure more images"
+            )
+
+
+def precision_recall(real: np.ndarray, drawn: np.ndarray, *, k: int = 3) -> tuple[float, float]:
+    """(precision, recall) of two sets, [N, D] and [M, D]; as `Manifold.compare`."""
+    return Manifold(real, k=k).compare(drawn)
 
 
 class _Set:
@@ -85,7 +106,7 @@ def _squared_radii(vectors: _Set, k: int) -> np.ndarray:
     for block in _squared_distances(vectors, vectors):
         block.partition(k, axis=1)
         radii.append(block[:, k].copy())  # the least is its own
-    return np.concatenate(radii)
+    return np.maximum(np.concatenate(radii), 0)
 
 
 def _squared_distances(a: _Set, b: _Set) -> Iterator[np.ndarray]:

@@ -7,14 +7,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics import reference as reference_file
 from ddpm_jax.metrics.collection import chosen
 from ddpm_jax.metrics.inception_score import inception_score
 from ddpm_jax.metrics.kernel import kernel_distance
-from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.metrics.statistics import sample_warnings
 from ddpm_jax.programs import reference
 from ddpm_jax.runtime import processes
@@ -26,7 +25,7 @@ NEIGHBOUR = 3  # of precision and recall
 
 
 class Comparison:
-    """Of images with the real ones of config.data.split, through features.
+    """Of images with the real ones of config.evaluation.split, through features.
 
     Attributes:
       extractor: of the features.
@@ -49,12 +48,13 @@ class Comparison:
                         f"{file} holds no features, which kid and precision_recall need: make it by --mode=reference"
                     )
             else:
-                source = build.build_source(config, report=processes.say)
+                source = reference.real_source(config)
         if source:
             self.reference = reference.measure(config, source, self.extractor, mesh)
         self._real = self.reference.features
         if self._real is not None:
             self._real = self._real[chosen(len(self._real), config.evaluation.kept_features)]
+        self._manifold: Manifold | None = None
 
     def of_source(self, source: ImageSource) -> dict[str, Any]:
         """Scores of all images of a source."""
@@ -84,7 +84,8 @@ class Comparison:
             if "inception_score" in wanted:
                 scores["inception score"], scores["is deviation"], _ = inception_score(found.logits)
             if "precision_recall" in wanted:
-                scores["precision"], scores["recall"] = precision_recall(self._real, found.features, k=NEIGHBOUR)
+                self._manifold = self._manifold or Manifold(self._real, k=NEIGHBOUR)
+                scores["precision"], scores["recall"] = self._manifold.compare(found.features)
             if wanted & FEATURE_METRICS and len(found.features) < count:
                 scores["compared"] = len(found.features)
         except (ValueError, PersonError) as error:  # of the reference's dimension, too few, or without logits

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax import build, charts, check, visualize
-from ddpm_jax.data.source import ImageSource
-from ddpm_jax.programs import sample, weights
+from ddpm_jax.programs import reference, sample, weights
 from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, Comparison, numbers_of
 from ddpm_jax.programs.flow import measure_flow
@@ -55,17 +54,18 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     mesh, wanted = meshes.make_mesh(), config.evaluation.metrics
     with processes.together():
         cases = [(case, build.build_generator(case, mesh)) for case in sampling_cases(config)]
-        held_out = held_out_source(config)
+        held_out = reference.real_source(config, config.evaluation.held_out) if config.evaluation.held_out else None
         meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in wanted else None
         flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in wanted else None
         if (meter or flow_meter) and held_out is None:
             raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
     comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
 
-    rows, points = [], []
-    if comparison and held_out:
+    rows, points, real = [], [], None
+    if comparison and held_out and held_out.split != reference.split_of(config):  # nothing is near to images like themselves
         rows.append({"images": f"real, {held_out.split}", **comparison.of_source(held_out)})
-        say(rows[-1])
+        real = rows[-1]
+        say(real)
     names = config.evaluation.averages or (config.sampling.weights,)
     with Events(run_folder, processes.say, beside=f"{target}/step_N.json") as events:
         for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, names):
@@ -79,7 +79,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 "config": config.to_dict(),
                 "provenance": provenance(),
             }
-            result["real"] = rows[0] if comparison and held_out else None
+            result["real"] = real
             if comparison:
                 result |= {
                     "reference": comparison.reference.provenance,
@@ -128,7 +128,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 )
                 (target / "table.md").write_text(table + "".join(f"\n{note}\n" for note in notes), encoding="utf-8")
                 if "frechet" in wanted:
-                    for file, picture in sweep_pictures(points, rows[0] if held_out else None).items():
+                    for file, picture in sweep_pictures(points, real).items():
                         visualize.save_png(target / file, picture)
             print(table + "".join(f"note: {note}\n" for note in notes), end="")
             print(f"in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
@@ -142,7 +142,7 @@ def check_evaluation(config: ConfigDict) -> None:
         check.check_choice("evaluation.metrics", metric, METRICS)
     if not evaluation.metrics:
         raise UsageError(f"config.evaluation.metrics is empty: choose of {', '.join(METRICS)}")
-    for name, least in (("num_images", NEIGHBOUR + 1), ("batch_size", 1), ("held_out_images", 0), ("bound_timesteps", 0)):
+    for name, least in (("num_images", NEIGHBOUR + 1), ("held_out_images", 0), ("bound_timesteps", 0)):
         if evaluation[name] < least:
             raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
     if not evaluation.checkpoint_steps:
@@ -162,15 +162,6 @@ def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
         check.check_config(case)
         cases.append(case)
     return cases
-
-
-def held_out_source(config: ConfigDict) -> ImageSource | None:
-    """The images that the model has not seen; None where the config names none."""
-    if not config.evaluation.held_out:
-        return None
-    other = config.copy_and_resolve_references()
-    other.data.split = config.evaluation.held_out
-    return build.build_source(other, report=processes.say)
 
 
 def draw_into_shards(

@@ -28,7 +28,7 @@ from ddpm_jax.runtime.logbook import Progress
 
 @processes.one_job()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Write the statistics of config.data.split through config.evaluation.features; the exit code.
+    """Write the statistics of the images to compare with, through config.evaluation.features; the exit code.
 
     Args:
       config: resolved.
@@ -43,7 +43,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         check.check_config(config)
         target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
         extractor = make_extractor(config)
-        source = build.build_source(config, report=processes.say)
+        source = real_source(config)
     made = measure(config, source, extractor, meshes.make_mesh())
     with processes.together():
         if processes.is_writer():
@@ -60,6 +60,18 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     """The extractor that config.evaluation names."""
     evaluation = config.evaluation
     return features.make_extractor(evaluation.features, weights=evaluation.weights, report=processes.say, progress=Progress)
+
+
+def split_of(config: ConfigDict) -> str:
+    """The split that drawn images are compared with."""
+    return config.evaluation.split or config.data.split
+
+
+def real_source(config: ConfigDict, split: str = "") -> ImageSource:
+    """The images of a split of config.data, by default those to compare with."""
+    other = config.copy_and_resolve_references()
+    other.data.split = split or split_of(config)
+    return build.build_source(other, report=processes.say)
 
 
 def default_file(folder: str) -> pathlib.Path:
@@ -92,7 +104,7 @@ def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor
 def identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:
     """The fields of the provenance in which statistics and a run must agree."""
     data = config.data
-    named = {"set": data.name, "split": data.split, "resolution": data.image_size, "channels": data.channels}
+    named = {"set": data.name, "split": split_of(config), "resolution": data.image_size, "channels": data.channels}
     return named | {"extractor": extractor.provenance}
 
 
