@@ -38,7 +38,8 @@ FIELDS = {
     "train.log_every": 1,
     "train.checkpoint_every": 3,
 }
-PICTURE = {"train.sample_every": STEPS}
+PICTURE = {"train.sample_every": STEPS, "train.evaluate_every": STEPS, "train.evaluate_images": 11}
+PICTURE["evaluation.metrics"] = ("frechet", "precision_recall")
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -125,9 +126,13 @@ def final_state(tiny_config):
 
 
 def losses(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in lines(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # each once: one process writes
     return [row["loss"] for row in rows]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_two_processes_end_where_one_does(uninterrupted, one_process, final_state):
@@ -135,6 +140,9 @@ def test_two_processes_end_where_one_does(uninterrupted, one_process, final_stat
     # Not to the bit: eight gradients are summed in another order by Gloo, across processes, than within one. Where a
     # gradient is zero but for rounding, Adam makes a step of that rounding.
     np.testing.assert_allclose(losses(two), losses(one_process), rtol=1e-5)
+    (scores,), (expected_scores,) = ([row for row in lines(folder) if "loss" not in row] for folder in (two, one_process))
+    for name in ("step", "evaluation/count", "evaluation/frechet", "evaluation/precision", "evaluation/recall"):
+        assert scores[name] == pytest.approx(expected_scores[name], rel=1e-4), name
     step, leaves = final_state(two)
     expected_step, expected = final_state(one_process)
     assert step == expected_step == STEPS
