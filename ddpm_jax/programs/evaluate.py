@@ -60,6 +60,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         if (meter or flow_meter) and held_out is None:
             raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
     comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
+    notes = [note for case, _ in cases for note in sample.sampling_notes(case)] + comparison.notes() if comparison else []
 
     rows, points, real = [], [], None
     if comparison and held_out and held_out.split != reference.split_of(config):  # nothing is near to images like themselves
@@ -71,15 +72,15 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, names):
             config.sampling.update(checkpoint_step=checkpoint_step, weights=name)
             params, step = weights.restore(config, run_folder, mesh)
-
             result = {
                 "step": step,
                 "weights": name,
                 "weights_sha256": weights_digest(params),
                 "config": config.to_dict(),
                 "provenance": provenance(),
+                "real": real,
+                "notes": notes,
             }
-            result["real"] = real
             if comparison:
                 result |= {
                     "reference": comparison.reference.provenance,
@@ -121,11 +122,6 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         if processes.is_writer():
             with sample.writing_to(target):
                 table = report.markdown_table(rows)
-                notes = (
-                    [note for case, _ in cases for note in sample.sampling_notes(case)] + comparison.notes()
-                    if comparison
-                    else []
-                )
                 (target / "table.md").write_text(table + "".join(f"\n{note}\n" for note in notes), encoding="utf-8")
                 if "frechet" in wanted:
                     for file, picture in sweep_pictures(points, real).items():

@@ -52,7 +52,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             except OSError as error:
                 raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
             reference.save(target, made)
-            print(f"statistics of {len(source):,} images of {source.name} {source.split} in {target}")
+            kept = f", with the features of {len(made.features):,}" if len(made.features) < len(source) else ""
+            print(f"statistics of {len(source):,} images of {source.name} {source.split}{kept} in {target}")
     return 0
 
 

@@ -93,6 +93,8 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert report["features"]["features"] == "pixels"
     assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ddim", 4), ("ancestral", 4)]
     assert report["drawn"][1]["sampling"]["sampler"] == "ancestral"
+    assert report["notes"]
+    assert all(note in table for note in report["notes"])
     assert set(report["provenance"]) == {"ddpm_jax", "jax", "platform"}
 
     # The scores are those of the images that --mode=sample draws, and of the images held out.
@@ -139,6 +141,11 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
     assert "12 of 30 images are there already" in said
     for name in ("images_00000000.npz", "images_00000016.npz"):
         assert (pieces / name).stat().st_mtime_ns == times[name]
+    against = {"evaluation.num_images": 30, "evaluation.split": "test"}
+    assert evaluate.run(tiny_config(FIELDS | only | against), str(trained), output=str(tmp_path / "piecewise")) == 0
+    report = json.loads((tmp_path / "piecewise" / "step_6.json").read_text())
+    assert (report["reference"]["split"], report["reference"]["images"]) == ("test", 297)
+    assert report["real"] is None  # the images held out are those to compare with
     other = {"evaluation.num_images": 20, "sampling.weights": "raw"}
     assert evaluate.run(tiny_config(FIELDS | only | other), str(trained), output=str(tmp_path / "piecewise")) == 0
     assert len(list((tmp_path / "piecewise" / "images").iterdir())) == 2  # another kind, another folder
