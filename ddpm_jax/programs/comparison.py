@@ -122,5 +122,5 @@ def numbers_of(row: dict[str, Any]) -> dict[str, float]:
     return {
         f"evaluation/{name}": float(value)
         for name, value in row.items()
-        if isinstance(value, (int, float)) and name not in left_out
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in left_out
     }

@@ -224,6 +224,7 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
     for (_, _, values), row in zip(written[:2], report["drawn"], strict=True):
         assert values == {"evaluation/count": 12, "evaluation/frechet": row["frechet"]}
     assert written[2][2]["evaluation/bits_per_dim"] == report["bits_per_dim"]["bits_per_dim"]
+    assert "evaluation/exact" not in written[2][2]  # yes or no is no curve
     assert all(isinstance(value, float) for _, _, values in written for value in values.values())
 
 
