@@ -103,7 +103,9 @@ def get_config() -> ConfigDict:
     evaluation.weights = ""  # of inception: its .pth file; "" to have it found where PyTorch tools keep it, or downloaded
     evaluation.num_images = 50_000  # drawn by config.sampling's sampler
     evaluation.batch_size = 64  # of features and of the bound, over all devices
-    evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure data.split each time
+    evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure that split each time
+    evaluation.split = ""  # of data.name: the real images that drawn ones are compared with; "" for data.split
+    evaluation.kept_features = 10_000  # kid and precision_recall look at so many of each set, chosen by a seed; 0 for all
     evaluation.held_out = (
         "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
     )

@@ -58,12 +58,14 @@ def check_config(config: ConfigDict) -> None:
         "optimizer": ("learning_rate", "accumulation_steps"),
         "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_latest"),
         "sampling": ("num_steps", "num_images", "batch_size"),
+        "evaluation": ("batch_size",),
     }
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps", "clip_norm"),
         "train": ("keep_every", "sample_every", "evaluate_every"),
         "sampling": ("keep", "eta"),
+        "evaluation": ("kept_features",),
     }
     for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):
         for section, names in fields.items():

@@ -38,6 +38,7 @@ HOMES = {
         "programs/sample.py",
         "programs/illustrate.py",
         "programs/evaluate.py",
+        "programs/comparison.py",
         "programs/reference.py",
         "programs/bound.py",
         "programs/flow.py",

@@ -1,60 +1,126 @@
 """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991): are drawn images good, and are all kinds drawn?
 
 The manifold of a set is the union of balls around its vectors, each reaching to the k-th nearest other vector of the
-set. Precision is the share of drawn vectors in the manifold of the real ones; recall the share of real vectors in
-the manifold of the drawn ones.
+set and including it (eq. 1). Precision is the share of drawn vectors in the manifold of the real ones; recall the share
+of real vectors in the manifold of the drawn ones (eq. 2). A vector is no neighbour of itself; its twins are.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK = 4096  # vectors whose distances to all others are in memory at once
+from ddpm_jax.metrics.frechet import check_dimensions, check_features
+from ddpm_jax.runtime.errors import PersonError
+
+BLOCK = 2**25  # distances in memory at once: 256 MiB
+COLUMNS = 4096  # vectors in float64 at once
+# A ball includes its edge, and features of few levels, pixels first of all, have many vectors just there. So an edge is
+# as wide as what rounding makes of distances that are equal: rounding of the features to float32, of the longest one ...
+FLOAT32 = 2.0**-22
+# ... and of the products, of the largest squared distance from the centre.
+PRODUCTS = 1e-12
+
+
+class Manifold:
+    """Real vectors and how far their balls reach, to be computed once for all the sets that are compared with them.
+
+    Args:
+      real: [N, D].
+      k: which nearest neighbour a ball reaches to; below N.
+
+    Raises:
+      PersonError: too few vectors for k, or a value that is not finite.
+      ValueError: another shape, or k below 1.
+    """
+
+    def __init__(self, real: np.ndarray, *, k: int = 3):
+        if k < 1:
+            raise ValueError(f"k is {k}: it must be at least 1")
+        self.k = k
+        real = check_features(real)
+        self._check_enough(real)
+        # Squared distances come from products: the smaller these, the less they round.
+        self._centre = real.mean(axis=0, dtype=np.float64)
+        self._real = _Set(real, self._centre)
+        self._radii = _squared_radii(self._real, k)
+
+    def compare(self, drawn: np.ndarray) -> tuple[float, float]:
+        """(precision, recall) of vectors [M, D], each 0..1, in float64; M above k.
+
+        Both depend on the numbers of vectors: compare only where these are the same. Time grows with M (N + M); memory
+        beyond that of the vectors does not grow.
+
+        Raises:
+          PersonError: too few vectors, of other dimensions, or a value that is not finite.
+          ValueError: another shape.
+        """
+        drawn = check_features(drawn)
+        check_dimensions(self._centre.size, drawn.shape[1])
+        self._check_enough(drawn)
+        real, drawn = self._real, _Set(drawn, self._centre)
+        largest = max(real.norms.max(), drawn.norms.max())
+        longest = np.sqrt(largest) + np.linalg.norm(self._centre)
+
+        def reach(squared: np.ndarray) -> np.ndarray:
+            return squared + FLOAT32 * longest * np.sqrt(squared) + PRODUCTS * largest
+
+        real_reach, drawn_reach = reach(self._radii), reach(_squared_radii(drawn, self.k))
+        covered, first, good = np.zeros(len(real), bool), 0, []
+        for block in _squared_distances(drawn, real):
+            good.append((block <= real_reach).any(axis=1))
+            covered |= (block <= drawn_reach[first : first + len(block), None]).any(axis=0)
+            first += len(block)
+        return float(np.concatenate(good).mean()), float(covered.mean())
+
+    def _check_enough(self, vectors: np.ndarray) -> None:
+        if len(vectors) <= self.k:
+            raise PersonError(
+                f"precision and recall look at {self.k} neighbours and need at least {self.k + 1} images in each set, not "
+                f"{len(vectors)}; measure more images"
+            )
 
 
 def precision_recall(real: np.ndarray, drawn: np.ndarray, *, k: int = 3) -> tuple[float, float]:
-    """(precision, recall), each 0..1.
-
-    Both depend on the numbers of vectors: compare only where these are the same.
-
-    Args:
-      real: floating [N, D].
-      drawn: floating [M, D].
-      k: which nearest neighbour a ball reaches to; below N and M.
-
-    Raises:
-      ValueError: shapes that do not match, too few vectors for k, or a value that is not finite.
-    """
-    real, drawn = (np.asarray(vectors, np.float64) for vectors in (real, drawn))
-    if real.ndim != 2 or drawn.ndim != 2 or real.shape[1] != drawn.shape[1]:
-        raise ValueError(f"vectors must be [N, D] and [M, D], not {list(real.shape)} and {list(drawn.shape)}")
-    if not 1 <= k < min(len(real), len(drawn)):
-        raise ValueError(f"k is {k}: it must be at least 1 and below the {min(len(real), len(drawn))} vectors")
-    if not (np.isfinite(real).all() and np.isfinite(drawn).all()):
-        raise ValueError("features hold a value that is not finite")
-    centre = real.mean(axis=0)  # squared distances come from products: the smaller these, the less they round
-    real, drawn = real - centre, drawn - centre
-    return _share_inside(drawn, real, _squared_radii(real, k)), _share_inside(real, drawn, _squared_radii(drawn, k))
+    """(precision, recall) of two sets, [N, D] and [M, D]; as `Manifold.compare`."""
+    return Manifold(real, k=k).compare(drawn)
 
 
-def _squared_radii(vectors: np.ndarray, k: int) -> np.ndarray:
+class _Set:
+    """Vectors [N, D] about a centre [D]; float64 only where they are used."""
+
+    def __init__(self, vectors: np.ndarray, centre: np.ndarray):
+        self._vectors, self._centre = vectors, centre
+        self.norms = np.concatenate([np.square(part).sum(axis=1) for part in self.parts(COLUMNS)])
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def parts(self, size: int) -> Iterator[np.ndarray]:
+        for first in range(0, len(self), size):
+            yield self._vectors[first : first + size] - self._centre
+
+
+def _squared_radii(vectors: _Set, k: int) -> np.ndarray:
     """[N], the squared distance of each vector to its k-th nearest other."""
-    radii = [np.partition(block, k, axis=1)[:, k] for block in _squared_distances(vectors, vectors)]  # 0 is itself
-    return np.concatenate(radii)
+    radii = []
+    for block in _squared_distances(vectors, vectors):
+        block.partition(k, axis=1)
+        radii.append(block[:, k].copy())  # the least is its own
+    return np.maximum(np.concatenate(radii), 0)
 
 
-def _share_inside(vectors: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> float:
-    inside = [(block <= squared_radii).any(axis=1) for block in _squared_distances(vectors, centres)]
-    return float(np.concatenate(inside).mean())
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
+def _squared_distances(a: _Set, b: _Set) -> Iterator[np.ndarray]:
     """Blocks of rows of [N, M]."""
-    norms = np.square(b).sum(axis=1)
-    for first in range(0, len(a), BLOCK):
-        rows = a[first : first + BLOCK]
-        distances = norms - 2 * rows @ b.T
-        distances += np.square(rows).sum(axis=1, keepdims=True)
-        # What rounding leaves of a distance that is zero: a vector that is in both sets must lie in its own ball.
-        distances[distances < 1e-12 * norms.max(initial=0)] = 0
+    first = 0
+    for rows in a.parts(max(1, BLOCK // len(b))):
+        distances = np.empty((len(rows), len(b)))
+        begin = 0
+        for columns in b.parts(COLUMNS):
+            end = begin + len(columns)
+            part = distances[:, begin:end]
+            np.matmul(rows, -2 * columns.T, out=part)
+            part += b.norms[begin:end]
+            begin = end
+        distances += a.norms[first : first + len(rows), None]
+        first += len(rows)
         yield distances

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,27 +17,19 @@ from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax import build, charts, check, visualize
-from ddpm_jax.data.source import ImageSource
-from ddpm_jax.metrics import features, frechet
-from ddpm_jax.metrics import reference as reference_file
-from ddpm_jax.metrics.inception_score import inception_score
-from ddpm_jax.metrics.kernel import kernel_distance
-from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.metrics.statistics import gaussian_of, sample_warnings
 from ddpm_jax.programs import reference, sample, weights
 from ddpm_jax.programs.bound import measure_bound
+from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, Comparison, numbers_of
 from ddpm_jax.programs.flow import measure_flow
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, report, workdir
 from ddpm_jax.runtime import shards as shards_file
-from ddpm_jax.runtime.errors import PersonError, UsageError
-from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.logbook import Events, Progress
 from ddpm_jax.samplers.generate import Generator
 from ddpm_jax.training.averages import std_of
 
-DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
 METRICS = (*DRAWN_METRICS, "bits_per_dim", "flow_bits_per_dim")
-NEIGHBOUR = 3  # of precision and recall
 
 
 @processes.one_job()
@@ -63,68 +54,77 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     mesh, wanted = meshes.make_mesh(), config.evaluation.metrics
     with processes.together():
         cases = [(case, build.build_generator(case, mesh)) for case in sampling_cases(config)]
-        held_out = held_out_source(config)
-        comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
+        held_out = reference.real_source(config, config.evaluation.held_out) if config.evaluation.held_out else None
         meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in wanted else None
         flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in wanted else None
         if (meter or flow_meter) and held_out is None:
             raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
+    comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
+    notes = [note for case, _ in cases for note in sample.sampling_notes(case)] + comparison.notes() if comparison else []
 
-    rows, points = [], []
-    if comparison and held_out:
+    rows, points, real = [], [], None
+    if comparison and held_out and held_out.split != reference.split_of(config):  # nothing is near to images like themselves
         rows.append({"images": f"real, {held_out.split}", **comparison.of_source(held_out)})
-        say(rows[-1])
+        real = rows[-1]
+        say(real)
     names = config.evaluation.averages or (config.sampling.weights,)
-    for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, names):
-        config.sampling.update(checkpoint_step=checkpoint_step, weights=name)
-        params, step = weights.restore(config, run_folder, mesh)
-        result = {
-            "step": step,
-            "weights": name,
-            "weights_sha256": weights_digest(params),
-            "config": config.to_dict(),
-            "provenance": provenance(),
-        }
-        result["real"] = rows[0] if comparison and held_out else None
-        if comparison:
-            result |= {"reference": comparison.reference.provenance, "features": comparison.extractor.provenance, "drawn": []}
-            for case, generator in cases:
-                case.sampling.weights = name
-                shards = draw_into_shards(case, generator, params, step, target)
-                row = {"images": "drawn", "step": step, "weights": name, "sampler": sampler_words(case)}
-                row["evaluations"] = generator.sampler.evaluations
-                number = config.evaluation.num_images
-                row |= comparison.of_batches(shards.batches(number, config.evaluation.batch_size), number)
-                result["drawn"].append({**row, "sampling": case.sampling.to_dict()})
-                rows.append(row)
-                points.append(row)
-                say(row)
-        if meter:
-            bound = measure_bound(config, meter, params, held_out)
-            result["bits_per_dim"] = {"split": held_out.split, **bound.numbers}
-            rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **bound.row})
-            say(rows[-1])
-        if flow_meter:
-            numbers, row = measure_flow(config, flow_meter, params, held_out)
-            result["flow_bits_per_dim"] = {"split": held_out.split, **numbers}
-            rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **row})
-            say(rows[-1])
-        with processes.together():
-            if processes.is_writer():
-                with sample.writing_to(target):
-                    target.mkdir(parents=True, exist_ok=True)
-                    stem = f"step_{step}" + ("" if name == "ema" else f"-{name}")
-                    report.write_json(target / f"{stem}.json", result)
-                    if meter:
-                        visualize.save_png(target / f"{stem}-bound.png", bound.picture)
+    with Events(run_folder, processes.say, beside=f"{target}/step_N.json") as events:
+        for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, names):
+            config.sampling.update(checkpoint_step=checkpoint_step, weights=name)
+            params, step = weights.restore(config, run_folder, mesh)
+            result = {
+                "step": step,
+                "weights": name,
+                "weights_sha256": weights_digest(params),
+                "config": config.to_dict(),
+                "provenance": provenance(),
+                "real": real,
+                "notes": notes,
+            }
+            if comparison:
+                result |= {
+                    "reference": comparison.reference.provenance,
+                    "features": comparison.extractor.provenance,
+                    "drawn": [],
+                }
+                for case, generator in cases:
+                    case.sampling.weights = name
+                    shards = draw_into_shards(case, generator, params, step, target)
+                    row = {"images": "drawn", "step": step, "weights": name, "sampler": sampler_words(case)}
+                    row["evaluations"] = generator.sampler.evaluations
+                    number = config.evaluation.num_images
+                    row |= comparison.of_batches(shards.batches(number, config.evaluation.batch_size), number)
+                    result["drawn"].append({**row, "sampling": case.sampling.to_dict()})
+                    rows.append(row)
+                    points.append(row)
+                    say(row)
+            if meter:
+                bound = measure_bound(config, meter, params, held_out)
+                result["bits_per_dim"] = {"split": held_out.split, **bound.numbers}
+                rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **bound.row})
+                say(rows[-1])
+            if flow_meter:
+                numbers, row = measure_flow(config, flow_meter, params, held_out)
+                result["flow_bits_per_dim"] = {"split": held_out.split, **numbers}
+                rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **row})
+                say(rows[-1])
+            with processes.together():
+                if processes.is_writer():
+                    with sample.writing_to(target):
+                        target.mkdir(parents=True, exist_ok=True)
+                        stem = f"step_{step}" + ("" if name == "ema" else f"-{name}")
+                        report.write_json(target / f"{stem}.json", result)
+                        if meter:
+                            visualize.save_png(target / f"{stem}-bound.png", bound.picture)
+                    if config.train.tensorboard:
+                        record(events, result)
     with processes.together():
         if processes.is_writer():
             with sample.writing_to(target):
                 table = report.markdown_table(rows)
-                notes = warnings_of(config, comparison)
                 (target / "table.md").write_text(table + "".join(f"\n{note}\n" for note in notes), encoding="utf-8")
                 if "frechet" in wanted:
-                    for file, picture in sweep_pictures(points, rows[0] if held_out else None).items():
+                    for file, picture in sweep_pictures(points, real).items():
                         visualize.save_png(target / file, picture)
             print(table + "".join(f"note: {note}\n" for note in notes), end="")
             print(f"in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
@@ -138,7 +138,7 @@ def check_evaluation(config: ConfigDict) -> None:
         check.check_choice("evaluation.metrics", metric, METRICS)
     if not evaluation.metrics:
         raise UsageError(f"config.evaluation.metrics is empty: choose of {', '.join(METRICS)}")
-    for name, least in (("num_images", NEIGHBOUR + 1), ("batch_size", 1), ("held_out_images", 0), ("bound_timesteps", 0)):
+    for name, least in (("num_images", NEIGHBOUR + 1), ("held_out_images", 0), ("bound_timesteps", 0)):
         if evaluation[name] < least:
             raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
     if not evaluation.checkpoint_steps:
@@ -160,15 +160,6 @@ def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
     return cases
 
 
-def held_out_source(config: ConfigDict) -> ImageSource | None:
-    """The images that the model has not seen; None where the config names none."""
-    if not config.evaluation.held_out:
-        return None
-    other = config.copy_and_resolve_references()
-    other.data.split = config.evaluation.held_out
-    return build.build_source(other, report=lambda line: print(line, file=sys.stderr, flush=True))
-
-
 def draw_into_shards(
     config: ConfigDict, generator: Generator, params: Any, step: int, target: pathlib.Path
 ) -> shards_file.ImageShards:
@@ -179,14 +170,14 @@ def draw_into_shards(
     number = config.sampling.num_images
     with processes.together():
         shards = shards_file.ImageShards(
-            target / "images" / sample.name_of(config, step), identity, is_writer=processes.is_writer(), report=say_line
+            target / "images" / sample.name_of(config, step), identity, is_writer=processes.is_writer(), report=processes.say
         )
         gaps = shards.missing(number) if processes.is_writer() else []
     bounds = processes.first_says([bound for gap in gaps for bound in (gap.start, gap.stop)])
     missing = list(zip(bounds[::2], bounds[1::2], strict=True))
     kept = number - sum(stop - start for start, stop in missing)
     if 0 < kept < number:
-        say_line(f"{kept:,} of {number:,} images are there already")
+        processes.say(f"{kept:,} of {number:,} images are there already")
     key, labels = randomness.purpose_key(config.sampling.seed, "sample"), build.sampling_labels(config)
     with Progress(number, unit="images", out=sys.stderr) as progress:
         tell = progress.update if processes.is_writer() else lambda images: None
@@ -203,57 +194,6 @@ def draw_into_shards(
     return shards
 
 
-class Comparison:
-    """Of images with the real ones of config.data.split, through features.
-
-    Raises:
-      PersonError: config.evaluation.reference holds statistics of something else, or too little.
-    """
-
-    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
-        self.extractor = features.make_extractor(
-            config.evaluation.features, weights=config.evaluation.weights, progress=Progress
-        )
-        self._config, self._mesh, self._wanted = config, mesh, config.evaluation.metrics
-        if file := config.evaluation.reference:
-            self.reference = reference_file.load(file)
-            reference_file.check_matches(file, self.reference.provenance, reference.identity(config, self.extractor))
-            if self.reference.features is None and set(self._wanted) & {"kid", "precision_recall"}:
-                raise PersonError(f"{file} holds no features, which kid and precision_recall need: make it by --mode=reference")
-        else:
-            source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
-            self.reference = reference.measure(config, source, self.extractor, mesh)
-
-    def of_source(self, source: ImageSource) -> dict[str, Any]:
-        """Scores of all images of a source."""
-        return self.of_batches(reference.batches_of(source, self._config.evaluation.batch_size), len(source))
-
-    def of_images(self, images: np.ndarray) -> dict[str, Any]:
-        """Scores of images, uint8 [N, H, W, C]."""
-        size = self._config.evaluation.batch_size
-        return self.of_batches((images[first : first + size] for first in range(0, len(images), size)), len(images))
-
-    def of_batches(self, batches: Iterator[np.ndarray], count: int) -> dict[str, Any]:
-        """Scores of `count` images that come in batches, uint8 [b, H, W, C]."""
-        vectors, logits = reference.extract_all(self._config, self.extractor, self._mesh, batches, count)
-        scores: dict[str, Any] = {"count": len(vectors)}
-        try:
-            if "frechet" in self._wanted:
-                scores["frechet"] = frechet.frechet_distance(gaussian_of(vectors), self.reference.gaussian)
-            if "kid" in self._wanted:
-                distance = kernel_distance(self.reference.features, vectors)
-                scores["kid"], scores["kid error"] = distance.mean, distance.standard_error
-            if "inception_score" in self._wanted:
-                if logits is None:
-                    raise UsageError(f"{self.extractor.name} gives no logits: leave inception_score out of evaluation.metrics")
-                scores["inception score"], scores["is deviation"], _ = inception_score(logits)
-            if "precision_recall" in self._wanted:
-                scores["precision"], scores["recall"] = precision_recall(self.reference.features, vectors, k=NEIGHBOUR)
-        except (ValueError, PersonError) as error:  # of the reference's dimension, or too few
-            raise PersonError(f"cannot compare {count:,} images: {error}") from error
-        return scores
-
-
 class RunningEvaluation:
     """Scores of images drawn while a model trains: of config.train.evaluate_images, by config.sampling's sampler.
 
@@ -264,24 +204,37 @@ class RunningEvaluation:
     """
 
     def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
-        check_evaluation(config)
-        if not set(config.evaluation.metrics) & set(DRAWN_METRICS):
-            raise UsageError(f"config.train.evaluate_every needs {' or '.join(DRAWN_METRICS)} in config.evaluation.metrics")
-        if config.train.evaluate_images <= NEIGHBOUR:
-            raise UsageError(f"config.train.evaluate_images is {config.train.evaluate_images}: it must be above {NEIGHBOUR}")
         self._config = config.copy_and_resolve_references()
         self._config.sampling.update(num_images=config.train.evaluate_images, keep=0)
-        self._generator = build.build_generator(self._config, mesh)
+        with processes.together():
+            check_evaluation(config)
+            if not set(config.evaluation.metrics) & set(DRAWN_METRICS):
+                raise UsageError(f"config.train.evaluate_every needs {' or '.join(DRAWN_METRICS)} in config.evaluation.metrics")
+            if config.train.evaluate_images <= NEIGHBOUR:
+                raise UsageError(
+                    f"config.train.evaluate_images is {config.train.evaluate_images}: it must be above {NEIGHBOUR}"
+                )
+            self._generator = build.build_generator(self._config, mesh)
         self._comparison = Comparison(config, mesh)
 
     def scores(self, params: Any) -> dict[str, float]:
         """Of images drawn with these weights: {"evaluation/frechet": ...}."""
         drawn = sample.draw_with_progress(self._config, self._generator, params)
-        scores = self._comparison.of_images(drawn.images)
-        return {f"evaluation/{name}": float(value) for name, value in scores.items()}
+        return numbers_of(self._comparison.of_images(drawn.images))
 
 
-# Words and pictures.
+# Words, curves and pictures.
+
+
+def record(events: Events, result: dict[str, Any]) -> None:
+    """The numbers of a report for TensorBoard, at its step: each sampler a curve, and the images held out another."""
+    step, name = result["step"], result["weights"]
+    for row in result.get("drawn", ()):
+        events.scalars(step, numbers_of(row), f"evaluate/{name} {row['sampler']}".replace(" ", "-"))
+    held_out = dict(result.get("bits_per_dim", {}))
+    held_out |= {f"flow_{key}": value for key, value in result.get("flow_bits_per_dim", {}).items()}
+    if held_out:
+        events.scalars(step, numbers_of(held_out), f"evaluate/{name}")
 
 
 def sampler_words(config: ConfigDict) -> str:
@@ -303,26 +256,6 @@ def weights_digest(params: Any) -> str:
 def provenance() -> dict[str, Any]:
     """The program that measured."""
     return {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend()}
-
-
-def warnings_of(config: ConfigDict, comparison: Comparison | None) -> list[str]:
-    """What keeps the numbers from being compared with others."""
-    if comparison is None:
-        return []
-    made_of, extractor = comparison.reference, comparison.extractor
-    counted = (made_of.provenance or {}).get("images")
-    published = extractor.name == "inception" and bool(extractor.provenance["weights_published"])
-    notes = sample_warnings(config.evaluation.num_images, counted, made_of.gaussian.mean.size, published=published)
-    if not published:
-        notes.append(
-            "a Fréchet distance falls as the number of images grows: this one compares only with one of as many, "
-            f"{config.evaluation.num_images:,}"
-        )
-    if comparison.extractor.name != "inception":
-        notes.append(f"features are {comparison.extractor.name}: the Fréchet distance is no FID")
-    elif not comparison.extractor.provenance["weights_published"]:
-        notes.append("Inception's weights are not the published ones: the Fréchet distance is no FID")
-    return notes
 
 
 def sweep_pictures(points: list[dict[str, Any]], real: dict[str, Any] | None) -> dict[str, np.ndarray]:
@@ -347,13 +280,7 @@ def sweep_pictures(points: list[dict[str, Any]], real: dict[str, Any] | None) ->
     return pictures
 
 
-def say_line(line: str) -> None:
-    """Tell, once of all processes."""
-    if processes.is_writer():
-        print(line, file=sys.stderr, flush=True)
-
-
 def say(row: dict[str, Any]) -> None:
     """Tell a result as soon as it is there."""
     words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
-    say_line(" · ".join(words))
+    processes.say(" · ".join(words))

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 import ddpm_jax
 from ddpm_jax import build, check
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
-from ddpm_jax.metrics import features, reference
+from ddpm_jax.metrics import collection, features, reference
+from ddpm_jax.metrics.collection import Collection
 from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference import Reference
-from ddpm_jax.metrics.statistics import gaussian_of
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, workdir
 from ddpm_jax.runtime.errors import PersonError
@@ -28,7 +28,7 @@ from ddpm_jax.runtime.logbook import Progress
 
 @processes.one_job()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Write the statistics of config.data.split through config.evaluation.features; the exit code.
+    """Write the statistics of the images to compare with, through config.evaluation.features; the exit code.
 
     Args:
       config: resolved.
@@ -42,8 +42,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with processes.together():
         check.check_config(config)
         target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
-        extractor = features.make_extractor(config.evaluation.features, weights=config.evaluation.weights, progress=Progress)
-        source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+        extractor = make_extractor(config)
+        source = real_source(config)
     made = measure(config, source, extractor, meshes.make_mesh())
     with processes.together():
         if processes.is_writer():
@@ -52,8 +52,27 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             except OSError as error:
                 raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
             reference.save(target, made)
-            print(f"statistics of {len(source):,} images of {source.name} {source.split} in {target}")
+            kept = f", with the features of {len(made.features):,}" if len(made.features) < len(source) else ""
+            print(f"statistics of {len(source):,} images of {source.name} {source.split}{kept} in {target}")
     return 0
+
+
+def make_extractor(config: ConfigDict) -> FeatureExtractor:
+    """The extractor that config.evaluation names."""
+    evaluation = config.evaluation
+    return features.make_extractor(evaluation.features, weights=evaluation.weights, report=processes.say, progress=Progress)
+
+
+def split_of(config: ConfigDict) -> str:
+    """The split that drawn images are compared with."""
+    return config.evaluation.split or config.data.split
+
+
+def real_source(config: ConfigDict, split: str = "") -> ImageSource:
+    """The images of a split of config.data, by default those to compare with."""
+    other = config.copy_and_resolve_references()
+    other.data.split = split or split_of(config)
+    return build.build_source(other, report=processes.say)
 
 
 def default_file(folder: str) -> pathlib.Path:
@@ -70,7 +89,7 @@ def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor
             digest.update(images)
             yield images
 
-    vectors, _ = extract_all(config, extractor, mesh, hashed(batches_of(source, config.evaluation.batch_size)), len(source))
+    made = collect(config, extractor, mesh, hashed(batches_of(source, config.evaluation.batch_size)), len(source))
     provenance = identity(config, extractor) | {
         "images": len(source),
         "images_sha256": digest.hexdigest(),
@@ -78,26 +97,32 @@ def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor
         "resize": f"Pillow {RESIZE_FILTER.name.lower()}, where images had another size",
         "ddpm_jax": ddpm_jax.__version__,
     }
-    return Reference(gaussian_of(vectors), vectors, provenance)
+    if len(made.features) < len(source):
+        provenance |= {"features_kept": len(made.features), "features_seed": collection.CHOICE_SEED}
+    return Reference(made.gaussian, made.features, provenance)
 
 
 def identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:
     """The fields of the provenance in which statistics and a run must agree."""
     data = config.data
-    named = {"set": data.name, "split": data.split, "resolution": data.image_size, "channels": data.channels}
+    named = {"set": data.name, "split": split_of(config), "resolution": data.image_size, "channels": data.channels}
     return named | {"extractor": extractor.provenance}
 
 
-def extract_all(
-    config: ConfigDict, extractor: FeatureExtractor, mesh: jax.sharding.Mesh, batches: Iterator[np.ndarray], count: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features float32 [N, D] and, where the extractor gives them, logits [N, K] of all images, with progress."""
+def collect(
+    config: ConfigDict,
+    extractor: FeatureExtractor,
+    mesh: jax.sharding.Mesh,
+    batches: Iterator[np.ndarray],
+    count: int,
+    **options: bool,
+) -> Collection:
+    """What `collection.collect` keeps of `count` images that come in batches, uint8 [b, H, W, C]; with progress."""
+    evaluation = config.evaluation
     with Progress(count, unit="images", out=sys.stderr) as progress:
         tell: Callable[[int], None] = progress.update if processes.is_writer() else lambda images: None
-        vectors, logits = zip(
-            *features.extract(extractor, mesh, batches, batch_size=config.evaluation.batch_size, report=tell), strict=True
-        )
-    return np.concatenate(vectors), None if logits[0] is None else np.concatenate(logits)
+        parts = features.extract(extractor, mesh, batches, batch_size=evaluation.batch_size, report=tell)
+        return collection.collect(parts, count, evaluation.kept_features, **options)
 
 
 def batches_of(source: ImageSource, size: int) -> Iterator[np.ndarray]:

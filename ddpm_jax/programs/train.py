@@ -57,10 +57,10 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
     with processes.together():
         generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
-        if config.train.evaluate_every:
-            from ddpm_jax.programs import evaluate  # half a second of import that other runs need not pay
+    if config.train.evaluate_every:
+        from ddpm_jax.programs import evaluate  # half a second of import that other runs need not pay
 
-            evaluation = evaluate.RunningEvaluation(config, mesh)
+        evaluation = evaluate.RunningEvaluation(config, mesh)
 
     with Checkpoints(
         workdir.checkpoint_folder(run_folder),

@@ -17,7 +17,7 @@ from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.progress import Line, Progress, Rate, progress_parts
 from ddpm_jax.runtime.workdir import write_atomically
 
-__all__ = ["Logbook", "Progress"]
+__all__ = ["Events", "Logbook", "Progress"]
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -63,7 +63,7 @@ class Logbook:
         self._on_line = on_line
         self._step = 0
         self._shown: dict[str, float] = {}
-        self._events = _Events(self._file.parent / TENSORBOARD, self.say) if is_writer and tensorboard else None
+        self._events = Events(self._file.parent, self.say) if is_writer and tensorboard else None
         self._metrics: TextIO | None = None
         if is_writer:
             if start_step is not None:
@@ -101,7 +101,7 @@ class Logbook:
         except OSError as error:
             raise self._write_error(error) from error
         if self._events is not None:
-            self._events.put("write_scalars", int(step), values)
+            self._events.scalars(step, values)
         self._shown |= {name: values[name] for name in self._on_line if name in values}
         if step > self._step:
             self._rate.update(step)
@@ -111,7 +111,7 @@ class Logbook:
     def image(self, step: int, name: str, grid: np.ndarray) -> None:
         """Records a picture, uint8 [H, W, C], in TensorBoard."""
         if self._is_writer and self._events is not None:
-            self._events.put("write_images", int(step), {name: np.asarray(grid, np.uint8)})
+            self._events.image(step, name, grid)
 
     def say(self, line: str) -> None:
         """Prints one line that stays."""
@@ -145,47 +145,82 @@ class Logbook:
         return PersonError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}")
 
 
-class _Events:
-    """TensorBoard's events, written by a thread: importing tensorflow takes seconds, and training need not wait."""
+class Events:
+    """TensorBoard's events, written by a thread: importing tensorflow takes seconds, and nobody need wait. A context.
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._folder = folder
-        self._say = say
+    Args:
+      workdir: the run's folder; they go into its tensorboard/.
+      say: called with one line where they cannot be written. No picture of a number is worth a run.
+      beside: the file that has the same numbers.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None], beside: str = METRICS) -> None:
+        self._folder = Path(workdir).absolute() / TENSORBOARD
+        self._say, self._beside = say, beside
         self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._off = False
 
     def warm(self) -> None:
+        """Begin to import what will be needed."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
             self._thread.start()
 
-    def put(self, method: str, *arguments: Any) -> None:
-        self.warm()
-        if not self._off:
-            self._queue.put((method, *arguments))
+    def scalars(self, step: int, values: Mapping[str, float], curve: str = "") -> None:
+        """Record numbers of `step`.
+
+        Args:
+          step: where on the axis.
+          values: tag -> number; each tag is a chart.
+          curve: "" for the run itself; other names are curves of their own in these charts, and files in a folder of
+            their own: TensorBoard reads of a folder only the newest file, which must stay that of a run in training.
+        """
+        self._put(curve, "write_scalars", int(step), dict(values))
+
+    def image(self, step: int, name: str, grid: np.ndarray) -> None:
+        """Record a picture, uint8 [H, W, C]."""
+        self._put("", "write_images", int(step), {name: np.asarray(grid, np.uint8)})
 
     def close(self) -> None:
+        """Write what is still waiting. May be called twice."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
 
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _put(self, *entry: Any) -> None:
+        self.warm()
+        if not self._off:
+            self._queue.put(entry)
+
     def _run(self) -> None:
+        writers: dict[str, Any] = {}
         try:
-            writer = _open_events(self._folder)
+            open_writer = _load_writers()
             while entry := self._queue.get():
-                method, *arguments = entry
-                getattr(writer, method)(*arguments)
+                curve, method, *arguments = entry
+                if curve not in writers:
+                    writers[curve] = open_writer(str(self._folder / curve))
+                getattr(writers[curve], method)(*arguments)
                 if self._queue.empty():
-                    writer.flush()
-            writer.close()
-        except Exception as error:  # an import may fail in any way; no picture of the loss is worth the run
+                    for writer in writers.values():
+                        writer.flush()
+            for writer in writers.values():
+                writer.close()
+        except Exception as error:  # an import may fail in any way
             self._off = True
             cause = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            self._say(f"TensorBoard is off ({cause}); metrics.jsonl has the same numbers")
+            self._say(f"TensorBoard is off ({cause}); {self._beside} has the same numbers")
 
 
-def _open_events(folder: Path) -> Any:
+def _load_writers() -> Callable[[str], Any]:
+    """Folder -> writer of events into it."""
     # Else tensorflow tells of GPU libraries that it shall not use, and of the rounding of operations it will not do.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -194,7 +229,7 @@ def _open_events(folder: Path) -> Any:
 
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)  # else it takes the memory that JAX computes in
-    return metric_writers.SummaryWriter(str(folder))
+    return metric_writers.SummaryWriter
 
 
 def _cut_back(file: Path, start_step: int) -> None:

@@ -40,6 +40,12 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Tell on stderr, once of all processes."""
+    if is_writer():
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Context: what fails in one process fails in all, so that none waits for one that is gone.

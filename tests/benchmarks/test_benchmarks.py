@@ -74,6 +74,13 @@ def test_digits_quality(printed, tmp_path):
     assert drawn == held_out == 27.51
 
 
+def test_metrics_are_told_one_by_one(repository):
+    out = printed(repository, "metrics", "--num=60", "--dimension=4", "--kept=20")
+    rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)
+    assert [name.split()[0] for name, *_ in rows] == ["moments", "moments", "Fréchet", "KID", "neighbours", "precision"]
+    assert all(0 < float(memory) < 16 for *_, memory in rows)
+
+
 def test_operations_are_counted_as_by_hand(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     import measure

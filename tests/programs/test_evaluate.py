@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.programs import evaluate, reference, sample, train
+from ddpm_jax.programs import evaluate, reference, sample, train, weights
+from ddpm_jax.runtime import logbook
+from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 FIELDS = {
@@ -77,6 +80,7 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert table.splitlines()[0] in out
     assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 1 + 2 * (2 + 1)
     assert "only with one of as many, 12" in table
+    assert table.count("ancestral sampling in 4 of 100 steps under fixed_large leaves noise") == 1
     with Image.open(tmp_path / "out" / "step_6-bound.png") as picture:
         assert np.asarray(picture).std() > 0
 
@@ -89,6 +93,8 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert report["features"]["features"] == "pixels"
     assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ddim", 4), ("ancestral", 4)]
     assert report["drawn"][1]["sampling"]["sampler"] == "ancestral"
+    assert report["notes"]
+    assert all(note in table for note in report["notes"])
     assert set(report["provenance"]) == {"ddpm_jax", "jax", "platform"}
 
     # The scores are those of the images that --mode=sample draws, and of the images held out.
@@ -135,6 +141,11 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
     assert "12 of 30 images are there already" in said
     for name in ("images_00000000.npz", "images_00000016.npz"):
         assert (pieces / name).stat().st_mtime_ns == times[name]
+    against = {"evaluation.num_images": 30, "evaluation.split": "test"}
+    assert evaluate.run(tiny_config(FIELDS | only | against), str(trained), output=str(tmp_path / "piecewise")) == 0
+    report = json.loads((tmp_path / "piecewise" / "step_6.json").read_text())
+    assert (report["reference"]["split"], report["reference"]["images"]) == ("test", 297)
+    assert report["real"] is None  # the images held out are those to compare with
     other = {"evaluation.num_images": 20, "sampling.weights": "raw"}
     assert evaluate.run(tiny_config(FIELDS | only | other), str(trained), output=str(tmp_path / "piecewise")) == 0
     assert len(list((tmp_path / "piecewise" / "images").iterdir())) == 2  # another kind, another folder
@@ -143,6 +154,78 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
     manifest.write_text(re.sub(r'"weights_sha256": "\w+"', '"weights_sha256": "0"', manifest.read_text()))
     with pytest.raises(PersonError, match=r'images of another kind: weights_sha256 was "0"'):
         score("piecewise", 30)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def test_killed_in_the_middle_of_a_piece_no_image_is_lost_or_drawn_twice(trained, tiny_config, tmp_path, monkeypatch):
+    """What is on the disk then: one whole piece, and one half written. The same command draws the other two of three."""
+    fields = FIELDS | {"evaluation.metrics": ("frechet",), "evaluation.samplers": (), "evaluation.checkpoint_steps": (-1,)}
+    config = tiny_config(fields | {"evaluation.num_images": 22, "sampling.batch_size": 8})
+    pieces, drawn = tmp_path / "killed" / "images" / "step_6-ddim-4-seed_0", []
+    save = np.savez
+
+    def dying(file, **arrays):
+        if "images" in arrays:
+            drawn.append(len(arrays["images"]))
+        if len(drawn) == 2:
+            file.write(b"PK\x03\x04 half of a piece")
+            raise Killed
+        save(file, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", dying)
+        with pytest.raises(Killed):
+            evaluate.run(config, str(trained), output=str(tmp_path / "killed"))
+    assert {file.name for file in pieces.iterdir()} == {
+        "manifest.json",
+        "images_00000000.npz",
+        ".images_00000008.npz.partial",
+    }
+    drawn.append(0)  # alive from here on
+    monkeypatch.setattr(np, "savez", dying)
+    assert evaluate.run(config, str(trained), output=str(tmp_path / "killed")) == 0
+    assert drawn == [8, 8, 0, 8, 6]
+    assert evaluate.run(config, str(trained), output=str(tmp_path / "whole")) == 0
+    reports = [json.loads((tmp_path / name / "step_6.json").read_text()) for name in ("killed", "whole")]
+    assert reports[0]["drawn"] == reports[1]["drawn"]
+    for file in pieces.glob("*.npz"):
+        with np.load(file) as ours, np.load(tmp_path / "whole" / file.relative_to(tmp_path / "killed")) as theirs:
+            np.testing.assert_array_equal(ours["images"], theirs["images"])
+
+
+def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_path, monkeypatch):
+    """Each sampler a curve of its own beside those of training, at the checkpoint's step; metrics.jsonl stays as it is."""
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            self.curve = str(pathlib.Path(folder).relative_to(trained / "tensorboard"))
+
+        def write_scalars(self, step, values):
+            written.append((self.curve, step, values))
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    monkeypatch.setattr(logbook, "_load_writers", lambda: Writer)
+    before = (trained / "metrics.jsonl").read_bytes()
+    fields = FIELDS | {"train.tensorboard": True, "evaluation.metrics": ("frechet", "bits_per_dim")}
+    fields |= {"evaluation.bound_timesteps": 4, "evaluation.held_out_images": 8, "evaluation.checkpoint_steps": (4,)}
+    assert evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path)) == 0
+    assert (trained / "metrics.jsonl").read_bytes() == before
+    curves = ("evaluate/ema-ddim-4-leading", "evaluate/ema-ancestral-4-leading", "evaluate/ema")
+    assert [(curve, step) for curve, step, _ in written] == [(curve, 4) for curve in curves]
+    report = json.loads((tmp_path / "step_4.json").read_text())
+    for (_, _, values), row in zip(written[:2], report["drawn"], strict=True):
+        assert values == {"evaluation/count": 12, "evaluation/frechet": row["frechet"]}
+    assert written[2][2]["evaluation/bits_per_dim"] == report["bits_per_dim"]["bits_per_dim"]
+    assert "evaluation/exact" not in written[2][2]  # yes or no is no curve
+    assert all(isinstance(value, float) for _, _, values in written for value in values.values())
 
 
 def classifier(images):
@@ -171,6 +254,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     assert reports[0]["drawn"] == reports[1]["drawn"]
     assert reports[0]["real"] == reports[1]["real"]
     assert reports[0]["reference"] == reports[1]["reference"]
+    assert "features_kept" not in reports[0]["reference"]
     scores = reports[0]["drawn"][0]
     assert {"frechet", "kid", "kid error", "inception score", "precision", "recall"} <= set(scores)
     assert 1 <= scores["inception score"] <= 8
@@ -181,8 +265,28 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
             evaluate.run(tiny_config(fields | {"evaluation.reference": str(file)} | changes), str(trained))
         assert "\n" not in str(caught.value)
 
+    # Of 1,500 features 40 are kept: in a file made so, in an older one that holds them all, and without a file.
+    few = fields | {"evaluation.kept_features": 40, "evaluation.metrics": ("frechet", "kid", "precision_recall")}
+    assert reference.run(tiny_config(few), str(trained), output=str(tmp_path / "few.npz")) == 0
+    with np.load(tmp_path / "few.npz") as kept:
+        assert kept["features"].shape == (40, 8)
+        assert json.loads(str(kept["provenance"])).items() >= {"images": 1500, "features_kept": 40, "features_seed": 0}.items()
+    scored = []
+    for path in ("", str(tmp_path / "few.npz"), str(file)):
+        config = tiny_config(few | {"evaluation.reference": path})
+        assert evaluate.run(config, str(trained), output=str(tmp_path / "few")) == 0
+        scored.append(json.loads((tmp_path / "few" / "step_6.json").read_text()))
+    assert scored[0]["drawn"] == scored[1]["drawn"] == scored[2]["drawn"]
+    assert scored[0]["real"] == scored[1]["real"] == scored[2]["real"]
+    assert scored[0]["real"]["frechet"] == reports[0]["real"]["frechet"]  # that one is still of all
+    assert (scored[0]["real"]["count"], scored[0]["real"]["compared"]) == (297, 40)
+    assert scored[0]["real"]["recall"] != reports[0]["real"]["recall"]
+    assert "look at 12 of the drawn and 40 of the real images" in (tmp_path / "few" / "table.md").read_text()
+
     refused(r"extractor is .*test_evaluate:classifier.*, wanted .*pixels", {"evaluation.features": "pixels"})
-    refused("pixels gives no logits", {"evaluation.features": "pixels", "evaluation.reference": ""})
+    refused(
+        "features come without logits: leave inception_score out", {"evaluation.features": "pixels", "evaluation.reference": ""}
+    )
     np.savez(tmp_path / "other.npz", mu=np.zeros(8), sigma=np.eye(8))
     refused("holds no features, which kid", {"evaluation.reference": str(tmp_path / "other.npz")})
     np.savez(tmp_path / "other.npz", mu=np.zeros(9), sigma=np.eye(9))
@@ -225,12 +329,23 @@ def test_the_flow_has_a_likelihood_of_its_own(trained, tiny_config, tmp_path):
 
 
 def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_config, tmp_path):
-    """Its rows stand among those of training; the losses are those of a run without; the last is --mode=evaluate's."""
+    """Its rows stand among those of training; losses and weights are those of a run without, also where it was killed."""
     fields = FIELDS | {"train.evaluate_every": 4, "train.evaluate_images": 12}
+
+    def left(folder):
+        """Rows of metrics.jsonl, without the time, and a fingerprint of the weights."""
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        params, step = weights.restore(tiny_config(fields), folder, meshes.make_mesh())
+        assert step == 6
+        return [{name: value for name, value in row.items() if name != "time"} for row in rows], evaluate.weights_digest(params)
+
     train.run(tiny_config(fields), str(tmp_path))
-    rows, without = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path, trained)
-    )
+    rows, digest = left(tmp_path)
+    without, expected = left(trained)
+    assert digest == expected
+    shutil.rmtree(tmp_path / "checkpoints" / "6")  # as a kill after the last step leaves it: lines, and no checkpoint
+    train.run(tiny_config(fields), str(tmp_path))
+    assert left(tmp_path) == (rows, digest)
     assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in without]
     scores = [row for row in rows if "evaluation/frechet" in row]
     assert [row["step"] for row in scores] == [4, 6]
@@ -250,6 +365,8 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         ({"evaluation.metrics": ("fid",)}, r"evaluation\.metrics is 'fid': choose one of frechet"),
         ({"evaluation.metrics": ()}, r"evaluation\.metrics is empty"),
         ({"evaluation.num_images": 1}, r"num_images is 1: it must be 4 or more"),
+        ({"evaluation.batch_size": 0}, r"evaluation\.batch_size is 0: it must be above 0"),
+        ({"evaluation.kept_features": -1}, r"evaluation\.kept_features is -1: it must be 0 or more"),
         ({"evaluation.checkpoint_steps": ()}, "checkpoint_steps is empty"),
         ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
         ({"evaluation.samplers": ("magic",)}, r"sampling\.sampler is 'magic'"),

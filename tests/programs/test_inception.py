@@ -9,7 +9,8 @@ import pytest
 
 from ddpm_jax.metrics import inception_weights
 from ddpm_jax.metrics import reference as reference_file
-from ddpm_jax.programs import evaluate, reference
+from ddpm_jax.programs import reference
+from ddpm_jax.programs.comparison import Comparison
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError
 
@@ -59,9 +60,8 @@ def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few
     assert np.isfinite(made.features).all()
     assert made.provenance["extractor"]["weights_sha256"] == hashlib.sha256(b"random").hexdigest()
     json.dumps(made.provenance)
-    comparison = evaluate.Comparison(tiny_config(fields | {"evaluation.reference": str(file)}), meshes.make_mesh())
-    notes = evaluate.warnings_of(tiny_config(fields), comparison)
-    assert any("weights are not the published ones: the Fréchet distance is no FID" in note for note in notes)
+    comparison = Comparison(tiny_config(fields | {"evaluation.reference": str(file)}), meshes.make_mesh())
+    assert any("weights are not the published ones: the Fréchet distance is no FID" in note for note in comparison.notes())
 
 
 def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_path):
@@ -69,5 +69,5 @@ def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_
     with pytest.raises(UsageError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
         reference.run(tiny_config(fields), str(tmp_path))
     with pytest.raises(UsageError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
-        evaluate.Comparison(tiny_config(fields), meshes.make_mesh())
+        Comparison(tiny_config(fields), meshes.make_mesh())
     assert list(pathlib.Path(tmp_path).rglob("*.npz")) == []

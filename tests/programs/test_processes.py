@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import build
-from ddpm_jax.programs import sample, train
+from ddpm_jax.programs import evaluate, sample, train
 from ddpm_jax.runtime.checkpoint import Checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -38,7 +38,8 @@ FIELDS = {
     "train.log_every": 1,
     "train.checkpoint_every": 3,
 }
-PICTURE = {"train.sample_every": STEPS}
+PICTURE = {"train.sample_every": STEPS, "train.evaluate_every": STEPS, "train.evaluate_images": 11}
+PICTURE["evaluation.metrics"] = ("frechet", "precision_recall")
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -125,9 +126,13 @@ def final_state(tiny_config):
 
 
 def losses(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in lines(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # each once: one process writes
     return [row["loss"] for row in rows]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_two_processes_end_where_one_does(uninterrupted, one_process, final_state):
@@ -135,6 +140,9 @@ def test_two_processes_end_where_one_does(uninterrupted, one_process, final_stat
     # Not to the bit: eight gradients are summed in another order by Gloo, across processes, than within one. Where a
     # gradient is zero but for rounding, Adam makes a step of that rounding.
     np.testing.assert_allclose(losses(two), losses(one_process), rtol=1e-5)
+    (scores,), (expected_scores,) = ([row for row in lines(folder) if "loss" not in row] for folder in (two, one_process))
+    for name in ("step", "evaluation/count", "evaluation/frechet", "evaluation/precision", "evaluation/recall"):
+        assert scores[name] == pytest.approx(expected_scores[name], rel=1e-4), name
     step, leaves = final_state(two)
     expected_step, expected = final_state(one_process)
     assert step == expected_step == STEPS
@@ -199,6 +207,34 @@ def test_two_processes_draw_what_one_draws(one_process, shared, command, tiny_co
         for name in one:
             np.testing.assert_array_equal(two[name], one[name])
     assert (shared / "by_two" / "grid.png").read_bytes() == (shared / "by_one" / "grid.png").read_bytes()
+
+
+def test_two_processes_measure_what_one_measures(one_process, shared, command, tiny_config):
+    """The same images of the same weights, distances to 1e-6, the bound to 1e-6."""
+    fields = FIELDS | {"sampling.batch_size": 8, "evaluation.num_images": 11, "evaluation.batch_size": 16}
+    fields |= {"evaluation.held_out": "train", "evaluation.held_out_images": 9, "evaluation.bound_timesteps": 4}
+    fields["evaluation.metrics"] = ("frechet", "kid", "precision_recall", "bits_per_dim")
+    job = Job(command(one_process, "--mode=evaluate", f"--output={shared / 'two_eval'}", fields=fields), shared / "evaluate")
+    assert evaluate.run(tiny_config(fields), str(one_process), output=str(shared / "one_eval")) == 0
+    assert job.wait() == [0, 0], job.said()
+    assert job.said()[1] == ""
+    two, one = (json.loads((shared / name / f"step_{STEPS}.json").read_text()) for name in ("two_eval", "one_eval"))
+    assert two["weights_sha256"] == one["weights_sha256"]
+    assert two["reference"] == one["reference"]
+    assert one["real"] is None  # images held out that are those to compare with say nothing
+    for found, expected in zip(two["drawn"], one["drawn"], strict=True):
+        assert {"frechet", "kid", "precision", "recall"} < expected.keys()
+        assert found == {name: value if isinstance(value, (str, dict)) else pytest.approx(value, rel=1e-6, abs=1e-12)
+                         for name, value in expected.items()}  # fmt: skip
+    for name in ("images", "bits_per_dim", "rate", "distortion_bits", "standard_error", "prior"):
+        assert two["bits_per_dim"][name] == pytest.approx(one["bits_per_dim"][name], rel=1e-6), name
+    pieces = sorted(file.relative_to(shared / "one_eval") for file in (shared / "one_eval" / "images").rglob("*.npz"))
+    assert len(pieces) == 2
+    for piece in pieces:
+        with np.load(shared / "two_eval" / piece) as theirs, np.load(shared / "one_eval" / piece) as ours:
+            assert set(theirs) == {"images", "labels"}
+            for name in ours:
+                np.testing.assert_array_equal(theirs[name], ours[name])
 
 
 def test_a_wrong_config_ends_both_with_one_line(shared, command):

@@ -64,6 +64,16 @@ def test_each_option_changes_the_picture_and_no_other_run_does(draw):
             assert a == b or not np.array_equal(pictures[a], pictures[b]), f"{a} draws what {b} draws"
 
 
+def test_few_ancestral_steps_under_fixed_large_are_warned_of(draw, tiny_config, capsys):
+    """At most a tenth of the chain; by the rule that evaluations use."""
+    ancestral = {"sampling.sampler": "ancestral"}
+    draw(ancestral)
+    assert "note: ancestral sampling in 4 of 100 steps under fixed_large" in capsys.readouterr().out
+    assert sample.sampling_notes(tiny_config(ancestral | {"sampling.num_steps": 10}))
+    for sound in ({}, {"sampling.num_steps": 11} | ancestral, {"diffusion.variance": "fixed_small"} | ancestral):
+        assert sample.sampling_notes(tiny_config(sound)) == []
+
+
 def test_a_class_can_be_asked_for(draw):
     assert draw({"sampling.label": 7})["labels"].tolist() == [7] * 5
 

@@ -180,7 +180,7 @@ def test_a_full_disk_is_told(tmp_path):
 
 TENSORBOARD = """
 import sys, numpy as np
-from ddpm_jax.runtime.logbook import Logbook
+from ddpm_jax.runtime.logbook import Events, Logbook
 if sys.argv[2] == "without":
     sys.modules["tensorflow"] = None
 with Logbook(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logbook:
@@ -189,18 +189,23 @@ with Logbook(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logbook
     logbook.scalars(1, {"loss": 0.5})
     logbook.image(1, "samples", np.full((4, 4, 3), 200, np.uint8))
     logbook.scalars(2, {"loss": 0.25})
+with Events(sys.argv[1], logbook.say) as events:
+    events.scalars(2, {"loss": 0.75}, "evaluate/ema")
 """
 
 READ_EVENTS = """
 import pathlib, tensorflow as tf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-(file,) = pathlib.Path(sys.argv[1], "tensorboard").iterdir()
-for event in EventFileLoader(str(file)).Load():
-    for value in event.summary.value:
-        array = tf.make_ndarray(value.tensor)
-        if value.tag == "samples":
-            array = tf.io.decode_png(array.flat[2]).numpy()
-        print(event.step, value.tag, array.dtype, array.tolist())
+folder = pathlib.Path(sys.argv[1], "tensorboard")
+files = sorted(folder.rglob("events.*"), key=lambda file: len(file.parts))
+assert [str(file.parent.relative_to(folder)) for file in files] == [".", "evaluate/ema"]
+for file in files:
+    for event in EventFileLoader(str(file)).Load():
+        for value in event.summary.value:
+            array = tf.make_ndarray(value.tensor)
+            if value.tag == "samples":
+                array = tf.io.decode_png(array.flat[2]).numpy()
+            print(event.step, value.tag, array.dtype, array.tolist())
 """
 
 
@@ -217,12 +222,13 @@ def test_events_hold_the_same_numbers(tmp_path, child_environment):
         "1 loss float32 0.5",
         f"1 samples uint8 {np.full((4, 4, 3), 200).tolist()}",
         "2 loss float32 0.25",
+        "2 loss float32 0.75",
     ]
     assert said == []
 
 
 def test_without_tensorflow_one_line_says_so(tmp_path, child_environment):
     _, said = run_program(TENSORBOARD, tmp_path, "without", child_environment())
-    assert len(said) == 1
-    assert said[0].startswith("TensorBoard is off (import of tensorflow halted")
+    assert len(said) == 2  # of each of the two that would have written
+    assert all(line.startswith("TensorBoard is off (import of tensorflow halted") for line in said)
     assert not (tmp_path / "tensorboard").exists()

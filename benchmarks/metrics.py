@@ -1,0 +1,68 @@
+"""How long do the metrics take once the features are there, and how much memory? No images, no network: random vectors.
+
+python benchmarks/metrics.py                                   # 50,000 of 2,048: an FID; 10,000 for kid, precision and recall
+python benchmarks/metrics.py --num=2000 --dimension=64 --kept=500
+
+Seconds that passed, seconds of all cores together (which say more where a machine is shared), and the highest memory of
+the process so far, the vectors themselves included.
+"""
+
+import argparse
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ddpm_jax.metrics.collection import collect
+from ddpm_jax.metrics.features import Features
+from ddpm_jax.metrics.frechet import frechet_distance
+from ddpm_jax.metrics.kernel import kernel_distance
+from ddpm_jax.metrics.precision_recall import Manifold
+
+BATCH = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=int, default=50_000, help="vectors of each set")
+    parser.add_argument("--dimension", type=int, default=2048)
+    parser.add_argument("--kept", type=int, default=10_000, help="of each set for kid, precision and recall; 0 for all")
+    options = parser.parse_args()
+    print(f"two sets of {options.num:,} vectors of {options.dimension:,}, {options.kept:,} of them kept")
+    print(f"{'':32} {'seconds':>8} {'of cores':>9} {'memory, GiB':>12}")
+    real, drawn = (
+        timed(f"moments and choice, {name}", lambda shift=shift: collect(parts(options, shift), options.num, options.kept))
+        for name, shift in (("real", 0.0), ("drawn", 0.1))
+    )
+    timed("Fréchet distance", lambda: frechet_distance(real.gaussian, drawn.gaussian))
+    timed("KID", lambda: kernel_distance(real.features, drawn.features))
+    manifold = timed("neighbours of the real", lambda: Manifold(real.features))
+    timed("precision and recall", lambda: manifold.compare(drawn.features))
+
+
+def parts(options: argparse.Namespace, shift: float) -> Iterator[Features]:
+    """Vectors whose spread falls from one dimension to the next, as features' does; batch by batch."""
+    rng = np.random.default_rng(0)
+    spread = np.exp(-np.arange(options.dimension) / (options.dimension / 7)).astype(np.float32)
+    for first in range(0, options.num, BATCH):
+        size = (min(BATCH, options.num - first), options.dimension)
+        yield Features(rng.standard_normal(size, dtype=np.float32) * spread + np.float32(shift))
+
+
+def timed(name: str, work: Callable[[], object]) -> object:
+    """What `work` gives; prints what it took."""
+    passed, cores = time.perf_counter(), time.process_time()
+    result = work()
+    passed, cores = time.perf_counter() - passed, time.process_time() - cores
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name:32} {passed:8.1f} {cores:9.1f} {memory:12.2f}", flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()
