@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ddpm_jax import build
 from ddpm_jax.programs import evaluate, sample, train, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError, UsageError
@@ -38,15 +39,26 @@ def trained(folder, tiny_config):
     return folder
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """What was read of the run's checkpoints, for the tests to share: (name, step) -> as `restored` gives it."""
+    return {}
+
+
 @pytest.fixture
-def restored(trained, tiny_config):
+def restored(trained, tiny_config, kept):
     """(name, step) -> all parameters of those weights in one vector, float64, and the step that they are of."""
 
     def restore(name, step=-1):
+        if (name, step) in kept:
+            return kept[name, step]
         config = tiny_config(FIELDS | {"sampling.weights": name, "sampling.checkpoint_step": step})
         params, found = weights.restore(config, trained, meshes.make_mesh())
         assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(params))
-        return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)]), found
+        vector = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
+        if build.weights_field(config):  # what is made of several is made anew, and tells so
+            kept[name, step] = vector, found
+        return vector, found
 
     return restore
 
