@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, help="of the samples compared with the mixture: errors are means over them"
     )
-    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], help="one of the rows")
+    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], help="one of the samplers")
+    parser.add_argument("--spacing", choices=schedules.SPACINGS, help="one of the spacings")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -84,13 +85,13 @@ def main() -> None:
     if options.against:
         import mixture_diffusers
 
-        mixture_diffusers.compare(kinds, options.budgets, make_sampler, run)
+        mixture_diffusers.compare(kinds, options.budgets, options.spacing, make_sampler, run)
         return
     panels = []
     for title, settings, seeds, error_of, least in kinds:
         rows = {}
         for label, setting in settings.items():
-            for spacing in SPACINGS:
+            for spacing in [options.spacing] if options.spacing else SPACINGS:
                 samplers = [make_sampler(setting, spacing, budget) for budget in options.budgets]
                 errors = [
                     np.mean([error_of(run(sampler, keys)) for keys in seeds]) if sampler else np.nan for sampler in samplers

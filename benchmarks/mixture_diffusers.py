@@ -54,7 +54,7 @@ def draw(label: str, spacing: str, evaluations: int, x_T: np.ndarray, seed: int)
     return x.numpy()
 
 
-def compare(kinds: tuple, budgets: list[int], make_sampler, run) -> None:
+def compare(kinds: tuple, budgets: list[int], only_spacing: str | None, make_sampler, run) -> None:
     """Print ours and theirs for each sampler, spacing and budget that both have, and where ours is the worse of the two."""
     worse = []
     for title, settings, seeds, error_of, floor in kinds:
@@ -65,6 +65,8 @@ def compare(kinds: tuple, budgets: list[int], make_sampler, run) -> None:
             if label not in SAME:
                 continue
             for spacing in SAME[label][2]:
+                if only_spacing not in (None, spacing):
+                    continue
                 cells = []
                 for budget in budgets:
                     sampler = make_sampler(settings[label], spacing, budget)
