@@ -57,34 +57,45 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network evaluations per sample")
     parser.add_argument("--flows", type=int, default=1000, help="samples compared with the ODE")
     parser.add_argument("--draws", type=int, default=50_000, help="samples compared with the mixture")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="of the samples compared with the mixture: errors are means over them"
+    )
+    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], help="one of the samplers")
+    parser.add_argument("--spacing", choices=schedules.SPACINGS, help="one of the spacings")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
-    keys = jax.random.split(jax.random.key(0), options.draws)
-    x_T = np.asarray(chain.images_noise(keys[: options.flows], 0, SHAPE))
+    keys = [jax.random.split(jax.random.key(seed), options.draws) for seed in range(options.seeds)]
+    flow_keys = [keys[0][: options.flows]]
+    x_T = np.asarray(chain.images_noise(*flow_keys, 0, SHAPE))
     exact = solve_flow(x_T)
     floor = np.mean([sliced_wasserstein(draw_mixture(options.draws, seed)) for seed in range(5)])
 
     def distance_to_flow(samples: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.sum(np.square(samples.reshape(exact.shape) - exact), axis=-1))))
 
-    kinds = (  # (title, samplers, keys, error of samples, what errors are not told apart from)
-        ("distance from the probability-flow ODE", FLOWS, keys[: options.flows], distance_to_flow, 0.0),
-        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", DRAWS, keys, sliced_wasserstein, floor),
+    flows, draws = (
+        {label: setting for label, setting in rows.items() if options.only in (None, label)} for rows in (FLOWS, DRAWS)
+    )
+    kinds = (  # (title, samplers, keys of each seed, error of samples, what errors are not told apart from)
+        ("distance from the probability-flow ODE", flows, flow_keys, distance_to_flow, 0.0),
+        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", draws, keys, sliced_wasserstein, floor),
     )
     if options.against:
         import mixture_diffusers
 
-        mixture_diffusers.compare(kinds, options.budgets, make_sampler, run)
+        mixture_diffusers.compare(kinds, options.budgets, options.spacing, make_sampler, run)
         return
     panels = []
-    for title, settings, own_keys, error_of, least in kinds:
+    for title, settings, seeds, error_of, least in kinds:
         rows = {}
         for label, setting in settings.items():
-            for spacing in SPACINGS:
+            for spacing in [options.spacing] if options.spacing else SPACINGS:
                 samplers = [make_sampler(setting, spacing, budget) for budget in options.budgets]
-                errors = [error_of(run(sampler, own_keys)) if sampler else np.nan for sampler in samplers]
+                errors = [
+                    np.mean([error_of(run(sampler, keys)) for keys in seeds]) if sampler else np.nan for sampler in samplers
+                ]
                 rows[label, spacing] = [(sampler.evaluations if sampler else 0) for sampler in samplers], errors
         print_table(title, rows, options.budgets, least)
         panels.append((title, rows, least))

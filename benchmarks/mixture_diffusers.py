@@ -38,8 +38,8 @@ def network(x_t: torch.Tensor, t: float) -> torch.Tensor:
 DENOISE = mixture.jax.jit(lambda x, signal, spread: mixture.exact_denoiser(jnp.asarray(x), signal, spread))
 
 
-def draw(label: str, spacing: str, evaluations: int, x_T: np.ndarray) -> np.ndarray:
-    """Samples [B, 3] from x_T [B, 3] in exactly so many evaluations."""
+def draw(label: str, spacing: str, evaluations: int, x_T: np.ndarray, seed: int) -> np.ndarray:
+    """Samples [B, 3] from x_T [B, 3] in exactly so many evaluations; `seed` is of the noise, where there is any."""
     make, options, _ = SAME[label]
     scheduler = make(trained_betas=mixture.TRAINED.betas, prediction_type="epsilon", **options, **spaced(spacing))
     scheduler.set_timesteps((evaluations + 1) // 2 if label == "heun" else evaluations)
@@ -47,29 +47,33 @@ def draw(label: str, spacing: str, evaluations: int, x_T: np.ndarray) -> np.ndar
     x = torch.from_numpy(x_T)
     if label == "heun":
         x = x * scheduler.init_noise_sigma
-    options = {"generator": torch.Generator().manual_seed(0)} if label in mixture.DRAWS else {}
+    options = {"generator": torch.Generator().manual_seed(seed)} if label in mixture.DRAWS else {}
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t).double(), t)
         x = scheduler.step(output, t, x, **options, return_dict=False)[0]
     return x.numpy()
 
 
-def compare(kinds: tuple, budgets: list[int], make_sampler, run) -> None:
+def compare(kinds: tuple, budgets: list[int], only_spacing: str | None, make_sampler, run) -> None:
     """Print ours and theirs for each sampler, spacing and budget that both have, and where ours is the worse of the two."""
     worse = []
-    for title, settings, keys, error_of, floor in kinds:
-        x_T = np.asarray(mixture.chain.images_noise(keys, 0, mixture.SHAPE)).reshape(-1, 3)
+    for title, settings, seeds, error_of, floor in kinds:
+        starts = [np.asarray(mixture.chain.images_noise(keys, 0, mixture.SHAPE)).reshape(-1, 3) for keys in seeds]
         print(f"\n{title}: ours / diffusers {diffusers.__version__}\n")
         print(f"| sampler | spacing | {' | '.join(map(str, budgets))} |\n|{'---|' * (len(budgets) + 2)}")
         for label in settings:
             if label not in SAME:
                 continue
             for spacing in SAME[label][2]:
+                if only_spacing not in (None, spacing):
+                    continue
                 cells = []
                 for budget in budgets:
                     sampler = make_sampler(settings[label], spacing, budget)
-                    ours = error_of(run(sampler, keys))
-                    theirs = error_of(draw(label, spacing, sampler.evaluations, x_T))
+                    ours = np.mean([error_of(run(sampler, keys)) for keys in seeds])
+                    theirs = np.mean(
+                        [error_of(draw(label, spacing, sampler.evaluations, x_T, i)) for i, x_T in enumerate(starts)]
+                    )
                     cells.append(f"{ours:.1e} / {theirs:.1e}")
                     if ours > 1.01 * theirs + 0.2 * floor:
                         worse.append(f"{label}, {spacing}, {sampler.evaluations}: {ours:.2e} against {theirs:.2e}")

@@ -3,6 +3,7 @@
 python benchmarks/sample.py --config=digits --sampler=ancestral --num_steps=1000
 python benchmarks/sample.py --config=digits --sampler=ancestral --num_steps=1000 --against=torch   # pip install torch diffusers
 python benchmarks/sample.py --config=cifar10 --batch_size=8 --num_steps=5
+for sampler in ancestral ddim dpmpp_2m dpmpp_2m_sde unipc heun ode; do python benchmarks/sample.py --sampler=$sampler; done
 
 Also the share of the time that is not the network: the same number of network evaluations alone, without a sampler, are
 timed in turn. With --against=torch diffusers' scheduler and network draw as many images, in both memory formats.
@@ -34,7 +35,7 @@ def main() -> None:
     state = jax.jit(build.build_init(config), out_shardings=meshes.replicated(mesh))(jax.random.key(0))
     generator = build.build_generator(config, mesh)
     labels = build.sampling_labels(config)
-    batch_size = generator.batch_size
+    batch_size, evaluations = generator.batch_size, generator.sampler.evaluations
 
     def draw():
         return list(generator.generate(state.params, jax.random.key(1), num_images=batch_size, labels=labels))
@@ -45,15 +46,15 @@ def main() -> None:
     def network(params, x_t, t):
         return make_denoise_fn(params, None if labels is None else jnp.asarray(labels))(x_t, t)
 
-    flops = measure.count_flops(network, state.params, x_t, t) * sampling.num_steps
+    flops = measure.count_flops(network, state.params, x_t, t) * evaluations
 
     @jax.jit
-    def evaluations(params, x_t, t):
+    def network_alone(params, x_t, t):
         # Each waits for the one before, as a sampler's do.
-        return jax.lax.scan(lambda x, _: (network(params, x, t), None), x_t, length=sampling.num_steps)[0]
+        return jax.lax.scan(lambda x, _: (network(params, x, t), None), x_t, length=evaluations)[0]
 
     ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
-    work = {"ddpm_jax": draw, "its network alone": lambda: jax.block_until_ready(evaluations(state.params, x_t, t))}
+    work = {"ddpm_jax": draw, "its network alone": lambda: jax.block_until_ready(network_alone(state.params, x_t, t))}
     if options.against:
         import torch_reference
 
@@ -65,7 +66,7 @@ def main() -> None:
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
-    how = f"{sampling.sampler}, {sampling.num_steps} steps, batch {batch_size}, {config.model.dtype}"
+    how = f"{sampling.sampler}, {sampling.num_steps} steps, {evaluations} evaluations, batch {batch_size}, {config.model.dtype}"
     print(f"{measure.machine()}; {options.config}, {how}, median of {options.rounds}")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
     measure.table(rows, batch_size, flops, ceiling, better)

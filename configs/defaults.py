@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     train.log_every = 100
     train.checkpoint_every = 5000
     train.keep_latest = 3  # checkpoints kept for resuming
-    train.keep_every = 100_000  # a checkpoint every so many steps is kept for good; 0 for none
+    train.keep_every = 100_000  # of the checkpoints, those of every so many steps are kept for good; 0 for none
     train.sample_every = 10_000  # a picture of EMA samples; 0 for none
     train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
     train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler

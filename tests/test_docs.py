@@ -9,8 +9,9 @@ import pytest
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 ROOMS = {
     **dict.fromkeys(("schedules", "diffusion", "losses", "likelihood", "bound", "weightings", "timesteps"), "ddpm_jax.process"),
-    **dict.fromkeys(("inversion", "guidance", "repaint", "sampler"), "ddpm_jax.samplers"),
-    "samplers": "ddpm_jax",
+    **dict.fromkeys(
+        ("ddim", "dpmpp", "unipc", "heun", "ode", "inversion", "guidance", "repaint", "sampler"), "ddpm_jax.samplers"
+    ),
 }
 
 

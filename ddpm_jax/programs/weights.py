@@ -74,14 +74,16 @@ def _make(config: ConfigDict, checkpoints: Checkpoints, abstract: Any, target: i
         line = f"{name} at step {steps[-1]:,} out of {len(snapshots)} averages of {len(steps)} checkpoints"
         line += f", {100 * recipe.profile_error:.2g}% from its profile"
         if recipe.profile_error > FAR:
-            line += ": too few lengths or checkpoints for this one; keep more (config.train.keep_every) or choose another"
+            line += ": too few lengths or checkpoints for this one; "
+            line += "keep more (config.train.keep_every and checkpoint_every) or choose another"
         print(line, file=sys.stderr, flush=True)
 
     def trees() -> Iterator[Any]:
-        for step, std in snapshots:  # one at a time in memory
-            field = averages.power_name(std)
-            restored, _ = checkpoints.restore_part({field: abstract}, step)
-            yield jax.tree.map(np.asarray, restored[field])
+        fields = {averages.power_name(std): abstract for std in config.ema.power_stds}
+        for step in steps:  # those of one step in memory, and no more
+            restored, _ = checkpoints.restore_part(fields, step)
+            for name in fields:
+                yield jax.tree.map(np.asarray, restored[name])
 
     params = post_hoc.combine(recipe.weights, trees())
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, abstract), steps[-1]

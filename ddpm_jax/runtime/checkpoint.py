@@ -233,7 +233,8 @@ class Checkpoints:
         def inspect() -> bool:
             check_sums(folder, wanted)
             # Read before the arrays are, so that a state of another shape is not taken for damage.
-            written = {item.name: _read_shapes(item) for item in sorted(folder.iterdir()) if item.is_dir()}
+            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in wanted))
+            written = {item.name: _read_shapes(item) for item in items}
             _check_shapes(step, written, {name: _shapes(tree) for name, tree in wanted.items()}, whole)
             return True
 

@@ -2,22 +2,18 @@
 
 from collections.abc import Callable
 
-from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.samplers.ddim import ddim
-from ddpm_jax.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde
-from ddpm_jax.samplers.heun import heun
-from ddpm_jax.samplers.ode import ode
+# Modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each holds the function of its name (dpmpp.py two).
+from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, ode, unipc
 from ddpm_jax.samplers.sampler import Sampler
-from ddpm_jax.samplers.unipc import unipc
 
 # name -> (schedule, *, prediction, variance, clip_denoised, eta, trained, and options of its own) -> Sampler.
 # `schedule` is usually respaced; `trained` is the chain that it was respaced from, for those that stop between its entries.
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ancestral": ancestral,
-    "ddim": ddim,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "unipc": unipc,
-    "heun": heun,
-    "ode": ode,
+    "ancestral": ancestral.ancestral,
+    "ddim": ddim.ddim,
+    "dpmpp_2m": dpmpp.dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp.dpmpp_2m_sde,
+    "unipc": unipc.unipc,
+    "heun": heun.heun,
+    "ode": ode.ode,
 }

@@ -12,6 +12,10 @@ hand in its place, so that a step is a sum whose weights depend on the schedule 
 and a method is a table of those weights, made once in float64. The last step goes to λ = infinity, where all the weight
 of (1) is on the newest guess: the sample is that guess, and the step of lower order is the exact one.
 
+A step much longer than the one before leads where no polynomial in λ holds: it would add the last change h/2h' times more
+and throw the guess beyond every image. Such a step puts x̂_0 on a straight line in α: a bounded one, and the right one
+for data N(m, I) (`along_signal`). The spacings by t take one at their end, unless they are trailing.
+
 A corrector may look back: once the network has seen x_t, the step that led there is taken again with this guess among
 the others, and the improved x_t is where the next step sets out. That costs no evaluation (UniPC 2302.04867, algorithm 1).
 """
@@ -99,3 +103,28 @@ def log_signal_to_noise(schedule: NoiseSchedule) -> np.ndarray:
     """λ_k = log(sqrt(ᾱ_k) / sqrt(1 - ᾱ_k)) of each entry, half the log SNR: float64 [K], descending; -inf where ᾱ = 0."""
     with np.errstate(divide="ignore"):
         return -np.log(schedule.sqrt_recipm1_alphas_cumprod)
+
+
+LONGEST = 2.0  # times the step before: steps longer than that are taken along the signal
+
+
+def long_steps(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the step from entry k is a long one: bool [K]. Not the first, nor the last."""
+    lengths = -np.diff(log_signal_to_noise(schedule))  # of the steps from entries 1 .. K-1
+    return np.concatenate([[False], lengths[:-1] > LONGEST * lengths[1:], [False]])[: schedule.num_timesteps]
+
+
+def along_signal(schedule: NoiseSchedule) -> np.ndarray:
+    """r of D = x̂_0(k) + r (x̂_0(k) - x̂_0(k+1)), for a step from entry k that takes x̂_0 to be linear in α: float64 [K].
+
+    D is the mean of that line over the step, as (1) weighs it, by d e^λ = d(α/s). As ∫ α d(α/s) = 1/s,
+
+        r = (a - α_k) / (α_k - α_{k+1}),     a = (1/s_t - 1/s_k) / (α_t/s_t - α_k/s_k),                       (3)
+
+    which is h/2h' where steps are short, and at most (1 - α_k) / (α_k - α_{k+1}) where they are long. 0 in the first step,
+    which has none before it, and in the last.
+    """
+    alpha, spread = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    mean = np.diff(1 / spread) / np.diff(alpha / spread)  # of the steps that set out from entries 1 .. K-1
+    inner = (mean[:-1] - alpha[1:-1]) / -np.diff(alpha[1:])
+    return np.concatenate([[0.0], inner, [0.0]])[: len(alpha)]

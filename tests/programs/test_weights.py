@@ -115,7 +115,7 @@ def test_of_an_earlier_checkpoint_nothing_later_counts(restored):
 
 def test_a_length_too_far_from_those_kept_says_so(restored, capsys):
     restored("power_0.01", 3)
-    assert "keep more (config.train.keep_every)" in capsys.readouterr().err
+    assert "keep more (config.train.keep_every and checkpoint_every)" in capsys.readouterr().err
 
 
 def test_pictures_in_training_are_drawn_with_them(trained, tiny_config, tmp_path):

@@ -7,7 +7,7 @@ from exact_denoisers import FULL, SHAPE, build, curved, shorten, some_keys, walk
 
 from ddpm_jax.process.diffusion import PREDICTIONS
 from ddpm_jax.process.schedules import respace, schedule_from_betas
-from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.samplers import SAMPLERS, dpmpp, multistep, sampler, unipc
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -129,6 +129,38 @@ def test_dpm_solver_of_two_steps_is_of_first_order(first_order, second_order):
     """Nothing to extrapolate from in the first, lower order in the last: DDIM with eta 0 and 1 (2211.01095, section 4)."""
     schedule = shorten(FULL, 2)
     chains_agree(build(first_order, schedule), build(second_order, schedule))
+
+
+@pytest.mark.parametrize("weights", [*(2, 3), "2M"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_a_long_step_is_exact_where_guesses_lie_on_a_line_in_the_signal(weights, spacing):
+    """For N(m, I) the flow is x_t = alpha m + z and the guess m + alpha z: the leap of these spacings to t=0 keeps both; 1e-12.
+
+    And it is bounded: of 50 steps, the change of the guesses is added less than once, where h / 2h' adds it 1.7 times.
+    """
+    for steps in (5, 10, 50):
+        schedule = shorten(FULL, steps, spacing)
+        if weights == "2M":
+            table = dpmpp.second_order_weights(schedule, noise=False)
+        else:
+            table, _ = unipc.predictor_corrector(schedule, weights)
+        assert multistep.long_steps(schedule).tolist() == [False, True] + (steps - 2) * [False]
+        alpha, m, z = schedule.sqrt_alphas_cumprod, 0.7, -1.3
+        guesses = (m + alpha * z)[1 : 1 + table.on_guesses.shape[1]]
+        np.testing.assert_allclose(
+            table.on_x[1] * (alpha[1] * m + z) + table.on_guesses[1] @ guesses, alpha[0] * m + z, atol=1e-12
+        )
+    lengths = -np.diff(multistep.log_signal_to_noise(schedule))
+    assert 0 < multistep.along_signal(schedule)[1] < 1 < 1.6 < lengths[0] / (2 * lengths[1])
+
+
+def test_orders_fall_towards_a_long_step_as_towards_the_end():
+    """As far as the entry that the leap sets out from, UniPC of order 3 goes as if the chain ended there; 1e-12."""
+    schedule = shorten(FULL, 10, "leading")
+    before, _ = unipc.predictor_corrector(respace(FULL, schedule.timesteps[1:]), 3)
+    whole, _ = unipc.predictor_corrector(schedule, 3)
+    np.testing.assert_allclose(whole.on_guesses[2:], before.on_guesses[1:], atol=1e-12)
+    assert whole.on_guesses[2, 2] == 0 != whole.on_guesses[3, 2]
 
 
 def test_a_noisier_start_than_any_snr_is_a_start():

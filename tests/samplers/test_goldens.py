@@ -4,7 +4,6 @@ Made by tests/golden/samplers.py, in float64; ours are float32. Tolerance 1e-5 o
 """
 
 import pathlib
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,7 @@ from exact_denoisers import FULL, oracle_denoiser, shorten, some_keys, walk
 
 from ddpm_jax.process.diffusion import PREDICTIONS
 from ddpm_jax.process.schedules import respace, spaced_timesteps
-from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers import SAMPLERS, ddim, multistep, sampler
 
 FILE = pathlib.Path(__file__).parent.parent / "golden" / "samplers.npz"
 CHAINS = {"trailing": list(range(99, 1000, 100)), "uneven": [0, 7, 31, 120, 366, 683, 999]}
@@ -39,8 +38,7 @@ def golden():
 def draw(golden, monkeypatch):
     """(sampler) -> its samples [3, 4], from the file's x_T, network and noise."""
     noise = jnp.asarray(np.concatenate([golden["x_T"][None], golden["noise"]])).reshape(-1, 3, 2, 2, 1)
-    for module in ("sampler", "ddim", "multistep"):
-        module = sys.modules[f"ddpm_jax.samplers.{module}"]  # as an attribute of the package, ddim is the function
+    for module in (sampler, ddim, multistep):
         monkeypatch.setattr(module, "images_noise", lambda keys, purpose, shape: noise[purpose])
     network_in, network_time, network_out = (jnp.asarray(golden[f"network_{name}"]) for name in ("in", "time", "out"))
 
