@@ -15,6 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 # JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
             raise UsageError("--workdir is missing: name a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:
             raise UsageError("--config is missing: name an experiment, such as --config=configs/digits.py")
+        compiler.set_cpu_flags(FLAGS.config.model.ch)
         import jax
 
         from configs import defaults
