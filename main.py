@@ -15,6 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import PersonError, UsageError, said_of_flags
 
 # JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> None:
         if FLAGS.config is None:
             held = f"{FLAGS.workdir} holds no run that has one"
             raise UsageError(f"--config is missing, and {held}: name an experiment, such as --config=configs/digits.py")
+        compiler.set_cpu_flags(FLAGS.config.model.ch)
         import jax
 
         from configs import defaults

@@ -18,8 +18,8 @@ def make_unet(config) -> "torch.nn.Module":
     widths = tuple(model.ch * factor for factor in model.ch_mult)
     attends = [size // 2**level in model.attn_resolutions for level in range(len(widths))]
     heads = {width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]}
-    if len(heads) > 1 or model.class_conditional:
-        raise SystemExit("error: diffusers gives all attention the same width and no labels here: choose another --config")
+    if len(heads) > 1:
+        raise SystemExit("error: diffusers gives all attention the same width here: choose another --config")
     return diffusers.UNet2DModel(
         sample_size=size,
         in_channels=config.data.channels,
@@ -35,7 +35,13 @@ def make_unet(config) -> "torch.nn.Module":
         freq_shift=1,
         downsample_padding=0,
         dropout=model.dropout,
+        num_class_embeds=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else None,
     )
+
+
+def _labels(config, batch_size: int) -> "torch.Tensor | None":
+    """As the other side has them; dropping some is left out."""
+    return torch.arange(batch_size, device=_device()) % config.data.num_classes if config.model.class_conditional else None
 
 
 def count_parameters(config) -> int:
@@ -49,7 +55,7 @@ def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
     scheduler = diffusers.DDPMScheduler(config.diffusion.num_timesteps)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(_device())
+    pixels, labels = torch.from_numpy(images).permute(0, 3, 1, 2).to(_device()), _labels(config, len(images))
 
     def once() -> None:
         x_start = pixels.float() / 127.5 - 1
@@ -62,7 +68,7 @@ def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[
         if channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
-            eps = network(x_t, t).sample
+            eps = network(x_t, t, labels).sample
         loss = (eps.float() - noise).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -82,6 +88,7 @@ def sampler(config, batch_size: int, num_steps: int, *, channels_last: bool) -> 
     scheduler = kind(config.diffusion.num_timesteps)
     scheduler.set_timesteps(num_steps)
     shape = (batch_size, config.data.channels, config.data.image_size, config.data.image_size)
+    labels = _labels(config, batch_size)
 
     @torch.inference_mode()
     def once() -> None:
@@ -90,7 +97,7 @@ def sampler(config, batch_size: int, num_steps: int, *, channels_last: bool) -> 
             x = x.contiguous(memory_format=torch.channels_last)
         for t in scheduler.timesteps:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
-                eps = network(x, t).sample
+                eps = network(x, t, labels).sample
             x = scheduler.step(eps.float(), t, x).prev_sample
         ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         _wait()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 COLORS = ("#1f5a96", "#b4532a", "#3f7d3a", "#7a4a9e", "#8a7a1f", "#3c3c3c", "#2a8f95")
 INK, FAINT = "#222222", "#d9d9d9"
@@ -42,6 +43,13 @@ class Chart:
     flat: Sequence[tuple[float, str]] = ()
 
 
+class _Plain(LogFormatter):
+    """0.02, where Matplotlib writes 2 x 10^-2 so wide that neighbours overlap."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def draw(charts: Sequence[Chart]) -> np.ndarray:
     """The charts side by side: uint8 [H, W, 3], on white.
 
@@ -59,10 +67,11 @@ def draw(charts: Sequence[Chart]) -> np.ndarray:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
-        if chart.log_x:
-            axes.set_xscale("log", nonpositive="mask")
-        if chart.log_y:
-            axes.set_yscale("log", nonpositive="mask")
+        for wanted, axis, scale in ((chart.log_x, axes.xaxis, axes.set_xscale), (chart.log_y, axes.yaxis, axes.set_yscale)):
+            if wanted:
+                scale("log", nonpositive="mask")
+                axis.set_major_formatter(_Plain())
+                axis.set_minor_formatter(_Plain(minor_thresholds=(1.5, 0.7)))
         for number, line in enumerate(chart.lines):
             color, marker = COLORS[number % len(COLORS)], "o" if line.points else None
             axes.plot(line.x, line.y, color=color, marker=marker, markersize=4, linewidth=1.6, label=line.label or None)

@@ -4,11 +4,14 @@ They follow Ho et al. 2020 (arXiv 2006.11239), appendix B. Precision: parameters
 norms and the attention's softmax are float32; convolutions and matmuls run in `dtype`.
 """
 
+import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from ddpm_jax.models import cpu_conv, cpu_norm
 
 # Every kernel starts from the same law; a layer whose output is added to something else starts from
 # zero, so that at the start each residual block is its shortcut and the network's output is 0.
@@ -16,11 +19,10 @@ default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.zeros_init()
 
 
-def conv(features: int, *, kernel: int = 3, stride: int = 1, init=default_init, dtype=jnp.float32, name=None) -> nn.Conv:
-    """A 'SAME' convolution: at stride 2 it pads (0, 1), as in the published networks; PyTorch's padding=1 shifts the taps."""
-    return nn.Conv(
-        features, (kernel, kernel), strides=(stride, stride), padding="SAME", kernel_init=init, dtype=dtype, name=name
-    )
+def conv(features: int, *, stride: int = 1, init=default_init, dtype=jnp.float32, name=None, how=cpu_conv.convolve) -> nn.Conv:
+    """A 3x3 'SAME' convolution; at stride 2 it pads (0, 1), as the published networks; PyTorch's padding=1 shifts the taps."""
+    strides = (stride, stride)
+    return nn.Conv(features, (3, 3), strides, "SAME", kernel_init=init, dtype=dtype, name=name, conv_general_dilated=how)
 
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
@@ -49,6 +51,25 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+class GroupNorm(nn.Module):
+    """`flax.linen.GroupNorm`, with its parameters; on CPUs in a quicker form."""
+
+    groups: int
+    fast: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+
+        def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            norm = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=self.fast, parent=None)
+            return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+        quick = functools.partial(cpu_norm.group_norm, groups=self.groups, epsilon=1e-6)
+        return jax.lax.platform_dependent(x, scale, bias, cpu=quick if self.fast else plain, default=plain)
+
+
 class Norm(nn.Module):
     """Group norm with float32 statistics; the result returns to `dtype`."""
 
@@ -58,9 +79,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # E[x^2] - E[x]^2 is quick, but cancels where x was rounded to 8 bits of mantissa.
-        fast = self.dtype == jnp.float32
-        norm = nn.GroupNorm(num_groups=self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=fast, name="group_norm")
-        return norm(x).astype(self.dtype)
+        return GroupNorm(self.groups, self.dtype == jnp.float32, name="group_norm")(x).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -139,6 +158,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        return conv(channels, dtype=self.dtype, name="conv")(x.reshape(batch, 2 * height, 2 * width, channels))
+        return conv(x.shape[-1], dtype=self.dtype, name="conv", how=cpu_conv.convolve_doubled)(x)

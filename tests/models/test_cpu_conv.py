@@ -1,0 +1,74 @@
+"""The CPU's forms of a 3x3 convolution against the plain ones: outputs, gradients, forward mode, and where they are taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.models import cpu_conv
+
+FORMS = {
+    "winograd": (cpu_conv.convolve, cpu_conv._plain),
+    "doubled": (cpu_conv.convolve_doubled, cpu_conv._plain_doubled),
+}
+# [H, W, C, O] as in the published networks, one pixel and uneven ones among them.
+SHAPES = {"winograd": [(4, 8, 128, 64), (3, 2, 64, 96)], "doubled": [(4, 4, 32, 48), (1, 3, 8, 8)]}
+CASES = [(name, shape) for name in FORMS for shape in SHAPES[name]]
+
+
+def arrays(shape, dtype=jnp.float32):
+    height, width, channels, features = shape
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(2, height, width, channels), (3, 3, channels, features)] * 2
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def assert_near(got, want):
+    """Within 1e-5 of the largest value: sums of so many terms cancel, and their own rounding is of that order."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_the_form_is_the_plain_convolution_and_so_are_its_derivatives(name, shape):
+    x, kernel, dx, dkernel = arrays(shape)
+
+    def everything(convolution):
+        def run(x, kernel, dx, dkernel):
+            out, tangent = jax.jvp(convolution, (x, kernel), (dx, dkernel))
+            weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+            return out, tangent, jax.vjp(convolution, x, kernel)[1](weights)
+
+        return jax.jit(run)(x, kernel, dx, dkernel)
+
+    form, plain = FORMS[name]
+    assert_near(everything(form), everything(plain))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_program_lowered_for_another_platform_has_the_plain_convolution(name):
+    x, kernel, _, _ = arrays(SHAPES[name][0])
+    form, plain = FORMS[name]
+
+    def gradients(convolution):
+        return jax.jit(jax.grad(lambda x, kernel: jnp.sum(convolution(x, kernel) ** 2), (0, 1)))
+
+    def convolutions(function, platform):
+        text = function.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        return text.count("stablehlo.convolution")
+
+    for platform in ("cuda", "tpu"):
+        assert convolutions(gradients(form), platform) == convolutions(gradients(plain), platform) == 3
+    assert convolutions(gradients(form), "cpu") > 3
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_bfloat16_and_narrow_images_take_the_plain_convolution(name):
+    form, plain = FORMS[name]
+    x, kernel, _, _ = arrays(SHAPES[name][0], jnp.bfloat16)
+    assert jnp.array_equal(form(x, kernel), plain(x, kernel))
+    if name == "winograd":
+        for shape in ((4, 8, 16, 128), (4, 7, 64, 64)):
+            x, kernel, _, _ = arrays(shape)
+            assert jnp.array_equal(form(x, kernel), plain(x, kernel))
