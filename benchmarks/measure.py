@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import math
+import os
 import pathlib
 import statistics
 import sys
@@ -17,6 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from ddpm_jax import build
 from ddpm_jax.runtime import compiler
 
+_clock = time.perf_counter
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """With the options that every benchmark has."""
@@ -25,6 +28,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--batch_size", type=int, help="in place of the config's")
     options.add_argument("--dtype", choices=build.DTYPES, help="of convolutions and matmuls, in place of the config's")
     options.add_argument("--rounds", type=int, default=7, help="medians are taken over so many")
+    options.add_argument(
+        "--one_core",
+        action="store_true",
+        help="on one core of a CPU, by this process's CPU time: where others work too",
+    )
     return options
 
 
@@ -34,6 +42,10 @@ def load_config(options: argparse.Namespace):
     config.model.dtype = options.dtype or config.model.dtype
     config.train.batch_size = options.batch_size or config.train.batch_size
     compiler.set_cpu_flags(config.model.ch)
+    if options.one_core:
+        global _clock
+        _clock = time.process_time
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count their threads
     return config
 
 
@@ -48,16 +60,16 @@ def seconds(work: dict[str, Callable[[], object]], rounds: int, least: float = 0
     calls = {}
     for name, call in work.items():
         call()  # compile
-        start = time.perf_counter()
+        start = _clock()
         call()
-        calls[name] = max(1, math.ceil(least / (time.perf_counter() - start)))
+        calls[name] = max(1, math.ceil(least / (_clock() - start)))
     taken = {name: [] for name in work}
     for _ in range(rounds):
         for name, call in work.items():
-            start = time.perf_counter()
+            start = _clock()
             for _ in range(calls[name]):
                 call()
-            taken[name].append((time.perf_counter() - start) / calls[name])
+            taken[name].append((_clock() - start) / calls[name])
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
