@@ -74,8 +74,8 @@ def test_digits_quality(printed, tmp_path):
     assert drawn == held_out == 27.51
 
 
-def test_metrics_are_told_one_by_one(repository):
-    out = printed(repository, "metrics", "--num=60", "--dimension=4", "--kept=20")
+def test_metrics_are_told_one_by_one(printed):
+    out = printed("metrics", "--num=60", "--dimension=4", "--kept=20")
     rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)
     assert [name.split()[0] for name, *_ in rows] == ["moments", "moments", "Fréchet", "KID", "neighbours", "precision"]
     assert all(0 < float(memory) < 16 for *_, memory in rows)
