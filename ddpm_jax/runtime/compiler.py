@@ -2,8 +2,8 @@
 
 import os
 
-# XLA hands convolutions to YNNPACK. From 64 channels on Eigen takes two thirds of its time for the filters' gradients, and uses
-# a second core where YNNPACK does not; narrower ones are quicker as they are. docs/performance.md has the numbers.
+# XLA hands convolutions to YNNPACK. From 64 channels on Eigen takes two thirds of its time for the filters' gradients;
+# narrower ones are quicker as they are. docs/performance.md has the numbers.
 WIDE = 64
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _KNOWN_TO = ("0.10.2", "0.12.0.1")  # XLA ends the process over a flag that it does not know
