@@ -79,7 +79,9 @@ def main(argv: list[str]) -> None:
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        if not mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
+            micro_batch = FLAGS.config.train.batch_size // max(1, FLAGS.config.optimizer.accumulation_steps)
+            compiler.set_cpu_devices(FLAGS.config.model.ch, micro_batch)
         program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)

@@ -42,12 +42,11 @@ def main() -> None:
     apply, placed = jax.jit(inception.apply), jax.device_put(variables)
     flops = measure.count_flops(inception.apply, placed, images)
     ceiling_matmul, ceiling_flops = measure.matmul(np.float32)
-    work = {"ddpm_jax": lambda: jax.block_until_ready(apply(placed, images))}
+    work = {"ddpm_jax": measure.here(lambda: jax.block_until_ready(apply(placed, images)))}
     if options.against:
-        import torch_inception
-
         for name in ("contiguous", "channels_last"):
-            work[f"torch, {name}"] = torch_inception.extractor(state, images, channels_last=name == "channels_last")
+            how = {"channels_last": name == "channels_last"}
+            work[f"torch, {name}"] = measure.elsewhere("torch_inception", "extractor", state, images, **how)
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
     print(f"{flops / batch_size / 1e9:,.1f} GFLOP an image, counted in the program; median of {options.rounds}")

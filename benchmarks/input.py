@@ -42,7 +42,8 @@ def main() -> None:
     )
     step, _, _ = our_step(config, next(stream))
     # What lies ready from the step's turn is soon used up: a turn lasts long enough for hundreds of batches.
-    rows = measure.seconds({"input": lambda: next(stream)["image"].block_until_ready(), "step": step}, options.rounds, 2.0)
+    work = {"input": measure.here(lambda: next(stream)["image"].block_until_ready()), "step": measure.here(step)}
+    rows = measure.seconds(work, options.rounds, 2.0)
     stream.close()
 
     print(f"{measure.machine()}; {options.config}, batch {batch_size}, median of {options.rounds}")

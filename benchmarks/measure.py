@@ -1,8 +1,11 @@
 """What the benchmarks share: options, fair timing, counted operations, and the machine's ceiling."""
 
 import argparse
+import atexit
+import concurrent.futures
 import importlib
 import math
+import multiprocessing
 import os
 import pathlib
 import statistics
@@ -37,39 +40,83 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(options: argparse.Namespace):
-    """The config that the options name; XLA's flags are set as main.py sets them for it."""
+    """The config that the options name; XLA is set up as main.py does for it."""
     config = importlib.import_module(f"configs.{options.config}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
     config.train.batch_size = options.batch_size or config.train.batch_size
-    compiler.set_cpu_flags(config.model.ch)
     if options.one_core:
         global _clock
         _clock = time.process_time
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count their threads
+    compiler.set_cpu_flags(config.model.ch)
+    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
     return config
 
 
-def seconds(work: dict[str, Callable[[], object]], rounds: int, least: float = 0.5) -> dict[str, float]:
+def here(call: Callable[[], object]) -> Callable[[int], float]:
+    """Number of calls -> the seconds that they take. `call` returns when the work is done, on the device as well."""
+
+    def timed(calls: int) -> float:
+        start = _clock()
+        for _ in range(calls):
+            call()
+        return _clock() - start
+
+    return timed
+
+
+def elsewhere(module: str, function: str, *args, **options) -> Callable[[int], float]:
+    """As `here`, of the call that module.function(*args, **options) makes, in a process of its own.
+
+    Two programs in one process meet each other's threads and each other's ways with memory.
+    """
+    process = _one_process()
+    process.submit(_prepare, _clock is time.process_time, module, function, args, options).result()
+    return lambda calls: process.submit(_run, calls).result()
+
+
+def asked(module: str, function: str, *args):
+    """What module.function(*args) returns, asked of a process of its own."""
+    return _one_process().submit(_call, module, function, args, {}).result()
+
+
+def _one_process() -> concurrent.futures.Executor:
+    process = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    atexit.register(process.shutdown)
+    return process
+
+
+def _call(module: str, function: str, args: tuple, options: dict):
+    return getattr(importlib.import_module(module), function)(*args, **options)
+
+
+def _prepare(cpu_time: bool, module: str, function: str, args: tuple, options: dict) -> None:
+    global _clock, _work
+    if cpu_time:
+        _clock = time.process_time
+    _work = here(_call(module, function, args, options))
+
+
+def _run(calls: int) -> float:
+    return _work(calls)
+
+
+def seconds(work: dict[str, Callable[[int], float]], rounds: int, least: float = 0.5) -> dict[str, float]:
     """Median seconds of one call of each, taken in turn, so that a slow minute of the machine meets them all.
 
     Args:
-      work: name -> what to time; returns when the work is done, on the device as well.
+      work: name -> what to time, from `here` or `elsewhere`.
       rounds: how often each gets its turn, after one turn that is not counted.
       least: seconds that a turn takes; quick work is called again and again.
     """
     calls = {}
-    for name, call in work.items():
-        call()  # compile
-        start = _clock()
-        call()
-        calls[name] = max(1, math.ceil(least / (_clock() - start)))
+    for name, timed in work.items():
+        timed(1)  # compile
+        calls[name] = max(1, math.ceil(least / timed(1)))
     taken = {name: [] for name in work}
     for _ in range(rounds):
-        for name, call in work.items():
-            start = _clock()
-            for _ in range(calls[name]):
-                call()
-            taken[name].append((_clock() - start) / calls[name])
+        for name, timed in work.items():
+            taken[name].append(timed(calls[name]) / calls[name])
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
@@ -88,6 +135,8 @@ def _jaxpr_flops(jaxpr) -> float:
         parts = [_jaxpr_flops(part) for value in equation.params.values() for part in _jaxprs(value)]
         # One branch of several runs: of a convolution's forms for different platforms the plain one counts, the dearest.
         inner = max(parts) if equation.primitive.name == "cond" else sum(parts)
+        if equation.primitive.name == "shard_map":  # what one device does
+            inner *= equation.params["mesh"].size
         total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
         out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         shapes = [var.aval.shape for var in equation.invars]
@@ -108,12 +157,12 @@ def _jaxprs(value) -> list:
     return [item for item in found if hasattr(item, "eqns")]
 
 
-def matmul(dtype: jnp.dtype) -> tuple[Callable[[], object], float]:
+def matmul(dtype: jnp.dtype) -> tuple[Callable[[int], float], float]:
     """A square matmul large enough to reach the machine's ceiling, and its operations."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
-    return (lambda: jax.block_until_ready(product(a))), 2.0 * size**3
+    return here(lambda: jax.block_until_ready(product(a))), 2.0 * size**3
 
 
 def table(rows: dict[str, float], images: int, flops: float, ceiling: float, baseline: str | None = None) -> None:

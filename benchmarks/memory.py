@@ -18,6 +18,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax import build
+from ddpm_jax.runtime import mesh as meshes
 
 MIB = 2**20
 
@@ -49,7 +50,7 @@ def step_memory(config, state, batch_size: int) -> int:
         "image": jax.ShapeDtypeStruct((batch_size, *build.image_shape(config)), "uint8"),
         "label": jax.ShapeDtypeStruct((batch_size,), "int32"),
     }
-    step = jax.jit(build.build_train_step(config), donate_argnums=0)
+    step = jax.jit(build.build_train_step(config, meshes.make_mesh()), donate_argnums=0)
     return step.lower(state, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
 
 

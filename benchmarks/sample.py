@@ -12,6 +12,7 @@ timed in turn. With --against=torch diffusers' scheduler and network draw as man
 import jax
 import jax.numpy as jnp
 import measure
+from jax.sharding import PartitionSpec as P
 
 from ddpm_jax import build, check
 from ddpm_jax.runtime import mesh as meshes
@@ -43,25 +44,25 @@ def main() -> None:
     make_denoise_fn = build.build_denoise_fn(config)
     x_t, t = jnp.zeros((batch_size, *build.image_shape(config))), jnp.zeros(batch_size, jnp.int32)
 
-    def network(params, x_t, t):
-        return make_denoise_fn(params, None if labels is None else jnp.asarray(labels))(x_t, t)
+    def network(params, x_t, t, labels):
+        # Each evaluation waits for the one before, as a sampler's do.
+        return jax.lax.scan(lambda x, _: (make_denoise_fn(params, labels)(x, t), None), x_t, length=evaluations)[0]
 
-    flops = measure.count_flops(network, state.params, x_t, t) * evaluations
-
-    @jax.jit
-    def network_alone(params, x_t, t):
-        # Each waits for the one before, as a sampler's do.
-        return jax.lax.scan(lambda x, _: (network(params, x, t), None), x_t, length=evaluations)[0]
-
+    # Each device for its own images, as they are drawn.
+    share = jax.shard_map(network, mesh=mesh, in_specs=(P(), *[P(*mesh.axis_names)] * 3), out_specs=P(*mesh.axis_names))
+    network_alone = jax.jit(share)
+    given = (state.params, *jax.device_put((x_t, t, labels), meshes.batch_sharding(mesh)))
+    flops = measure.count_flops(share, *given)
     ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
-    work = {"ddpm_jax": draw, "its network alone": lambda: jax.block_until_ready(network_alone(state.params, x_t, t))}
+    work = {
+        "ddpm_jax": measure.here(draw),
+        "its network alone": measure.here(lambda: jax.block_until_ready(network_alone(*given))),
+    }
     if options.against:
-        import torch_reference
-
         for name in ("contiguous", "channels_last"):
-            channels_last = name == "channels_last"
-            work[f"torch, {name}"] = torch_reference.sampler(
-                config, batch_size, sampling.num_steps, channels_last=channels_last
+            how = {"channels_last": name == "channels_last"}
+            work[f"torch, {name}"] = measure.elsewhere(
+                "torch_reference", "sampler", config, batch_size, sampling.num_steps, **how
             )
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")

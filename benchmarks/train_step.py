@@ -4,7 +4,7 @@ python benchmarks/train_step.py --config=cifar10 --batch_size=8
 python benchmarks/train_step.py --config=digits --against=torch    # needs: pip install torch diffusers
 
 With --against=torch the same network of PyTorch's diffusers takes the same step (flips, loss, clipping, Adam, EMA) in turn
-with ours, in both of its memory formats; a ratio above 1 says that ours is faster.
+with ours, in both of its memory formats and in processes of its own; a ratio above 1 says that ours is faster.
 """
 
 import jax
@@ -27,13 +27,12 @@ def main() -> None:
     labels = np.arange(batch_size, dtype=np.int32) % max(1, config.data.num_classes)
     ours, flops, parameters = our_step(config, {"image": images, "label": labels})
     ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
-    work = {"ddpm_jax": ours}
+    work = {"ddpm_jax": measure.here(ours)}
     if options.against:
-        import torch_reference
-
-        torch_parameters = torch_reference.count_parameters(config)
+        torch_parameters = measure.asked("torch_reference", "count_parameters", config)
         for name in ("contiguous", "channels_last"):
-            work[f"torch, {name}"] = torch_reference.train_step(config, images, channels_last=name == "channels_last")
+            given = {"channels_last": name == "channels_last"}
+            work[f"torch, {name}"] = measure.elsewhere("torch_reference", "train_step", config, images, **given)
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
@@ -54,7 +53,7 @@ def our_step(config, batch):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     key = jax.device_put(jax.random.key(1), replicated)
     batch = jax.device_put(batch, meshes.batch_sharding(mesh))
-    train_step = build.build_train_step(config)
+    train_step = build.build_train_step(config, mesh)
     flops = measure.count_flops(train_step, state, batch, key)
     step = jax.jit(train_step, donate_argnums=0)
     held = [state]

@@ -16,6 +16,7 @@ from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
+from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
@@ -276,9 +277,12 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
     return lambda key: create_state(init_params, optimizer, key, t_history=t_history, averaging=averaging)
 
 
-def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch, key) -> (state, metrics); pure, not yet jitted."""
+def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
     model = build_model(config)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    # Dropout is drawn at the shape of the whole batch, which XLA alone can share out.
+    options = {"share": functools.partial(meshes.share_gradients, mesh=mesh)} if on_cpu and not config.model.dropout else {}
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, dropout_key: jax.Array) -> jax.Array:
         labels = labels if model.num_classes else None
@@ -301,7 +305,8 @@ def build_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, dict
         no_label=config.data.num_classes,
         averaging=build_averaging(config),
         accumulation_steps=config.optimizer.accumulation_steps,
-        unroll=jax.default_backend() == "cpu",
+        unroll=on_cpu,
+        **options,
     )
 
 

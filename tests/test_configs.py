@@ -10,6 +10,7 @@ import pytest
 
 from configs import defaults
 from ddpm_jax import build, check
+from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "workdir"))
@@ -60,7 +61,7 @@ def test_builds_at_full_size(name):
 def test_takes_a_step_shrunk(name):
     config = shrink(load(name))
     check.check_config(config)
-    init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config))
+    init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config, make_mesh(jax.devices()[:1])))
     before = init(jax.random.key(0))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, *build.image_shape(config)), dtype=np.uint8)

@@ -86,7 +86,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         ):
             log = StepLog(config, logbook, start_step, checkpoints)
             everywhere = meshes.replicated(mesh)
-            train_step = jax.jit(build.build_train_step(config), donate_argnums=0, out_shardings=everywhere)
+            train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
             key = jax.jit(functools.partial(randomness.purpose_key, config.seed, "train"), out_shardings=everywhere)()
             batches = pipeline.prefetch_to_device(
                 pipeline.batches(

@@ -43,6 +43,7 @@ def train_step(
     averaging: Averaging = averages.NONE,
     accumulation_steps: int = 1,
     unroll: bool = False,
+    share: Callable[[Callable], Callable] = lambda gradients: gradients,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step.
 
@@ -65,6 +66,8 @@ def train_step(
       averaging: which averages of the parameters `state` has beside the first.
       accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
       unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
+      share: makes of (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) the same function, shared out among
+        devices; by default XLA does that.
 
     Returns:
       The state after the step, and metrics: `loss` (its estimate over uniform t, however they were drawn), `grad_norm` (before
@@ -98,23 +101,27 @@ def train_step(
         return jnp.mean(examples["weight"] * values), values
 
     gradient = jax.value_and_grad(mean_loss, has_aux=True)
-    if accumulation_steps == 1:
-        (mean, values), grads = gradient(state.params, examples, dropout_key)
-    else:
+
+    def gradients(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        if accumulation_steps == 1:
+            (mean, values), grads = gradient(params, examples, dropout_key)
+            return mean, grads, values
         # Micro-batch a takes examples a, a + A, a + 2A ..: each device finds its share of each in its own rows.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), examples)
 
         def accumulate(total: tuple, micro_batch: tuple) -> tuple[tuple, jax.Array]:
             number, examples = micro_batch
-            (mean, values), grads = gradient(state.params, examples, jax.random.fold_in(dropout_key, number))
+            (mean, values), grads = gradient(params, examples, jax.random.fold_in(dropout_key, number))
             return jax.tree.map(jnp.add, total, (mean, grads)), values
 
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        zeros = (jnp.zeros_like(examples["weight"], shape=()), jax.tree.map(jnp.zeros_like, params))
         total, values = jax.lax.scan(
             accumulate, zeros, (jnp.arange(accumulation_steps), micro), unroll=accumulation_steps if unroll else 1
         )
         mean, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
-        values, t = values.reshape(-1), micro["t"].reshape(-1)
+        return mean, grads, values.swapaxes(0, 1).reshape(-1)
+
+    mean, grads, values = share(gradients)(state.params, examples, dropout_key)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

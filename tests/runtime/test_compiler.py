@@ -1,4 +1,4 @@
-"""The flags for the CPU: for wide networks, never over a person's own, never for a jaxlib that may not know them."""
+"""What is set for the CPU: where it helps, never over what a person said, never for a jaxlib that may not know it."""
 
 import os
 import subprocess
@@ -34,3 +34,48 @@ def test_xla_takes_the_flag(repository):
     code = "from ddpm_jax.runtime import compiler; compiler.set_cpu_flags(128); import jax; jax.numpy.ones(1) + 1"
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "cores", "devices"),
+    [
+        (64, 1, 1),
+        (64, 2, 2),
+        (64, 16, 2),  # 32 images each
+        (128, 3, 2),  # 3 does not divide it
+        (128, 4, 4),
+        (96, 8, 3),
+        (8, 8, 1),
+        (0, 8, 1),
+    ],
+)
+def test_devices_share_the_batch_evenly_and_get_enough_of_it(batch_size, cores, devices):
+    assert compiler.devices_for(batch_size, cores) == devices
+
+
+@pytest.mark.parametrize(
+    ("width", "variables", "devices"),
+    [
+        (16, {}, "7"),
+        (64, {}, "1"),
+        (16, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, "3"),
+        (16, {"JAX_NUM_CPU_DEVICES": "5"}, "5"),
+    ],
+)
+def test_narrow_networks_get_a_device_of_each_core_unless_a_person_said_how_many(width, variables, devices, repository):
+    """In a fresh process, as if it had seven cores."""
+    code = f"""
+from ddpm_jax.runtime import compiler
+compiler.cores = lambda: 7
+compiler.set_cpu_devices({width}, 7 * compiler.LEAST_IMAGES)
+import jax; print(len(jax.devices()))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | variables
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == [devices]
+
+
+def test_cores_are_those_that_this_process_may_use():
+    assert 1 <= compiler.cores() <= os.cpu_count()

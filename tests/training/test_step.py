@@ -14,6 +14,7 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import pixels
 from ddpm_jax.process.schedules import make_schedule, schedule_from_betas
 from ddpm_jax.process.timesteps import LossHistory, TimestepSampler, make_timestep_sampler
+from ddpm_jax.runtime.mesh import share_gradients
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
@@ -279,22 +280,25 @@ def test_the_mean_of_the_gradients_is_clipped_not_each():
     np.testing.assert_allclose(metrics["grad_norm"], one_step()[1]["grad_norm"], rtol=1e-5)  # before clipping
 
 
+@pytest.mark.parametrize("shared_by", ["XLA", "share_gradients"])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_one_device_or_eight_take_the_same_step(accumulation_steps):
-    """With dropout, flips and t drawn by the losses so far, two steps: 1e-5, float32 sums in another order."""
+def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
+    """Two steps, with flips, t drawn by the losses, dropout if XLA shares it out: 1e-5, float32 sums in another order."""
     sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
     history = LossHistory(
         jnp.asarray(np.random.default_rng(0).uniform(1, 9, (100, 10)), jnp.float32), jnp.full(100, 10, jnp.int32)
     )
-    step = make_step(
-        apply_fn=functools.partial(network, dropout=0.5),
-        random_flip=True,
-        accumulation_steps=accumulation_steps,
-        timestep_sampler=sampler,
-    )
+    own = shared_by == "share_gradients"
 
     def run(devices):
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+        step = make_step(
+            apply_fn=functools.partial(network, dropout=0.0 if own else 0.5),
+            random_flip=True,
+            accumulation_steps=accumulation_steps,
+            timestep_sampler=sampler,
+            share=functools.partial(share_gradients, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
+        )
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         state = jax.jit(lambda key: create_state(init_network, SGD, key, t_history=history), out_shardings=replicated)(
             jax.random.key(1)
