@@ -41,8 +41,8 @@ class TrainState:
     def from_fields(cls, fields: dict[str, Any]) -> "TrainState":
         """The inverse of `fields`."""
         own = {field.name for field in dataclasses.fields(cls)}
-        averages = {name: value for name, value in fields.items() if name not in own}
-        return cls(**{name: value for name, value in fields.items() if name in own}, averages=averages)
+        further = {name: value for name, value in fields.items() if name not in own}
+        return cls(**{name: value for name, value in fields.items() if name in own}, averages=further)
 
 
 def create_state(
