@@ -50,6 +50,22 @@ def tiny_config():
     return make
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Workdir for one run of the module."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def trained(folder, tiny_config, request):
+    """Workdir of the module's one run, with the fields that its TRAINED names."""
+    if not folder.exists():
+        from ddpm_jax.programs import train
+
+        assert train.run(tiny_config(request.module.TRAINED), str(folder)) == 0
+    return folder
+
+
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
     """(workdir, *flags, fields=..., config=...) -> the command line of a tiny run."""

@@ -27,20 +27,7 @@ FIELDS = {
     "evaluation.samplers": ("ddim", "ancestral"),
     "evaluation.num_steps": (4,),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Workdir for one run of the module."""
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
-@pytest.fixture
-def trained(folder, tiny_config):
-    """Workdir of a run with checkpoints of steps 2, 4 and 6."""
-    if not folder.exists():
-        train.run(tiny_config(FIELDS), str(folder))
-    return folder
+TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
 
 
 def vectors(images):

@@ -7,26 +7,13 @@ from PIL import Image
 
 from ddpm_jax import build, curves
 from ddpm_jax.process import pixels
-from ddpm_jax.programs import illustrate, sample, train, weights
+from ddpm_jax.programs import illustrate, sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 FIELDS = {"model.class_conditional": True, "sampling.num_steps": 20, "illustrate.num_images": 3, "illustrate.num_stages": 6}
+TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
 ALL = ("chain.png", "forward.png", "reverse.png")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Workdir for one run of the module."""
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
-@pytest.fixture
-def trained(folder, tiny_config):
-    """Workdir of a run of a class-conditional model, with checkpoints of steps 2, 4 and 6."""
-    if not folder.exists():
-        train.run(tiny_config(FIELDS), str(folder))
-    return folder
 
 
 @pytest.fixture

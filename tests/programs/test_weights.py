@@ -23,20 +23,7 @@ FIELDS = {
     "train.keep_every": 1,
     "sampling.weights": "power_0.1",
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Workdir for one run of the module."""
-    return tmp_path_factory.mktemp("averaged") / "run"
-
-
-@pytest.fixture
-def trained(folder, tiny_config):
-    """Workdir of a run of which the checkpoint of every step is kept."""
-    if not folder.exists():
-        assert train.run(tiny_config(FIELDS | {"train.sample_every": STEPS}), str(folder)) == 0
-    return folder
+TRAINED = FIELDS | {"train.sample_every": STEPS}  # the checkpoint of every step is kept
 
 
 @pytest.fixture(scope="module")
