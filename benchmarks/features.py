@@ -44,9 +44,7 @@ def main() -> None:
     ceiling_matmul, ceiling_flops = measure.matmul(np.float32)
     work = {"ddpm_jax": measure.here(lambda: jax.block_until_ready(apply(placed, images)))}
     if options.against:
-        for name in ("contiguous", "channels_last"):
-            how = {"channels_last": name == "channels_last"}
-            work[f"torch, {name}"] = measure.elsewhere("torch_inception", "extractor", state, images, **how)
+        work |= measure.against_torch("torch_inception", "extractor", state, images)
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
     print(f"{flops / batch_size / 1e9:,.1f} GFLOP an image, counted in the program; median of {options.rounds}")

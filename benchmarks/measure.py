@@ -75,6 +75,14 @@ def elsewhere(module: str, function: str, *args, **options) -> Callable[[int], f
     return lambda calls: process.submit(_run, calls).result()
 
 
+def against_torch(module: str, function: str, *args) -> dict[str, Callable[[int], float]]:
+    """`elsewhere` in both of PyTorch's memory formats: name -> what to time."""
+    return {
+        f"torch, {name}": elsewhere(module, function, *args, channels_last=name == "channels_last")
+        for name in ("contiguous", "channels_last")
+    }
+
+
 def asked(module: str, function: str, *args):
     """What module.function(*args) returns, asked of a process of its own."""
     return _one_process().submit(_call, module, function, args, {}).result()

@@ -59,11 +59,7 @@ def main() -> None:
         "its network alone": measure.here(lambda: jax.block_until_ready(network_alone(*given))),
     }
     if options.against:
-        for name in ("contiguous", "channels_last"):
-            how = {"channels_last": name == "channels_last"}
-            work[f"torch, {name}"] = measure.elsewhere(
-                "torch_reference", "sampler", config, batch_size, sampling.num_steps, **how
-            )
+        work |= measure.against_torch("torch_reference", "sampler", config, batch_size, sampling.num_steps)
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 

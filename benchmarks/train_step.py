@@ -30,9 +30,7 @@ def main() -> None:
     work = {"ddpm_jax": measure.here(ours)}
     if options.against:
         torch_parameters = measure.asked("torch_reference", "count_parameters", config)
-        for name in ("contiguous", "channels_last"):
-            given = {"channels_last": name == "channels_last"}
-            work[f"torch, {name}"] = measure.elsewhere("torch_reference", "train_step", config, images, **given)
+        work |= measure.against_torch("torch_reference", "train_step", config, images)
     rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
