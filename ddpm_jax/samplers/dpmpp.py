@@ -8,9 +8,10 @@ h = λ_t - λ_k, where the step before had length h' = λ_k - λ_{k+1}:
     2M-SDE    x_t = (s_t / s_k) e^{-h} x_k + α_t (1 - e^{-2h}) D + s_t sqrt(1 - e^{-2h}) z     section 5, appendix C
 
 The first step has no step before it and takes D = x̂_0; so does the last, to λ = infinity, where D extrapolated would
-not be finite and the guess is exact (lower-order final). A step of more than twice the one before extrapolates by (3) of
-`multistep.py` in place of h / 2h'. With D = x̂_0 throughout, 2M is DDIM with η = 0 and 2M-SDE is DDIM
-with η = 1, that is ancestral sampling with the variance fixed_small. Both make one network evaluation a step.
+not be finite and the guess is exact (lower-order final). A step of more than twice the one before extrapolates
+otherwise: without noise by (3) of `multistep.py`, with noise by `keeping_variance`. With D = x̂_0 throughout, 2M is DDIM
+with η = 0 and 2M-SDE is DDIM with η = 1, that is ancestral sampling with the variance fixed_small. Both make one network
+evaluation a step.
 """
 
 import numpy as np
@@ -74,7 +75,8 @@ def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
     h = np.append(np.inf, log_snr[:-1]) - log_snr
     h_before = np.append(h[1:], np.inf)  # infinite: nothing to extrapolate from
     extrapolation = np.divide(h, 2 * h_before, out=np.zeros_like(h), where=np.isfinite(h_before))
-    extrapolation = np.where(long_steps(schedule), along_signal(schedule), extrapolation)
+    far = keeping_variance(schedule) if noise else along_signal(schedule)
+    extrapolation = np.where(long_steps(schedule), far, extrapolation)
     extrapolation[0] = 0.0
 
     on_x = spread_next / spread
@@ -83,3 +85,22 @@ def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
     if not noise:
         return Weights(on_x=on_x, on_guesses=on_guesses)
     return Weights(on_x=on_x * np.exp(-h), on_guesses=on_guesses, on_noise=spread_next * np.sqrt(-np.expm1(-2 * h)))
+
+
+def keeping_variance(schedule: NoiseSchedule) -> np.ndarray:
+    """r of D = x̂_0(k) + r (x̂_0(k) - x̂_0(k+1)) by which a 2M-SDE step keeps the variance of data N(m, I): float64 [K].
+
+    With noise the guess is a martingale: what it will still learn in a step is not a line that could be gone on with, but it
+    spreads the samples, and the last change stands in for it. For such data the guess is m + α (x - α m), x has variance 1
+    at every entry and covariance α_{k+1} / α_k with the one before; the step's result has it as well if, with q = 1 - e^{-2h},
+
+        ᾱ_t q (ᾱ_k - ᾱ_{k+1}) r² + 2 (ᾱ_k - ᾱ_{k+1}) r = ᾱ_t - ᾱ_k
+
+    In short steps this is half their ratio in ᾱ. 0 in the first step, which has none before it, and in the last.
+    """
+    signal, noise = schedule.alphas_cumprod, 1 - schedule.alphas_cumprod
+    changes = -np.diff(signal)
+    ratio = changes[:-1] / changes[1:]
+    bend = changes[:-1] / noise[1:-1]  # ᾱ_t q
+    inner = (np.sqrt(1 + bend * ratio) - 1) / bend
+    return np.concatenate([[0.0], inner, [0.0]])[: len(signal)]

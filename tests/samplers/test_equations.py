@@ -154,6 +154,23 @@ def test_a_long_step_is_exact_where_guesses_lie_on_a_line_in_the_signal(weights,
     assert 0 < multistep.along_signal(schedule)[1] < 1 < 1.6 < lengths[0] / (2 * lengths[1])
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_a_long_step_with_noise_keeps_the_variance(spacing):
+    """Of data N(m, I), from x_k and x_{k+1} as the forward process has them, Cov = alpha_{k+1} / alpha_k; 1e-12.
+
+    One guess alone would lose a part of it.
+    """
+    for steps in (5, 10, 50):
+        schedule = shorten(FULL, steps, spacing)
+        alpha, table = schedule.sqrt_alphas_cumprod, dpmpp.second_order_weights(schedule, noise=True)
+        on_newest, on_before = table.on_x[1] + table.on_guesses[1, 0] * alpha[1], table.on_guesses[1, 1] * alpha[2]
+        covariance = alpha[2] / alpha[1]
+        kept = on_newest**2 + on_before**2 + 2 * on_newest * on_before * covariance + table.on_noise[1] ** 2
+        np.testing.assert_allclose(kept, 1, atol=1e-12)
+        first_order = table.on_x[1] + table.on_guesses[1].sum() * alpha[1]
+        assert first_order**2 + table.on_noise[1] ** 2 < 1 - 1e-5
+
+
 def test_orders_fall_towards_a_long_step_as_towards_the_end():
     """As far as the entry that the leap sets out from, UniPC of order 3 goes as if the chain ended there; 1e-12."""
     schedule = shorten(FULL, 10, "leading")
