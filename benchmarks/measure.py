@@ -19,6 +19,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax import build
+from ddpm_jax.models import cpu_conv
 from ddpm_jax.runtime import compiler
 
 _clock = time.perf_counter
@@ -156,6 +157,8 @@ def _jaxpr_flops(jaxpr) -> float:
             kernel = math.prod(shapes[1]) // shapes[1][layout.rhs_spec[0]]  # products per output
             # Of a dilated input only every d-th value is not a known zero; a good convolution skips the others.
             total += 2 * out * kernel / math.prod(equation.params["lhs_dilation"])
+        elif equation.primitive.name in cpu_conv.PLAIN:
+            total += count_flops(cpu_conv.PLAIN[equation.primitive.name], *(var.aval for var in equation.invars))
     return total
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.models import cpu_conv
+
 
 @pytest.fixture
 def printed(repository, compiled_fast):
@@ -89,10 +91,15 @@ def test_operations_are_counted_as_by_hand(repository, monkeypatch):
     def network(kernel, x):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    kernel, x = jnp.ones((3, 3, 5, 7)), jnp.ones((2, 4, 4, 5))
-    forward = 2 * (2 * 4 * 4 * 7) * (3 * 3 * 5)
-    assert measure.count_flops(network, kernel, x) == forward
-    assert measure.count_flops(jax.grad(lambda kernel, x: network(kernel, x).sum(), (0, 1)), kernel, x) == 3 * forward
+    def wide_network(kernel, x):  # in the networks' own form, which does fewer
+        return cpu_conv.convolve(x, kernel)
+
+    for function, channels, features in ((network, 5, 7), (wide_network, 64, 96)):
+        kernel, x = jnp.ones((3, 3, channels, features)), jnp.ones((2, 4, 4, channels))
+        forward = 2 * (2 * 4 * 4 * features) * (3 * 3 * channels)
+        gradients = jax.grad(lambda kernel, x, function=function: function(kernel, x).sum(), (0, 1))
+        assert measure.count_flops(function, kernel, x) == forward
+        assert measure.count_flops(gradients, kernel, x) == 3 * forward
     assert measure.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
     scanned = lambda a: jax.lax.scan(lambda h, _: (h @ a, None), a, length=6)[0]  # noqa: E731
     assert measure.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
