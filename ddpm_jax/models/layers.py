@@ -27,7 +27,13 @@ def conv(features: int, *, stride: int = 1, init=default_init, dtype=jnp.float32
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
     """A matmul over the last axis. On images it is a 1x1 convolution, at twice its speed on CPUs."""
-    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name)
+    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=_matmul)
+
+
+def _matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
+    """x @ kernel with all pixels in one row: XLA for CPUs would turn a factor of the kernel's gradient around for more axes."""
+    pixels = x.reshape(-1, x.shape[-1])
+    return jax.lax.dot_general(pixels, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
