@@ -20,8 +20,8 @@ six times as many small programs a layer to compile.
 **Doubling, then convolving.** Of nine pixels under a filter over an image whose pixels were doubled only four differ. So
 each of the four outputs that a pixel grows into is a 2x2 convolution of the small image: 16 products in place of 36.
 
-Other platforms, other types than float32 and shapes that would not gain take the plain convolution. Which it is, is
-settled when the program is lowered for a platform, not by where it is traced.
+Other platforms, programs that XLA shares out among devices, other types than float32 and shapes that would not gain take
+the plain convolution. Which it is, is settled when the program is lowered for a platform, not by where it is traced.
 """
 
 from collections.abc import Callable
@@ -134,8 +134,15 @@ def _operation(name: str, plain: Callable, form: Callable, folds: bool) -> Primi
     operation = Primitive(name)
     operation.def_impl(jax.jit(operation.bind))
     operation.def_abstract_eval(lambda a, b: a.update(shape=jax.eval_shape(plain, *_shapes(a, b)).shape))
-    mlir.register_lowering(operation, mlir.lower_fun(plain, multiple_results=False))
-    mlir.register_lowering(operation, mlir.lower_fun(form, multiple_results=False), platform="cpu")
+    lower, lower_form = (mlir.lower_fun(function, multiple_results=False) for function in (plain, form))
+
+    def lower_for_cpu(context, *args):
+        # XLA does not know how to share out `_stored`: each of several devices would do the work of all.
+        devices = getattr(context.module_context.axis_context, "num_devices", 1)
+        return (lower_form if devices == 1 else lower)(context, *args)
+
+    mlir.register_lowering(operation, lower)
+    mlir.register_lowering(operation, lower_for_cpu, platform="cpu")
 
     def batched(args: tuple, axes: tuple) -> tuple[jax.Array, int]:
         a, b = args

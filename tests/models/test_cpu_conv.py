@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import cpu_conv
+from ddpm_jax.runtime import mesh as meshes
 
 FORMS = {
     "winograd": (cpu_conv.convolve, cpu_conv._plain),
@@ -84,6 +85,30 @@ def test_a_program_lowered_for_another_platform_has_the_plain_convolution(name):
     for platform in ("cuda", "tpu"):
         assert convolutions(gradients(form), platform) == convolutions(gradients(plain), platform) == 3
     assert convolutions(gradients(form), "cpu") > 3
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_devices_share_the_images(name):
+    form, plain = FORMS[name]
+    x, kernel, _, _ = arrays(SHAPES[name][0])
+    mesh = meshes.make_mesh(jax.devices()[:2])
+    everywhere, split = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+
+    def gradients(convolution):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolution(x, kernel) / 30)), (0, 1))
+
+    def of_own_images(x, kernel):
+        by_x, by_kernel = gradients(form)(x, jax.lax.pcast(kernel, meshes.DATA_AXIS, to="varying"))
+        return by_x, jax.lax.psum(by_kernel, meshes.DATA_AXIS)
+
+    specs = (split.spec, everywhere.spec)
+    by_xla = jax.jit(gradients(form), in_shardings=(split, everywhere), out_shardings=(split, everywhere))
+    by_hand = jax.jit(jax.shard_map(of_own_images, mesh=mesh, in_specs=specs, out_specs=specs))
+    want = jax.jit(gradients(plain))(x, kernel)
+    x, kernel = jax.device_put(x, split), jax.device_put(kernel, everywhere)
+    for shared in (by_xla, by_hand):
+        assert "all-gather" not in shared.lower(x, kernel).compile().as_text()
+        assert_near(shared(x, kernel), want)
 
 
 @pytest.mark.parametrize("name", FORMS)
