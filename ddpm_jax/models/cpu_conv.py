@@ -35,7 +35,7 @@ from jax.interpreters import ad, batching, mlir
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NARROW = 64  # channels below which adding neighbours takes as long as the products that it saves
-PLAIN: dict[str, Callable] = {}  # name of an operation that is JAX's own nowhere -> what it computes, for those who count
+PLAIN: dict[str, Callable] = {}  # name of each operation below -> the same by JAX's own, for those who count them
 
 
 def convolve(x: jax.Array, kernel: jax.Array, window_strides=(1, 1), padding="SAME", **_) -> jax.Array:
