@@ -66,8 +66,9 @@ class Generator:
         self.sampler = sampler
         self.mesh = mesh
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        # What XLA makes of the weights before the first step of a stretch, it makes once; so stretches are not too short.
-        self.stretch = _divisor_at_most(sampler.num_steps, max(5, sampler.num_steps // 20))
+        # What XLA makes of the weights before the first step of a stretch, it makes once: on a CPU, filters for quicker
+        # convolutions, in the time of half a step of 8 images. So stretches are not too short.
+        self.stretch = _divisor_at_most(sampler.num_steps, max(25, sampler.num_steps // 20))
         sharded, replicated = P(*mesh.axis_names), P()
 
         # Keys cross into shard_map as plain integers: every stretch folds other numbers into the same keys, which
