@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 FLOORS = {
     "programs": 4,
     "check": 3.5,
+    "config_file": 3.5,
     "build": 3,
     "training": 2,
     "samplers": 2,
@@ -33,6 +34,7 @@ HOMES = {
     "ml_collections": {
         "build.py",
         "check.py",
+        "config_file.py",
         "programs/train.py",
         "programs/weights.py",
         "programs/sample.py",

@@ -83,7 +83,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
         listed = ", ".join(str(count) for _, count in sorted(counts.items()))
         raise UsageError(f"the processes have {listed} devices: give each of them the same number")
     if accumulation_steps < 1:
-        raise UsageError(f"optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
+        raise UsageError(f"config.optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
     unit = mesh.size * accumulation_steps
     if batch_size > 0 and batch_size % unit == 0:
         return
@@ -92,7 +92,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     parts = f"{mesh.size} device{'s' * (mesh.size > 1)}"
     if accumulation_steps > 1:
         parts += f" x {accumulation_steps} accumulation steps"
-    raise UsageError(f"a batch of {batch_size} images does not divide evenly over {parts}: use {nearest}")
+    raise UsageError(f"config.train.batch_size is {batch_size}, which does not divide evenly over {parts}: use {nearest}")
 
 
 def initialize_distributed(

@@ -85,7 +85,7 @@ def test_batches_that_divide_pass(batch_size, accumulation):
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "words"),
     [
-        (100, 1, "a batch of 100 images does not divide evenly over 8 devices: use 96 or 104"),
+        (100, 1, "config.train.batch_size is 100, which does not divide evenly over 8 devices: use 96 or 104"),
         (8, 2, "over 8 devices x 2 accumulation steps: use 16"),
         (40, 3, "use 24 or 48"),
         (0, 1, "use 8"),
