@@ -8,6 +8,7 @@ is no part of the test suite. Versions of Colab's runtime of August 2026.
 """
 
 import argparse
+import os
 import pathlib
 import shutil
 import subprocess
@@ -85,11 +86,9 @@ def main() -> int:
         (clone / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, clone / file)
     shutil.rmtree(clone / "runs", ignore_errors=True)
-    environment = {
-        "PATH": f"{kernel / 'bin'}:/usr/bin:/bin",
-        "HOME": str(options.folder),
-        "IPYTHONDIR": str(startup.parents[2]),
-    }
+    left_out = ("PYTHONPATH", "VIRTUAL_ENV", "XLA_FLAGS", "JAX_PLATFORMS")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment |= {"PATH": f"{kernel / 'bin'}:{os.environ['PATH']}", "IPYTHONDIR": str(startup.parents[2])}
     return subprocess.run([python, "-c", EXECUTE, SETTINGS, clone], env=environment, check=False).returncode
 
 
