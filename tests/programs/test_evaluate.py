@@ -34,7 +34,10 @@ def vectors(images):
     return images.reshape(len(images), -1) / 255
 
 
-def test_a_picture_for_each_axis_that_the_points_spread_over():
+def test_a_picture_for_each_axis_that_the_points_spread_over(monkeypatch):
+    drawn, draw = [], evaluate.charts.draw
+    monkeypatch.setattr(evaluate.charts, "draw", lambda charts: drawn.extend(charts) or draw(charts))
+
     def point(evaluations, weights, frechet):
         return {"step": 6, "weights": weights, "sampler": "ddim 4", "evaluations": evaluations, "frechet": frechet}
 
@@ -49,6 +52,22 @@ def test_a_picture_for_each_axis_that_the_points_spread_over():
         pictures = evaluate.sweep_pictures(points, {"frechet": 1.0, "count": 12})
         assert set(pictures) == files
         assert all(picture.dtype == np.uint8 and picture.std() > 0 for picture in pictures.values())
+    evaluations, lengths = drawn[-2:]
+    assert evaluations.x_label == "network evaluations per image"
+    assert lengths.x_label.startswith("length of the average")
+    for chart in (evaluations, lengths):
+        assert chart.y_label == "Fréchet distance"
+        assert (chart.log_x, chart.log_y) == (True, True)
+        assert [height for height, _ in chart.flat] == [1.0]
+        assert "12 held-out real images" in chart.flat[0][1]
+    curves = {line.label: np.stack([line.x, line.y], axis=1).tolist() for line in evaluations.lines}
+    assert curves == {
+        "ddim, step 6, ema": [[4, 3.0], [9, 2.0]],
+        "ddim, step 6, power_0.05": [[4, 2.5]],
+        "ddim, step 6, power_0.1": [[4, 2.0]],
+    }
+    curves = {line.label: np.stack([line.x, line.y], axis=1).tolist() for line in lengths.lines}
+    assert curves == {"ddim 4, step 6": [[0.05, 2.5], [0.1, 2.0]]}
 
 
 def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, tiny_config, tmp_path, capsys):
