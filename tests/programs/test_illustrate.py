@@ -249,3 +249,18 @@ def test_from_the_command_line(trained, tmp_path, main):
     assert result.returncode == 0, result.stderr
     assert names(tmp_path / "out") == ALL
     assert "Traceback" not in result.stderr
+
+
+def test_the_benchmark_of_pred_xstart(trained, repository, monkeypatch, capsys):
+    """Errors are those of a network that outputs nearly nothing: near pure noise eps is off by 1, and pixels are outside."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import pred_xstart
+
+    monkeypatch.setattr("sys.argv", ["pred_xstart.py", f"--workdir={trained}", "--num_images=40"])
+    pred_xstart.main()
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.split()[0].isdigit()]
+    assert [int(row[0]) for row in rows] == [t * 99 // 999 for t in pred_xstart.TIMESTEPS]
+    assert float(rows[0][2]) == pytest.approx(1, abs=0.1)
+    assert float(rows[0][3].rstrip("%")) > 90
+    assert "The images themselves are 0.412 from the means" in out
