@@ -72,8 +72,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         with processes.together():
             generator, reverse_t = build_reverse(config, mesh)
         drawn = sample.draw_with_progress(config, generator, params)
-        pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn)
-        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn)
+        classes = class_labels(config, drawn, class_names(run_folder))
+        pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn, classes)
+        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn, classes)
         name = f"illustrate-{sample.name_of(config, step)}"
         said = f"{step=:,} of {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
 
@@ -229,11 +230,10 @@ def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Generato
     return build.build_generator(config, mesh, kept_steps), sampler.schedule.timesteps[sampler.num_steps - 1 - kept_steps]
 
 
-def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch) -> np.ndarray:
+def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch, classes: list[str]) -> np.ndarray:
     """For each chain a row of x_t, and beneath it the network's estimate of the image: uint8 [H', W', 3]."""
     stages = sample.chain_pictures(drawn)
     rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
-    classes = class_labels(config, drawn)
     clipped = ", clipped to [-1, 1]" if config.diffusion.clip_denoised else ""
     return curves.sheet(
         rows.reshape(-1, *rows.shape[2:]),
@@ -248,7 +248,12 @@ def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch) ->
 
 
 def chain_picture(
-    config: ConfigDict, forward_t: np.ndarray, x_t: np.ndarray, reverse_t: np.ndarray, drawn: GeneratedBatch
+    config: ConfigDict,
+    forward_t: np.ndarray,
+    x_t: np.ndarray,
+    reverse_t: np.ndarray,
+    drawn: GeneratedBatch,
+    classes: list[str],
 ) -> np.ndarray:
     """Image, noise, image, on one line for each of a few chains: uint8 [H', W', 3]."""
     reverse = sample.chain_pictures(drawn)["x_t"]
@@ -266,7 +271,7 @@ def chain_picture(
             *time_labels(reverse_t[back[:-1]]),
             "sample",
         ],
-        end_labels=class_labels(config, drawn)[:CHAINS_ON_A_SLIDE],
+        end_labels=classes[:CHAINS_ON_A_SLIDE],
         spans=[
             (0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"),
             (half + 1, 2 * half, reverse_words(config)),
@@ -300,13 +305,19 @@ def reverse_words(config: ConfigDict) -> str:
     return f"reverse: {name}" + (r", no noise added (not $p_\theta$)" if deterministic else "")
 
 
-def class_labels(config: ConfigDict, drawn: GeneratedBatch) -> list[str]:
-    """For each image the class that was asked for; empty for a model without classes."""
+def class_names(run_folder: pathlib.Path) -> tuple[str, ...]:
+    """The names of the classes that the run was trained on, in order; empty where the run does not record them."""
+    read = getattr(workdir, "read_data_identity", lambda folder: None)
+    return tuple((read(run_folder) or {}).get("class_names", ()))
+
+
+def class_labels(config: ConfigDict, drawn: GeneratedBatch, names: tuple[str, ...] = ()) -> list[str]:
+    """For each image the class that was asked for, by its name or number; empty for a model without classes."""
     if drawn.labels is None:
         return []
     if config.sampling.guidance_scale == 0:
         return ["no class"] * len(drawn.labels)
-    return [f"class {label}" for label in drawn.labels.tolist()]
+    return [f"class {names[label] if label < len(names) else label}" for label in drawn.labels.tolist()]
 
 
 def class_note(config: ConfigDict) -> list[str]:
