@@ -22,7 +22,7 @@ from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, Comparison, numbers_of
 from ddpm_jax.programs.flow import measure_flow
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, report, workdir
+from ddpm_jax.runtime import processes, randomness, report, run_record, workdir
 from ddpm_jax.runtime import shards as shards_file
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.logbook import Events, Progress
@@ -76,7 +76,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 "step": step,
                 "weights": name,
                 "weights_sha256": weights_digest(params),
-                "config": config.to_dict(),
+                "config": run_record.report_config(run_folder, config.to_dict(), step, build.as_dict(defaults)),
                 "provenance": provenance(),
                 "real": real,
                 "notes": notes,

@@ -5,13 +5,15 @@ bits: the state is the checkpoint's, and data and noise of step n follow from (s
 """
 
 import contextlib
+import datetime
 import functools
 import math
 import pathlib
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -21,12 +23,13 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, check, visualize
 from ddpm_jax.data import pipeline
 from ddpm_jax.programs import sample, weights
+from ddpm_jax.runtime import config_changes, processes, randomness, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.interrupt import Interrupt
 from ddpm_jax.runtime.logbook import Logbook
+from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.state import TrainState
 
 
@@ -52,7 +55,27 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         weights.check_kept(config)
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True)
+    with processes.hold_workdir(run_folder, say) as check_held:
+        with processes.together():
+            run_record.check_resume(run_folder, config.to_dict(), build.as_dict(defaults))
+        options = {"started": started, "profiled_steps": profiled_steps, "say": say, "check_held": check_held}
+        return _train(config, run_folder, mesh, defaults=defaults, **options)
+
+
+def _train(
+    config: ConfigDict,
+    run_folder: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    defaults: ConfigDict | None,
+    started: float,
+    profiled_steps: range,
+    say: Callable[[str], None],
+    check_held: Callable[[], None],
+) -> int:
+    """As `run`, once the workdir is there, held and of this config; `check_held` comes before each save."""
+    is_writer = processes.is_writer()
     evaluation = None
     with processes.together():
         generator = build.build_generator(config, mesh)
@@ -72,7 +95,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
         say(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
-            say(f"resuming at step {start_step:,}")
+            say(resume_line(config, run_folder, start_step, defaults))
         with (
             Interrupt(processes.StopVote(mesh) if jax.process_count() > 1 else None) as interrupt,
             Logbook(
@@ -116,16 +139,20 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
                                 logbook.scalars(step, evaluation.scores(weights.of_state(config, state)))
                         if due.checkpoint or stop:
                             log.flush()  # nothing unsound is ever saved
+                            check_held()
                             checkpoints.save(step, state.fields())
                     if stop:
                         break
                     trace(step)
                     batch = next(batches)
                     state, metrics = train_step(state, batch, key)
-                    if step == start_step:
-                        jax.block_until_ready(metrics)
-                        logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
                     log.add(step + 1, metrics)
+                    if step == start_step:
+                        log.flush()  # a step whose loss is not finite is not one to record
+                        with processes.together():
+                            if is_writer:
+                                record_start(config, run_folder, start_step, mesh, defaults)
+                        logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
             log.flush()
             step = int(state.step)
             if step == config.train.num_steps and config.train.sample_every:
@@ -134,16 +161,46 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
             if step == config.train.num_steps and evaluation:
                 with logbook.pause():
                     logbook.scalars(step, evaluation.scores(weights.of_state(config, state)))
-            checkpoints.save(step, state.fields(), wait=True)
+            if step > start_step:  # else there is nothing new, and no record of a step
+                check_held()
+                checkpoints.save(step, state.fields(), wait=True)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
-                logbook.say(f"stopped by {name}: step {step:,} is saved, the same command goes on from there")
+                saved = f"step {step:,} is saved" if step else "before the first step, so nothing is saved"
+                logbook.say(f"stopped by {name}: {saved}; run the same command again to resume")
                 return interrupt.exit_code
             if config.train.sample_every:
                 logbook.say(f"done: {step:,} steps; see {' and '.join(map(str, shown))}")
             else:
-                logbook.say(f"done: {step:,} steps; draw images with --mode=sample --workdir={folder}")
+                logbook.say(f"done: {step:,} steps; draw images with --mode=sample --workdir={run_folder}")
     return 0
+
+
+def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
+    """What a user is to know of a resume: the step, and each field and version that differs from those of the run so far."""
+    changed = run_record.resume_changes(run_folder, config.to_dict(), step, build.as_dict(defaults))
+    changed |= run_record.version_changes(run_folder, versions.program_versions(), step)
+    return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
+
+
+def record_start(
+    config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, defaults: ConfigDict | None
+) -> None:
+    """Write config.json, and the line of history.jsonl for a training that began at `step` and has taken a step."""
+    fields = config.to_dict()
+    run_record.record_start(
+        run_folder,
+        fields,
+        step,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
+        versions=versions.program_versions(),
+        commit=versions.program_commit(),
+        devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
+        processes=jax.process_count(),
+        host=socket.gethostname(),
+        command=sys.argv,
+    )
 
 
 def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
@@ -155,7 +212,10 @@ def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.shardi
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(init, out_shardings=sharding, compiler_options=options)(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
-    fields, step = checkpoints.restore(abstract.fields())
+    fields = abstract.fields()
+    older = fields | {"opt_state": optimizers.unclipped_layout(abstract.opt_state)}
+    as_now = lambda old: old | {"opt_state": optimizers.from_unclipped_layout(old["opt_state"])}  # noqa: E731
+    fields, step = checkpoints.restore(fields, older=(older, as_now))
     return TrainState.from_fields(fields), step
 
 
