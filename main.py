@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
         import jax
 
         from configs import defaults
-        from ddpm_jax.runtime import mesh
+        from ddpm_jax import data_config
+        from ddpm_jax.runtime import mesh, workdir
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> None:
         if not mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
             micro_batch = FLAGS.config.train.batch_size // max(1, FLAGS.config.optimizer.accumulation_steps)
             compiler.set_cpu_devices(FLAGS.config.model.ch, micro_batch)
+        data_config.complete(FLAGS.config, workdir.read_data_identity(FLAGS.workdir))
         program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)

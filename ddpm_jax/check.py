@@ -17,6 +17,7 @@ LISTS = {  # field -> what its elements are; single values have their types chec
     "ema.power_stds": float,
     "sampling.churn_interval": float,
     "sampling.guidance_interval": float,
+    "data.value_range": float,
     "evaluation.metrics": str,
     "evaluation.checkpoint_steps": int,
     "evaluation.averages": str,
@@ -50,6 +51,11 @@ def check_config(config: ConfigDict) -> None:
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)
     decode.parse_background(data.background)
+    if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
+        raise UsageError(
+            f"config.data.value_range is {tuple(data.value_range)}: give the levels that are black and white, such as "
+            "'(0,4095)', or () to find them"
+        )
 
     positive = {
         "data": ("image_size", "num_threads", "prefetch"),
@@ -103,11 +109,12 @@ def check_config(config: ConfigDict) -> None:
         )
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
-    if model.class_conditional and not data.num_classes:
-        raise UsageError("config.model.class_conditional needs labels, but config.data.num_classes is 0")
     if not model.class_conditional and sampling.label != -1:
         raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
-    if not -1 <= sampling.label < max(1, data.num_classes):
+    if not isinstance(sampling.label, int | str):
+        raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
+    # A name is looked up once the set is known (`data_config.complete`).
+    if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
         raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(

@@ -105,7 +105,7 @@ def read_file(path: str, config: ConfigDict) -> np.ndarray:
     """
     path = str(pathlib.Path(path).expanduser())
     try:
-        image = decode.read_image(path, decode.parse_background(config.data.background))
+        image = decode.read_image(path, decode.parse_background(config.data.background), tuple(config.data.value_range))
     except decode.BrokenImage as error:
         raise PersonError(f"cannot read the image {path}: {error}") from error
     return fit_image(image, config.data.image_size, config.data.channels)

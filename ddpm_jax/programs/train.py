@@ -20,8 +20,8 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, check, visualize
-from ddpm_jax.data import pipeline
+from ddpm_jax import build, check, data_config, visualize
+from ddpm_jax.data import identity, pipeline
 from ddpm_jax.programs import sample, weights
 from ddpm_jax.runtime import config_changes, processes, randomness, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
@@ -78,8 +78,10 @@ def _train(
     is_writer = processes.is_writer()
     evaluation = None
     with processes.together():
-        generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
+        check_data(run_folder, identity.identity_of(source), config.model.class_conditional, say)
+        data_config.complete(config, identity.identity_of(source))
+        generator = build.build_generator(config, mesh)
     if config.train.evaluate_every:
         from ddpm_jax.programs import evaluate  # half a second of import that other runs need not pay
 
@@ -152,6 +154,7 @@ def _train(
                         with processes.together():
                             if is_writer:
                                 record_start(config, run_folder, start_step, mesh, defaults)
+                                workdir.write_data_identity(run_folder, identity.identity_of(source))
                         logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
             log.flush()
             step = int(state.step)
@@ -174,6 +177,24 @@ def _train(
             else:
                 logbook.say(f"done: {step:,} steps; draw images with --mode=sample --workdir={run_folder}")
     return 0
+
+
+def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bool, say: Callable[[str], None]) -> None:
+    """Compare the set with the one that the run was trained on so far.
+
+    Raises:
+      PersonError: a class-conditional run was trained on other classes.
+    """
+    old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
+    if old is None:
+        return
+    if has_classes and (changed := identity.class_changes(old, new)):
+        raise PersonError(
+            f"{run_folder} was trained on other classes than {new['name']} has: {changed}. Put them back, or choose another "
+            "--workdir for a new run"
+        )
+    if changed := identity.content_changes(old, new):
+        say(f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these")
 
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
