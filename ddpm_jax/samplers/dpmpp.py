@@ -9,9 +9,10 @@ h = λ_t - λ_k, where the step before had length h' = λ_k - λ_{k+1}:
 
 The first step has no step before it and takes D = x̂_0; so does the last, to λ = infinity, where D extrapolated would
 not be finite and the guess is exact (lower-order final). Where steps differ much in length (`multistep.uneven_steps`),
-the extrapolation is another: without noise that of (3) in `multistep.py`, with noise `keeping_variance`. With D = x̂_0 throughout, 2M is DDIM
-with η = 0 and 2M-SDE is DDIM with η = 1, that is ancestral sampling with the variance fixed_small. Both make one network
-evaluation a step.
+the extrapolation is another: without noise that of (3) in `multistep.py`, with noise `keeping_variance`.
+
+With D = x̂_0 throughout, 2M is DDIM with η = 0 and 2M-SDE is DDIM with η = 1, that is ancestral sampling with the variance
+fixed_small. Both make one network evaluation a step.
 """
 
 import numpy as np

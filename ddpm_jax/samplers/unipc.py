@@ -14,8 +14,9 @@ m_t is what the network makes of the x_t predicted, and serves in the next step 
 q = 1, a single ρ, the paper takes 1/2, which is right in the limit of small h.
 
 As many orders as there are points: 1 in the first step, 2 in the second; the last step, to λ = infinity, returns its guess.
-Where steps differ much in length (`multistep.uneven_steps`) the predictor is that of (3) in `multistep.py`. A step of more than
-twice the one before has the corrector of order 1; where it is the one before the last, orders fall towards it as towards an end.
+Where steps differ much in length (`multistep.uneven_steps`) the predictor is that of (3) in `multistep.py`. A step of more
+than twice the one before has the corrector of order 1; where it is the one before the last, orders fall towards it as
+towards an end.
 """
 
 import math
