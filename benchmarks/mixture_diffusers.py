@@ -70,7 +70,7 @@ def draw(trained: NoiseSchedule, label: str, spacing: str, evaluations: int, x_T
         for t in scheduler.timesteps:
             output = network(scheduler.scale_model_input(x, t).double(), t)
             x = scheduler.step(output, t, x, **options, return_dict=False)[0]
-    except (IndexError, ValueError) as error:
+    except (AssertionError, IndexError, ValueError) as error:
         print("FAIL", label, spacing, evaluations, repr(error))
         return None
     if len(scheduler.timesteps) != evaluations:

@@ -16,8 +16,8 @@ A polynomial in λ through the last guesses holds where steps are of about the s
 a step much longer than the one before it would add the last change h/2h' times more and throw the guess beyond every image;
 a step after a much longer one, as the second one of the cosine schedule is, would add next to nothing of a change that is
 still to come. Such steps take x̂_0 to be linear in α: a bounded line, and the exact one for data N(m, I) (`along_signal`).
-The spacings by t end with a long step, unless they are trailing. The step before that one already follows steps that grow
-from one to the next, and takes the same line (`uneven_steps`).
+The spacings by t end with a long step, unless they are trailing. The step before that one is the last of a row of growing
+steps, and takes the same line (`steps_along_signal`).
 
 A corrector may look back: once the network has seen x_t, the step that led there is taken again with this guess among
 the others, and the improved x_t is where the next step sets out. That costs no evaluation (UniPC 2302.04867, algorithm 1).
@@ -118,14 +118,18 @@ def long_steps(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def uneven_steps(schedule: NoiseSchedule) -> np.ndarray:
-    """Whether the step from entry k takes x̂_0 to be linear in α: bool [K]. Not the first step, nor the last.
+    """Whether the step from entry k is much longer or shorter than the one before it: bool [K]. Not the first, nor the last."""
+    lengths = _lengths(schedule)
+    return long_steps(schedule) | _of_inner_steps(schedule, lengths[1:] > UNEVEN * lengths[:-1])
 
-    So do the steps much longer or much shorter than the one before them, and the one that leads to a much longer one.
+
+def steps_along_signal(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the step from entry k, without noise, takes x̂_0 to be linear in α: bool [K].
+
+    Uneven steps do, and the step that leads to a long one: it is one of a row of steps that grow, where the last change, times
+    h/2h', is too much already.
     """
-    lengths, is_long = _lengths(schedule), long_steps(schedule)
-    follows_longer = _of_inner_steps(schedule, lengths[1:] > UNEVEN * lengths[:-1])
-    leads_to_longer = _of_inner_steps(schedule, is_long[:-2])
-    return is_long | follows_longer | leads_to_longer
+    return uneven_steps(schedule) | _of_inner_steps(schedule, long_steps(schedule)[:-2])
 
 
 def _lengths(schedule: NoiseSchedule) -> np.ndarray:

@@ -181,17 +181,18 @@ def test_orders_fall_towards_a_long_step_as_towards_the_end():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "spacing", "uneven"),
+    ("schedule", "spacing", "uneven", "along_signal"),
     [
-        ("linear", "trailing", []),
-        ("linear", "leading", [1, 2]),  # to t=0, and the step that leads there
-        ("cosine", "trailing", [8]),  # after the step from 999, which is 8 of 12 in log SNR
-        ("cosine", "linspace", [1, 2, 8]),
+        ("linear", "trailing", [], []),
+        ("linear", "leading", [1], [1, 2]),  # to t=0, and the step that leads there
+        ("cosine", "trailing", [8], [8]),  # after the step from 999, which is 8 of 12 in log SNR
+        ("cosine", "linspace", [1, 8], [1, 2, 8]),
     ],
 )
-def test_steps_of_uneven_lengths(schedule, spacing, uneven):
+def test_steps_of_uneven_lengths(schedule, spacing, uneven, along_signal):
     chain = shorten(make_schedule(schedule, 1000), 10, spacing)
     assert np.flatnonzero(multistep.uneven_steps(chain)).tolist() == uneven
+    assert np.flatnonzero(multistep.steps_along_signal(chain)).tolist() == along_signal
 
 
 @pytest.mark.parametrize("weights", [*(2, 3), "2M"])
