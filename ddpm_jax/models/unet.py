@@ -9,7 +9,8 @@
       ...                  ...                                           ...
                             +------- block, attention, block -------------+
 
-A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. Every output of
+A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. Between the two middle blocks
+there is self-attention at any resolution, as in Ho's network, unless `mid_attention` is False. Every output of
 the way down, the first convolution and the halvings among them, is a skip: it is concatenated to one block's input
 on the way up, which is why that way has one block more a level. Time enters each block through an embedding.
 
@@ -48,6 +49,7 @@ class UNet(nn.Module):
       ch_mult: one factor per level; the image is halved between levels.
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       attn_resolutions: heights at which every block is followed by self-attention.
+      mid_attention: whether there is self-attention between the two middle blocks, whatever attn_resolutions holds.
       dropout: rate inside residual blocks while training.
       num_heads: of each attention; they share its channels.
       scale_shift: time scales and shifts each block's second norm, in place of being added before it.
@@ -62,6 +64,7 @@ class UNet(nn.Module):
     ch_mult: Sequence[int] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attn_resolutions: Sequence[int] = (16,)
+    mid_attention: bool = True
     dropout: float = 0.1
     num_heads: int = 1
     scale_shift: bool = False
@@ -120,7 +123,8 @@ class UNet(nn.Module):
         h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block0")(
             h, temb, deterministic
         )
-        h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
+        if self.mid_attention:
+            h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
         h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block1")(
             h, temb, deterministic
         )

@@ -178,7 +178,7 @@ def flow_density(
 def check(schedule: NoiseSchedule, *, prediction: str, probes: int, rtol: float, atol: float, max_steps: int) -> None:
     """Raises ValueError where `flow_density` would, whatever the image: one line, to be shown to a person."""
     if schedule.num_timesteps < 2:
-        raise ValueError("the flow needs a chain of 2 steps or more, to lead from one noise level to another")
+        raise ValueError("a chain of 1 step has no flow from one noise level to another: leave out flow_bits_per_dim")
     if probes < 0:
         raise ValueError(f"probes is {probes}: take 1 or more, or 0 for the exact trace")
     if not (0 < rtol < 1 and 0 < atol < 1):
