@@ -49,7 +49,6 @@ class UNet(nn.Module):
       ch_mult: one factor per level; the image is halved between levels.
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       attn_resolutions: heights at which every block is followed by self-attention.
-      mid_attention: whether there is self-attention between the two middle blocks, whatever attn_resolutions holds.
       dropout: rate inside residual blocks while training.
       num_heads: of each attention; they share its channels.
       scale_shift: time scales and shifts each block's second norm, in place of being added before it.
@@ -57,6 +56,7 @@ class UNet(nn.Module):
         stand for "no class".
       dtype: of convolutions and matmuls; parameters and the output are float32.
       remat: recompute each block in the backward pass in place of keeping its activations.
+      mid_attention: whether there is self-attention between the two middle blocks, whatever attn_resolutions holds.
     """
 
     out_channels: int = 3
@@ -64,13 +64,13 @@ class UNet(nn.Module):
     ch_mult: Sequence[int] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attn_resolutions: Sequence[int] = (16,)
-    mid_attention: bool = True
     dropout: float = 0.1
     num_heads: int = 1
     scale_shift: bool = False
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    mid_attention: bool = True
 
     @nn.compact
     def __call__(
