@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, help="of the samples compared with the mixture: errors are means over them"
     )
-    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], help="one of the samplers")
+    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], nargs="+", help="these samplers; all by default")
     parser.add_argument("--spacing", choices=schedules.SPACINGS, help="one of the spacings")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def main() -> None:
         return float(np.sqrt(np.mean(np.sum(np.square(samples.reshape(exact.shape) - exact), axis=-1))))
 
     flows, draws = (
-        {label: setting for label, setting in rows.items() if options.only in (None, label)} for rows in (FLOWS, DRAWS)
+        {label: setting for label, setting in rows.items() if label in (options.only or rows)} for rows in (FLOWS, DRAWS)
     )
     kinds = (  # (title, samplers, keys of each seed, error of samples, what errors are not told apart from)
         ("distance from the probability-flow ODE", flows, flow_keys, distance_to_flow, 0.0),

@@ -102,7 +102,7 @@ def test_what_makes_sense_trains(prediction):
         assert np.isfinite(metrics["loss"]), cell
         assert (np.abs(gradient).max(axis=(0, 1)) > 0).all(), cell
         count += 1
-    assert count == {"eps": 30, "x_start": 48, "v": 48}[prediction]
+    assert count == {"eps": 30, "x_start": 60, "v": 60}[prediction]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
