@@ -69,11 +69,12 @@ def check_edit(config: ConfigDict) -> None:
     """Raise a UsageError that names the field."""
     check.check_config(config)
     edit = config.edit
-    for field in ("num_images", "variants", "jump_length", "resampling", "turns"):
+    for field in ("num_images", "variants", "resampling", "turns"):
         if edit[field] < 1:
             raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
-    if edit.first_image < 0:
-        raise UsageError(f"config.edit.first_image is {edit.first_image}: it must be 0 or more")
+    for field in ("first_image", "jump_length"):
+        if edit[field] < 0:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be 0 or more")
     if edit.frames < 2:
         raise UsageError(f"config.edit.frames is {edit.frames}: both images are frames, so it must be 2 or more")
     if not 0 < edit.strength <= 1:

@@ -8,7 +8,7 @@ from ddpm_jax.process import pixels
 from ddpm_jax.programs import edit
 from ddpm_jax.runtime import processes
 from ddpm_jax.runtime.errors import UsageError
-from ddpm_jax.samplers.repaint import Known, start_filling
+from ddpm_jax.samplers.repaint import Known, default_jump_length, start_filling
 
 GREY = 128  # what the picture shows in place of what is missing
 HALVES = ("center", "left", "right", "top", "bottom")
@@ -53,7 +53,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             f"{missing.mean():.0%} drawn anew by {sampling.sampler} in {sampling.num_steps} steps, "
             f"{sampler.evaluations:,} network evaluations an image"
         ),
-        name=f"-jump_{options.jump_length}-resampling_{options.resampling}",
+        name=f"-jump_{options.jump_length or default_jump_length(sampling.num_steps)}-resampling_{options.resampling}",
         rows=[job.originals, shown, *filled.swapaxes(0, 1)],
         arrays={"images": filled, "originals": job.originals, "missing": missing[..., 0]},
     )

@@ -1,9 +1,13 @@
 """The modes that begin with images: what comes out, what stays of the images, and what is refused."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits
+from ddpm_jax import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.programs import image_to_image, inpaint, interpolate, train
 from ddpm_jax.runtime.errors import PersonError
@@ -94,6 +98,22 @@ def test_strength_says_how_much_of_an_image_stays(edit, originals):
     assert distances[0] < 0.5 * distances[1]
 
 
+def test_strength_one_keeps_nothing_of_an_image():
+    """Black and white images start alike. Of the first of 2 leading steps under cosine 70% of an image was kept."""
+    config = digits.get_config()
+    config.diffusion.schedule = "cosine"
+    config.sampling.update(num_steps=2, spacing="leading")
+    keys, images = (
+        jax.random.split(jax.random.key(0), 2),
+        jnp.array([-1.0, 1.0]).reshape(2, 1, 1, 1, 1) * jnp.ones((2, 8, 8, 1)),
+    )
+    for strength, kept in ((1.0, 0.0), (0.99, 1.0)):
+        begin = image_to_image.make_begin(build.build_sampler(config, strength=strength), strength)
+        black, white = (np.asarray(begin(keys, x_start).x) for x_start in images)
+        assert (np.abs(white - black) > 0.5).all() == bool(kept)
+        assert (black == white).all() != bool(kept)
+
+
 def test_the_way_between_images_begins_and_ends_with_them(edit, originals, files, capsys):
     drawn = edit("interpolate", {"edit.frames": 4, "sampling.num_steps": 20, "edit.turns": 8})
     assert drawn["images"].shape == (1, 4, 8, 8, 1)
@@ -105,7 +125,7 @@ def test_the_way_between_images_begins_and_ends_with_them(edit, originals, files
 
 def test_the_default_folder_says_what_was_done(folder, edit, tiny_config):
     edit("inpaint")
-    for mode, ending in (("inpaint", "jump_10-resampling_10"), ("image_to_image", "strength_0.5"), ("interpolate", "turns_3")):
+    for mode, ending in (("inpaint", "jump_1-resampling_10"), ("image_to_image", "strength_0.5"), ("interpolate", "turns_3")):
         assert MODES[mode].run(tiny_config(FIELDS), str(folder)) == 0
         assert (folder / "samples" / f"{mode}-step_6-ddim-4-seed_0-{ending}" / f"{mode}.png").exists()
 
@@ -122,7 +142,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
 
     refused("inpaint", r"is all black", {"edit.mask": str(tmp_path / "black.png")})
     refused("inpaint", r"cannot read the image .*middle: no such file", {"edit.mask": "middle"})
-    refused("inpaint", r"only ancestral and ddim", {"sampling.sampler": "unipc"})
+    refused("inpaint", r"only ancestral and ddim can follow: set sampler=ddim", {"sampling.sampler": "unipc"})
     refused("inpaint", r"config\.edit\.resampling is 0", {"edit.resampling": 0})
     refused("image_to_image", r"config\.edit\.strength is 0", {"edit.strength": 0.0})
     refused("image_to_image", r"cannot read the image .*not an image", {"edit.images": (str(tmp_path / "words.png"),)})
