@@ -94,7 +94,8 @@ def get_config() -> ConfigDict:
     sampling.weights = "ema"  # ema | raw | decay_0.999 of ema.decays | power_0.07: any length, made of those of ema.power_stds
     sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
     sampling.checkpoint_step = -1  # -1 for the latest
-    sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+    sampling.keep = 0  # so many stages along the way of the first 64 images are kept in images.npz, and shown in strips
+    sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, as its evaluator reads)
 
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim

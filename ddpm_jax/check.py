@@ -44,6 +44,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timesteps.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
+    check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_averaging(config)  # raises, as does the next
     build.weights_field(config)
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)

@@ -1,5 +1,7 @@
 """Drawing images from a checkpoint, with every option that config.sampling has."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,9 +27,12 @@ def draw(trained, tiny_config, tmp_path):
     if not (folder / "config.json").exists():
         train.run(tiny_config(fields), str(folder))
 
+    calls = itertools.count()
+
     def run(changes=None):
-        assert sample.run(tiny_config(fields | (changes or {})), str(folder), output=str(tmp_path / "out")) == 0
-        with np.load(tmp_path / "out" / "images.npz") as arrays:
+        out = tmp_path / f"out{next(calls)}"
+        assert sample.run(tiny_config(fields | (changes or {})), str(folder), output=str(out)) == 0
+        with np.load(out / "images.npz") as arrays:
             return dict(arrays)
 
     return run
@@ -39,7 +44,7 @@ def test_exactly_n_images_with_their_labels_and_a_picture(draw, tmp_path):
     assert drawn["images"].dtype == np.uint8
     assert drawn["labels"].tolist() == [*range(10), 0, 1]
     assert set(drawn) == {"images", "labels"}
-    picture = np.asarray(Image.open(tmp_path / "out" / "grid.png"))
+    picture = np.asarray(Image.open(tmp_path / "out0" / "grid.png"))
     assert min(picture.shape) >= 3 * 64
 
 
@@ -84,7 +89,7 @@ def test_stages_are_kept_on_request(draw, tmp_path):
     assert np.array_equal(drawn["x_t"][:, -1], drawn["images"])
     assert np.array_equal(drawn["images"], draw()["images"])  # to look does not change what one sees
     for name in ("x_t", "pred_xstart"):
-        assert (tmp_path / "out" / f"{name}.png").exists()
+        assert (tmp_path / "out0" / f"{name}.png").exists()
 
 
 def test_the_default_folder_is_named_after_what_was_drawn(draw, trained, tiny_config, capsys):
@@ -92,8 +97,8 @@ def test_the_default_folder_is_named_after_what_was_drawn(draw, trained, tiny_co
     folder, fields = trained
     changes = {"sampling.eta": 0.5, "sampling.weights": "raw", "sampling.label": 3, "sampling.seed": 2}
     assert sample.run(tiny_config(fields | changes), str(folder)) == 0
-    target = folder / "samples" / "step_6-ddim-4-seed_2-eta_0.5-raw-label_3"
-    assert sorted(file.name for file in target.iterdir()) == ["grid.png", "images.npz"]
+    target = folder / "samples" / "step_6-ddim-4-seed_2-eta_0.5-raw-label_3-5_images"
+    assert sorted(file.name for file in target.iterdir()) == ["grid.png", "images.npz", "manifest.json"]
     assert str(target) in capsys.readouterr().out
 
 

@@ -77,7 +77,7 @@ def test_a_full_disk_is_said_in_one_line_and_keeps_what_was_there(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
     try:
-        with pytest.raises(PersonError, match="what was drawn before is kept") as caught:
+        with pytest.raises(PersonError, match="what was generated before is kept") as caught:
             shards.write(8, IMAGES[8:16])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
