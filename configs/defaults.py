@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 5000
     train.keep_latest = 3  # checkpoints kept for resuming
     train.keep_every = 100_000  # of the checkpoints, those of every so many steps are kept for good; 0 for none
-    train.sample_every = 10_000  # a picture of EMA samples; 0 for none
+    train.sample_every = 10_000  # a picture of samples, at most 100; 0 for none, also at the end
+    train.sample_num_steps = 20  # of its solver, where config.sampling takes more: dpmpp_2m, or ddim; 0 for config.sampling
     train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
     train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler
     train.tensorboard = True

@@ -64,7 +64,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps", "clip_norm"),
-        "train": ("keep_every", "sample_every", "evaluate_every"),
+        "train": ("keep_every", "sample_every", "sample_num_steps", "evaluate_every"),
         "sampling": ("keep", "eta"),
         "evaluation": ("kept_features",),
     }

@@ -34,6 +34,7 @@ HOMES = {
         "build.py",
         "check.py",
         "programs/train.py",
+        "programs/pictures.py",
         "programs/weights.py",
         "programs/sample.py",
         "programs/illustrate.py",

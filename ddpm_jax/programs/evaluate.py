@@ -20,7 +20,7 @@ from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, Comparison, numbers_of
 from ddpm_jax.programs.flow import measure_flow
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, report, workdir
+from ddpm_jax.runtime import paths, processes, report, workdir
 from ddpm_jax.runtime import shards as shards_file
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.logbook import Events
@@ -47,8 +47,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         check.check_config(config)
         check_evaluation(config)
         workdir.read_config(folder)  # there must be a run
+        sample.check_output(output)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    target = pathlib.Path(output).expanduser().absolute() if output else workdir.evaluation_folder(run_folder)
+    target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     mesh, wanted = meshes.make_mesh(), config.evaluation.metrics
     with processes.together():
         cases = [(case, build.build_generator(case, mesh)) for case in sampling_cases(config)]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, check
 from ddpm_jax.programs import weights
-from ddpm_jax.programs.sample_files import CHAINS_SHOWN, KEPT_IMAGES, SampleFolder, chain_pictures
+from ddpm_jax.programs.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, SampleFolder, chain_pictures
 from ddpm_jax.runtime import manifest, paths, processes, randomness, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError
@@ -61,7 +61,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with processes.together():
         if processes.is_writer():
             identity = identity_of(config, "sample", step, params) | {"num_images": number, "keep": sampling.keep}
-            target = manifest.claim(identity, default=default, output=output)
+            target = manifest.claim(identity, names=OUTPUTS, default=default, output=output)
             files = SampleFolder(
                 target,
                 identity,

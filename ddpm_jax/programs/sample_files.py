@@ -18,6 +18,7 @@ from ddpm_jax.runtime import npz
 from ddpm_jax.runtime.shards import ImageShards
 from ddpm_jax.samplers.generate import GeneratedBatch
 
+OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # names that a folder of other things may not have
 STAGES = ("x_t", "pred_xstart")
 CHAINS_SHOWN = 8  # rows of a picture of chains
 STAGES_SHOWN = 16  # and its columns

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ddpm_jax.runtime import paths
@@ -12,26 +13,26 @@ from ddpm_jax.runtime.workdir import write_atomically
 MANIFEST = "manifest.json"
 
 
-def claim(identity: dict[str, Any], *, default: pathlib.Path, output: str = "") -> pathlib.Path:
-    """A folder for these results, made and written to: a new or empty one, or the one that they were in before.
+def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.Path, output: str = "") -> pathlib.Path:
+    """A folder for these results, made and writable: one without such results, or the one that they were in before.
 
     Args:
       identity: what the results are, as JSON can hold it.
+      names: of the files that will be written.
       default: the folder where no output is named. If it holds other results, the next free of default-2, default-3, ...
       output: the folder that the user named, or "".
 
     Raises:
-      PersonError: `output` holds other files, or results of another kind (each difference is named); or the folder cannot
-        be made or written.
+      PersonError: `output` holds files of these names that no manifest explains, or results of another kind (each
+        difference is named); or the folder cannot be made or written.
     """
     if output:
         folder = paths.output_path(output, default)
         paths.make_output_folder(folder)
         if (folder / MANIFEST).exists():
             require_same(folder, identity)
-        elif found := _visible(folder):
-            names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-            raise PersonError(f"{folder} holds other files ({names}): name a new or an empty folder by --output")
+        elif found := [name for name in names if (folder / name).exists()]:
+            raise PersonError(f"{folder} holds another {' and '.join(found)}: name a new folder by --output, or move that away")
     else:
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
         paths.make_output_folder(folder)
@@ -77,18 +78,14 @@ def _is_free(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
     if not folder.is_dir():
         return not folder.exists()
     if not (folder / MANIFEST).exists():
-        return not _visible(folder)
+        return not any(not file.name.startswith(".") for file in folder.iterdir())
     try:
         return read(folder) == json.loads(json.dumps(identity))
     except PersonError:
         return False
 
 
-def _visible(folder: pathlib.Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-
-
-def _numbered(folder: pathlib.Path):
+def _numbered(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     yield folder
     for number in itertools.count(2):
         yield folder.with_name(f"{folder.name}-{number}")

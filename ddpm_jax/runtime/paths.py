@@ -60,4 +60,5 @@ def make_output_parent(file: pathlib.Path) -> None:
 
 def cannot_write(target: pathlib.Path, error: OSError) -> PersonError:
     """The one line for an output that the system does not let us write."""
-    return PersonError(f"cannot write to {target}: {(error.strerror or str(error)).lower()}; choose another --output")
+    reason = "it is a file" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
+    return PersonError(f"cannot write to {target}: {reason}; choose another --output")
