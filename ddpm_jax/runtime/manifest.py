@@ -46,10 +46,17 @@ def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
     write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")
 
 
-def require_same(folder: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Raise a PersonError that names each difference unless the folder's manifest says the same."""
-    old, new = read(folder), _flat(json.loads(json.dumps(identity)))
-    old = _flat(old)
+def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+    """Raise a PersonError that names each difference unless the folder's manifest says the same.
+
+    Args:
+      folder: with a manifest.
+      identity: of the new results.
+      defaults: values of fields of `identity` that are younger than the folder; others of them are not looked at.
+    """
+    new = _flat(json.loads(json.dumps(identity)))
+    younger = {name: value for name, value in _flat(json.loads(json.dumps(defaults or {}))).items() if name in new}
+    old = younger | _flat(read(folder))
     differing = [
         f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
         for name in sorted(old.keys() | new.keys())

@@ -22,6 +22,7 @@ class ImageShards:
     Args:
       folder: made if need be.
       identity: what the images are, of what JSON can hold.
+      defaults: values of fields of the identity that an older folder does not have.
       is_writer: whether this process may make the folder and its manifest.
       report: called with a line for each piece that is damaged and will be generated again.
 
@@ -34,6 +35,7 @@ class ImageShards:
         folder: str | os.PathLike,
         identity: dict[str, Any],
         *,
+        defaults: dict[str, Any] | None = None,
         is_writer: bool = True,
         report: Callable[[str], None] = lambda line: None,
     ):
@@ -41,7 +43,7 @@ class ImageShards:
         self._report = report
         self._sound: dict[tuple[str, int, int], int] = {}  # (name, size, time of change) -> images, of pieces read before
         if (self.folder / manifest.MANIFEST).exists():
-            manifest.require_same(self.folder, identity)
+            manifest.require_same(self.folder, identity, defaults)
         elif is_writer:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -77,11 +77,13 @@ def test_inpainting_keeps_what_it_must_and_draws_the_rest(edit, originals, files
     assert from_files["images"].shape == images.shape
 
 
-def test_a_mask_is_a_picture_white_where_it_is_drawn_anew(edit, tmp_path, tiny_config):
+def test_a_mask_is_a_picture_white_where_it_is_drawn_anew(edit, tmp_path, tiny_config, monkeypatch):
     mask = np.zeros((8, 8), np.uint8)
     mask[2:5, 1:7] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(edit("inpaint", {"edit.mask": str(tmp_path / "mask.png")})["missing"], mask > 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(inpaint.read_mask(tiny_config({"edit.mask": "~/mask.png"}))[..., 0], mask > 0)
     words = {name: inpaint.read_mask(tiny_config({"edit.mask": name}))[..., 0] for name in inpaint.HALVES}
     assert np.array_equal(words["right"], ~words["left"])
     assert np.array_equal(words["bottom"], ~words["top"])
