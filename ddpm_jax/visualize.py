@@ -103,7 +103,9 @@ def draw_plan(
     picture = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
     if not (class_names and plan.row_classes):
         return picture
-    return np.concatenate([_row_names(plan, class_names, factor * (height + GAP), picture.shape), picture], axis=1)
+    return np.concatenate(
+        [_row_names(plan, class_names, factor * (height + GAP), factor * GAP, picture.shape), picture], axis=1
+    )
 
 
 def grid_of_classes(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> np.ndarray:
@@ -173,7 +175,7 @@ def _rows_of_classes(classes: np.ndarray, members: list[np.ndarray], *, crop: bo
     return min((layout(columns) for columns in range(1, min(most, MAX_COLUMNS) + 1)), key=badness)
 
 
-def _row_names(plan: GridPlan, class_names: Sequence[str], pitch: int, shape: Sequence[int]) -> np.ndarray:
+def _row_names(plan: GridPlan, class_names: Sequence[str], pitch: int, gap: int, shape: Sequence[int]) -> np.ndarray:
     """uint8 [H, margin, C]: the name of each class, right-aligned beside the first of its rows."""
     size = min(max(SMALLEST_FONT, pitch // 4), LARGEST_FONT)
     font = ImageFont.load_default(size=size)
@@ -183,5 +185,5 @@ def _row_names(plan: GridPlan, class_names: Sequence[str], pitch: int, shape: Se
     pen = ImageDraw.Draw(canvas)
     for row, label in enumerate(plan.row_classes):
         if row == 0 or plan.row_classes[row - 1] != label:
-            pen.text((margin - size // 2, (row + 0.5) * pitch), names[label], fill=0, font=font, anchor="rm")
+            pen.text((margin - size // 2, row * pitch + (pitch + gap) / 2), names[label], fill=0, font=font, anchor="rm")
     return np.repeat(np.asarray(canvas)[..., None], shape[2], axis=2)
