@@ -77,7 +77,8 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 5000
     train.keep_latest = 3  # checkpoints kept for resuming
     train.keep_every = 100_000  # of the checkpoints, those of every so many steps are kept for good; 0 for none
-    train.sample_every = 10_000  # a picture of EMA samples; 0 for none
+    train.sample_every = 10_000  # a picture of samples, at most 100; 0 for none, also at the end
+    train.sample_num_steps = 20  # of its solver, where config.sampling takes more: dpmpp_2m, or ddim; 0 for config.sampling
     train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
     train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler
     train.tensorboard = True
@@ -101,7 +102,8 @@ def get_config() -> ConfigDict:
     # The class to generate with a class-conditional model: its number or its name; -1 for each in turn.
     sampling.label = config_dict.FieldReference(-1, field_type=object)
     sampling.checkpoint_step = -1  # -1 for the latest
-    sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+    sampling.keep = 0  # so many stages along the way of the first 64 images are kept in images.npz, and shown in strips
+    sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, as its evaluator reads)
 
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim

@@ -68,6 +68,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timesteps.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
+    check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_averaging(config)  # raises, as does the next
     build.weights_field(config)
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
@@ -92,7 +93,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps",),
-        "train": ("keep_every", "sample_every", "evaluate_every"),
+        "train": ("keep_every", "sample_every", "sample_num_steps", "evaluate_every"),
         "sampling": ("keep",),
         "evaluation": ("kept_features", "flow_probes"),
     }

@@ -36,6 +36,7 @@ HOMES = {
         "data_config.py",
         "check.py",
         "programs/train.py",
+        "programs/pictures.py",
         "programs/weights.py",
         "programs/sample.py",
         "programs/illustrate.py",

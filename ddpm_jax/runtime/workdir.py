@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.errors import PersonError
 
 
@@ -121,7 +122,7 @@ def absolute(workdir: str | os.PathLike) -> Path:
         raise PersonError("no workdir given: say --workdir=DIR")
     if "://" in text:
         raise PersonError(f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder")
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    return paths.expand(text)
 
 
 def _reason(error: OSError) -> str:
