@@ -186,8 +186,7 @@ def shifted(tell: Callable[[float], None], first: int) -> Callable[[float], None
 
 def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
     """The names of label 0, 1, ... in the set that the run was trained on; () where they are not known."""
-    read = getattr(workdir, "read_data_identity", lambda folder: None)
-    return tuple((read(run_folder) or {}).get("class_names", ()))
+    return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
 
 
 def identity_of(config: ConfigDict, mode: str, step: int, params: Any) -> dict[str, Any]:
