@@ -20,7 +20,7 @@ SECTIONS = {name: section for name, section in CONFIG.items() if isinstance(sect
 FIELDS = {f"{name}.{field}" for name, section in SECTIONS.items() for field in section}
 OTHER_MODULES = {"lax": "jax.lax", "np": "numpy", "jnp": "jax.numpy", "jax": "jax"}  # of which pages may name a function
 SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; others may be files that the program writes
-WRITTEN = (".json", ".jsonl", ".txt", ".npz", ".npy", ".png", ".pth")  # and so may these, and what is in folders of a workdir
+WRITTEN = (".json", ".lock", ".jsonl", ".txt", ".npz", ".npy", ".png", ".pth")  # and so may these, and what is in folders of a workdir
 WRITTEN_IN = ("eval", "samples", "checkpoints")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -55,6 +55,8 @@ def names(text):
         if name not in ("json", "to_dict"):
             yield f"config.{name}", name in FIELDS or name in CONFIG
     for quoted in in_backticks(text):
+        if re.match(r"config\.\w+", quoted) and quoted != "config.json":
+            continue  # a field, seen above
         path = re.fullmatch(r"[\w./-]+(\.\w+)", quoted)
         if path and path[1] in SOURCES:
             yield quoted, is_file(quoted) or quoted.split("/")[0] in WRITTEN_IN
@@ -117,7 +119,7 @@ def test_modes_exist(page):
         ("`prediction=eps`, `predicktion=eps`", ["predicktion=eps"]),
         ("--config.ema.decay=0.99 --config.seed=1 --config.ema.decays_=1", ["config.ema.decays_"]),
         ("```sh\npython main.py --config.train.steps=1\n```", ["config.train.steps"]),
-        ("config.sampling, config.simpling", ["config.simpling"]),
+        ("`config.sampling`, config.seed, config.simpling", ["config.simpling"]),
         ("`losses.py`, `models/layers.py`, `tests/test_docs.py`, `layers/losses.py`", ["layers/losses.py"]),
         ("`posterior_mean_coef1`, `fixed_large`, `eval/table.md`, `posterior_coef1`", ["posterior_coef1"]),
         ("`config.json`, `metrics.jsonl`, `nothing.py`", ["nothing.py"]),
