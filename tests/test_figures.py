@@ -158,3 +158,11 @@ def test_pictures_keep_every_color(figures, tmp_path):
         with Image.open(tmp_path / "to.png") as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels)
+
+
+def test_the_flowers_are_trained_by_the_command_of_the_readme(figures):
+    """The same flags but for the folders: a reader who runs it gets the picture that is above it."""
+    text = (REPOSITORY / "README.md").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^python main.py .*--workdir=runs/flowers .*$", text, re.MULTILINE)
+    ours = figures.training_command("flowers").replace(figures.PHOTOS, "PATH").replace(f"{figures.RUNS}/", "runs/")
+    assert set(shlex.split(command)) == set(shlex.split(ours))
