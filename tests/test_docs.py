@@ -20,8 +20,8 @@ SECTIONS = {name: section for name, section in CONFIG.items() if isinstance(sect
 FIELDS = {f"{name}.{field}" for name, section in SECTIONS.items() for field in section}
 OTHER_MODULES = {"lax": "jax.lax", "np": "numpy", "jnp": "jax.numpy", "jax": "jax"}  # of which pages may name a function
 SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; others may be files that the program writes
-WRITTEN = (".json", ".lock", ".jsonl", ".txt", ".npz", ".npy", ".png", ".pth")  # and so may these, and what is in folders of a workdir
-WRITTEN_IN = ("eval", "samples", "checkpoints")
+WRITTEN = (".json", ".lock", ".jsonl", ".txt", ".npz", ".npy", ".png", ".pth")  # and so may these, and files in WRITTEN_IN
+WRITTEN_IN = ("eval", "samples", "checkpoints")  # folders of a workdir
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
