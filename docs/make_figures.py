@@ -1,7 +1,7 @@
 """Make every picture of README.md and docs/, by the program as it is: `make figures`.
 
-python docs/make_figures.py                      # all but the slow ones
-python docs/make_figures.py --slow               # the slow ones too: hours on a CPU
+python docs/make_figures.py                      # all but the slow ones: about 12 minutes of two free cores
+python docs/make_figures.py --slow               # the slow ones too: an hour or more on a CPU
 python docs/make_figures.py --only chain reverse
 python docs/make_figures.py --list               # which command makes which picture
 
