@@ -254,7 +254,7 @@ def train(run: str, options: argparse.Namespace) -> None:
     if not TRAINED[run].slow:
         stamp["sources"] = sources()
     state = json.loads(stamp_file.read_text()) if stamp_file.exists() else {}
-    if state == {**stamp, "finished": True}:
+    if state == {**stamp, "finished": True} and folder.exists():
         return
     if {key: state.get(key) for key in stamp} != stamp:
         shutil.rmtree(folder, ignore_errors=True)

@@ -88,7 +88,9 @@ def small(figures, tmp_path, monkeypatch):
 
     def run(line, cwd, check):
         calls.append(line)
-        output = dict(part.partition("=")[::2] for part in line[1:] if "=" in part).get("--output")
+        values = dict(part.partition("=")[::2] for part in line[1:] if "=" in part)
+        (tmp_path / values["--workdir"]).mkdir(parents=True, exist_ok=True)
+        output = values.get("--output")
         if output:
             (tmp_path / output).mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / output / "chain.png")
@@ -113,25 +115,30 @@ def test_a_picture_is_made_once_and_again_when_the_program_changes(small, tmp_pa
         assert (np.asarray(image) == 9).all()
         assert image.info["Command"] == figures.recipe("reverse")
 
-    (tmp_path / "runs" / "figures" / "digits").mkdir()
+    (tmp_path / "runs" / "figures" / "digits" / "old").touch()
     (tmp_path / "main.py").write_text("changed")
     assert not figures.is_current("chain")
     figures.make("chain", options)
     assert len(calls) == 4
-    assert not (tmp_path / "runs" / "figures" / "digits").exists()  # it was of the program before
+    assert not (tmp_path / "runs" / "figures" / "digits" / "old").exists()  # it was of the program before
 
 
 def test_a_training_that_was_stopped_resumes(small, tmp_path):
     figures, calls, options = small
     figures.make("chain", options)
     stamp = tmp_path / "runs" / "figures" / "digits.json"
-    (tmp_path / "runs" / "figures" / "digits").mkdir()
+    checkpoint = tmp_path / "runs" / "figures" / "digits" / "checkpoint"
+    checkpoint.touch()
     stamp.write_text(json.dumps({key: value for key, value in json.loads(stamp.read_text()).items() if key != "finished"}))
     figures.train("digits", options)
     assert len(calls) == 3
-    assert (tmp_path / "runs" / "figures" / "digits").exists()
+    assert checkpoint.exists()
     figures.train("digits", options)
     assert len(calls) == 3
+    checkpoint.unlink()
+    checkpoint.parent.rmdir()  # as a user may
+    figures.train("digits", options)
+    assert len(calls) == 4
 
 
 def test_folders_of_data_are_filled_in_and_kept_out_of_the_record(small, tmp_path):
