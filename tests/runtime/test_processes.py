@@ -58,6 +58,11 @@ def test_two_processes_learn_what_one_of_them_knows(two, tmp_path):
         (tmp_path / name).mkdir()
     told, codes = two("""
 config = {"seed": 1, "data": {"name": "digits", "data_dir": f"of process {me}"}}
+def hold():
+    with processes.hold_workdir(folder / "run", print) as check:
+        check()
+        with processes.hold_workdir(folder / "run", print):
+            pass
 says(
     nobody=refused(lambda: fails(None, None)),
     one=refused(lambda: fails(None, errors.UsageError("config.x is 7"))),
@@ -71,6 +76,7 @@ says(
     shared=refused(lambda: processes.check_shared(folder / "a")),
     apart=refused(lambda: processes.check_shared(folder / "bc"[me])),
     prepared=refused(lambda: processes.prepare_workdir(folder / "run", config, write=True)),
+    held=refused(hold),
     writes=processes.is_writer(),
 )
 """)
@@ -95,7 +101,9 @@ says(
     assert zero["apart"][1] == f"process 1 stopped: {one['apart'][1]}"
     assert [os.listdir(tmp_path / name) for name in "abc"] == [[], [], []]
     assert zero["prepared"] is one["prepared"] is None
-    assert os.listdir(tmp_path / "run") == ["config.json"]
+    assert "is in use: process" in zero["held"][1]
+    assert one["held"] == ["PersonError", f"process 0 stopped: {zero['held'][1]}"]
+    assert os.listdir(tmp_path / "run") == ["training.lock"]
     assert [zero["writes"], one["writes"]] == [True, False]
 
 
