@@ -107,6 +107,33 @@ says(
     assert [zero["writes"], one["writes"]] == [True, False]
 
 
+def test_a_long_wait_for_the_workdir_is_no_long_collective(two, tmp_path):
+    """Gloo ends a collective in which one process lets the other wait for 30 s; that limit is not waited for here."""
+    told, codes = two("""
+processes.LOCK_POLL_S = 0.2
+polls, all_agree = [], processes.all_agree
+processes.all_agree = lambda mine: polls.append(mine) or all_agree(mine)
+from ddpm_jax.runtime import run_lock
+(folder / run_lock.FILE).write_text(json.dumps(dict(host="h", pid=1, since="then", machine="m", token="t")))
+class Quick(run_lock.RunLock):
+    def __init__(self, folder, *, report):
+        super().__init__(folder, report=report, beat_s=0.2, expire_s=1.5)
+processes.RunLock = Quick
+with processes.hold_workdir(folder, print) as check:
+    check()
+    held = json.loads((folder / run_lock.FILE).read_text())["pid"]
+    check()  # so that both have read it before it is released
+says(polls=polls, held=held, me=os.getpid())
+""")
+    assert codes == [0, 0]
+    zero, one = told
+    assert zero["held"] == one["held"] == zero["me"]
+    assert zero["polls"][-1]
+    assert not any(zero["polls"][:-1])
+    assert len(zero["polls"]) == len(one["polls"]) >= 4
+    assert all(one["polls"])
+
+
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_to_one_stops_all_in_the_same_step(two, victim, number):
     told, codes = two(f"""
