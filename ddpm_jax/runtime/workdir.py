@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.errors import PersonError
 
 
@@ -48,6 +49,33 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise PersonError(f"{file} is damaged (no JSON object); put the run's config back, or choose another --workdir")
     return config
+
+
+def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
+    """What the run in `workdir` was trained on (`data/identity.py`); None where no step was taken, or before data.json existed.
+
+    Raises:
+      PersonError: data.json is damaged.
+    """
+    file = absolute(workdir) / "data.json"
+    try:
+        identity = json.loads(file.read_text(encoding="utf-8"))
+        return {"class_names": list(identity["class_names"]), "fingerprint": str(identity["fingerprint"])} | identity
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise PersonError(f"cannot read {file}: {_reason(error)}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise PersonError(f"{file} is damaged: remove it (a resumed training writes it again), or restore it") from error
+
+
+def write_data_identity(workdir: str | os.PathLike, identity: dict[str, Any]) -> None:
+    """Writes data.json.
+
+    Raises:
+      PersonError: it cannot be written.
+    """
+    write_atomically(absolute(workdir) / "data.json", json.dumps(identity, indent=2) + "\n")
 
 
 def checkpoint_folder(workdir: str | os.PathLike) -> Path:
@@ -94,7 +122,7 @@ def absolute(workdir: str | os.PathLike) -> Path:
         raise PersonError("no workdir given: say --workdir=DIR")
     if "://" in text:
         raise PersonError(f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder")
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    return paths.expand(text)
 
 
 def _reason(error: OSError) -> str:
