@@ -31,7 +31,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
         return train.run(tiny_config(TRAINED | {name.replace("__", "."): x for name, x in fields.items()}), str(tmp_path))
 
     # Starts that fail before their first step: the data set, the first batch, the first step itself.
-    with pytest.raises(PersonError, match="train, test or all"):
+    with pytest.raises(PersonError, match="digits has"):
         start(data__split="validation")
     with monkeypatch.context() as patch:
         patch.setattr(train.pipeline, "batches", lambda *_, **__: (_ for _ in ()).throw(PersonError("a file is broken")))
