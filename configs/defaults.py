@@ -3,7 +3,7 @@
 The defaults are Ho et al. 2020 (arXiv 2006.11239), appendix B, where the paper says; CIFAR-10 is their first set.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -13,13 +13,16 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.name = "cifar10"  # digits, image_folder for a folder of your own images, or the name of any TFDS image set
-    data.split = "train"  # a TFDS split, slices included: train[:1000]; an image folder has only the whole
+    data.split = (
+        "train"  # or a slice, train[:90%], train[:1000]; an image folder has others where it has folders train and test
+    )
     data.data_dir = ""  # the image folder, or where TFDS sets are; "" for TFDS_DATA_DIR or ~/tensorflow_datasets
     data.image_size = 32  # height and width; others are cropped to the square in their middle and resized
     data.channels = 3  # 1 grey, 3 RGB; others are converted
     data.num_classes = 10  # labels 0..num_classes-1; 0 for a set without
     data.random_flip = True  # mirror left to right with probability 1/2
     data.background = "white"  # of an image folder: what shows through transparent pixels, a colour's name or #rrggbb
+    data.value_range = ()  # levels that are black and white in gray files of more than 8 bits, (0, 4095); () to find one range
     data.on_broken = "error"  # error | skip; of an image folder: what to do about files that cannot be read
     data.in_memory = "auto"  # always | never | auto: decode the whole set once if it takes at most 2 GiB
     data.num_threads = 4  # that read and decode
@@ -74,7 +77,8 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 5000
     train.keep_latest = 3  # checkpoints kept for resuming
     train.keep_every = 100_000  # of the checkpoints, those of every so many steps are kept for good; 0 for none
-    train.sample_every = 10_000  # a picture of EMA samples; 0 for none
+    train.sample_every = 10_000  # a picture of samples, at most 100; 0 for none, also at the end
+    train.sample_num_steps = 20  # of its solver, where config.sampling takes more: dpmpp_2m, or ddim; 0 for config.sampling
     train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
     train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler
     train.tensorboard = True
@@ -95,9 +99,11 @@ def get_config() -> ConfigDict:
     sampling.batch_size = 64  # over all devices
     sampling.seed = 0  # 0..2**32-1; image i of a seed is the same picture at any batch size
     sampling.weights = "ema"  # ema | raw | decay_0.999 of ema.decays | power_0.07: any length, made of those of ema.power_stds
-    sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
+    # The class to generate with a class-conditional model: its number or its name; -1 for each in turn.
+    sampling.label = config_dict.FieldReference(-1, field_type=object)
     sampling.checkpoint_step = -1  # -1 for the latest
-    sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+    sampling.keep = 0  # so many stages along the way of the first 64 images are kept in images.npz, and shown in strips
+    sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, as its evaluator reads)
 
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
@@ -39,6 +40,12 @@ WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "edm": {"sigma_data": "edm_sigma_data"},
 }
 OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
+FORMATS = {  # sampling.format -> what is written of the images
+    "npz": ("npz",),
+    "png": ("png",),
+    "both": ("npz", "png"),
+    "guided_diffusion": ("guided_diffusion",),
+}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 
@@ -198,6 +205,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             split=data.split,
             background=data.background,
             on_broken=data.on_broken,
+            levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
             report=report,
@@ -221,7 +229,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
         )
     if config.model.class_conditional and source.num_classes != data.num_classes:
-        raise UsageError(f"{data.name} has {source.num_classes} classes, but config.data.num_classes is {data.num_classes}")
+        raise UsageError(data_config.wrong_number(config, source))
     return source
 
 

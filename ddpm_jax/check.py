@@ -19,6 +19,7 @@ LISTS = {  # field -> what its elements are; single values have their types chec
     "ema.power_stds": float,
     "sampling.churn_interval": float,
     "sampling.guidance_interval": float,
+    "data.value_range": float,
     "evaluation.metrics": str,
     "evaluation.checkpoint_steps": int,
     "evaluation.averages": str,
@@ -67,12 +68,18 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timesteps.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
+    check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_averaging(config)  # raises, as does the next
     build.weights_field(config)
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)
     decode.parse_background(data.background)
+    if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
+        raise UsageError(
+            f"config.data.value_range is {tuple(data.value_range)}: give the levels that are black and white, such as "
+            "'(0,4095)', or () to find them"
+        )
 
     positive = {
         "data": ("image_size", "num_threads", "prefetch"),
@@ -86,7 +93,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps",),
-        "train": ("keep_every", "sample_every", "evaluate_every"),
+        "train": ("keep_every", "sample_every", "sample_num_steps", "evaluate_every"),
         "sampling": ("keep",),
         "evaluation": ("kept_features", "flow_probes"),
     }
@@ -120,11 +127,12 @@ def check_config(config: ConfigDict) -> None:
         )
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
-    if model.class_conditional and not data.num_classes:
-        raise UsageError("config.model.class_conditional needs labels, but config.data.num_classes is 0")
     if not model.class_conditional and sampling.label != -1:
         raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
-    if not -1 <= sampling.label < max(1, data.num_classes):
+    if not isinstance(sampling.label, int | str):
+        raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
+    # A name is looked up once the set is known (`data_config.complete`).
+    if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
         raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(

@@ -16,7 +16,7 @@ from ddpm_jax.metrics.kernel import kernel_distance
 from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.metrics.statistics import sample_warnings
 from ddpm_jax.programs import reference
-from ddpm_jax.runtime import processes
+from ddpm_jax.runtime import paths, processes
 from ddpm_jax.runtime.errors import PersonError
 
 DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
@@ -37,7 +37,7 @@ class Comparison:
 
     def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
         self._config, self._mesh, self._wanted = config, mesh, set(config.evaluation.metrics)
-        file, source = config.evaluation.reference, None
+        file, source = config.evaluation.reference and paths.expand(config.evaluation.reference), None
         with processes.together():
             self.extractor = reference.make_extractor(config)
             if file:

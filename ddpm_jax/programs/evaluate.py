@@ -5,10 +5,8 @@ the real ones. For each checkpoint: the variational bound in bits/dim on the ima
 distortion of the code that it stands for. What held-out real images score stands beside it, as what can be hoped for.
 """
 
-import hashlib
 import itertools
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -22,10 +20,10 @@ from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, Comparison, numbers_of
 from ddpm_jax.programs.flow import measure_flow
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, report, workdir
+from ddpm_jax.runtime import paths, processes, report, run_record, workdir
 from ddpm_jax.runtime import shards as shards_file
 from ddpm_jax.runtime.errors import UsageError
-from ddpm_jax.runtime.logbook import Events, Progress
+from ddpm_jax.runtime.logbook import Events
 from ddpm_jax.samplers.generate import Generator
 from ddpm_jax.training.averages import std_of
 
@@ -49,8 +47,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         check.check_config(config)
         check_evaluation(config)
         workdir.read_config(folder)  # there must be a run
+        sample.check_output(output)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    target = pathlib.Path(output).expanduser().absolute() if output else workdir.evaluation_folder(run_folder)
+    target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     mesh, wanted = meshes.make_mesh(), config.evaluation.metrics
     with processes.together():
         cases = [(case, build.build_generator(case, mesh)) for case in sampling_cases(config)]
@@ -76,7 +75,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 "step": step,
                 "weights": name,
                 "weights_sha256": weights_digest(params),
-                "config": config.to_dict(),
+                "config": run_record.report_config(run_folder, config.to_dict(), step, build.as_dict(defaults)),
                 "provenance": provenance(),
                 "real": real,
                 "notes": notes,
@@ -164,33 +163,21 @@ def draw_into_shards(
     config: ConfigDict, generator: Generator, params: Any, step: int, target: pathlib.Path
 ) -> shards_file.ImageShards:
     """Draw what the folder of this case does not hold yet; a run that was killed goes on where it stopped."""
-    free = ("num_images", "batch_size", "keep", "checkpoint_step")
-    identity = {name: value for name, value in config.sampling.to_dict().items() if name not in free} | {"step": step}
+    identity = {name: value for name, value in config.sampling.to_dict().items() if name not in sample.FREE} | {"step": step}
     identity["weights_sha256"] = weights_digest(params)
-    number = config.sampling.num_images
     with processes.together():
         shards = shards_file.ImageShards(
             target / "images" / sample.name_of(config, step), identity, is_writer=processes.is_writer(), report=processes.say
         )
-        gaps = shards.missing(number) if processes.is_writer() else []
-    bounds = processes.first_says([bound for gap in gaps for bound in (gap.start, gap.stop)])
-    missing = list(zip(bounds[::2], bounds[1::2], strict=True))
-    kept = number - sum(stop - start for start, stop in missing)
-    if 0 < kept < number:
-        processes.say(f"{kept:,} of {number:,} images are there already")
-    key, labels = randomness.purpose_key(config.sampling.seed, "sample"), build.sampling_labels(config)
-    with Progress(number, unit="images", out=sys.stderr) as progress:
-        tell = progress.update if processes.is_writer() else lambda images: None
-        for start, stop in missing:
-            some = None if labels is None else labels[start:stop]
-            batches = generator.generate(
-                params, key, num_images=stop - start, first_image=start, labels=some, report=sample.shifted(tell, start)
-            )
-            for batch in batches:
-                with processes.together():
-                    if processes.is_writer():
-                        shards.write(start, batch.images, batch.labels)
-                start += len(batch.images)
+        gaps = shards.missing(config.sampling.num_images) if processes.is_writer() else []
+    sample.generate_missing(
+        config,
+        lambda first: generator,
+        params,
+        gaps,
+        build.sampling_labels(config),
+        lambda first, batch: shards.write(first, batch.images, batch.labels),
+    )
     return shards
 
 
@@ -247,10 +234,7 @@ def sampler_words(config: ConfigDict) -> str:
 
 def weights_digest(params: Any) -> str:
     """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
-    return digest.hexdigest()
+    return weights.digest(params)
 
 
 def provenance() -> dict[str, Any]:

@@ -30,8 +30,10 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     Raises:
       PersonError, UsageError: as `edit.begin`.
     """
-    job = edit.begin(config, folder, defaults)
+    job = edit.begin(config, folder, output, defaults)
     variants, count = config.edit.variants, len(job.originals) * config.edit.variants
+    name = f"-strength_{config.edit.strength:g}-{variants}_variants"
+    target = edit.claim(job, output, mode="image_to_image", name=name)
     with processes.together():
         sampler = build.build_sampler(config, strength=config.edit.strength)
         generator = build.build_generator(
@@ -44,10 +46,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     start_words = f"from t={top}" if config.edit.strength < 1 else "from pure noise"
     edit.finish(
         job,
-        output,
+        target,
         mode="image_to_image",
         words=f"strength {config.edit.strength:g}: {start_words} by {config.sampling.sampler} in {sampler.num_steps} steps",
-        name=f"-strength_{config.edit.strength:g}",
         rows=[job.originals, *drawn.swapaxes(0, 1)],
         arrays={"images": drawn, "originals": job.originals},
     )

@@ -232,9 +232,12 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert reference.run(tiny_config(fields), str(trained), output=str(file)) == 0
+    with pytest.raises(PersonError, match="it is a file; choose another --output"):
+        reference.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
-    for name, path in (("without", ""), ("with", str(file))):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, path in (("without", ""), ("with", "~/statistics/digits.npz")):
         config = tiny_config(fields | {"evaluation.reference": path})
         assert evaluate.run(config, str(trained), output=str(tmp_path / name)) == 0
         reports.append(json.loads((tmp_path / name / "step_6.json").read_text()))
