@@ -1,5 +1,6 @@
 """The samplers of diffusers on the mixture of `mixture.py`, side by side with ours. Needs torch and diffusers."""
 
+import functools
 from collections.abc import Callable
 
 import diffusers
@@ -32,6 +33,7 @@ SAME = {  # our label -> (scheduler, its options, its spacings)
 }
 
 
+@functools.cache  # so that it is compiled once
 def make_network(trained: NoiseSchedule) -> Callable[[torch.Tensor, float], torch.Tensor]:
     """(x_t, one t for all) -> eps of an exact network; between timesteps log sigma is interpolated linearly. In float64."""
     denoise = jax.jit(lambda x, signal, spread: mixture.exact_denoiser(jnp.asarray(x), signal, spread))
