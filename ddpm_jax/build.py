@@ -39,12 +39,8 @@ WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "edm": {"sigma_data": "edm_sigma_data"},
 }
 OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
-FORMATS = {  # sampling.format -> what is written of the images
-    "npz": ("npz",),
-    "png": ("png",),
-    "both": ("npz", "png"),
-    "guided_diffusion": ("guided_diffusion",),
-}
+# sampling.format -> what is written of the images
+FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 

@@ -53,7 +53,8 @@ def test_exactly_n_images_with_their_labels_and_a_picture(draw, tmp_path):
     assert drawn["images"].shape == (12, 8, 8, 1)
     assert drawn["images"].dtype == np.uint8
     assert drawn["labels"].tolist() == [*range(10), 0, 1]
-    assert set(drawn) == {"images", "labels"}
+    assert set(drawn) == {"images", "labels", "label_names"}
+    assert drawn["label_names"].tolist() == list("0123456789")
     picture = np.asarray(Image.open(tmp_path / "out0" / "grid.png"))
     assert min(picture.shape) >= 3 * 64
 
@@ -118,7 +119,7 @@ NAMES = ("zero", "one/uno", "two", *"3456789")
 @pytest.fixture
 def named(monkeypatch):
     """The run's data set has names of classes."""
-    monkeypatch.setattr(workdir, "read_data_identity", lambda folder: {"class_names": NAMES}, raising=False)
+    monkeypatch.setattr(workdir, "read_data_identity", lambda folder: {"class_names": NAMES})
 
 
 def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path, named, monkeypatch):
