@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax import build, check
+from ddpm_jax.data import duplicates
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
 from ddpm_jax.metrics import collection, features, reference
 from ddpm_jax.metrics.collection import Collection
@@ -30,6 +31,8 @@ from ddpm_jax.runtime.logbook import Progress
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
     """Write the statistics of the images to compare with, through config.evaluation.features; the exit code.
 
+    A file that holds statistics of another set or other features is not replaced.
+
     Args:
       config: resolved.
       folder: workdir; its eval/reference.npz is written where no output is named.
@@ -37,12 +40,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       defaults: unused: statistics are of data, not of a run.
 
     Raises:
-      PersonError, UsageError: wrong fields, no data set, a file that cannot be written.
+      PersonError, UsageError: wrong fields, no data set, a file that cannot be written or holds something else.
     """
     with processes.together():
         check.check_config(config)
         target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
         extractor = make_extractor(config)
+        check_replaceable(target, identity(config, extractor))
         source = real_source(config)
     made = measure(config, source, extractor, meshes.make_mesh())
     with processes.together():
@@ -75,28 +79,51 @@ def real_source(config: ConfigDict, split: str = "") -> ImageSource:
     return build.build_source(other, report=processes.say)
 
 
+def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:
+    """Raises a PersonError where `target` is a file, unless it holds statistics of what is `wanted`."""
+    if target.is_dir():
+        raise PersonError(f"--output={target} is a folder: name a file, such as --output={target / 'reference.npz'}")
+    if not target.exists():
+        return
+    advice = "choose another --output, or remove the file first"
+    try:
+        held = reference.load(target).provenance
+        if held is None:
+            raise PersonError(f"{target} holds statistics of unknown origin")
+        reference.check_matches(target, held, wanted)
+    except PersonError as error:
+        raise PersonError(f"{error}; it is not replaced: {advice}") from error
+
+
 def default_file(folder: str) -> pathlib.Path:
     """Where a workdir keeps the statistics that its evaluations compare with."""
     return workdir.evaluation_folder(folder) / "reference.npz"
 
 
 def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor, mesh: jax.sharding.Mesh) -> Reference:
-    """The statistics of all images of a source; their bytes are hashed on the way."""
-    digest = hashlib.sha256()
+    """The statistics of all images of a source, with their hash, the number of copies and the size of each class."""
+    digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
 
-    def hashed(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        for images in batches:
-            digest.update(images)
-            yield images
+    def seen(size: int) -> Iterator[np.ndarray]:
+        for first in range(0, len(source), size):
+            batch = source.batch(np.arange(first, min(first + size, len(source))))
+            digest.update(batch["image"])
+            hashes.extend(duplicates.hash_images(batch["image"]))
+            if "label" in batch:
+                np.add.at(classes, batch["label"], 1)
+            yield batch["image"]
 
-    made = collect(config, extractor, mesh, hashed(batches_of(source, config.evaluation.batch_size)), len(source))
+    made = collect(config, extractor, mesh, seen(config.evaluation.batch_size), len(source))
     provenance = identity(config, extractor) | {
         "images": len(source),
         "images_sha256": digest.hexdigest(),
+        "repeated_images": duplicates.count_repeated(hashes),
         "random_flip": False,
         "resize": f"Pillow {RESIZE_FILTER.name.lower()}, where images had another size",
         "ddpm_jax": ddpm_jax.__version__,
     }
+    if classes.size:
+        provenance["class_counts"] = classes.tolist()
     if len(made.features) < len(source):
         provenance |= {"features_kept": len(made.features), "features_seed": collection.CHOICE_SEED}
     return Reference(made.gaussian, made.features, provenance)
