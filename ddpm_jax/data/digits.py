@@ -6,8 +6,7 @@ other set, and `to_counts` leads back for metrics on the 0..16 scale.
 
 import numpy as np
 
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.data.source import ArraySource, NoSuchSplit
 
 NUM_TRAIN = 1500
 NUM_TEST = 297
@@ -26,10 +25,10 @@ def load_digits(split: str) -> ArraySource:
       split: "train" (1,500 images), "test" (the other 297) or "all".
 
     Raises:
-      UsageError: another split.
+      NoSuchSplit: another split.
     """
     if split not in ("train", "test", "all"):
-        raise UsageError(f"digits has no split {split!r}: choose train, test or all")
+        raise NoSuchSplit(f"digits has no split {split!r}: choose train, test or all")
 
     from sklearn.datasets import load_digits as sklearn_digits  # a second of import that other sets need not pay
 

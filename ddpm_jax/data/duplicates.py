@@ -22,19 +22,26 @@ class Overlap(NamedTuple):
     Attributes:
       shared: images of the first set found among those of the second that were looked at.
       count: images of the first set.
+      found: images of the second set, of those looked at, found in the first.
       hashed: images of the second set that were looked at.
       total: images of the second set.
     """
 
     shared: int
     count: int
+    found: int
     hashed: int
     total: int
 
     @property
     def share(self) -> float:
-        """Estimated share of the first set that is in the second, 0..1; exact where all of the second were looked at."""
-        return min(1.0, self.shared * self.total / (self.count * self.hashed)) if self.count and self.hashed else 0.0
+        """Share of the first set that is in the second, or of the second in the first, 0..1: the larger of the two.
+
+        An estimate where not all of the second were looked at.
+        """
+        if not self.count or not self.hashed:
+            return 0.0
+        return min(1.0, max(self.shared * self.total / (self.count * self.hashed), self.found / self.hashed))
 
 
 def hash_images(images: np.ndarray) -> list[bytes]:
@@ -60,8 +67,9 @@ def hash_source(source: ImageSource, most: int | None = None) -> list[bytes]:
     return found
 
 
-def find_overlap(source: ImageSource, other: ImageSource, *, most: int | None = MOST_HASHED) -> Overlap:
-    """How many images of `source` are in `other`, of which at most `most` are looked at (None: all)."""
-    mine, theirs = hash_source(source), hash_source(other, most)
-    known = set(theirs)
-    return Overlap(sum(image in known for image in mine), len(mine), len(theirs), len(other))
+def find_overlap(hashes: list[bytes], other: ImageSource, *, most: int | None = MOST_HASHED) -> Overlap:
+    """How many images of a set, of these hashes, are in `other`, of which at most `most` are looked at (None: all)."""
+    mine, theirs = hashes, hash_source(other, most)
+    in_mine, in_theirs = set(mine), set(theirs)
+    shared, found = (sum(image in known for image in hashes) for known, hashes in ((in_theirs, mine), (in_mine, theirs)))
+    return Overlap(shared, len(mine), found, len(theirs), len(other))

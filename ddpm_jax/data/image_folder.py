@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data import decode
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory, in_chunks
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, NoSuchSplit, fit_image, held_in_memory, in_chunks
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -71,7 +71,7 @@ def load_image_folder(
     if channels not in (1, 3):
         raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
     if split not in SPLITS:
-        raise UsageError(f"image_folder has no split {split!r}: choose train or all, which are both the whole folder")
+        raise NoSuchSplit(f"image_folder has no split {split!r}: choose train or all, which are both the whole folder")
     if on_broken not in ON_BROKEN:
         raise UsageError(f"data.on_broken is {on_broken!r}: choose one of {', '.join(ON_BROKEN)}")
     if not folder:

@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 import ddpm_jax
 from ddpm_jax import build, check
 from ddpm_jax.data import duplicates
-from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
+from ddpm_jax.data.source import RESIZE_FILTER, ImageSource, NoSuchSplit
 from ddpm_jax.metrics import collection, features, reference
 from ddpm_jax.metrics.collection import Collection
 from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, workdir
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
 
 
@@ -62,9 +62,20 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
 
 def make_extractor(config: ConfigDict) -> FeatureExtractor:
-    """The extractor that config.evaluation names."""
+    """The extractor that config.evaluation names.
+
+    Raises:
+      UsageError, PersonError: as `features.make_extractor`.
+    """
     evaluation = config.evaluation
-    return features.make_extractor(evaluation.features, weights=evaluation.weights, report=processes.say, progress=Progress)
+    try:
+        return features.make_extractor(evaluation.features, weights=evaluation.weights, report=processes.say, progress=Progress)
+    except UsageError:
+        raise
+    except PersonError as error:
+        if evaluation.features != "inception":
+            raise
+        raise PersonError(f"{error}; or compare without a network: --config.evaluation.features=pixels_16") from error
 
 
 def split_of(config: ConfigDict) -> str:
@@ -73,10 +84,20 @@ def split_of(config: ConfigDict) -> str:
 
 
 def real_source(config: ConfigDict, split: str = "") -> ImageSource:
-    """The images of a split of config.data, by default those to compare with."""
+    """The images of a split of config.data, by default those to compare with.
+
+    Raises:
+      UsageError: the set has no such split; names the field that asked for it.
+      PersonError: the set cannot be read.
+    """
     other = config.copy_and_resolve_references()
     other.data.split = split or split_of(config)
-    return build.build_source(other, report=processes.say)
+    try:
+        return build.build_source(other, report=processes.say)
+    except NoSuchSplit as error:
+        if split or not config.evaluation.split:
+            raise
+        raise NoSuchSplit(f"config.evaluation.split is {config.evaluation.split!r}: {error}") from error
 
 
 def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ class ImageShards:
     Args:
       folder: made if need be.
       identity: what the images are, of what JSON can hold.
+      defaults: values of fields of the identity that an older folder does not have.
       is_writer: whether this process may make the folder and its manifest.
       report: called with a line for each piece that is damaged and will be drawn again.
 
@@ -37,6 +38,7 @@ class ImageShards:
         folder: str | os.PathLike,
         identity: dict[str, Any],
         *,
+        defaults: dict[str, Any] | None = None,
         is_writer: bool = True,
         report: Callable[[str], None] = lambda line: None,
     ):
@@ -45,7 +47,8 @@ class ImageShards:
         identity = json.loads(json.dumps(identity))
         manifest = self.folder / MANIFEST
         if manifest.exists():
-            _check_same(self.folder, _read_manifest(manifest), identity)
+            known = {name: value for name, value in json.loads(json.dumps(defaults or {})).items() if name in identity}
+            _check_same(self.folder, known | _read_manifest(manifest), identity)
         elif is_writer:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
