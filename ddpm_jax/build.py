@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.source import ImageSource
@@ -40,6 +41,12 @@ WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "edm": {"sigma_data": "edm_sigma_data"},
 }
 OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
+FORMATS = {  # sampling.format -> what is written of the images
+    "npz": ("npz",),
+    "png": ("png",),
+    "both": ("npz", "png"),
+    "guided_diffusion": ("guided_diffusion",),
+}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 
@@ -62,6 +69,7 @@ def build_model(config: ConfigDict) -> UNet:
         ch_mult=tuple(model.ch_mult),
         num_res_blocks=model.num_res_blocks,
         attn_resolutions=tuple(model.attn_resolutions),
+        mid_attention=model.mid_attention,
         dropout=model.dropout,
         num_heads=model.num_heads,
         scale_shift=model.scale_shift,
@@ -93,7 +101,8 @@ def build_weighting(config: ConfigDict) -> weightings.Weighting | None:
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
     try:
-        return weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        weighting = weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        return weightings.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
     except ValueError as error:
         raise UsageError(f"config.diffusion: {error}") from error
 
@@ -197,6 +206,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             split=data.split,
             background=data.background,
             on_broken=data.on_broken,
+            levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
             report=report,
@@ -220,7 +230,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
         )
     if config.model.class_conditional and source.num_classes != data.num_classes:
-        raise UsageError(f"{data.name} has {source.num_classes} classes, but config.data.num_classes is {data.num_classes}")
+        raise UsageError(data_config.wrong_number(config, source))
     return source
 
 
@@ -239,18 +249,33 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Ca
     return make_denoise_fn
 
 
+def guided_timesteps(config: ConfigDict) -> tuple[int, int]:
+    """The first and the last t of the trained chain inside config.sampling.guidance_interval.
+
+    Raises:
+      UsageError: there is none.
+    """
+    last = config.diffusion.num_timesteps - 1
+    low, high = config.sampling.guidance_interval
+    first_t, last_t = math.ceil(low * last), math.floor(high * last)
+    if first_t > last_t:
+        raise UsageError(
+            f"config.sampling.guidance_interval is {(low, high)}: none of the {last + 1} timesteps lies in it; make it wider"
+        )
+    return first_t, last_t
+
+
 def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
     """As `build_denoise_fn`, guided towards its labels as config.sampling says."""
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    last = config.diffusion.num_timesteps - 1
-    low, high = sampling.guidance_interval
+    first_t, last_t = guided_timesteps(config)
     try:
         how = Guidance(
             scale=sampling.guidance_scale,
-            first_t=math.ceil(low * last),
-            last_t=math.floor(high * last),
+            first_t=first_t,
+            last_t=last_t,
             rescale=sampling.guidance_rescale,
             num_channels=config.data.channels,
         )

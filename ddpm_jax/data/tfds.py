@@ -63,6 +63,13 @@ def load_tfds(
     builder = _find_prepared(name, data_dir) or _prepare(name, data_dir, report)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)
     records = _open_records(name, split, builder, image_key)
+    of_set = {
+        "num_classes": num_classes,
+        "class_names": builder.info.features[label_key].names if label_key else (),
+        "fingerprint": f"TFDS {builder.info.full_name}, {len(records)} examples of {split}",
+        "name": name,
+        "split": split,
+    }
 
     def read_one(record: dict) -> tuple[np.ndarray, int | None]:
         label = int(record[label_key]) if label_key else None
@@ -73,16 +80,14 @@ def load_tfds(
             records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
         )
         labels = labels if label_key else None
-        return ArraySource(images, labels, num_classes=num_classes, name=name, split=split)
+        return ArraySource(images, labels, **of_set)
     return LazySource(
         lambda index: read_one(records[index]),
         len(records),
         image_size=image_size,
         channels=channels,
-        num_classes=num_classes,
-        name=name,
-        split=split,
         num_threads=num_threads,
+        **of_set,
     )
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.data import duplicates
+from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.class_sequence import reduced
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.metrics import frechet
@@ -21,7 +22,7 @@ from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.metrics.statistics import sample_warnings
 from ddpm_jax.programs import reference
-from ddpm_jax.runtime import processes
+from ddpm_jax.runtime import paths, processes
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 DRAWN_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
@@ -45,6 +46,7 @@ class Comparison:
       config: resolved.
       mesh: whose devices compute the features.
       source: the real images, where they are loaded already.
+      trained_on: the set that the run was trained on, as its workdir says; None where it does not.
 
     Attributes:
       extractor: of the features.
@@ -55,9 +57,11 @@ class Comparison:
       UsageError: features that cannot be compared.
     """
 
-    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, source: ImageSource | None = None):
+    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, source: ImageSource | None = None, trained_on=None):
+        self._trained_on: data_identity.Identity | None = trained_on
         self._config, self._mesh, self._wanted = config, mesh, set(config.evaluation.metrics)
-        file, loaded, source = config.evaluation.reference, source, None
+        file = config.evaluation.reference and paths.expand(config.evaluation.reference)
+        loaded, source = source, None
         with processes.together():
             self.extractor = reference.make_extractor(config)
             check_features(config, self.extractor)
@@ -155,6 +159,10 @@ class Comparison:
         published = extractor.name == "inception" and bool(extractor.provenance["weights_published"])
         drawn = evaluation.num_images
         notes = self._class_notes()
+        theirs = (self.reference.provenance or {}).get("data")
+        same_split = theirs and self._trained_on and theirs["split"] == self._trained_on["split"]
+        if same_split and (changes := data_identity.content_changes(self._trained_on, theirs)):
+            notes.append(f"the reference images are not those that the model was trained on: {changes}")
         repeated = (self.reference.provenance or {}).get("repeated_images", self._repeated_rows())
         if self._wanted & FEATURE_METRICS and repeated:
             notes.append(
@@ -207,6 +215,13 @@ class Comparison:
         """Statistics of a file that go with this config."""
         config, found = self._config, reference_file.load(file)
         reference_file.check_matches(file, found.provenance, reference.identity(config, self.extractor))
+        theirs = (found.provenance or {}).get("data")
+        known = theirs and self._trained_on and config.model.class_conditional
+        if known and (changes := data_identity.class_changes(self._trained_on, theirs)):
+            raise PersonError(
+                f"{file} holds statistics of images of other classes than the model was trained on ({changes}): make it again "
+                "with --mode=reference"
+            )
         if found.images is not None and found.images.shape[1:] != build.image_shape(config):
             theirs, ours = ("x".join(map(str, shape)) for shape in (found.images.shape[1:], build.image_shape(config)))
             raise PersonError(f"{file} holds images of {theirs}, this run's are of {ours}: take a reference of that size")

@@ -7,6 +7,7 @@ distortion of the code that it corresponds to. Held-out real images are scored t
 Each result is kept in eval/results/; an evaluation adds to those before and replaces only what it measures again.
 """
 
+import functools
 import itertools
 import pathlib
 import sys
@@ -26,7 +27,7 @@ from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, PROPORTIONS, 
 from ddpm_jax.programs.flow import flow_notes, measure_flow
 from ddpm_jax.programs.held_out import HeldOut, find_held_out
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, report, workdir
+from ddpm_jax.runtime import paths, processes, randomness, report, run_record, versions, workdir
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.logbook import Events, Progress
 from ddpm_jax.runtime.results import Result, Results, join
@@ -51,9 +52,10 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with processes.together():
         check.check_config(config)
         check_evaluation(config)
-        trained = workdir.read_config(folder)  # there must be a run
+        workdir.read_config(folder)  # there must be a run
+        sample.check_output(output)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    target = pathlib.Path(output).expanduser().absolute() if output else workdir.evaluation_folder(run_folder)
+    target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     mesh = meshes.make_mesh()
     with processes.together():
         weights.check_available(config, run_folder)
@@ -63,8 +65,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in named else None
         held_out = find_held_out(config)
         wanted = metrics_of(config, held_out)
-    comparison = Comparison(config, mesh, held_out.compared) if set(wanted) & set(DRAWN_METRICS) else None
-    measurement = Measurement(config, target, trained, build.as_dict(defaults), held_out)
+    comparison = (
+        Comparison(config, mesh, held_out.compared, workdir.read_data_identity(run_folder))
+        if set(wanted) & set(DRAWN_METRICS)
+        else None
+    )
+    trained = workdir.read_config(run_folder)
+    measurement = Measurement(config, run_folder, target, trained, build.as_dict(defaults), held_out)
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
@@ -72,7 +79,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, weights_of(config)):
             config.sampling.update(checkpoint_step=checkpoint_step, weights=name)
             params, step = weights.restore(config, run_folder, mesh)
-            found = {"step": step, "weights": name, "weights_sha256": generated.weights_digest(params)}
+            found = {"step": step, "weights": name, "weights_sha256": weights.digest(params)}
             added = []
             for case, generator in cases if comparison else ():
                 case.sampling.weights = name
@@ -97,6 +104,7 @@ class Measurement:
 
     Args:
       config: of the call.
+      run_folder: of the run that is measured.
       target: folder of the evaluation.
       trained: config.json of the run that is measured.
       defaults: values of fields that it is too old to have.
@@ -104,11 +112,18 @@ class Measurement:
     """
 
     def __init__(
-        self, config: ConfigDict, target: pathlib.Path, trained: dict[str, Any], defaults: dict[str, Any], held_out: HeldOut
+        self,
+        config: ConfigDict,
+        run_folder: pathlib.Path,
+        target: pathlib.Path,
+        trained: dict[str, Any],
+        defaults: dict[str, Any],
+        held_out: HeldOut,
     ):
+        self._config, self._run_folder = config, run_folder
         self._target, self._trained, self._defaults, self._held_out = target, trained, defaults, held_out
         self._results = Results(target / "results", processes.say)
-        self._wanted, self._evaluation = metrics_of(config, held_out), config.evaluation.to_dict()
+        self._wanted = metrics_of(config, held_out)
         self._added: list[Result] = []
 
     def of_real_images(self, comparison: Comparison) -> None:
@@ -116,7 +131,7 @@ class Measurement:
         source = self._held_out.source
         row = {"images": f"real, {source.split}", **comparison.of_source(source)}
         key = {"split": source.split, "images_sha256": self._held_out.sha256, "count": len(source)}
-        self._add_scores("real", key, row, {"config": self._record()}, comparison, "real")
+        self._add_scores("real", key, row, {"config": self._record(None)}, comparison, "real")
 
     def of_generated(
         self, case: ConfigDict, generator: Any, params: Any, found: dict[str, Any], comparison: Comparison
@@ -138,7 +153,7 @@ class Measurement:
             "weights_sha256": found["weights_sha256"],
             "sampling": case.sampling.to_dict() | generated.changed_fields(case, self._trained),
             "classes": classes,
-            "config": self._record(case),
+            "config": self._record(found["step"], case),
             "notes": comparison.notes() + sample.sampling_notes(case),
         }
         return self._add_scores("drawn", key, row, details, comparison, evaluation_report.stem(found["step"], found["weights"]))
@@ -200,7 +215,7 @@ class Measurement:
         picture: Any = None,
     ) -> list[Result]:
         say(row)
-        details = numbers | {"weights_sha256": key["weights_sha256"], "config": self._record(), "notes": notes}
+        details = numbers | {"weights_sha256": key["weights_sha256"], "config": self._record(key["step"]), "notes": notes}
         added = [self._result(kind, kind, key, row, details)]
         self._write(added, evaluation_report.stem(key["step"], key["weights"]), picture)
         return added
@@ -221,12 +236,10 @@ class Measurement:
                         if picture is not None:
                             visualize.save_png(file.with_suffix(".png"), picture)
 
-    def _record(self, case: ConfigDict | None = None) -> dict[str, Any]:
-        """The config that the run was trained with, and how this call samples and measures."""
-        call = {"evaluation": self._evaluation}
-        if case is not None:
-            call["sampling"] = case.sampling.to_dict()
-        return self._trained | call
+    def _record(self, step: int | None, case: ConfigDict | None = None) -> dict[str, Any]:
+        """The config that the run was trained with until `step`, and how this call samples and measures."""
+        config = (case or self._config).to_dict()
+        return run_record.report_config(self._run_folder, config, step, self._defaults)
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -326,7 +339,12 @@ def sampler_words(config: ConfigDict) -> str:
 def provenance() -> dict[str, Any]:
     """The program that measured, and when."""
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend(), "date": date}
+    return _program() | {"platform": jax.default_backend(), "date": date}
+
+
+@functools.cache
+def _program() -> dict[str, Any]:
+    return {"ddpm_jax": ddpm_jax.__version__, "commit": versions.program_commit(), "jax": jax.__version__}
 
 
 def say(row: dict[str, Any]) -> None:

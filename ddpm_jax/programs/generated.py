@@ -1,23 +1,17 @@
 """The part of --mode=evaluate that generates images: into a cache on the disk, so that a run that is killed resumes."""
 
-import hashlib
 import pathlib
-import sys
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.programs import sample
-from ddpm_jax.runtime import processes, randomness, results
+from ddpm_jax.runtime import processes, results
 from ddpm_jax.runtime import shards as shards_file
-from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import Generator
 
-# Fields of config.sampling that change how many images there are or where they go, and no image.
-FREE = ("num_images", "batch_size", "keep", "checkpoint_step", "format")
 # Fields outside config.sampling that may differ from the trained run's, and change its images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
 
@@ -34,7 +28,7 @@ def identity(
       weights_sha256: of its parameters.
       class_counts: as `build.sampling_labels` takes them.
     """
-    identity = {name: value for name, value in config.sampling.to_dict().items() if name not in FREE} | {"step": step}
+    identity = {name: value for name, value in config.sampling.to_dict().items() if name not in sample.FREE} | {"step": step}
     identity["weights_sha256"] = weights_sha256
     identity |= changed_fields(config, trained)
     if takes_turns(config, class_counts):
@@ -84,7 +78,6 @@ def generate_into_cache(
       target: the evaluation's folder.
       defaults: of the fields of config.sampling, for caches older than a field.
     """
-    number = config.sampling.num_images
     with processes.together():
         shards = shards_file.ImageShards(
             target / "images" / folder_name(config, identity),
@@ -93,31 +86,13 @@ def generate_into_cache(
             is_writer=processes.is_writer(),
             report=processes.say,
         )
-        gaps = shards.missing(number) if processes.is_writer() else []
-    bounds = processes.first_says([bound for gap in gaps for bound in (gap.start, gap.stop)])
-    missing = list(zip(bounds[::2], bounds[1::2], strict=True))
-    kept = number - sum(stop - start for start, stop in missing)
-    if 0 < kept < number:
-        processes.say(f"{kept:,} of {number:,} images are there already")
-    key, labels = randomness.purpose_key(config.sampling.seed, "sample"), build.sampling_labels(config, class_counts)
-    with Progress(number, unit="images", out=sys.stderr) as progress:
-        tell = progress.update if processes.is_writer() else lambda images: None
-        for start, stop in missing:
-            some = None if labels is None else labels[start:stop]
-            batches = generator.generate(
-                params, key, num_images=stop - start, first_image=start, labels=some, report=sample.shifted(tell, start)
-            )
-            for batch in batches:
-                with processes.together():
-                    if processes.is_writer():
-                        shards.write(start, batch.images, batch.labels)
-                start += len(batch.images)
+        gaps = shards.missing(config.sampling.num_images) if processes.is_writer() else []
+    sample.generate_missing(
+        config,
+        lambda first: generator,
+        params,
+        gaps,
+        build.sampling_labels(config, class_counts),
+        lambda first, batch: shards.write(first, batch.images, batch.labels),
+    )
     return shards
-
-
-def weights_digest(params: Any) -> str:
-    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ one ε only the shares of signal and noise change from column to column, which i
 that the reverse chain of the same row starts from, so that both halves of chain.png meet in one picture.
 """
 
+import hashlib
 import pathlib
 import sys
 
@@ -21,14 +22,15 @@ from ddpm_jax import build, check, curves, visualize
 from ddpm_jax.process import diffusion, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule, trailing_timesteps
 from ddpm_jax.programs import sample, weights
+from ddpm_jax.runtime import manifest, processes, randomness, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 from ddpm_jax.samplers.sampler import images_noise
 
 MOST_IMAGES = 16
+PICTURES = ("forward.png", "reverse.png", "chain.png")
 STAGES = (5, 24)  # at least and at most: fewer leave no room for words
 CHAINS_ON_A_SLIDE = 3  # rows of chain.png
 CURVE_POINTS = 1000  # of the T steps, at which curves are computed
@@ -50,6 +52,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with processes.together():
         check.check_config(config)
         check_illustrate(config)
+        sample.check_output(output)
     config = for_few_images(config)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
@@ -60,22 +63,30 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     x_t = forward_stages(schedule, images, t, starting_noise(config))
     pictures = {"forward.png": forward_picture(config, schedule, images, t, x_t)}
     name, said = "illustrate-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
+    identity = {"mode": "illustrate", "diffusion": config.diffusion.to_dict()}
 
-    if processes.all_agree(has_checkpoint(config, run_folder)):
+    trained = processes.all_agree(has_checkpoint(config, run_folder))
+    if trained:
         params, step = weights.restore(config, run_folder, mesh)
         with processes.together():
             generator, reverse_t = build_reverse(config, mesh)
+        name = f"illustrate-{sample.name_of(config, step)}"
+        said = f"{step=:,} of {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
+        identity = sample.identity_of(config, "illustrate", step, params)
+    identity |= {"illustrate": config.illustrate.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
+    with processes.together():
+        if processes.is_writer():
+            default = workdir.sample_folder(run_folder) / name
+            target = manifest.claim(identity, names=PICTURES, default=default, output=output)
+
+    if trained:
         drawn = sample.draw_with_progress(config, generator, params)
         pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn)
-        name = f"illustrate-{sample.name_of(config, step)}"
-        said = f"{step=:,} of {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
 
-    target = pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / name
     with processes.together():
         if processes.is_writer():
             with sample.writing_to(target):
-                target.mkdir(parents=True, exist_ok=True)
                 for file, picture in pictures.items():
                     visualize.save_png(target / file, picture)
             print(said)

@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 import ddpm_jax
 from ddpm_jax import build, check
 from ddpm_jax.data import duplicates
+from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource, NoSuchSplit
 from ddpm_jax.metrics import collection, features, reference
 from ddpm_jax.metrics.collection import Collection
 from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, workdir
+from ddpm_jax.runtime import paths, processes, workdir
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
 
@@ -44,17 +45,15 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     """
     with processes.together():
         check.check_config(config)
-        target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
+        target = paths.output_path(output, default_file(folder))
+        if processes.is_writer():
+            paths.make_output_parent(target)
         extractor = make_extractor(config)
         check_replaceable(target, identity(config, extractor))
         source = real_source(config)
     made = measure(config, source, extractor, meshes.make_mesh())
     with processes.together():
         if processes.is_writer():
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
             reference.save(target, made)
             kept = f", with the features of {len(made.features):,}" if len(made.features) < len(source) else ""
             print(f"statistics of {len(source):,} images of {source.name} {source.split}{kept} in {target}")
@@ -138,6 +137,7 @@ def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor
     provenance = identity(config, extractor) | {
         "images": len(source),
         "images_sha256": digest.hexdigest(),
+        "data": data_identity.identity_of(source),
         "repeated_images": duplicates.count_repeated(hashes),
         "random_flip": False,
         "resize": f"Pillow {RESIZE_FILTER.name.lower()}, where images had another size",

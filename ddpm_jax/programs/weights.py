@@ -5,6 +5,7 @@ own name. Any other length of power-function average (`power_0.07`) is a sum of 
 kept: EDM2 (2312.02696), section 3.2, by `training/post_hoc.py`.
 """
 
+import hashlib
 import itertools
 import pathlib
 import sys
@@ -121,3 +122,11 @@ def check_names(config: ConfigDict) -> None:
         case = config.copy_and_resolve_references()
         case.sampling.weights = name
         build.weights_field(case)
+
+
+def digest(params: Any) -> str:
+    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf.addressable_data(0)))
+    return found.hexdigest()

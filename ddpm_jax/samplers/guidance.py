@@ -14,6 +14,7 @@ Both guesses come from one call of the network, on a batch twice as large. Outsi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -43,8 +44,11 @@ class Guidance:
     num_channels: int
 
     def __post_init__(self) -> None:
-        if not (self.scale >= 0 and 0 <= self.rescale <= 1 and 0 <= self.first_t <= self.last_t):
-            raise ValueError(f"{self} is out of range: scale is 0 or more, rescale 0 to 1, and the interval ascends from 0")
+        if not (0 <= self.scale < math.inf and 0 <= self.rescale <= 1 and 0 <= self.first_t <= self.last_t):
+            raise ValueError(
+                f"guidance of scale {self.scale:g}, rescale {self.rescale:g}, timesteps {self.first_t} to {self.last_t} is out "
+                "of range: the scale is finite and 0 or more, the rescale from 0 to 1, and the timesteps ascend from 0"
+            )
 
 
 def guide(network: LabelledDenoiseFn, labels: jax.Array, no_label: int, guidance: Guidance) -> DenoiseFn:

@@ -69,7 +69,7 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert ancestral["notes"]
     assert all(note in table for note in ancestral["notes"])
     assert set(ancestral["provenance"]) == {"frechet", "precision_recall"}
-    assert set(ancestral["provenance"]["frechet"]) == {"ddpm_jax", "jax", "platform", "date"}
+    assert set(ancestral["provenance"]["frechet"]) == {"ddpm_jax", "commit", "jax", "platform", "date"}
 
     # The scores are those of the images that --mode=sample draws, and of the images held out.
     real = digits.load_digits("train")
@@ -222,9 +222,12 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert reference.run(tiny_config(fields), str(trained), output=str(file)) == 0
+    with pytest.raises(PersonError, match="it is a file; choose another --output"):
+        reference.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
-    for name, path in (("without", ""), ("with", str(file))):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, path in (("without", ""), ("with", "~/statistics/digits.npz")):
         config = tiny_config(fields | {"evaluation.reference": path})
         assert evaluate.run(config, str(trained), output=str(tmp_path / name)) == 0
         reports.append(json.loads((tmp_path / name / "step_6.json").read_text()))
@@ -319,7 +322,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         params, step = weights.restore(tiny_config(fields), folder, meshes.make_mesh())
         assert step == 6
-        return [{name: value for name, value in row.items() if name != "time"} for row in rows], evaluate.weights_digest(params)
+        return [{name: value for name, value in row.items() if name != "time"} for row in rows], weights.digest(params)
 
     train.run(tiny_config(fields), str(tmp_path))
     rows, digest = left(tmp_path)

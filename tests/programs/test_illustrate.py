@@ -30,7 +30,7 @@ def sheets(monkeypatch):
 
 
 def names(path):
-    return tuple(sorted(file.name for file in path.iterdir()))
+    return tuple(sorted(file.name for file in path.iterdir() if file.name != "manifest.json"))
 
 
 def digits(config):

@@ -143,7 +143,10 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
         ({"sampling.weights": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.weights": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.weights": "decay_0.6"}, r"'decay_0\.6': choose one of"),
-        ({"sampling.weights": "power_0.07", "ema.power_stds": ()}, r"none is kept: train with ema\.power_stds"),
+        (
+            {"sampling.weights": "power_0.07", "ema.power_stds": ()},
+            r"this run kept none: choose one of ema, raw, decay_0\.5, or train a new run",
+        ),
         ({"ema.power_stds": (0.4,)}, r"config\.ema: the relative standard deviation 0\.4"),
         ({"ema.decays": (1.0,)}, r"config\.ema: the decay 1 of an average"),
         ({"evaluation.averages": ("ema", "best")}, r"'best': choose one of"),

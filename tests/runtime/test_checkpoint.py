@@ -248,9 +248,9 @@ def test_a_state_of_another_shape_is_not_damage(folder):
         assert "params/list/1/0 is bfloat16[2] there, float32[2] here" in line
         assert "\n" not in line
         lacking = {name: tree for name, tree in make_state().items() if name != "opt_state"}
-        with pytest.raises(PersonError, match="opt_state is only there"):
+        with pytest.raises(PersonError, match="opt_state is missing from the model"):
             checkpoints.restore(abstract(lacking))
-        with pytest.raises(PersonError, match="ema_params is only here"):
+        with pytest.raises(PersonError, match="ema_params is missing from the checkpoint"):
             checkpoints.restore_part(abstract({"ema_params": lacking["params"]}))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
