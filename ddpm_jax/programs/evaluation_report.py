@@ -127,7 +127,7 @@ def _order(result: Result) -> tuple:
 
 def _keep_older(file: pathlib.Path, mark: str = '"format": ') -> None:
     """Rename what an older version wrote, of one evaluation, before the first report of all takes its name."""
-    if file.exists() and mark not in file.read_text(encoding="utf-8", errors="replace")[:200]:
+    if file.exists() and mark not in file.read_text(encoding="utf-8", errors="replace"):
         older = file.with_name(f"{file.stem}-before{file.suffix}")
         if not older.exists():
             file.rename(older)
