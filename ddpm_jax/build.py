@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
+from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
@@ -360,6 +361,7 @@ def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
             prediction=config.diffusion.prediction,
             variance=config.diffusion.variance,
             clip_denoised=config.diffusion.clip_denoised,
+            decoder=config.evaluation.vlb_decoder,
             batch_size=config.evaluation.batch_size,
             timesteps_per_image=config.evaluation.bound_timesteps,
         )
@@ -385,10 +387,18 @@ def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
         raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
 
 
-def sampling_labels(config: ConfigDict) -> np.ndarray | None:
-    """int32 [num_images], the class of each image to draw; None for an unconditional model."""
+def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
+    """int32 [num_images], the class of each image to draw; None for an unconditional model.
+
+    Args:
+      config: resolved.
+      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
+        comes before.
+    """
     if not config.model.class_conditional:
         return None
     if config.sampling.label >= 0:
         return np.full(config.sampling.num_images, config.sampling.label, np.int32)
+    if class_counts is not None:
+        return class_sequence(class_counts, config.sampling.num_images)
     return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes
