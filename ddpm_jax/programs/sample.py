@@ -1,6 +1,7 @@
 """--mode=sample: draw images from a checkpoint, into images.npz and pictures."""
 
 import contextlib
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, check, visualize
-from ddpm_jax.process import pixels
+from ddpm_jax.process import initial_noise, pixels
 from ddpm_jax.programs import weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import processes, randomness, workdir
@@ -18,6 +19,7 @@ from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 
 CHAINS_SHOWN = 8  # rows of a picture of chains
+GRAY = 0.1  # of the way to mid-gray: what images may be pulled further by the spacing without a note
 FEW = 10  # parts of the chain: below one of them, the variance of fixed_large is known to spoil images
 
 
@@ -152,12 +154,22 @@ def sampling_notes(config: ConfigDict) -> list[str]:
     """Of a choice that is known to spoil the images; empty where there is none."""
     process, sampling = config.diffusion, config.sampling
     steps, trained = sampling.num_steps, process.num_timesteps
+    notes = []
     if sampling.sampler == "ancestral" and process.variance == "fixed_large" and steps <= trained // FEW:
-        return [
+        notes.append(
             f"ancestral sampling in {steps:,} of {trained:,} steps under fixed_large leaves noise in the images (published for "
             "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): take more steps, or ddim or dpmpp_2m"
-        ]
-    return []
+        )
+    dimension = math.prod(build.image_shape(config))
+    chain, whole = build.sampling_schedule(config), build.build_schedule(config)
+    pull, least = (initial_noise.pull_to_gray(schedule, dimension) for schedule in (chain, whole))
+    if pull > least + GRAY:
+        notes.append(
+            f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains a part of "
+            f"the image: brightness and colors are pulled {pull:.0%} of the way to mid-gray, with sampling.spacing=trailing "
+            f"{least:.0%} (docs/colors.md)"
+        )
+    return notes
 
 
 def options_of(config: ConfigDict) -> dict[str, str]:
