@@ -15,10 +15,14 @@ is wrong then is the sampler's own; what is wrong only with a trained network is
 
     python benchmarks/colors.py PHOTOGRAPHS --gray --exact --sample sampling.spacing=leading
 
-Prints, on the scale 0..255 and with the photographs first: mean brightness with its standard error, and its standard
-deviation over the images; mean cast (largest minus smallest channel mean of an image) and the largest; contrast
-(standard deviation of brightness within an image); saturation; and the share of nearly flat images. ddpm_jax/metrics/color.py
-defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
+Set a trained network's x̂_0 against the perfect one's, at noisy photographs: how wrong is its color at each t?
+
+    python benchmarks/colors.py PHOTOGRAPHS --gray --workdir=runs/colors_v --train diffusion.prediction=v --guess 500 900 980
+
+The other commands print, on the scale 0..255 and with the photographs first: mean brightness with its standard error,
+and its standard deviation over the images; mean cast (largest minus smallest channel mean of an image) and the largest;
+contrast (standard deviation of brightness within an image); saturation; and the share of nearly flat images.
+ddpm_jax/metrics/color.py defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
 """
 
 import argparse
@@ -38,8 +42,8 @@ from configs import image_folder
 from ddpm_jax import build, check
 from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
-from ddpm_jax.process import pixels
-from ddpm_jax.process.diffusion import extract
+from ddpm_jax.process import diffusion, pixels
+from ddpm_jax.process.schedules import NoiseSchedule
 from ddpm_jax.programs import sample, train, weights
 from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime import mesh as meshes
@@ -47,6 +51,7 @@ from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.samplers.generate import Generator
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"  # of compiled programs
+GUESSES = 100  # photographs at which x̂_0 is compared
 WIDTH = 64  # of a row's name
 
 
@@ -62,9 +67,13 @@ def main() -> None:
     parser.add_argument(
         "--sample", nargs="*", action="append", metavar="FIELD=VALUE", help="of the config, for one row; give it once a row"
     )
+    parser.add_argument("--guess", nargs="+", type=int, metavar="t", help="compare x̂_0 at these t, 0..T-1")
     parser.add_argument("--picture", help="PNG file for the generated images of the last row")
     options = parser.parse_args()
 
+    if options.guess:
+        print_guesses(options)
+        return
     if options.images:
         files = {file: np.load(file)["images"] for file in options.images}
         size = next(iter(files.values())).shape[1]
@@ -103,21 +112,11 @@ def load_photographs(folder: str, size: int, gray: bool) -> np.ndarray:
 
 def generated(options: argparse.Namespace):
     """(name, images uint8 [N, H, W, 3]) for each --sample."""
-    config = small_config(options)
-    compiler.set_cpu_flags(config.model.ch)
-    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
-    mesh = meshes.make_mesh()
+    config, mesh = prepare(options)
     if options.exact:
         photographs = load_photographs(options.photographs, options.image_size, options.gray)
     else:
-        if not options.workdir:
-            sys.exit("error: nothing to measure: give --images, --workdir or --exact")
-        folder = pathlib.Path(options.workdir)
-        config.data.data_dir = str(write_photographs(options, folder / "photographs"))
-        code = train.run(config, str(folder / "run"))
-        if code:
-            sys.exit(code)
+        folder = train_small(options, config)
     for settings in options.sample or [[]]:
         row_config = config.copy_and_resolve_references()
         set_fields(row_config, settings)
@@ -128,8 +127,60 @@ def generated(options: argparse.Namespace):
         if options.exact:
             yield f"perfect network: {name}", generate_exact(row_config, mesh, photographs)
         else:
-            params, _ = weights.restore(row_config, folder / "run", mesh)
+            params, _ = weights.restore(row_config, folder, mesh)
             yield name, sample.draw(row_config, build.build_generator(row_config, mesh), params).images
+
+
+def print_guesses(options: argparse.Namespace) -> None:
+    """The mean color of the network's x̂_0 against that of the perfect network's, at each t."""
+    config, mesh = prepare(options)
+    params, _ = weights.restore(config, train_small(options, config), mesh)
+    images = load_photographs(options.photographs, options.image_size, options.gray)
+    schedule, exact = build.build_schedule(config), perfect_network(build.build_schedule(config))
+    data = jnp.asarray(pixels.from_uint8(images)).reshape(len(images), -1)
+    denoise_fn = build.build_denoise_fn(config)
+
+    @jax.jit
+    def guesses(params, data, x_start, t, key):
+        t = jnp.full(len(x_start), t)
+        x_t = diffusion.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
+        output = denoise_fn(params, None)(x_t, t)
+        guess = diffusion.predict_xstart(schedule, output, x_t, t, prediction=config.diffusion.prediction)
+        return tuple(127.5 * x.mean(axis=(1, 2)) for x in (guess, jnp.clip(guess, -1, 1), exact(data, None)(x_t, t)))
+
+    chosen = pixels.from_uint8(jnp.asarray(images[:: -(-len(images) // GUESSES)]))
+    print(f"mean color of x̂_0 for {len(chosen)} photographs, network minus perfect network, levels of 255")
+    print("     t   sqrt(ᾱ_t)   mean   rms  |  clipped: mean   rms  |  perfect network: spread")
+    for t in options.guess:
+        guess, clipped, right = map(np.asarray, guesses(params, data, chosen, t, jax.random.key(t)))
+        signal, wrong, less = float(schedule.sqrt_alphas_cumprod[t]), guess - right, clipped - right
+        line = f"{t:6} {signal:11.5f} {wrong.mean():7.1f} {rms(wrong):6.1f}  | {less.mean():14.1f} {rms(less):6.1f}"
+        print(line + f"  | {right.std(axis=0).mean():23.1f}", flush=True)
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def prepare(options: argparse.Namespace):
+    """The small config, and the devices; XLA is set up as main.py does for it."""
+    config = small_config(options)
+    compiler.set_cpu_flags(config.model.ch)
+    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    return config, meshes.make_mesh()
+
+
+def train_small(options: argparse.Namespace, config) -> pathlib.Path:
+    """Train the small network, or resume it; the folder of the run."""
+    if not options.workdir:
+        sys.exit("error: nothing to measure: give --images, --workdir or --exact")
+    folder = pathlib.Path(options.workdir)
+    config.data.data_dir = str(write_photographs(options, folder / "photographs"))
+    code = train.run(config, str(folder / "run"))
+    if code:
+        sys.exit(code)
+    return folder / "run"
 
 
 def small_config(options: argparse.Namespace):
@@ -170,10 +221,8 @@ def write_photographs(options: argparse.Namespace, folder: pathlib.Path) -> path
     return folder
 
 
-def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> np.ndarray:
-    """Images of the perfect network: x̂_0(x_t) = Σ p(i | x_t) x_i over the photographs, by Bayes' rule from q(x_t | x_i)."""
-    schedule = build.build_schedule(config)
-    data = jnp.asarray(pixels.from_uint8(photographs)).reshape(len(photographs), -1)
+def perfect_network(schedule: NoiseSchedule):
+    """(photographs [N, D], labels) -> denoise_fn: x̂_0(x_t) = Σ p(i | x_t) x_i, by Bayes' rule from q(x_t | x_i)."""
 
     def make_denoise_fn(data, labels):
         del labels
@@ -181,7 +230,8 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
         def denoise_fn(x_t, t):
             flat = x_t.reshape(len(x_t), -1)
             alpha, sigma = (
-                extract(table, t, flat) for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+                diffusion.extract(table, t, flat)
+                for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
             )
             # log q(x_t | x_i), less what all i share
             products = alpha * (flat @ data.T) - jnp.square(alpha) * (jnp.square(data).sum(axis=1) / 2)[None]
@@ -189,10 +239,16 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
 
         return denoise_fn
 
+    return make_denoise_fn
+
+
+def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> np.ndarray:
+    """Images that the sampler of `config`, whose prediction is x_start, generates with the perfect network."""
+    data = jnp.asarray(pixels.from_uint8(photographs)).reshape(len(photographs), -1)
     sampling = config.sampling
     generator = Generator(
         build.build_sampler(config),
-        make_denoise_fn,
+        perfect_network(build.build_schedule(config)),
         mesh,
         image_shape=build.image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),

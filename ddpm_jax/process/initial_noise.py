@@ -9,7 +9,9 @@ Gaussian data the probability flow then leads to the brightness
     m + σ (u - r m/σ) / sqrt(1 + r²),     r = σ sqrt(D) sqrt(ᾱ_t / (1 - ᾱ_t)),
 
 so that images are pulled toward mid-gray, 0 on the scale [-1, 1], by the share r / sqrt(1 + r²) of the way, and their
-brightness varies by sqrt(1 + r²) less. Both grow with the size of the images. Lin et al. 2305.08891 describe the effect.
+brightness varies by sqrt(1 + r²) less. Both grow with the size of the images. A sampler that adds noise forgets a part of
+where it started: ancestral sampling in many steps draws from p(x_0 | x_t), and pulls by the square of that share. Lin et al.
+2305.08891 describe the effect.
 """
 
 import numpy as np
@@ -22,8 +24,8 @@ BRIGHTNESS_STD = 0.25  # σ of photographs, on the scale [-1, 1]: 32 of 255; flo
 def pull_to_gray(schedule: NoiseSchedule, dimension: int, *, brightness_std: float = BRIGHTNESS_STD) -> float:
     """The share, 0..1, of the way to mid-gray that sampling down `schedule` from N(0, I) takes the mean brightness.
 
-    It is r / sqrt(1 + r²) above: the least that a perfect network would do. The spread of the brightness over the images
-    becomes sqrt(1 - share²) of the data's.
+    It is r / sqrt(1 + r²) above, for a perfect network and a sampler without noise. The spread of the brightness over the
+    images becomes sqrt(1 - share²) of the data's.
 
     Args:
       schedule: the chain that is sampled, respaced; its last entry is where sampling starts.

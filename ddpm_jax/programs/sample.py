@@ -166,8 +166,8 @@ def sampling_notes(config: ConfigDict) -> list[str]:
     if pull > least + GRAY:
         notes.append(
             f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains a part of "
-            f"the image: brightness and colors are pulled {pull:.0%} of the way to mid-gray, with sampling.spacing=trailing "
-            f"{least:.0%} (docs/colors.md)"
+            f"the image: brightness and colors are pulled up to {pull:.0%} of the way to mid-gray, with "
+            f"sampling.spacing=trailing {least:.0%} (docs/colors.md)"
         )
     return notes
 

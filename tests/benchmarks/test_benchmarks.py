@@ -131,21 +131,30 @@ def test_colors_of_the_perfect_network(colors):
     assert colors_of("perfect network: spacing=trailing", out) == pytest.approx(expected, abs=1)
 
 
-def test_colors_of_a_small_network(colors, photographs):
-    fields = [
-        "--train",
-        "train.num_steps=2",
-        "sampling.num_images=8",
-        "sampling.num_steps=2",
-        "model.ch_mult=(1,)",
-        "model.ch=8",
-    ]
-    fields += ["train.checkpoint_every=2", "train.batch_size=8", "model.attn_resolutions=()"]
-    out = colors(
-        "--gray", "--image_size=8", f"--workdir={photographs.parent / 'run'}", *fields, "--sample", "sampling.weights=raw"
-    )
+def test_colors_of_a_small_network(colors, photographs, monkeypatch):
+    """Untrained, for the time that training takes: the config that would be trained arrives, and each --sample has a row."""
+    from ddpm_jax import build
+    from ddpm_jax.programs import train, weights
+
+    trained = []
+    monkeypatch.setattr(train, "run", lambda config, folder: trained.append((config, folder)) or 0)
+    params = lambda config: build.build_init(config)(jax.random.key(0)).params  # noqa: E731
+    monkeypatch.setattr(weights, "restore", lambda config, folder, mesh: (params(config), 0))
+
+    run = photographs.parent / "run"
+    fields = ["--train", "diffusion.prediction=x_start", "model.ch_mult=(1,)", "model.ch=8", "model.attn_resolutions=()"]
+    fields += ["sampling.num_images=8", "sampling.num_steps=2"]
+    out = colors("--gray", "--image_size=8", f"--workdir={run}", *fields, "--sample", "sampling.spacing=leading")
     assert colors_of("8 photographs", out)[3] == 0
-    assert colors_of("weights=raw", out)[3] > 0  # of a network that has learned nothing
+    assert colors_of("spacing=leading", out)[0] == pytest.approx(127.5, abs=0.6)  # a fresh network outputs 0, mid-gray
+    config, folder = trained[0]
+    assert (config.diffusion.prediction, config.data.data_dir, folder) == (
+        "x_start",
+        str(run / "photographs"),
+        str(run / "run"),
+    )
+    with Image.open(run / "photographs" / "00007.png") as written:
+        assert np.asarray(written).tolist() == np.repeat(np.uint8([[67] * 8] * 4 + [[107] * 8] * 4)[..., None], 3, -1).tolist()
 
 
 def test_metrics_are_told_one_by_one(printed):

@@ -79,7 +79,7 @@ def test_a_spacing_that_starts_far_below_the_noise_is_warned_of(tiny_config):
     cosine = {"diffusion.schedule": "cosine", "diffusion.num_timesteps": 1000, "data.image_size": 64, "data.channels": 3}
     (note,) = sample.sampling_notes(tiny_config(cosine | {"sampling.num_steps": 50}))
     assert note.startswith("spacing leading starts from pure noise at t=980")
-    assert "pulled 63% of the way to mid-gray, with sampling.spacing=trailing 0%" in note
+    assert "pulled up to 63% of the way to mid-gray, with sampling.spacing=trailing 0%" in note
     linear = cosine | {"diffusion.schedule": "linear", "data.image_size": 32}
     for sound in (cosine | {"sampling.spacing": "trailing"}, cosine | {"sampling.spacing": "logsnr"}, linear):
         assert sample.sampling_notes(tiny_config({"sampling.num_steps": 50} | sound)) == []
