@@ -327,8 +327,7 @@ def build_generator(
     """The driver that draws images as config.sampling says.
 
     Args:
-      config: resolved.
-      mesh: whose devices draw.
+      config, mesh: the resolved config, and the devices that draw.
       kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
         of them, evenly spread, pure noise first.
       sampler: in place of the one that config.sampling names.
@@ -388,12 +387,9 @@ def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
 
 
 def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
-    """int32 [num_images], the class of each image to draw; None for an unconditional model.
+    """int32 [num_images], the class of each image; None for an unconditional model.
 
-    Args:
-      config: resolved.
-      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
-        comes before.
+    config.sampling.label decides; with -1 the classes have the proportions of `class_counts` int [K], or alternate.
     """
     if not config.model.class_conditional:
         return None
