@@ -87,8 +87,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     monkeypatch.setattr(build, "train_step", poisoned)
     with pytest.raises(PersonError, match=r"loss is not finite at step 5; the last good checkpoint is of step 4") as caught:
         train.run(tiny_config({"train.num_steps": 20}), str(tmp_path))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(
+        "To resume, give the command a --config.optimizer.learning_rate below 0.002"
+    )  # no more is left
     assert steps_saved(tmp_path)[-1] == 4
+    monkeypatch.undo()  # the advice, taken
+    assert train.run(tiny_config({"train.num_steps": 6, "optimizer.learning_rate": 1e-3}), str(tmp_path)) == 0
+    assert steps_saved(tmp_path)[-1] == 6
 
 
 def test_training_goes_on_to_a_new_goal_and_a_finished_run_takes_no_step(tmp_path, tiny_config, metrics):
