@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rate = 2e-4
-    optimizer.warmup_steps = 5000
+    optimizer.warmup_steps = 5000  # step s trains at (s + 1) / warmup_steps of the rate; Ho's program at s / warmup_steps
     optimizer.clip_norm = 1.0  # of the gradient of the whole batch; 0 for none
     optimizer.accumulation_steps = 1  # micro-batches per step; train.batch_size is all of them together
 

@@ -1,7 +1,6 @@
 """The one translator: a ConfigDict in, the parts of a run out. Below this file nobody reads a config."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
 from ddpm_jax.samplers.flow_meter import FlowMeter
 from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.samplers.guidance import Guidance, guide
+from ddpm_jax.samplers.guidance import Guidance, guide, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
@@ -41,12 +40,8 @@ WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "edm": {"sigma_data": "edm_sigma_data"},
 }
 OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
-FORMATS = {  # sampling.format -> what is written of the images
-    "npz": ("npz",),
-    "png": ("png",),
-    "both": ("npz", "png"),
-    "guided_diffusion": ("guided_diffusion",),
-}
+# sampling.format -> what is written of the images
+FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 
@@ -249,29 +244,13 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Ca
     return make_denoise_fn
 
 
-def guided_timesteps(config: ConfigDict) -> tuple[int, int]:
-    """The first and the last t of the trained chain inside config.sampling.guidance_interval.
-
-    Raises:
-      UsageError: there is none.
-    """
-    last = config.diffusion.num_timesteps - 1
-    low, high = config.sampling.guidance_interval
-    first_t, last_t = math.ceil(low * last), math.floor(high * last)
-    if first_t > last_t:
-        raise UsageError(
-            f"config.sampling.guidance_interval is {(low, high)}: none of the {last + 1} timesteps lies in it; make it wider"
-        )
-    return first_t, last_t
-
-
 def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
     """As `build_denoise_fn`, guided towards its labels as config.sampling says."""
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    first_t, last_t = guided_timesteps(config)
     try:
+        first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
         how = Guidance(
             scale=sampling.guidance_scale,
             first_t=first_t,
