@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rate = 2e-4
-    optimizer.warmup_steps = 5000
+    optimizer.warmup_steps = 5000  # step s trains at (s + 1) / warmup_steps of the rate; Ho's program at s / warmup_steps
     optimizer.clip_norm = 1.0  # of the gradient of the whole batch; 0 for none
     optimizer.accumulation_steps = 1  # micro-batches per step; train.batch_size is all of them together
 
@@ -108,18 +108,20 @@ def get_config() -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
-    evaluation.features = "pixels"  # inception | pixels | module:function of your own
+    evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged to 16x16) | module:function of yours
     evaluation.weights = ""  # of inception: its .pth file; "" to have it found where PyTorch tools keep it, or downloaded
     evaluation.num_images = 50_000  # drawn by config.sampling's sampler
+    evaluation.class_proportions = "reference"  # reference | uniform: of the classes that a class-conditional model generates
     evaluation.batch_size = 64  # of features and of the bound, over all devices
-    evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure that split each time
+    evaluation.reference = ""  # file of --mode=reference, or of another tool: statistics or images; "" to measure the split
     evaluation.split = ""  # of data.name: the real images that drawn ones are compared with; "" for data.split
     evaluation.kept_features = 10_000  # kid and precision_recall look at so many of each set, chosen by a seed; 0 for all
-    evaluation.held_out = (
-        "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
-    )
+    # Split of data.name that was not trained on: for bits/dim, and for what real images score. "auto" takes test, validation
+    # or val, whichever there is; "" for none.
+    evaluation.held_out = "auto"
     evaluation.held_out_images = 0  # of it, from the first; 0 for all
     evaluation.bound_timesteps = 0  # for each image, an even number drawn at random without bias; 0 for all T, exactly
+    evaluation.vlb_decoder = "exact"  # exact | tanh: of L_0; tanh approximates it as improved- and guided-diffusion do
     evaluation.flow_probes = 1  # random directions of flow_bits_per_dim for each image; 0 for the exact trace, of small images
     evaluation.flow_tolerance = 1e-5  # of its solver, relative and absolute
     evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured

@@ -1,7 +1,6 @@
 """The one translator: a ConfigDict in, the parts of a run out. Below this file nobody reads a config."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
+from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
@@ -23,7 +23,7 @@ from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
 from ddpm_jax.samplers.flow_meter import FlowMeter
 from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.samplers.guidance import Guidance, guide
+from ddpm_jax.samplers.guidance import Guidance, guide, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
@@ -244,29 +244,13 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Ca
     return make_denoise_fn
 
 
-def guided_timesteps(config: ConfigDict) -> tuple[int, int]:
-    """The first and the last t of the trained chain inside config.sampling.guidance_interval.
-
-    Raises:
-      UsageError: there is none.
-    """
-    last = config.diffusion.num_timesteps - 1
-    low, high = config.sampling.guidance_interval
-    first_t, last_t = math.ceil(low * last), math.floor(high * last)
-    if first_t > last_t:
-        raise UsageError(
-            f"config.sampling.guidance_interval is {(low, high)}: none of the {last + 1} timesteps lies in it; make it wider"
-        )
-    return first_t, last_t
-
-
 def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
     """As `build_denoise_fn`, guided towards its labels as config.sampling says."""
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    first_t, last_t = guided_timesteps(config)
     try:
+        first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
         how = Guidance(
             scale=sampling.guidance_scale,
             first_t=first_t,
@@ -377,6 +361,7 @@ def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
             prediction=config.diffusion.prediction,
             variance=config.diffusion.variance,
             clip_denoised=config.diffusion.clip_denoised,
+            decoder=config.evaluation.vlb_decoder,
             batch_size=config.evaluation.batch_size,
             timesteps_per_image=config.evaluation.bound_timesteps,
         )
@@ -402,10 +387,18 @@ def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
         raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
 
 
-def sampling_labels(config: ConfigDict) -> np.ndarray | None:
-    """int32 [num_images], the class of each image to draw; None for an unconditional model."""
+def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
+    """int32 [num_images], the class of each image to draw; None for an unconditional model.
+
+    Args:
+      config: resolved.
+      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
+        comes before.
+    """
     if not config.model.class_conditional:
         return None
     if config.sampling.label >= 0:
         return np.full(config.sampling.num_images, config.sampling.label, np.int32)
+    if class_counts is not None:
+        return class_sequence(class_counts, config.sampling.num_images)
     return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes

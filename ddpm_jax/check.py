@@ -143,7 +143,7 @@ def check_config(config: ConfigDict) -> None:
         if sampling[field] != neutral and sampling.sampler != reader and reader not in config.evaluation.samplers:
             raise UsageError(f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {reader} reads it")
     if sampling.guidance_scale != 1:
-        build.guided_timesteps(config)  # raises
+        build.build_guided_denoise_fn(config)  # raises
     if sampling.num_steps > process.num_timesteps:
         raise UsageError(
             f"config.sampling.num_steps is {sampling.num_steps}, but the chain has only {process.num_timesteps} steps, "

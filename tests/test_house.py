@@ -41,6 +41,8 @@ HOMES = {
         "programs/sample.py",
         "programs/illustrate.py",
         "programs/evaluate.py",
+        "programs/generated.py",
+        "programs/held_out.py",
         "programs/comparison.py",
         "programs/reference.py",
         "programs/bound.py",

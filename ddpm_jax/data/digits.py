@@ -7,8 +7,7 @@ other set, and `to_counts` leads back for metrics on the 0..16 scale.
 import numpy as np
 
 from ddpm_jax.data import identity, splits
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.data.source import ArraySource, NoSuchSplit
 
 NUM_TRAIN = 1500
 NUM_TEST = 297
@@ -27,12 +26,12 @@ def load_digits(split: str) -> ArraySource:
       split: "train" (1,500 images), "test" (the other 297), "all", or a slice such as "train[:90%]" (`splits.select`).
 
     Raises:
-      UsageError: another split.
+      NoSuchSplit: another split.
     """
     try:
         parts = splits.select(split, {"train": NUM_TRAIN, "test": NUM_TEST, "all": NUM_TRAIN + NUM_TEST})
     except ValueError as error:
-        raise UsageError(f"digits has {error} (config.data.split, or the field that names this split)") from error
+        raise NoSuchSplit(f"digits has {error} (config.data.split, or the field that names this split)") from error
     from sklearn.datasets import load_digits as sklearn_digits  # a second of import that other sets need not pay
 
     digits = sklearn_digits()

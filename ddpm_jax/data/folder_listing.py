@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.data import splits
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -59,7 +59,7 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
       split: as `image_folder.load_image_folder` takes it.
 
     Raises:
-      UsageError: no such split.
+      NoSuchSplit: no such split.
       PersonError: images at the top beside subfolders, or a split with classes that the training set does not have.
     """
     tops = {path.split("/")[0] for path in found if "/" in path}
@@ -85,7 +85,7 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
         except ValueError as error:
             where = "splits, its folders," if own else "no folders train and test, so its splits"
             names = ", ".join([*parts, "all"])
-            raise UsageError(
+            raise NoSuchSplit(
                 f"{folder} has no split {split!r} (config.data.split, or the field that names this split): it has {where} "
                 f"are {names}, and each has slices such as train[:90%]"
             ) from error

@@ -26,6 +26,10 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" stil
 Batch = dict[str, np.ndarray]
 
 
+class NoSuchSplit(UsageError):
+    """A set does not have the split that was named."""
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """What the pipeline and the metrics need of a set of images.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory, in_chunks
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, NoSuchSplit, fit_image, held_in_memory, in_chunks
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 CHUNK = 256  # examples that a thread reads and decodes at a time
@@ -242,7 +242,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
         if builder.info.splits[split].num_examples == 0:
             raise UsageError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
     except (KeyError, ValueError) as error:
-        raise UsageError(
+        raise NoSuchSplit(
             f"data set {name} has no split {split!r}: choose one of {', '.join(sizes)}, or a part such as train[:90%]"
         ) from error
     images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]

@@ -79,7 +79,7 @@ def read_mask(config: ConfigDict) -> np.ndarray:
         columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
         missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
         return missing[..., None]
-    grey = ConfigDict({"data": {"image_size": size, "channels": 1, "background": "black"}})
+    grey = ConfigDict({"data": {"image_size": size, "channels": 1, "background": "black", "value_range": ()}})
     missing = edit.read_file(name, grey) >= GREY
     if missing.all() or not missing.any():
         which = "white" if missing.all() else "black"

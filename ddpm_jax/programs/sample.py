@@ -6,6 +6,7 @@ killed continues where it stopped.
 
 import contextlib
 import functools
+import math
 import pathlib
 import sys
 import zipfile
@@ -16,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, check
+from ddpm_jax.process import initial_noise
 from ddpm_jax.programs import weights
 from ddpm_jax.programs.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, SampleFolder, chain_pictures
 from ddpm_jax.runtime import manifest, paths, processes, randomness, workdir
@@ -26,6 +28,7 @@ from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 
 __all__ = ["CHAINS_SHOWN", "chain_pictures", "draw", "draw_with_progress", "generate_missing", "run"]
 
+GRAY = 0.1  # of the way to mid-gray: what images may be pulled further by the spacing without a note
 FEW = 10  # parts of the chain: below one of them, the variance of fixed_large is known to spoil images
 # Fields of config.sampling that change no picture, so that images made with other values of them may be mixed.
 FREE = ("num_images", "batch_size", "keep", "checkpoint_step", "format")
@@ -250,12 +253,22 @@ def sampling_notes(config: ConfigDict) -> list[str]:
     """Of a choice that is known to spoil the images; empty where there is none."""
     process, sampling = config.diffusion, config.sampling
     steps, trained = sampling.num_steps, process.num_timesteps
+    notes = []
     if sampling.sampler == "ancestral" and process.variance == "fixed_large" and steps <= trained // FEW:
-        return [
+        notes.append(
             f"ancestral sampling in {steps:,} of {trained:,} steps under fixed_large leaves noise in the images (published for "
             "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): take more steps, or ddim or dpmpp_2m"
-        ]
-    return []
+        )
+    dimension = math.prod(build.image_shape(config))
+    chain, whole = build.sampling_schedule(config), build.build_schedule(config)
+    pull, least = (initial_noise.pull_to_gray(schedule, dimension) for schedule in (chain, whole))
+    if pull > least + GRAY:
+        notes.append(
+            f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains a part of "
+            f"the image: brightness and colors are pulled up to {pull:.0%} of the way to mid-gray, with "
+            f"sampling.spacing=trailing {least:.0%} (docs/colors.md)"
+        )
+    return notes
 
 
 def keep_notes(config: ConfigDict) -> list[str]:

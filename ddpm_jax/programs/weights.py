@@ -90,6 +90,32 @@ def _make(config: ConfigDict, checkpoints: Checkpoints, abstract: Any, target: i
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, abstract), steps[-1]
 
 
+def check_available(config: ConfigDict, run_folder: pathlib.Path) -> None:
+    """Look for every checkpoint that config.evaluation names, and the weights in it, before anything is computed.
+
+    Raises:
+      PersonError: one is not there.
+    """
+    with Checkpoints(workdir.checkpoint_folder(run_folder), keep_latest=1, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise PersonError(f"no checkpoint in {checkpoints.directory}: train the model first, without --mode")
+        listed = ", ".join(map(str, steps))
+        for step in config.evaluation.checkpoint_steps:
+            if step != -1 and step not in steps:
+                raise PersonError(
+                    f"config.evaluation.checkpoint_steps names {step}, but there is no such checkpoint in "
+                    f"{checkpoints.directory}; there are {listed}"
+                )
+            folder = checkpoints.directory / str(steps[-1] if step == -1 else step)
+            for name in config.evaluation.averages or (config.sampling.weights,):
+                case = config.copy_and_resolve_references()
+                case.sampling.weights = name
+                field = build.weights_field(case)
+                if field is not None and not (folder / field).is_dir():
+                    raise PersonError(f"the checkpoint {folder} holds no weights called {name!r}")
+
+
 def check_names(config: ConfigDict) -> None:
     """Raises a UsageError where a name of config.evaluation.averages is of no weights."""
     for name in config.evaluation.averages:

@@ -5,6 +5,7 @@ can know (a file that is not there, a signal) is told to the others before anybo
 process nothing here does anything.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -29,6 +30,7 @@ from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.run_lock import RunLock
 
 SHARED_S = 30.0  # how long a network filesystem may take to show one host what another has written
+LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir ask for it
 LEAVE_S = 10.0  # how long a process that has failed waits for the others to end as well
 MESSAGE_BYTES = 1024  # of an error that is told to the others
 
@@ -133,9 +135,7 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
     """
     lock = None
     try:
-        with together():
-            if is_writer():
-                lock = RunLock(folder, report=report)
+        lock = _acquire(folder, report)
 
         def check() -> None:
             with together():
@@ -146,6 +146,19 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
     finally:
         if lock is not None:
             lock.release()
+
+
+def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
+    """The lock in process 0, None in the others; all wait for it. Raises PersonError in all where another training has it."""
+    if jax.process_count() == 1:
+        return RunLock(folder, report=report)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(RunLock, folder, report=report) if is_writer() else None
+        # A collective fails where one process keeps the others waiting for 30 s, and the lock may take longer.
+        while not all_agree(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
+            pass
+        with together():
+            return attempt.result() if attempt is not None else None
 
 
 def check_same_config(config: dict[str, Any]) -> None:

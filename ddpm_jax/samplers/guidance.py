@@ -15,7 +15,7 @@ Both guesses come from one call of the network, on a batch twice as large. Outsi
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,19 @@ class Guidance:
                 f"guidance of scale {self.scale:g}, rescale {self.rescale:g}, timesteps {self.first_t} to {self.last_t} is out "
                 "of range: the scale is finite and 0 or more, the rescale from 0 to 1, and the timesteps ascend from 0"
             )
+
+
+def guided_timesteps(guidance_interval: Sequence[float], num_timesteps: int) -> tuple[int, int]:
+    """The first and the last t of a chain of T steps inside an interval of it, (low, high) in 0..1, 0 being the image.
+
+    Raises:
+      ValueError: there is none.
+    """
+    low, high = guidance_interval
+    first_t, last_t = math.ceil(low * (num_timesteps - 1)), math.floor(high * (num_timesteps - 1))
+    if first_t > last_t:
+        raise ValueError(f"guidance_interval is {(low, high)}: none of the {num_timesteps} timesteps lies in it; make it wider")
+    return first_t, last_t
 
 
 def guide(network: LabelledDenoiseFn, labels: jax.Array, no_label: int, guidance: Guidance) -> DenoiseFn:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_jax.models import cpu_conv
 
@@ -75,6 +76,85 @@ def test_digits_quality(printed, tmp_path):
     out = printed("digits_quality", str(tmp_path / "images.npz"))
     drawn, held_out = (float(re.search(rf"297 {what} +([\d.]+)", out)[1]) for what in ("drawn", "held-out real"))
     assert drawn == held_out == 27.51
+
+
+COLORS = r"^{} +([\d.]+) \+- +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +(\d+)%$"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Folder of eight images of half dark, half bright blue, 40 levels apart."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4], image[4:] = (60, 60, 120), (100, 100, 160)
+    (tmp_path / "photographs").mkdir()
+    for index in range(8):
+        Image.fromarray(image).save(tmp_path / "photographs" / f"{index}.png")
+    np.savez(tmp_path / "images.npz", images=np.stack([image] * 3))
+    return tmp_path / "photographs"
+
+
+def colors_of(name, out):
+    return tuple(map(float, re.search(COLORS.format(name), out, re.MULTILINE).groups()))
+
+
+@pytest.fixture
+def colors(photographs, repository, monkeypatch, capsys):
+    """benchmarks/colors.py in this process: arguments -> what it prints."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import colors
+
+    for function in ("set_cpu_flags", "set_cpu_devices"):  # too late for this process
+        monkeypatch.setattr(colors.compiler, function, lambda *arguments: None)
+    monkeypatch.setattr(colors, "CACHE", repository / ".cache" / "xla")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["colors.py", str(photographs), *arguments])
+        colors.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_colors_of_images_are_compared_with_the_photographs(colors, photographs):
+    images = str(photographs.parent / "images.npz")
+    out = colors("--images", images)
+    expected = (100.0, 0.0, 0.0, 60.0, 60.0, 20.0, 60.0, 100)  # a contrast of 20 is nearly flat
+    assert colors_of("8 photographs", out) == colors_of(images, out) == expected
+    assert colors_of("8 photographs", colors("--images", images, "--gray"))[3:5] == (0, 0)
+
+
+def test_colors_of_the_perfect_network(colors):
+    """It generates the one photograph that there is, but for a level of rounding."""
+    fields = ["--image_size=8", "--train", "sampling.num_images=8", "sampling.batch_size=8", "sampling.num_steps=4"]
+    out = colors(*fields, "--exact", "--sample", "sampling.spacing=trailing")
+    expected = (100.0, 0.0, 0.0, 60.0, 60.0, 20.0, 60.0, 100)
+    assert colors_of("perfect network: spacing=trailing", out) == pytest.approx(expected, abs=1)
+
+
+def test_colors_of_a_small_network(colors, photographs, monkeypatch):
+    """Untrained, for the time that training takes: the config that would be trained arrives, and each --sample has a row."""
+    from ddpm_jax import build
+    from ddpm_jax.programs import train, weights
+
+    trained = []
+    monkeypatch.setattr(train, "run", lambda config, folder: trained.append((config, folder)) or 0)
+    params = lambda config: build.build_init(config)(jax.random.key(0)).params  # noqa: E731
+    monkeypatch.setattr(weights, "restore", lambda config, folder, mesh: (params(config), 0))
+
+    run = photographs.parent / "run"
+    fields = ["--train", "diffusion.prediction=x_start", "model.ch_mult=(1,)", "model.ch=8", "model.attn_resolutions=()"]
+    fields += ["sampling.num_images=8", "sampling.num_steps=2"]
+    out = colors("--gray", "--image_size=8", f"--workdir={run}", *fields, "--sample", "sampling.spacing=leading")
+    assert colors_of("8 photographs", out)[3] == 0
+    assert colors_of("spacing=leading", out)[0] == pytest.approx(127.5, abs=0.6)  # a fresh network outputs 0, mid-gray
+    config, folder = trained[0]
+    assert (config.diffusion.prediction, config.data.data_dir, folder) == (
+        "x_start",
+        str(run / "photographs"),
+        str(run / "run"),
+    )
+    with Image.open(run / "photographs" / "00007.png") as written:
+        assert np.asarray(written).tolist() == np.repeat(np.uint8([[67] * 8] * 4 + [[107] * 8] * 4)[..., None], 3, -1).tolist()
 
 
 def test_metrics_are_told_one_by_one(printed):

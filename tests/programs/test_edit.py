@@ -110,10 +110,7 @@ def test_strength_one_keeps_nothing_of_an_image():
     config = digits.get_config()
     config.diffusion.schedule = "cosine"
     config.sampling.update(num_steps=2, spacing="leading")
-    keys, images = (
-        jax.random.split(jax.random.key(0), 2),
-        jnp.array([-1.0, 1.0]).reshape(2, 1, 1, 1, 1) * jnp.ones((2, 8, 8, 1)),
-    )
+    keys, images = jax.random.split(jax.random.key(0), 2), [jnp.full((2, 8, 8, 1), level) for level in (-1.0, 1.0)]
     for strength, kept in ((1.0, 0.0), (0.99, 1.0)):
         begin = image_to_image.make_begin(build.build_sampler(config, strength=strength), strength)
         black, white = (np.asarray(begin(keys, x_start).x) for x_start in images)
