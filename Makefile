@@ -1,6 +1,8 @@
 # make demo    sets everything up, trains on handwritten digits for some minutes, and says where its pictures are
 # make test    sets everything up and runs the tests
 # make lint    checks style
+# make figures makes every picture of README.md and docs/ with the program as it is; CIFAR-10 is downloaded, or read
+#              where DATA=DIR has it as TFDS keeps it. make figures-slow FLOWERS=DIR adds those whose networks train for hours.
 #
 # PYTHON=python3.12 picks an interpreter; by default the newest of 3.13, 3.12, 3.11 that is installed.
 # VENV=DIR puts the virtual environment elsewhere.
@@ -12,7 +14,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint figures figures-slow clean
 
 demo: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -24,6 +26,12 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+figures: $(VENV)/.installed
+	$(RUN) docs/make_figures.py $(if $(DATA),--data_dir=$(DATA))
+
+figures-slow: $(VENV)/.installed
+	$(RUN) docs/make_figures.py --slow $(if $(DATA),--data_dir=$(DATA)) $(if $(FLOWERS),--flowers_dir=$(FLOWERS))
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

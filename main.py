@@ -39,12 +39,13 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; without --config, take the one that the workdir remembers."""
+    argv = [_with_home(argument) for argument in argv]
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     if "config" not in given and "workdir" in given:
         named = flags.FlagValues()
         flags.DEFINE_string("workdir", None, "", flag_values=named)
         named(argv, known_only=True)
-        if named.workdir and (pathlib.Path(named.workdir) / "config.json").exists():
+        if named.workdir and os.path.exists(os.path.join(os.path.expanduser(named.workdir), "config.json")):
             argv = [argv[0], f"--config={RUN_CONFIG}:{named.workdir}", *argv[1:]]
     try:
         rest = FLAGS(argv)
@@ -58,6 +59,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries tell much that a person has no use for
     return rest
+
+
+def _with_home(argument: str) -> str:
+    """--config=~/file.py with the home folder put in: ml_collections takes the path as it is."""
+    head, equals, path = argument.partition("=")
+    return f"{head}={os.path.expanduser(path)}" if equals and head.lstrip("-") == "config" else argument
 
 
 def main(argv: list[str]) -> None:
@@ -74,14 +81,16 @@ def main(argv: list[str]) -> None:
         import jax
 
         from configs import defaults
-        from ddpm_jax.runtime import mesh
+        from ddpm_jax import data_config
+        from ddpm_jax.runtime import mesh, workdir
 
         if FLAGS.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
+            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         if not mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
             micro_batch = FLAGS.config.train.batch_size // max(1, FLAGS.config.optimizer.accumulation_steps)
             compiler.set_cpu_devices(FLAGS.config.model.ch, micro_batch)
+        data_config.complete(FLAGS.config, workdir.read_data_identity(FLAGS.workdir))
         program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)

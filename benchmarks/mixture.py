@@ -1,7 +1,7 @@
 """How exact is each sampler, by network evaluations? On a Gaussian mixture, whose exact denoiser is known in closed form.
 
-python benchmarks/mixture.py --plot=docs/images/samplers.png       # 4 minutes on 2 cores
-python benchmarks/mixture.py --against=diffusers                   # pip install torch diffusers
+python benchmarks/mixture.py --plot=docs/images/samplers.png             # 4 minutes on 2 cores
+python benchmarks/mixture.py --against=diffusers --schedule=cosine       # pip install torch diffusers
 
 Without noise: the root mean square distance between the samples and those of the probability-flow ODE from the same x_T,
 which is followed down to t=0, where all samplers take the network's guess. With noise: the sliced Wasserstein distance
@@ -32,6 +32,7 @@ MEANS = np.array([[-0.7, -0.5, 0.4], [0.6, 0.7, 0.1], [0.7, -0.4, -0.6], [-0.1, 
 SCALES = np.array([0.15, 0.2, 0.1, 0.3, 0.12])
 SHAPE = (1, 1, 3)
 
+STEPS = 1000  # of the trained chain
 BUDGETS = (5, 10, 20, 50, 100)
 SPACINGS = ("trailing", "karras", "logsnr")
 FLOWS = {  # samplers without noise: what the table calls them -> name, options
@@ -48,11 +49,11 @@ DRAWS = {  # samplers with noise
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
     "heun, churn 10": ("heun", {"churn": 10.0}),
 }
-TRAINED = schedules.make_schedule("linear", 1000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedule", choices=schedules.SCHEDULES, default="linear", help="noise schedule of the trained chain")
     parser.add_argument("--against", choices=["diffusers"], help="measure its samplers beside ours")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network evaluations per sample")
     parser.add_argument("--flows", type=int, default=1000, help="samples compared with the ODE")
@@ -60,23 +61,25 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, help="of the samples compared with the mixture: errors are means over them"
     )
-    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], help="one of the samplers")
+    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], nargs="+", help="these samplers; all by default")
     parser.add_argument("--spacing", choices=schedules.SPACINGS, help="one of the spacings")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
+    trained = schedules.make_schedule(options.schedule, STEPS)
+    network = make_network(trained)
     keys = [jax.random.split(jax.random.key(seed), options.draws) for seed in range(options.seeds)]
     flow_keys = [keys[0][: options.flows]]
     x_T = np.asarray(chain.images_noise(*flow_keys, 0, SHAPE))
-    exact = solve_flow(x_T)
+    exact = solve_flow(trained, x_T)
     floor = np.mean([sliced_wasserstein(draw_mixture(options.draws, seed)) for seed in range(5)])
 
     def distance_to_flow(samples: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.sum(np.square(samples.reshape(exact.shape) - exact), axis=-1))))
 
     flows, draws = (
-        {label: setting for label, setting in rows.items() if options.only in (None, label)} for rows in (FLOWS, DRAWS)
+        {label: setting for label, setting in rows.items() if label in (options.only or rows)} for rows in (FLOWS, DRAWS)
     )
     kinds = (  # (title, samplers, keys of each seed, error of samples, what errors are not told apart from)
         ("distance from the probability-flow ODE", flows, flow_keys, distance_to_flow, 0.0),
@@ -85,16 +88,17 @@ def main() -> None:
     if options.against:
         import mixture_diffusers
 
-        mixture_diffusers.compare(kinds, options.budgets, options.spacing, make_sampler, run)
+        mixture_diffusers.compare(trained, kinds, options.budgets, options.spacing)
         return
     panels = []
     for title, settings, seeds, error_of, least in kinds:
         rows = {}
         for label, setting in settings.items():
             for spacing in [options.spacing] if options.spacing else SPACINGS:
-                samplers = [make_sampler(setting, spacing, budget) for budget in options.budgets]
+                samplers = [make_sampler(trained, setting, spacing, budget) for budget in options.budgets]
                 errors = [
-                    np.mean([error_of(run(sampler, keys)) for keys in seeds]) if sampler else np.nan for sampler in samplers
+                    np.mean([error_of(run(sampler, network, keys)) for keys in seeds]) if sampler else np.nan
+                    for sampler in samplers
                 ]
                 rows[label, spacing] = [(sampler.evaluations if sampler else 0) for sampler in samplers], errors
         print_table(title, rows, options.budgets, least)
@@ -120,20 +124,23 @@ def exact_denoiser(x_t: jax.Array, signal: jax.Array, spread: jax.Array) -> jax.
     return jnp.sum(jax.nn.softmax(log_weight)[..., None] * guesses, axis=-2)
 
 
-def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """What a network that has learnt the mixture says of x_start, at timesteps t [B]. (One number: all t are equal.)"""
-    return exact_denoiser(x_t, *(jnp.asarray(table)[t[0]] for table in (SIGNALS, SPREADS)))
+def make_network(trained: schedules.NoiseSchedule) -> chain.DenoiseFn:
+    """(x_t, t [B], all equal) -> x_start: what a network that has learnt the mixture predicts."""
+    signals, spreads = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
+
+    def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return exact_denoiser(x_t, *(jnp.asarray(table)[t[0]] for table in (signals, spreads)))
+
+    return network
 
 
-SIGNALS, SPREADS = TRAINED.sqrt_alphas_cumprod, TRAINED.sqrt_one_minus_alphas_cumprod
-
-
-def solve_flow(x_T: np.ndarray, steps: int = 4000) -> np.ndarray:
+def solve_flow(trained: schedules.NoiseSchedule, x_T: np.ndarray, steps: int = 4000) -> np.ndarray:
     """The probability-flow ODE from T-1 down to t=0, and the guess from there: Kutta's method in log sigma.
 
     In x / sqrt(alphas_cumprod) it is dx / d log sigma = x - E[x_0 | x]. With half the steps the samples are the same to 1e-10.
     """
-    sigmas = np.geomspace(TRAINED.sqrt_recipm1_alphas_cumprod[-1], TRAINED.sqrt_recipm1_alphas_cumprod[0], 2 * steps + 1)
+    sigmas = np.geomspace(*trained.sqrt_recipm1_alphas_cumprod[[-1, 0]], 2 * steps + 1)
+    signals, spreads = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
     h = np.log(sigmas[2] / sigmas[0])
 
     def slope(x, sigma):
@@ -148,8 +155,8 @@ def solve_flow(x_T: np.ndarray, steps: int = 4000) -> np.ndarray:
         k4 = slope(x + h * k3, end)
         return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
 
-    x, _ = jax.jit(lambda x: jax.lax.scan(step, x, (sigmas[:-2:2], sigmas[1:-1:2], sigmas[2::2])))(x_T / SIGNALS[-1])
-    return np.asarray(exact_denoiser(SIGNALS[0] * x, SIGNALS[0], SPREADS[0])).reshape(-1, 3)
+    x, _ = jax.jit(lambda x: jax.lax.scan(step, x, (sigmas[:-2:2], sigmas[1:-1:2], sigmas[2::2])))(x_T / signals[-1])
+    return np.asarray(exact_denoiser(signals[0] * x, signals[0], spreads[0])).reshape(-1, 3)
 
 
 def draw_mixture(count: int, seed: int) -> np.ndarray:
@@ -179,21 +186,23 @@ def sliced_wasserstein(samples: np.ndarray, directions: int = 32) -> float:
 # The samplers.
 
 
-def make_sampler(setting: tuple[str, dict], spacing: str, budget: int) -> chain.Sampler | None:
+def make_sampler(
+    trained: schedules.NoiseSchedule, setting: tuple[str, dict], spacing: str, budget: int
+) -> chain.Sampler | None:
     """The one of most steps that takes at most `budget` evaluations; None where one step takes more."""
     name, options = setting
     for num_steps in range(budget, 0, -1):
-        timesteps = schedules.spaced_timesteps(TRAINED.num_timesteps, num_steps, spacing, schedule=TRAINED)
+        timesteps = schedules.spaced_timesteps(trained.num_timesteps, num_steps, spacing, schedule=trained)
         sampler = SAMPLERS[name](
-            schedules.respace(TRAINED, timesteps),
-            **({"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False, "trained": TRAINED} | options),
+            schedules.respace(trained, timesteps),
+            **({"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False, "trained": trained} | options),
         )
         if sampler.evaluations <= budget:
             return sampler
     return None
 
 
-def run(sampler: chain.Sampler, keys: jax.Array) -> np.ndarray:
+def run(sampler: chain.Sampler, network: chain.DenoiseFn, keys: jax.Array) -> np.ndarray:
     """Samples [B, 3], one for each key."""
     return np.asarray(jax.jit(lambda keys: chain.sample(sampler, network, keys, SHAPE).x)(keys)).reshape(-1, 3)
 

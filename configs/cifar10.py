@@ -5,6 +5,7 @@ Hardware:   published on a TPU v3-8: 21 steps/s of 128 images, 10.6 hours for al
             On CPUs a step takes tens of seconds: lower train.batch_size to see it run.
 Expected:   FID 3.17, Inception score 9.46 (50,000 samples, 1,000 ancestral steps, EMA, against the training set),
             as published. Not yet measured here.
+Warm-up:    step s trains at (s + 1) / warmup_steps of the learning rate; Ho's program is one step behind, at s / warmup_steps.
 """
 
 from configs import defaults

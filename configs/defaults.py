@@ -3,23 +3,26 @@
 The defaults are Ho et al. 2020 (arXiv 2006.11239), appendix B, where the paper says; CIFAR-10 is their first set.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
     """The defaults; not an experiment of their own."""
     config = ConfigDict()
-    config.seed = 0  # of everything random: initial parameters, order of the data, noise
+    config.seed = 0  # 0..2**32-1, of everything random: initial parameters, order of the data, noise
 
     config.data = data = ConfigDict()
     data.name = "cifar10"  # digits, image_folder for a folder of your own images, or the name of any TFDS image set
-    data.split = "train"  # a TFDS split, slices included: train[:1000]; an image folder has only the whole
+    data.split = (
+        "train"  # or a slice, train[:90%], train[:1000]; an image folder has others where it has folders train and test
+    )
     data.data_dir = ""  # the image folder, or where TFDS sets are; "" for TFDS_DATA_DIR or ~/tensorflow_datasets
     data.image_size = 32  # height and width; others are cropped to the square in their middle and resized
     data.channels = 3  # 1 grey, 3 RGB; others are converted
     data.num_classes = 10  # labels 0..num_classes-1; 0 for a set without
     data.random_flip = True  # mirror left to right with probability 1/2
     data.background = "white"  # of an image folder: what shows through transparent pixels, a colour's name or #rrggbb
+    data.value_range = ()  # levels that are black and white in gray files of more than 8 bits, (0, 4095); () to find one range
     data.on_broken = "error"  # error | skip; of an image folder: what to do about files that cannot be read
     data.in_memory = "auto"  # always | never | auto: decode the whole set once if it takes at most 2 GiB
     data.num_threads = 4  # that read and decode
@@ -29,7 +32,8 @@ def get_config() -> ConfigDict:
     model.ch = 128  # base width
     model.ch_mult = (1, 2, 2, 2)  # width of each level, in ch; the image is halved between levels
     model.num_res_blocks = 2  # per level
-    model.attn_resolutions = (16,)  # heights at which there is self-attention
+    model.attn_resolutions = (16,)  # heights at which every block is followed by self-attention; () for none
+    model.mid_attention = True  # self-attention in the middle, at the lowest resolution, as in Ho's network; False for none
     model.dropout = 0.1
     model.num_heads = 1  # of each attention
     model.scale_shift = False  # time scales and shifts each block's norm (Improved DDPM), in place of being added
@@ -41,7 +45,9 @@ def get_config() -> ConfigDict:
     config.diffusion = diffusion = ConfigDict()
     diffusion.schedule = "linear"  # linear | cosine | sigmoid
     diffusion.num_timesteps = 1000  # T
-    diffusion.zero_terminal_snr = False  # rescale the schedule to end in pure noise; needs prediction v or x_start
+    # Rescale the schedule to end in pure noise: needs prediction v or x_start, and sampling.spacing trailing.
+    # A weighting that is 0 at SNR 0 (snr, min_snr_gamma, p2) becomes 1 at that last step, as in min_snr_gamma's own program.
+    diffusion.zero_terminal_snr = False
     diffusion.prediction = "eps"  # eps | x_start | v: what the network predicts
     diffusion.variance = "fixed_large"  # fixed_small | fixed_large | learned_range: of each reverse step
     diffusion.loss = "simple"  # simple | hybrid | hybrid_mean | vlb | vlb_mean; a learned variance needs one of the latter four
@@ -55,7 +61,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rate = 2e-4
-    optimizer.warmup_steps = 5000
+    optimizer.warmup_steps = 5000  # step s trains at (s + 1) / warmup_steps of the rate; Ho's program at s / warmup_steps
     optimizer.clip_norm = 1.0  # of the gradient of the whole batch; 0 for none
     optimizer.accumulation_steps = 1  # micro-batches per step; train.batch_size is all of them together
 
@@ -71,7 +77,8 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 5000
     train.keep_latest = 3  # checkpoints kept for resuming
     train.keep_every = 100_000  # of the checkpoints, those of every so many steps are kept for good; 0 for none
-    train.sample_every = 10_000  # a picture of EMA samples; 0 for none
+    train.sample_every = 10_000  # a picture of samples, at most 100; 0 for none, also at the end
+    train.sample_num_steps = 20  # of its solver, where config.sampling takes more: dpmpp_2m, or ddim; 0 for config.sampling
     train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
     train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler
     train.tensorboard = True
@@ -83,34 +90,38 @@ def get_config() -> ConfigDict:
     sampling.spacing = "leading"  # leading | linspace | trailing | quadratic | karras | logsnr: which steps of the T
     sampling.order = 2  # of unipc: 1, 2 or 3
     sampling.churn = 0.0  # heun's noise, all steps together (EDM's S_churn); 0 is deterministic
-    sampling.churn_interval = (0.0, 1e6)  # of sigma, within which heun puts noise back (S_min, S_max)
+    sampling.churn_interval = (0.0, 1e6)  # lowest and highest sigma at which heun puts noise back (S_min, S_max)
     sampling.churn_noise = 1.0  # factor on that noise (S_noise)
     sampling.guidance_scale = 1.0  # towards the class, of a model with label_dropout: 1 none, 0 without any class
-    sampling.guidance_interval = (0.0, 1.0)  # part of the T steps that is guided, 0 being the image
+    sampling.guidance_interval = (0.0, 1.0)  # first and last part of the T steps that is guided, 0 the image and 1 pure noise
     sampling.guidance_rescale = 0.0  # 0..1, against images that a large scale makes too bright
     sampling.num_images = 64
     sampling.batch_size = 64  # over all devices
-    sampling.seed = 0  # image i of a seed is the same picture at any batch size
+    sampling.seed = 0  # 0..2**32-1; image i of a seed is the same picture at any batch size
     sampling.weights = "ema"  # ema | raw | decay_0.999 of ema.decays | power_0.07: any length, made of those of ema.power_stds
-    sampling.label = -1  # of a class-conditional model: the class to draw; -1 for each in turn
+    # The class to generate with a class-conditional model: its number or its name; -1 for each in turn.
+    sampling.label = config_dict.FieldReference(-1, field_type=object)
     sampling.checkpoint_step = -1  # -1 for the latest
-    sampling.keep = 0  # so many stages along the way are drawn too, and kept in images.npz
+    sampling.keep = 0  # so many stages along the way of the first 64 images are kept in images.npz, and shown in strips
+    sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, as its evaluator reads)
 
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
-    evaluation.features = "pixels"  # inception | pixels | module:function of your own
+    evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged to 16x16) | module:function of yours
     evaluation.weights = ""  # of inception: its .pth file; "" to have it found where PyTorch tools keep it, or downloaded
     evaluation.num_images = 50_000  # drawn by config.sampling's sampler
+    evaluation.class_proportions = "reference"  # reference | uniform: of the classes that a class-conditional model generates
     evaluation.batch_size = 64  # of features and of the bound, over all devices
-    evaluation.reference = ""  # file of --mode=reference, or another tool's mu and sigma; "" to measure that split each time
+    evaluation.reference = ""  # file of --mode=reference, or of another tool: statistics or images; "" to measure the split
     evaluation.split = ""  # of data.name: the real images that drawn ones are compared with; "" for data.split
     evaluation.kept_features = 10_000  # kid and precision_recall look at so many of each set, chosen by a seed; 0 for all
-    evaluation.held_out = (
-        "test"  # split of data.name that was not trained on: bits/dim, and what real images score; "" for none
-    )
+    # Split of data.name that was not trained on: for bits/dim, and for what real images score. "auto" takes test, validation
+    # or val, whichever there is; "" for none.
+    evaluation.held_out = "auto"
     evaluation.held_out_images = 0  # of it, from the first; 0 for all
     evaluation.bound_timesteps = 0  # for each image, an even number drawn at random without bias; 0 for all T, exactly
+    evaluation.vlb_decoder = "exact"  # exact | tanh: of L_0; tanh approximates it as improved- and guided-diffusion do
     evaluation.flow_probes = 1  # random directions of flow_bits_per_dim for each image; 0 for the exact trace, of small images
     evaluation.flow_tolerance = 1e-5  # of its solver, relative and absolute
     evaluation.checkpoint_steps = (-1,)  # -1 for the latest; all are measured
@@ -126,9 +137,9 @@ def get_config() -> ConfigDict:
     edit.num_images = 4
     edit.variants = 4  # inpaint, image_to_image: drawn of each image
     edit.mask = "center"  # inpaint: what is drawn anew; a file, white where it is, or center | left | right | top | bottom
-    edit.jump_length = 10  # inpaint: steps back up at a time
+    edit.jump_length = 0  # inpaint: steps back up at a time; 0 for sampling.num_steps / 25, the paper's 10 of 250
     edit.resampling = 10  # inpaint: how often each stretch of the chain is walked; 1 is quick and fits badly
-    edit.strength = 0.5  # image_to_image: 0..1, how much of the chain is walked; 1 keeps nothing of the image
+    edit.strength = 0.5  # image_to_image: 0..1, part of the chain's steps taken; 1 starts from pure noise: nothing is kept
     edit.frames = 9  # interpolate: pictures from one image to the next, both ends included
     edit.turns = 3  # interpolate: network evaluations for each step of the way to the noise; more return the images better
 

@@ -37,6 +37,7 @@ def get_config():
     config.train.checkpoint_every = 500
     config.train.keep_every = 0
     config.train.sample_every = 500
+    config.train.sample_num_steps = 0  # as config.sampling: its 50 steps take less time than another sampler's compilation
 
     config.sampling.num_images = 100
     config.sampling.batch_size = 100

@@ -1,7 +1,6 @@
 """The one translator: a ConfigDict in, the parts of a run out. Below this file nobody reads a config."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
+from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
@@ -22,7 +23,7 @@ from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.bound import BoundMeter
 from ddpm_jax.samplers.flow_meter import FlowMeter
 from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.samplers.guidance import Guidance, guide
+from ddpm_jax.samplers.guidance import Guidance, guide, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
@@ -39,6 +40,8 @@ WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "edm": {"sigma_data": "edm_sigma_data"},
 }
 OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
+# sampling.format -> what is written of the images
+FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 
@@ -61,6 +64,7 @@ def build_model(config: ConfigDict) -> UNet:
         ch_mult=tuple(model.ch_mult),
         num_res_blocks=model.num_res_blocks,
         attn_resolutions=tuple(model.attn_resolutions),
+        mid_attention=model.mid_attention,
         dropout=model.dropout,
         num_heads=model.num_heads,
         scale_shift=model.scale_shift,
@@ -92,7 +96,8 @@ def build_weighting(config: ConfigDict) -> weightings.Weighting | None:
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
     try:
-        return weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        weighting = weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        return weightings.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
     except ValueError as error:
         raise UsageError(f"config.diffusion: {error}") from error
 
@@ -196,6 +201,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             split=data.split,
             background=data.background,
             on_broken=data.on_broken,
+            levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
             report=report,
@@ -219,7 +225,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
         )
     if config.model.class_conditional and source.num_classes != data.num_classes:
-        raise UsageError(f"{data.name} has {source.num_classes} classes, but config.data.num_classes is {data.num_classes}")
+        raise UsageError(data_config.wrong_number(config, source))
     return source
 
 
@@ -243,13 +249,12 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    last = config.diffusion.num_timesteps - 1
-    low, high = sampling.guidance_interval
     try:
+        first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
         how = Guidance(
             scale=sampling.guidance_scale,
-            first_t=math.ceil(low * last),
-            last_t=math.floor(high * last),
+            first_t=first_t,
+            last_t=last_t,
             rescale=sampling.guidance_rescale,
             num_channels=config.data.channels,
         )
@@ -356,6 +361,7 @@ def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
             prediction=config.diffusion.prediction,
             variance=config.diffusion.variance,
             clip_denoised=config.diffusion.clip_denoised,
+            decoder=config.evaluation.vlb_decoder,
             batch_size=config.evaluation.batch_size,
             timesteps_per_image=config.evaluation.bound_timesteps,
         )
@@ -381,10 +387,18 @@ def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
         raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
 
 
-def sampling_labels(config: ConfigDict) -> np.ndarray | None:
-    """int32 [num_images], the class of each image to draw; None for an unconditional model."""
+def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
+    """int32 [num_images], the class of each image to draw; None for an unconditional model.
+
+    Args:
+      config: resolved.
+      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
+        comes before.
+    """
     if not config.model.class_conditional:
         return None
     if config.sampling.label >= 0:
         return np.full(config.sampling.num_images, config.sampling.label, np.int32)
+    if class_counts is not None:
+        return class_sequence(class_counts, config.sampling.num_images)
     return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes

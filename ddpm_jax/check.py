@@ -1,5 +1,7 @@
 """What is wrong with a config, found before anything is loaded or compiled."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +19,7 @@ LISTS = {  # field -> what its elements are; single values have their types chec
     "ema.power_stds": float,
     "sampling.churn_interval": float,
     "sampling.guidance_interval": float,
+    "data.value_range": float,
     "evaluation.metrics": str,
     "evaluation.checkpoint_steps": int,
     "evaluation.averages": str,
@@ -25,6 +28,25 @@ LISTS = {  # field -> what its elements are; single values have their types chec
     "edit.images": str,
 }
 WORDS = {int: "whole numbers", float: "numbers", str: "words"}
+PAIRS = {  # field -> the range that it lies in, and an example
+    "sampling.churn_interval": (0.0, math.inf, "(0.05,50.0)"),
+    "sampling.guidance_interval": (0.0, 1.0, "(0.2,0.8)"),
+}
+RANGES = {  # field -> whether a number is in its range, and the range in words
+    "model.dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
+    "optimizer.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
+    "ema.decay": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "sampling.eta": (lambda x: x >= 0, "0 or more"),
+    "sampling.churn": (lambda x: x >= 0, "0 or more"),
+    "sampling.churn_noise": (lambda x: x > 0, "above 0"),
+    "sampling.guidance_scale": (lambda x: x >= 0, "0 or more"),
+    "sampling.guidance_rescale": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "evaluation.flow_tolerance": (lambda x: 0 < x < 1, "above 0 and below 1"),
+}
+INFINITE = ("sampling.churn_interval",)  # fields in which infinity means something: without an upper end
+SEEDS = ("seed", "sampling.seed")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -34,6 +56,8 @@ def check_config(config: ConfigDict) -> None:
       UsageError: one line that names the field.
     """
     check_lists(config)
+    check_numbers(config)
+    check_pairs(config)
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
     check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
@@ -44,41 +68,40 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timesteps.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
+    check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_averaging(config)  # raises, as does the next
     build.weights_field(config)
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_broken", data.on_broken, image_folder.ON_BROKEN)
     decode.parse_background(data.background)
+    if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
+        raise UsageError(
+            f"config.data.value_range is {tuple(data.value_range)}: give the levels that are black and white, such as "
+            "'(0,4095)', or () to find them"
+        )
 
     positive = {
         "data": ("image_size", "num_threads", "prefetch"),
         "model": ("ch", "num_res_blocks", "num_heads"),
         "diffusion": ("num_timesteps",),
-        "optimizer": ("learning_rate", "accumulation_steps"),
+        "optimizer": ("accumulation_steps",),
         "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_latest"),
         "sampling": ("num_steps", "num_images", "batch_size"),
         "evaluation": ("batch_size",),
     }
     at_least_0 = {
         "data": ("num_classes",),
-        "optimizer": ("warmup_steps", "clip_norm"),
-        "train": ("keep_every", "sample_every", "evaluate_every"),
-        "sampling": ("keep", "eta"),
-        "evaluation": ("kept_features",),
+        "optimizer": ("warmup_steps",),
+        "train": ("keep_every", "sample_every", "sample_num_steps", "evaluate_every"),
+        "sampling": ("keep",),
+        "evaluation": ("kept_features", "flow_probes"),
     }
     for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):
         for section, names in fields.items():
             for name in names:
                 if not holds(config[section][name]):
                     raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
-    for field, rate in (
-        ("model.dropout", model.dropout),
-        ("model.label_dropout", model.label_dropout),
-        ("ema.decay", config.ema.decay),
-    ):
-        if not 0 <= rate < 1:
-            raise UsageError(f"config.{field} is {rate}: it must be at least 0 and below 1")
     if model.ch % 4 or model.ch % min(32, model.ch // 4):
         raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and from 128 on a multiple of 32")
     if not model.ch_mult:
@@ -95,7 +118,8 @@ def check_config(config: ConfigDict) -> None:
             f"config.model.attn_resolutions names {sorted(unmet)}, but images of {data.image_size} pixels pass "
             f"through {resolutions} only"
         )
-    attending = [model.ch_mult[resolutions.index(resolution)] for resolution in model.attn_resolutions] + [model.ch_mult[-1]]
+    attending = [model.ch_mult[resolutions.index(resolution)] for resolution in model.attn_resolutions]
+    attending += [model.ch_mult[-1]] * model.mid_attention
     if any(model.ch * factor % model.num_heads for factor in attending):
         raise UsageError(
             f"config.model.num_heads is {model.num_heads}, which does not divide the width of every attention: "
@@ -103,11 +127,12 @@ def check_config(config: ConfigDict) -> None:
         )
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
-    if model.class_conditional and not data.num_classes:
-        raise UsageError("config.model.class_conditional needs labels, but config.data.num_classes is 0")
     if not model.class_conditional and sampling.label != -1:
         raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
-    if not -1 <= sampling.label < max(1, data.num_classes):
+    if not isinstance(sampling.label, int | str):
+        raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
+    # A name is looked up once the set is known (`data_config.complete`).
+    if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
         raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(
@@ -117,6 +142,13 @@ def check_config(config: ConfigDict) -> None:
     for field, neutral, reader in (("order", 2, "unipc"), ("churn", 0.0, "heun")):
         if sampling[field] != neutral and sampling.sampler != reader and reader not in config.evaluation.samplers:
             raise UsageError(f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {reader} reads it")
+    if sampling.guidance_scale != 1:
+        build.build_guided_denoise_fn(config)  # raises
+    if sampling.num_steps > process.num_timesteps:
+        raise UsageError(
+            f"config.sampling.num_steps is {sampling.num_steps}, but the chain has only {process.num_timesteps} steps, "
+            f"config.diffusion.num_timesteps: set config.sampling.num_steps={process.num_timesteps} or fewer"
+        )
     if sampling.keep > sampling.num_steps:
         raise UsageError(f"config.sampling.keep is {sampling.keep}, but there are only {sampling.num_steps} steps")
     try:
@@ -139,6 +171,42 @@ def check_lists(config: ConfigDict) -> None:
         if wrong:
             example = {int: "(1,2)", float: "(0.05,0.1)", str: "('a','b')"}[kind]
             raise UsageError(f"config.{field} holds {wrong[0]!r}: it must be a list of {WORDS[kind]}, such as {example}")
+
+
+def numbers(config: ConfigDict) -> Iterator[tuple[str, int | float]]:
+    """Every number of a config, those in lists included: (field, value)."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{name}.{field}", x) for field, x in numbers(value))
+        else:
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, int | float) and not isinstance(x, bool):
+                    yield name, x
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raise a UsageError unless every number is finite and in its range, and every seed of 32 bits."""
+    for field, x in numbers(config):
+        holds, words = RANGES.get(field, (lambda x: True, ""))
+        if field not in INFINITE and not math.isfinite(x):
+            raise UsageError(f"config.{field} is {x}: it must be a finite number{words and ', ' + words}")
+        if not holds(x):
+            raise UsageError(f"config.{field} is {x}: it must be {words}")
+        # JAX makes a key of the lowest 32 bits alone: of two seeds that differ above them it would make the same images.
+        if field in SEEDS and not (isinstance(x, int) and 0 <= x < 2**32):
+            raise UsageError(f"config.{field} is {x}: it must be a whole number from 0 to {2**32 - 1}")
+
+
+def check_pairs(config: ConfigDict) -> None:
+    """Raise a UsageError unless every interval is two numbers in ascending order, in its range."""
+    for field, (lowest, highest, example) in PAIRS.items():
+        section, _, name = field.partition(".")
+        pair = tuple(config[section][name])
+        if len(pair) != 2 or not lowest <= pair[0] <= pair[1] <= highest:
+            words = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else f"of {lowest:g} or more"
+            raise UsageError(
+                f"config.{field} is {pair}: it must be two numbers {words}, the lower one first, such as {example}"
+            )
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:

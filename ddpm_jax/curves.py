@@ -62,22 +62,26 @@ def sheet(
     title: str,
     column_labels: Sequence[str],
     row_labels: Sequence[str] = (),
+    end_labels: Sequence[str] = (),
     group: int | None = None,
     spans: Sequence[tuple[int, int, str]] = (),
     column_t: Sequence[int] = (),
     panels: Sequence[Panel] = (),
+    notes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Rows of images with words around them, and panels of curves beneath.
+    """Rows of images with text around them, and panels of curves beneath.
 
     Args:
       rows: uint8 [R, S, H, W, C], C = 1 or 3.
       title: one line over it all.
       column_labels: S of them, over the first row.
       row_labels: R of them at the left, or none.
+      end_labels: R of them at the right, or none.
       group: so many rows belong together, by default all; there is more room between groups.
       spans: (first column, last column, words): arrows over the columns that say what happens along them.
       column_t: [S], ascending: the t of each column, where the t axis of the panels passes under it.
       panels: from top to bottom; they need column_t.
+      notes: lines at the foot of the picture: how it was made.
 
     Returns:
       uint8 [H', W', 3], on white.
@@ -96,7 +100,10 @@ def sheet(
     top = round((4.4 + 1.6 * bool(spans)) * em)
     panel_height, panel_gap = 7 * em, round(2.6 * em)
     below = len(panels) * (panel_height + panel_gap) + round(2.8 * em) if panels else em
-    page = _Page(left + strip_width + round(1.2 * em), top + strip_height + below, em)
+    right = round((6.5 if end_labels else 1.2) * em)
+    foot = top + strip_height + below  # where the notes begin
+    note_height = round(1.5 * em)
+    page = _Page(left + strip_width + right, foot + len(notes) * note_height, em)
     centres = left + np.arange(count) * (cell_width + gap) + cell_width / 2
 
     page.text(left, 1.3 * em, title, size=1.2, horizontal="left", room=strip_width)
@@ -106,6 +113,11 @@ def sheet(
         page.text(centre, top - 0.8 * em, words, room=cell_width + gap)
     for row, words in enumerate(row_labels):
         page.text(left - 0.6 * em, top + tops[row] + cell_height / 2, words, horizontal="right", room=left - em)
+    for row, words in enumerate(end_labels):
+        x = left + strip_width + 0.6 * em
+        page.text(x, top + tops[row] + cell_height / 2, words, horizontal="left", room=right - em)
+    for line, words in enumerate(notes):
+        page.text(left, foot + (line + 0.2) * note_height, words, size=0.9, horizontal="left", room=strip_width)
     for i, panel in enumerate(panels):
         y = top + strip_height + panel_gap + i * (panel_height + panel_gap)
         page.text(left, y - em, panel.title, horizontal="left", room=strip_width)

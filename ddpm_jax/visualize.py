@@ -2,15 +2,35 @@
 
 import math
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 # A picture is enlarged by whole factors, pixel by pixel, until its images are this many pixels high.
 VISIBLE_HEIGHT = 64
 LONGEST_SIDE = 4096
+MAX_IMAGES = 100  # of a grid: more are not looked at, and 50,000 would be a picture of 58,000 pixels a side
+MAX_COLUMNS = 10  # of a grid whose rows are classes
+RIBBON = 4  # a grid whose sides differ by more than this factor is laid out again without regard to classes
 GAP = 2  # pixels between images, before they are enlarged
 BACKGROUND = 255
+SMALLEST_FONT, LARGEST_FONT = 14, 48  # pixels; between them a quarter of a row's height
+LONGEST_NAME = 24  # characters of a class's name beside its row
+LAST_LATIN = 0x24F  # the font has no characters beyond: such a name is replaced by the class's number
+
+
+class GridPlan(NamedTuple):
+    """Which images a grid shows, and where.
+
+    Attributes:
+      cells: int [rows, columns], indices of images; -1 for an empty cell.
+      row_classes: the class that each row shows, () where rows are not of one class each.
+    """
+
+    cells: np.ndarray
+    row_classes: tuple[int, ...] = ()
 
 
 def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
@@ -18,38 +38,85 @@ def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
 
     Args:
       images: uint8 [N, H, W, C], C = 1 or 3, N at least 1.
-      columns: images per row; by default about as many as there are rows.
+      columns: images per row, and all N are shown; by default about as many as there are rows, of at most the first 100.
 
     Returns:
       uint8 [H', W', C], enlarged by a whole factor so that small images can be seen.
     """
-    number, height, width, channels = images.shape
-    columns = min(number, columns or math.ceil(math.sqrt(number)))
-    rows = math.ceil(number / columns)
+    if columns is None:
+        images = images[:MAX_IMAGES]
+    return draw_plan(_row_by_row(np.arange(len(images)), columns), lambda index: images[index], images.shape[1:])
+
+
+def plan_grid(number: int, labels: np.ndarray | None) -> GridPlan:
+    """Choose at most 100 of `number` images and their places, in a grid that is about as wide as high.
+
+    Each class gets as many images as the others where that can be, and rows of its own where there are at most ten classes
+    with two images or more. Of more than a hundred classes, a hundred evenly spread ones are shown.
+
+    Args:
+      number: of images, at least 1.
+      labels: int [number], or None.
+    """
+    if labels is None:
+        return _row_by_row(np.arange(min(number, MAX_IMAGES)))
+    order = np.argsort(labels, kind="stable")
+    classes, firsts, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
+    if len(classes) == 1 or (number <= MAX_IMAGES and counts.min() == 1):
+        return _row_by_row(np.arange(min(number, MAX_IMAGES)))
+    each = max(1, MAX_IMAGES // len(classes))
+    members = [order[first : first + min(count, each)] for first, count in zip(firsts, counts, strict=True)]
+    if len(classes) <= MAX_COLUMNS:
+        plan = _rows_of_classes(classes, members, crop=counts.min() > each)
+        if max(plan.cells.shape) <= RIBBON * min(plan.cells.shape):
+            return plan
+        return _row_by_row(np.sort(np.concatenate(members)))
+    if len(members) > MAX_IMAGES:
+        members = [members[i] for i in np.linspace(0, len(members) - 1, MAX_IMAGES).round().astype(int)]
+    return _row_by_row(np.concatenate(members))
+
+
+def draw_plan(
+    plan: GridPlan, image_of: Callable[[int], np.ndarray], image_shape: Sequence[int], class_names: Sequence[str] = ()
+) -> np.ndarray:
+    """The picture of a plan.
+
+    Args:
+      plan: from `plan_grid`.
+      image_of: index -> uint8 [H, W, C].
+      image_shape: (H, W, C).
+      class_names: written beside the rows of classes; () for no words. A class beyond them gets its number.
+
+    Returns:
+      uint8 [H', W', C].
+    """
+    height, width, channels = image_shape
+    rows, columns = plan.cells.shape
     factor = max(1, round(VISIBLE_HEIGHT / height))
     while factor > 1 and factor * max(rows * (height + GAP), columns * (width + GAP)) > LONGEST_SIDE:
         factor -= 1
     canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), BACKGROUND, np.uint8)
-    for i, image in enumerate(images):
-        top, left = GAP + (i // columns) * (height + GAP), GAP + (i % columns) * (width + GAP)
-        canvas[top : top + height, left : left + width] = image
-    return canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    for (row, column), index in np.ndenumerate(plan.cells):
+        if index >= 0:
+            top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
+            canvas[top : top + height, left : left + width] = image_of(int(index))
+    picture = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    if not (class_names and plan.row_classes):
+        return picture
+    return np.concatenate(
+        [_row_names(plan, class_names, factor * (height + GAP), factor * GAP, picture.shape), picture], axis=1
+    )
 
 
-def grid_of_classes(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """As `grid`; where there are equally many images of several classes, a row of it is of one class.
+def grid_of_classes(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> np.ndarray:
+    """As `grid`, of at most 100 images; where classes have rows of their own, their names stand beside them.
 
     Args:
       images: uint8 [N, H, W, C].
       labels: int [N], or None.
+      class_names: of label 0, 1, ...; () for no words.
     """
-    if labels is None:
-        return grid(images)
-    _, counts = np.unique(labels, return_counts=True)
-    each = int(counts[0])
-    if len(counts) == 1 or each == 1 or (counts != each).any() or len(counts) > 4 * each:
-        return grid(images)
-    return grid(images[np.argsort(labels, kind="stable")], columns=each)
+    return draw_plan(plan_grid(len(images), labels), lambda index: images[index], images.shape[1:], class_names)
 
 
 def strip(stages: np.ndarray) -> np.ndarray:
@@ -59,8 +126,64 @@ def strip(stages: np.ndarray) -> np.ndarray:
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, C], C = 1 (grey) or 3 (RGB); appears whole or not at all."""
+    """Write uint8 [H, W, C], C = 1 (gray) or 3 (RGB); appears whole or not at all."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     partial = path.with_name(path.name + ".partial")
     picture.save(partial, format="PNG")
     partial.replace(path)
+
+
+def read_png(path: pathlib.Path) -> np.ndarray:
+    """uint8 [H, W, C] of a file that `save_png` wrote."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def readable_name(class_names: Sequence[str], label: int) -> str:
+    """The name of a class as a picture can show it: short, and in letters that the font has; else the class's number."""
+    name = class_names[label] if label < len(class_names) else ""
+    if not name or any(ord(letter) > LAST_LATIN for letter in name):
+        return str(label)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
+
+
+def _row_by_row(indices: np.ndarray, columns: int | None = None) -> GridPlan:
+    columns = min(len(indices), columns or math.ceil(math.sqrt(len(indices))))
+    cells = np.full((math.ceil(len(indices) / columns), columns), -1)
+    cells.flat[: len(indices)] = indices
+    return GridPlan(cells)
+
+
+def _rows_of_classes(classes: np.ndarray, members: list[np.ndarray], *, crop: bool) -> GridPlan:
+    """Rows of one class each, of the width that makes the grid most nearly square; with `crop`, full rows only."""
+    most = max(len(indices) for indices in members)
+
+    def layout(columns: int) -> GridPlan:
+        high = most // columns if crop else math.ceil(most / columns)  # rows of a class
+        cells = np.full((len(classes), high * columns), -1)
+        for row, indices in zip(cells, members, strict=True):
+            row[: min(len(indices), high * columns)] = indices[: high * columns]
+        cells, row_classes = cells.reshape(-1, columns), np.repeat(classes, high)
+        filled = cells[:, 0] >= 0  # a smaller class may need a row less
+        return GridPlan(cells[filled], tuple(row_classes[filled].tolist()))
+
+    def badness(plan: GridPlan) -> float:
+        rows, columns = plan.cells.shape
+        return max(rows, columns) / min(rows, columns) + np.mean(plan.cells < 0)
+
+    return min((layout(columns) for columns in range(1, min(most, MAX_COLUMNS) + 1)), key=badness)
+
+
+def _row_names(plan: GridPlan, class_names: Sequence[str], pitch: int, gap: int, shape: Sequence[int]) -> np.ndarray:
+    """uint8 [H, margin, C]: the name of each class, right-aligned beside the first of its rows."""
+    size = min(max(SMALLEST_FONT, pitch // 4), LARGEST_FONT)
+    font = ImageFont.load_default(size=size)
+    names = {label: readable_name(class_names, label) for label in plan.row_classes}
+    margin = math.ceil(max(font.getlength(name) for name in names.values())) + size
+    canvas = Image.new("L", (margin, shape[0]), BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    for row, label in enumerate(plan.row_classes):
+        if row == 0 or plan.row_classes[row - 1] != label:
+            pen.text((margin - size // 2, row * pitch + (pitch + gap) / 2), names[label], fill=0, font=font, anchor="rm")
+    return np.repeat(np.asarray(canvas)[..., None], shape[2], axis=2)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import defaults
 from ddpm_jax import build, check
-from ddpm_jax.programs import sample
+from ddpm_jax.programs import pictures, sample
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
@@ -56,6 +56,18 @@ def test_builds_at_full_size(name):
     readme = (FOLDER.parent / "README.md").read_text()
     row = next(line for line in readme.splitlines() if line.startswith(f"| [`{name}`]"))
     assert f"| {number:,} |" in row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_cost_little(name):
+    """Along the way at most 20 evaluations an image, but for the digits, whose 50 cost 26 steps of 2,500; the last picture
+    costs less than the training, and is left out after two steps."""
+    config = load(name)
+    quick, full = pictures.quick_config(config), pictures.few_images(config)
+    check.check_config(quick)
+    assert build.build_sampler(quick).evaluations <= (50 if name == "digits" else 20)
+    assert pictures.cost_in_steps(quick) <= pictures.cost_in_steps(full) < config.train.num_steps / 50
+    assert pictures.cost_in_steps(full) > 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -111,7 +111,8 @@ def test_words_too_long_become_smaller():
     """A title of 150 letters and labels of 30 leave the margins of the picture white."""
     rows, words = plain_images(2, 5, 8), "words of thirty letters or so"
     title, labels, spans = 5 * words, [words] * 5, [(0, 1, words), (3, 4, words)]
-    picture = sheet(rows, title=title, column_labels=labels, row_labels=labels[:2], spans=spans)
+    beside = {"row_labels": labels[:2], "end_labels": labels[:2], "notes": [title]}
+    picture = sheet(rows, title=title, column_labels=labels, spans=spans, **beside)
     for margin in (picture[:, :3], picture[:, -3:], picture[:3], picture[-3:]):
         assert (margin == 255).all()
     labels_alone = sheet(rows, title="", column_labels=["", words, "", "", ""])
@@ -121,7 +122,7 @@ def test_words_too_long_become_smaller():
 
 
 def test_words_are_there():
-    """Title, labels, rows' labels and arrows each put ink on the page, between the same images."""
+    """Title, labels, rows' labels at both ends, notes and arrows each put ink on the page, between the same images."""
     rows = plain_images(2, 5, 8)
     bare = {"title": "", "column_labels": [""] * 5}
 
@@ -133,3 +134,22 @@ def test_words_are_there():
     assert ink(column_labels=LABELS) > nothing
     assert ink(row_labels=["a", "b"]) > nothing
     assert ink(spans=[(0, 1, "forward")]) > nothing
+    assert ink(end_labels=["c", "d"]) > nothing
+    assert ink(notes=["Each row has one noise."]) > nothing
+
+
+def test_notes_are_at_the_foot_and_labels_at_the_right():
+    """Below the panels' axes and beyond the last column: neither is drawn over an image or a curve."""
+    rows, t = plain_images(2, 5, 8), np.arange(100)
+    options = {"title": "", "column_labels": [""] * 5, "column_t": COLUMN_T, "panels": [Panel("", t, [Curve(t / 99)])]}
+    bare = sheet(rows, **options)
+    noted = sheet(rows, notes=["one", "two"], **options)
+    assert noted.shape[0] > bare.shape[0]
+    np.testing.assert_allclose(
+        noted[: len(bare) - 20].astype(int), bare[:-20], atol=1
+    )  # lines keep to other fractions of pixels
+    labelled = sheet(rows, end_labels=["first", "second"], **options)
+    right = boxes(labelled, rows)[0, -1, 3]
+    np.testing.assert_allclose(labelled[:, :right].astype(int), bare[:, :right], atol=1)
+    assert (labelled[:, right + 2 :] < 128).any()
+    assert (labelled[:, -3:] == 255).all()

@@ -1,33 +1,135 @@
-"""Pages of docs/: their links and pictures exist, and so do the functions that they name."""
+"""README, CONTRIBUTING and docs/: links and pictures exist, and every function, field, mode and file that is named."""
 
+import functools
 import importlib
 import pathlib
+import pkgutil
 import re
 
 import pytest
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
-DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
-ROOMS = {
-    **dict.fromkeys(("schedules", "diffusion", "losses", "likelihood", "bound", "weightings", "timesteps"), "ddpm_jax.process"),
-    **dict.fromkeys(
-        ("ddim", "dpmpp", "unipc", "heun", "ode", "inversion", "guidance", "repaint", "sampler"), "ddpm_jax.samplers"
-    ),
-}
+import ddpm_jax
+from configs import defaults
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+CONFIG = defaults.get_config()
+SECTIONS = {name: section for name, section in CONFIG.items() if isinstance(section, ConfigDict)}
+FIELDS = {f"{name}.{field}" for name, section in SECTIONS.items() for field in section}
+OTHER_MODULES = {"lax": "jax.lax", "np": "numpy", "jnp": "jax.numpy", "jax": "jax"}  # of which pages may name a function
+SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; others may be files that the program writes
+WRITTEN = (".json", ".lock", ".jsonl", ".txt", ".npz", ".npy", ".png", ".pth")  # and so may these, and files in WRITTEN_IN
+WRITTEN_IN = ("eval", "samples", "checkpoints")  # folders of a workdir
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+@functools.cache
+def modules():
+    """Last name -> the modules of the package that are called so, full names."""
+    found = {}
+    for module in pkgutil.walk_packages(ddpm_jax.__path__, "ddpm_jax."):
+        found.setdefault(module.name.rpartition(".")[2], []).append(module.name)
+    return found
+
+
+@functools.cache
+def words_of_the_sources():
+    """Every word in the Python files that pages speak of: names of functions and arrays, values of fields, flags."""
+    files = [REPOSITORY / "main.py"]
+    for folder in ("ddpm_jax", "configs", "benchmarks"):
+        files += (REPOSITORY / folder).rglob("*.py")
+    return {word for file in files for word in re.findall(r"\w+", file.read_text())}
+
+
+def in_backticks(text):
+    """What stands in backticks in the text outside of blocks of code."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def names(text):
+    """(name, whether it exists) of every function, config field and file that a page names."""
+    for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)?)", text):  # in blocks of code as well: --config.ema.decay=0.99
+        if name not in ("json", "to_dict"):
+            yield f"config.{name}", name in FIELDS or name in CONFIG
+    for quoted in in_backticks(text):
+        if re.match(r"config\.\w+", quoted) and quoted != "config.json":
+            continue  # a field, seen above
+        path = re.fullmatch(r"[\w./-]+(\.\w+)", quoted)
+        if path and path[1] in SOURCES:
+            yield quoted, is_file(quoted) or quoted.split("/")[0] in WRITTEN_IN
+        elif match := re.fullmatch(r"(?:(\w+)/)?(\w+)\.(\w+)(=.*)?", quoted):
+            if f".{match[3]}" in WRITTEN:
+                continue
+            yield quoted, f"{match[2]}.{match[3]}" in FIELDS or (not match[4] and is_attribute(match[2], match[3]))
+        elif match := re.fullmatch(r"([a-z]\w*)=(?!=).*", quoted):
+            yield quoted, any(match[1] in section for section in SECTIONS.values())
+        elif re.fullmatch(r"\w*[a-z]_[a-z]\w*", quoted):
+            yield quoted, quoted in words_of_the_sources() or hasattr(multihost_utils, quoted)
+
+
+def is_file(path):
+    """Whether there is such a file in the repository, in the package, or (a bare name) anywhere in the package."""
+    if "/" in path:
+        return any((root / path).is_file() for root in (REPOSITORY, REPOSITORY / "ddpm_jax", REPOSITORY / "docs"))
+    return (REPOSITORY / path).is_file() or any(any((REPOSITORY / folder).rglob(path)) for folder in ("ddpm_jax", "docs"))
+
+
+def is_attribute(module, name):
+    """Whether a module of the package (or one of OTHER_MODULES) that is called so has this name, of its own or of a class."""
+    candidates = modules().get(module, []) + ([OTHER_MODULES[module]] if module in OTHER_MODULES else [])
+    return any(hasattr(importlib.import_module(full), name) for full in candidates)
+
+
+def modes(text):
+    return set(re.findall(r"--mode=(\w+)", text))
+
+
+@each_page
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_named_functions_exist(page):
-    for room, name in re.findall(r"`(\w+)\.(\w+)`", page.read_text()):
-        if room in ROOMS and name not in ("py", "md"):
-            module = importlib.import_module(f"{ROOMS[room]}.{room}")
-            assert hasattr(module, name), f"{room}.{name}"
+@each_page
+def test_what_it_names_exists(page):
+    found = dict(names(page.read_text()))
+    assert found, "no function, field or file is named here: the names are not in backticks"
+    assert not [name for name, exists in found.items() if not exists]
 
 
-def test_there_is_a_name_to_check():
-    assert len(re.findall(r"`diffusion\.\w+`", (DOCS / "how-ddpm-works.md").read_text())) > 10
+@each_page
+def test_modes_exist(page):
+    import main as program
+
+    assert modes(page.read_text()) <= set(program.MODES)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("`diffusion.q_sample`, `flow_likelihood.flow_density`, `bound.summarize`, `post_hoc.recipe`", []),
+        ("`diffusion.q_simple`", ["diffusion.q_simple"]),
+        ("`flow_likelihood.no_density`", ["flow_likelihood.no_density"]),
+        ("`no_module.q_sample`", ["no_module.q_sample"]),
+        ("`lax.scan`, `jax.jit`, `lax.scam`", ["lax.scam"]),
+        ("`evaluation.kept_features`, `sampling.weights=ema`, `evaluation.kept_fetures`", ["evaluation.kept_fetures"]),
+        ("`prediction=eps`, `predicktion=eps`", ["predicktion=eps"]),
+        ("--config.ema.decay=0.99 --config.seed=1 --config.ema.decays_=1", ["config.ema.decays_"]),
+        ("```sh\npython main.py --config.train.steps=1\n```", ["config.train.steps"]),
+        ("`config.sampling`, config.seed, config.simpling", ["config.simpling"]),
+        ("`losses.py`, `models/layers.py`, `tests/test_docs.py`, `layers/losses.py`", ["layers/losses.py"]),
+        ("`posterior_mean_coef1`, `fixed_large`, `eval/table.md`, `posterior_coef1`", ["posterior_coef1"]),
+        ("`config.json`, `metrics.jsonl`, `nothing.py`", ["nothing.py"]),
+    ],
+)
+def test_a_wrong_name_is_seen(text, wrong):
+    found = dict(names(text))
+    assert [name for name, exists in found.items() if not exists] == wrong
+    assert len(found) > len(wrong) or len(found) == len(wrong) == 1
+
+
+def test_the_tutorial_names_many():
+    assert len([name for name, _ in names((REPOSITORY / "docs" / "how-ddpm-works.md").read_text())]) > 40

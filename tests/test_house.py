@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 FLOORS = {
     "programs": 4,
     "check": 3.5,
+    "data_config": 2.5,
     "build": 3,
     "training": 2,
     "samplers": 2,
@@ -22,22 +23,26 @@ FLOORS = {
     "charts": 1,
 }
 EVERYONE_MAY = "ddpm_jax.runtime.errors"  # below all floors
-CONFIG_READERS = ("programs", "check", "build")
+CONFIG_READERS = ("programs", "check", "build", "data_config")
 # Who may import a library that has one home: the rest of the house goes through that home.
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
-    "tensorflow_datasets": {"data/tfds.py"},
+    "tensorflow_datasets": {"data/tfds.py", "data/splits.py"},
     "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
     "diffrax": {"samplers/flow_likelihood.py"},
     "safetensors": {"metrics/inception_weights.py"},
     "ml_collections": {
         "build.py",
+        "data_config.py",
         "check.py",
         "programs/train.py",
+        "programs/pictures.py",
         "programs/weights.py",
         "programs/sample.py",
         "programs/illustrate.py",
         "programs/evaluate.py",
+        "programs/generated.py",
+        "programs/held_out.py",
         "programs/comparison.py",
         "programs/reference.py",
         "programs/bound.py",

@@ -61,17 +61,60 @@ def test_small_images_are_enlarged_by_a_whole_factor(size, factor):
 
 def test_a_large_grid_is_enlarged_less():
     """10,000 images of 8 pixels: four times is all that fits. 600 in a row: as they are, for none is left out."""
-    assert visualize.grid(images(10_000, 8, 8, 1)).shape == (4008, 4008, 1)
+    assert visualize.grid(images(10_000, 8, 8, 1), columns=100).shape == (4008, 4008, 1)
     assert LONGEST_SIDE == 4096
     assert visualize.grid(images(600, 8, 8, 1), columns=600).shape == (12, 6002, 1)
 
 
-def test_images_of_classes_stand_in_rows_of_one_class():
+def test_images_of_classes_are_in_rows_of_one_class():
     shown, labels = images(6, 64, 64, 1), np.array([0, 1, 2, 0, 1, 2])
     picture = visualize.grid_of_classes(shown, labels)
     np.testing.assert_array_equal(picture, visualize.grid(shown[[0, 3, 1, 4, 2, 5]], columns=2))
-    for others in (None, np.array([0, 1, 2, 0, 1, 1]), np.zeros(6, int), np.arange(6)):  # no two rows of equal length
+    for others in (None, np.array([0, 1, 2, 0, 1, 1]), np.zeros(6, int), np.arange(6)):  # no two rows, or one of one image
         np.testing.assert_array_equal(visualize.grid_of_classes(shown, others), visualize.grid(shown))
+
+
+@pytest.mark.parametrize("number", [1, 7, 24, 64, 100, 101, 999, 50_000])
+@pytest.mark.parametrize("num_classes", [0, 2, 3, 7, 10, 13, 37, 102, 1000])
+def test_a_grid_of_any_number_is_small_balanced_and_no_ribbon(number, num_classes):
+    """At most 100 images, sides within a factor of 2.5, as many of each class as of the others, up to one; none twice."""
+    labels = np.arange(number) % num_classes if num_classes else None
+    plan = visualize.plan_grid(number, labels)
+    shown = plan.cells[plan.cells >= 0]
+    assert len(np.unique(shown)) == len(shown) <= visualize.MAX_IMAGES
+    assert len(shown) >= min(number, 50)
+    assert shown.max() < number
+    if number > 5:
+        assert max(plan.cells.shape) <= 2.5 * min(plan.cells.shape) or number < 25
+    assert max(plan.cells.shape) <= 20
+    if labels is not None:
+        counts = np.bincount(labels[shown], minlength=num_classes)
+        wanted = min(num_classes, number, 100)
+        assert np.sum(counts > 0) == wanted
+        assert np.ptp(counts[counts > 0]) <= 1
+    for row, label in zip(plan.cells, plan.row_classes, strict=bool(plan.row_classes)):
+        assert set(labels[row[row >= 0]]) == {label}
+
+
+def test_a_very_large_grid_shows_the_first_hundred():
+    """50,000 images at 256x256 would be a picture of 10 GB."""
+    many = np.broadcast_to(np.zeros((1, 256, 256, 3), np.uint8), (50_000, 256, 256, 3))
+    assert visualize.grid(many).shape == (10 * 258 + 2, 10 * 258 + 2, 3)
+
+
+def test_names_of_classes_are_beside_their_rows():
+    shown, labels = images(4, 64, 64, 3), np.array([0, 1, 0, 1])
+    bare = visualize.grid_of_classes(shown, labels)
+    named = visualize.grid_of_classes(shown, labels, ("daisy", "rose"))
+    margin = named.shape[1] - bare.shape[1]
+    np.testing.assert_array_equal(named[:, margin:], bare)
+    ink = (named[:, :margin] < 128).any(axis=(1, 2))
+    assert ink[:68].any()  # a word in each of both rows, of 66 pixels each
+    assert ink[68:].any()
+    assert not np.array_equal(named, visualize.grid_of_classes(shown, labels, ("daisy", "tulip")))
+    assert visualize.readable_name(("daisy", "\u83ca", "x" * 90), 1) == "1"  # the font lacks the letter
+    assert len(visualize.readable_name(("daisy", "rose", "x" * 90), 2)) <= visualize.LONGEST_NAME
+    assert visualize.readable_name((), 7) == "7"
 
 
 def test_a_strip_has_a_row_per_chain_and_its_stages_from_left_to_right():
@@ -88,6 +131,7 @@ def test_a_png_comes_back_as_it_was(tmp_path, channels, mode):
     with Image.open(file) as read:
         assert (read.format, read.mode, read.size) == ("PNG", mode, (30, 20))
         np.testing.assert_array_equal(np.asarray(read).reshape(picture.shape), picture)
+    np.testing.assert_array_equal(visualize.read_png(file), picture)
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
 

@@ -1,14 +1,18 @@
-"""One image file, of whatever kind people have, as 8-bit grey or RGB.
+"""One image file, of whatever kind people have, as 8-bit gray or RGB.
 
 Colour profiles are not applied: values are taken as they stand in the file, as every published data set takes them.
 """
 
 import contextlib
 import os
+from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from ddpm_jax.data.value_range import DeepLevels
+from ddpm_jax.data.value_range import to_uint8 as levels_to_uint8
 from ddpm_jax.runtime.errors import UsageError
 
 # Only these are tried, whatever a file is called: Pillow would hand others, such as EPS, to programs outside.
@@ -19,47 +23,84 @@ class BrokenImage(Exception):
     """A file that is no readable image. The message is the reason, in a few words."""
 
 
-def read_image(path: str, background: tuple[int, int, int]) -> np.ndarray:
-    """The picture in a file, upright: uint8 [H, W] (grey) or [H, W, 3] (RGB).
-
-    Whatever Pillow's mode, this becomes of it:
-      - transparency, by channel, palette or colour key: laid over `background`;
-      - CMYK and other colours: RGB by Pillow's plain conversion;
-      - grey of 16 bits (modes I;16, I): 0..65535 to 0..255, rounded, so that 65535 becomes 255;
-      - grey of floats (F): 0..1 or else 0..65535 to 0..255, rounded;
-      - colour of 16 bits: the high byte, which is all that Pillow reads, within one level of rounding;
-      - animations: their first frame;
-      - EXIF orientation: applied, as every viewer does.
-
-    Args:
-      path: of the file.
-      background: RGB, 0..255.
+def read_image(file: str | BinaryIO, background: tuple[int, int, int], value_range: Sequence[float] = ()) -> np.ndarray:
+    """The picture in a file, upright: uint8 [H, W] (gray) or [H, W, 3] (RGB). See `open_image` and `to_uint8`.
 
     Raises:
-      BrokenImage: empty, cut off, damaged, no image, more pixels than Pillow takes for honest (twice
-        `PIL.Image.MAX_IMAGE_PIXELS`), or of a kind that cannot be shown as above. Safe to call from many threads.
+      BrokenImage: as those two.
+    """
+    with open_image(file) as picture:
+        return to_uint8(picture, background, value_range)
+
+
+def open_image(file: str | BinaryIO) -> Image.Image:
+    """The picture in a file, decoded and upright (EXIF), its first frame. Safe to call from many threads.
+
+    Args:
+      file: its path, or its bytes as a binary file.
+
+    Raises:
+      BrokenImage: empty, cut off, damaged, no image, or more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
-        picture = Image.open(path, formats=FORMATS)
+        picture = Image.open(file, formats=FORMATS)
     except MemoryError:  # says nothing about the file
         raise
     except Exception as error:  # decoders have no exception of their own for what they cannot read
-        raise BrokenImage(_reason(error, path)) from error
-    with picture:
-        try:
-            picture.load()
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise BrokenImage(_reason(error, path)) from error
-        # Damaged camera notes do not make a picture unreadable: it is then taken as it lies.
-        with contextlib.suppress(Exception):
-            ImageOps.exif_transpose(picture, in_place=True)
-        try:
-            deep = picture.mode == "F" or picture.mode.startswith("I")
-            return _deep_grey(picture, background) if deep else _shallow(picture, background)
-        except ValueError as error:  # Pillow has no way from this mode, such as LAB, to RGB
-            raise BrokenImage(_reason(error, path)) from error
+        raise BrokenImage(_reason(error, file)) from error
+    try:
+        picture.load()
+    except MemoryError:
+        picture.close()
+        raise
+    except Exception as error:
+        picture.close()
+        raise BrokenImage(_reason(error, file)) from error
+    # Damaged EXIF metadata does not make a picture unreadable: it is then taken without a rotation.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
+def is_deep(picture: Image.Image) -> bool:
+    """Whether it is gray of more than 8 bits: only then does `to_uint8` need a range."""
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def measure_deep(picture: Image.Image) -> DeepLevels:
+    """The levels of a deep picture.
+
+    Raises:
+      BrokenImage: some are not finite.
+    """
+    values = np.asarray(picture)
+    least, most = float(values.min()), float(values.max())
+    if not (np.isfinite(least) and np.isfinite(most)):
+        raise BrokenImage(f"gray levels from {least:g} to {most:g}: they must be finite")
+    return DeepLevels(least, most, picture.mode == "F")
+
+
+def to_uint8(picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float] = ()) -> np.ndarray:
+    """uint8 [H, W] (gray) or [H, W, 3] (RGB) of a picture of any of Pillow's modes.
+
+      - transparency, by channel, palette or color key: over `background`;
+      - CMYK and other colors: RGB by Pillow's plain conversion;
+      - gray of 16 bits, 32 bits or floats (modes I;16, I, F): `value_range` to 0..255, rounded and clipped;
+      - color of 16 bits: the high byte, which is all that Pillow reads, within one level of rounding.
+
+    Args:
+      picture: from `open_image`.
+      background: RGB, 0..255.
+      value_range: (black, white) of deep gray. It belongs to a set, not to a file (`value_range.py`); by default integers
+        are of 0..65535 and floats of 0..1.
+
+    Raises:
+      BrokenImage: of a kind that cannot be shown as above.
+    """
+    try:
+        return _deep_gray(picture, background, value_range) if is_deep(picture) else _shallow(picture, background)
+    except ValueError as error:  # Pillow has no way from this mode, such as LAB, to RGB
+        raise BrokenImage(f"damaged: {' '.join(str(error).split())[:100] or 'ValueError'}") from error
 
 
 def parse_background(name: str) -> tuple[int, int, int]:
@@ -91,30 +132,31 @@ def _shallow(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarr
     return np.asarray(picture)
 
 
-def _deep_grey(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
-    """Grey of more than 8 bits; uint8 [H, W], or [H, W, 3] where one level stands for transparent."""
-    values = np.asarray(picture).astype(np.float32)  # exact up to 2**24
-    least, most = values.min(), values.max()
-    if not (least >= 0 and most <= 65535):  # NaN too
-        raise BrokenImage(f"grey levels from {least:g} to {most:g}, not within 0..65535")
-    # A float picture whose levels do not exceed 1 is on the scale 0..1: on the other it would be all black.
-    scale = 255 if picture.mode == "F" and most <= 1 else 1 / 257
-    levels = np.rint(values * np.float32(scale)).astype(np.uint8)
+def _deep_gray(picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float]) -> np.ndarray:
+    """Gray of more than 8 bits; uint8 [H, W], or [H, W, 3] where one level stands for transparent."""
+    low, high = value_range or ((0.0, 1.0) if picture.mode == "F" else (0.0, 65535.0))
+    measure_deep(picture)  # refuses NaN, which has no level
+    values = np.asarray(picture)
+    levels = levels_to_uint8(values, (low, high))
     key = picture.info.get("transparency")
     if key is None:
         return levels
     return np.where((values == key)[..., None], np.array(background, np.uint8), levels[..., None])
 
 
-def _reason(error: Exception, path: str) -> str:
+def _reason(error: Exception, file: str | BinaryIO) -> str:
     """Why a file cannot be read, without a line break."""
     if isinstance(error, BrokenImage):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image" if os.path.getsize(path) else "empty file"
+        return "not an image" if _size(file) else "empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     words = " ".join(str(error).split())[:100]
     return words if isinstance(error, OSError) and words else f"damaged: {words or type(error).__name__}"
+
+
+def _size(file: str | BinaryIO) -> int:
+    return os.path.getsize(file) if isinstance(file, str) else file.seek(0, os.SEEK_END)

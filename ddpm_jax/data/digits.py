@@ -6,8 +6,8 @@ other set, and `to_counts` leads back for metrics on the 0..16 scale.
 
 import numpy as np
 
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.data import identity, splits
+from ddpm_jax.data.source import ArraySource, NoSuchSplit
 
 NUM_TRAIN = 1500
 NUM_TEST = 297
@@ -23,22 +23,32 @@ def load_digits(split: str) -> ArraySource:
     27.51 (the last 297 in file order: 86.67).
 
     Args:
-      split: "train" (1,500 images), "test" (the other 297) or "all".
+      split: "train" (1,500 images), "test" (the other 297), "all", or a slice such as "train[:90%]" (`splits.select`).
 
     Raises:
-      UsageError: another split.
+      NoSuchSplit: another split.
     """
-    if split not in ("train", "test", "all"):
-        raise UsageError(f"digits has no split {split!r}: choose train, test or all")
-
+    try:
+        parts = splits.select(split, {"train": NUM_TRAIN, "test": NUM_TEST, "all": NUM_TRAIN + NUM_TEST})
+    except ValueError as error:
+        raise NoSuchSplit(f"digits has {error} (config.data.split, or the field that names this split)") from error
     from sklearn.datasets import load_digits as sklearn_digits  # a second of import that other sets need not pay
 
     digits = sklearn_digits()
     # RandomState, unlike Generator, promises the same numbers from every NumPy version.
     order = np.random.RandomState(0).permutation(NUM_TRAIN + NUM_TEST)
-    chosen = {"train": order[:NUM_TRAIN], "test": order[NUM_TRAIN:], "all": order}[split]
-    images = from_counts(digits.images[chosen])[..., None]
-    return ArraySource(images, digits.target[chosen], num_classes=10, name="digits", split=split)
+    split_order = {"train": order[:NUM_TRAIN], "test": order[NUM_TRAIN:], "all": order}  # each is mixed already
+    chosen = np.concatenate([split_order[name][positions.start : positions.stop] for name, positions in parts])
+    images, labels = from_counts(digits.images[chosen])[..., None], digits.target[chosen]
+    return ArraySource(
+        images,
+        labels,
+        num_classes=10,
+        class_names=[str(digit) for digit in range(10)],
+        fingerprint=identity.arrays_fingerprint(images, labels),
+        name="digits",
+        split=split,
+    )
 
 
 def from_counts(counts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import concurrent.futures
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +26,10 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" stil
 Batch = dict[str, np.ndarray]
 
 
+class NoSuchSplit(UsageError):
+    """A set does not have the split that was named."""
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """What the pipeline and the metrics need of a set of images.
@@ -36,6 +40,9 @@ class ImageSource(Protocol):
       image_size: height and width of every image.
       channels: 1 (grey) or 3 (RGB).
       num_classes: labels are 0 .. num_classes-1; 0 where there are no labels.
+      class_names: what label i means, for each i; () where there are no labels or nothing is known.
+      fingerprint: the same for sets of the same images, and for no others; "" where nothing is known.
+      value_range: levels of deep gray files that are black and white (`value_range.py`); () where there are none.
     """
 
     name: str
@@ -43,6 +50,9 @@ class ImageSource(Protocol):
     image_size: int
     channels: int
     num_classes: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+    value_range: tuple[float, ...]
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -64,7 +74,18 @@ class ArraySource:
     Raises ValueError where shapes, dtypes or label range contradict each other.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, *, num_classes: int = 0, name: str, split: str):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        *,
+        num_classes: int = 0,
+        name: str,
+        split: str,
+        class_names: Sequence[str] = (),
+        fingerprint: str = "",
+        value_range: Sequence[float] = (),
+    ):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
             raise ValueError(f"images must be uint8 [N, S, S, C], not {images.dtype} {images.shape}")
         if (labels is None) != (num_classes == 0):
@@ -72,7 +93,8 @@ class ArraySource:
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"labels {labels.shape} do not match {len(images)} images")
         self.name, self.split = name, split
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, tuple(class_names)
+        self.fingerprint, self.value_range = fingerprint, tuple(value_range)
         self.image_size, self.channels = images.shape[2], images.shape[3]
         self._images = images
         self._labels = None if labels is None else labels.astype(np.int32)
@@ -111,9 +133,13 @@ class LazySource:
         name: str,
         split: str,
         num_threads: int | None = None,
+        class_names: Sequence[str] = (),
+        fingerprint: str = "",
+        value_range: Sequence[float] = (),
     ):
         self.name, self.split = name, split
         self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
+        self.class_names, self.fingerprint, self.value_range = tuple(class_names), fingerprint, tuple(value_range)
         self._read = read
         self._length = length
         # Its threads start with the first batch and end with this object or the interpreter.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory, in_chunks
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, NoSuchSplit, fit_image, held_in_memory, in_chunks
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
 CHUNK = 256  # examples that a thread reads and decodes at a time
@@ -63,6 +63,13 @@ def load_tfds(
     builder = _find_prepared(name, data_dir) or _prepare(name, data_dir, report)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)
     records = _open_records(name, split, builder, image_key)
+    of_set = {
+        "num_classes": num_classes,
+        "class_names": builder.info.features[label_key].names if label_key else (),
+        "fingerprint": f"TFDS {builder.info.full_name}, {len(records)} examples of {split}",
+        "name": name,
+        "split": split,
+    }
 
     def read_one(record: dict) -> tuple[np.ndarray, int | None]:
         label = int(record[label_key]) if label_key else None
@@ -73,16 +80,14 @@ def load_tfds(
             records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
         )
         labels = labels if label_key else None
-        return ArraySource(images, labels, num_classes=num_classes, name=name, split=split)
+        return ArraySource(images, labels, **of_set)
     return LazySource(
         lambda index: read_one(records[index]),
         len(records),
         image_size=image_size,
         channels=channels,
-        num_classes=num_classes,
-        name=name,
-        split=split,
         num_threads=num_threads,
+        **of_set,
     )
 
 
@@ -237,7 +242,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
         if builder.info.splits[split].num_examples == 0:
             raise UsageError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
     except (KeyError, ValueError) as error:
-        raise UsageError(
+        raise NoSuchSplit(
             f"data set {name} has no split {split!r}: choose one of {', '.join(sizes)}, or a part such as train[:90%]"
         ) from error
     images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]

@@ -1,10 +1,12 @@
 """What images are compared by: a feature extractor turns each into a vector.
 
-`inception` is the network of published numbers, `pixels` takes no network and serves small grey images, `module:function`
-is a network of one's own. Each says in its provenance what it is, so that numbers made with different ones are never compared.
+`inception` is the network of published numbers; `pixels` takes no network and serves small gray images; `pixels_16` does the
+same of images averaged down to 16x16, so that photographs of any size have few enough numbers; `module:function` is a network
+of the user's own. Each says in its provenance what it is, so that numbers made with different ones are never compared.
 """
 
 import dataclasses
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.runtime.errors import PersonError, UsageError
+
+CHOICES = "inception, pixels, pixels_16 (or another size), or module:function of your own"
 
 
 class Features(NamedTuple):
@@ -60,7 +64,7 @@ def make_extractor(
     report: Callable[[str], Any] = _say,
     progress: Callable[[int, str], Any] | None = None,
 ) -> FeatureExtractor:
-    """The extractor of that name: inception, pixels, or module:function.
+    """The extractor of that name: inception, pixels, pixels_SIZE, or module:function.
 
     The function of one's own takes uint8 [B, H, W, C] and returns features [B, D], or (features, logits [B, K]) of a
     classifier; it must be one that `jax.jit` takes.
@@ -81,9 +85,13 @@ def make_extractor(
         raise UsageError(f"config.evaluation.weights is of Inception, but config.evaluation.features is {name}: leave one out")
     if name == "pixels":
         return FeatureExtractor(name, _pixels, {"features": "pixels", "scale": "0..1"})
+    size = name.removeprefix("pixels_")
+    if name.startswith("pixels_") and size.isdecimal() and int(size):
+        shrink = functools.partial(_small_pixels, int(size))
+        return FeatureExtractor(name, shrink, {"features": name, "scale": "0..1", "resize": "mean over the covered area"})
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
-        raise UsageError(f"config.evaluation.features is {name!r}: choose inception, pixels, or module:function of your own")
+        raise UsageError(f"config.evaluation.features is {name!r}: choose {CHOICES}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the person's command
     try:
@@ -170,6 +178,32 @@ def apply_inception(variables: Any, images: jax.Array) -> Features:
 
 def _pixels(_: None, images: jax.Array) -> Features:
     return Features(images.reshape(images.shape[0], -1).astype(jnp.float32) / 255)
+
+
+def _small_pixels(size: int, _: None, images: jax.Array) -> Features:
+    """Pixels of images that are larger than size x size averaged down to it; exact where size divides theirs."""
+    rows, columns = (jnp.asarray(_area_weights(length, size)) for length in images.shape[1:3])
+    precise = jax.lax.Precision.HIGHEST
+    small = jnp.einsum("hH,bHWc,wW->bhwc", rows, images.astype(jnp.float32) / 255, columns, precision=precise)
+    return Features(small.reshape(images.shape[0], -1))
+
+
+def _area_weights(length: int, size: int) -> np.ndarray:
+    """float32 [min(size, length), length]: row i averages over the share i of the pixels, parts of pixels included."""
+    size = min(size, length)
+    edges = np.arange(size + 1) * length / size
+    low, high = np.maximum(edges[:-1, None], np.arange(length)), np.minimum(edges[1:, None], np.arange(length) + 1)
+    return (np.maximum(high - low, 0) * size / length).astype(np.float32)
+
+
+def feature_size(extractor: FeatureExtractor, image_shape: tuple[int, int, int]) -> int:
+    """D, the numbers in the features of an image [H, W, C]; nothing is computed.
+
+    Raises:
+      UsageError: the user's own function gives something else than features.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    return jax.eval_shape(extractor.apply, extractor.variables, image).features.shape[1]
 
 
 def _checked(name: str, output: jax.Array | tuple[jax.Array, jax.Array], count: int) -> Features:

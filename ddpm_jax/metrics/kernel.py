@@ -45,6 +45,9 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of features [N, D] and [M, D], float64 inside.
 
+    The order of the two sets decides which subsets are drawn. With generated images first and real ones second, as
+    --mode=evaluate passes them, they are torch-fidelity's subsets of input1 and input2; the other order differs by chance.
+
     Where the smaller set has less than 2,000 vectors, subsets are half of it: nothing is left to compare between subsets
     that share most of their vectors. The expectation is the same at any size.
 

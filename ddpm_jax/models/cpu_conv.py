@@ -38,23 +38,52 @@ _NARROW = 64  # channels below which adding neighbours takes as long as the prod
 PLAIN: dict[str, Callable] = {}  # name of each operation below -> the same by JAX's own, for those who count them
 
 
-def convolve(x: jax.Array, kernel: jax.Array, window_strides=(1, 1), padding="SAME", **_) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, window_strides=(1, 1), padding="SAME", **options) -> jax.Array:
     """A 'SAME' convolution: x [B, H, W, C], kernel [K, K, C, O] -> [B, H / stride, W / stride, O].
 
-    `flax.linen.Conv` calls it in place of `lax.conv_general_dilated`; it knows the layouts and dilations, hence the rest of the
-    arguments are not read.
+    `flax.linen.Conv` calls it in place of `lax.conv_general_dilated`, with all of that function's options.
+
+    Raises:
+      ValueError: an option with another value than its default: dilation, groups, precision or another layout.
     """
+    _refuse_options(x, kernel, options)
     narrow = min(kernel.shape[2:]) < _NARROW
     if narrow or kernel.shape[:2] != (3, 3) or tuple(window_strides) != (1, 1) or x.shape[2] % 4 or x.dtype != jnp.float32:
         return lax.conv_general_dilated(x, kernel, window_strides, padding, dimension_numbers=_LAYOUT)
     return _CONVOLVE.bind(x, kernel)
 
 
-def convolve_doubled(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
-    """Each pixel becomes 2x2 of its kind, then a 3x3 'SAME' convolution: x [B, H, W, C] -> [B, 2 H, 2 W, O]."""
+def convolve_doubled(x: jax.Array, kernel: jax.Array, window_strides=(1, 1), padding="SAME", **options) -> jax.Array:
+    """Each pixel becomes 2x2 of its kind, then a 3x3 'SAME' convolution: x [B, H, W, C] -> [B, 2 H, 2 W, O].
+
+    Raises:
+      ValueError: as `convolve`; strides, another padding or another size of the kernel.
+    """
+    _refuse_options(x, kernel, options)
+    if tuple(window_strides) != (1, 1) or padding != "SAME" or kernel.shape[:2] != (3, 3):
+        raise ValueError(
+            f"convolve_doubled has strides 1, padding SAME and 3x3 kernels, not {window_strides}, {padding}, {kernel.shape}"
+        )
     if x.dtype != jnp.float32:
         return _plain_doubled(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=_folded_doubled, default=_plain_doubled)
+
+
+def _refuse_options(x: jax.Array, kernel: jax.Array, options: dict) -> None:
+    """Raise ValueError for an option of `lax.conv_general_dilated` that would change the result and is not read here."""
+    layout = lax.conv_dimension_numbers(x.shape, kernel.shape, _LAYOUT)
+    neutral = {
+        "lhs_dilation": lambda value: value is None or set(value) == {1},
+        "rhs_dilation": lambda value: value is None or set(value) == {1},
+        "dimension_numbers": lambda value: value is None or lax.conv_dimension_numbers(x.shape, kernel.shape, value) == layout,
+        "feature_group_count": lambda value: value == 1,
+        "batch_group_count": lambda value: value == 1,
+        "precision": lambda value: value is None,
+        "preferred_element_type": lambda value: value is None,
+    }
+    for name, value in options.items():
+        if name not in neutral or not neutral[name](value):
+            raise ValueError(f"the convolutions of cpu_conv have no {name}={value}: use lax.conv_general_dilated for it")
 
 
 def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@
       ...                  ...                                           ...
                             +------- block, attention, block -------------+
 
-A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. Every output of
+A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. Between the two middle blocks
+there is self-attention at any resolution, as in Ho's network, unless `mid_attention` is False. Every output of
 the way down, the first convolution and the halvings among them, is a skip: it is concatenated to one block's input
 on the way up, which is why that way has one block more a level. Time enters each block through an embedding.
 
@@ -55,6 +56,7 @@ class UNet(nn.Module):
         stand for "no class".
       dtype: of convolutions and matmuls; parameters and the output are float32.
       remat: recompute each block in the backward pass in place of keeping its activations.
+      mid_attention: whether there is self-attention between the two middle blocks, whatever attn_resolutions holds.
     """
 
     out_channels: int = 3
@@ -68,6 +70,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    mid_attention: bool = True
 
     @nn.compact
     def __call__(
@@ -120,7 +123,8 @@ class UNet(nn.Module):
         h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block0")(
             h, temb, deterministic
         )
-        h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
+        if self.mid_attention:
+            h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
         h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block1")(
             h, temb, deterministic
         )

@@ -81,6 +81,7 @@ def bound_terms(
     prediction: str,
     variance: str,
     clip_denoised: bool,
+    decoder: str = "exact",
 ) -> BoundTerms:
     """Noise each image to its t, ask the network, and return what it pays there, [B]. (14), (15).
 
@@ -93,18 +94,18 @@ def bound_terms(
       prediction: what the network predicts: eps, x_start or v.
       variance: of the reverse step, a key of `diffusion.VARIANCES`.
       clip_denoised: whether the guess of x_start is clipped to [-1, 1].
+      decoder: of L_0, one of `likelihood.DECODERS`.
 
     Raises:
-      ValueError: unknown prediction or variance, or shapes that do not match.
+      ValueError: unknown prediction, variance or decoder, or shapes that do not match.
     """
     diffusion.check_shapes(t, x_start=x_start)
     dtype = jnp.promote_types(x_start.dtype, jnp.float32)
     noise = jax.vmap(lambda key, t: jax.random.normal(jax.random.fold_in(key, t), x_start.shape[1:], dtype))(keys, t)
     x_t = diffusion.q_sample(schedule, x_start, t, noise)
     model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
-    return likelihood.vb_terms(
-        schedule, model_output, x_start, x_t, t, prediction=prediction, variance=variance, clip_denoised=clip_denoised
-    )
+    options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
+    return likelihood.vb_terms(schedule, model_output, x_start, x_t, t, **options)
 
 
 def scan_bound_terms(
@@ -118,6 +119,7 @@ def scan_bound_terms(
     prediction: str,
     variance: str,
     clip_denoised: bool,
+    decoder: str = "exact",
 ) -> BoundTerms:
     """The terms of t = first_t .. first_t + count - 1 under one `lax.scan`: arrays [count, B], in order of t.
 
@@ -130,7 +132,7 @@ def scan_bound_terms(
 
     def body(_: None, t: Array) -> tuple[None, BoundTerms]:
         ts = jnp.full(x_start.shape[:1], t, jnp.int32)
-        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised}
+        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
         return None, bound_terms(schedule, denoise_fn, x_start, ts, keys, **options)
 
     return jax.lax.scan(body, None, first_t + jnp.arange(count, dtype=jnp.int32))[1]
@@ -235,6 +237,7 @@ def scan_drawn_terms(
     prediction: str,
     variance: str,
     clip_denoised: bool,
+    decoder: str = "exact",
 ) -> BoundTerms:
     """The terms at drawn t under one `lax.scan`: arrays [n, B]. Each draw has noise of its own.
 
@@ -248,7 +251,7 @@ def scan_drawn_terms(
     def body(_: None, row: tuple[Array, Array]) -> tuple[None, BoundTerms]:
         number, ts = row
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, schedule.num_timesteps + 1 + number)
-        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised}
+        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
         return None, bound_terms(schedule, denoise_fn, x_start, ts, row_keys, **options)
 
     rows = first_row + jnp.arange(t.shape[0], dtype=jnp.int32)

@@ -20,7 +20,12 @@ into as many bins (DDPM eq. 13). With Φ the standard normal's distribution func
 
     P(x) = Φ((x + 1/255 - μ)/σ) - Φ((x - 1/255 - μ)/σ),  at least 1e-12              (17)
 
-where the bin of -1 reaches down to -∞ and that of 1 up to ∞. Divided by the number of dimensions and by log 2, terms
+where the bin of -1 reaches down to -∞ and that of 1 up to ∞. improved-diffusion and guided-diffusion, and so most published
+numbers, use an approximation in place of Φ, which is also available (`DECODERS`):
+
+    Φ(z) ≈ ½ (1 + tanh(sqrt(2/π) (z + 0.044715 z³)))                                 (17b)
+
+Divided by the number of dimensions and by log 2, terms
 are in bits per dimension. So is (13) for any t: how far the images are from being forgotten.
 
 In float32 each term is within 2e-5 bits of the same formula in float64 on the same inputs, or within 2e-5 of itself
@@ -40,6 +45,7 @@ Array = jax.Array
 HALF_BIN = 1 / 255  # levels of 8 bits are 2/255 apart
 EDGE = 0.999  # beyond ±EDGE lie only the first and the last level
 FLOOR = 1e-12  # smallest probability of a level
+DECODERS = ("exact", "tanh")  # the Φ of (17): the normal distribution function, or (17b)
 
 
 class BoundTerms(NamedTuple):
@@ -66,7 +72,7 @@ def normal_kl(mean1: Array | float, logvar1: Array | float, mean2: Array | float
     return 0.5 * (jnp.expm1(difference) - difference + jnp.square(mean1 - mean2) * jnp.exp(-logvar2))
 
 
-def decoder_log_likelihood(x_start: Array, mean: Array, log_variance: Array) -> Array:
+def decoder_log_likelihood(x_start: Array, mean: Array, log_variance: Array, decoder: str = "exact") -> Array:
     """log P(x_start) of each pixel under a Gaussian cut into 256 bins, in nats; (17). DDPM 2006.11239, eq. 13.
 
     Below the floor, where the network is some 7 deviations off, the gradient is 0.
@@ -75,23 +81,40 @@ def decoder_log_likelihood(x_start: Array, mean: Array, log_variance: Array) -> 
       x_start: floating [B, ...], levels k / 127.5 - 1.
       mean: [B, ...], of the Gaussian.
       log_variance: its, of a shape that broadcasts.
+      decoder: one of `DECODERS`.
 
     Returns:
       [B, ...], from log 1e-12 to 0.
+
+    Raises:
+      ValueError: unknown decoder.
     """
+    check_decoder(decoder)
+    upper_tail = {"exact": _upper_tail, "tanh": _upper_tail_tanh}[decoder]
     inverse_std = jnp.exp(-0.5 * log_variance)
     offset = x_start - mean
     first, last = x_start < -EDGE, x_start > EDGE
     # By symmetry every bin is taken to lie above the mean: far from it, its ends have small probabilities, whose
     # difference keeps its digits, in place of two that are both nearly 1.
     near = jnp.where(first, -offset, jnp.where(last, offset, jnp.abs(offset))) - HALF_BIN
-    beyond = jnp.where(first | last, 0.0, _upper_tail((jnp.abs(offset) + HALF_BIN) * inverse_std))
-    return jnp.log(jnp.maximum(_upper_tail(near * inverse_std) - beyond, FLOOR))
+    beyond = jnp.where(first | last, 0.0, upper_tail((jnp.abs(offset) + HALF_BIN) * inverse_std))
+    return jnp.log(jnp.maximum(upper_tail(near * inverse_std) - beyond, FLOOR))
+
+
+def check_decoder(decoder: str) -> None:
+    """Raises ValueError unless it is one of `DECODERS`."""
+    if decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
 
 
 def _upper_tail(z: Array) -> Array:
     """1 - Φ(z)."""
     return 0.5 * jax.scipy.special.erfc(z * 0.5**0.5)
+
+
+def _upper_tail_tanh(z: Array) -> Array:
+    """The same by (17b); as a sigmoid, ½ (1 - tanh u) = 1 / (1 + exp 2u), it keeps its digits where it is small."""
+    return jax.nn.sigmoid(-2 * (2 / jnp.pi) ** 0.5 * (z + 0.044715 * z * z * z))
 
 
 def vb_terms(
@@ -104,6 +127,7 @@ def vb_terms(
     prediction: str,
     variance: str,
     clip_denoised: bool,
+    decoder: str = "exact",
 ) -> BoundTerms:
     """The term of the bound at t, of each image: (14), or (15) at t=0. DDPM 2006.11239, eqs. 5, 13.
 
@@ -116,12 +140,13 @@ def vb_terms(
       prediction: what the network predicts: eps, x_start or v.
       variance: of the reverse step, a key of `diffusion.VARIANCES`.
       clip_denoised: whether the guess of x_start is clipped to [-1, 1]; the paper's numbers are clipped.
+      decoder: of L_0, one of `DECODERS`.
 
     Returns:
       Of [B], at least float32.
 
     Raises:
-      ValueError: unknown prediction or variance, or shapes that do not match.
+      ValueError: unknown prediction, variance or decoder, or shapes that do not match.
     """
     diffusion.check_shapes(t, x_start=x_start, x_t=x_t)
     mean, log_variance, pred_xstart = diffusion.p_mean_variance(
@@ -131,7 +156,7 @@ def vb_terms(
     true_log_variance = diffusion.extract(schedule.posterior_log_variance_clipped, t, x_t)
     mean_difference = diffusion.extract(schedule.posterior_mean_coef1, t, x_t) * error
     divergence = normal_kl(mean_difference, true_log_variance, 0.0, log_variance)
-    decoder = -decoder_log_likelihood(x_start, mean, log_variance)
+    decoder = -decoder_log_likelihood(x_start, mean, log_variance, decoder)
     xstart_mse = _mean(jnp.square(error))
     return BoundTerms(
         bits=jnp.where(t == 0, _mean(decoder), _mean(divergence)) / jnp.log(2.0),

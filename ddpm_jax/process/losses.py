@@ -80,9 +80,9 @@ def check_loss(
         raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(diffusion.VARIANCES)}")
     parts, learned = LOSSES[loss], variance in diffusion.LEARNED_VARIANCES
     if learned and parts.vlb is None:
-        raise ValueError(f"the loss {loss} would leave the variance {variance} untrained: choose hybrid or vlb")
+        raise ValueError(f"the loss {loss} would leave the variance {variance} untrained: choose the loss hybrid or vlb")
     if parts.simple and parts.vlb and not learned:
-        raise ValueError(f"the loss {loss} trains a learned variance: choose learned_range, or the loss simple")
+        raise ValueError(f"the loss {loss} trains a learned variance: choose the variance learned_range, or the loss simple")
     if parts.vlb and variance is None:
         raise ValueError(f"the loss {loss} needs to know the variance: choose one of {', '.join(diffusion.VARIANCES)}")
     if weighting is not None and not parts.simple:
@@ -95,7 +95,7 @@ def check_loss(
         if last_weight == 0:
             raise ValueError(
                 "this weighting is 0 where the SNR is, so the last step of a chain with zero terminal SNR would stay "
-                "untrained: choose simple, truncated_snr or edm"
+                "untrained: wrap it in weightings.trained_at_zero_snr"
             )
 
 

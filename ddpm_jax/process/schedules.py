@@ -109,7 +109,7 @@ def linear_betas(num_timesteps: int, *, beta_start: float = 1e-4, beta_end: floa
     if scale * beta_end >= 1:
         raise ValueError(
             f"a linear schedule of {num_timesteps} steps would need beta = {scale * beta_end:.4g}, and beta must stay below 1: "
-            f"take more than {1000 * beta_end:.4g} steps, a smaller beta_end, or the cosine schedule"
+            f"set num_timesteps above {1000 * beta_end:.4g}, or schedule to cosine or sigmoid"
         )
     return np.linspace(scale * beta_start, scale * beta_end, num_timesteps, dtype=np.float64)
 
@@ -210,7 +210,7 @@ def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
     - needs the prediction v or x_start: x_{T-1} is the noise itself, and eps says nothing of the image;
     - must be sampled from its last timestep: spacing trailing, or linspace;
-    - needs a loss weighting that is not 0 at SNR = 0.
+    - needs a loss weighting that is not 0 at SNR = 0: `weightings.trained_at_zero_snr`.
 
     `losses.check_loss`, `diffusion.predict_xstart` and `respace` raise ValueError otherwise. A chain that already ends
     in pure noise stays as it is, up to rounding. On the host only.
@@ -220,7 +220,7 @@ def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     """
     scales = schedule.sqrt_alphas_cumprod
     if len(scales) < 2:
-        raise ValueError("a chain of 1 step cannot be rescaled to zero terminal SNR: take 2 or more")
+        raise ValueError("a chain of 1 step cannot be rescaled to zero terminal SNR: set num_timesteps to 2 or more")
     scales = (scales - scales[-1]) * (scales[0] / (scales[0] - scales[-1]))
     alphas = np.square(scales / np.append(1.0, scales[:-1]))
     return _tables(1 - alphas, alphas, schedule.timesteps, schedule.train_timesteps)
@@ -259,7 +259,7 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, f
     if from_noise and ends_in_pure_noise(schedule) and kept[-1] != num_timesteps - 1:
         raise ValueError(
             f"a chain with zero terminal SNR must be sampled from its last timestep, {num_timesteps - 1}, and these end "
-            f"at {kept[-1]}: choose the spacing trailing"
+            f"at {kept[-1]}: set spacing=trailing"
         )
     stretches = [slice(start, end + 1) for start, end in zip([0, *(kept[:-1] + 1)], kept, strict=True)]
     alphas = np.array([np.prod(schedule.alphas[stretch]) for stretch in stretches])
@@ -286,7 +286,7 @@ def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: str, *, schedu
     num_timesteps, num_steps = operator.index(num_timesteps), operator.index(num_steps)
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(
-            f"cannot take {num_steps} sampling steps out of a process of {num_timesteps}: choose 1..{num_timesteps}"
+            f"cannot take {num_steps} sampling steps out of a chain of {num_timesteps}: set num_steps to 1..{num_timesteps}"
         )
     if spacing not in SPACINGS_BY_NOISE:
         return SPACINGS[spacing](num_timesteps, num_steps).astype(np.int32)

@@ -84,7 +84,10 @@ def _low_discrepancy(num_timesteps: int) -> TimestepSampler:
         # In whole numbers, u = r / (T B): each t is exactly as probable as any other.
         grid = num_timesteps * batch_size
         if grid > 2**30:
-            raise ValueError(f"{num_timesteps} timesteps and a batch of {batch_size} are more than low_discrepancy can count")
+            raise ValueError(
+                f"{num_timesteps} timesteps and a batch of {batch_size} are more than low_discrepancy can count: "
+                "choose the timestep sampler uniform"
+            )
         offset = jax.random.randint(key, (), 0, grid)
         places = (offset + num_timesteps * jnp.arange(batch_size, dtype=jnp.int32)) % grid
         return places // batch_size, jnp.ones(batch_size)

@@ -15,8 +15,11 @@ w / 1, w / SNR or w / (SNR + 1) times the plain mean squared error of its own ta
     p2             w = SNR / (k + SNR)^γ, k = γ = 1    2204.00227: less weight where only detail is left to learn
     edm            w = SNR + 1 / σ_data², σ_data = 1/2   2206.00364, table 1: λ(σ), with σ² = 1 / SNR
 
-(EDM also draws its noise levels otherwise; only the weight is taken from there.) Where a chain ends in pure noise, SNR
-= 0, a w that is 0 there would leave its last step untrained: `losses.check_loss` refuses it.
+(EDM also draws its noise levels otherwise; only the weight is taken from there.)
+
+Where a chain ends in pure noise, SNR = 0, three of them are 0 and would leave the step untrained that sampling starts with. The
+authors' program of min_snr_gamma sets the weight of that one step to 1; `trained_at_zero_snr` does so for any weighting.
+(diffusers' training scripts leave it at 0.)
 """
 
 import functools
@@ -90,6 +93,13 @@ def make_weighting(name: str, **options: float) -> Weighting | None:
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{option} of the weighting {name} is {value}: it must be finite and above 0")
     return functools.partial(WEIGHTINGS[name], **options) if WEIGHTINGS[name] else None
+
+
+def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:
+    """The same weighting, but w = 1 at SNR = 0 if it is 0 there. In x_0 as in v: their scales (23) are both 1 at SNR = 0."""
+    if weighting is None or float(weighting(jnp.zeros(()))) != 0:
+        return weighting
+    return lambda snr: jnp.where(snr == 0, 1.0, weighting(snr))
 
 
 def loss_weights(schedule: NoiseSchedule, t: Array, *, prediction: str, weighting: Weighting | None) -> Array:

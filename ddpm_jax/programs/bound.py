@@ -1,5 +1,6 @@
 """The part of --mode=evaluate that measures the variational bound: over a set of images, as numbers and a picture."""
 
+import hashlib
 import sys
 from typing import Any
 
@@ -73,13 +74,16 @@ class Bound:
 def measure_bound(config: ConfigDict, meter: BoundMeter, params: Any, source: ImageSource) -> Bound:
     """The bound over the first images of the source, as many as the config says."""
     count = min(config.evaluation.held_out_images or len(source), len(source))
-    key, parts = randomness.purpose_key(config.sampling.seed, "bound"), []
+    key, parts, digest = randomness.purpose_key(config.sampling.seed, "bound"), [], hashlib.sha256()
     with Progress(count, unit="images", out=sys.stderr) as progress:
         tell = progress.update if processes.is_writer() else lambda images: None
         for first in range(0, count, meter.batch_size):
             batch = source.batch(np.arange(first, min(first + meter.batch_size, count)))
+            digest.update(batch["image"])
             labels = batch["label"] if config.model.class_conditional else None
             at = sample.shifted(tell, first)
             parts += meter.measure(params, key, batch["image"], labels, first_image=first, report=at)
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Bound(BoundBatch(*columns), config.diffusion.num_timesteps)
+    measured = Bound(BoundBatch(*columns), config.diffusion.num_timesteps)
+    measured.numbers |= {"decoder": config.evaluation.vlb_decoder, "images_sha256": digest.hexdigest()}
+    return measured

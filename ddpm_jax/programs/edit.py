@@ -4,7 +4,9 @@ The modes are inpaint, image_to_image and interpolate. Each writes one picture, 
 """
 
 import dataclasses
+import hashlib
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +19,8 @@ from ddpm_jax import build, check, visualize
 from ddpm_jax.data import decode
 from ddpm_jax.data.source import fit_image
 from ddpm_jax.programs import sample, weights
+from ddpm_jax.runtime import manifest, npz, paths, processes, randomness, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import Generator
@@ -47,15 +49,17 @@ class Job:
     step: int
 
 
-def begin(config: ConfigDict, folder: str, defaults: ConfigDict | None) -> Job:
+def begin(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> Job:
     """Check, read the images and restore the weights.
 
     Raises:
-      PersonError, UsageError: no run or checkpoint, another model, wrong fields, an image that cannot be read.
+      PersonError, UsageError: no run or checkpoint, another model, wrong fields, an image that cannot be read, an output
+        folder that cannot be written.
     """
     with processes.together():
         check_edit(config)
         workdir.read_config(folder)
+        sample.check_output(output)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
     with processes.together():
@@ -69,11 +73,12 @@ def check_edit(config: ConfigDict) -> None:
     """Raise a UsageError that names the field."""
     check.check_config(config)
     edit = config.edit
-    for field in ("num_images", "variants", "jump_length", "resampling", "turns"):
+    for field in ("num_images", "variants", "resampling", "turns"):
         if edit[field] < 1:
             raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
-    if edit.first_image < 0:
-        raise UsageError(f"config.edit.first_image is {edit.first_image}: it must be 0 or more")
+    for field in ("first_image", "jump_length"):
+        if edit[field] < 0:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be 0 or more")
     if edit.frames < 2:
         raise UsageError(f"config.edit.frames is {edit.frames}: both images are frames, so it must be 2 or more")
     if not 0 < edit.strength <= 1:
@@ -103,9 +108,9 @@ def read_file(path: str, config: ConfigDict) -> np.ndarray:
     Raises:
       PersonError: it is not there, or no image.
     """
-    path = str(pathlib.Path(path).expanduser())
+    path = str(paths.expand(path))
     try:
-        image = decode.read_image(path, decode.parse_background(config.data.background))
+        image = decode.read_image(path, decode.parse_background(config.data.background), tuple(config.data.value_range))
     except decode.BrokenImage as error:
         raise PersonError(f"cannot read the image {path}: {error}") from error
     return fit_image(image, config.data.image_size, config.data.channels)
@@ -145,35 +150,53 @@ def repeated(array: np.ndarray | None, times: int) -> np.ndarray | None:
     return None if array is None else np.repeat(array, times, axis=0)
 
 
+def claim(job: Job, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
+    """The folder for the results, made before they are: in the first process; None in the others.
+
+    Args:
+      job: what the results are made from.
+      output: folder; by default one of the workdir's samples/.
+      mode: of the program, the beginning of the default folder's name.
+      name: the end of that name: the options of this mode.
+      more: arrays that decide on the results beside the images and config.edit, such as a mask.
+
+    Raises:
+      PersonError: the folder cannot be written, or holds other results.
+    """
+    with processes.together():
+        if not processes.is_writer():
+            return None
+        edit = job.config.edit
+        digest = hashlib.sha256()
+        for array in jax.tree.leaves((job.originals, job.labels, more)):
+            digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())
+        inputs = digest.hexdigest()
+        files = f"files_{inputs[:8]}" if edit.images else f"{edit.split or job.config.data.split}_{edit.first_image}"
+        files = re.sub(r"[^\w.-]+", "_", files).strip("_")
+        stem = f"{mode}-{sample.name_of(job.config, job.step)}{name}-{files}-{len(job.originals)}_images"
+        fields = {field: value for field, value in edit.to_dict().items() if field not in ("images", "mask")}
+        identity = sample.identity_of(job.config, mode, job.step, job.params) | {"edit": fields, "inputs_sha256": inputs}
+        default = workdir.sample_folder(job.run_folder) / stem
+        return manifest.claim(identity, names=("images.npz", f"{mode}.png"), default=default, output=output)
+
+
 def finish(
-    job: Job,
-    output: str,
-    *,
-    mode: str,
-    words: str,
-    name: str,
-    rows: Sequence[np.ndarray],
-    arrays: dict[str, np.ndarray],
+    job: Job, target: pathlib.Path | None, *, mode: str, words: str, rows: Sequence[np.ndarray], arrays: dict[str, np.ndarray]
 ) -> None:
     """Write <mode>.png and images.npz.
 
     Args:
-      job: what was drawn from.
-      output: folder; by default one of the workdir's samples/.
+      job: what the results were made from.
+      target: from `claim`.
       mode: for the picture's name.
-      words: for the person, what was done.
-      name: what the default folder's name ends in, so that another way of doing it gets another folder.
+      words: for the user, what was done.
       rows: uint8 [N, H, W, C] each, the columns of the picture.
       arrays: of images.npz.
     """
-    default = workdir.sample_folder(job.run_folder) / f"{mode}-{sample.name_of(job.config, job.step)}{name}"
-    target = pathlib.Path(output).expanduser().absolute() if output else default
     with processes.together():
         if processes.is_writer():
             with sample.writing_to(target):
-                target.mkdir(parents=True, exist_ok=True)
-                with (target / "images.npz").open("wb") as file:
-                    np.savez(file, **arrays)
+                npz.write(target / "images.npz", arrays)
                 visualize.save_png(target / f"{mode}.png", visualize.strip(np.stack(rows, axis=1)))
             print(f"step={job.step:,} of {job.config.sampling.weights} weights, {words}, seed {job.config.sampling.seed}")
             print(f"pictures in {target}: images.npz, {mode}.png")

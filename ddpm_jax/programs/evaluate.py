@@ -1,14 +1,17 @@
 """--mode=evaluate: how good is the model? Numbers with their provenance, a table, pictures.
 
-For each checkpoint, sampler and step count of config.evaluation: draw images, compare their features with those of
+For each checkpoint, sampler and step count of config.evaluation: generate images, and compare their features with those of
 the real ones. For each checkpoint: the variational bound in bits/dim on the images held out, with the rate and
-distortion of the code that it stands for. What held-out real images score stands beside it, as what can be hoped for.
+distortion of the code that it corresponds to. Held-out real images are scored too: what can be hoped for.
+
+Each result is kept in eval/results/; an evaluation adds to those before and replaces only what it measures again.
 """
 
-import hashlib
+import functools
 import itertools
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
@@ -16,20 +19,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, charts, check, visualize
-from ddpm_jax.programs import reference, sample, weights
+from ddpm_jax import build, check, visualize
+from ddpm_jax.process import likelihood
+from ddpm_jax.programs import evaluation_report, generated, sample, weights
 from ddpm_jax.programs.bound import measure_bound
-from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, Comparison, numbers_of
-from ddpm_jax.programs.flow import measure_flow
+from ddpm_jax.programs.comparison import DRAWN_METRICS, NEIGHBOUR, PROPORTIONS, SCORES, Comparison, numbers_of
+from ddpm_jax.programs.flow import flow_notes, measure_flow
+from ddpm_jax.programs.held_out import HeldOut, find_held_out
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, report, workdir
-from ddpm_jax.runtime import shards as shards_file
+from ddpm_jax.runtime import paths, processes, randomness, report, run_record, versions, workdir
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.logbook import Events, Progress
-from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.training.averages import std_of
+from ddpm_jax.runtime.results import Result, Results, join
 
-METRICS = (*DRAWN_METRICS, "bits_per_dim", "flow_bits_per_dim")
+BOUNDS = ("bits_per_dim", "flow_bits_per_dim")  # of images held out
+METRICS = (*DRAWN_METRICS, *BOUNDS)
 
 
 @processes.one_job()
@@ -49,86 +53,193 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         check.check_config(config)
         check_evaluation(config)
         workdir.read_config(folder)  # there must be a run
+        sample.check_output(output)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    target = pathlib.Path(output).expanduser().absolute() if output else workdir.evaluation_folder(run_folder)
-    mesh, wanted = meshes.make_mesh(), config.evaluation.metrics
+    target = paths.output_path(output, workdir.evaluation_folder(run_folder))
+    mesh = meshes.make_mesh()
     with processes.together():
+        weights.check_available(config, run_folder)
         cases = [(case, build.build_generator(case, mesh)) for case in sampling_cases(config)]
-        held_out = reference.real_source(config, config.evaluation.held_out) if config.evaluation.held_out else None
-        meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in wanted else None
-        flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in wanted else None
-        if (meter or flow_meter) and held_out is None:
-            raise UsageError("config.evaluation.held_out is empty: bits/dim needs images, name a split")
-    comparison = Comparison(config, mesh) if set(wanted) & set(DRAWN_METRICS) else None
-    notes = [note for case, _ in cases for note in sample.sampling_notes(case)] + comparison.notes() if comparison else []
+        named = config.evaluation.metrics
+        meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in named else None
+        flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in named else None
+        held_out = find_held_out(config)
+        wanted = metrics_of(config, held_out)
+    comparison = (
+        Comparison(config, mesh, held_out.compared, workdir.read_data_identity(run_folder))
+        if set(wanted) & set(DRAWN_METRICS)
+        else None
+    )
+    trained = workdir.read_config(run_folder)
+    measurement = Measurement(config, run_folder, target, trained, build.as_dict(defaults), held_out)
 
-    rows, points, real = [], [], None
-    if comparison and held_out and held_out.split != reference.split_of(config):  # nothing is near to images like themselves
-        rows.append({"images": f"real, {held_out.split}", **comparison.of_source(held_out)})
-        real = rows[-1]
-        say(real)
-    names = config.evaluation.averages or (config.sampling.weights,)
+    if comparison and held_out.source and not held_out.in_reference:
+        measurement.of_real_images(comparison)
     with Events(run_folder, processes.say, beside=f"{target}/step_N.json") as events:
-        for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, names):
+        for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, weights_of(config)):
             config.sampling.update(checkpoint_step=checkpoint_step, weights=name)
             params, step = weights.restore(config, run_folder, mesh)
-            result = {
-                "step": step,
-                "weights": name,
-                "weights_sha256": weights_digest(params),
-                "config": config.to_dict(),
-                "provenance": provenance(),
-                "real": real,
-                "notes": notes,
-            }
-            if comparison:
-                result |= {
-                    "reference": comparison.reference.provenance,
-                    "features": comparison.extractor.provenance,
-                    "drawn": [],
-                }
-                for case, generator in cases:
-                    case.sampling.weights = name
-                    shards = draw_into_shards(case, generator, params, step, target)
-                    row = {"images": "drawn", "step": step, "weights": name, "sampler": sampler_words(case)}
-                    row["evaluations"] = generator.sampler.evaluations
-                    number = config.evaluation.num_images
-                    row |= comparison.of_batches(shards.batches(number, config.evaluation.batch_size), number)
-                    result["drawn"].append({**row, "sampling": case.sampling.to_dict()})
-                    rows.append(row)
-                    points.append(row)
-                    say(row)
-            if meter:
-                bound = measure_bound(config, meter, params, held_out)
-                result["bits_per_dim"] = {"split": held_out.split, **bound.numbers}
-                rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **bound.row})
-                say(rows[-1])
-            if flow_meter:
-                numbers, row = measure_flow(config, flow_meter, params, held_out)
-                result["flow_bits_per_dim"] = {"split": held_out.split, **numbers}
-                rows.append({"images": f"real, {held_out.split}", "step": step, "weights": name, **row})
-                say(rows[-1])
+            found = {"step": step, "weights": name, "weights_sha256": weights.digest(params)}
+            added = []
+            for case, generator in cases if comparison else ():
+                case.sampling.weights = name
+                added += measurement.of_generated(case, generator, params, found, comparison)
+            if meter and held_out.source:
+                added += measurement.of_bound(config, meter, params, found)
+            if flow_meter and held_out.source:
+                added += measurement.of_flow(config, flow_meter, params, found)
             with processes.together():
                 if processes.is_writer():
-                    with sample.writing_to(target):
-                        target.mkdir(parents=True, exist_ok=True)
-                        stem = f"step_{step}" + ("" if name == "ema" else f"-{name}")
-                        report.write_json(target / f"{stem}.json", result)
-                        if meter:
-                            visualize.save_png(target / f"{stem}-bound.png", bound.picture)
-                    if config.train.tensorboard:
-                        record(events, result)
+                    measurement.write_reports()
+                    for result in join(added) if config.train.tensorboard else ():
+                        evaluation_report.record(events, result)
     with processes.together():
         if processes.is_writer():
-            with sample.writing_to(target):
-                table = report.markdown_table(rows)
-                (target / "table.md").write_text(table + "".join(f"\n{note}\n" for note in notes), encoding="utf-8")
-                if "frechet" in wanted:
-                    for file, picture in sweep_pictures(points, real).items():
-                        visualize.save_png(target / file, picture)
-            print(table + "".join(f"note: {note}\n" for note in notes), end="")
-            print(f"in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+            measurement.print_summary()
     return 0
+
+
+class Measurement:
+    """What one call measures, into the folder of results.
+
+    Args:
+      config: of the call.
+      run_folder: of the run that is measured.
+      target: folder of the evaluation.
+      trained: config.json of the run that is measured.
+      defaults: values of fields that it is too old to have.
+      held_out: images.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        run_folder: pathlib.Path,
+        target: pathlib.Path,
+        trained: dict[str, Any],
+        defaults: dict[str, Any],
+        held_out: HeldOut,
+    ):
+        self._config, self._run_folder = config, run_folder
+        self._target, self._trained, self._defaults, self._held_out = target, trained, defaults, held_out
+        self._results = Results(target / "results", processes.say)
+        self._wanted = metrics_of(config, held_out)
+        self._added: list[Result] = []
+
+    def of_real_images(self, comparison: Comparison) -> None:
+        """Scores of the images held out, which are those of no checkpoint."""
+        source = self._held_out.source
+        row = {"images": f"real, {source.split}", **comparison.of_source(source)}
+        key = {"split": source.split, "images_sha256": self._held_out.sha256, "count": len(source)}
+        self._add_scores("real", key, row, {"config": self._record(None)}, comparison, "real")
+
+    def of_generated(
+        self, case: ConfigDict, generator: Any, params: Any, found: dict[str, Any], comparison: Comparison
+    ) -> list[Result]:
+        """Scores of images by one sampler."""
+        number, counts = case.evaluation.num_images, comparison.class_counts
+        identity = generated.identity(case, self._trained, found["step"], found["weights_sha256"], counts)
+        shards = generated.generate_into_cache(
+            case, generator, params, identity, counts, self._target, self._defaults.get("sampling", {})
+        )
+        row = {"images": "drawn", "step": found["step"], "weights": found["weights"], "sampler": sampler_words(case)}
+        row["evaluations"] = generator.sampler.evaluations
+        row |= comparison.of_batches(shards.batches(number, case.evaluation.batch_size), number)
+        classes = comparison.classes(build.sampling_labels(case, counts))
+        key = found | {"sampling": {name: value for name, value in identity.items() if name != "class_counts"}, "count": number}
+        if classes:
+            key["class_proportions"] = classes["proportions"]
+        details = {
+            "weights_sha256": found["weights_sha256"],
+            "sampling": case.sampling.to_dict() | generated.changed_fields(case, self._trained),
+            "classes": classes,
+            "config": self._record(found["step"], case),
+            "notes": comparison.notes() + sample.sampling_notes(case),
+        }
+        return self._add_scores("drawn", key, row, details, comparison, evaluation_report.stem(found["step"], found["weights"]))
+
+    def of_bound(self, config: ConfigDict, meter: Any, params: Any, found: dict[str, Any]) -> list[Result]:
+        """The variational bound of the images held out."""
+        split = self._held_out.source.split
+        bound = measure_bound(config, meter, params, self._held_out.source)
+        row = {"images": f"real, {split}", "step": found["step"], "weights": found["weights"], **bound.row}
+        key = found | {"split": split, "seed": config.sampling.seed, **generated.changed_fields(config, self._trained)}
+        key |= {name: bound.numbers[name] for name in ("images", "images_sha256", "terms_per_image", "decoder")}
+        notes = [] if config.evaluation.vlb_decoder == "exact" else ["bits/dim by the tanh decoder of improved-diffusion"]
+        return self._add_bound("bits_per_dim", key, row, {"split": split, **bound.numbers}, notes, bound.picture)
+
+    def of_flow(self, config: ConfigDict, meter: Any, params: Any, found: dict[str, Any]) -> list[Result]:
+        """The likelihood of the images held out under the probability flow."""
+        split = self._held_out.source.split
+        numbers, row = measure_flow(config, meter, params, self._held_out.source)
+        row = {"images": f"real, {split}", "step": found["step"], "weights": found["weights"], **row}
+        key = found | {"split": split, "seed": config.sampling.seed, **generated.changed_fields(config, self._trained)}
+        key |= {name: numbers[name] for name in ("images", "images_sha256", "trace", "tolerance")}
+        return self._add_bound("flow_bits_per_dim", key, row, {"split": split, **numbers}, flow_notes(meter))
+
+    def write_reports(self) -> None:
+        """Reports, table and curves of all results in the folder."""
+        with sample.writing_to(self._target):
+            evaluation_report.write(self._target, join(self._results.read()))
+
+    def print_summary(self) -> None:
+        """The table of this call, its notes, and where all results are."""
+        rows, notes = evaluation_report.rows_and_notes(join(self._added))
+        print(report.markdown_table(rows) + "".join(f"note: {note}\n" for note in notes), end="")
+        print(f"in {self._target}: {', '.join(sorted(file.name for file in self._target.iterdir()))}")
+        print("table.md has these results and all others that were measured into this folder")
+
+    def _add_scores(
+        self, kind: str, key: dict[str, Any], row: dict[str, Any], details: dict[str, Any], comparison: Comparison, words: str
+    ) -> list[Result]:
+        """A result for each metric, which another call may measure without the others."""
+        say(row)
+        scores = {name for names in SCORES.values() for name in names}
+        shared = {name: value for name, value in row.items() if name not in scores}
+        details |= {"reference": comparison.reference.provenance or comparison.reference.identity()}
+        details |= {"features": comparison.extractor.provenance}
+        added = []
+        for metric in (metric for metric in DRAWN_METRICS if metric in self._wanted):
+            own = shared | {name: row[name] for name in SCORES[metric]}
+            added.append(self._result(kind, metric, key | comparison.key(row["count"]), own, dict(details)))
+        self._write(added, words)
+        return added
+
+    def _add_bound(
+        self,
+        kind: str,
+        key: dict[str, Any],
+        row: dict[str, Any],
+        numbers: dict[str, Any],
+        notes: list[str],
+        picture: Any = None,
+    ) -> list[Result]:
+        say(row)
+        details = numbers | {"weights_sha256": key["weights_sha256"], "config": self._record(key["step"]), "notes": notes}
+        added = [self._result(kind, kind, key, row, details)]
+        self._write(added, evaluation_report.stem(key["step"], key["weights"]), picture)
+        return added
+
+    def _result(self, kind: str, metric: str, key: dict[str, Any], row: dict[str, Any], details: dict[str, Any]) -> Result:
+        notes = list(details.get("notes", ()))
+        if kind != "drawn" or not self._held_out.source:  # without images held out there is no other row to note it at
+            notes += self._held_out.notes
+        return Result(kind, metric, key, row, details | {"notes": notes, "provenance": {metric: provenance()}})
+
+    def _write(self, added: list[Result], words: str, picture: Any = None) -> None:
+        self._added += added
+        with processes.together():
+            if processes.is_writer():
+                for result in added:
+                    with sample.writing_to(self._target):
+                        file = self._results.add(result, words)
+                        if picture is not None:
+                            visualize.save_png(file.with_suffix(".png"), picture)
+
+    def _record(self, step: int | None, case: ConfigDict | None = None) -> dict[str, Any]:
+        """The config that the run was trained with until `step`, and how this call samples and measures."""
+        config = (case or self._config).to_dict()
+        return run_record.report_config(self._run_folder, config, step, self._defaults)
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -138,12 +249,31 @@ def check_evaluation(config: ConfigDict) -> None:
         check.check_choice("evaluation.metrics", metric, METRICS)
     if not evaluation.metrics:
         raise UsageError(f"config.evaluation.metrics is empty: choose of {', '.join(METRICS)}")
+    check.check_choice("evaluation.class_proportions", evaluation.class_proportions, PROPORTIONS)
+    check.check_choice("evaluation.vlb_decoder", evaluation.vlb_decoder, likelihood.DECODERS)
     for name, least in (("num_images", NEIGHBOUR + 1), ("held_out_images", 0), ("bound_timesteps", 0)):
         if evaluation[name] < least:
             raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
     if not evaluation.checkpoint_steps:
         raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
     weights.check_names(config)
+
+
+def metrics_of(config: ConfigDict, held_out: HeldOut) -> tuple[str, ...]:
+    """Those of config.evaluation.metrics that can be measured: without images held out, no bits/dim.
+
+    Raises:
+      UsageError: none can.
+    """
+    wanted = tuple(metric for metric in config.evaluation.metrics if held_out.source or metric not in BOUNDS)
+    if not wanted:
+        raise UsageError(f"bits/dim needs images that were not trained on: {'; '.join(held_out.notes)}")
+    return wanted
+
+
+def weights_of(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the weights of each checkpoint to measure."""
+    return tuple(config.evaluation.averages) or (config.sampling.weights,)
 
 
 def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
@@ -158,40 +288,6 @@ def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
         check.check_config(case)
         cases.append(case)
     return cases
-
-
-def draw_into_shards(
-    config: ConfigDict, generator: Generator, params: Any, step: int, target: pathlib.Path
-) -> shards_file.ImageShards:
-    """Draw what the folder of this case does not hold yet; a run that was killed goes on where it stopped."""
-    free = ("num_images", "batch_size", "keep", "checkpoint_step")
-    identity = {name: value for name, value in config.sampling.to_dict().items() if name not in free} | {"step": step}
-    identity["weights_sha256"] = weights_digest(params)
-    number = config.sampling.num_images
-    with processes.together():
-        shards = shards_file.ImageShards(
-            target / "images" / sample.name_of(config, step), identity, is_writer=processes.is_writer(), report=processes.say
-        )
-        gaps = shards.missing(number) if processes.is_writer() else []
-    bounds = processes.first_says([bound for gap in gaps for bound in (gap.start, gap.stop)])
-    missing = list(zip(bounds[::2], bounds[1::2], strict=True))
-    kept = number - sum(stop - start for start, stop in missing)
-    if 0 < kept < number:
-        processes.say(f"{kept:,} of {number:,} images are there already")
-    key, labels = randomness.purpose_key(config.sampling.seed, "sample"), build.sampling_labels(config)
-    with Progress(number, unit="images", out=sys.stderr) as progress:
-        tell = progress.update if processes.is_writer() else lambda images: None
-        for start, stop in missing:
-            some = None if labels is None else labels[start:stop]
-            batches = generator.generate(
-                params, key, num_images=stop - start, first_image=start, labels=some, report=sample.shifted(tell, start)
-            )
-            for batch in batches:
-                with processes.together():
-                    if processes.is_writer():
-                        shards.write(start, batch.images, batch.labels)
-                start += len(batch.images)
-    return shards
 
 
 class RunningEvaluation:
@@ -219,22 +315,17 @@ class RunningEvaluation:
 
     def scores(self, params: Any) -> dict[str, float]:
         """Of images drawn with these weights: {"evaluation/frechet": ...}."""
-        drawn = sample.draw_with_progress(self._config, self._generator, params)
-        return numbers_of(self._comparison.of_images(drawn.images))
-
-
-# Words, curves and pictures.
-
-
-def record(events: Events, result: dict[str, Any]) -> None:
-    """The numbers of a report for TensorBoard, at its step: each sampler a curve, and the images held out another."""
-    step, name = result["step"], result["weights"]
-    for row in result.get("drawn", ()):
-        events.scalars(step, numbers_of(row), f"evaluate/{name} {row['sampler']}".replace(" ", "-"))
-    held_out = dict(result.get("bits_per_dim", {}))
-    held_out |= {f"flow_{key}": value for key, value in result.get("flow_bits_per_dim", {}).items()}
-    if held_out:
-        events.scalars(step, numbers_of(held_out), f"evaluate/{name}")
+        config, labels = self._config, build.sampling_labels(self._config, self._comparison.class_counts)
+        with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
+            batches = self._generator.generate(
+                params,
+                randomness.purpose_key(config.sampling.seed, "sample"),
+                num_images=config.sampling.num_images,
+                labels=labels,
+                report=progress.update if processes.is_writer() else lambda images: None,
+            )
+            images = np.concatenate([batch.images for batch in batches])
+        return numbers_of(self._comparison.of_images(images))
 
 
 def sampler_words(config: ConfigDict) -> str:
@@ -245,42 +336,18 @@ def sampler_words(config: ConfigDict) -> str:
     return " ".join([words, *(f"{field}={value}" for field, value in options.items())])
 
 
-def weights_digest(params: Any) -> str:
-    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
-    return digest.hexdigest()
-
-
 def provenance() -> dict[str, Any]:
-    """The program that measured."""
-    return {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "platform": jax.default_backend()}
+    """The program that measured, and when."""
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return _program() | {"platform": jax.default_backend(), "date": date}
 
 
-def sweep_pictures(points: list[dict[str, Any]], real: dict[str, Any] | None) -> dict[str, np.ndarray]:
-    """Fréchet distance over network evaluations, and over the length of the average, where they differ: file -> picture."""
-    flat = [(real["frechet"], f"{real['count']:,} held-out real images")] if real else []
-    swept = len({point["weights"] for point in points}) > 1
-    over = {"evaluations.png": ("network evaluations per image", {}), "lengths.png": ("length of the average, σ_rel", {})}
-    for point in points:
-        weights_words = f", {point['weights']}" if swept else ""
-        label = f"{point['sampler'].split()[0]}, step {point['step']:,}{weights_words}"
-        over["evaluations.png"][1].setdefault(label, []).append((point["evaluations"], point["frechet"]))
-        if (std := std_of(point["weights"])) is not None:
-            label = f"{point['sampler']}, step {point['step']:,}"
-            over["lengths.png"][1].setdefault(label, []).append((std, point["frechet"]))
-    pictures = {}
-    for file, (x_label, lines) in over.items():
-        if len({x for line in lines.values() for x, _ in line}) > 1:
-            curves = [charts.Line(*np.array(sorted(line)).T, label, points=True) for label, line in lines.items()]
-            pictures[file] = charts.draw(
-                [charts.Chart("Sample quality", x_label, "Fréchet distance", curves, True, True, flat)]
-            )
-    return pictures
+@functools.cache
+def _program() -> dict[str, Any]:
+    return {"ddpm_jax": ddpm_jax.__version__, "commit": versions.program_commit(), "jax": jax.__version__}
 
 
 def say(row: dict[str, Any]) -> None:
-    """Tell a result as soon as it is there."""
+    """Print a result as soon as it is there."""
     words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
     processes.say(" · ".join(words))

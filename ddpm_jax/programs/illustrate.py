@@ -1,14 +1,17 @@
 """--mode=illustrate: the pictures that explain DDPM, as strips.
 
 forward.png takes real images to noise and draws what the schedule does beneath; it needs no network. reverse.png takes
-noise back to images, with the guess of x_start made at each stage; chain.png goes the whole way on one line.
+noise back to images, with the network's estimate of the image (pred_xstart) at each stage; chain.png shows both
+directions on one line.
 
-Each image has one draw of noise ε ~ N(0, I), and a column is q_sample(x_start, t, ε): exactly what the network is
-trained on at that t. The true forward chain would draw fresh noise at each step, and every column would flicker; with
-one ε only the shares of signal and noise change from column to column, which is what the closed form (6) says. ε is the noise
-that the reverse chain of the same row starts from, so that both halves of chain.png meet in one picture.
+Each image has one sample of the noise ε ~ N(0, I), and a column is q_sample(x_start, t, ε): exactly what the network is
+trained on at that t. The Markov chain itself would add fresh noise at each step, and every column would flicker; with
+one ε only the shares of signal and noise change from column to column, which is what the closed form (6) states. ε is
+the noise that the reverse chain of the same row starts from, so that both halves of chain.png meet in one picture. The
+pictures state both, which sampler made the reverse chain, and the class that a conditional model was asked for.
 """
 
+import hashlib
 import pathlib
 import sys
 
@@ -21,17 +24,22 @@ from ddpm_jax import build, check, curves, visualize
 from ddpm_jax.process import diffusion, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule, trailing_timesteps
 from ddpm_jax.programs import sample, weights
+from ddpm_jax.runtime import manifest, processes, randomness, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 from ddpm_jax.samplers.sampler import images_noise
 
 MOST_IMAGES = 16
+PICTURES = ("forward.png", "reverse.png", "chain.png")
 STAGES = (5, 24)  # at least and at most: fewer leave no room for words
 CHAINS_ON_A_SLIDE = 3  # rows of chain.png
 CURVE_POINTS = 1000  # of the T steps, at which curves are computed
+ODE_SOLVERS = ("dpmpp_2m", "unipc", "ode")  # samplers that add no noise, whatever their options
+ONE_NOISE = (
+    r"Forward: each row has one noise $\epsilon$, the same in all columns; the Markov chain adds new noise at every step."
+)
 
 
 @processes.one_job()
@@ -50,6 +58,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with processes.together():
         check.check_config(config)
         check_illustrate(config)
+        sample.check_output(output)
     config = for_few_images(config)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
@@ -60,22 +69,31 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     x_t = forward_stages(schedule, images, t, starting_noise(config))
     pictures = {"forward.png": forward_picture(config, schedule, images, t, x_t)}
     name, said = "illustrate-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
+    identity = {"mode": "illustrate", "diffusion": config.diffusion.to_dict()}
 
-    if processes.all_agree(has_checkpoint(config, run_folder)):
+    trained = processes.all_agree(has_checkpoint(config, run_folder))
+    if trained:
         params, step = weights.restore(config, run_folder, mesh)
         with processes.together():
             generator, reverse_t = build_reverse(config, mesh)
-        drawn = sample.draw_with_progress(config, generator, params)
-        pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn)
-        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn)
         name = f"illustrate-{sample.name_of(config, step)}"
         said = f"{step=:,} of {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
+        identity = sample.identity_of(config, "illustrate", step, params)
+    identity |= {"illustrate": config.illustrate.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
+    with processes.together():
+        if processes.is_writer():
+            default = workdir.sample_folder(run_folder) / name
+            target = manifest.claim(identity, names=PICTURES, default=default, output=output)
 
-    target = pathlib.Path(output).expanduser().absolute() if output else workdir.sample_folder(run_folder) / name
+    if trained:
+        drawn = sample.draw_with_progress(config, generator, params)
+        classes = class_labels(config, drawn, sample.class_names_of(run_folder))
+        pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn, classes)
+        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn, classes)
+
     with processes.together():
         if processes.is_writer():
             with sample.writing_to(target):
-                target.mkdir(parents=True, exist_ok=True)
                 for file, picture in pictures.items():
                     visualize.save_png(target / file, picture)
             print(said)
@@ -193,7 +211,8 @@ def forward_picture(
         ),
         curves.Panel(r"Signal-to-noise ratio $\bar\alpha_t\,/\,(1-\bar\alpha_t)$, in decibels", t, [curves.Curve(decibel)]),
         curves.Panel(
-            r"Distance to pure noise $\mathrm{KL}(\,q(x_t|x_0)\;\|\;\mathcal{N}(0,I)\,)$ of each image, in bits per dimension",
+            r"Distance to pure noise $\mathrm{KL}(\,q(x_t|x_\mathrm{start})\;\|\;\mathcal{N}(0,I)\,)$ "
+            "of each image, in bits per dimension",
             t,
             [curves.Curve(bits, f"{scientific(bits[-1].mean())} on average at $t={t[-1]}$:  $L_T$ of the variational bound")],
             log=True,
@@ -202,11 +221,12 @@ def forward_picture(
     ]
     return curves.sheet(
         to_uint8(x_t),
-        title=r"Forward: an image becomes noise,   $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$"
+        title=r"Forward: an image becomes noise,   $x_t=\sqrt{\bar\alpha_t}\,x_\mathrm{start}+\sqrt{1-\bar\alpha_t}\,\epsilon$"
         f"   ({config.diffusion.schedule} schedule)",
-        column_labels=[r"$x_0$", *time_labels(column_t[1:])],
+        column_labels=["image", *time_labels(column_t[1:])],
         column_t=column_t,
         panels=panels,
+        notes=[ONE_NOISE, "Values beyond [-1, 1] are shown as the darkest and brightest."],
     )
 
 
@@ -221,22 +241,30 @@ def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Generato
     return build.build_generator(config, mesh, kept_steps), sampler.schedule.timesteps[sampler.num_steps - 1 - kept_steps]
 
 
-def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch) -> np.ndarray:
-    """For each chain a row of x_t, and beneath it the network's guess of x_start: uint8 [H', W', 3]."""
+def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch, classes: list[str]) -> np.ndarray:
+    """For each chain a row of x_t, and beneath it the network's estimate of the image: uint8 [H', W', 3]."""
     stages = sample.chain_pictures(drawn)
     rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
+    clipped = ", clipped to [-1, 1]" if config.diffusion.clip_denoised else ""
     return curves.sheet(
         rows.reshape(-1, *rows.shape[2:]),
-        title=r"Reverse: noise becomes an image; below each $x_t$ the network's guess $\hat{x}_0(x_t)$"
+        title=r"Reverse: noise becomes an image; below each $x_t$ the network's estimate of the image"
         f"   ({sample.sampling_words(config)}, seed {config.sampling.seed})",
-        column_labels=[*time_labels(t), r"$x_0$"],
+        column_labels=[*time_labels(t), "sample"],
         row_labels=[r"$x_t$", "pred_xstart"] * len(rows),
+        end_labels=[label for name in classes for label in (name, "")],
         group=2,
+        notes=[f"pred_xstart is made of the network's output at this $x_t$ and $t${clipped}.", *class_note(config)],
     )
 
 
 def chain_picture(
-    config: ConfigDict, forward_t: np.ndarray, x_t: np.ndarray, reverse_t: np.ndarray, drawn: GeneratedBatch
+    config: ConfigDict,
+    forward_t: np.ndarray,
+    x_t: np.ndarray,
+    reverse_t: np.ndarray,
+    drawn: GeneratedBatch,
+    classes: list[str],
 ) -> np.ndarray:
     """Image, noise, image, on one line for each of a few chains: uint8 [H', W', 3]."""
     reverse = sample.chain_pictures(drawn)["x_t"]
@@ -246,26 +274,66 @@ def chain_picture(
     rows = np.concatenate([to_uint8(x_t[:, there]), reverse[:, back]], axis=1)
     return curves.sheet(
         rows[:CHAINS_ON_A_SLIDE],
-        title="An image becomes noise, and the same noise becomes another image",
+        title="An image becomes noise, and from the same noise the network makes another image",
         column_labels=[
-            "data",
+            "image",
             *time_labels(forward_t[there[1:-1]]),
             r"noise $\epsilon$",
             *time_labels(reverse_t[back[:-1]]),
             "sample",
         ],
+        end_labels=classes[:CHAINS_ON_A_SLIDE],
         spans=[
-            (0, half - 1, r"forward $q(x_t|x_0)$: more and more noise"),
-            (half + 1, 2 * half, r"reverse $p_\theta(x_{t-1}|x_t)$: the network takes it away"),
+            (0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"),
+            (half + 1, 2 * half, reverse_words(config)),
         ],
+        notes=[ONE_NOISE, *class_note(config)],
     )
 
 
-# Words.
+# Text.
+
+
+def reverse_words(config: ConfigDict) -> str:
+    """The distribution or the method by which the steps of the reverse chain were made, as config.sampling has it.
+
+    Only ancestral sampling without guidance draws x_{t-1} from the network's p_θ. DDIM without noise and the solvers of
+    the probability-flow ODE share the network and the marginals of the chain, but not its steps.
+    """
+    sampling, steps = config.sampling, config.diffusion.num_timesteps
+    name = f"{sampling.sampler}, {sampling.num_steps:,} steps"
+    if sampling.guidance_scale != 1:
+        return f"reverse: {name}, guidance {sampling.guidance_scale:g}"
+    if sampling.sampler == "ancestral":
+        earlier = "t-1" if sampling.num_steps == steps else "s"  # of a shortened chain the next t is not t-1
+        condition = r",\,\mathrm{class}" if config.model.class_conditional else ""
+        return rf"reverse, $p_\theta(x_{{{earlier}}}|x_t{condition})$: {name}"
+    deterministic = (
+        sampling.sampler in ODE_SOLVERS
+        or (sampling.sampler == "ddim" and not sampling.eta)
+        or (sampling.sampler == "heun" and not sampling.churn)
+    )
+    return f"reverse: {name}" + (r", no noise added (not $p_\theta$)" if deterministic else "")
+
+
+def class_labels(config: ConfigDict, drawn: GeneratedBatch, names: tuple[str, ...] = ()) -> list[str]:
+    """For each image the class that was asked for, by its name or number; empty for a model without classes."""
+    if drawn.labels is None:
+        return []
+    if config.sampling.guidance_scale == 0:
+        return ["no class"] * len(drawn.labels)
+    return [f"class {names[label] if label < len(names) else label}" for label in drawn.labels.tolist()]
+
+
+def class_note(config: ConfigDict) -> list[str]:
+    """A line about the classes at the right of a picture, of a model that has any."""
+    if not config.model.class_conditional or config.sampling.guidance_scale == 0:
+        return []
+    return ["Reverse: the class at the right is an input of the network, chosen beforehand; the noise does not decide it."]
 
 
 def time_labels(t: np.ndarray) -> list[str]:
-    """What stands over the columns of these t."""
+    """The labels over the columns of these t."""
     return [f"$t={step}$" for step in t.tolist()]
 
 
@@ -276,5 +344,5 @@ def scientific(value: float) -> str:
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Floats to what is shown: what lies beyond [-1, 1] is clipped."""
+    """Floats to what is shown: values beyond [-1, 1] are clipped."""
     return np.asarray(pixels.to_uint8(jnp.asarray(x)))

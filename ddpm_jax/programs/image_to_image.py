@@ -1,9 +1,12 @@
 """--mode=image_to_image: draw images anew from the middle of the chain, so that they keep something of old ones (SDEdit).
 
 Noise hides the details of an image first and its layout last. config.edit.strength says how far up the chain an image
-is taken: little only cleans it up, much keeps where dark and light are, all of it keeps nothing.
+is taken: little only cleans it up, much keeps where dark and light are. 1 starts from pure noise and keeps nothing.
 """
 
+from collections.abc import Callable
+
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -11,7 +14,7 @@ from ddpm_jax import build
 from ddpm_jax.process import pixels
 from ddpm_jax.programs import edit
 from ddpm_jax.runtime import processes
-from ddpm_jax.samplers.sampler import start_from_image
+from ddpm_jax.samplers.sampler import Sampler, SamplerState, start, start_from_image
 
 
 @processes.one_job()
@@ -27,24 +30,33 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     Raises:
       PersonError, UsageError: as `edit.begin`.
     """
-    job = edit.begin(config, folder, defaults)
+    job = edit.begin(config, folder, output, defaults)
     variants, count = config.edit.variants, len(job.originals) * config.edit.variants
+    name = f"-strength_{config.edit.strength:g}-{variants}_variants"
+    target = edit.claim(job, output, mode="image_to_image", name=name)
     with processes.together():
         sampler = build.build_sampler(config, strength=config.edit.strength)
         generator = build.build_generator(
-            config, job.mesh, (), sampler=sampler, begin=lambda keys, x_start: start_from_image(sampler, keys, x_start)
+            config, job.mesh, (), sampler=sampler, begin=make_begin(sampler, config.edit.strength)
         )
     x_start = edit.repeated(np.asarray(pixels.from_uint8(job.originals)), variants)
     drawn = edit.draw(job, generator, edit.repeated(job.labels, variants), x_start, count, what="images")
     drawn = drawn.reshape(len(job.originals), variants, *drawn.shape[1:])
     top = sampler.schedule.timesteps[-1]
+    start_words = f"from t={top}" if config.edit.strength < 1 else "from pure noise"
     edit.finish(
         job,
-        output,
+        target,
         mode="image_to_image",
-        words=f"strength {config.edit.strength:g}: from t={top} by {config.sampling.sampler} in {sampler.num_steps} steps",
-        name=f"-strength_{config.edit.strength:g}",
+        words=f"strength {config.edit.strength:g}: {start_words} by {config.sampling.sampler} in {sampler.num_steps} steps",
         rows=[job.originals, *drawn.swapaxes(0, 1)],
         arrays={"images": drawn, "originals": job.originals},
     )
     return 0
+
+
+def make_begin(sampler: Sampler, strength: float) -> Callable[[jax.Array, jax.Array], SamplerState]:
+    """(keys [B], x_start [B, H, W, C]) -> where the chain starts: the noisy image, or pure noise at strength 1."""
+    if strength < 1:
+        return lambda keys, x_start: start_from_image(sampler, keys, x_start)
+    return lambda keys, x_start: start(sampler, keys, x_start.shape[1:])

@@ -8,7 +8,7 @@ from ddpm_jax.process import pixels
 from ddpm_jax.programs import edit
 from ddpm_jax.runtime import processes
 from ddpm_jax.runtime.errors import UsageError
-from ddpm_jax.samplers.repaint import Known, start_filling
+from ddpm_jax.samplers.repaint import Known, default_jump_length, start_filling
 
 GREY = 128  # what the picture shows in place of what is missing
 HALVES = ("center", "left", "right", "top", "bottom")
@@ -31,8 +31,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         edit.check_edit(config)
         missing = read_mask(config)
         sampler = build.build_filling(config)
-    job = edit.begin(config, folder, defaults)
-    variants, count = config.edit.variants, len(job.originals) * config.edit.variants
+    job = edit.begin(config, folder, output, defaults)
+    options = config.edit
+    mask_name = options.mask if options.mask in HALVES else "file"
+    jump = options.jump_length or default_jump_length(config.sampling.num_steps)
+    name = f"-mask_{mask_name}-jump_{jump}-resampling_{options.resampling}-{options.variants}_variants"
+    target = edit.claim(job, output, mode="inpaint", name=name, more=missing)
+    variants, count = options.variants, len(job.originals) * options.variants
     with processes.together():
         generator = build.build_generator(
             config, job.mesh, (), sampler=sampler, begin=lambda keys, known: start_filling(sampler, keys, known)
@@ -44,16 +49,15 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     filled = filled.reshape(len(x_start), variants, *filled.shape[1:])
 
     shown = np.where(missing, np.uint8(GREY), job.originals)
-    sampling, options = config.sampling, config.edit
+    sampling = config.sampling
     edit.finish(
         job,
-        output,
+        target,
         mode="inpaint",
         words=(
             f"{missing.mean():.0%} drawn anew by {sampling.sampler} in {sampling.num_steps} steps, "
             f"{sampler.evaluations:,} network evaluations an image"
         ),
-        name=f"-jump_{options.jump_length}-resampling_{options.resampling}",
         rows=[job.originals, shown, *filled.swapaxes(0, 1)],
         arrays={"images": filled, "originals": job.originals, "missing": missing[..., 0]},
     )
@@ -75,7 +79,7 @@ def read_mask(config: ConfigDict) -> np.ndarray:
         columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
         missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
         return missing[..., None]
-    grey = ConfigDict({"data": {"image_size": size, "channels": 1, "background": "black"}})
+    grey = ConfigDict({"data": {"image_size": size, "channels": 1, "background": "black", "value_range": ()}})
     missing = edit.read_file(name, grey) >= GREY
     if missing.all() or not missing.any():
         which = "white" if missing.all() else "black"

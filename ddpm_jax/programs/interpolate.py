@@ -32,9 +32,11 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     """
     with processes.together():
         check_interpolation(config)
-    job = edit.begin(config, folder, defaults)
+    job = edit.begin(config, folder, output, defaults)
     if len(job.originals) < 2:
         raise UsageError("one image has no way to another: give two or more in config.edit.images")
+    name = f"-turns_{config.edit.turns}-{config.edit.frames}_frames"
+    target = edit.claim(job, output, mode="interpolate", name=name)
     with processes.together():
         up, down = build.build_inversion(config), build.build_sampler(config)
         climb = build.build_generator(
@@ -58,13 +60,12 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     ends = drawn[:, [0, -1]].astype(float) - np.stack([job.originals[:-1], job.originals[1:]], axis=1)
     edit.finish(
         job,
-        output,
+        target,
         mode="interpolate",
         words=(
             f"ddim in {down.num_steps} steps and its inversion in {up.evaluations} evaluations; "
             f"the images come back with a root mean square error of {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
         ),
-        name=f"-turns_{config.edit.turns}",
         rows=[job.originals[:-1], *drawn.swapaxes(0, 1), job.originals[1:]],
         arrays={"images": drawn, "originals": job.originals, "latents": latents},
     )

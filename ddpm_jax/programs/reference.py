@@ -15,20 +15,24 @@ from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax import build, check
-from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
+from ddpm_jax.data import duplicates
+from ddpm_jax.data import identity as data_identity
+from ddpm_jax.data.source import RESIZE_FILTER, ImageSource, NoSuchSplit
 from ddpm_jax.metrics import collection, features, reference
 from ddpm_jax.metrics.collection import Collection
 from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, workdir
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime import paths, processes, workdir
+from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.logbook import Progress
 
 
 @processes.one_job()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
     """Write the statistics of the images to compare with, through config.evaluation.features; the exit code.
+
+    A file that holds statistics of another set or other features is not replaced.
 
     Args:
       config: resolved.
@@ -37,20 +41,19 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
       defaults: unused: statistics are of data, not of a run.
 
     Raises:
-      PersonError, UsageError: wrong fields, no data set, a file that cannot be written.
+      PersonError, UsageError: wrong fields, no data set, a file that cannot be written or holds something else.
     """
     with processes.together():
         check.check_config(config)
-        target = pathlib.Path(output).expanduser().absolute() if output else default_file(folder)
+        target = paths.output_path(output, default_file(folder))
+        if processes.is_writer():
+            paths.make_output_parent(target)
         extractor = make_extractor(config)
+        check_replaceable(target, identity(config, extractor))
         source = real_source(config)
     made = measure(config, source, extractor, meshes.make_mesh())
     with processes.together():
         if processes.is_writer():
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
             reference.save(target, made)
             kept = f", with the features of {len(made.features):,}" if len(made.features) < len(source) else ""
             print(f"statistics of {len(source):,} images of {source.name} {source.split}{kept} in {target}")
@@ -58,9 +61,20 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
 
 def make_extractor(config: ConfigDict) -> FeatureExtractor:
-    """The extractor that config.evaluation names."""
+    """The extractor that config.evaluation names.
+
+    Raises:
+      UsageError, PersonError: as `features.make_extractor`.
+    """
     evaluation = config.evaluation
-    return features.make_extractor(evaluation.features, weights=evaluation.weights, report=processes.say, progress=Progress)
+    try:
+        return features.make_extractor(evaluation.features, weights=evaluation.weights, report=processes.say, progress=Progress)
+    except UsageError:
+        raise
+    except PersonError as error:
+        if evaluation.features != "inception":
+            raise
+        raise PersonError(f"{error}; or compare without a network: --config.evaluation.features=pixels_16") from error
 
 
 def split_of(config: ConfigDict) -> str:
@@ -69,10 +83,36 @@ def split_of(config: ConfigDict) -> str:
 
 
 def real_source(config: ConfigDict, split: str = "") -> ImageSource:
-    """The images of a split of config.data, by default those to compare with."""
+    """The images of a split of config.data, by default those to compare with.
+
+    Raises:
+      UsageError: the set has no such split; names the field that asked for it.
+      PersonError: the set cannot be read.
+    """
     other = config.copy_and_resolve_references()
     other.data.split = split or split_of(config)
-    return build.build_source(other, report=processes.say)
+    try:
+        return build.build_source(other, report=processes.say)
+    except NoSuchSplit as error:
+        if split or not config.evaluation.split:
+            raise
+        raise NoSuchSplit(f"config.evaluation.split is {config.evaluation.split!r}: {error}") from error
+
+
+def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:
+    """Raises a PersonError where `target` is a file, unless it holds statistics of what is `wanted`."""
+    if target.is_dir():
+        raise PersonError(f"--output={target} is a folder: name a file, such as --output={target / 'reference.npz'}")
+    if not target.exists():
+        return
+    advice = "choose another --output, or remove the file first"
+    try:
+        held = reference.load(target).provenance
+        if held is None:
+            raise PersonError(f"{target} holds statistics of unknown origin")
+        reference.check_matches(target, held, wanted)
+    except PersonError as error:
+        raise PersonError(f"{error}; it is not replaced: {advice}") from error
 
 
 def default_file(folder: str) -> pathlib.Path:
@@ -81,22 +121,30 @@ def default_file(folder: str) -> pathlib.Path:
 
 
 def measure(config: ConfigDict, source: ImageSource, extractor: FeatureExtractor, mesh: jax.sharding.Mesh) -> Reference:
-    """The statistics of all images of a source; their bytes are hashed on the way."""
-    digest = hashlib.sha256()
+    """The statistics of all images of a source, with their hash, the number of copies and the size of each class."""
+    digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
 
-    def hashed(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        for images in batches:
-            digest.update(images)
-            yield images
+    def seen(size: int) -> Iterator[np.ndarray]:
+        for first in range(0, len(source), size):
+            batch = source.batch(np.arange(first, min(first + size, len(source))))
+            digest.update(batch["image"])
+            hashes.extend(duplicates.hash_images(batch["image"]))
+            if "label" in batch:
+                np.add.at(classes, batch["label"], 1)
+            yield batch["image"]
 
-    made = collect(config, extractor, mesh, hashed(batches_of(source, config.evaluation.batch_size)), len(source))
+    made = collect(config, extractor, mesh, seen(config.evaluation.batch_size), len(source))
     provenance = identity(config, extractor) | {
         "images": len(source),
         "images_sha256": digest.hexdigest(),
+        "data": data_identity.identity_of(source),
+        "repeated_images": duplicates.count_repeated(hashes),
         "random_flip": False,
         "resize": f"Pillow {RESIZE_FILTER.name.lower()}, where images had another size",
         "ddpm_jax": ddpm_jax.__version__,
     }
+    if classes.size:
+        provenance["class_counts"] = classes.tolist()
     if len(made.features) < len(source):
         provenance |= {"features_kept": len(made.features), "features_seed": collection.CHOICE_SEED}
     return Reference(made.gaussian, made.features, provenance)

@@ -1,64 +1,160 @@
-"""--mode=sample: draw images from a checkpoint, into images.npz and pictures."""
+"""--mode=sample: generate images from a checkpoint, into images.npz or PNG files, and a grid.
+
+Images are written piece by piece as they are made: any number of them takes the memory of one batch, and a command that was
+killed continues where it stopped.
+"""
 
 import contextlib
+import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, check, visualize
-from ddpm_jax.process import initial_noise, pixels
+from ddpm_jax import build, check
+from ddpm_jax.process import initial_noise
 from ddpm_jax.programs import weights
+from ddpm_jax.programs.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, SampleFolder, chain_pictures
+from ddpm_jax.runtime import manifest, paths, processes, randomness, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.logbook import Progress
 from ddpm_jax.samplers.generate import GeneratedBatch, Generator
 
-CHAINS_SHOWN = 8  # rows of a picture of chains
+__all__ = ["CHAINS_SHOWN", "chain_pictures", "draw", "draw_with_progress", "generate_missing", "run"]
+
 GRAY = 0.1  # of the way to mid-gray: what images may be pulled further by the spacing without a note
 FEW = 10  # parts of the chain: below one of them, the variance of fixed_large is known to spoil images
+# Fields of config.sampling that change no picture, so that images made with other values of them may be mixed.
+FREE = ("num_images", "batch_size", "keep", "checkpoint_step", "format")
 
 
 @processes.one_job()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Draw config.sampling.num_images images; the exit code.
+    """Generate config.sampling.num_images images; the exit code.
 
     Args:
       config: resolved.
       folder: workdir of the run that trained the model.
-      output: where to write; by default a folder in the workdir's samples/ named after what was drawn.
+      output: where to write; by default a folder in the workdir's samples/ named after what is generated.
       defaults: values of fields that the workdir's config is too old to have.
 
     Raises:
-      PersonError, UsageError: no checkpoint, another model, an output folder that cannot be written.
+      PersonError, UsageError: no checkpoint, another model, an output folder that cannot be written or holds other results.
     """
     with processes.together():
         check.check_config(config)
         workdir.read_config(folder)  # there must be a run
+        check_output(output)
     run_folder = processes.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
     mesh = meshes.make_mesh()
     with processes.together():
         generator = build.build_generator(config, mesh)
 
-    sampling = config.sampling
+    sampling, number = config.sampling, config.sampling.num_images
     params, step = weights.restore(config, run_folder, mesh)
-    drawn = draw_with_progress(config, generator, params)
+    labels = build.sampling_labels(config)
+    default = workdir.sample_folder(run_folder) / folder_name(config, step)
+    files, gaps = None, []
+    with processes.together():
+        if processes.is_writer():
+            identity = identity_of(config, "sample", step, params) | {"num_images": number, "keep": sampling.keep}
+            target = manifest.claim(identity, names=OUTPUTS, default=default, output=output)
+            files = SampleFolder(
+                target,
+                identity,
+                num_images=number,
+                image_shape=build.image_shape(config),
+                labels=labels,
+                class_names=class_names_of(run_folder),
+                formats=build.FORMATS[sampling.format],
+                keeps_stages=bool(sampling.keep),
+                report=processes.say,
+            )
+            gaps = files.missing()
 
-    default = workdir.sample_folder(run_folder) / name_of(config, step)
-    target = pathlib.Path(output).expanduser().absolute() if output else default
+    def write(first: int, batch: GeneratedBatch) -> None:
+        with writing_to(target):
+            files.write(first, batch)
+
+    @functools.cache
+    def without_stages() -> Generator:
+        return build.build_generator(config, mesh, ())
+
+    def generator_at(first: int) -> Generator:
+        return without_stages() if sampling.keep and first >= KEPT_IMAGES else generator
+
+    generate_missing(config, generator_at, params, gaps, labels, write, split_at=KEPT_IMAGES if sampling.keep else 0)
     with processes.together():
         if processes.is_writer():
             with writing_to(target):
-                write(target, drawn)
+                files.finish()
+                contents = files.contents()
             print(f"{step=:,} of {sampling.weights} weights, {sampling_words(config)}, seed {sampling.seed}")
-            print(f"pictures in {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
-            for note in sampling_notes(config):
+            print(f"{number:,} image{'s' * (number != 1)} in {target}: {', '.join(contents)}")
+            for note in [*sampling_notes(config), *keep_notes(config)]:
                 print(f"note: {note}")
     return 0
+
+
+def generate_missing(
+    config: ConfigDict,
+    generator_at: Callable[[int], Generator],
+    params: Any,
+    gaps: Sequence[range],
+    labels: np.ndarray | None,
+    write: Callable[[int, GeneratedBatch], None],
+    *,
+    split_at: int = 0,
+) -> None:
+    """Generate the images that are missing of config.sampling.num_images, and write each batch before the next is begun.
+
+    Every process calls this; what the first one holds and says decides for all.
+
+    Args:
+      config: whose sampling section names the seed and the number of images.
+      generator_at: index of an image -> the generator for the range that begins there.
+      params: what the generator takes.
+      gaps: of the first process, the missing indices as ranges; not read in the others.
+      labels: int32 [num_images], or None.
+      write: (index of the first image, batch), called in the first process alone.
+      split_at: a range does not cross this index, so that images from there on can have another generator.
+
+    Raises:
+      NotFinite: images hold NaN; those written before stay.
+      PersonError: what `write` raises.
+    """
+    number = config.sampling.num_images
+    bounds = processes.first_says([bound for gap in gaps for bound in (gap.start, gap.stop)])
+    missing = []
+    for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
+        middle = [split_at] if start < split_at < stop else []
+        missing += zip([start, *middle], [*middle, stop], strict=True)
+    there = number - sum(stop - start for start, stop in missing)
+    if there:
+        processes.say(f"{there:,} of {number:,} images are there already")
+    key = randomness.purpose_key(config.sampling.seed, "sample")
+    with Progress(number, unit="images", out=sys.stderr) as progress:
+        tell = progress.update if processes.is_writer() else lambda images: None
+        for start, stop in missing:
+            batches = generator_at(start).generate(
+                params,
+                key,
+                num_images=stop - start,
+                first_image=start,
+                labels=None if labels is None else labels[start:stop],
+                report=shifted(tell, start),
+            )
+            for batch in batches:
+                with processes.together():
+                    if processes.is_writer():
+                        write(start, batch)
+                start += len(batch.images)
 
 
 def draw(config: ConfigDict, generator: Generator, params: object, *, report=lambda images: None) -> GeneratedBatch:
@@ -91,34 +187,28 @@ def shifted(tell: Callable[[float], None], first: int) -> Callable[[float], None
     return lambda images: tell(first + images)
 
 
-def write(target: pathlib.Path, drawn: GeneratedBatch) -> None:
-    """images.npz, grid.png and, where stages were kept, chain.png and pred_xstart.png.
-
-    images.npz holds `images` uint8 [N, H, W, C], `labels` int32 [N] where there are any, and the kept stages as
-    uint8 [N, S, H, W, C]: `x_t`, and `pred_xstart`, the guess of x_start made there.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    arrays = {"images": drawn.images}
-    if drawn.labels is not None:
-        arrays["labels"] = drawn.labels
-    chains = chain_pictures(drawn)
-    arrays |= chains
-    partial = target / "images.npz.partial"
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(target / "images.npz")
-    visualize.save_png(target / "grid.png", visualize.grid_of_classes(drawn.images, drawn.labels))
-    for name, stages in chains.items():
-        visualize.save_png(target / f"{name}.png", visualize.strip(stages[:CHAINS_SHOWN]))
+def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
+    """The names of label 0, 1, ... in the set that the run was trained on; () where they are not known."""
+    return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
 
 
-def chain_pictures(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
-    """The kept stages, the finished image after them: name -> uint8 [N, S + 1, H, W, C]; empty where none were kept."""
-    if not drawn.kept_x.shape[1]:
-        return {}
-    finished = drawn.images[:, None]
-    stages = {"x_t": drawn.kept_x, "pred_xstart": drawn.kept_pred_xstart}
-    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), finished], axis=1) for name, x in stages.items()}
+def identity_of(config: ConfigDict, mode: str, step: int, params: Any) -> dict[str, Any]:
+    """Everything that decides what pictures a mode makes of a run, as JSON can hold it."""
+    sampling = {name: value for name, value in config.sampling.to_dict().items() if name not in FREE}
+    return {
+        "mode": mode,
+        "step": step,
+        "weights_sha256": weights.digest(params),
+        "sampling": sampling,
+        "diffusion": config.diffusion.to_dict(),
+        "dtype": config.model.dtype,
+    }
+
+
+def check_output(output: str) -> None:
+    """Raise a PersonError, before any work, where nothing can be written to the folder that --output names."""
+    if output and processes.is_writer():
+        paths.make_output_folder(paths.output_path(output, ""))
 
 
 @contextlib.contextmanager
@@ -127,11 +217,13 @@ def writing_to(target: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PersonError(f"cannot write to {target}: {error.strerror or error}; choose another --output") from error
+        raise paths.cannot_write(target, error) from error
+    except zipfile.BadZipFile as error:
+        raise PersonError(f"a file in {target} is damaged ({error}): remove the folder, or choose another --output") from error
 
 
 def name_of(config: ConfigDict, step: int) -> str:
-    """A folder's name that says what was drawn."""
+    """A folder's name that says how images are generated, but not how many."""
     sampling = config.sampling
     name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
     for field, value in options_of(config).items():
@@ -141,6 +233,13 @@ def name_of(config: ConfigDict, step: int) -> str:
     if sampling.label != -1:
         name += f"-label_{sampling.label}"
     return name
+
+
+def folder_name(config: ConfigDict, step: int) -> str:
+    """As `name_of`, with the number of images and of stages kept: the name of the folder that holds exactly these."""
+    sampling = config.sampling
+    keep = f"-keep_{sampling.keep}" if sampling.keep else ""
+    return f"{name_of(config, step)}-{sampling.num_images}_images{keep}"
 
 
 def sampling_words(config: ConfigDict) -> str:
@@ -170,6 +269,14 @@ def sampling_notes(config: ConfigDict) -> list[str]:
             f"sampling.spacing=trailing {least:.0%} (docs/colors.md)"
         )
     return notes
+
+
+def keep_notes(config: ConfigDict) -> list[str]:
+    """Of stages that are not kept of all images; empty where they are."""
+    sampling = config.sampling
+    if sampling.keep and sampling.num_images > KEPT_IMAGES:
+        return [f"stages along the way (config.sampling.keep) are kept of the first {KEPT_IMAGES} images"]
+    return []
 
 
 def options_of(config: ConfigDict) -> dict[str, str]:

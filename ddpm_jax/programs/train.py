@@ -5,28 +5,34 @@ bits: the state is the checkpoint's, and data and noise of step n follow from (s
 """
 
 import contextlib
+import datetime
 import functools
 import math
 import pathlib
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, check, visualize
-from ddpm_jax.data import pipeline
-from ddpm_jax.programs import sample, weights
+from ddpm_jax import build, check, data_config
+from ddpm_jax.data import identity, pipeline
+from ddpm_jax.programs import weights
+from ddpm_jax.programs.pictures import Pictures, parameter_count, sample_command
+from ddpm_jax.runtime import config_changes, processes, randomness, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import processes, randomness, workdir
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.interrupt import Interrupt
 from ddpm_jax.runtime.logbook import Logbook
+from ddpm_jax.samplers.generate import NotFinite
+from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.state import TrainState
 
 
@@ -52,11 +58,33 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         weights.check_kept(config)
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True, defaults=build.as_dict(defaults))
+    run_folder = processes.prepare_workdir(folder, config.to_dict(), write=True)
+    with processes.hold_workdir(run_folder, say) as check_held:
+        with processes.together():
+            run_record.check_resume(run_folder, config.to_dict(), build.as_dict(defaults))
+        options = {"started": started, "profiled_steps": profiled_steps, "say": say, "check_held": check_held}
+        return _train(config, run_folder, mesh, defaults=defaults, **options)
+
+
+def _train(
+    config: ConfigDict,
+    run_folder: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    defaults: ConfigDict | None,
+    started: float,
+    profiled_steps: range,
+    say: Callable[[str], None],
+    check_held: Callable[[], None],
+) -> int:
+    """As `run`, once the workdir is there, held and of this config; `check_held` comes before each save."""
+    is_writer = processes.is_writer()
     evaluation = None
     with processes.together():
-        generator = build.build_generator(config, mesh)
         source = build.build_source(config, report=say)
+        check_data(run_folder, identity.identity_of(source), config.model.class_conditional, say)
+        data_config.complete(config, identity.identity_of(source))
+        build.build_generator(config, mesh)  # so that a wrong field of config.sampling is found now
     if config.train.evaluate_every:
         from ddpm_jax.programs import evaluate  # half a second of import that other runs need not pay
 
@@ -69,10 +97,10 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         report=say,
     ) as checkpoints:
         state, start_step = initial_state(config, checkpoints, mesh)
-        say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        say(write_parameters(run_folder, state.params, is_writer))
         say(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
-            say(f"resuming at step {start_step:,}")
+            say(resume_line(config, run_folder, start_step, defaults))
         with (
             Interrupt(processes.StopVote(mesh) if jax.process_count() > 1 else None) as interrupt,
             Logbook(
@@ -84,6 +112,7 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
                 tensorboard=config.train.tensorboard,
             ) as logbook,
         ):
+            pictures = Pictures(config, mesh, run_folder, logbook, source.class_names)
             log = StepLog(config, logbook, start_step, checkpoints)
             everywhere = meshes.replicated(mesh)
             train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
@@ -109,41 +138,93 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
                         if due.picture:
                             log.flush()
                             with logbook.pause():
-                                picture(config, generator, state, run_folder, logbook)
+                                pictures.along_the_way(state)
                         if due.evaluation:
                             log.flush()
                             with logbook.pause():
-                                logbook.scalars(step, evaluation.scores(weights.of_state(config, state)))
+                                score(config, evaluation, state, logbook)
                         if due.checkpoint or stop:
                             log.flush()  # nothing unsound is ever saved
+                            check_held()
                             checkpoints.save(step, state.fields())
                     if stop:
                         break
                     trace(step)
                     batch = next(batches)
                     state, metrics = train_step(state, batch, key)
-                    if step == start_step:
-                        jax.block_until_ready(metrics)
-                        logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
                     log.add(step + 1, metrics)
+                    if step == start_step:
+                        log.flush()  # a step whose loss is not finite is not one to record
+                        with processes.together():
+                            if is_writer:
+                                record_start(config, run_folder, start_step, mesh, defaults)
+                                workdir.write_data_identity(run_folder, identity.identity_of(source))
+                        logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
             log.flush()
             step = int(state.step)
+            if step > start_step:  # else there is nothing new, and no record of a step
+                check_held()
+                # Before the last picture, which may take as long as the training did.
+                checkpoints.save(step, state.fields(), wait=True)
+            ending = f"done: {step:,} steps; make pictures with: {sample_command(run_folder)}"
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
-                    shown = picture(config, generator, state, run_folder, logbook)
+                    ending = pictures.last(state)
             if step == config.train.num_steps and evaluation:
                 with logbook.pause():
-                    logbook.scalars(step, evaluation.scores(weights.of_state(config, state)))
-            checkpoints.save(step, state.fields(), wait=True)
+                    score(config, evaluation, state, logbook)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
-                logbook.say(f"stopped by {name}: step {step:,} is saved, the same command goes on from there")
+                saved = f"step {step:,} is saved" if step else "before the first step, so nothing is saved"
+                logbook.say(f"stopped by {name}: {saved}; run the same command again to resume")
                 return interrupt.exit_code
-            if config.train.sample_every:
-                logbook.say(f"done: {step:,} steps; see {' and '.join(map(str, shown))}")
-            else:
-                logbook.say(f"done: {step:,} steps; draw images with --mode=sample --workdir={folder}")
+            logbook.say(ending)
     return 0
+
+
+def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bool, say: Callable[[str], None]) -> None:
+    """Compare the set with the one that the run was trained on so far.
+
+    Raises:
+      PersonError: a class-conditional run was trained on other classes.
+    """
+    old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
+    if old is None:
+        return
+    if has_classes and (changed := identity.class_changes(old, new)):
+        raise PersonError(
+            f"{run_folder} was trained on other classes than {new['name']} has: {changed}. Put them back, or choose another "
+            "--workdir for a new run"
+        )
+    if changed := identity.content_changes(old, new):
+        say(f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these")
+
+
+def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
+    """What a user is to know of a resume: the step, and each field and version that differs from those of the run so far."""
+    changed = run_record.resume_changes(run_folder, config.to_dict(), step, build.as_dict(defaults))
+    changed |= run_record.version_changes(run_folder, versions.program_versions(), step)
+    return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
+
+
+def record_start(
+    config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, defaults: ConfigDict | None
+) -> None:
+    """Write config.json, and the line of history.jsonl for a training that began at `step` and has taken a step."""
+    fields = config.to_dict()
+    run_record.record_start(
+        run_folder,
+        fields,
+        step,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
+        versions=versions.program_versions(),
+        commit=versions.program_commit(),
+        devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
+        processes=jax.process_count(),
+        host=socket.gethostname(),
+        command=sys.argv,
+    )
 
 
 def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
@@ -155,7 +236,10 @@ def initial_state(config: ConfigDict, checkpoints: Checkpoints, mesh: jax.shardi
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(init, out_shardings=sharding, compiler_options=options)(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
-    fields, step = checkpoints.restore(abstract.fields())
+    fields = abstract.fields()
+    older = fields | {"opt_state": optimizers.unclipped_layout(abstract.opt_state)}
+    as_now = lambda old: old | {"opt_state": optimizers.from_unclipped_layout(old["opt_state"])}  # noqa: E731
+    fields, step = checkpoints.restore(fields, older=(older, as_now))
     return TrainState.from_fields(fields), step
 
 
@@ -213,6 +297,7 @@ class StepLog:
         scalars = {"loss": total["loss"] / number, "grad_norm": total["grad_norm"] / number}
         scalars["param_norm"] = self._interval[-1]["param_norm"]
         scalars["learning_rate"] = self._learning_rate(step - 1)
+        scalars |= self._logbook.rates()
         for quartile, (losses, count) in enumerate(zip(total["quartile_sum"], total["quartile_count"], strict=True), 1):
             if count:
                 scalars[f"loss_q{quartile}"] = losses / count
@@ -228,23 +313,21 @@ class StepLog:
         )
 
 
-def picture(config: ConfigDict, generator, state: TrainState, run_folder: pathlib.Path, logbook: Logbook) -> list[pathlib.Path]:
-    """Draw samples of the EMA (or raw) weights into samples/step_N.png, and TensorBoard; the files written."""
-    step = int(state.step)
-    drawn = sample.draw_with_progress(config, generator, weights.of_state(config, state))
-    pictures = {"": visualize.grid_of_classes(drawn.images, drawn.labels)}
-    for name, stages in sample.chain_pictures(drawn).items():
-        pictures[f"-{name}"] = visualize.strip(stages[: sample.CHAINS_SHOWN])
-    folder = workdir.sample_folder(run_folder)
-    files = [folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
+def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
+    """Write the table of all parameters into the workdir's parameters.txt; the line that says how many there are."""
+    file = run_folder / "parameters.txt"
     with processes.together():
-        if processes.is_writer():
-            with sample.writing_to(folder):
-                folder.mkdir(exist_ok=True)
-                for file, image in zip(files, pictures.values(), strict=True):
-                    visualize.save_png(file, image)
-    logbook.image(step, "samples", pictures[""])
-    return files
+        if is_writer:
+            workdir.write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    return f"{parameter_count(params):,} parameters, listed in {file}"
+
+
+def score(config: ConfigDict, evaluation: Any, state: TrainState, logbook: Logbook) -> None:
+    """Log the scores of images generated by the state's weights; without any where they are not finite."""
+    try:
+        logbook.scalars(int(state.step), evaluation.scores(weights.of_state(config, state)))
+    except NotFinite as error:  # the weights train on: their loss has a check of its own
+        logbook.say(f"no scores of step {int(state.step):,}: {error}")
 
 
 def parse_profile(text: str) -> range:

@@ -5,6 +5,7 @@ own name. Any other length of power-function average (`power_0.07`) is a sum of 
 kept: EDM2 (2312.02696), section 3.2, by `training/post_hoc.py`.
 """
 
+import hashlib
 import itertools
 import pathlib
 import sys
@@ -89,9 +90,43 @@ def _make(config: ConfigDict, checkpoints: Checkpoints, abstract: Any, target: i
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, abstract), steps[-1]
 
 
+def check_available(config: ConfigDict, run_folder: pathlib.Path) -> None:
+    """Look for every checkpoint that config.evaluation names, and the weights in it, before anything is computed.
+
+    Raises:
+      PersonError: one is not there.
+    """
+    with Checkpoints(workdir.checkpoint_folder(run_folder), keep_latest=1, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise PersonError(f"no checkpoint in {checkpoints.directory}: train the model first, without --mode")
+        listed = ", ".join(map(str, steps))
+        for step in config.evaluation.checkpoint_steps:
+            if step != -1 and step not in steps:
+                raise PersonError(
+                    f"config.evaluation.checkpoint_steps names {step}, but there is no such checkpoint in "
+                    f"{checkpoints.directory}; there are {listed}"
+                )
+            folder = checkpoints.directory / str(steps[-1] if step == -1 else step)
+            for name in config.evaluation.averages or (config.sampling.weights,):
+                case = config.copy_and_resolve_references()
+                case.sampling.weights = name
+                field = build.weights_field(case)
+                if field is not None and not (folder / field).is_dir():
+                    raise PersonError(f"the checkpoint {folder} holds no weights called {name!r}")
+
+
 def check_names(config: ConfigDict) -> None:
     """Raises a UsageError where a name of config.evaluation.averages is of no weights."""
     for name in config.evaluation.averages:
         case = config.copy_and_resolve_references()
         case.sampling.weights = name
         build.weights_field(case)
+
+
+def digest(params: Any) -> str:
+    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf.addressable_data(0)))
+    return found.hexdigest()

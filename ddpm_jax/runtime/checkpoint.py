@@ -10,7 +10,7 @@ flipped on the disk it would hand back other numbers without a word.
 Every process of a run makes the same calls in the same order.
 """
 
-import logging
+import functools
 import os
 import re
 import sys
@@ -20,18 +20,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from ddpm_jax.runtime.checksums import check_sums, write_sums
+from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.orbax_logs import silence_orbax
 from ddpm_jax.runtime.processes import all_agree, first_says, is_writer, together
 
 State = dict[str, Any]
+Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and what makes the wanted layout of it
 
 # Trouble that says nothing about the files: never a reason to set a checkpoint aside.
 _NOT_DAMAGE = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
@@ -65,7 +66,7 @@ class Checkpoints:
             raise UsageError(f"keep_latest is {keep_latest}: at least the newest checkpoint must stay")
         if keep_every < 0:
             raise UsageError(f"keep_every is {keep_every}: give a number of steps, or 0 to keep only the newest")
-        _silence_orbax()
+        silence_orbax()
         _save_arrays_whole()
         self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
         self._read_only = read_only
@@ -142,7 +143,9 @@ class Checkpoints:
             self.wait()
         return True
 
-    def restore(self, abstract_state: State, step: int | None = None) -> tuple[State, int]:
+    def restore(
+        self, abstract_state: State, step: int | None = None, *, older: tuple[State, Callable[[State], State]] | None = None
+    ) -> tuple[State, int]:
         """Reads a whole state into the shapes, types and shardings of `abstract_state`.
 
         With `step` None, the newest that can be read: damaged ones are passed over, told of in one line
@@ -150,6 +153,9 @@ class Checkpoints:
 
         Args:
           abstract_state: jax.ShapeDtypeStruct trees, with shardings, of every field.
+          step: of the checkpoint.
+          older: the state in the layout of an older version of this program, likewise, and what makes the present layout of
+            it; for checkpoints that are not as `abstract_state`.
 
         Returns:
           The state, and its step.
@@ -157,11 +163,17 @@ class Checkpoints:
         Raises:
           PersonError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
         """
-        return self._restore(abstract_state, step, whole=True)
+        layouts = [(abstract_state, lambda state: state)] + ([older] if older else [])
+        state, step = self._restore(layouts, step, whole=True)
+        with together():
+            if not self._read_only and is_writer() and not has_sums(self.directory / str(step)):
+                # The process that saved it was killed before it wrote them. Read in whole, it is sound now.
+                write_sums(self.directory / str(step))
+        return state, step
 
     def restore_part(self, abstract_part: State, step: int | None = None) -> tuple[State, int]:
         """As `restore`, reading only the fields of `abstract_part`."""
-        return self._restore(abstract_part, step, whole=False)
+        return self._restore([(abstract_part, lambda state: state)], step, whole=False)
 
     def wait(self) -> None:
         """Waits until the last save is on the disk.
@@ -199,7 +211,7 @@ class Checkpoints:
             if kind is None:  # another error is on its way already: that one is the cause
                 raise
 
-    def _restore(self, abstract: State, step: int | None, *, whole: bool) -> tuple[State, int]:
+    def _restore(self, layouts: Layouts, step: int | None, *, whole: bool) -> tuple[State, int]:
         self.wait()
         steps = self.steps()
         if not steps:
@@ -207,13 +219,13 @@ class Checkpoints:
         if step is not None:
             if step not in steps:
                 raise PersonError(f"no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, steps))}")
-            state, cause = self._try(step, abstract, whole)
+            state, cause = self._try(step, layouts, whole)
             if state is None:
                 raise PersonError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
             return state, step
         damaged: dict[int, str] = {}
         for candidate in reversed(steps):
-            state, cause = self._try(candidate, abstract, whole)
+            state, cause = self._try(candidate, layouts, whole)
             if state is not None:
                 # Only now: where none can be read, the files may not be what is wrong.
                 self._set_aside(damaged, candidate)
@@ -225,31 +237,39 @@ class Checkpoints:
         listed = ", ".join(map(str, sorted(damaged)))
         raise PersonError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
 
-    def _try(self, step: int, abstract: State, whole: bool) -> tuple[State | None, str]:
+    def _try(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
         """The state, or None and what is wrong with the files. All processes agree on which."""
-        wanted = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
         folder = self.directory / str(step)
+        wanted = [{name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)} for abstract, _ in layouts]
 
-        def inspect() -> bool:
-            check_sums(folder, wanted)
+        def inspect() -> int:
+            check_sums(folder, wanted[0])
             # Read before the arrays are, so that a state of another shape is not taken for damage.
-            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in wanted))
+            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in wanted[0]))
             written = {item.name: _read_shapes(item) for item in items}
-            _check_shapes(step, written, {name: _shapes(tree) for name, tree in wanted.items()}, whole)
-            return True
+            wrong = [_differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole) for fields in wanted]
+            if all(wrong):
+                more = f" and {len(wrong[0]) - 3} more" if len(wrong[0]) > 3 else ""
+                raise PersonError(
+                    f"the checkpoint of step {step} is of another model: {'; '.join(wrong[0][:3])}{more}. Take the config of "
+                    "the run (--workdir without --config does), or another --workdir"
+                )
+            return wrong.index([])
 
-        def read() -> State:
-            items = {name: ocp.args.StandardRestore(_boxed(tree)) for name, tree in wanted.items()}
-            fields = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return {name: _unboxed(fields[name], tree) if name in wanted else tree for name, tree in abstract.items()}
+        def read(layout: int) -> State:
+            (abstract, convert), fields = layouts[layout], wanted[layout]
+            items = {name: ocp.args.StandardRestore(_boxed(tree)) for name, tree in fields.items()}
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return convert({name: _unboxed(found[name], tree) if name in fields else tree for name, tree in abstract.items()})
+
+        def by_all(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+            with together():
+                result, cause = _attempt(folder, functools.partial(work, *arguments))
+            return (result, "") if all_agree(result is not None) else (None, cause or "another process could not read it")
 
         # All must have found it sound before any reads: Orbax has them wait for each other there.
-        for work in (inspect, read):
-            with together():
-                result, cause = _attempt(folder, work)
-            if not all_agree(result is not None):
-                return None, cause or "another process could not read it"
-        return result, ""
+        layout, cause = by_all(inspect)
+        return (None, cause) if layout is None else by_all(read, layout)
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, cause in sorted(damaged.items()):
@@ -321,21 +341,18 @@ def _read_shapes(item: Path) -> dict[str, tuple]:
     return _shapes(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
 
 
-def _check_shapes(step: int, written: dict[str, dict], wanted: dict[str, dict], whole: bool) -> None:
-    """Raises PersonError where the checkpoint's fields are not those wanted: names the first few."""
-    fields = written.keys() | wanted.keys() if whole else wanted.keys()
+def _differing(wanted: dict[str, dict], written: dict[str, dict], whole: bool) -> list[str]:
+    """In what the checkpoint's fields are not those wanted, each in words."""
     differing = []
-    for field in sorted(fields):
+    for field in sorted(written.keys() | wanted.keys() if whole else wanted.keys()):
         if field not in written or field not in wanted:
-            differing.append(f"{field} is only {'there' if field in written else 'here'}")
+            differing.append(f"{field} is missing from the {'model' if field in written else 'checkpoint'}")
             continue
         there, here = written[field], wanted[field]
         for path in sorted(there.keys() | here.keys()):
             if there.get(path) != here.get(path):
                 differing.append(f"{field}/{path} is {_show(there.get(path))} there, {_show(here.get(path))} here")
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise PersonError(f"the checkpoint of step {step} is of another model: {'; '.join(differing[:3])}{more}")
+    return differing
 
 
 def _show(shape: tuple | None) -> str:
@@ -357,34 +374,6 @@ def _cause(error: BaseException) -> str:
         return os.strerror(int(code[1])).lower()
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
-
-
-def _silence_orbax() -> None:
-    """Lets Orbax log only where --verbosity asks for information: what it says in passing alarms, what matters raises."""
-    for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
-        if _from_elsewhere_or_asked not in logger.filters:
-            logger.addFilter(_from_elsewhere_or_asked)
-    if not isinstance(sys.unraisablehook, _ButNotOfLateWrites):
-        sys.unraisablehook = _ButNotOfLateWrites(sys.unraisablehook)
-
-
-def _from_elsewhere_or_asked(record: logging.LogRecord) -> bool:
-    # Of writes that fail together Orbax awaits one, which raises; asyncio tells of every other, with its traceback.
-    not_awaited = record.name == "asyncio" and "exception was never retrieved" in str(record.msg)
-    orbax = f"{os.sep}orbax{os.sep}" in record.pathname or not_awaited
-    return not orbax or absl.logging.get_verbosity() >= absl.logging.INFO
-
-
-class _ButNotOfLateWrites:
-    """What shows errors that nobody can catch, but for those of writes that end after Orbax has given up on all of them."""
-
-    def __init__(self, show: Callable[[Any], None]):
-        self._show = show
-
-    def __call__(self, unraisable: Any) -> None:
-        # tensorstore's threads come upon the event loop that Orbax has left, each with a traceback of its own.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self._show(unraisable)
 
 
 def _save_arrays_whole() -> None:

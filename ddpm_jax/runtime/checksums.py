@@ -22,6 +22,11 @@ def write_sums(folder: Path) -> None:
     write_atomically(folder / SUMS, json.dumps(sums, indent=0) + "\n")
 
 
+def has_sums(folder: Path) -> bool:
+    """Whether the folder has its checksums."""
+    return (folder / SUMS).exists()
+
+
 def check_sums(folder: Path, parts: Iterable[str]) -> None:
     """Checks the files of the subfolders `parts`; a folder without checksums.json only for having all of them.
 
@@ -29,7 +34,7 @@ def check_sums(folder: Path, parts: Iterable[str]) -> None:
       ValueError: a file is missing or not as it was written; names the first.
     """
     parts = set(parts)
-    if not (folder / SUMS).exists():
+    if not has_sums(folder):
         # The process was killed before it wrote them, or while it deleted the folder.
         missing = sorted(part for part in parts if not (folder / part).is_dir())
         if missing:

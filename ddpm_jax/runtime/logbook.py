@@ -108,6 +108,11 @@ class Logbook:
             self._step = step
         self._show()
 
+    def rates(self) -> dict[str, float]:
+        """Steps and images a second over the recent past, pauses left out; empty before they are known."""
+        steps = self._rate.per_second()
+        return {} if steps is None else {"steps_per_second": steps, "images_per_second": steps * self._batch_size}
+
     def image(self, step: int, name: str, grid: np.ndarray) -> None:
         """Records a picture, uint8 [H, W, C], in TensorBoard."""
         if self._is_writer and self._events is not None:

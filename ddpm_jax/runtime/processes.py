@@ -5,6 +5,7 @@ can know (a file that is not there, a signal) is told to the others before anybo
 process nothing here does anything.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -13,7 +14,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ddpm_jax.runtime import workdir
+from ddpm_jax.runtime import config_changes, run_record, workdir
 from ddpm_jax.runtime.errors import PersonError, UsageError
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
+from ddpm_jax.runtime.run_lock import RunLock
 
 SHARED_S = 30.0  # how long a network filesystem may take to show one host what another has written
+LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir ask for it
 LEAVE_S = 10.0  # how long a process that has failed waits for the others to end as well
 MESSAGE_BYTES = 1024  # of an error that is told to the others
 
@@ -91,35 +94,79 @@ def first_says(numbers: Sequence[int]) -> list[int]:
 def prepare_workdir(
     folder: str | os.PathLike, config: dict[str, Any], *, write: bool, defaults: dict[str, Any] | None = None
 ) -> Path:
-    """`workdir.prepare` for the whole job.
+    """The workdir of the whole job: made for a training, checked for a mode that reads it. No file in it is changed.
 
     Args:
       folder: workdir.
-      config: resolved; the same in every process, but for the fields that say where data lies (`workdir.FREE`).
-      write: whether process 0 makes the folder and writes the config; else all only check.
-      defaults: as `workdir.prepare`.
+      config: resolved; the same in every process, but for the fields of `config_changes.PER_HOST`.
+      write: for a training, which goes on with `hold_workdir` and `check_resume`: process 0 makes the folder. Else the
+        run in it, if there is one, must be of `config` (`run_record.check_reading`).
+      defaults: values of fields that the workdir's config is too old to have.
 
     Returns:
       The folder's absolute path.
 
     Raises:
       UsageError: the processes were given different configs.
-      PersonError: as `workdir.prepare`, and where the processes do not see one and the same folder.
+      PersonError: the folder cannot be written, the processes do not see one and the same folder, or the run is another.
     """
     check_same_config(config)
     with together():
-        run_folder = workdir.prepare(folder, config, defaults=defaults, is_writer=write and is_writer())
+        if write:
+            run_folder = workdir.make_folder(folder) if is_writer() else workdir.absolute(folder)
+        else:
+            run_folder = workdir.absolute(folder)
+            run_record.check_reading(run_folder, config, defaults)
     if write:
         check_shared(run_folder)
     return run_folder
 
 
+@contextlib.contextmanager
+def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Context: no other training in `folder`, of this machine or another. Process 0 holds the lock for the whole job.
+
+    Yields:
+      A function that raises where the workdir was lost nevertheless (`RunLock.check`), to be called by all processes before
+      anything is saved.
+
+    Raises:
+      PersonError: another training has it.
+    """
+    lock = None
+    try:
+        lock = _acquire(folder, report)
+
+        def check() -> None:
+            with together():
+                if lock is not None:
+                    lock.check()
+
+        yield check
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
+    """The lock in process 0, None in the others; all wait for it. Raises PersonError in all where another training has it."""
+    if jax.process_count() == 1:
+        return RunLock(folder, report=report)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(RunLock, folder, report=report) if is_writer() else None
+        # A collective fails where one process keeps the others waiting for 30 s, and the lock may take longer.
+        while not all_agree(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
+            pass
+        with together():
+            return attempt.result() if attempt is not None else None
+
+
 def check_same_config(config: dict[str, Any]) -> None:
-    """Raises UsageError in every process unless all were given the same config, but for the fields `workdir.FREE`."""
+    """Raises UsageError in every process unless all have the same config, but for the fields of `config_changes.PER_HOST`."""
     if jax.process_count() == 1:
         return
     fixed = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
-    for field in workdir.FREE:
+    for field in config_changes.PER_HOST:
         section, _, name = field.partition(".")
         if isinstance(fixed.get(section), dict):
             fixed[section].pop(name, None)

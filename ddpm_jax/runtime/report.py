@@ -17,6 +17,15 @@ def write_json(file: pathlib.Path, report: Mapping[str, Any]) -> None:
     write_atomically(file, json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
 
 
+def write_text(file: pathlib.Path, text: str) -> None:
+    """Write a text; it appears whole or not at all.
+
+    Raises:
+      PersonError: the file cannot be written.
+    """
+    write_atomically(file, text)
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table, columns in the order in which they first come; a number that a row lacks is left out.
 

@@ -1,10 +1,9 @@
-"""Images drawn for a measurement, kept in a folder piece by piece: a run that is killed goes on where it stopped.
+"""Generated images kept in a folder piece by piece: a command that is killed continues where it stopped.
 
-Each piece is one file, images_FIRST.npz, written whole or not at all; what is missing is what no sound piece holds. A
+Each piece is one file, images_FIRST.npz, written completely or not at all; what is missing is what no sound piece holds. A
 manifest says what the images are, so that no two kinds ever mix.
 """
 
-import json
 import os
 import pathlib
 import zipfile
@@ -13,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.runtime import manifest
 from ddpm_jax.runtime.errors import PersonError
-from ddpm_jax.runtime.workdir import write_atomically
-
-MANIFEST = "manifest.json"
 
 
 class ImageShards:
@@ -25,8 +22,9 @@ class ImageShards:
     Args:
       folder: made if need be.
       identity: what the images are, of what JSON can hold.
+      defaults: values of fields of the identity that an older folder does not have.
       is_writer: whether this process may make the folder and its manifest.
-      report: called with a line for each piece that is damaged and will be drawn again.
+      report: called with a line for each piece that is damaged and will be generated again.
 
     Raises:
       PersonError: the folder holds images of another kind (names each field), or cannot be written.
@@ -37,21 +35,21 @@ class ImageShards:
         folder: str | os.PathLike,
         identity: dict[str, Any],
         *,
+        defaults: dict[str, Any] | None = None,
         is_writer: bool = True,
         report: Callable[[str], None] = lambda line: None,
     ):
         self.folder = pathlib.Path(folder).absolute()
         self._report = report
-        identity = json.loads(json.dumps(identity))
-        manifest = self.folder / MANIFEST
-        if manifest.exists():
-            _check_same(self.folder, _read_manifest(manifest), identity)
+        self._sound: dict[tuple[str, int, int], int] = {}  # (name, size, time of change) -> images, of pieces read before
+        if (self.folder / manifest.MANIFEST).exists():
+            manifest.require_same(self.folder, identity, defaults)
         elif is_writer:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise PersonError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
-            write_atomically(manifest, json.dumps(identity, indent=2) + "\n")
+            manifest.write(self.folder, identity)
 
     def missing(self, num_images: int) -> list[range]:
         """The indices below num_images that no sound piece holds, as ranges in ascending order."""
@@ -66,8 +64,14 @@ class ImageShards:
             gaps.append(range(reached, num_images))
         return gaps
 
-    def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None, **more: np.ndarray) -> None:
         """Keep images first, first + 1, ..: uint8 [n, H, W, C], and labels [n] where there are any.
+
+        Args:
+          first: index of the first of them.
+          images: uint8 [n, H, W, C].
+          labels: int [n], or None.
+          **more: other arrays with a row for each of the first of these images, for `rows`.
 
         Raises:
           PersonError: they cannot be written.
@@ -76,14 +80,14 @@ class ImageShards:
         partial = file.with_name(f".{file.name}.partial")
         try:
             with partial.open("wb") as out:
-                np.savez(out, images=images, **({} if labels is None else {"labels": labels}))
+                np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
                 out.flush()
                 os.fsync(out.fileno())
             partial.replace(file)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise PersonError(
-                f"cannot write {file}: {(error.strerror or str(error)).lower()}; what was drawn before is kept"
+                f"cannot write {file}: {(error.strerror or str(error)).lower()}; what was generated before is kept"
             ) from error
 
     def batches(self, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -104,37 +108,44 @@ class ImageShards:
                 yield images[start - first : min(start + batch_size, end) - first]
             done = end
 
+    def rows(self, name: str, num_images: int) -> np.ndarray:
+        """What `write` was given as `name` for images 0 .. num_images-1, in one array.
+
+        Raises:
+          KeyError: a piece does not hold it.
+        """
+        parts, done = [], 0
+        for first, count in self._pieces():
+            if first <= done < min(first + count, num_images):
+                rows = _read(self._file(first), name)[done - first : num_images - first]
+                parts.append(rows)
+                done += len(rows)
+        return np.concatenate(parts)
+
+    def clear(self) -> None:
+        """Remove all pieces, and what a kill left of one; the manifest stays."""
+        for pattern in ("images_*.npz", ".images_*.npz.partial"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
+
     def _pieces(self) -> list[tuple[int, int]]:
-        """(first, count) of each sound piece, in order."""
+        """(first, count) of each sound piece, in order. Each file is read once, to verify its checksums."""
         pieces = []
         for file in sorted(self.folder.glob("images_*.npz")):
             try:
-                pieces.append((int(file.stem.removeprefix("images_")), len(_read(file))))
+                status = file.stat()
+                known = (file.name, status.st_size, status.st_mtime_ns)
+                if known not in self._sound:
+                    self._sound[known] = len(_read(file))
+                pieces.append((int(file.stem.removeprefix("images_")), self._sound[known]))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                self._report(f"{file} is damaged ({type(error).__name__}): its images are drawn again")
+                self._report(f"{file} is damaged ({type(error).__name__}): its images are generated again")
         return pieces
 
     def _file(self, first: int) -> pathlib.Path:
         return self.folder / f"images_{first:08d}.npz"
 
 
-def _read(file: pathlib.Path) -> np.ndarray:
+def _read(file: pathlib.Path, name: str = "images") -> np.ndarray:
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-        return arrays["images"]  # the archive's checksum is verified
-
-
-def _read_manifest(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise PersonError(f"{file} cannot be read ({type(error).__name__}): remove its folder, and draw again") from error
-
-
-def _check_same(folder: pathlib.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    differing = [
-        f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if differing:
-        raise PersonError(f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output")
+        return arrays[name]  # the archive's checksum is verified

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.process import bound, pixels
+from ddpm_jax.process import bound, likelihood, pixels
 from ddpm_jax.process.schedules import NoiseSchedule
 from ddpm_jax.samplers.sampler import DenoiseFn
 
@@ -52,6 +52,7 @@ class BoundMeter:
         prediction: str,
         variance: str,
         clip_denoised: bool,
+        decoder: str = "exact",
         batch_size: int,
         timesteps_per_image: int = 0,
     ):
@@ -64,12 +65,14 @@ class BoundMeter:
           prediction: what the network predicts.
           variance: of the reverse steps.
           clip_denoised: whether each guess of x_start is clipped to [-1, 1].
+          decoder: of L_0, one of `likelihood.DECODERS`.
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
           timesteps_per_image: 0 for all T terms; else an even number from 4 on, so many drawn without bias.
 
         Raises:
-          ValueError: an odd number of timesteps, below 4, or T and more, which is no gain.
+          ValueError: an odd number of timesteps, below 4, or T and more, which is no gain; an unknown decoder.
         """
+        likelihood.check_decoder(decoder)
         steps = schedule.num_timesteps
         if timesteps_per_image and (timesteps_per_image % 2 or not 4 <= timesteps_per_image < steps):
             raise ValueError(
@@ -94,7 +97,7 @@ class BoundMeter:
         ):
             keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, labels)
             x_start = pixels.from_uint8(images)
-            options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised}
+            options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
             if timesteps_per_image:
                 rows = jax.lax.dynamic_slice_in_dim(t.T, first, self.stretch)
                 terms = bound.scan_drawn_terms(schedule, denoise_fn, x_start, rows, keys, first_row=first, **options)

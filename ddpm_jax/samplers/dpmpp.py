@@ -8,17 +8,25 @@ h = λ_t - λ_k, where the step before had length h' = λ_k - λ_{k+1}:
     2M-SDE    x_t = (s_t / s_k) e^{-h} x_k + α_t (1 - e^{-2h}) D + s_t sqrt(1 - e^{-2h}) z     section 5, appendix C
 
 The first step has no step before it and takes D = x̂_0; so does the last, to λ = infinity, where D extrapolated would
-not be finite and the guess is exact (lower-order final). A step of more than twice the one before extrapolates
-otherwise: without noise by (3) of `multistep.py`, with noise by `keeping_variance`. With D = x̂_0 throughout, 2M is DDIM
-with η = 0 and 2M-SDE is DDIM with η = 1, that is ancestral sampling with the variance fixed_small. Both make one network
-evaluation a step.
+not be finite and the guess is exact (lower-order final). Where steps differ much in length, the
+extrapolation is another: without noise that of (3) in `multistep.py`, with noise `keeping_variance`.
+
+With D = x̂_0 throughout, 2M is DDIM with η = 0 and 2M-SDE is DDIM with η = 1, that is ancestral sampling with the variance
+fixed_small. Both make one network evaluation a step.
 """
 
 import numpy as np
 
 from ddpm_jax.process.schedules import NoiseSchedule
 from ddpm_jax.samplers.guess import make_guess, refuse_eta
-from ddpm_jax.samplers.multistep import Weights, along_signal, log_signal_to_noise, long_steps, multistep
+from ddpm_jax.samplers.multistep import (
+    Weights,
+    along_signal,
+    log_signal_to_noise,
+    multistep,
+    steps_along_signal,
+    uneven_steps,
+)
 from ddpm_jax.samplers.sampler import Sampler
 
 
@@ -75,8 +83,10 @@ def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
     h = np.append(np.inf, log_snr[:-1]) - log_snr
     h_before = np.append(h[1:], np.inf)  # infinite: nothing to extrapolate from
     extrapolation = np.divide(h, 2 * h_before, out=np.zeros_like(h), where=np.isfinite(h_before))
-    far = keeping_variance(schedule) if noise else along_signal(schedule)
-    extrapolation = np.where(long_steps(schedule), far, extrapolation)
+    if noise:
+        extrapolation = np.where(uneven_steps(schedule), keeping_variance(schedule), extrapolation)
+    else:
+        extrapolation = np.where(steps_along_signal(schedule), along_signal(schedule), extrapolation)
     extrapolation[0] = 0.0
 
     on_x = spread_next / spread

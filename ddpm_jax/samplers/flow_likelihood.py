@@ -35,6 +35,7 @@ its own steps and stops by its own error, and its number does not depend on what
 batch would be simpler and depend on all of it.) A batch is done when its slowest image is.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,6 +50,14 @@ from ddpm_jax.samplers.sampler import DenoiseFn
 LEVELS_PER_UNIT = 128  # of 256 dequantised levels, in a difference of 1 on the scale of [-1, 1)
 TRACE_CHUNK = 64  # derivatives of the exact trace taken side by side: memory for so many passes
 STAGES = 6  # evaluations in a step of Tsitouras' method, whose seventh is the first of the next
+
+
+# What the network predicts -> v̂ of (26) from its output, by (7)-(9) of `diffusion.py` at any angle.
+VELOCITIES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+    "v": lambda output, x, angle: output,
+    "eps": lambda output, x, angle: (output - jnp.sin(angle) * x) / jnp.cos(angle),
+    "x_start": lambda output, x, angle: (jnp.cos(angle) * x - output) / jnp.sin(angle),
+}
 
 
 class FlowDensity(NamedTuple):
@@ -169,28 +178,26 @@ def flow_density(
 def check(schedule: NoiseSchedule, *, prediction: str, probes: int, rtol: float, atol: float, max_steps: int) -> None:
     """Raises ValueError where `flow_density` would, whatever the image: one line, to be shown to a person."""
     if schedule.num_timesteps < 2:
-        raise ValueError("the flow needs a chain of 2 steps or more, to lead from one noise level to another")
+        raise ValueError("a chain of 1 step has no flow from one noise level to another: leave out flow_bits_per_dim")
     if probes < 0:
         raise ValueError(f"probes is {probes}: take 1 or more, or 0 for the exact trace")
     if not (0 < rtol < 1 and 0 < atol < 1):
-        raise ValueError(f"rtol = {rtol:g} and atol = {atol:g}: both must lie between 0 and 1")
+        raise ValueError(f"rtol = {rtol:g} and atol = {atol:g}: both must be above 0 and below 1")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: the solver needs at least 1")
     check_prediction(schedule, prediction)
+    if prediction not in VELOCITIES:
+        raise ValueError(f"no velocity is known for the prediction {prediction!r}: add it to VELOCITIES in {__name__}")
 
 
 def _velocity(
     schedule: NoiseSchedule, denoise_fn: DenoiseFn, x: jax.Array, angle: jax.Array, *, prediction: str, variance: str
 ) -> jax.Array:
-    """v̂ of (26) from one evaluation of the network, in the dtype of x. (7)-(9) of `diffusion.py` at any angle."""
+    """v̂ of (26) from one evaluation of the network, in the dtype of x."""
     t = continuous.timestep_at(schedule, angle)
     output = denoise_fn(x[None], t[None])
     output = diffusion.split_output(output, x[None], variance=variance)[0][0].astype(x.dtype)
-    if prediction == "v":
-        return output
-    if prediction == "eps":
-        return (output - jnp.sin(angle) * x) / jnp.cos(angle)
-    return (jnp.cos(angle) * x - output) / jnp.sin(angle)
+    return VELOCITIES[prediction](output, x, angle)
 
 
 def _trace(push, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

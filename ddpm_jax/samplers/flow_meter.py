@@ -139,7 +139,7 @@ class FlowMeter:
             if not finished.all():
                 raise PersonError(
                     f"the flow of image {first_image + done + int(np.argmin(finished))} did not end within {self._limits}: "
-                    "allow more steps or larger tolerances (and check that the weights are finite)"
+                    "set config.evaluation.flow_tolerance to a larger value (and check that the weights are finite)"
                 )
             nats, prior_nats = (np.asarray(column, np.float64)[:count] for column in (found.nats, found.prior_nats))
             report(done + count)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.process import pixels
+from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.samplers import sampler as chain
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
 
@@ -34,6 +35,10 @@ class GeneratedBatch(NamedTuple):
     labels: np.ndarray | None
     kept_x: np.ndarray
     kept_pred_xstart: np.ndarray
+
+
+class NotFinite(PersonError):
+    """Images became NaN or infinite on the way; a uint8 image would show such pixels as black."""
 
 
 class Generator:
@@ -90,6 +95,7 @@ class Generator:
 
         self._begin = jax.jit(shard(begin_batch, (sharded, sharded)))
         self._finish = jax.jit(finish)
+        self._count_not_finite = jax.jit(_count_not_finite, out_shardings=NamedSharding(mesh, replicated))
         self._advance = jax.jit(shard(advance, (replicated, sharded, sharded, sharded, replicated)), donate_argnames=("state",))
 
     def generate(
@@ -113,6 +119,9 @@ class Generator:
           labels: int [num_images], one per image for a conditional network.
           given: a pytree of arrays [num_images, ...] for `begin`.
           report: called with the number of images done, fractions of a batch included, as work goes on.
+
+        Raises:
+          NotFinite: some images hold NaN or infinity after a stretch of steps; the batches yielded before are sound.
         """
         for done in range(0, num_images, self.batch_size):
             count = min(self.batch_size, num_images - done)
@@ -125,7 +134,8 @@ class Generator:
             state = self._begin(key_data, jax.tree.map(lambda array, rows=rows: self._on_devices(array[rows]), given))
             for first_step in range(0, self.sampler.num_steps, self.stretch):
                 state = self._advance(params, device_labels, state, key_data, jnp.int32(first_step))
-                jax.block_until_ready(state.x)
+                if bad := int(self._count_not_finite(state.x, jnp.int32(count))):
+                    raise NotFinite(self._not_finite(bad, first_image + done, count, first_step))
                 report(done + count * (first_step + self.stretch) / self.sampler.num_steps)
             images, kept_x, kept_pred_xstart = self._on_host((self._finish(state.x), state.kept_x, state.kept_pred_xstart))
             yield GeneratedBatch(
@@ -135,6 +145,15 @@ class Generator:
                 kept_pred_xstart=kept_pred_xstart[:count],
             )
 
+    def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
+        last, steps = first_step + self.stretch, self.sampler.num_steps
+        before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"
+        return (
+            f"{bad} of the {count} images {first_image}..{first_image + count - 1} are NaN or infinite after step {last} of "
+            f"{steps} ({before}): try --config.sampling.sampler=ddim, a --config.sampling.guidance_scale nearer to 1, another "
+            "--config.sampling.checkpoint_step, or --config.model.dtype=float32"
+        )
+
     def _on_devices(self, rows: np.ndarray) -> jax.Array:
         sharding = NamedSharding(self.mesh, P(*self.mesh.axis_names))
         return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
@@ -143,6 +162,12 @@ class Generator:
         if jax.process_count() > 1:
             return multihost_utils.process_allgather(arrays, tiled=True)
         return jax.device_get(arrays)
+
+
+def _count_not_finite(x: jax.Array, count: jax.Array) -> jax.Array:
+    """How many of the first `count` images of x [B, H, W, C] hold a NaN or an infinity: int32."""
+    finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    return jnp.sum(~finite & (jnp.arange(x.shape[0]) < count), dtype=jnp.int32)
 
 
 @jax.jit

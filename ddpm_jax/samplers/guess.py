@@ -18,7 +18,7 @@ def make_guess(schedule: NoiseSchedule, *, prediction: str, variance: str, clip_
     Args:
       schedule: the chain whose entry `index` is where x_t stands.
       prediction: what the network predicts: eps, x_start or v.
-      variance: with learned_range the second half of the network's channels is about the variance and left out.
+      variance: a key of `diffusion.VARIANCES`; where it is learned, the second half of the network's channels is left out.
       clip_denoised: whether the guess is clipped to [-1, 1].
 
     Raises:
@@ -29,8 +29,7 @@ def make_guess(schedule: NoiseSchedule, *, prediction: str, variance: str, clip_
     def guess(denoise_fn: DenoiseFn, x_t: jax.Array, index: jax.Array) -> jax.Array:
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
         model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
-        if variance == "learned_range":
-            model_output = model_output[..., : x_t.shape[-1]]
+        model_output, _ = diffusion.split_output(model_output, x_t, variance=variance)
         pred_xstart = diffusion.predict_xstart(schedule, model_output, x_t, t, prediction=prediction)
         return jnp.clip(pred_xstart, -1.0, 1.0) if clip_denoised else pred_xstart
 
@@ -43,22 +42,23 @@ def check_prediction(schedule: NoiseSchedule, prediction: str) -> None:
         raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(diffusion.PREDICTIONS)}")
     if prediction == "eps" and schedule.alphas_cumprod[-1] == 0:
         raise ValueError(
-            "a chain that begins in pure noise (zero terminal SNR) needs prediction v or x_start: eps says nothing there"
+            "a chain that starts from pure noise (zero terminal SNR) needs a network of prediction v or x_start: at SNR 0 eps "
+            "holds nothing of the image"
         )
 
 
 def refuse_eta(sampler: str, eta: float) -> None:
     """Raise ValueError unless eta is 0, which is DDIM's alone."""
     if eta != 0:
-        raise ValueError(
-            f"eta = {eta:g} is DDIM's noise, which {sampler} does not read: set eta to 0, or take the sampler ddim"
-        )
+        raise ValueError(f"eta is {eta:g}, an option of ddim that {sampler} does not read: set eta=0, or sampler=ddim")
 
 
-def no_finite_sigma(sampler: str, schedule: NoiseSchedule) -> None:
+def no_finite_sigma(
+    sampler: str, schedule: NoiseSchedule, instead: str = "set sampler to ddim, dpmpp_2m, dpmpp_2m_sde or unipc"
+) -> None:
     """Raise ValueError where the chain begins at σ = sqrt(1/ᾱ - 1) = infinity, for solvers that step in σ."""
     if schedule.alphas_cumprod[-1] == 0:
         raise ValueError(
-            f"{sampler} steps in sigma = sqrt(1 / alphas_cumprod - 1), infinite where a chain begins in pure noise "
-            "(zero terminal SNR): take ddim, dpmpp_2m, dpmpp_2m_sde or unipc"
+            f"{sampler} steps in sigma = sqrt(1 / alphas_cumprod - 1), which is infinite where a chain starts from pure noise "
+            f"(zero terminal SNR): {instead}"
         )

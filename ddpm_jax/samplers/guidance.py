@@ -14,7 +14,8 @@ Both guesses come from one call of the network, on a batch twice as large. Outsi
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,24 @@ class Guidance:
     num_channels: int
 
     def __post_init__(self) -> None:
-        if not (self.scale >= 0 and 0 <= self.rescale <= 1 and 0 <= self.first_t <= self.last_t):
-            raise ValueError(f"{self} is out of range: scale is 0 or more, rescale 0 to 1, and the interval ascends from 0")
+        if not (0 <= self.scale < math.inf and 0 <= self.rescale <= 1 and 0 <= self.first_t <= self.last_t):
+            raise ValueError(
+                f"guidance of scale {self.scale:g}, rescale {self.rescale:g}, timesteps {self.first_t} to {self.last_t} is out "
+                "of range: the scale is finite and 0 or more, the rescale from 0 to 1, and the timesteps ascend from 0"
+            )
+
+
+def guided_timesteps(guidance_interval: Sequence[float], num_timesteps: int) -> tuple[int, int]:
+    """The first and the last t of a chain of T steps inside an interval of it, (low, high) in 0..1, 0 being the image.
+
+    Raises:
+      ValueError: there is none.
+    """
+    low, high = guidance_interval
+    first_t, last_t = math.ceil(low * (num_timesteps - 1)), math.floor(high * (num_timesteps - 1))
+    if first_t > last_t:
+        raise ValueError(f"guidance_interval is {(low, high)}: none of the {num_timesteps} timesteps lies in it; make it wider")
+    return first_t, last_t
 
 
 def guide(network: LabelledDenoiseFn, labels: jax.Array, no_label: int, guidance: Guidance) -> DenoiseFn:

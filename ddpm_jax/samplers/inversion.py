@@ -46,7 +46,7 @@ def ddim_inversion(
     """
     if turns < 1:
         raise ValueError(f"an inversion takes at least one turn in each step, not {turns}")
-    no_finite_sigma("the inversion of ddim", schedule)
+    no_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
     guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
     # x_k = on_x x_{k-1} + on_eps ε̂: the step in x̄, times sqrt(ᾱ_k).
     sigma = schedule.sqrt_recipm1_alphas_cumprod

@@ -12,9 +12,12 @@ hand in its place, so that a step is a sum whose weights depend on the schedule 
 and a method is a table of those weights, made once in float64. The last step goes to λ = infinity, where all the weight
 of (1) is on the newest guess: the sample is that guess, and the step of lower order is the exact one.
 
-A step much longer than the one before leads where no polynomial in λ holds: it would add the last change h/2h' times more
-and throw the guess beyond every image. Such a step puts x̂_0 on a straight line in α: a bounded one, and the right one
-for data N(m, I) (`along_signal`). The spacings by t take one at their end, unless they are trailing.
+A polynomial in λ through the last guesses holds where steps are of about the same length in λ. Where they are not, it fails:
+a step much longer than the one before it would add the last change h/2h' times more and throw the guess beyond every image;
+a step after a much longer one, as the second one of the cosine schedule is, would add next to nothing of a change that is
+still to come. Such steps take x̂_0 to be linear in α: a bounded line, and the exact one for data N(m, I) (`along_signal`).
+The spacings by t end with a long step, unless they are trailing. The step before that one is the last of a row of growing
+steps, and takes the same line (`steps_along_signal`).
 
 A corrector may look back: once the network has seen x_t, the step that led there is taken again with this guess among
 the others, and the improved x_t is where the next step sets out. That costs no evaluation (UniPC 2302.04867, algorithm 1).
@@ -105,13 +108,38 @@ def log_signal_to_noise(schedule: NoiseSchedule) -> np.ndarray:
         return -np.log(schedule.sqrt_recipm1_alphas_cumprod)
 
 
-LONGEST = 2.0  # times the step before: steps longer than that are taken along the signal
+UNEVEN = 2.0  # ratio of the lengths of two steps, in λ, above which no polynomial in λ joins them
 
 
 def long_steps(schedule: NoiseSchedule) -> np.ndarray:
-    """Whether the step from entry k is a long one: bool [K]. Not the first, nor the last."""
-    lengths = -np.diff(log_signal_to_noise(schedule))  # of the steps from entries 1 .. K-1
-    return np.concatenate([[False], lengths[:-1] > LONGEST * lengths[1:], [False]])[: schedule.num_timesteps]
+    """Whether the step from entry k is much longer than the one before it: bool [K]. Not the first step, nor the last."""
+    lengths = _lengths(schedule)
+    return _of_inner_steps(schedule, lengths[:-1] > UNEVEN * lengths[1:])
+
+
+def uneven_steps(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the step from entry k is much longer or shorter than the one before it: bool [K]. Not the first, nor the last."""
+    lengths = _lengths(schedule)
+    return long_steps(schedule) | _of_inner_steps(schedule, lengths[1:] > UNEVEN * lengths[:-1])
+
+
+def steps_along_signal(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the step from entry k, without noise, takes x̂_0 to be linear in α: bool [K].
+
+    Uneven steps do, and the step that leads to a long one: it is one of a row of steps that grow, where the last change, times
+    h/2h', is too much already.
+    """
+    return uneven_steps(schedule) | _of_inner_steps(schedule, long_steps(schedule)[:-2])
+
+
+def _lengths(schedule: NoiseSchedule) -> np.ndarray:
+    """In λ, of the steps from entries 1 .. K-1: float64 [K-1]; the first step of a chain from pure noise is infinite."""
+    return -np.diff(log_signal_to_noise(schedule))
+
+
+def _of_inner_steps(schedule: NoiseSchedule, flags: np.ndarray) -> np.ndarray:
+    """flags [K-2] of the steps from entries 1 .. K-2, and False for the last and the first: bool [K]."""
+    return np.concatenate([[False], flags, [False]])[: schedule.num_timesteps]
 
 
 def along_signal(schedule: NoiseSchedule) -> np.ndarray:

@@ -55,23 +55,32 @@ def walk(num_steps: int, jump_length: int, resampling: int) -> list[tuple[int, b
     return [*moves, (0, True)]
 
 
-def repaint(inner: Sampler, *, jump_length: int = 10, resampling: int = 10) -> Sampler:
+def default_jump_length(num_steps: int) -> int:
+    """num_steps / 25, at least 1: the paper's 10 in a chain of 250 (section 4.2), for chains of other lengths.
+
+    In a shorter chain 10 steps back take away so much of what was filled in that the next ones start from nearly nothing.
+    """
+    return max(1, round(num_steps / 25))
+
+
+def repaint(inner: Sampler, *, jump_length: int = 0, resampling: int = 10) -> Sampler:
     """Wrap a sampler. A walk begins with `start_filling`.
 
     Args:
       inner: one that asks the network once a step and remembers nothing between steps: ancestral or ddim.
-      jump_length: steps up at a time, 1 or more.
-      resampling: how often each stretch of so many steps is walked down, 1 or more.
+      jump_length: steps up at a time, 1 or more; 0 for `default_jump_length`.
+      resampling: how often so many steps are taken down, 1 or more; 1 never goes up.
 
     Raises:
-      ValueError: one of them below 1, or another sampler.
+      ValueError: one of them out of range, or another sampler.
     """
-    if jump_length < 1 or resampling < 1:
-        raise ValueError(f"jump_length {jump_length} and resampling {resampling} must be 1 or more")
+    if jump_length < 0 or resampling < 1:
+        raise ValueError(f"jump_length is {jump_length} and resampling {resampling}: they must be 0 or more and 1 or more")
+    jump_length = jump_length or default_jump_length(inner.num_steps)
     remembers = jax.tree.leaves(jax.eval_shape(inner.init_memory, jnp.zeros((1, 1, 1, 1))))
     if remembers or inner.extra_evaluations:
         raise ValueError(
-            "filling in jumps back and forth in the chain, which only ancestral and ddim can follow: take one of these"
+            "inpainting goes back and forth in the chain, which only ancestral and ddim can follow: set sampler=ddim"
         )
     schedule = inner.schedule
     moves = walk(inner.num_steps, jump_length, resampling)

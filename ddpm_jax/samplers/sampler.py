@@ -94,7 +94,8 @@ def start_from_image(sampler: Sampler, keys: jax.Array, x_start: jax.Array, *, k
     """As `start`, but from an image with as much noise as the first step of the chain expects. Meng et al. 2108.01073 (SDEdit).
 
     A chain that begins in the middle (`schedules.respace` to the lower part of one) keeps what that much noise has left of the
-    image and draws the rest anew.
+    image and generates the rest. A whole chain keeps something too where its first ᾱ is not 0: leading spacing of few steps
+    starts well below T-1. To keep nothing, use `start`.
 
     Args:
       sampler: over such a chain.

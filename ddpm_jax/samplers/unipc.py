@@ -14,8 +14,9 @@ m_t is what the network makes of the x_t predicted, and serves in the next step 
 q = 1, a single ρ, the paper takes 1/2, which is right in the limit of small h.
 
 As many orders as there are points: 1 in the first step, 2 in the second; the last step, to λ = infinity, returns its guess.
-A step of more than twice the one before has (3) of `multistep.py` for its predictor, and the corrector of order 1; where it is
-the one before the last, orders fall towards it as towards an end.
+Where steps differ much in length the predictor is that of (3) in `multistep.py` (`steps_along_signal` there). A step of more
+than twice the one before has the corrector of order 1; where it is the one before the last, orders fall towards it as
+towards an end.
 """
 
 import math
@@ -31,6 +32,7 @@ from ddpm_jax.samplers.multistep import (
     log_signal_to_noise,
     long_steps,
     multistep,
+    steps_along_signal,
 )
 from ddpm_jax.samplers.sampler import Sampler
 
@@ -75,7 +77,7 @@ def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Weights, C
     signal = np.append(1.0, schedule.sqrt_alphas_cumprod)  # here entry k stands at k + 1, and the clean image at 0
     spread = np.append(0.0, schedule.sqrt_one_minus_alphas_cumprod)
     log_snr = np.append(np.inf, log_signal_to_noise(schedule))
-    is_long, along = long_steps(schedule), along_signal(schedule)
+    is_long, is_along, along = long_steps(schedule), steps_along_signal(schedule), along_signal(schedule)
     noisiest = int(np.isfinite(schedule.sqrt_recipm1_alphas_cumprod).sum())  # λ is finite at 1 .. noisiest
 
     on_x, on_guesses = np.zeros(steps), np.zeros((steps, order))
@@ -90,8 +92,8 @@ def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Weights, C
         p = 1 if is_long[k] else min(order, k + 1 - is_long[1], 1 + noisiest - here)
         ratios = (log_snr[here + 1 : here + p] - log_snr[here]) / h
         on_guesses[k, :p] = _guess_weights(h, signal[there], ratios, _half_or_solved(h, ratios))
-        if is_long[k] and order > 1:
-            on_guesses[k, :2] = on_guesses[k, 0] * np.array([1 + along[k], -along[k]])
+        if is_along[k] and order > 1:
+            on_guesses[k] = on_guesses[k].sum() * np.append([1 + along[k], -along[k]], np.zeros(order - 2))
 
         ratios = np.append(ratios, 1.0)
         newest, *older = _guess_weights(h, signal[there], ratios, _half_or_solved(h, ratios))

@@ -59,9 +59,13 @@ class Averaging:
             return exact
         if std is None:
             choices = ", ".join(("ema", "raw", *self.names))
-            raise ValueError(f"choose one of {choices}, or a length such as power_0.07")
+            length = ", or a length such as power_0.07" if self.power_stds else ""
+            raise ValueError(f"choose one of {choices}{length}")
         if not self.power_stds:
-            raise ValueError("it is made of power-function averages, but none is kept: train with ema.power_stds=(0.05,0.1)")
+            raise ValueError(
+                "it is made of power-function averages, and this run kept none: choose one of "
+                f"{', '.join(('ema', 'raw', *self.names))}, or train a new run with config.ema.power_stds=(0.05,0.1)"
+            )
         return None
 
     def init(self, params: Any) -> dict[str, Any]:

@@ -106,7 +106,6 @@ def keyed(colour):
         ("I;16.tif", DEEP, {}, DEEP_ROUNDED[..., None], 0),
         ("I;16B.tif", Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes()), {}, DEEP_ROUNDED[..., None], 0),
         ("I.tif", DEEP.astype(np.int32), {}, DEEP_ROUNDED[..., None], 0),
-        ("F.tif", DEEP.astype(np.float32), {}, DEEP_ROUNDED[..., None], 0),
         ("F to one.tif", FLOATS, {}, np.floor(FLOATS.astype(float)[..., None] * 255 + 0.5), 0),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -185,3 +184,10 @@ def test_of_an_animation_the_first_frame(tmp_path, kind):
     with Image.open(tmp_path / f"x.{kind}") as picture:
         assert picture.n_frames == 3
     np.testing.assert_array_equal(decode.read_image(str(tmp_path / f"x.{kind}"), BACKGROUND), flat(60))
+
+
+def test_levels_of_floats_are_of_the_range_given(tmp_path):
+    save(tmp_path / "F.tif", DEEP.astype(np.float32))
+    read = decode.read_image(str(tmp_path / "F.tif"), BACKGROUND, (0, 65535))
+    np.testing.assert_array_equal(read, DEEP_ROUNDED)
+    assert (decode.read_image(str(tmp_path / "F.tif"), BACKGROUND)[1:] == 255).all()  # of 0..1, whatever the file's own are

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import decode
-from ddpm_jax.data.image_folder import EXTENSIONS, load_image_folder
+from ddpm_jax.data.first_reading import FirstReading
+from ddpm_jax.data.folder_listing import EXTENSIONS, class_prefixes
+from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
@@ -47,6 +49,11 @@ def flat(level, size=8):
     return np.full((size, size, 3), level, np.uint8)
 
 
+def not_warnings(lines):
+    """What is reported of flat images, which are odd on purpose, without that."""
+    return [line for line in lines if not line.startswith("warning: ")]
+
+
 def levels(source):
     """Of a set of flat images."""
     return everything(source)["image"][:, 0, 0, 0].tolist()
@@ -69,7 +76,7 @@ def test_files_are_found_in_the_order_of_their_paths(tmp_path):
     assert isinstance(source, ImageSource)
     assert (source.name, source.split, source.num_classes) == (str(tmp_path), "train", 0)
     assert everything(source).keys() == {"image"}
-    assert lines == [
+    assert not_warnings(lines) == [
         f"{tmp_path}: not read, by kind: .txt 1; only {', '.join(EXTENSIONS)} are",
         f"{tmp_path}: 5 images without classes",
     ]
@@ -89,7 +96,7 @@ def test_subfolders_are_classes(tmp_path, in_memory):
     assert batch["label"].dtype == np.int32
     assert batch["label"].tolist() == [0, 1, 1, 2, 3]
     assert source.num_classes == 4
-    assert lines[-1] == f"{tmp_path}: 5 images in 4 classes: 0 Ant (1), 1 ant (2), 2 mole.png (1), 3 zebra (1)"
+    assert not_warnings(lines)[-1] == f"{tmp_path}: 5 images in 4 classes: 0 Ant (1), 1 ant (2), 2 mole.png (1), 3 zebra (1)"
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -210,10 +217,6 @@ def lost_link(path):
     path.symlink_to(path.parent / "gone")
 
 
-def negative(path):
-    save(path, np.full((8, 8), -1, np.float32), format="TIFF")
-
-
 def not_a_number(path):
     save(path, np.full((8, 8), np.nan, np.float32), format="TIFF")
 
@@ -229,7 +232,6 @@ BREAKERS = {
     postscript: "not an image",
     bomb: "more than 178,956,970 pixels",
     lost_link: "no such file",
-    negative: "from -1 to -1, not within 0..65535",
     not_a_number: "nan",
 }
 
@@ -242,22 +244,22 @@ def test_a_broken_file_is_named_and_stops_or_is_left_out(tmp_path, breaker, in_m
     breaker(tmp_path / "b.png")
     message = refusal(PersonError, tmp_path, in_memory=in_memory)
     assert message.startswith(f"1 of 3 images in {tmp_path} cannot be read: b.png (")
-    assert message.endswith("; mend or remove them, or train without them: --config.data.on_broken=skip")
+    assert message.endswith("; repair or remove them, or train without them: --config.data.on_broken=skip")
     assert BREAKERS[breaker] in message
     lines = []
     source = load(tmp_path, in_memory=in_memory, on_broken="skip", report=lines.append)
     assert levels(source) == [0, 1]
     reason = message.split("b.png (")[1].split(");")[0]
     assert lines[0] == f"{tmp_path}: left out 1 of 3 images, as broken: b.png ({reason})"
-    assert lines[1:] == [f"{tmp_path}: 2 images without classes"]
+    assert not_warnings(lines)[1:] == [f"{tmp_path}: 2 images without classes"]
 
 
 def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch):
-    def slow_at_first(path, background, read=decode.read_image):
-        time.sleep(0.2 if path.endswith("00.png") else 0)  # other threads come to their files sooner
-        return read(path, background)
+    def slow_at_first(self, index, levels, read=FirstReading._read):
+        time.sleep(0.2 if index == 0 else 0)  # other threads come to their files sooner
+        return read(self, index, levels)
 
-    monkeypatch.setattr(decode, "read_image", slow_at_first)
+    monkeypatch.setattr(FirstReading, "_read", slow_at_first)
     for index in range(30):
         save(tmp_path / f"{index % 2}" / f"{index:02}.png", flat(index))
         if index >= 5:
@@ -354,8 +356,8 @@ def test_a_line_break_in_a_name_does_not_break_the_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"split": "test"}, "no split 'test': choose train or all"),
-        ({"split": "train[:10]"}, "no split 'train[:10]'"),
+        ({"split": "test"}, "no split 'test' (config.data.split"),
+        ({"split": "train[:x]"}, "no split 'train[:x]'"),
         ({"on_broken": "ignore"}, "data.on_broken is 'ignore': choose one of error, skip"),
         ({"channels": 4}, "channels is 4"),
     ],
@@ -398,3 +400,155 @@ def test_photographs(photographs):
     # Shrinking keeps the mean of each channel: bicubic weights add up to 1, and only the borders count otherwise.
     means, expected = smaller["image"].mean((1, 2)), batch["image"].mean((1, 2))
     np.testing.assert_allclose(means, expected, atol=1.5)
+
+
+# Splits and classes.
+
+
+@pytest.fixture
+def split_folder(tmp_path):
+    """train/ and val/, each with the classes 2 and 10; ten and three images of each, all different."""
+    for where, count in (("train", 10), ("val", 3)):
+        for label in (2, 10):
+            for index in range(count):
+                save(tmp_path / where / str(label) / f"{index}.png", flat(100 * (label == 10) + 50 * (where == "val") + index))
+    return tmp_path
+
+
+def test_folders_of_numbers_are_labeled_in_the_order_of_the_numbers(tmp_path):
+    for name in ("0", "1", "2", "10"):
+        save(tmp_path / name / "a.png", flat(int(name)))
+    source = load(tmp_path)
+    assert source.class_names == ("0", "1", "2", "10")
+    batch = everything(source)
+    assert {int(name): label for name, label in zip(batch["image"][:, 0, 0, 0], batch["label"], strict=True)} == {
+        0: 0,
+        1: 1,
+        2: 2,
+        10: 3,
+    }
+    save(tmp_path / "x" / "a.png", flat(99))  # one name that is none: the order of strings
+    assert load(tmp_path).class_names == ("0", "1", "10", "2", "x")
+
+
+def test_folders_train_and_val_are_splits_with_the_same_classes(split_folder):
+    train, held_out = load(split_folder), load(split_folder, split="val")
+    assert (len(train), len(held_out), len(load(split_folder, split="all"))) == (20, 6, 26)
+    assert train.class_names == held_out.class_names == ("2", "10")
+    for source in (train, held_out, load(split_folder, split="all")):
+        batch = everything(source)
+        assert ((batch["image"][:, 0, 0, 0] >= 100) == (batch["label"] == 1)).all()
+    assert levels(load(split_folder, split="validation")) == levels(held_out)  # another name of it
+    assert "so its splits" not in refusal(UsageError, split_folder, split="test")
+    assert "its folders, are train, val, all" in refusal(UsageError, split_folder, split="test")
+    save(split_folder / "val" / "11" / "a.png")
+    assert "has the class 11, which" in refusal(PersonError, split_folder)
+
+
+def test_train_and_test_beside_other_folders_are_classes(tmp_path):
+    for name in ("train", "test", "bus"):
+        save(tmp_path / name / "a.png")
+    assert load(tmp_path).class_names == ("bus", "test", "train")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_slices_of_a_folder_are_disjoint_and_have_all_classes(tmp_path, in_memory):
+    for label, (name, count) in enumerate([("cat", 30), ("dog", 10)]):
+        for index in range(count):
+            save(tmp_path / name / f"{index}.png", flat(100 * label + index))
+    slices = [load(tmp_path, split=split, in_memory=in_memory) for split in ("train[:90%]", "train[90%:]", "train[:8]")]
+    seen = [levels(source) for source in slices]
+    assert sorted(seen[0] + seen[1]) == sorted(levels(load(tmp_path)))
+    assert [len(part) for part in seen] == [36, 4, 8]
+    counts = [np.bincount(everything(source)["label"], minlength=2).tolist() for source in slices]
+    assert counts == [[27, 9], [3, 1], [6, 2]]  # in proportion
+    assert sorted(levels(load(tmp_path, split="train[:8]+train[90%:]"))) == sorted(seen[2] + seen[1])
+    assert "is empty" in refusal(UsageError, tmp_path, split="train[40:]")
+
+
+def test_prefixes_of_names_are_explained(tmp_path):
+    for name in ("cat_001", "cat_002", "cat_003", "dog_01", "dog_02", "dog_03"):
+        save(tmp_path / f"{name}.png")
+    source = load(tmp_path)
+    assert source.num_classes == 0
+    assert "(cat/ for the files cat..., and so on): names of files are not read as classes" in class_prefixes(source)
+
+
+# Identity.
+
+
+def test_a_fingerprint_is_of_paths_and_contents(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        for index in range(3):
+            save(folder / f"{index}.png", flat(index))
+    fingerprint = load(one).fingerprint
+    assert len(fingerprint) == 64
+    assert load(other, in_memory=False, image_size=4).fingerprint == fingerprint  # a copy, read otherwise
+    (other / "2.png").rename(other / "3.png")
+    assert load(other).fingerprint != fingerprint
+    (other / "3.png").rename(other / "2.png")
+    assert load(other).fingerprint == fingerprint
+    save(other / "2.png", flat(7))
+    changed = load(other).fingerprint
+    assert changed != fingerprint
+    (other / "4.png").touch()
+    assert load(other, on_broken="skip").fingerprint == changed  # what is left out is not part of it
+    assert load(other, on_broken="skip", split="train[:2]").fingerprint not in (fingerprint, changed)
+
+
+# Levels of deep gray files.
+
+
+def deep(path, low, high, kind=np.uint16):
+    return save(path, np.linspace(low, high, 64).reshape(8, 8).astype(kind))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_deep_files_share_one_range_that_is_reported(tmp_path, in_memory):
+    deep(tmp_path / "a.png", 0, 4000)
+    deep(tmp_path / "b.png", 0, 2000)
+    save(tmp_path / "c.png", flat(200))  # 8 bits: 0..255, whatever the others have
+    lines = []
+    source = load(tmp_path, channels=1, in_memory=in_memory, report=lines.append)
+    assert source.value_range == (0.0, 4095.0)
+    highest = everything(source)["image"].max(axis=(1, 2, 3)).tolist()
+    assert highest == [round(4000 / 4095 * 255), round(2000 / 4095 * 255), 200]
+    assert any("2 gray files of more than 8 bits, levels 0 to 4000: 0 becomes black, 4095 white" in line for line in lines)
+    given = load(tmp_path, channels=1, in_memory=in_memory, levels=(0, 2000), report=lines.append)
+    assert everything(given)["image"].max(axis=(1, 2, 3)).tolist() == [255, 255, 200]
+    assert any("1 of them have levels outside, which are clipped" in line for line in lines)
+
+
+def test_a_small_overshoot_darkens_nothing(tmp_path):
+    deep(tmp_path / "a.tif", 0, 1.0, np.float32)
+    deep(tmp_path / "b.tif", -0.004, 1.004, np.float32)
+    source = load(tmp_path, channels=1)
+    assert source.value_range == (0.0, 1.0)
+    first, second = everything(source)["image"]
+    assert np.abs(first.astype(int) - second).max() <= 2  # .008 of the range between them
+
+
+def test_levels_that_fit_no_usual_range_name_the_field(tmp_path):
+    deep(tmp_path / "a.tif", -1000, 3000, np.int32)
+    message = refusal(UsageError, tmp_path)
+    assert "--config.data.value_range='(-1000,3000)'" in message
+    source = load(tmp_path, channels=1, levels=(-1000, 3000))
+    assert (everything(source)["image"].min(), everything(source)["image"].max()) == (0, 255)
+
+
+def test_a_set_that_uses_little_of_its_range_says_so(tmp_path):
+    def warnings_of(**images):
+        folder, lines = tmp_path / "-".join(images), []
+        for name, (low, high) in images.items():
+            deep(folder / f"{name}.png", low, high, np.uint8)
+        load(folder, channels=1, report=lines.append)
+        return [line for line in lines if line.startswith("warning: ")]
+
+    assert warnings_of(good=(0, 255)) == []
+    assert "1 of 2 images have one level only" in warnings_of(good=(0, 255), flat=(9, 9))[0]
+    assert "1 of 2 images are nearly black" in warnings_of(good=(0, 255), dark=(0, 12))[0]
+    assert "1 of 2 images are nearly white" in warnings_of(good=(0, 255), light=(243, 255))[0]
+    assert "1 of 2 images use under a sixteenth" in warnings_of(good=(0, 255), gray=(100, 112))[0]
+    assert "the whole set uses the levels 100 to 112" in warnings_of(gray2=(100, 112))[0]
+    assert "every pixel of the set has the level 9" in warnings_of(flat2=(9, 9))[0]

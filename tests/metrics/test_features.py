@@ -63,7 +63,7 @@ def test_a_function_of_ones_own(monkeypatch):
 
 def test_wrong_inputs_are_refused():
     for name in ("magic", "module:", ":function"):
-        with pytest.raises(UsageError, match="choose inception, pixels, or module:function"):
+        with pytest.raises(UsageError, match=r"choose inception, pixels, pixels_16 .*, or module:function"):
             features.make_extractor(name)
     for name in ("nowhere_at_all:f", "numpy:no_such_function"):
         with pytest.raises(UsageError, match="cannot be imported"):
@@ -71,3 +71,22 @@ def test_wrong_inputs_are_refused():
     mixed = [IMAGES[:2], IMAGES[:2, :2, :2]]
     with pytest.raises(PersonError, match="all must have one size"):
         list(features.extract(features.make_extractor("pixels"), meshes.make_mesh(), mixed, batch_size=8))
+
+
+@pytest.mark.parametrize(("length", "size"), [(8, 4), (12, 5), (7, 3), (4, 16), (6, 6)])
+def test_small_pixels_are_means_over_areas(length, size):
+    """Against a picture repeated until the areas hold whole pixels, to float32's rounding; small images stay as they are."""
+    images = np.random.default_rng(1).integers(0, 256, (3, length, length, 2), dtype=np.uint8)
+    extractor = features.make_extractor(f"pixels_{size}")
+    found = np.asarray(extractor.apply(None, jnp.asarray(images)).features)
+    side = min(size, length)
+    fine = images.repeat(side, axis=1).repeat(side, axis=2) / 255
+    expected = fine.reshape(3, side, length, side, length, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(found, expected.reshape(3, -1), atol=1e-6)
+    assert features.feature_size(extractor, (length, length, 2)) == found.shape[1] == side * side * 2
+
+
+@pytest.mark.parametrize("name", ["pixels_", "pixels_0", "pixels_x", "pixels_-4"])
+def test_a_size_of_pixels_must_be_one(name):
+    with pytest.raises(UsageError, match="choose inception, pixels, pixels_16"):
+        features.make_extractor(name)

@@ -120,3 +120,29 @@ def test_bfloat16_and_narrow_images_take_the_plain_convolution(name):
         for shape in ((4, 8, 16, 128), (4, 6, 64, 64)):
             x, kernel, _, _ = arrays(shape)
             assert jnp.array_equal(form(x, kernel), plain(x, kernel))
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"rhs_dilation": (2, 2)},
+        {"lhs_dilation": (2, 1)},
+        {"feature_group_count": 2},
+        {"batch_group_count": 2},
+        {"precision": "highest"},
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+        {"something_new": 1},
+    ],
+)
+def test_options_that_would_change_the_result_are_refused(name, option):
+    """They were ignored: with a dilation of 2 the result was that of none."""
+    x, kernel, _, _ = arrays((4, 4, 4, 4))
+    with pytest.raises(ValueError, match=f"have no {next(iter(option))}="):
+        FORMS[name][0](x, kernel, **option)
+
+
+def test_strides_are_no_part_of_doubling():
+    x, kernel, _, _ = arrays((4, 4, 4, 4))
+    with pytest.raises(ValueError, match="strides"):
+        cpu_conv.convolve_doubled(x, kernel, (2, 2))

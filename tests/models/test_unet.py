@@ -54,6 +54,15 @@ def test_parameter_counts_are_the_published_ones(name):
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 
 
+def test_a_network_without_any_attention_can_be_had():
+    """Ho's has attention in the middle whatever attn_resolutions is; mid_attention=False takes that away too."""
+    for changes, count in (({}, 1), ({"mid_attention": False}, 0)):
+        model = tiny(attn_resolutions=(), **changes)
+        shapes = jax.eval_shape(functools.partial(model.init, jax.random.key(0)), *inputs())["params"]
+        assert len([name for name in shapes if name.endswith("attn")]) == count
+    assert tiny(mid_attention=True) == tiny()
+
+
 def test_attention_stands_where_the_paper_puts_it():
     model, size, _ = PUBLISHED["cifar10"]
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1,), jnp.int32)))

@@ -218,8 +218,14 @@ SNR = weightings.make_weighting("snr")
         ({"prediction": "noise"}, r"'noise'.*eps, x_start, v$"),
         ({"prediction": "eps", "loss": "l1"}, r"'l1'.*simple, vlb, vlb_mean, hybrid, hybrid_mean$"),
         ({"prediction": "eps", "variance": "small"}, r"'small'.*fixed_small, fixed_large, learned_range$"),
-        ({"prediction": "eps", "variance": "learned_range"}, r"would leave .* learned_range untrained: choose hybrid or vlb$"),
-        ({"prediction": "eps", "loss": "hybrid", "variance": "fixed_large"}, r"a learned variance: choose learned_range"),
+        (
+            {"prediction": "eps", "variance": "learned_range"},
+            r"would leave .* learned_range untrained: choose the loss hybrid or vlb$",
+        ),
+        (
+            {"prediction": "eps", "loss": "hybrid", "variance": "fixed_large"},
+            r"a learned variance: choose the variance learned_range",
+        ),
         ({"prediction": "eps", "loss": "hybrid"}, r"hybrid trains a learned variance"),
         ({"prediction": "eps", "loss": "vlb"}, r"vlb needs to know the variance: choose one of fixed_small"),
         ({"prediction": "eps", "loss": "vlb", "variance": "fixed_small", "weighting": SNR}, r"has the weights of the bound"),
@@ -239,8 +245,10 @@ def test_chains_that_end_in_pure_noise_refuse_what_cannot_learn_from_it(batch):
     with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction v or x_start, not eps$"):
         loss(prediction="eps")
     for name in ("snr", "min_snr_gamma", "p2"):
-        with pytest.raises(ValueError, match=r"untrained: choose simple, truncated_snr or edm$"):
+        with pytest.raises(ValueError, match=r"untrained: wrap it in weightings\.trained_at_zero_snr$"):
             loss(prediction="v", weighting=weightings.make_weighting(name))
+        weighting = weightings.trained_at_zero_snr(weightings.make_weighting(name))
+        assert np.isfinite(loss(prediction="v", weighting=weighting)).all()
         with pytest.raises(ValueError, match="untrained"):
             jax.jit(lambda: loss(prediction="v", weighting=weightings.make_weighting("snr")))()
     assert np.isfinite(loss(prediction="v")).all()

@@ -162,7 +162,7 @@ def test_zero_terminal_snr_is_sampled_from_its_end():
 
 def test_zero_terminal_snr_needs_two_steps():
     for name in ("cosine", "sigmoid"):
-        with pytest.raises(ValueError, match=r"^a chain of 1 step [^\n]*take 2 or more$"):
+        with pytest.raises(ValueError, match=r"^a chain of 1 step [^\n]*set num_timesteps to 2 or more$"):
             schedules.make_schedule(name, 1, zero_terminal_snr=True)
 
 
@@ -196,9 +196,9 @@ def test_schedule_passes_through_jit_as_an_argument():
         ("cosin", 1000, {}, "linear, cosine, sigmoid"),
         ("cosine", 0, {}, "at least 1"),
         ("linear", -3, {}, "at least 1"),
-        ("linear", 1, {}, "more than 20 steps"),
-        ("linear", 10, {}, "more than 20 steps"),
-        ("linear", 20, {}, "more than 20 steps"),  # beta = 1 exactly: nothing is left of the image
+        ("linear", 1, {}, "num_timesteps above 20"),
+        ("linear", 10, {}, "num_timesteps above 20"),
+        ("linear", 20, {}, "num_timesteps above 20"),  # beta = 1 exactly: nothing is left of the image
         ("linear", 1000, {"beta_end": 1.5}, "below 1"),
         ("linear", 1000, {"beta_start": 0.0}, "beta_start"),
         ("linear", 1000, {"beta_start": 0.03}, "beta_start"),
@@ -365,7 +365,7 @@ def test_spacings_by_noise_need_the_schedule_of_these_steps(spacing):
 @pytest.mark.parametrize("num_steps", [0, -1, 11])
 @pytest.mark.parametrize("spacing", schedules.SPACINGS)
 def test_bad_number_of_steps_is_refused(spacing, num_steps):
-    with pytest.raises(ValueError, match=r"choose 1\.\.10"):
+    with pytest.raises(ValueError, match=r"set num_steps to 1\.\.10"):
         schedules.spaced_timesteps(10, num_steps, spacing)
 
 

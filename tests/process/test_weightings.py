@@ -127,3 +127,24 @@ def test_pure_noise_is_weighed_too(name, prediction):
 def test_wrong_options_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("prediction", ["x_start", "v"])
+@pytest.mark.parametrize("name", ["snr", "min_snr_gamma", "p2"])
+def test_the_last_step_of_a_chain_to_pure_noise_counts_1(name, prediction):
+    """As the authors' program of min_snr_gamma has it; every other step is as it was, to the bit."""
+    schedule, t = make_schedule("cosine", 50, zero_terminal_snr=True), jnp.arange(50)
+    plain = weightings.make_weighting(name)
+    before, after = (
+        np.asarray(weightings.loss_weights(schedule, t, prediction=prediction, weighting=weighting))
+        for weighting in (plain, weightings.trained_at_zero_snr(plain))
+    )
+    assert before[-1] == 0
+    assert after[-1] == 1
+    np.testing.assert_array_equal(after[:-1], before[:-1])
+
+
+@pytest.mark.parametrize("name", ["simple", "truncated_snr", "edm"])
+def test_weightings_that_train_the_last_step_stay_as_they_are(name):
+    weighting = weightings.make_weighting(name)
+    assert weightings.trained_at_zero_snr(weighting) is weighting

@@ -1,9 +1,15 @@
 """The modes that begin with images: what comes out, what stays of the images, and what is refused."""
 
+import itertools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits
+from ddpm_jax import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.programs import image_to_image, inpaint, interpolate, train
 from ddpm_jax.runtime.errors import PersonError
@@ -29,11 +35,14 @@ def edit(folder, tiny_config, tmp_path):
     if not (folder / "config.json").exists():
         train.run(tiny_config(FIELDS), str(folder))
 
+    calls = itertools.count()
+
     def run(mode, changes=None):
-        assert MODES[mode].run(tiny_config(FIELDS | (changes or {})), str(folder), output=str(tmp_path / "out")) == 0
-        with Image.open(tmp_path / "out" / f"{mode}.png") as picture:
+        out = tmp_path / f"out{next(calls)}"
+        assert MODES[mode].run(tiny_config(FIELDS | (changes or {})), str(folder), output=str(out)) == 0
+        with Image.open(out / f"{mode}.png") as picture:
             assert min(picture.size) > 64
-        with np.load(tmp_path / "out" / "images.npz") as arrays:
+        with np.load(out / "images.npz") as arrays:
             return dict(arrays)
 
     return run
@@ -72,11 +81,13 @@ def test_inpainting_keeps_what_it_must_and_draws_the_rest(edit, originals, files
     assert from_files["images"].shape == images.shape
 
 
-def test_a_mask_is_a_picture_white_where_it_is_drawn_anew(edit, tmp_path, tiny_config):
+def test_a_mask_is_a_picture_white_where_it_is_drawn_anew(edit, tmp_path, tiny_config, monkeypatch):
     mask = np.zeros((8, 8), np.uint8)
     mask[2:5, 1:7] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(edit("inpaint", {"edit.mask": str(tmp_path / "mask.png")})["missing"], mask > 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(inpaint.read_mask(tiny_config({"edit.mask": "~/mask.png"}))[..., 0], mask > 0)
     words = {name: inpaint.read_mask(tiny_config({"edit.mask": name}))[..., 0] for name in inpaint.HALVES}
     assert np.array_equal(words["right"], ~words["left"])
     assert np.array_equal(words["bottom"], ~words["top"])
@@ -94,6 +105,19 @@ def test_strength_says_how_much_of_an_image_stays(edit, originals):
     assert distances[0] < 0.5 * distances[1]
 
 
+def test_strength_one_keeps_nothing_of_an_image():
+    """Black and white images start alike. Of the first of 2 leading steps under cosine 70% of an image was kept."""
+    config = digits.get_config()
+    config.diffusion.schedule = "cosine"
+    config.sampling.update(num_steps=2, spacing="leading")
+    keys, images = jax.random.split(jax.random.key(0), 2), [jnp.full((2, 8, 8, 1), level) for level in (-1.0, 1.0)]
+    for strength, kept in ((1.0, 0.0), (0.99, 1.0)):
+        begin = image_to_image.make_begin(build.build_sampler(config, strength=strength), strength)
+        black, white = (np.asarray(begin(keys, x_start).x) for x_start in images)
+        assert (np.abs(white - black) > 0.5).all() == bool(kept)
+        assert (black == white).all() != bool(kept)
+
+
 def test_the_way_between_images_begins_and_ends_with_them(edit, originals, files, capsys):
     drawn = edit("interpolate", {"edit.frames": 4, "sampling.num_steps": 20, "edit.turns": 8})
     assert drawn["images"].shape == (1, 4, 8, 8, 1)
@@ -105,9 +129,35 @@ def test_the_way_between_images_begins_and_ends_with_them(edit, originals, files
 
 def test_the_default_folder_says_what_was_done(folder, edit, tiny_config):
     edit("inpaint")
-    for mode, ending in (("inpaint", "jump_10-resampling_10"), ("image_to_image", "strength_0.5"), ("interpolate", "turns_3")):
+    for mode, ending in (
+        ("inpaint", "mask_center-jump_1-resampling_10-3_variants"),
+        ("image_to_image", "strength_0.5-3_variants"),
+        ("interpolate", "turns_3-9_frames"),
+    ):
         assert MODES[mode].run(tiny_config(FIELDS), str(folder)) == 0
-        assert (folder / "samples" / f"{mode}-step_6-ddim-4-seed_0-{ending}" / f"{mode}.png").exists()
+        name = f"{mode}-step_6-ddim-4-seed_0-{ending}-train_0-2_images"
+        assert {file.name for file in (folder / "samples" / name).iterdir()} == {"images.npz", f"{mode}.png", "manifest.json"}
+
+
+def test_other_options_never_replace_a_result(folder, edit, tiny_config, tmp_path):
+    """Each call has a folder of its own, whichever option differs; the same call again has its own back."""
+    edit("image_to_image")
+
+    def run(changes, output=""):
+        assert image_to_image.run(tiny_config(FIELDS | changes), str(folder), output=output) == 0
+        return set((folder / "samples").glob("image_to_image-*/images.npz"))
+
+    before = run({})
+    assert run({}) == before
+    kept = {file: file.read_bytes() for file in before}
+    for changes in ({"edit.first_image": 3}, {"edit.variants": 2}, {"edit.split": "test"}, {"sampling.label": 4}):
+        after = run(changes)
+        assert len(after) == len(before) + 1, changes
+        before = after
+    assert all(file.read_bytes() == data for file, data in kept.items())
+    run({}, str(tmp_path / "mine"))
+    with pytest.raises(PersonError, match=r"edit\.variants was 3, now 2"):
+        run({"edit.variants": 2}, str(tmp_path / "mine"))
 
 
 def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_path):
@@ -122,7 +172,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
 
     refused("inpaint", r"is all black", {"edit.mask": str(tmp_path / "black.png")})
     refused("inpaint", r"cannot read the image .*middle: no such file", {"edit.mask": "middle"})
-    refused("inpaint", r"only ancestral and ddim", {"sampling.sampler": "unipc"})
+    refused("inpaint", r"only ancestral and ddim can follow: set sampler=ddim", {"sampling.sampler": "unipc"})
     refused("inpaint", r"config\.edit\.resampling is 0", {"edit.resampling": 0})
     refused("image_to_image", r"config\.edit\.strength is 0", {"edit.strength": 0.0})
     refused("image_to_image", r"cannot read the image .*not an image", {"edit.images": (str(tmp_path / "words.png"),)})

@@ -20,6 +20,7 @@ from ddpm_jax.runtime.errors import PersonError, UsageError
 
 FIELDS = {
     "model.class_conditional": True,
+    "evaluation.class_proportions": "uniform",  # as --mode=sample does it
     "evaluation.num_images": 12,
     "evaluation.batch_size": 16,
     "evaluation.held_out_images": 20,
@@ -34,55 +35,41 @@ def vectors(images):
     return images.reshape(len(images), -1) / 255
 
 
-def test_a_picture_for_each_axis_that_the_points_spread_over():
-    def point(evaluations, weights, frechet):
-        return {"step": 6, "weights": weights, "sampler": "ddim 4", "evaluations": evaluations, "frechet": frechet}
-
-    few, many, short, long = point(4, "ema", 3.0), point(9, "ema", 2.0), point(4, "power_0.05", 2.5), point(4, "power_0.1", 2.0)
-    for points, files in (
-        ([few], set()),
-        ([few, short], set()),
-        ([few, many], {"evaluations.png"}),
-        ([few, short, long], {"lengths.png"}),
-        ([few, many, short, long], {"evaluations.png", "lengths.png"}),
-    ):
-        pictures = evaluate.sweep_pictures(points, {"frechet": 1.0, "count": 12})
-        assert set(pictures) == files
-        assert all(picture.dtype == np.uint8 and picture.std() > 0 for picture in pictures.values())
+def undated(rows):
+    """What is the same when the same is measured again."""
+    return [{name: value for name, value in row.items() if name not in ("provenance", "config")} for row in rows]
 
 
 def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, tiny_config, tmp_path, capsys):
     assert evaluate.run(tiny_config(FIELDS), str(trained), output=str(tmp_path / "out")) == 0
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {
-        "step_4.json",
-        "step_4-bound.png",
-        "step_6.json",
-        "step_6-bound.png",
-        "table.md",
-        "images",
-    }
+    assert names == {"step_4.json", "step_6.json", "table.md", "images", "results"}
     table = (tmp_path / "out" / "table.md").read_text()
     out = capsys.readouterr().out
     assert table.splitlines()[0] in out
     assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 1 + 2 * (2 + 1)
-    assert "only with one of as many, 12" in table
+    assert "only with others of as many, 12" in table
     assert table.count("ancestral sampling in 4 of 100 steps under fixed_large leaves noise") == 1
-    with Image.open(tmp_path / "out" / "step_6-bound.png") as picture:
+    (bound_picture,) = (tmp_path / "out" / "results").glob("step_6-bits_per_dim-*.png")
+    with Image.open(bound_picture) as picture:
         assert np.asarray(picture).std() > 0
 
     report = json.loads((tmp_path / "out" / "step_6.json").read_text())
     assert report["step"] == 6
     assert report["weights"] == "ema"
     known = {"set": "digits", "split": "train", "images": 1500, "resolution": 8, "channels": 1, "random_flip": False}
-    assert known.items() <= report["reference"].items()
-    assert len(report["reference"]["images_sha256"]) == 64
-    assert report["features"]["features"] == "pixels"
-    assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ddim", 4), ("ancestral", 4)]
-    assert report["drawn"][1]["sampling"]["sampler"] == "ancestral"
-    assert report["notes"]
-    assert all(note in table for note in report["notes"])
-    assert set(report["provenance"]) == {"ddpm_jax", "jax", "platform"}
+    for row in report["drawn"]:
+        assert known.items() <= row["reference"].items()
+        assert len(row["reference"]["images_sha256"]) == 64
+        assert row["features"]["features"] == "pixels"
+    assert [(row["sampler"].split()[0], row["evaluations"]) for row in report["drawn"]] == [("ancestral", 4), ("ddim", 4)]
+    ancestral = report["drawn"][0]
+    assert ancestral["sampling"]["sampler"] == ancestral["config"]["sampling"]["sampler"] == "ancestral"
+    assert ancestral["config"]["train"] == json.loads((trained / "config.json").read_text())["train"]
+    assert ancestral["notes"]
+    assert all(note in table for note in ancestral["notes"])
+    assert set(ancestral["provenance"]) == {"frechet", "precision_recall"}
+    assert set(ancestral["provenance"]["frechet"]) == {"ddpm_jax", "commit", "jax", "platform", "date"}
 
     # The scores are those of the images that --mode=sample draws, and of the images held out.
     real = digits.load_digits("train")
@@ -92,11 +79,12 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     held_out = digits.load_digits("test")
     with np.load(tmp_path / "drawn" / "images.npz") as arrays:
         drawn = vectors(arrays["images"])
-    for row, ours in ((report["drawn"][1], drawn), (report["real"], vectors(held_out.batch(np.arange(297))["image"]))):
+    (real_row,) = report["real"]
+    for row, ours in ((ancestral, drawn), (real_row, vectors(held_out.batch(np.arange(297))["image"]))):
         assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)
         assert (row["precision"], row["recall"]) == pytest.approx(precision_recall(real, ours), abs=2e-3)
 
-    bound = report["bits_per_dim"]
+    (bound,) = report["bits_per_dim"]
     assert bound["split"] == "test"
     assert bound["images"] == 20
     assert bound["exact"]
@@ -114,7 +102,8 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
     def score(folder, number):
         config = tiny_config(FIELDS | only | {"evaluation.num_images": number, "sampling.batch_size": 8})
         assert evaluate.run(config, str(trained), output=str(tmp_path / folder)) == 0
-        return json.loads((tmp_path / folder / "step_6.json").read_text())["drawn"][0]["frechet"]
+        rows = json.loads((tmp_path / folder / "step_6.json").read_text())["drawn"]
+        return next(row["frechet"] for row in rows if row["count"] == number)
 
     score("piecewise", 20)
     pieces = tmp_path / "piecewise" / "images" / "step_6-ddim-4-seed_0"
@@ -131,8 +120,9 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
     against = {"evaluation.num_images": 30, "evaluation.split": "test"}
     assert evaluate.run(tiny_config(FIELDS | only | against), str(trained), output=str(tmp_path / "piecewise")) == 0
     report = json.loads((tmp_path / "piecewise" / "step_6.json").read_text())
-    assert (report["reference"]["split"], report["reference"]["images"]) == ("test", 297)
-    assert report["real"] is None  # the images held out are those to compare with
+    references = [(row["count"], row["reference"]["split"], row["reference"]["images"]) for row in report["drawn"]]
+    assert sorted(references) == [(20, "train", 1500), (30, "test", 297), (30, "train", 1500)]
+    assert [row["reference"]["split"] for row in report["real"]] == ["train"]  # not of the images that it would be itself
     other = {"evaluation.num_images": 20, "sampling.weights": "raw"}
     assert evaluate.run(tiny_config(FIELDS | only | other), str(trained), output=str(tmp_path / "piecewise")) == 0
     assert len(list((tmp_path / "piecewise" / "images").iterdir())) == 2  # another kind, another folder
@@ -177,7 +167,7 @@ def test_killed_in_the_middle_of_a_piece_no_image_is_lost_or_drawn_twice(trained
     assert drawn == [8, 8, 0, 8, 6]
     assert evaluate.run(config, str(trained), output=str(tmp_path / "whole")) == 0
     reports = [json.loads((tmp_path / name / "step_6.json").read_text()) for name in ("killed", "whole")]
-    assert reports[0]["drawn"] == reports[1]["drawn"]
+    assert undated(reports[0]["drawn"]) == undated(reports[1]["drawn"])
     for file in pieces.glob("*.npz"):
         with np.load(file) as ours, np.load(tmp_path / "whole" / file.relative_to(tmp_path / "killed")) as theirs:
             np.testing.assert_array_equal(ours["images"], theirs["images"])
@@ -205,12 +195,12 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
     fields |= {"evaluation.bound_timesteps": 4, "evaluation.held_out_images": 8, "evaluation.checkpoint_steps": (4,)}
     assert evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path)) == 0
     assert (trained / "metrics.jsonl").read_bytes() == before
-    curves = ("evaluate/ema-ddim-4-leading", "evaluate/ema-ancestral-4-leading", "evaluate/ema")
-    assert [(curve, step) for curve, step, _ in written] == [(curve, 4) for curve in curves]
+    curves = ("ema-ddim-4-leading-12-pixels", "ema-ancestral-4-leading-12-pixels", "ema-bits_per_dim-test-8")
+    assert [(curve[:-7], step) for curve, step, _ in written] == [(f"evaluate/{curve}", 4) for curve in curves]
     report = json.loads((tmp_path / "step_4.json").read_text())
-    for (_, _, values), row in zip(written[:2], report["drawn"], strict=True):
+    for (_, _, values), row in zip(written[:2], report["drawn"][::-1], strict=True):
         assert values == {"evaluation/count": 12, "evaluation/frechet": row["frechet"]}
-    assert written[2][2]["evaluation/bits_per_dim"] == report["bits_per_dim"]["bits_per_dim"]
+    assert written[2][2]["evaluation/bits_per_dim"] == report["bits_per_dim"][0]["bits_per_dim"]
     assert "evaluation/exact" not in written[2][2]  # yes or no is no curve
     assert all(isinstance(value, float) for _, _, values in written for value in values.values())
 
@@ -232,20 +222,22 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert reference.run(tiny_config(fields), str(trained), output=str(file)) == 0
+    with pytest.raises(PersonError, match="it is a file; choose another --output"):
+        reference.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
-    for name, path in (("without", ""), ("with", str(file))):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, path in (("without", ""), ("with", "~/statistics/digits.npz")):
         config = tiny_config(fields | {"evaluation.reference": path})
         assert evaluate.run(config, str(trained), output=str(tmp_path / name)) == 0
         reports.append(json.loads((tmp_path / name / "step_6.json").read_text()))
-    assert reports[0]["drawn"] == reports[1]["drawn"]
-    assert reports[0]["real"] == reports[1]["real"]
-    assert reports[0]["reference"] == reports[1]["reference"]
-    assert "features_kept" not in reports[0]["reference"]
-    scores = reports[0]["drawn"][0]
+    assert undated(reports[0]["drawn"]) == undated(reports[1]["drawn"])
+    assert undated(reports[0]["real"]) == undated(reports[1]["real"])
+    scores, real = reports[0]["drawn"][0], reports[0]["real"][0]
+    assert "features_kept" not in scores["reference"]
     assert {"frechet", "kid", "kid error", "inception score", "precision", "recall"} <= set(scores)
     assert 1 <= scores["inception score"] <= 8
-    assert scores["kid"] > 3 * reports[0]["real"]["kid"]
+    assert scores["kid"] > 3 * real["kid"]
 
     def refused(match, changes):
         with pytest.raises(PersonError, match=match) as caught:
@@ -263,11 +255,14 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
         config = tiny_config(few | {"evaluation.reference": path})
         assert evaluate.run(config, str(trained), output=str(tmp_path / "few")) == 0
         scored.append(json.loads((tmp_path / "few" / "step_6.json").read_text()))
-    assert scored[0]["drawn"] == scored[1]["drawn"] == scored[2]["drawn"]
-    assert scored[0]["real"] == scored[1]["real"] == scored[2]["real"]
-    assert scored[0]["real"]["frechet"] == reports[0]["real"]["frechet"]  # that one is still of all
-    assert (scored[0]["real"]["count"], scored[0]["real"]["compared"]) == (297, 40)
-    assert scored[0]["real"]["recall"] != reports[0]["real"]["recall"]
+    columns = ("count", "frechet", "kid", "kid error", "precision", "recall")
+    for kind in ("drawn", "real"):
+        (first,), (second,), (third,) = (report[kind] for report in scored)
+        assert [first[name] for name in columns] == [second[name] for name in columns] == [third[name] for name in columns]
+    (fewer,) = scored[0]["real"]
+    assert fewer["frechet"] == real["frechet"]  # that one is still of all
+    assert (fewer["count"], fewer["compared"]) == (297, 40)
+    assert fewer["recall"] != real["recall"]
     assert "look at 12 of the drawn and 40 of the real images" in (tmp_path / "few" / "table.md").read_text()
 
     refused(r"extractor is .*test_evaluate:classifier.*, wanted .*pixels", {"evaluation.features": "pixels"})
@@ -278,7 +273,10 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     refused("holds no features, which kid", {"evaluation.reference": str(tmp_path / "other.npz")})
     np.savez(tmp_path / "other.npz", mu=np.zeros(9), sigma=np.eye(9))
     only = {"evaluation.metrics": ("frechet",)}
-    refused("of 8 and of 9 dimensions", {"evaluation.reference": str(tmp_path / "other.npz")} | only)
+    refused(
+        r"holds statistics of 9 features, but config\.evaluation\.features=test_evaluate:classifier gives 8",
+        {"evaluation.reference": str(tmp_path / "other.npz")} | only,
+    )
 
 
 def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_path):
@@ -288,7 +286,7 @@ def test_the_fast_bound_says_that_it_is_an_estimate(trained, tiny_config, tmp_pa
     for terms in (0, 10):
         config = tiny_config(fields | {"evaluation.bound_timesteps": terms})
         assert evaluate.run(config, str(trained), output=str(tmp_path / str(terms))) == 0
-        found[terms] = json.loads((tmp_path / str(terms) / "step_6.json").read_text())["bits_per_dim"]
+        found[terms] = json.loads((tmp_path / str(terms) / "step_6.json").read_text())["bits_per_dim"][0]
     assert found[0]["exact"]
     assert not found[10]["exact"]
     assert found[10]["terms_per_image"] == 10
@@ -305,7 +303,7 @@ def test_the_flow_has_a_likelihood_of_its_own(trained, tiny_config, tmp_path):
     fields = FIELDS | {"evaluation.metrics": ("flow_bits_per_dim",), "evaluation.checkpoint_steps": (-1,)}
     fields |= {"evaluation.held_out_images": 4, "evaluation.batch_size": 8, "evaluation.flow_tolerance": 1e-2}
     assert evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path)) == 0
-    found = json.loads((tmp_path / "step_6.json").read_text())["flow_bits_per_dim"]
+    found = json.loads((tmp_path / "step_6.json").read_text())["flow_bits_per_dim"][0]
     assert found["images"] == 4
     assert 0 < found["bits_per_dim"] < 20  # a network that knows little: the image takes 8
     assert found["trace"] == "Hutchinson, probes: 1"
@@ -320,11 +318,13 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
     fields = FIELDS | {"train.evaluate_every": 4, "train.evaluate_images": 12}
 
     def left(folder):
-        """Rows of metrics.jsonl, without the time, and a fingerprint of the weights."""
+        """Rows of metrics.jsonl, without time and speed, and a fingerprint of the weights."""
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         params, step = weights.restore(tiny_config(fields), folder, meshes.make_mesh())
         assert step == 6
-        return [{name: value for name, value in row.items() if name != "time"} for row in rows], evaluate.weights_digest(params)
+        clock = ("time", "steps_per_second", "images_per_second")
+        rows = [{name: value for name, value in row.items() if name not in clock} for row in rows]
+        return rows, weights.digest(params)
 
     train.run(tiny_config(fields), str(tmp_path))
     rows, digest = left(tmp_path)
@@ -359,9 +359,12 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         ({"evaluation.samplers": ("magic",)}, r"sampling\.sampler is 'magic'"),
         ({"evaluation.num_steps": (101,)}, r"config\.sampling"),
         ({"evaluation.bound_timesteps": 7}, "take an even number"),
-        ({"evaluation.held_out": "validation"}, "no split 'validation'"),
+        ({"evaluation.held_out": "validation"}, r"config\.evaluation\.held_out is 'validation': digits has no split"),
+        ({"evaluation.split": "validation"}, r"config\.evaluation\.split is 'validation': digits has no split"),
         ({"evaluation.held_out": ""}, "held_out is empty"),
-        ({"evaluation.features": "magic"}, "choose inception, pixels, or module:function"),
+        ({"evaluation.class_proportions": "even"}, r"class_proportions is 'even': choose one of reference, uniform"),
+        ({"evaluation.vlb_decoder": "erf"}, r"vlb_decoder is 'erf': choose one of exact, tanh"),
+        ({"evaluation.features": "magic"}, "choose inception, pixels, pixels_16"),
         ({"evaluation.features": "nowhere:f"}, "cannot be imported"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(f"{v}" for v in value.values()),

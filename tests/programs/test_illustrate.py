@@ -10,6 +10,8 @@ from ddpm_jax.process import pixels
 from ddpm_jax.programs import illustrate, sample, weights
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers.generate import GeneratedBatch
 
 FIELDS = {"model.class_conditional": True, "sampling.num_steps": 20, "illustrate.num_images": 3, "illustrate.num_stages": 6}
 TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
@@ -30,7 +32,7 @@ def sheets(monkeypatch):
 
 
 def names(path):
-    return tuple(sorted(file.name for file in path.iterdir()))
+    return tuple(sorted(file.name for file in path.iterdir() if file.name != "manifest.json"))
 
 
 def digits(config):
@@ -59,7 +61,7 @@ def test_three_pictures_the_same_each_time_and_no_change_to_the_run(trained, tin
 
 
 def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
-    """Data at the left of forward and chain; samples at the right of reverse and chain; the labels are their t."""
+    """Data at the left of forward and chain; samples at the right of reverse and chain; the labels are their t and class."""
     config = tiny_config(FIELDS | {"illustrate.first_image": 7})
     assert illustrate.run(config, str(trained), output=str(tmp_path)) == 0
     (forward, forward_options), (reverse, reverse_options), (chain, chain_options) = sheets
@@ -71,7 +73,7 @@ def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
 
     # 20 DDIM steps of 100 stand at t = 95, 90 .. 0; every fourth is shown, then the image.
     assert reverse.shape == (6, 6, 8, 8, 1)
-    assert reverse_options["column_labels"] == ["$t=95$", "$t=75$", "$t=55$", "$t=35$", "$t=15$", "$x_0$"]
+    assert reverse_options["column_labels"] == ["$t=95$", "$t=75$", "$t=55$", "$t=35$", "$t=15$", "sample"]
     np.testing.assert_array_equal(reverse[::2, -1], reverse[1::2, -1])
     changes = {"sampling.num_images": 3}
     assert sample.run(tiny_config(FIELDS | changes), str(trained), output=str(tmp_path / "sampled")) == 0
@@ -84,6 +86,63 @@ def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
     np.testing.assert_array_equal(chain[:, -1], samples)
     np.testing.assert_array_equal(chain[:, 3], forward[:, -1])
     assert chain_options["column_labels"][3] == r"noise $\epsilon$"
+    assert forward_options["column_labels"][0] == chain_options["column_labels"][0] == "image"  # x_0 would be x at t=0
+
+    assert reverse_options["end_labels"] == ["class 0", "", "class 1", "", "class 2", ""]
+    assert chain_options["end_labels"] == ["class 0", "class 1", "class 2"]
+
+
+def test_pictures_state_what_they_cannot_show(trained, tiny_config, tmp_path, sheets):
+    """One noise per row, and that the class was chosen: in the pictures that show it and in no other."""
+    assert illustrate.run(tiny_config(FIELDS), str(trained), output=str(tmp_path)) == 0
+    notes = [" ".join(options["notes"]) for _, options in sheets]
+    assert ["one noise" in note for note in notes] == [True, False, True]
+    assert ["class at the right is an input" in note for note in notes] == [False, True, True]
+    assert "clipped to [-1, 1]" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"sampling.sampler": "ancestral", "sampling.num_steps": 100},
+            r"reverse, $p_\theta(x_{t-1}|x_t,\,\mathrm{class})$: ancestral, 100 steps",
+        ),
+        ({"sampling.sampler": "ancestral"}, r"reverse, $p_\theta(x_{s}|x_t,\,\mathrm{class})$: ancestral, 20 steps"),
+        (
+            {"sampling.sampler": "ancestral", "model.class_conditional": False},
+            r"reverse, $p_\theta(x_{s}|x_t)$: ancestral, 20 steps",
+        ),
+        ({"sampling.sampler": "ancestral", "sampling.guidance_scale": 2.0}, "reverse: ancestral, 20 steps, guidance 2"),
+        ({}, r"reverse: ddim, 20 steps, no noise added (not $p_\theta$)"),
+        ({"sampling.eta": 0.5}, "reverse: ddim, 20 steps"),
+        ({"sampling.sampler": "unipc"}, r"reverse: unipc, 20 steps, no noise added (not $p_\theta$)"),
+        ({"sampling.sampler": "heun"}, r"reverse: heun, 20 steps, no noise added (not $p_\theta$)"),
+        ({"sampling.sampler": "heun", "sampling.churn": 5.0}, "reverse: heun, 20 steps"),
+        ({"sampling.sampler": "dpmpp_2m_sde"}, "reverse: dpmpp_2m_sde, 20 steps"),
+    ],
+)
+def test_the_reverse_chain_is_named_after_its_sampler(tiny_config, fields, words):
+    """p_θ is ancestral sampling without guidance, and nothing else."""
+    assert illustrate.reverse_words(tiny_config(FIELDS | fields)) == words
+
+
+def test_every_sampler_is_named(tiny_config):
+    """A deterministic sampler is said to add no noise, whichever samplers there are."""
+    for sampler in SAMPLERS:
+        words = illustrate.reverse_words(tiny_config(FIELDS | {"sampling.sampler": sampler}))
+        assert ("no noise" in words) == (sampler not in ("ancestral", "dpmpp_2m_sde")), sampler
+
+
+def test_an_unconditional_model_has_no_classes_to_show(tiny_config):
+    config = tiny_config(FIELDS | {"model.class_conditional": False})
+    nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
+    drawn = GeneratedBatch(images=nothing[:, 0], labels=None, kept_x=nothing, kept_pred_xstart=nothing)
+    assert illustrate.class_labels(config, drawn) == illustrate.class_note(config) == []
+    config = tiny_config(FIELDS | {"sampling.guidance_scale": 0.0})
+    drawn = GeneratedBatch(images=nothing[:, 0], labels=np.arange(2), kept_x=nothing, kept_pred_xstart=nothing)
+    assert illustrate.class_labels(config, drawn) == ["no class", "no class"]
+    assert illustrate.class_note(config) == []
 
 
 def test_the_way_back_starts_from_the_noise_of_the_way_there(trained, tiny_config):
@@ -138,7 +197,7 @@ def test_bits_to_noise_in_closed_form(tiny_config):
 def test_fewer_steps_than_stages_are_shown_one_by_one(trained, tiny_config, tmp_path, sheets, sampler):
     config = tiny_config(FIELDS | {"sampling.num_steps": 2, "sampling.sampler": sampler})
     assert illustrate.run(config, str(trained), output=str(tmp_path)) == 0
-    assert [options["column_labels"][-1] for _, options in sheets] == ["$t=99$", "$x_0$", "sample"]
+    assert [options["column_labels"][-1] for _, options in sheets] == ["$t=99$", "sample", "sample"]
     assert [rows.shape[1] for rows, _ in sheets] == [6, 3, 5]
 
 
@@ -190,3 +249,24 @@ def test_from_the_command_line(trained, tmp_path, main):
     assert result.returncode == 0, result.stderr
     assert names(tmp_path / "out") == ALL
     assert "Traceback" not in result.stderr
+
+
+def test_classes_are_named_where_their_names_are_known(tiny_config):
+    nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
+    drawn = GeneratedBatch(images=nothing[:, 0], labels=np.array([1, 2]), kept_x=nothing, kept_pred_xstart=nothing)
+    assert illustrate.class_labels(tiny_config(FIELDS), drawn, ("daisy", "rose")) == ["class rose", "class 2"]
+
+
+def test_the_benchmark_of_pred_xstart(trained, repository, monkeypatch, capsys):
+    """Errors are those of a network that outputs nearly nothing: near pure noise eps is off by 1, and pixels are outside."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import pred_xstart
+
+    monkeypatch.setattr("sys.argv", ["pred_xstart.py", f"--workdir={trained}", "--num_images=40"])
+    pred_xstart.main()
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.split()[0].isdigit()]
+    assert [int(row[0]) for row in rows] == [t * 99 // 999 for t in pred_xstart.TIMESTEPS]
+    assert float(rows[0][2]) == pytest.approx(1, abs=0.1)
+    assert float(rows[0][3].rstrip("%")) > 90
+    assert "The images themselves are 0.412 from the means" in out

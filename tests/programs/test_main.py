@@ -1,12 +1,15 @@
 """The command line, as a person meets it."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +21,23 @@ def trained(tmp_path_factory, main):
     return run
 
 
-def test_train_then_sample_without_naming_the_config_again(trained, tmp_path, main):
+def test_train_then_sample_without_naming_the_config_again(trained, tmp_path, main, monkeypatch):
+    """By paths in the home folder, which no shell puts in."""
     assert json.loads((trained / "config.json").read_text())["model"]["ch"] == 8
-    flags = ["--mode=sample", f"--output={tmp_path / 'out'}", "--config.sampling.num_images=3"]
-    result = main(trained, *flags, config=None, tiny=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(trained)
+    (tmp_path / "cache").symlink_to(REPOSITORY / ".cache" / "xla")
+    flags = ["--mode=sample", "--output=~/out", "--compilation_cache=~/cache", "--config.sampling.num_images=3"]
+    result = main("~/run", *flags, config=None, tiny=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "grid.png").exists()
     assert str(tmp_path / "out") in result.stdout
+    assert not (REPOSITORY / "~").exists()
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    import main as program
+
+    assert program._with_home("--config=~/mine.py:x") == f"--config={tmp_path}/mine.py:x"
+    assert program._with_home("--config.data.data_dir=~/x") == "--config.data.data_dir=~/x"  # expanded where it is read
     assert "Traceback" not in result.stderr
 
 

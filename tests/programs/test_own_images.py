@@ -1,7 +1,5 @@
 """Training on a folder of one's own images, from its config to the picture; and what is said when the folder is wrong."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +16,7 @@ def own_config(tiny_config):
     def make(folder, **data):
         config, tiny = image_folder.get_config(), tiny_config()
         for section in ("model", "diffusion", "train", "sampling"):
-            config[section].update(tiny[section])
+            config[section].update(tiny[section].to_dict())
         config.data.image_size = 8
         config.data.data_dir = str(folder)
         config.data.update(data)
@@ -66,7 +64,9 @@ def test_classes_can_be_learned(tmp_path, folder, own_config):
     assert train.run(config, str(tmp_path / "run")) == 0
     config = own_config(folder, num_classes=3)
     config.model.class_conditional = True
-    with pytest.raises(UsageError, match=r"has 2 classes, but config\.data\.num_classes is 3"):
+    with pytest.raises(
+        UsageError, match=r"config\.data\.num_classes is 3, but .* has 2 classes: set --config\.data\.num_classes=2$"
+    ):
         train.run(config, str(tmp_path / "other"))
 
 
@@ -83,13 +83,18 @@ def test_a_broken_image_stops_the_run_or_is_left_out(tmp_path, folder, own_confi
     assert "9 images in 2 classes" in said
 
 
-def test_what_changes_the_data_is_fixed_on_a_resume_and_where_it_lies_is_not(tmp_path, folder, own_config):
+def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_not(tmp_path, folder, own_config, capfd):
     assert train.run(own_config(folder), str(tmp_path / "run")) == 0
     moved = folder.rename(tmp_path / "moved")
-    assert train.run(own_config(moved, in_memory="never"), str(tmp_path / "run")) == 0
-    for field, value in (("background", "black"), ("on_broken", "skip"), ("random_flip", False)):
-        with pytest.raises(PersonError, match=rf"data\.{field} was .*, now {json.dumps(value)}"):
-            train.run(own_config(moved, **{field: value}), str(tmp_path / "run"))
+    with pytest.raises(PersonError, match=r'data\.background was "white", now "black"'):
+        train.run(own_config(moved, background="black"), str(tmp_path / "run"))
+    (moved / "cats" / "0.png").write_bytes(b"")
+    with pytest.raises(PersonError, match=r"--config\.data\.on_broken=skip$"):
+        train.run(own_config(moved, in_memory="never"), str(tmp_path / "run"))
+    capfd.readouterr()
+    config = own_config(moved, in_memory="never", on_broken="skip")  # the advice, taken
+    assert train.run(config, str(tmp_path / "run")) == 0
+    assert "10 images before, 9 now; training continues with these" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Real processes, real kills. Dropout, flips, labels kept and dropped, a learned v
 accumulation and pictures along the way are all on.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -96,8 +97,9 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
         return Run(command(killed, fields=FIELDS), tmp_path / "log_killed")
 
     run = start()
-    run.until(lambda: (killed / "config.json").exists(), "the config was written")
+    run.until(lambda: (killed / "training.lock").exists(), "the workdir was locked")
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL  # before anything was computed
+    assert not (killed / "config.json").exists()
 
     uninterrupted.until(lambda: logged_step(whole) >= 1, "the first step")  # so that no other start compiles it again
     run = start()
@@ -108,6 +110,14 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
 
     run = start()
     run.until(lambda: logged_step(killed) >= 36, "step 36")  # between two checkpoints
+    record = (killed / "config.json").read_bytes(), (killed / "history.jsonl").read_bytes()
+    second = Run(command(killed, fields=FIELDS | {"optimizer.learning_rate": 1.0}), tmp_path / "log_second")
+    while second.process.poll() is None:
+        os.kill(run.process.pid, signal.SIGSTOP)  # so that it does not end meanwhile: stopped, it keeps the workdir
+        time.sleep(0.05)
+    assert second.process.returncode == 1
+    assert f"{killed} is in use: process {run.process.pid} on " in (tmp_path / "log_second").read_text()
+    assert record == ((killed / "config.json").read_bytes(), (killed / "history.jsonl").read_bytes())
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
 
     run = start()
@@ -134,6 +144,11 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     assert sum(leaf.size for leaf in leaves.values()) > 3 * 5_000  # parameters, EMA and both moments are in it
     for name, leaf in expected.items():
         np.testing.assert_array_equal(leaves[name], leaf, err_msg=name)
+
+    history = [json.loads(line) for line in (killed / "history.jsonl").read_text().splitlines()]
+    assert [entry["changed"] for entry in history] == [{}] * len(history)
+    assert [entry["step"] for entry in history] == sorted(entry["step"] for entry in history)
+    assert history[-1]["step"] == stopped
 
     # The record is whole as well: every step once, with the same loss.
     rows, expected_rows = metrics(killed), metrics(whole)

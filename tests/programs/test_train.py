@@ -2,19 +2,23 @@
 
 import math
 import os
+import pathlib
 import re
+import shlex
 import signal
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build
-from ddpm_jax.programs import train
+from ddpm_jax import build, check
+from ddpm_jax.programs import pictures, train
 from ddpm_jax.runtime import progress
 from ddpm_jax.runtime.checkpoint import Checkpoints
 from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.samplers.generate import Generator, NotFinite
 
 
 def steps_saved(workdir):
@@ -39,6 +43,8 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, tiny_config, metrics, cap
         assert all(math.isfinite(value) for value in row.values())
         quartiles = [row[f"loss_q{i}"] for i in range(1, 5) if f"loss_q{i}" in row]
         assert min(quartiles) <= row["loss"] <= max(quartiles)
+    assert {"steps_per_second", "images_per_second"} < rows[-1].keys()
+    assert rows[-1]["images_per_second"] == pytest.approx(8 * rows[-1]["steps_per_second"])
     config = tiny_config()
     assert rows[0]["learning_rate"] == pytest.approx(config.optimizer.learning_rate * 2 / config.optimizer.warmup_steps)
     assert steps_saved(tmp_path) == [4, 6]  # the latest, and every fourth
@@ -49,7 +55,10 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, tiny_config, metrics, cap
     assert grid.shape[0] >= 2 * 64
     assert any("tfevents" in name for _, _, files in os.walk(tmp_path) for name in files)
     out = capfd.readouterr().err
-    assert "conv_in/kernel" in out  # the parameter table
+    assert out.count("parameters") == 2  # their number and their file, in one line
+    assert re.search(r"^[\d,]+ parameters, listed in .*/parameters\.txt$", out, re.MULTILINE)
+    assert "conv_in/kernel" in (tmp_path / "parameters.txt").read_text()
+    assert "conv_in/kernel" not in out
     assert "first step done" in out
     assert re.search(r"steps/s.*images/s.*left", out)
     assert "step_00000006.png" in out
@@ -103,6 +112,93 @@ def test_ctrl_c_saves(tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(train.StepLog, "add", interrupting)
     assert train.run(tiny_config({"train.num_steps": 50}), str(tmp_path)) == 128 + signal.SIGINT
     assert steps_saved(tmp_path)[-1] == 3
+
+
+MANY = {
+    "train.num_steps": 2,
+    "train.sample_every": 1,
+    "train.sample_num_steps": 20,
+    "sampling.sampler": "ancestral",
+    "sampling.num_steps": 100,
+}
+
+
+def evaluations_of_pictures(monkeypatch):
+    """[(images, sampler steps)] of every picture that training makes, as they are made."""
+    made, original = [], Generator.generate
+
+    def recording(self, *args, num_images, **kwargs):
+        made.append((num_images, self.sampler.num_steps))
+        return original(self, *args, num_images=num_images, **kwargs)
+
+    monkeypatch.setattr(Generator, "generate", recording)
+    return made
+
+
+def test_a_first_try_is_short(tmp_path, tiny_config, monkeypatch, capfd, command):
+    """Two steps with 5 images of 100 evaluations each to show: 20 quick steps along the way, and nothing at the end but a
+    command that works."""
+    made = evaluations_of_pictures(monkeypatch)
+    config = tiny_config(MANY | {"sampling.num_images": 5})
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    assert train.run(config, str(tmp_path / "run")) == 0
+    assert made == [(5, 20)]
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("done: 2 steps; no picture was made, since it would take longer than the training; make one with: ")
+    line = shlex.split(said.partition("make one with: ")[2])
+    assert line[1] == "main.py"
+    flags = ["--config.sampling.num_images=3", f"--compilation_cache={command('x')[4].partition('=')[2]}"]
+    result = subprocess.run([*line, *flags], cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "dpmpp_2m in 20 steps, spacing logsnr" in result.stdout
+    assert len(list((tmp_path / "run" / "samples").glob("*-3_images/grid.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"train.num_steps": 10}, [20, 20]),  # the last picture: 100 x 5 / (3 x 8) = 21 steps are more than 10, 4.2 are not
+        ({"train.num_steps": 21}, [20, 100]),
+        ({"train.num_steps": 21, "train.sample_num_steps": 0}, [100, 100]),
+        ({"train.num_steps": 21, "train.sample_num_steps": 7}, [7, 100]),
+        ({"train.num_steps": 10, "train.sample_num_steps": 7, "sampling.num_steps": 7}, [7, 7]),
+    ],
+)
+def test_pictures_are_quick_along_the_way_and_full_at_the_end(tiny_config, fields, expected):
+    config = tiny_config(MANY | fields)
+    quick, full = pictures.quick_config(config), pictures.few_images(config)
+    last = full if pictures.cost_in_steps(full) <= config.train.num_steps else quick
+    assert [quick.sampling.num_steps, last.sampling.num_steps] == expected
+    assert pictures.cost_in_steps(last) <= config.train.num_steps
+
+
+def test_quick_pictures_suit_every_schedule_and_sampler(tiny_config):
+    for fields in (
+        {"diffusion.zero_terminal_snr": True, "diffusion.prediction": "v", "sampling.spacing": "trailing"},
+        {"sampling.sampler": "unipc", "sampling.order": 3},
+        {"sampling.sampler": "heun", "sampling.churn": 5.0},
+        {"sampling.sampler": "ddim", "sampling.eta": 1.0},
+        {"diffusion.num_timesteps": 12, "sampling.num_steps": 12, "sampling.keep": 12, "train.sample_num_steps": 11},
+        {"sampling.num_images": 50_000},
+    ):
+        quick = pictures.quick_config(tiny_config(MANY | fields))
+        check.check_config(quick)
+        build.build_sampler(quick)
+        assert quick.sampling.num_steps <= 20
+        assert quick.sampling.num_images <= 100
+
+
+def test_a_picture_with_nan_is_left_out_and_training_goes_on(tmp_path, tiny_config, monkeypatch, capfd, metrics):
+    def poisoned(self, *args, **kwargs):
+        raise NotFinite("3 of the 5 images 0..4 are NaN or infinite")
+
+    monkeypatch.setattr(Generator, "generate", poisoned)
+    assert train.run(tiny_config({"train.sample_every": 2}), str(tmp_path)) == 0
+    out = capfd.readouterr().err
+    assert "no picture of step 2: 3 of the 5 images" in out
+    assert "done: 6 steps; no picture was made" in out
+    assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6]
+    assert steps_saved(tmp_path)[-1] == 6
 
 
 def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):

@@ -123,13 +123,13 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
     assert evaluate.run(tiny_config(FIELDS | fields), str(trained), output=str(tmp_path)) == 0
     names = {file.name for file in tmp_path.iterdir()}
     reports = {f"step_{STEPS}{suffix}.json" for suffix in ("", "-power_0.1", "-power_0.15")}
-    assert names == reports | {"table.md", "lengths.png", "images"}
+    assert names == reports | {"table.md", "lengths.png", "images", "results"}
     found = {}
     for file in reports:
         report = json.loads((tmp_path / file).read_text())
         (drawn,) = report["drawn"]
         assert report["weights"] == drawn["weights"] == drawn["sampling"]["weights"]
-        found[report["weights"]] = (report["weights_sha256"], drawn["frechet"])
+        found[report["weights"]] = (drawn["weights_sha256"], drawn["frechet"])
     assert set(found) == {"ema", "power_0.1", "power_0.15"}
     assert len({digest for digest, _ in found.values()}) == len({distance for _, distance in found.values()}) == 3
     table = (tmp_path / "table.md").read_text()
@@ -143,7 +143,10 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
         ({"sampling.weights": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.weights": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.weights": "decay_0.6"}, r"'decay_0\.6': choose one of"),
-        ({"sampling.weights": "power_0.07", "ema.power_stds": ()}, r"none is kept: train with ema\.power_stds"),
+        (
+            {"sampling.weights": "power_0.07", "ema.power_stds": ()},
+            r"this run kept none: choose one of ema, raw, decay_0\.5, or train a new run",
+        ),
         ({"ema.power_stds": (0.4,)}, r"config\.ema: the relative standard deviation 0\.4"),
         ({"ema.decays": (1.0,)}, r"config\.ema: the decay 1 of an average"),
         ({"evaluation.averages": ("ema", "best")}, r"'best': choose one of"),

@@ -234,6 +234,27 @@ def test_an_empty_folder(tmp_path, read_only):
     assert (tmp_path / "new").exists() is not read_only
 
 
+def test_checksums_that_a_kill_prevented_are_written_by_the_next_start(folder):
+    (folder / "20" / "checksums.json").unlink()
+    with Checkpoints(folder, keep_latest=2, read_only=True) as checkpoints:
+        checkpoints.restore(abstract(make_state()))
+    assert not (folder / "20" / "checksums.json").exists()
+    with Checkpoints(folder, keep_latest=2) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[1] == 20
+    flip_bit(large_file(folder / "20"))
+    with Checkpoints(folder, keep_latest=2, report=lambda line: None) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[1] == 10  # found by them
+
+
+def test_a_state_in_an_older_layout_is_made_into_the_present_one(folder):
+    present = make_state() | {"opt_state": {"now": make_state()["opt_state"]}}
+    older = (abstract(make_state()), lambda state: state | {"opt_state": {"now": state["opt_state"]}})
+    with Checkpoints(folder, keep_latest=2) as checkpoints:
+        state, _ = checkpoints.restore(abstract(present), older=older)
+        assert_same(state, make_state(20) | {"opt_state": {"now": make_state(20)["opt_state"]}})
+        assert_same(checkpoints.restore(abstract(make_state()), older=(abstract(present), None))[0], make_state(20))
+
+
 def test_a_state_of_another_shape_is_not_damage(folder):
     with Checkpoints(folder, keep_latest=2) as checkpoints:
         here = make_state()
@@ -248,9 +269,9 @@ def test_a_state_of_another_shape_is_not_damage(folder):
         assert "params/list/1/0 is bfloat16[2] there, float32[2] here" in line
         assert "\n" not in line
         lacking = {name: tree for name, tree in make_state().items() if name != "opt_state"}
-        with pytest.raises(PersonError, match="opt_state is only there"):
+        with pytest.raises(PersonError, match="opt_state is missing from the model"):
             checkpoints.restore(abstract(lacking))
-        with pytest.raises(PersonError, match="ema_params is only here"):
+        with pytest.raises(PersonError, match="ema_params is missing from the checkpoint"):
             checkpoints.restore_part(abstract({"ema_params": lacking["params"]}))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 

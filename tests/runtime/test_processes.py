@@ -58,6 +58,11 @@ def test_two_processes_learn_what_one_of_them_knows(two, tmp_path):
         (tmp_path / name).mkdir()
     told, codes = two("""
 config = {"seed": 1, "data": {"name": "digits", "data_dir": f"of process {me}"}}
+def hold():
+    with processes.hold_workdir(folder / "run", print) as check:
+        check()
+        with processes.hold_workdir(folder / "run", print):
+            pass
 says(
     nobody=refused(lambda: fails(None, None)),
     one=refused(lambda: fails(None, errors.UsageError("config.x is 7"))),
@@ -71,6 +76,7 @@ says(
     shared=refused(lambda: processes.check_shared(folder / "a")),
     apart=refused(lambda: processes.check_shared(folder / "bc"[me])),
     prepared=refused(lambda: processes.prepare_workdir(folder / "run", config, write=True)),
+    held=refused(hold),
     writes=processes.is_writer(),
 )
 """)
@@ -95,8 +101,37 @@ says(
     assert zero["apart"][1] == f"process 1 stopped: {one['apart'][1]}"
     assert [os.listdir(tmp_path / name) for name in "abc"] == [[], [], []]
     assert zero["prepared"] is one["prepared"] is None
-    assert os.listdir(tmp_path / "run") == ["config.json"]
+    assert "is in use: process" in zero["held"][1]
+    assert one["held"] == ["PersonError", f"process 0 stopped: {zero['held'][1]}"]
+    assert os.listdir(tmp_path / "run") == ["training.lock"]
     assert [zero["writes"], one["writes"]] == [True, False]
+
+
+def test_a_long_wait_for_the_workdir_is_no_long_collective(two, tmp_path):
+    """Gloo ends a collective in which one process lets the other wait for 30 s; that limit is not waited for here."""
+    told, codes = two("""
+processes.LOCK_POLL_S = 0.2
+polls, all_agree = [], processes.all_agree
+processes.all_agree = lambda mine: polls.append(mine) or all_agree(mine)
+from ddpm_jax.runtime import run_lock
+(folder / run_lock.FILE).write_text(json.dumps(dict(host="h", pid=1, since="then", machine="m", token="t")))
+class Quick(run_lock.RunLock):
+    def __init__(self, folder, *, report):
+        super().__init__(folder, report=report, beat_s=0.2, expire_s=1.5)
+processes.RunLock = Quick
+with processes.hold_workdir(folder, print) as check:
+    check()
+    held = json.loads((folder / run_lock.FILE).read_text())["pid"]
+    check()  # so that both have read it before it is released
+says(polls=polls, held=held, me=os.getpid())
+""")
+    assert codes == [0, 0]
+    zero, one = told
+    assert zero["held"] == one["held"] == zero["me"]
+    assert zero["polls"][-1]
+    assert not any(zero["polls"][:-1])
+    assert len(zero["polls"]) == len(one["polls"]) >= 4
+    assert all(one["polls"])
 
 
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])

@@ -65,6 +65,9 @@ def test_images_of_another_kind_are_refused_field_by_field(tmp_path):
     ImageShards(tmp_path, KIND)
     with pytest.raises(PersonError, match=r'sampler was "ddim", now "ancestral"; seed was null, now 1\.'):
         ImageShards(tmp_path, KIND | {"sampler": "ancestral", "seed": 1})
+    ImageShards(tmp_path, KIND | {"order": 2}, defaults={"order": 2, "eta": 0.0})  # a field younger than the folder
+    with pytest.raises(PersonError, match=r"order was 2, now 3\."):
+        ImageShards(tmp_path, KIND | {"order": 3}, defaults={"order": 2, "eta": 0.0})
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(PersonError, match="cannot be read"):
         ImageShards(tmp_path, KIND)
@@ -77,7 +80,7 @@ def test_a_full_disk_is_said_in_one_line_and_keeps_what_was_there(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
     try:
-        with pytest.raises(PersonError, match="what was drawn before is kept") as caught:
+        with pytest.raises(PersonError, match="what was generated before is kept") as caught:
             shards.write(8, IMAGES[8:16])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -6,7 +6,7 @@ import pytest
 from exact_denoisers import FULL, SHAPE, build, curved, shorten, some_keys, walk
 
 from ddpm_jax.process.diffusion import PREDICTIONS
-from ddpm_jax.process.schedules import respace, schedule_from_betas
+from ddpm_jax.process.schedules import make_schedule, respace, schedule_from_betas
 from ddpm_jax.samplers import SAMPLERS, dpmpp, multistep, sampler, unipc
 
 
@@ -172,12 +172,46 @@ def test_a_long_step_with_noise_keeps_the_variance(spacing):
 
 
 def test_orders_fall_towards_a_long_step_as_towards_the_end():
-    """As far as the entry that the leap sets out from, UniPC of order 3 goes as if the chain ended there; 1e-12."""
+    """Up to the step before the last two, UniPC of order 3 does as if the chain ended where the long step begins; 1e-12."""
     schedule = shorten(FULL, 10, "leading")
     before, _ = unipc.predictor_corrector(respace(FULL, schedule.timesteps[1:]), 3)
     whole, _ = unipc.predictor_corrector(schedule, 3)
-    np.testing.assert_allclose(whole.on_guesses[2:], before.on_guesses[1:], atol=1e-12)
+    np.testing.assert_allclose(whole.on_guesses[3:], before.on_guesses[2:], atol=1e-12)
     assert whole.on_guesses[2, 2] == 0 != whole.on_guesses[3, 2]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "spacing", "uneven", "along_signal"),
+    [
+        ("linear", "trailing", [], []),
+        ("linear", "leading", [1], [1, 2]),  # to t=0, and the step that leads there
+        ("cosine", "trailing", [8], [8]),  # after the step from 999, which is 8 of 12 in log SNR
+        ("cosine", "linspace", [1, 8], [1, 2, 8]),
+    ],
+)
+def test_steps_of_uneven_lengths(schedule, spacing, uneven, along_signal):
+    chain = shorten(make_schedule(schedule, 1000), 10, spacing)
+    assert np.flatnonzero(multistep.uneven_steps(chain)).tolist() == uneven
+    assert np.flatnonzero(multistep.steps_along_signal(chain)).tolist() == along_signal
+
+
+@pytest.mark.parametrize("weights", [*(2, 3), "2M"])
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_a_step_after_a_much_longer_one_is_exact_where_guesses_lie_on_a_line_in_the_signal(weights, zero_terminal_snr):
+    """As above, for the second step of the cosine schedule: 1e-12. By h / 2h' it added a tenth of the change that is due."""
+    chain = make_schedule("cosine", 1000, zero_terminal_snr=zero_terminal_snr)
+    for steps in (5, 10, 50):
+        schedule = shorten(chain, steps)
+        if weights == "2M":
+            table = dpmpp.second_order_weights(schedule, noise=False)
+        else:
+            table, _ = unipc.predictor_corrector(schedule, weights)
+        k, alpha, m, z = steps - 2, schedule.sqrt_alphas_cumprod, 0.7, -1.3
+        guesses = (m + alpha * z)[k : k + table.on_guesses.shape[1]]
+        got = table.on_x[k] * (alpha[k] * m + z) + table.on_guesses[k, : len(guesses)] @ guesses
+        np.testing.assert_allclose(got, alpha[k - 1] * m + z, atol=1e-12)
+        assert (table.on_guesses[k, len(guesses) :] == 0).all()
+        assert 0.3 < multistep.along_signal(schedule)[k] < 0.6
 
 
 def test_a_noisier_start_than_any_snr_is_a_start():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from exact_denoisers import COV, FULL, MEAN, MIX, SHAPE, D, gaussian_denoiser, some_keys
 
+from ddpm_jax.process import diffusion
 from ddpm_jax.process.schedules import make_schedule, respace
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError
@@ -169,6 +170,14 @@ def test_what_makes_no_sense_is_refused(change, says):
 
 
 # Levels.
+
+
+def test_a_prediction_without_a_velocity_is_refused(monkeypatch):
+    """It was taken for x_start, and its likelihood was wrong without a word."""
+    monkeypatch.setitem(diffusion.PREDICTIONS, "score", diffusion.predict_xstart_from_eps)
+    with pytest.raises(ValueError, match="no velocity is known for the prediction 'score'"):
+        flow_likelihood.check(FULL, prediction="score", probes=1, rtol=1e-3, atol=1e-3, max_steps=10)
+    assert set(flow_likelihood.VELOCITIES) == set(diffusion.PREDICTIONS) - {"score"}
 
 
 def test_dequantised_levels_stay_within_themselves():

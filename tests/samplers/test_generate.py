@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from ddpm_jax.process import pixels
 from ddpm_jax.process.schedules import make_schedule, respace, spaced_timesteps
 from ddpm_jax.samplers import SAMPLERS, sampler
-from ddpm_jax.samplers.generate import Generator
+from ddpm_jax.samplers.generate import Generator, NotFinite
 
 SHAPE = (4, 4, 1)
 N = 11
@@ -154,3 +154,23 @@ def test_labels_reach_their_images_in_order(devices, batch_size):
     batches = list(generator(devices, batch_size, painter).generate({}, jax.random.key(0), num_images=N, labels=labels))
     np.testing.assert_array_equal(np.concatenate([batch.labels for batch in batches]), labels)
     np.testing.assert_array_equal(images(batches), np.broadcast_to(labels[:, None, None, None], (N, *SHAPE)))
+
+
+def test_images_that_become_nan_are_an_error_and_not_black(monkeypatch):
+    """The steps and the number of images are said; images that only fill the last batch up do not count."""
+
+    def breaks(params, labels):
+        def network(x_t, t):
+            wrong = jnp.where(jnp.arange(x_t.shape[0]) % 2 == 0, jnp.nan, 0.0)[:, None, None, None]
+            return jnp.where((t < 400)[:, None, None, None], wrong, 0.0) * jnp.ones_like(x_t)
+
+        return network
+
+    with pytest.raises(
+        NotFinite, match=r"^4 of the 7 images 0\.\.6 are NaN or infinite after step 40 of 40 \(they were"
+    ) as caught:
+        list(generator(1, 8, breaks).generate(PARAMS, jax.random.key(0), num_images=7))
+    assert "finite after step 20)" in str(caught.value)
+    assert "--config.sampling.checkpoint_step" in str(caught.value)
+    with pytest.raises(NotFinite, match=r"1 of the 1 images 4\.\.4"):
+        list(generator(2, 4, breaks).generate(PARAMS, jax.random.key(0), num_images=1, first_image=4))

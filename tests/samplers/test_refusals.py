@@ -19,7 +19,7 @@ def test_an_eta_out_of_range_is_refused(eta):
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
 def test_eta_is_ddims(name):
-    with pytest.raises(ValueError, match=f"which {name} does not read"):
+    with pytest.raises(ValueError, match=f"that {name} does not read"):
         SAMPLERS[name](shorten(FULL, 5), **OPTIONS, eta=0.5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from exact_denoisers import FULL, build, shorten, some_keys
 
 from ddpm_jax.samplers import sampler
-from ddpm_jax.samplers.repaint import Known, repaint, walk
+from ddpm_jax.samplers.repaint import Known, default_jump_length, repaint, walk
 
 CORRELATION = 0.9
 
@@ -74,6 +74,54 @@ def test_what_is_missing_fits_what_is_known_and_resampling_is_why():
     assert abs(means[0] - CORRELATION) > 2 * abs(means[1] - CORRELATION) + 0.05
 
 
+def filled_law(num_steps, jump_length, known):
+    """Mean and variance of the missing pixel beside one that is `known`: every move is affine. ddim, 10 times down."""
+    schedule, cov = shorten(FULL, num_steps, "leading"), np.array([[1.0, CORRELATION], [CORRELATION, 1.0]])
+    mean, variance = np.zeros(2), np.eye(2)
+    for entry, down in walk(num_steps, jump_length, 10):
+        if not down:
+            mean *= np.sqrt(schedule.alphas[entry + 1])
+            variance = schedule.alphas[entry + 1] * variance + schedule.betas[entry + 1] * np.eye(2)
+            continue
+        signal, before = schedule.alphas_cumprod[entry], schedule.alphas_cumprod_prev[entry]
+        guess = np.sqrt(signal) * cov @ np.linalg.inv(signal * cov + (1 - signal) * np.eye(2))
+        eps = (np.eye(2) - np.sqrt(signal) * guess) / np.sqrt(1 - signal)
+        step = np.sqrt(before) * guess + np.sqrt(1 - before) * eps
+        mean, variance = step @ mean, step @ variance @ step.T
+        mean[0], variance[0], variance[:, 0] = np.sqrt(before) * known, 0.0, 0.0
+        variance[0, 0] = 1 - before
+    return mean[1], variance[1, 1]
+
+
+def kl(mean, variance, true_mean, true_variance):
+    ratio = variance / true_variance
+    return 0.5 * (ratio - 1 - np.log(ratio) + (mean - true_mean) ** 2 / true_variance)
+
+
+def test_jumps_are_as_long_for_the_chain_as_the_papers():
+    """One pixel is known to be .6: the other is N(.54, .19). The default comes within .06 nats of it in chains of any length.
+
+    The paper's 10 steps of 250 were the default of every chain: in 20 steps they miss it by .24 nats, with a mean of .32.
+    """
+    assert [default_jump_length(steps) for steps in (1, 10, 20, 50, 100, 250, 1000)] == [1, 1, 1, 2, 4, 10, 40]
+    truth = (0.6 * CORRELATION, 1 - CORRELATION**2)
+    for steps in (10, 20, 50, 100):
+        assert kl(*filled_law(steps, default_jump_length(steps), 0.6), *truth) < 0.06
+    assert kl(*filled_law(20, 10, 0.6), *truth) > 0.2
+    assert filled_law(20, 10, 0.6)[0] < 0.35 < 0.5 < filled_law(20, 1, 0.6)[0]
+    assert filled_law(50, 10, 0.6)[0] < 0.47 < 0.51 < filled_law(50, 2, 0.6)[0] < 0.54
+
+
+def test_the_law_of_what_is_filled_in_is_that_of_the_sampler():
+    """3,000 draws by the sampler itself, default jumps: four standard errors, .03 of the mean and .02 of the variance."""
+    filled = fill(
+        repaint(build("ddim", shorten(FULL, 20, "leading"))), np.full((3000, 1, 2, 1), 0.6), [[[1], [0]]], some_keys(3000)
+    )
+    mean, variance = filled_law(20, 1, 0.6)
+    assert abs(filled[:, 0, 1, 0].mean() - mean) < 0.03
+    assert abs(filled[:, 0, 1, 0].var() - variance) < 0.02
+
+
 def test_nothing_known_is_ordinary_sampling_and_evaluations_are_the_steps_down():
     inner = build("ddim", shorten(FULL, 12))
     keys, shape = some_keys(4), (1, 2, 1)
@@ -96,11 +144,11 @@ def test_an_image_alone_is_an_image_in_a_batch():
 
 @pytest.mark.parametrize("setting", ["dpmpp_2m", "unipc", "heun", "ode"])
 def test_a_sampler_that_cannot_jump_is_refused(setting):
-    with pytest.raises(ValueError, match=r"take one of these"):
+    with pytest.raises(ValueError, match=r"set sampler=ddim"):
         repaint(build(setting, shorten(FULL, 5)))
 
 
-@pytest.mark.parametrize("options", [{"jump_length": 0}, {"resampling": 0}])
+@pytest.mark.parametrize("options", [{"jump_length": -1}, {"resampling": 0}])
 def test_bad_numbers_are_refused(options):
-    with pytest.raises(ValueError, match=r"must be 1 or more"):
+    with pytest.raises(ValueError, match=r"must be 0 or more and 1 or more"):
         functools.partial(repaint, build("ddim", shorten(FULL, 5)))(**options)

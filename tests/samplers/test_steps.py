@@ -18,6 +18,7 @@ from exact_denoisers import (
     walk,
 )
 
+from ddpm_jax.process import diffusion
 from ddpm_jax.process.diffusion import PREDICTIONS
 from ddpm_jax.samplers import SAMPLERS, sampler
 
@@ -75,6 +76,15 @@ def test_a_network_that_learns_its_variance_is_asked_for_the_rest(setting):
 
     for got, want in zip(walk(two, doubled, some_keys(2)), walk(one, curved, some_keys(2)), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_any_learned_variance_is_split_off(monkeypatch):
+    """Not only the one called learned_range: the list of learned variances decides."""
+    monkeypatch.setitem(diffusion.VARIANCES, "learned", diffusion.VARIANCES["learned_range"])
+    monkeypatch.setattr(diffusion, "LEARNED_VARIANCES", frozenset({"learned_range", "learned"}))
+    sampled = SAMPLERS["ddim"](shorten(FULL, 3), prediction="v", variance="learned", clip_denoised=False)
+    x = walk(sampled, lambda x_t, t: jnp.concatenate([curved(x_t, t), 1e6 * x_t], axis=-1), some_keys(2))[2]
+    assert x.shape == (2, *SHAPE)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "karras"])

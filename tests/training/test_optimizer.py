@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.training.optimizer import make_optimizer, warmup_schedule
+from ddpm_jax.training.optimizer import from_unclipped_layout, make_optimizer, unclipped_layout, warmup_schedule
 
 PARAMS = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
 
@@ -93,3 +93,23 @@ def test_without_clip_norm_nothing_is_clipped():
     grads, optimizer = gradients(0, 1e3), make_optimizer(1e-3)
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["w"], 0.1 * grads["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_the_state_has_one_shape_and_the_numbers_of_the_plain_chain(clip_norm):
+    """Clipping on and off: bit for bit what optax's chain without a place for it gives, in a state of one structure."""
+    optimizer = make_optimizer(1e-3, warmup_steps=2, clip_norm=clip_norm)
+    assert jax.tree.structure(optimizer.init(PARAMS)) == jax.tree.structure(make_optimizer(1.0).init(PARAMS))
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    plain = optax.chain(*clip, optax.adam(warmup_schedule(1e-3, 2), b1=0.9, b2=0.999, eps=1e-8))
+    sequence = [gradients(seed, scale) for seed, scale in enumerate((1.0, 100.0, 1e-3, 5.0))]
+    for got, want in zip(updates_for(optimizer, sequence), updates_for(plain, sequence), strict=True):
+        for name in PARAMS:
+            np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_the_older_layout_is_the_state_without_the_clipping():
+    state = make_optimizer(1e-3).init(PARAMS)
+    plain = optax.chain(optax.adam(warmup_schedule(1e-3, 0))).init(PARAMS)
+    assert jax.tree.structure(unclipped_layout(state)) == jax.tree.structure(plain)
+    assert jax.tree.structure(from_unclipped_layout(plain)) == jax.tree.structure(state)

@@ -1,0 +1,106 @@
+"""Each file of a set read once before training: into memory where there is room, and what is known of it afterwards.
+
+That is: which files are broken, a digest of each, the levels that it uses, and the range of deep gray files.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data import decode, identity, value_range
+from ddpm_jax.data.source import fit_image, in_chunks
+from ddpm_jax.runtime.errors import UsageError
+
+CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
+
+
+class FirstReading:
+    """Each file read once: into memory where there is room, and what is known of it afterwards.
+
+    Deep gray files are read a second time, once the levels of all of them are known.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        paths: Sequence[str],
+        background: tuple[int, int, int],
+        shape: tuple[int, int, int],
+        images: np.ndarray | None,
+    ):
+        self._folder, self._paths, self._background, self._shape, self._images = folder, paths, background, shape, images
+        self._digests = [b""] * len(paths)
+        self._least, self._most = np.zeros(len(paths), np.uint8), np.zeros(len(paths), np.uint8)
+        self.broken: dict[int, str] = {}
+        self._deep: dict[int, value_range.DeepLevels] = {}
+
+    def read_all(self, num_threads: int | None, report: Callable[[str], Any]) -> None:
+        """Reads every file; `broken` has index -> reason then."""
+        self._for_each(range(len(self._paths)), (), num_threads, report)
+
+    def read_deep(self, levels: Sequence[float], num_threads: int | None, report: Callable[[str], Any]) -> tuple[float, ...]:
+        """Reads the deep files again, with the range `levels`, or the one found; that range, () where there is none.
+
+        Raises:
+          UsageError: there is none that fits.
+        """
+        if not self._deep:
+            return tuple(levels)
+        found = not levels
+        if found:
+            try:
+                levels = value_range.find_range(list(self._deep.values()))
+            except ValueError as error:
+                raise UsageError(f"config.data.value_range is not set, and in {self._folder} {error}") from error
+        named = {self._paths[index]: measured for index, measured in self._deep.items()}
+        report(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
+        self._for_each(sorted(self._deep), tuple(levels), num_threads, report)
+        return tuple(float(level) for level in levels)
+
+    def fingerprint(self, kept: Sequence[int] | None) -> str:
+        """Of the files with these indices, by default all."""
+        chosen = range(len(self._paths)) if kept is None else kept
+        return identity.files_fingerprint((self._paths[index], self._digests[index]) for index in chosen)
+
+    def extremes(self, kept: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest level of each image with these indices, by default all."""
+        chosen = slice(None) if kept is None else list(kept)
+        return self._least[chosen], self._most[chosen]
+
+    def _for_each(
+        self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None, report: Callable[[str], Any]
+    ) -> None:
+        def work(positions: range) -> None:
+            for index in (indices[position] for position in positions):
+                try:
+                    self._read(index, levels)
+                except decode.BrokenImage as error:
+                    self.broken[index] = str(error)
+
+        title = f"{self._folder}: {'checked' if self._images is None else 'read'}"
+        with warnings.catch_warnings():  # here and not in the threads: they share one set of filters
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF metadata, large photographs: nothing to be done
+            in_chunks(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads, report=report)
+
+    def _read(self, index: int, levels: tuple[float, ...]) -> None:
+        try:
+            with open(os.path.join(self._folder, self._paths[index]), "rb") as file:
+                content = file.read()
+        except OSError as error:
+            raise decode.BrokenImage((error.strerror or str(error)).lower()) from error
+        self._digests[index] = hashlib.sha256(content).digest()
+        with decode.open_image(io.BytesIO(content)) as picture:
+            if decode.is_deep(picture) and not levels:
+                self._deep[index] = decode.measure_deep(picture)
+                return
+            if decode.is_deep(picture):
+                self._deep.setdefault(index, decode.measure_deep(picture))
+            image = fit_image(decode.to_uint8(picture, self._background, levels), self._shape[0], self._shape[2])
+        self._least[index], self._most[index] = image.min(), image.max()
+        if self._images is not None:
+            self._images[index] = image

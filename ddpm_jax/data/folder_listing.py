@@ -1,0 +1,153 @@
+"""What a folder of images holds, by the paths of its files alone: images, splits, classes."""
+
+import collections
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from ddpm_jax.data import splits
+from ddpm_jax.data.source import ImageSource, NoSuchSplit
+from ddpm_jax.runtime.errors import PersonError, UsageError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+NAMED = 5
+
+
+def find_images(folder: str) -> tuple[list[str], collections.Counter]:
+    """Paths of the images below `folder`, and how many other files there are by extension.
+
+    Paths are relative, with "/", sorted by code points; whether the files can be read is not looked at. Links are
+    followed, but not in circles. What begins with a dot is passed over and not counted.
+
+    Raises:
+      PersonError: the folder, or one below it, is not there or cannot be looked into.
+    """
+    paths, others = [], collections.Counter()
+    pending = [("", (os.path.realpath(folder),))]  # prefix of the paths, and the folders that it lies in
+    while pending:
+        prefix, ancestors = pending.pop()
+        where = os.path.join(folder, prefix.rstrip("/")) if prefix else folder
+        try:
+            with os.scandir(where) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except NotADirectoryError as error:
+            raise PersonError(f"{where} is a file: name the folder of your images with --config.data.data_dir=PATH") from error
+        except FileNotFoundError as error:
+            raise PersonError(f"there is no folder {where}: check --config.data.data_dir") from error
+        except OSError as error:
+            raise PersonError(f"cannot look into {where}: {(error.strerror or str(error)).lower()}") from error
+        for entry in entries:
+            extension = os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in ancestors:
+                    pending.append((f"{prefix}{entry.name}/", (*ancestors, real)))
+            elif extension not in EXTENSIONS:
+                others[extension or "no extension"] += 1
+            elif entry.is_file() or entry.is_symlink():  # a link to nowhere is a broken file; a pipe is none
+                paths.append(prefix + entry.name)
+    return sorted(paths), others
+
+
+def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list[str], np.ndarray | None, list[str]]:
+    """The files of a split, ordered by their path, their labels int32 [N], and the names of the classes; None, [] without.
+
+    Args:
+      folder: for messages.
+      found: paths of all images within it.
+      split: as `image_folder.load_image_folder` takes it.
+
+    Raises:
+      NoSuchSplit: no such split.
+      PersonError: images at the top beside subfolders, or a split with classes that the training set does not have.
+    """
+    tops = {path.split("/")[0] for path in found if "/" in path}
+    own = splits.split_folders(sorted(tops)) if all("/" in path for path in found) else []
+    parts = {name: [path for path in found if path.startswith(f"{name}/")] for name in own} or {"train": list(found)}
+    classes = {name: class_names(folder, files, f"{name}/" if own else "") for name, files in parts.items()}
+    for name, names in classes.items():
+        if more := sorted(set(names) - set(classes["train"])):
+            raise PersonError(
+                f"{os.path.join(folder, name)} has the class {listed(more, 3)}, which {os.path.join(folder, 'train')} has "
+                "not: every split must have the classes of train; add images of it there, or remove it here"
+            )
+    label_of = {name: label for label, name in enumerate(classes["train"])}
+
+    def labels_of(paths: Sequence[str], depth: int = bool(own)) -> np.ndarray | None:
+        return np.array([label_of[path.split("/")[depth]] for path in paths], np.int32) if label_of else None
+
+    if split == "all":
+        chosen = [path for files in parts.values() for path in files]
+    else:
+        try:
+            wanted = splits.select(split, {name: len(files) for name, files in parts.items()})
+        except ValueError as error:
+            where = "splits, its folders," if own else "no folders train and test, so its splits"
+            names = ", ".join([*parts, "all"])
+            raise NoSuchSplit(
+                f"{folder} has no split {split!r} (config.data.split, or the field that names this split): it has {where} "
+                f"are {names}, and each has slices such as train[:90%]"
+            ) from error
+        chosen = []
+        for name, positions in wanted:
+            order = splits.mixed_order(parts[name], labels_of(parts[name]))
+            chosen += [parts[name][index] for index in order[positions.start : positions.stop]]
+    if not chosen:
+        raise UsageError(f"the split {split!r} of {folder} is empty: {len(found):,} images are there in all")
+    chosen.sort()
+    return chosen, labels_of(chosen), classes["train"]
+
+
+def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str]:
+    """Names of the folders directly below `folder` (and `prefix`) that hold images; [] where all images are at its top.
+
+    Sorted by name, or by number where all of them are whole numbers: 2 comes before 10.
+
+    Raises:
+      PersonError: images are in both places.
+    """
+    inner = [path.removeprefix(prefix) for path in paths]
+    top = [path for path in inner if "/" not in path]
+    names = sorted({path.split("/")[0] for path in inner if "/" in path})
+    if top and names:
+        raise PersonError(
+            f"{os.path.join(folder, prefix).rstrip('/')} holds images both at its top ({listed(top, 1)}) and in subfolders "
+            f"({listed(names, 3)}): subfolders are classes, so move the first into one, or all to the top"
+        )
+    if all(name.isascii() and name.isdigit() for name in names):
+        names.sort(key=lambda name: (int(name), name))
+    return names
+
+
+def class_prefixes(source: ImageSource) -> str:
+    """How a folder without classes gets them, for an error; names what its files seem to have in common."""
+    advice = "put the images of each class into a folder of its own, directly in config.data.data_dir"
+    try:
+        paths = find_images(source.name)[0]
+    except PersonError:
+        return advice
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    prefixes = collections.Counter(stem.rstrip("0123456789").rstrip("-_. ()") for stem in stems)
+    if 2 <= len(prefixes) <= len(paths) / 2 and "" not in prefixes:
+        example = prefixes.most_common(1)[0][0]
+        advice += (
+            f" ({one_line(example)}/ for the files {one_line(example)}..., and so on): names of files are not read as classes"
+        )
+    return advice
+
+
+def counted(others: collections.Counter) -> str:
+    """Such as: .txt 2, .heic 1."""
+    return listed([f"{extension} {number:,}" for extension, number in others.most_common()], NAMED)
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first `most` of the names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(one_line(name) for name in names[:most]) + more
+
+
+def one_line(name: str) -> str:
+    """A file's name may hold a line break; a message may not."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -1,0 +1,68 @@
+"""Which set of images a run was trained on, or statistics are of: count, classes in order, and a fingerprint.
+
+The name of a set says little: a folder is its path, and its files may change. A fingerprint is of what is in it, so that a
+copied folder is the same set and a changed one is not.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data.source import ImageSource
+
+Identity = dict[str, Any]
+
+
+def identity_of(source: ImageSource) -> Identity:
+    """{"name", "split", "count", "class_names", "fingerprint", "value_range"}, of what JSON can hold."""
+    return {
+        "name": source.name,
+        "split": source.split,
+        "count": len(source),
+        "class_names": list(source.class_names),
+        "fingerprint": source.fingerprint,
+        "value_range": list(source.value_range),
+    }
+
+
+def class_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In what the classes of two sets differ, in words; "" where they do not. The order counts: labels are its numbers."""
+    before, after = list(old["class_names"]), list(new["class_names"])
+    if before == after:
+        return ""
+    gone, added = [name for name in before if name not in after], [name for name in after if name not in before]
+    parts = [f"{'no longer there: ' if names is gone else 'new: '}{_listed(names)}" for names in (gone, added) if names]
+    return "; ".join(parts) or f"in another order: {_listed(before)} before, {_listed(after)} now"
+
+
+def content_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In what the images of two sets differ, in words; "" where they are the same or nothing is known."""
+    if not old["fingerprint"] or not new["fingerprint"] or old["fingerprint"] == new["fingerprint"]:
+        return ""
+    if old["count"] != new["count"]:
+        return f"{old['count']:,} images before, {new['count']:,} now"
+    return f"as many images as before, {new['count']:,}, but not the same"
+
+
+def files_fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
+    """Of (path within the set, digest of the content) in order: 64 hex digits."""
+    digest = hashlib.sha256()
+    for path, content in files:
+        digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + content)
+    return digest.hexdigest()
+
+
+def arrays_fingerprint(images: np.ndarray, labels: np.ndarray | None) -> str:
+    """Of a set in memory: 64 hex digits."""
+    digest = hashlib.sha256(repr((images.shape, images.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(images))
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels, np.int32))
+    return digest.hexdigest()
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

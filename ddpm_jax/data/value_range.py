@@ -1,0 +1,107 @@
+"""The levels of deep gray images (more than 8 bits): one range for a whole set, and what is odd about a set's levels.
+
+A file of 16 bits does not say which of its 65,536 levels are white: cameras, microscopes and scanners fill 10, 12 or 14 of
+the bits, or write floats. A scale for each file would make equal levels different ones, so the range is found over all deep
+files of the set: the smallest of `INTEGER_RANGES` or `FLOAT_RANGES` that holds their levels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+INTEGER_RANGES = (255, 1023, 4095, 16383, 65535)  # 8, 10, 12, 14 and 16 bits
+FLOAT_RANGES = (1, 255, 65535)
+OVERSHOOT = 0.05  # of a float range: what resampling and sharpening add to it; such levels are clipped
+LITTLE = 256 // 16  # levels of 256: below so many, an image or a set uses little of its range
+NOTED_SHARE = 0.01  # of the files: from here on it is worth a line
+
+
+class DeepLevels(NamedTuple):
+    """Of one file.
+
+    Attributes:
+      least: lowest level.
+      most: highest level.
+      is_float: whether the file holds floats.
+    """
+
+    least: float
+    most: float
+    is_float: bool
+
+
+def find_range(levels: Sequence[DeepLevels]) -> tuple[float, float]:
+    """(0, white) for a set with these deep files.
+
+    Raises:
+      ValueError: levels below 0 or above every known range, or files of integers beside files of floats.
+    """
+    least, most = min(level.least for level in levels), max(level.most for level in levels)
+    is_float = levels[0].is_float
+    if any(level.is_float != is_float for level in levels):
+        raise ValueError("some files hold integers and others floats, which no one range fits: convert them to one kind")
+    slack = OVERSHOOT if is_float else 0.0
+    for white in FLOAT_RANGES if is_float else INTEGER_RANGES:
+        if least >= -slack * white and most <= (1 + slack) * white:
+            return 0.0, float(white)
+    raise ValueError(
+        f"gray levels run from {least:g} to {most:g}, which is no usual range: say which levels are black and white, such as "
+        f"--config.data.value_range='({least:g},{most:g})'"
+    )
+
+
+def to_uint8(levels: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Levels of any type, [H, W], to uint8 0..255, rounded; those outside the range are clipped."""
+    low, high = value_range
+    scaled = (np.asarray(levels, np.float64) - low) * (255 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def describe_range(levels: Mapping[str, DeepLevels], value_range: tuple[float, float], *, found: bool) -> str:
+    """One line about how the deep files of a set are scaled.
+
+    Args:
+      levels: path -> levels, of the deep files.
+      value_range: black and white.
+      found: whether it was found, and not set.
+    """
+    low, high = value_range
+    least, most = min(level.least for level in levels.values()), max(level.most for level in levels.values())
+    outside = sum(level.least < low or level.most > high for level in levels.values())
+    line = (
+        f"{len(levels):,} gray files of more than 8 bits, levels {least:g} to {most:g}: {low:g} becomes black, {high:g} white"
+    )
+    if outside:
+        line += f"; {outside:,} of them have levels outside, which are clipped"
+    return line + (", set --config.data.value_range if that is wrong" if found else "")
+
+
+def level_warnings(least: np.ndarray, most: np.ndarray) -> list[str]:
+    """What is odd about the levels of a set, one sentence each; empty where nothing is.
+
+    Args:
+      least: uint8 [N], the lowest level of each image, over its pixels and channels.
+      most: uint8 [N], the highest.
+    """
+    count = len(least)
+    if not count:
+        return []
+    lowest, highest = int(least.min()), int(most.max())
+    if lowest == highest:
+        return [
+            f"every pixel of the set has the level {lowest}: there is nothing to learn; check the files and data.value_range"
+        ]
+    advice = "if that is not meant, check these files and config.data.value_range"
+    if highest - lowest < LITTLE:
+        return [f"the whole set uses the levels {lowest} to {highest} of 0..255, under a sixteenth of the range: {advice}"]
+    constant, little = least == most, most.astype(int) - least < LITTLE
+    kinds = (
+        ("have one level only", constant),
+        (f"are nearly black (no level above {LITTLE - 1} of 255)", ~constant & (most < LITTLE)),
+        (f"are nearly white (no level below {256 - LITTLE} of 255)", ~constant & (least >= 256 - LITTLE)),
+        ("use under a sixteenth of the range", ~constant & little & (most >= LITTLE) & (least < 256 - LITTLE)),
+    )
+    return [
+        f"{int(which.sum()):,} of {count:,} images {words}: {advice}" for words, which in kinds if which.mean() >= NOTED_SHARE
+    ]

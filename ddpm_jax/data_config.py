@@ -1,0 +1,58 @@
+"""What a config leaves to the data set: how many classes there are, what they are called, which gray levels are white."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.data.folder_listing import class_prefixes
+from ddpm_jax.data.source import ImageSource
+from ddpm_jax.runtime.errors import UsageError
+
+
+def wrong_number(config: ConfigDict, source: ImageSource) -> str:
+    """The error where a class-conditional model is to learn a set with another number of classes than config.data says."""
+    data = config.data
+    if source.num_classes:
+        return (
+            f"config.data.num_classes is {data.num_classes}, but {source.name} has {source.num_classes} classes: set "
+            f"--config.data.num_classes={source.num_classes}"
+        )
+    without = f"config.model.class_conditional needs classes, and {source.name} has none"
+    if data.name == "image_folder":
+        return f"{without}: {class_prefixes(source)}; or set --config.model.class_conditional=False"
+    return f"{without}: set --config.model.class_conditional=False, or choose another config.data.name"
+
+
+def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
+    """Completes the config by what is known of the data set: a range of gray levels that was found, the number of a class.
+
+    Args:
+      config: its data.value_range, where empty, and its sampling.label, where a name, are replaced.
+      identity: of the set, from `identity_of` or a workdir's data.json; None where nothing is known.
+
+    Raises:
+      UsageError: config.sampling.label is not the name of a class.
+    """
+    if identity is None:
+        identity = {"class_names": [], "value_range": []}
+    if not config.data.value_range and identity.get("value_range"):
+        config.data.value_range = tuple(float(level) for level in identity["value_range"])
+    label, names = config.sampling.label, list(identity["class_names"])
+    if not isinstance(label, str) or not config.model.class_conditional:
+        return
+    if label in names:
+        config.sampling.label = names.index(label)
+    elif label.removeprefix("-").isdigit():
+        config.sampling.label = int(label)
+    elif not names:
+        raise UsageError(
+            f"config.sampling.label is {label!r}, but the workdir does not say what its classes are called: take a number, "
+            f"0..{config.data.num_classes - 1}"
+        )
+    else:
+        close = difflib.get_close_matches(label, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        raise UsageError(f"config.sampling.label is {label!r}: {hint}The classes are {', '.join(names[:20])}{more}")

@@ -1,0 +1,200 @@
+"""Which fields of a run's config may change: when training is resumed, and when a mode only reads the run.
+
+A change is refused where it would make one run out of two experiments: another network, diffusion process, data set or
+seed, or a state that the checkpoint does not hold. Every other change is allowed, and recorded (`run_record.py`). The
+modes that read (sample, evaluate, ...) take what concerns them from the call and all the rest from the record.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ddpm_jax.runtime.errors import PersonError
+
+# Fields that may differ between the processes of one job: where the data is and how fast it is read, not what it is.
+PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
+
+ABSENT = object()  # the value of a field that a config does not have
+
+
+def _whole(value: Any) -> Any:
+    return value
+
+
+def _nothing(value: Any) -> None:
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a change of a field means.
+
+    Attributes:
+      why: the reason, for readers of the table and, where only a part of the value is fixed, for the error.
+      resume: value -> the part of it that a resume must keep.
+      reading: value -> the part that a mode which only reads the run must keep.
+      read: whether those modes use the field, so that their reports give the call's value and not the run's.
+    """
+
+    why: str
+    resume: Callable[[Any], Any]
+    reading: Callable[[Any], Any]
+    read: bool
+
+
+def _fixed(why: str) -> Rule:
+    return Rule(why, _whole, _whole, read=False)
+
+
+def _training(why: str) -> Rule:
+    return Rule(why, _nothing, _nothing, read=False)
+
+
+def _free(why: str) -> Rule:
+    return Rule(why, _nothing, _nothing, read=True)
+
+
+def _is_learned(variance: Any) -> bool:
+    return str(variance).startswith("learned")
+
+
+def _has_history(timestep_sampler: Any) -> bool:
+    return timestep_sampler == "second_moment"
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+# Field or section -> rule; the longest name that matches counts. A new field of data, model or diffusion is fixed unless it
+# is named here, since nothing else is safe; a new field of another section is free or of training, as its section is.
+RULES: dict[str, Rule] = {
+    "seed": Rule("initial parameters, data order and noise follow from it; sampling has its own", _whole, _nothing, read=False),
+    "data": _fixed("the images that the run learns"),
+    "data.data_dir": _free("where the images are"),
+    "data.in_memory": _free("memory and speed"),
+    "data.num_threads": _free("speed"),
+    "data.prefetch": _free("memory and speed"),
+    "data.on_broken": _free("what to do about files that cannot be read; the images read are the same"),
+    "data.random_flip": _training("augmentation, random at each step"),
+    "data.background": Rule(
+        "pixels of the training images, and of the real ones in an evaluation", _whole, _nothing, read=True
+    ),
+    "model": _fixed("the network"),
+    "model.dropout": _training("only active in training"),
+    "model.label_dropout": Rule(
+        "only above 0 does the network have an embedding for images without a class", _is_positive, _is_positive, read=False
+    ),
+    "model.dtype": _free("precision of the computation; parameters are float32 in any case"),
+    "model.remat": _free("memory and speed"),
+    "diffusion": _fixed("the diffusion process and what the network predicts"),
+    "diffusion.variance": Rule(
+        "fixed_small and fixed_large differ in sampling; a learned variance is an output of the network",
+        _is_learned,
+        _is_learned,
+        read=True,
+    ),
+    "diffusion.loss": _training("the objective"),
+    "diffusion.weighting": _training("the objective"),
+    "diffusion.min_snr_gamma": _training("the objective"),
+    "diffusion.p2_gamma": _training("the objective"),
+    "diffusion.p2_k": _training("the objective"),
+    "diffusion.edm_sigma_data": _training("the objective"),
+    "diffusion.timestep_sampler": Rule(
+        "second_moment has a history of losses in the checkpoint, the others have none", _has_history, _nothing, read=False
+    ),
+    "diffusion.clip_denoised": _free("only used in sampling"),
+    "optimizer": _training("how the parameters are moved; Adam's moments stay"),
+    "ema.decay": _training("from the next step on"),
+    "ema.decays": _fixed("each is a copy of the parameters in the checkpoint"),
+    "ema.power_stds": _fixed("each is a copy of the parameters in the checkpoint"),
+    "train": _training("length, batches, logging and checkpoints"),
+    "train.tensorboard": _free("logging"),
+    "sampling": _free("only used in sampling"),
+    "evaluation": _free("only used in evaluation"),
+    "edit": _free("only used by the modes that edit images"),
+    "illustrate": _free("only used by --mode=illustrate"),
+}
+_OTHER = _training("not known")
+
+
+def rule_of(field: str) -> Rule:
+    """The rule of a field, named with dots."""
+    name = field
+    while name not in RULES:
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            return _OTHER
+    return RULES[name]
+
+
+def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises PersonError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
+    _check(folder, recorded, config, lambda rule: rule.resume, "and a resume cannot change that")
+
+
+def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises PersonError where `config` changes what a mode that reads the run must keep; names each field."""
+    _check(folder, recorded, config, lambda rule: rule.reading, "and its checkpoints are of no use with that")
+
+
+def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:
+    """Field -> [old value, new value] for each field that differs; None for a field that one of them does not have."""
+    old, new = flatten(recorded), flatten(config)
+    return {
+        field: [old.get(field), new.get(field)]
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field, ABSENT) != new.get(field, ABSENT)
+    }
+
+
+def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a mode that reads a run: `config` in the fields that such modes use, the run's own in all others."""
+    merged = json.loads(json.dumps(config))
+    for field, value in flatten(recorded).items():
+        *sections, name = field.split(".")
+        section = merged
+        for part in sections:
+            section = section.get(part, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict) and name in section and not rule_of(field).read:
+            section[name] = value
+    return merged
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries -> {"section.field": value}, lists in place of tuples, as JSON has them."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            fields |= flatten(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return fields
+
+
+def describe(changed: dict[str, list[Any]]) -> str:
+    """One line: "optimizer.learning_rate 0.0002 -> 0.0001, ..."."""
+    return ", ".join(f"{field} {json.dumps(old)} -> {json.dumps(new)}" for field, (old, new) in changed.items())
+
+
+def _check(
+    folder: Any, recorded: dict[str, Any], config: dict[str, Any], part: Callable[[Rule], Callable[[Any], Any]], said: str
+) -> None:
+    old, new = flatten(recorded), flatten(config)
+    differing = []
+    for field in sorted(old.keys() | new.keys()):
+        rule, before, after = rule_of(field), old.get(field, ABSENT), new.get(field, ABSENT)
+        if before == after or part(rule)(before) == part(rule)(after):
+            continue
+        reason = "" if part(rule) is _whole else f" ({rule.why})"
+        differing.append(f"{field} was {_show(before)}, now {_show(after)}{reason}")
+    if differing:
+        raise PersonError(
+            f"{folder} holds a run of another experiment, {said}: {'; '.join(differing)}. "
+            "Put the old values back, or choose another --workdir"
+        )
+
+
+def _show(value: Any) -> str:
+    return "not there" if value is ABSENT else json.dumps(value)

@@ -1,0 +1,108 @@
+"""What a folder of results holds, in its manifest.json, so that results of two kinds never mix or replace each other."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from ddpm_jax.runtime import paths
+from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.workdir import write_atomically
+
+MANIFEST = "manifest.json"
+
+
+def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.Path, output: str = "") -> pathlib.Path:
+    """A folder for these results, made and writable: one without such results, or the one that they were in before.
+
+    Args:
+      identity: what the results are, as JSON can hold it.
+      names: of the files that will be written.
+      default: the folder where no output is named. If it holds other results, the next free of default-2, default-3, ...
+      output: the folder that the user named, or "".
+
+    Raises:
+      PersonError: `output` holds files of these names that no manifest explains, or results of another kind (each
+        difference is named); or the folder cannot be made or written.
+    """
+    if output:
+        folder = paths.output_path(output, default)
+        paths.make_output_folder(folder)
+        if (folder / MANIFEST).exists():
+            require_same(folder, identity)
+        elif found := [name for name in names if (folder / name).exists()]:
+            raise PersonError(f"{folder} holds another {' and '.join(found)}: name a new folder by --output, or move that away")
+    else:
+        folder = next(each for each in _numbered(default) if _is_free(each, identity))
+        paths.make_output_folder(folder)
+    if not (folder / MANIFEST).exists():
+        write(folder, identity)
+    return folder
+
+
+def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Write the folder's manifest."""
+    write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")
+
+
+def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+    """Raise a PersonError that names each difference unless the folder's manifest says the same.
+
+    Args:
+      folder: with a manifest.
+      identity: of the new results.
+      defaults: values of fields of `identity` that are younger than the folder; others of them are not looked at.
+    """
+    new = _flat(json.loads(json.dumps(identity)))
+    younger = {name: value for name, value in _flat(json.loads(json.dumps(defaults or {}))).items() if name in new}
+    old = younger | _flat(read(folder))
+    differing = [
+        f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise PersonError(f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output")
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """The folder's manifest.
+
+    Raises:
+      PersonError: it cannot be read, or is not a JSON object.
+    """
+    file = folder / MANIFEST
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PersonError(
+            f"{file} cannot be read ({type(error).__name__}): remove its folder, and generate the images again"
+        ) from error
+
+
+def _is_free(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
+    if not folder.is_dir():
+        return not folder.exists()
+    if not (folder / MANIFEST).exists():
+        return not any(not file.name.startswith(".") for file in folder.iterdir())
+    try:
+        return read(folder) == json.loads(json.dumps(identity))
+    except PersonError:
+        return False
+
+
+def _numbered(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

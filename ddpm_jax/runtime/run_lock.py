@@ -1,0 +1,218 @@
+"""One training at a time in a workdir: a kernel lock for one machine, a heartbeat that is watched for several.
+
+`training.lock` in the workdir is locked with flock by the process that trains. The kernel releases that lock when the process
+ends, however it ends, so on one machine (containers included: they share a kernel) a killed training never blocks the next.
+
+Between machines such a lock is not to be trusted: some network filesystems have none, some have one for each machine, and
+on some that of a dead machine stays for long. So the holder also writes its name and a counter into the file every
+`BEAT_S` seconds. Another machine that finds such a record watches it: if the counter moves, the workdir is in use; if it
+stays as it is for `EXPIRE_S` seconds, its writer is gone. No clock is compared with that of another machine.
+
+A holder that was stopped (SIGSTOP, a suspended laptop) keeps the workdir on its own machine. To another machine it looks
+dead after `EXPIRE_S` and loses the workdir; when it continues it finds another name in the file, and ends before it saves.
+"""
+
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.runtime.errors import PersonError
+
+try:
+    import fcntl
+except ImportError:  # Windows: the heartbeat alone has to do
+    fcntl = None
+
+FILE = "training.lock"
+BEAT_S = 5.0  # between two heartbeats
+EXPIRE_S = 45.0  # without a heartbeat, after which another machine takes the workdir
+EXITING_S = 2.0  # how long the kernel may take to end a process that was killed
+
+Record = dict[str, Any]
+
+
+class RunLock:
+    """The exclusive right to train in a workdir, held from construction to `release`.
+
+    Args:
+      folder: workdir; exists.
+      report: takes a line where the right must be waited for.
+      beat_s: seconds between two heartbeats.
+      expire_s: seconds without a heartbeat after which the holder on another machine counts as gone.
+
+    Raises:
+      PersonError: another training holds it (says which), or the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        report: Callable[[str], None] = lambda line: None,
+        beat_s: float = BEAT_S,
+        expire_s: float = EXPIRE_S,
+    ) -> None:
+        self._folder, self._file, self._report = folder, folder / FILE, report
+        self._beat_s, self._expire_s = beat_s, expire_s
+        self._record: Record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            "machine": _machine(),
+            "token": secrets.token_hex(8),
+            "beats": 0,
+        }
+        self._stop = threading.Event()
+        try:
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._acquire()
+            except BaseException:
+                os.close(self._descriptor)  # and with it the kernel's lock
+                raise
+        except OSError as error:
+            raise PersonError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}") from error
+        self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises PersonError where another training has taken the workdir meanwhile. Call before anything is saved."""
+        holder = _read(self._file)
+        if holder is not None and holder["token"] != self._record["token"]:
+            raise PersonError(
+                f"this process was silent for over {self._expire_s:g} s, and another training has taken the workdir: "
+                f"{_describe(holder)}. Nothing more is saved here"
+            )
+
+    def release(self) -> None:
+        """Ends the heartbeat and frees the workdir. May be called twice."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        try:
+            holder = _read(self._file)
+            if holder is not None and holder["token"] == self._record["token"]:
+                os.truncate(self._file, 0)
+        except OSError:
+            pass  # the folder is gone; so is what was locked
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _acquire(self) -> None:
+        locked, holder = self._flock(), _read(self._file)
+        deadline = time.monotonic() + EXITING_S
+        while locked is False and (holder is None or holder["machine"] == self._record["machine"]):
+            # Held by a process of this machine: one that is there, one that is ending, or one that has not written yet.
+            if time.monotonic() > deadline:
+                raise self._in_use(holder)
+            time.sleep(0.1)
+            locked, holder = self._flock(), _read(self._file)
+        certain = bool(locked) and (holder is None or holder["machine"] == self._record["machine"])
+        if holder is not None and not certain:
+            # A process of this machine that holds the kernel's lock may be watching, too: it is to come first.
+            self._watch(holder, self._expire_s + (2 * self._beat_s if locked is False else 0.0))
+            locked = locked or self._flock()
+        self._write()
+        if not certain:  # another machine may have done the same at the same time: the last one to write has it
+            time.sleep(min(1.0, self._beat_s / 2))
+            holder = _read(self._file)
+            if holder is not None and holder["token"] != self._record["token"]:
+                raise self._in_use(holder)
+
+    def _flock(self) -> bool | None:
+        """Whether this process has the kernel's lock now; None where the filesystem has none."""
+        if fcntl is None:
+            return None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN) else None
+        return True
+
+    def _watch(self, holder: Record, seconds: float) -> None:
+        """Returns once `holder` has been silent for so long, or has released; raises where somebody writes."""
+        self._report(
+            f"the workdir was last used by {_describe(holder)}; waiting up to {seconds:.0f} s for a sign of that training"
+        )
+        deadline, silent = time.monotonic() + seconds, holder
+        while time.monotonic() < deadline:
+            time.sleep(min(0.5, self._beat_s / 2))
+            now = _read(self._file)
+            if now is not None and now != silent:
+                raise self._in_use(now)
+            if now is None and _is_released(self._file):
+                return
+        now = _read(self._file)
+        if now is not None and now != silent:
+            raise self._in_use(now)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._beat_s):
+            try:
+                holder = _read(self._file)
+                if holder is not None and holder["token"] != self._record["token"]:
+                    return  # `check` will say so
+                self._record["beats"] += 1
+                self._write()
+            except OSError:
+                continue  # a full disk or a network that fails for a while
+
+    def _write(self) -> None:
+        data = (json.dumps(self._record) + "\n").encode()
+        # Opened for each write, so that a network filesystem shows it to others; in place, so that flock keeps its file.
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(descriptor, data, 0)
+            os.ftruncate(descriptor, len(data))
+        finally:
+            os.close(descriptor)
+
+    def _in_use(self, holder: Record | None) -> PersonError:
+        who = "another process" if holder is None else _describe(holder)
+        return PersonError(
+            f"{self._folder} is in use: {who} trains in it. Wait until that training ends, stop it, or choose another --workdir"
+        )
+
+
+def _describe(holder: Record) -> str:
+    return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+
+
+def _read(file: Path) -> Record | None:
+    """The record in the file; None where there is none, or where it is just being written."""
+    try:
+        record = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    complete = isinstance(record, dict) and {"host", "pid", "since", "machine", "token"} <= record.keys()
+    return record if complete else None
+
+
+def _is_released(file: Path) -> bool:
+    try:
+        return file.stat().st_size == 0
+    except OSError:
+        return True
+
+
+def _machine() -> str:
+    """Of this kernel since it started: the same in all its containers, another one after a restart."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{socket.gethostname()}-{uuid.getnode():x}"

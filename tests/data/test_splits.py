@@ -1,0 +1,60 @@
+"""Splits and slices of sets that have none of their own format."""
+
+import numpy as np
+import pytest
+
+from ddpm_jax.data import splits
+
+
+def test_the_names_of_splits():
+    assert splits.split_folders(["train", "test"]) == ["test", "train"]
+    assert splits.split_folders(["train", "val"]) == ["train", "val"]
+    assert splits.split_folders(["train"]) == ["train"]
+    assert splits.split_folders(["test", "val"]) == []  # nothing to train on
+    assert splits.split_folders(["train", "cats"]) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("train", [("train", range(10))]),
+        ("valid", [("val", range(4))]),
+        ("train[:90%]", [("train", range(9))]),
+        ("train[90%:]", [("train", range(9, 10))]),
+        ("train[:3]", [("train", range(3))]),
+        ("train[-3:]", [("train", range(7, 10))]),
+        ("train[:3]+validation[50%:]", [("train", range(3)), ("val", range(2, 4))]),
+    ],
+)
+def test_select(spec, expected):
+    assert splits.select(spec, {"train": 10, "val": 4}) == expected
+
+
+@pytest.mark.parametrize("spec", ["test", "", "trian", "train[", "train[:x]", "train[:10%", "test[:10]", "train[:11]"])
+def test_what_is_no_split_names_those_there_are(spec):
+    with pytest.raises(ValueError, match=r"choose one of train, val, or a part such as train\[:90%\]"):
+        splits.select(spec, {"train": 10, "val": 4})
+
+
+def test_every_prefix_of_the_mixed_order_has_the_proportions_of_the_whole():
+    paths = [f"{index}.png" for index in range(100)]
+    labels = np.repeat([0, 1], [75, 25])
+    order = splits.mixed_order(paths, labels)
+    assert sorted(order.tolist()) == list(range(100))
+    for count in range(1, 101):
+        assert abs((labels[order[:count]] == 1).sum() - count / 4) <= 1  # up to one image
+    assert order.tolist() != splits.mixed_order(paths).tolist()
+
+
+def test_the_order_does_not_depend_on_what_else_is_there():
+    """A file that is added changes the place of others, not their order."""
+    paths = [f"{index}.png" for index in range(20)]
+    before = [paths[index] for index in splits.mixed_order(paths)]
+    more = [*paths, "new.png"]
+    after = [more[index] for index in splits.mixed_order(more)]
+    assert [path for path in after if path != "new.png"] == before
+
+
+def test_a_slice_past_the_end_says_so():
+    with pytest.raises(ValueError, match="10 examples"):
+        splits.select("train[:1000]", {"train": 10})

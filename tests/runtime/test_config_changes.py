@@ -1,0 +1,165 @@
+"""What may change in a run's config, against the defaults: every field of a config has a rule."""
+
+import json
+import pathlib
+
+import pytest
+
+from configs import defaults
+from ddpm_jax.runtime import config_changes
+from ddpm_jax.runtime.errors import PersonError
+
+RECORDED = json.loads(json.dumps(defaults.get_config().to_dict()))
+
+
+def changed(**fields):
+    """The recorded config with fields set, `section__name=value`."""
+    config = json.loads(json.dumps(RECORDED))
+    for field, value in fields.items():
+        section, _, name = field.partition("__")
+        if name:
+            config[section][name] = value
+        else:
+            config[section] = value
+    return config
+
+
+# A change of each kind that the table tells apart: field, new value, refused on a resume, refused when reading.
+CASES = [
+    ("seed", 1, True, False),
+    ("data__name", "digits", True, True),
+    ("data__split", "train[:100]", True, True),
+    ("data__image_size", 64, True, True),
+    ("data__background", "black", True, False),
+    ("data__random_flip", False, False, False),
+    ("data__on_broken", "skip", False, False),
+    ("data__data_dir", "/elsewhere", False, False),
+    ("data__num_threads", 2, False, False),
+    ("data__in_memory", "never", False, False),
+    ("model__ch", 64, True, True),
+    ("model__num_heads", 2, True, True),
+    ("model__dropout", 0.0, False, False),
+    ("model__dtype", "bfloat16", False, False),
+    ("model__remat", True, False, False),
+    ("model__label_dropout", 0.1, True, True),  # from 0: an embedding more
+    ("diffusion__schedule", "cosine", True, True),
+    ("diffusion__prediction", "v", True, True),
+    ("diffusion__variance", "fixed_small", False, False),
+    ("diffusion__variance", "learned_range", True, True),
+    ("diffusion__loss", "vlb", False, False),
+    ("diffusion__weighting", "snr", False, False),
+    ("diffusion__timestep_sampler", "low_discrepancy", False, False),
+    ("diffusion__timestep_sampler", "second_moment", True, False),  # its history is only in training states
+    ("diffusion__clip_denoised", False, False, False),
+    ("optimizer__learning_rate", 1e-4, False, False),
+    ("optimizer__clip_norm", 0.0, False, False),
+    ("optimizer__accumulation_steps", 2, False, False),
+    ("ema__decay", 0.999, False, False),
+    ("ema__decays", [0.99], True, True),
+    ("train__batch_size", 64, False, False),
+    ("train__num_steps", 7, False, False),
+    ("sampling__sampler", "unipc", False, False),
+    ("evaluation__num_images", 10, False, False),
+    ("edit__strength", 0.1, False, False),
+    ("illustrate__num_images", 2, False, False),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "on_resume", "on_reading"), CASES, ids=lambda value: str(value))
+def test_a_change_is_refused_where_it_makes_another_experiment(field, value, on_resume, on_reading):
+    name, config = field.replace("__", "."), changed(**{field: value})
+    for check, refused in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
+        if refused:
+            with pytest.raises(PersonError) as error:
+                check("runs/x", RECORDED, config)
+            assert f"{name} was {json.dumps(changed_back(field))}, now {json.dumps(value)}" in str(error.value)
+            assert "\n" not in str(error.value)
+        else:
+            check("runs/x", RECORDED, config)
+    assert config_changes.changes(RECORDED, config) == {name: [changed_back(field), value]}
+
+
+def changed_back(field):
+    section, _, name = field.partition("__")
+    return RECORDED[section][name] if name else RECORDED[section]
+
+
+def test_every_field_has_a_rule_and_every_rule_a_field():
+    fields = config_changes.flatten(RECORDED)
+    assert not [field for field in fields if config_changes.rule_of(field) is config_changes._OTHER]
+    for name in config_changes.RULES:
+        assert name in fields or any(field.startswith(name + ".") for field in fields), name
+
+
+def test_a_section_name_that_only_begins_alike_is_another():
+    assert config_changes.rule_of("dataset.n") is config_changes._OTHER
+    assert config_changes.rule_of("data.name") is config_changes.RULES["data"]
+    config_changes.check_resume("x", {"data": {}, "dataset": {"n": 1}}, {"data": {}, "dataset": {"n": 2}})
+
+
+def test_all_refused_fields_are_named_with_what_to_do():
+    config = changed(model__ch=64, diffusion__schedule="cosine", seed=3, model__dropout=0.5, model__label_dropout=0.1)
+    config["data"]["flip"] = True
+    with pytest.raises(PersonError) as error:
+        config_changes.check_resume("runs/x", RECORDED, config)
+    line = str(error.value)
+    for words in (
+        "runs/x",
+        "model.ch was 128, now 64",
+        'diffusion.schedule was "linear", now "cosine"',
+        "seed was 0, now 3",
+        "data.flip was not there, now true",
+        "model.label_dropout was 0.0, now 0.1 (only above 0 does the network have an embedding",
+        "--workdir",
+    ):
+        assert words in line
+    assert "model.dropout" not in line
+    assert "\n" not in line
+
+
+def test_a_partly_fixed_field_may_change_within_its_part():
+    for field, old, new in (
+        ("model__label_dropout", 0.1, 0.2),
+        ("diffusion__variance", "fixed_small", "fixed_large"),
+        ("diffusion__timestep_sampler", "low_discrepancy", "uniform"),
+    ):
+        config_changes.check_resume("x", changed(**{field: old}), changed(**{field: new}))
+
+
+def test_a_report_has_the_runs_training_and_the_calls_sampling():
+    recorded = changed(optimizer__learning_rate=3e-4, seed=5, train__batch_size=32, diffusion__loss="vlb")
+    config = changed(
+        optimizer__learning_rate=1.0,
+        seed=7,
+        train__batch_size=8,
+        model__dtype="bfloat16",
+        diffusion__clip_denoised=False,
+        diffusion__variance="fixed_small",
+        sampling__num_steps=10,
+        data__data_dir="/here",
+    )
+    expected = changed(
+        optimizer__learning_rate=3e-4,
+        seed=5,
+        train__batch_size=32,
+        diffusion__loss="vlb",
+        model__dtype="bfloat16",
+        diffusion__clip_denoised=False,
+        diffusion__variance="fixed_small",
+        sampling__num_steps=10,
+        data__data_dir="/here",
+    )
+    assert config_changes.as_read(recorded, config) == expected
+
+
+def test_changes_are_described_in_one_line():
+    config = changed(optimizer__learning_rate=1e-4, data__data_dir="/here")
+    line = config_changes.describe(config_changes.changes(RECORDED, config))
+    assert line == 'data.data_dir "" -> "/here", optimizer.learning_rate 0.0002 -> 0.0001'
+
+
+def test_the_docs_name_every_rule():
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "resuming.md"
+    text = page.read_text()
+    missing = [name for name in config_changes.RULES if f"`config.{name}`" not in text]
+    assert not missing

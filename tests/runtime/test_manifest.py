@@ -1,0 +1,54 @@
+"""Folders of results: none is written over by other results."""
+
+import pytest
+
+from ddpm_jax.runtime import manifest
+from ddpm_jax.runtime.errors import PersonError
+
+KIND = {"mode": "sample", "sampling": {"seed": 0, "spacing": (1, 2)}, "step": 6}
+OTHER = KIND | {"sampling": {"seed": 1, "spacing": (1, 2)}}
+NAMES = ("images.npz", "grid.png")
+
+
+def claim(identity, folder, **options):
+    target = manifest.claim(identity, names=NAMES, default=folder, **options)
+    (target / "images.npz").write_text(str(identity))
+    return target
+
+
+def test_other_results_go_beside_and_the_same_come_back(tmp_path):
+    default = tmp_path / "samples" / "ddim"
+    assert claim(KIND, default) == default
+    assert claim(OTHER, default).name == "ddim-2"
+    assert claim(KIND, default) == default
+    assert claim(OTHER, default).name == "ddim-2"
+    assert claim(KIND | {"step": 7}, default).name == "ddim-3"
+    assert (default / "images.npz").read_text() == str(KIND)
+
+
+def test_a_folder_without_a_manifest_is_left_alone(tmp_path):
+    """As programs of before wrote it, or a file of that name; an empty one, as a kill leaves it, is taken."""
+    (tmp_path / "ddim").mkdir()
+    (tmp_path / "ddim" / "images.npz").write_text("of before")
+    (tmp_path / "ddim-2").write_text("")
+    (tmp_path / "ddim-3").mkdir()
+    (tmp_path / "ddim-3" / ".manifest.json.77.tmp").write_text("{")
+    assert claim(KIND, tmp_path / "ddim").name == "ddim-3"
+    assert (tmp_path / "ddim" / "images.npz").read_text() == "of before"
+    (tmp_path / "ddim-3" / "manifest.json").write_text("{")
+    assert claim(KIND, tmp_path / "ddim").name == "ddim-4"
+
+
+def test_a_named_folder_is_never_written_over(tmp_path):
+    named = str(tmp_path / "out")
+    assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
+    assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
+    with pytest.raises(PersonError, match=r"sampling\.seed was 0, now 1\. Remove it, or take another --output"):
+        claim(OTHER, tmp_path, output=named)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("")
+    assert claim(KIND, tmp_path, output=str(mine)) == mine
+    (mine / "manifest.json").unlink()
+    with pytest.raises(PersonError, match=r"mine holds another images\.npz: name a new folder by --output"):
+        claim(KIND, tmp_path, output=str(mine))

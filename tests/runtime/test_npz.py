@@ -1,0 +1,48 @@
+"""Archives written and read row by row are NumPy's own."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ddpm_jax.runtime import npz
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
+
+
+def chunks(array, size):
+    return (array[i : i + size] for i in range(0, len(array), size))
+
+
+def test_the_file_is_the_one_that_numpy_writes(tmp_path):
+    labels = np.arange(23, dtype=np.int32)
+    npz.write(tmp_path / "a.npz", {"images": npz.Rows(IMAGES.shape, IMAGES.dtype, chunks(IMAGES, 5)), "labels": labels})
+    np.savez(tmp_path / "b.npz", images=IMAGES, labels=labels)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert npz.shape_of(tmp_path / "b.npz", "images") == IMAGES.shape
+    for size in (1, 7, 100):
+        read = list(npz.rows(tmp_path / "b.npz", "images", size))
+        assert max(len(part) for part in read) <= size
+        np.testing.assert_array_equal(np.concatenate(read), IMAGES)
+
+
+def test_what_fails_leaves_no_file(tmp_path):
+    for wrong in (chunks(IMAGES[:-1], 5), chunks(IMAGES[:, :2], 5), chunks(IMAGES.astype(float), 5)):
+        with pytest.raises(ValueError, match="is announced"):
+            npz.write(tmp_path / "a.npz", {"images": npz.Rows(IMAGES.shape, IMAGES.dtype, wrong)})
+    assert not list(tmp_path.iterdir())
+    assert npz.shape_of(tmp_path / "a.npz", "images") is None
+    (tmp_path / "a.npz").write_bytes(b"torn")
+    assert npz.shape_of(tmp_path / "a.npz", "images") is None
+
+
+def test_memory_is_that_of_a_chunk(tmp_path):
+    """An array of 64 MiB in chunks of 1 MiB: under 4 MiB at any time, to write it and to read it."""
+    chunk = np.zeros((16, 256, 256), np.uint8)
+    tracemalloc.start()
+    try:
+        npz.write(tmp_path / "a.npz", {"x": npz.Rows((1024, 256, 256), chunk.dtype, (chunk for _ in range(64)))})
+        assert sum(len(part) for part in npz.rows(tmp_path / "a.npz", "x", 16)) == 1024
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()

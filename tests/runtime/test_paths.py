@@ -1,0 +1,48 @@
+"""Paths that users give."""
+
+import os
+import pathlib
+
+import pytest
+
+from ddpm_jax.runtime import paths
+from ddpm_jax.runtime.errors import PersonError
+
+
+def test_the_home_folder_is_put_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.expand("~/runs/x") == tmp_path / "runs" / "x"
+    assert paths.expand("a/../b") == pathlib.Path.cwd() / "b"
+    assert paths.output_path("~/out", "") == tmp_path / "out"
+    assert paths.output_path("", "~/default") == tmp_path / "default"
+    with pytest.raises(PersonError, match="no home folder ~nobody_of_that_name; write the path in full"):
+        paths.expand("~nobody_of_that_name/x")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/x", "s3://bucket/x", "https://host/x", "file:///x"])
+def test_an_address_is_no_output(address):
+    with pytest.raises(PersonError, match=f"^--output={address} is not a path of this machine"):
+        paths.output_path(address, "")
+
+
+def test_a_folder_that_cannot_be_is_found_at_once(tmp_path, monkeypatch):
+    paths.make_output_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("")
+
+    def refused(call, *words):
+        with pytest.raises(PersonError, match="choose another --output") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert all(word in str(caught.value) for word in words)
+
+    refused(lambda: paths.make_output_folder(tmp_path / "file"), "it is a file")
+    refused(lambda: paths.make_output_folder(tmp_path / "file" / "below"), "not a directory")
+    refused(lambda: paths.make_output_parent(tmp_path / "a"), "it is a folder")
+    refused(lambda: paths.make_output_parent(tmp_path / "file" / "x.npz"), "it is a file")
+
+    def denied(*args, **kwargs):
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(paths.tempfile, "NamedTemporaryFile", denied)  # tests may run as root, whom nothing is denied
+    refused(lambda: paths.make_output_folder(tmp_path / "a"), "permission denied")

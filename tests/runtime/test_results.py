@@ -1,0 +1,83 @@
+"""Results in a folder: the same replaces itself, another lies beside, a torn file harms none."""
+
+import dataclasses
+import json
+import multiprocessing
+
+import pytest
+
+from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.results import Result, Results, digest, flatten, join
+
+ONE = Result("drawn", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
+
+
+def test_the_same_measurement_replaces_itself_and_nothing_else(tmp_path):
+    results = Results(tmp_path / "results")
+    assert results.read() == []
+    others = [
+        dataclasses.replace(ONE, metric="kid", row={"step": 5, "kid": 0.25}),
+        dataclasses.replace(ONE, key={"step": 5, "sampling": {"seed": 1}}),
+        dataclasses.replace(ONE, kind="real"),
+    ]
+    for result in (ONE, *others):
+        results.add(result, "step_5")
+    again = dataclasses.replace(ONE, row={"step": 5, "frechet": 1.25}, details={"notes": ["b"]})
+    file = results.add(again, "step_5")
+    assert file.name == f"step_5-frechet-{ONE.group}.json"
+    found = results.read()
+    assert len(found) == 4
+    assert again in found
+    assert ONE not in found
+    assert all(other in found for other in others)
+
+
+def test_metrics_of_one_row_are_joined():
+    kid = dataclasses.replace(
+        ONE, metric="kid", row={"step": 5, "kid": 0.25}, details={"notes": ["a", "b"], "provenance": {"kid": 2}}
+    )
+    other = dataclasses.replace(ONE, key={"step": 6})
+    rows = join([ONE, other, kid])
+    assert [row.row for row in rows] == [{"step": 5, "frechet": 1.5, "kid": 0.25}, {"step": 5, "frechet": 1.5}]
+    assert rows[0].details == {"notes": ["a", "b"], "provenance": {"kid": 2}}
+    assert rows[1] == other
+
+
+def test_what_is_torn_is_left_out_and_said(tmp_path):
+    said = []
+    results = Results(tmp_path, said.append)
+    file = results.add(ONE, "step_5")
+    (tmp_path / "half.json").write_text(file.read_text()[:40])
+    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / ".partial.json.tmp").write_text("{")
+    assert results.read() == [ONE]
+    assert len(said) == 2
+    assert all("measure it again" in line for line in said)
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PersonError, match="cannot make the folder"):
+        Results(tmp_path / "file" / "results").add(ONE, "step_5")
+
+
+def _write(folder, first):
+    for number in range(first, first + 40):
+        Results(folder).add(dataclasses.replace(ONE, key={"step": number}), f"step_{number}")
+        Results(folder).read()
+
+
+def test_programs_that_write_at_once_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_write, args=(tmp_path, first)) for first in (0, 20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(result.key["step"] for result in Results(tmp_path).read()) == list(range(60))
+
+
+def test_names_and_digests():
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}
+    assert digest({"a": 1, "b": 2}) == digest(json.loads('{"b": 2, "a": 1}')) != digest({"a": 1, "b": 3})

@@ -1,0 +1,193 @@
+"""One training at a time: real processes for the kernel's lock, and records of machines that are not there for the rest."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ddpm_jax.runtime import run_lock
+from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.run_lock import FILE, RunLock
+
+FAST = {"beat_s": 0.05, "expire_s": 0.4}
+HOLD = """
+import pathlib, sys, time
+from ddpm_jax.runtime.run_lock import RunLock
+lock = RunLock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path, child_environment):
+    """A process that holds the lock of tmp_path."""
+    line = [sys.executable, "-c", HOLD, str(tmp_path)]
+    process = subprocess.Popen(line, env=child_environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """As on a network filesystem without locks."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+
+
+def record(**fields):
+    return {"host": "node7", "pid": 4711, "since": "2026-01-01 00:00:00 UTC", "machine": "m", "token": "t", "beats": 1} | fields
+
+
+def write(folder, entry):
+    (folder / FILE).write_text(json.dumps(entry))
+
+
+def test_a_second_process_is_told_who_has_it(tmp_path, holder):
+    before = (tmp_path / FILE).read_text()
+    with pytest.raises(PersonError) as error:
+        RunLock(tmp_path)
+    line = str(error.value)
+    assert str(tmp_path) in line
+    assert f"process {holder.pid} on {os.uname().nodename} (since 20" in line
+    assert "\n" not in line
+    assert (tmp_path / FILE).read_text() == before
+
+
+def test_a_killed_holder_does_not_block_at_all(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert json.loads((tmp_path / FILE).read_text())["pid"] == holder.pid  # it could not take its name out
+    began = time.monotonic()
+    with RunLock(tmp_path) as lock:
+        lock.check()
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_stopped_holder_keeps_it_on_its_machine(tmp_path, holder):
+    holder.send_signal(signal.SIGSTOP)
+    with pytest.raises(PersonError, match=f"process {holder.pid} "):
+        RunLock(tmp_path, **FAST)
+
+
+def test_it_is_free_after_a_release(tmp_path):
+    for _ in range(2):
+        lock = RunLock(tmp_path)
+        lock.release()
+        lock.release()
+    assert (tmp_path / FILE).read_bytes() == b""
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_a_machine_that_is_silent_loses_it_in_time(tmp_path):
+    write(tmp_path, record())
+    began, lines = time.monotonic(), []
+    with RunLock(tmp_path, **FAST, report=lines.append):
+        assert FAST["expire_s"] <= time.monotonic() - began < FAST["expire_s"] + 1.5
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+    (line,) = lines
+    assert "process 4711 on node7" in line
+    assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # what is waited for in earnest
+
+
+def test_a_machine_that_still_writes_keeps_it(tmp_path):
+    write(tmp_path, record())
+    done = threading.Event()
+
+    def beat():
+        beats = 1
+        while not done.wait(0.1):
+            beats += 1
+            write(tmp_path, record(beats=beats))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(PersonError, match="process 4711 on node7"):
+            RunLock(tmp_path, **FAST)
+    finally:
+        done.set()
+        thread.join()
+    assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
+
+
+def test_a_release_is_seen_while_watching(tmp_path):
+    write(tmp_path, record())
+    threading.Timer(0.1, lambda: os.truncate(tmp_path / FILE, 0)).start()
+    began = time.monotonic()
+    with RunLock(tmp_path, beat_s=0.05, expire_s=20):
+        assert time.monotonic() - began < 5
+
+
+def test_without_kernel_locks_the_heartbeat_keeps_others_out(tmp_path, no_flock):
+    with RunLock(tmp_path, **FAST) as first:
+        with pytest.raises(PersonError, match=f"process {os.getpid()} "):
+            RunLock(tmp_path, **FAST)
+        first.check()
+
+
+def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock):
+    """Both find nobody and write: the last one has it, and the other one is told."""
+    results, start = [], threading.Barrier(2)
+
+    def attempt():
+        start.wait()
+        try:
+            results.append(RunLock(tmp_path, beat_s=0.5, expire_s=1.0))
+        except PersonError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=attempt) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held = [result for result in results if isinstance(result, RunLock)]
+    assert len(held) == 1
+    held[0].check()
+    held[0].release()
+
+
+def test_a_holder_that_was_silent_for_too_long_does_not_save(tmp_path):
+    """As after a suspended machine: another one has taken the workdir, and its name stays."""
+    with RunLock(tmp_path, **FAST) as lock:
+        lock.check()
+        write(tmp_path, record())
+        with pytest.raises(PersonError, match="another training has taken the workdir: process 4711 on node7"):
+            lock.check()
+        time.sleep(3 * FAST["beat_s"])
+    assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
+
+
+def test_the_heartbeat_moves(tmp_path):
+    with RunLock(tmp_path, **FAST):
+        before = (tmp_path / FILE).read_text()
+        deadline = time.monotonic() + 5
+        while (tmp_path / FILE).read_text() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"host": "x"}'])
+def test_a_file_that_names_nobody_blocks_nobody(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    began = time.monotonic()
+    with RunLock(tmp_path):
+        assert time.monotonic() - began < 1.0
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    with pytest.raises(PersonError, match=r"cannot write .*training\.lock"):
+        RunLock(tmp_path / "nowhere")

@@ -1,0 +1,174 @@
+"""docs/how-ddpm-works.md is true: its code runs, its tables are what the code prints, and its formulas hold. In float64."""
+
+import contextlib
+import io
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.process import diffusion, losses
+from ddpm_jax.process.schedules import SCHEDULES, make_schedule
+
+PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "how-ddpm-works.md").read_text()
+SHAPE = (3, 2, 2, 1)
+T = np.array([1, 40, 98])  # of 100; at t=0 the posterior variance is 0
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def normal(seed):
+    return np.random.default_rng(seed).standard_normal(SHAPE)
+
+
+def at(table):
+    return np.asarray(table)[T].reshape(-1, 1, 1, 1)
+
+
+def squared(error):
+    return np.square(error).sum(axis=(1, 2, 3))
+
+
+@pytest.fixture
+def step(x64, name):
+    """(schedule, x_t, the estimate of eps, true x_start, true eps) of one step of each of T."""
+    schedule = make_schedule(name, 100)
+    x_start, eps, estimate = normal(0), normal(1), normal(2)
+    return schedule, np.asarray(diffusion.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
+
+
+def test_its_tables_are_what_its_code_prints():
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(block, "how-ddpm-works.md", "exec"), {})
+    rows = {" ".join(re.findall(r"[\d.e-]+", row)) for row in re.findall(r"^\| \d.*\|$", PAGE, re.MULTILINE)}
+    printed = out.getvalue().splitlines()
+    assert len(printed) == 9
+    for line in printed:
+        assert line in rows
+
+
+@every_schedule
+def test_the_mean_in_eps(step):
+    """DDPM eq. 11 is eq. 7 with eq. 15 in it; 1e-9 relative to terms of up to 1e2."""
+    schedule, x_t, estimate, _, _ = step
+    mean, _, _ = diffusion.p_mean_variance(
+        schedule, estimate, x_t, T, prediction="eps", variance="fixed_small", clip_denoised=False
+    )
+    eps_form = (x_t - at(schedule.betas) / at(schedule.sqrt_one_minus_alphas_cumprod) * estimate) / np.sqrt(at(schedule.alphas))
+    np.testing.assert_allclose(mean, eps_form, rtol=1e-9, atol=1e-9)
+
+
+@every_schedule
+def test_one_error_three_times(step):
+    """L_simple = |eps error|^2 = SNR |x_start error|^2 = acp |v error|^2, of any estimate; 1e-9."""
+    schedule, x_t, estimate, x_start, eps = step
+    acp = schedule.alphas_cumprod[T]
+    snr = acp / np.square(schedule.sqrt_one_minus_alphas_cumprod[T])
+    pred_xstart = np.asarray(diffusion.predict_xstart_from_eps(schedule, x_t, T, estimate))
+    v, v_estimate = (
+        diffusion.predict_v(schedule, image, T, noise) for image, noise in ((x_start, eps), (pred_xstart, estimate))
+    )
+    simple = squared(eps - estimate)
+    np.testing.assert_allclose(simple, snr * squared(x_start - pred_xstart), rtol=1e-9)
+    np.testing.assert_allclose(simple, acp * squared(v - v_estimate), rtol=1e-9)
+    loss = losses.training_losses(schedule, jnp.asarray(estimate), x_start, x_t, T, eps, prediction="eps")
+    np.testing.assert_allclose(loss, simple / 4, rtol=1e-5)  # the mean over four pixels, in float32
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@every_schedule
+def test_the_weights_of_the_bound(step, variance):
+    """DDPM eqs. 8 and 12: |mean error|^2/(2 s^2) is c1^2/(2 s^2) in x_start and beta^2/(2 s^2 alpha (1-acp)) in eps; 1e-7."""
+    schedule, x_t, estimate, x_start, eps = step
+    mean, log_variance, pred_xstart = diffusion.p_mean_variance(
+        schedule, estimate, x_t, T, prediction="eps", variance=variance, clip_denoised=False
+    )
+    true_mean, _, _ = diffusion.q_posterior_mean_variance(schedule, x_start, x_t, T)
+    sigma2 = np.exp(np.asarray(log_variance)).reshape(-1)
+    term = squared(np.asarray(true_mean) - mean) / (2 * sigma2)
+    in_x_start = schedule.posterior_mean_coef1[T] ** 2 / (2 * sigma2)
+    in_eps = schedule.betas[T] ** 2 / (2 * sigma2 * schedule.alphas[T] * np.square(schedule.sqrt_one_minus_alphas_cumprod[T]))
+    np.testing.assert_allclose(term, in_x_start * squared(x_start - np.asarray(pred_xstart)), rtol=1e-7)
+    np.testing.assert_allclose(term, in_eps * squared(eps - estimate), rtol=1e-7)
+
+
+@every_schedule
+def test_the_weight_of_fixed_small_is_half_the_fall_of_the_snr(name):
+    """2107.00630: c1^2 / (2 beta~) = (SNR_{t-1} - SNR_t) / 2 at every t > 0; 1e-9."""
+    schedule = make_schedule(name, 1000)
+    snr = 1 / np.square(schedule.sqrt_recipm1_alphas_cumprod)
+    weight = schedule.posterior_mean_coef1[1:] ** 2 / (2 * schedule.posterior_variance[1:])
+    np.testing.assert_allclose(weight, (snr[:-1] - snr[1:]) / 2, rtol=1e-9)
+
+
+@every_schedule
+def test_the_two_variances_bound_the_true_one(name):
+    """Precisions add; and beta~ + c1^2 Cov is beta~ for one image, beta for white noise, where Cov = (1 - acp) I. 1e-9."""
+    schedule = make_schedule(name, 1000)
+    before = np.square(schedule.sqrt_one_minus_alphas_cumprod[:-1])
+    precision = schedule.alphas[1:] / schedule.betas[1:] + 1 / before
+    np.testing.assert_allclose(schedule.posterior_variance[1:], 1 / precision, rtol=1e-9)
+    white = schedule.posterior_variance + schedule.posterior_mean_coef1**2 * schedule.sqrt_one_minus_alphas_cumprod**2
+    np.testing.assert_allclose(white, schedule.betas, rtol=1e-9)
+
+
+def true_step(schedule, t, x_t):
+    """Of images -1 and 1, equally frequent: a grid of x_{t-1}, q(x_{t-1} | x_t) on it by Bayes' rule, and what the page says
+    of it: its mean and variance."""
+    images, x = np.array([-1.0, 1.0]), np.linspace(-8, 8, 40_001)
+    acp, prev = schedule.alphas_cumprod[t], schedule.alphas_cumprod[t - 1]
+    density = np.exp(-((x_t - np.sqrt(schedule.alphas[t]) * x) ** 2) / (2 * schedule.betas[t])) * sum(
+        np.exp(-((x - np.sqrt(prev) * image) ** 2) / (2 * (1 - prev))) for image in images
+    )
+    of_image = np.exp(-((x_t - np.sqrt(acp) * images) ** 2) / (2 * (1 - acp)))  # q(x_start | x_t)
+    estimate = (of_image @ images) / of_image.sum()
+    mean = schedule.posterior_mean_coef1[t] * estimate + schedule.posterior_mean_coef2[t] * x_t
+    variance = schedule.posterior_variance[t] + schedule.posterior_mean_coef1[t] ** 2 * (1 - estimate**2)
+    return x, density / np.trapezoid(density, x), mean, variance
+
+
+@pytest.mark.parametrize("x_t", [0.0, 0.3, -1.2])
+def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
+    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, against Bayes' rule on a grid; 1e-6."""
+    schedule = make_schedule("cosine", 20)
+    for t in (3, 10, 18):
+        x, density, mean, variance = true_step(schedule, t, x_t)
+        assert np.trapezoid(x * density, x) == pytest.approx(mean, abs=1e-6)
+        assert np.trapezoid((x - mean) ** 2 * density, x) == pytest.approx(variance, rel=1e-6)
+        assert variance > schedule.posterior_variance[t]
+
+
+@every_schedule
+def test_the_variance_of_the_true_step_is_on_average_at_most_beta(name):
+    """Over x_t; at single x_t it may be more, as it is at 0, where the image may be either."""
+    schedule, x_t = make_schedule(name, 100), np.linspace(-6, 6, 241)
+    for t in (1, 20, 60, 98):
+        acp = schedule.alphas_cumprod[t]
+        weight = sum(np.exp(-((x_t - np.sqrt(acp) * image) ** 2) / (2 * (1 - acp))) for image in (-1, 1))
+        posterior = np.tanh(np.sqrt(acp) * x_t / (1 - acp))  # E[x_start | x_t] of images -1 and 1
+        average = ((1 - posterior**2) @ weight) / weight.sum()
+        variance = schedule.posterior_variance[t] + schedule.posterior_mean_coef1[t] ** 2 * average
+        assert schedule.posterior_variance[t] <= variance <= schedule.betas[t] * (1 + 1e-9)
+
+
+def test_the_true_step_is_nearer_to_a_gaussian_the_smaller_it_is():
+    """KL from the Gaussian of its mean and variance in the middle of the chain at x_t = 0.05: the page's numbers; 15%."""
+    divergences = []
+    for steps in (10, 100, 1000):
+        x, density, mean, variance = true_step(make_schedule("cosine", steps), steps // 2, 0.05)
+        log_gaussian = -((x - mean) ** 2) / (2 * variance) - 0.5 * np.log(2 * np.pi * variance)
+        log_density = np.log(np.maximum(density, 1e-300))
+        divergences.append(np.trapezoid(np.where(density > 1e-300, density * (log_density - log_gaussian), 0.0), x))
+    np.testing.assert_allclose(divergences, [1e-3, 1e-6, 5e-10], rtol=0.15)
+    assert "1e-3 nats for T = 10, 1e-6 for 100, and 5e-10 for 1000" in re.sub(r"\s+", " ", PAGE)
