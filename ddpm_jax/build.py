@@ -326,8 +326,7 @@ def build_generator(
     """The driver that draws images as config.sampling says.
 
     Args:
-      config: resolved.
-      mesh: whose devices draw.
+      config, mesh: the resolved config, and the devices that draw.
       kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
         of them, evenly spread, pure noise first.
       sampler: in place of the one that config.sampling names.

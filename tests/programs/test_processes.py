@@ -243,5 +243,6 @@ def test_a_wrong_config_ends_both_with_one_line(shared, command):
     assert job.wait() == [2, 2]
     assert time.monotonic() - began < 60
     for said in job.said():
-        assert said == "error: a batch of 12 images does not divide evenly over 8 devices x 2 accumulation steps: use 16\n"
+        nearest = "does not divide evenly over 8 devices x 2 accumulation steps: use 16"
+        assert said == f"error: config.train.batch_size is 12, which {nearest}\n"
     assert not (shared / "wrong").exists()
