@@ -15,6 +15,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs import defaults
+from ddpm_jax import config_file
 from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import PersonError, UsageError, said_of_flags
 
@@ -25,6 +27,7 @@ RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
+FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples. Made if need be.")
 flags.DEFINE_enum(
     "mode", "train", MODES, "train (or resume); sample: draw images; illustrate; evaluate; reference: see README.md."
@@ -41,19 +44,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; without --config, take the one that the workdir remembers."""
     argv = [_with_home(argument) for argument in argv]
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
-    if "config" not in given and "workdir" in given:
-        named = flags.FlagValues()
-        flags.DEFINE_string("workdir", None, "", flag_values=named)
-        named(argv, known_only=True)
-        if named.workdir and os.path.exists(os.path.join(os.path.expanduser(named.workdir), "config.json")):
-            argv = [argv[0], f"--config={RUN_CONFIG}:{named.workdir}", *argv[1:]]
     try:
+        if "config" not in given and "workdir" in given:
+            named = flags.FlagValues()
+            flags.DEFINE_string("workdir", None, "", flag_values=named)
+            named(argv, known_only=True)
+            folder = named.workdir and pathlib.Path(named.workdir).expanduser()
+            if folder and (folder / "config.json").exists():
+                argv = [argv[0], f"--config={RUN_CONFIG}:{folder}", *argv[1:]]
         rest = FLAGS(argv)
-        getattr(FLAGS.config, "seed", None)  # a file that could not be loaded shows only now
+        if name := config_file.repeated_lists(FLAGS, argv):
+            raise UsageError(f"--{name} is given more than once: give the whole list once")
     except PersonError as error:
         stop(error)
-    except OSError as error:
-        stop(UsageError(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}"))
     except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
         stop(UsageError(said_of_flags(error)))
     if not FLAGS["verbosity"].present:
@@ -77,10 +80,13 @@ def main(argv: list[str]) -> None:
         if FLAGS.config is None:
             held = f"{FLAGS.workdir} holds no run that has one"
             raise UsageError(f"--config is missing, and {held}: name an experiment, such as --config=configs/digits.py")
+        if FLAGS.output and FLAGS.mode == "train":
+            raise UsageError("--output is not of --mode=train, which writes into --workdir: leave it out")
+        if FLAGS.profile and FLAGS.mode != "train":
+            raise UsageError(f"--profile is of --mode=train only: leave it out with --mode={FLAGS.mode}")
         compiler.set_cpu_flags(FLAGS.config.model.ch)
         import jax
 
-        from configs import defaults
         from ddpm_jax import data_config
         from ddpm_jax.runtime import mesh, workdir
 

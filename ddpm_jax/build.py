@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
-from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
@@ -327,8 +326,7 @@ def build_generator(
     """The driver that draws images as config.sampling says.
 
     Args:
-      config: resolved.
-      mesh: whose devices draw.
+      config, mesh: the resolved config, and the devices that draw.
       kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
         of them, evenly spread, pure noise first.
       sampler: in place of the one that config.sampling names.
@@ -385,20 +383,3 @@ def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
         )
     except ValueError as error:
         raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
-
-
-def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
-    """int32 [num_images], the class of each image to draw; None for an unconditional model.
-
-    Args:
-      config: resolved.
-      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
-        comes before.
-    """
-    if not config.model.class_conditional:
-        return None
-    if config.sampling.label >= 0:
-        return np.full(config.sampling.num_images, config.sampling.label, np.int32)
-    if class_counts is not None:
-        return class_sequence(class_counts, config.sampling.num_images)
-    return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes

@@ -106,6 +106,8 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and from 128 on a multiple of 32")
     if not model.ch_mult:
         raise UsageError("config.model.ch_mult is empty: it must hold one factor per level")
+    if min(model.ch_mult) < 1:
+        raise UsageError(f"config.model.ch_mult holds {min(model.ch_mult)}: each factor must be 1 or more")
     halvings = len(model.ch_mult) - 1
     if data.image_size % 2**halvings:
         raise UsageError(

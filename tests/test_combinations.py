@@ -138,10 +138,30 @@ def test_every_sampler_draws_from_what_was_trained(name):
 
 @pytest.mark.parametrize("name", timesteps.TIMESTEP_SAMPLERS)
 def test_every_way_to_draw_t_can_be_asked_for(name):
+    """The config's name decides what is drawn, and num_timesteps the range: told by what only one of the three does."""
     config = make_config(timestep_sampler=name)
     check.check_config(config)
-    t, weights = build.build_timestep_sampler(config).draw(build.build_timestep_sampler(config).init(), jax.random.key(0), 6)
-    assert t.shape == weights.shape == (6,)
+    made, batch, steps = build.build_timestep_sampler(config), 80, config.diffusion.num_timesteps
+    state = made.init()
+    t, weights = made.draw(state, jax.random.key(0), batch)
+    assert t.dtype == jnp.int32
+    assert 0 <= t.min() < 5
+    assert steps - 5 <= t.max() < steps
+    np.testing.assert_allclose(weights, 1, rtol=1e-5)  # without a history all t are alike
+    counts = np.bincount(np.asarray(t), minlength=steps)
+    assert (counts == batch // steps).all() == (name == "low_discrepancy")  # each t falls on B/T images exactly
+
+    # Losses of 1 at t=0 and .1 elsewhere, ten times each: only second_moment then prefers t=0, and weighs it less.
+    every = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), timesteps.HISTORY)
+    t, weights = made.draw(made.update(state, every, jnp.where(every == 0, 1.0, 0.1)), jax.random.key(1), 400)
+    at_0 = np.asarray(t) == 0
+    if name == "second_moment":
+        share = 1 / (1 + 0.1 * (steps - 1))  # of t=0: p(t) is proportional to the root mean square
+        assert at_0.mean() == pytest.approx(share, abs=4 * np.sqrt(share / 400))
+        np.testing.assert_allclose(weights[at_0], 1 / (steps * share), rtol=0.01)
+    else:
+        assert at_0.mean() == pytest.approx(1 / steps, abs=4 * np.sqrt(1 / steps / 400))
+        np.testing.assert_allclose(weights, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
-"""The rules of the house that a program can check: imports go down, configs are read upstairs, files stay small."""
+"""The rules that a program can check: imports go down, only some modules read a config, files stay small and documented."""
 
 import ast
 import pathlib
 
 import pytest
 
+from configs import defaults
+
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 FLOORS = {
     "programs": 4,
     "check": 3.5,
+    "config_file": 3.5,
     "data_config": 2.5,
     "build": 3,
     "training": 2,
@@ -23,7 +26,8 @@ FLOORS = {
     "charts": 1,
 }
 EVERYONE_MAY = "ddpm_jax.runtime.errors"  # below all floors
-CONFIG_READERS = ("programs", "check", "build", "data_config")
+CONFIG_READERS = ("programs", "check", "build", "config_file", "data_config")
+SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Who may import a library that has one home: the rest of the house goes through that home.
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
@@ -35,6 +39,7 @@ HOMES = {
         "build.py",
         "data_config.py",
         "check.py",
+        "config_file.py",
         "programs/train.py",
         "programs/pictures.py",
         "programs/weights.py",
@@ -113,7 +118,48 @@ def test_libraries_stay_in_their_homes(library):
     assert users == HOMES[library]
 
 
+def config_reads(source: str) -> list[str]:
+    """Where a module reads a config: `config.x`, or `any.section.field` with names of configs/defaults.py."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and node.id == "ConfigDict":
+            found.append(node.id)
+        if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id in ("config", "cfg") and node.attr not in ("items", "get"):
+            found.append(ast.unparse(node))  # `items` and `get`: of the dictionary that a workdir keeps
+        inner = node.value
+        if isinstance(inner, ast.Attribute) and node.attr in SECTIONS.get(inner.attr, ()):
+            found.append(ast.unparse(node))
+    return found
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_files_hold_one_idea(file):
-    assert len(file.read_text().splitlines()) <= 400
-    assert "utils" not in file.stem
+def test_a_config_is_read_above_the_library_only(file):
+    if file.relative_to(PACKAGE).with_suffix("").parts[0] not in CONFIG_READERS:
+        assert not config_reads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        ("def f(config): return config.seed", True),
+        ("def f(config: ConfigDict): pass", True),
+        ("def f(run): return run.sampling.num_steps", True),
+        ("jax.config.update('x', 1)", False),
+        ("def f(config: dict): return config.items()", False),
+        ("def f(self): return self.sampling.mean()", False),
+    ],
+)
+def test_the_check_sees_who_reads_a_config(source, read):
+    assert bool(config_reads(source)) == read
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_are_short_say_what_they_are_and_have_a_name_of_their_own(file):
+    """Whether a file holds one idea no program can check; these are its signs."""
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
+    assert summary.endswith((".", ":", "?")), "the module's docstring begins with a sentence that says what it is"
+    assert not {"utils", "util", "helpers", "helper", "misc", "common", "tools"} & set(file.stem.split("_"))

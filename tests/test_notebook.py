@@ -1,8 +1,15 @@
-"""The notebook runs top to bottom, shrunk, and shows what it says."""
+"""The notebook runs top to bottom, shrunk, and shows what it says; its first cell finds or makes the Python that it needs.
+
+`tests/colab_simulation.py` runs it under the versions of Colab, environment and all: gigabytes, so by hand.
+"""
 
 import asyncio
 import json
+import os
 import pathlib
+import subprocess
+import sys
+import types
 
 import nbformat
 import pytest
@@ -35,6 +42,7 @@ def test_it_runs_and_shows_its_pictures(tmp_path, repository, compiled_fast, mon
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
     tagged["parameters"].source = SETTINGS.format(workdir=str(tmp_path / "run"))
+    tagged["install"].source = tagged["install"].source.replace('PYTHON = ""', f"PYTHON = {sys.executable!r}")
     client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(repository)}})
     asyncio.run(client.async_execute())
 
@@ -43,6 +51,84 @@ def test_it_runs_and_shows_its_pictures(tmp_path, repository, compiled_fast, mon
     assert all(len(pictures(tagged[name])) == 1 for name in ("forward", "loss", "reverse", "samples"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 8
+
+
+def test_its_kernel_imports_nothing_that_colab_has_in_another_version(repository):
+    """What a kernel has imported cannot be replaced while it runs: JAX, NumPy and the program belong to other processes."""
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    assert sum(source.startswith("%%in_environment") for source in cells) == 3
+    for source in cells:
+        if not source.startswith("%%"):
+            modules = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
+            assert modules <= {*sys.stdlib_module_names, "IPython"}
+
+
+class Machine:
+    """Stands in for `subprocess`: says what nvidia-smi and pip would, and makes nothing.
+
+    Attributes:
+      lines: the commands that ran, as text.
+    """
+
+    def __init__(self, *, satisfied=False, venv=True, gpu=None):
+        self.lines, self._satisfied, self._venv, self._gpu = [], satisfied, venv, gpu
+
+    def run(self, line, **_):
+        text = " ".join(map(str, line))
+        self.lines.append(text)
+        failed = ("--dry-run" in text and not self._satisfied) or ("-m venv" in text and not self._venv)
+        output = self._gpu or ""
+        if not failed and ("-m venv" in text or "-m virtualenv" in text):
+            pathlib.Path(line[-1]).mkdir()
+        return subprocess.CompletedProcess(line, int(failed), stdout=output, stderr="")
+
+
+def install(machine, folder, monkeypatch, devices=()):
+    """Run the first cell in `folder`; the Python that it chose."""
+    monkeypatch.chdir(folder)
+    (folder / "main.py").touch()
+    source = next(
+        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "install" in cell.metadata.get("tags", ())
+    ).source
+    stand_ins = {
+        "subprocess": machine,
+        "shutil": types.SimpleNamespace(which=lambda name: machine._gpu and name),
+        "glob": types.SimpleNamespace(glob=lambda pattern: [name for name in devices if name.startswith(pattern[:8])]),
+    }
+    lines = [line for line in source.splitlines() if not line.startswith(tuple(f"import {name}" for name in stand_ins))]
+    names = dict(stand_ins)
+    exec("\n".join(lines), names)
+    return names["PYTHON"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "devices", "extra"),
+    [
+        (Machine(), (), None),
+        (Machine(gpu="580.95.05, 7.5\n"), (), "jax[cuda13]"),
+        (Machine(gpu="570.10, 9.0\n"), (), "jax[cuda12]"),
+        (Machine(gpu="580.95.05, 7.0\n"), (), "jax[cuda12]"),
+        (Machine(), ("/dev/accel0",), "jax[tpu]"),
+        (Machine(), ("/dev/vfio/0",), "jax[tpu]"),
+        (Machine(venv=False), (), None),
+    ],
+    ids=["cpu", "T4", "old driver", "V100", "TPU", "newer TPU", "no ensurepip"],
+)
+def test_it_makes_an_environment_for_the_accelerator_that_is_there(machine, devices, extra, tmp_path, monkeypatch, capsys):
+    assert install(machine, tmp_path, monkeypatch, devices) == os.path.join(".venv-notebook", "bin", "python")
+    last = machine.lines[-1]
+    assert last.startswith(os.path.join(".venv-notebook", "bin", "python") + " -m pip install")
+    assert last.endswith(f"-r requirements.txt{f' {extra}' if extra else ''}")
+    assert any("-m virtualenv" in line for line in machine.lines) != machine._venv
+    machine.lines.clear()
+    install(machine, tmp_path, monkeypatch, devices)  # a second time nothing is made
+    assert not any("requirements.txt" in line and "--dry-run" not in line for line in machine.lines)
+
+
+def test_it_takes_its_own_python_where_the_requirements_are_there(tmp_path, monkeypatch, capsys):
+    machine = Machine(satisfied=True)
+    assert install(machine, tmp_path, monkeypatch) == sys.executable
+    assert len(machine.lines) == 1
 
 
 def test_it_is_committed_without_outputs_and_names_commands_that_exist(repository):

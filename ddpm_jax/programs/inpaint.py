@@ -1,5 +1,7 @@
 """--mode=inpaint: draw the missing part of images anew, each several times (RePaint)."""
 
+import pathlib
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -79,6 +81,11 @@ def read_mask(config: ConfigDict) -> np.ndarray:
         columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
         missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
         return missing[..., None]
+    if not pathlib.Path(name).expanduser().exists():
+        raise UsageError(
+            f"config.edit.mask is {name!r}: no such file, and none of {', '.join(HALVES)}; give one of these or a picture, "
+            "white where the image is generated"
+        )
     grey = ConfigDict({"data": {"image_size": size, "channels": 1, "background": "black", "value_range": ()}})
     missing = edit.read_file(name, grey) >= GREY
     if missing.all() or not missing.any():

@@ -17,8 +17,12 @@ from ddpm_jax.runtime.errors import PersonError, UsageError
 
 DATA_AXIS = "data"
 
-_INDEXED_POD = ("JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-_CLUSTERED = (*_INDEXED_POD, "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+_TPU_WORKERS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # the first that is set counts, as it does for JAX
+_INDEXED_POD = ("JOB_COMPLETION_INDEX", *_TPU_WORKERS)
+_LAUNCHERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+_CLUSTERED = (*_INDEXED_POD, *_LAUNCHERS)
+# Packages through which JAX asks where it is; their errors are not all OSErrors.
+_NETWORK_PACKAGES = ("requests", "urllib3", "http", "kubernetes")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -79,7 +83,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
         listed = ", ".join(str(count) for _, count in sorted(counts.items()))
         raise UsageError(f"the processes have {listed} devices: give each of them the same number")
     if accumulation_steps < 1:
-        raise UsageError(f"optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
+        raise UsageError(f"config.optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
     unit = mesh.size * accumulation_steps
     if batch_size > 0 and batch_size % unit == 0:
         return
@@ -88,7 +92,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     parts = f"{mesh.size} device{'s' * (mesh.size > 1)}"
     if accumulation_steps > 1:
         parts += f" x {accumulation_steps} accumulation steps"
-    raise UsageError(f"a batch of {batch_size} images does not divide evenly over {parts}: use {nearest}")
+    raise UsageError(f"config.train.batch_size is {batch_size}, which does not divide evenly over {parts}: use {nearest}")
 
 
 def initialize_distributed(
@@ -105,21 +109,29 @@ def initialize_distributed(
 
     Raises:
       UsageError: only some of the three are given, or they contradict each other.
-      PersonError: the others cannot be reached.
+      PersonError: the other processes, or the service that lists them, cannot be reached.
     """
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [flag for flag, value in given.items() if value is None or value == ""]
     if 0 < len(missing) < len(given):
         raise UsageError(f"{', '.join(given)} belong together: {' and '.join(missing)} missing")
     explicit = not missing
+    options: dict[str, Any] = {}
     if explicit:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise UsageError(f"--coordinator={coordinator} must be HOST:PORT, the address of process 0")
+        if num_processes < 1:
+            raise UsageError(f"--num_processes={num_processes} must be at least 1")
         if not 0 <= process_id < num_processes:
             raise UsageError(
                 f"--process_id={process_id} must be between 0 and {num_processes - 1}, one less than --num_processes"
             )
+        options = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+        if not any(name in os.environ for name in _LAUNCHERS):
+            # With all three given JAX still asks TPU and Kubernetes services, whose answers it would not use; a launcher
+            # also knows which devices are this process's.
+            options["cluster_detection_method"] = "deactivate"
     elif _is_lone_machine():
         return False
     # JAX's own service for preemption would take SIGTERM's handler, and with it the signal wherever `Interrupt` is not
@@ -127,31 +139,61 @@ def initialize_distributed(
     jax.config.update("jax_enable_preemption_service", False)
     # A CPU client is made with the collectives named here, and only then; the other platforms ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = f" at {coordinator}" if explicit else ""
     try:
-        if explicit:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
-        else:
-            jax.distributed.initialize()
+        jax.distributed.initialize(**options)
     except ValueError as error:
         # Nothing recognised the machine, so nothing knows a coordinator.
         if not explicit and "coordinator_address" in str(error):
             return False
-        raise UsageError(f"cannot join the other processes: {error}") from error
+        if _is_of_network(error):  # requests has ValueErrors too
+            raise PersonError(_not_found(_first_cause(error))) from error
+        raise UsageError(f"cannot join the other processes{where}: {' '.join(str(error).split())}") from error
     except jax.errors.JaxRuntimeError as error:
-        where = f" at {coordinator}" if explicit else ""
         raise PersonError(f"cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
-    except RuntimeError:
-        # A device was touched already. That does no harm where there is nobody to join; elsewhere it is a defect.
+    except RuntimeError as error:
+        if "distributed.initialize" not in str(error):  # a launcher's variables or a service's answer that JAX cannot use
+            raise PersonError(_not_found(str(error))) from error
+        # A device was used already. That does no harm where there is no other process; elsewhere it is a defect.
         if explicit or jax.default_backend() == "tpu" or any(name in os.environ for name in _CLUSTERED):
             raise
         return False
+    except Exception as error:
+        if not _is_of_network(error):
+            raise
+        raise PersonError(_not_found(_first_cause(error))) from error
     return True
 
 
+def _is_of_network(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
+
+
+def _first_cause(error: BaseException) -> str:
+    """In words: the exceptions around it only add class names and addresses of objects."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    error = getattr(error, "reason", error)  # of a URLError
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _not_found(reason: str) -> str:
+    reason = " ".join(reason.split())
+    return (
+        f"cannot find the other processes of this job: {reason if len(reason) <= 300 else reason[:300] + '...'}. On a single "
+        "host add --coordinator=127.0.0.1:8476 --num_processes=1 --process_id=0; on N hosts --coordinator=HOST:PORT "
+        "--num_processes=N, with the address of the first host, and on each its own --process_id=0..N-1"
+    )
+
+
 def _is_lone_machine() -> bool:
-    """Places that JAX takes for a cluster and that are none, so that it would fail there or hide devices."""
+    """Places that JAX takes for a cluster but that are a single host: it would fail there or hide devices."""
     # A single Slurm task may own all GPUs of its machine; JAX would keep only the first.
     if os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
         return True
+    # JAX would ask a metadata server about a TPU host without peers, and not every such host has one.
+    workers = next((os.environ[name] for name in _TPU_WORKERS if name in os.environ), None)
+    if workers is not None and not any(name in _LAUNCHERS or name.startswith("MEGASCALE_") for name in os.environ):
+        return len(workers.split(",")) == 1
     # Any Kubernetes pod looks like a cluster to JAX; only an indexed one has others to join.
     return "KUBERNETES_SERVICE_HOST" in os.environ and not any(name in os.environ for name in _INDEXED_POD)

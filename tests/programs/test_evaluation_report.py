@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from ddpm_jax import data_config
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.programs import comparison, evaluate, evaluation_report, generated
@@ -28,7 +29,9 @@ def drawn(evaluations=4, weights="ema", frechet=3.0, count=12, features="pixels"
     return Result("drawn", "frechet", key, row, {"notes": ["a"]})
 
 
-def test_a_picture_for_each_axis_that_the_points_spread_over():
+def test_a_picture_for_each_axis_that_the_points_spread_over(monkeypatch):
+    shown, draw = [], evaluation_report.charts.draw
+    monkeypatch.setattr(evaluation_report.charts, "draw", lambda charts: shown.append(charts) or draw(charts))
     few, many, short, long = drawn(), drawn(9), drawn(4, "power_0.05", 2.5), drawn(4, "power_0.1", 2.0)
     other = drawn(9, features="inception")  # of another scale: no curve with the first
     for points, files in (
@@ -42,6 +45,14 @@ def test_a_picture_for_each_axis_that_the_points_spread_over():
         pictures = evaluation_report.sweep_pictures(points)
         assert set(pictures) == files
         assert all(picture.dtype == np.uint8 and picture.std() > 0 for picture in pictures.values())
+    [evaluations], [lengths] = shown[-2:]
+    assert evaluations.x_label == "network evaluations per image"
+    assert lengths.x_label.startswith("length of the average")
+    for chart, points in ((evaluations, [(4, 2.0), (4, 2.5), (4, 3.0), (9, 3.0)]), (lengths, [(0.05, 2.5), (0.1, 2.0)])):
+        assert chart.y_label == "Fréchet distance"
+        assert (chart.log_x, chart.log_y) == (True, True)
+        assert all(line.label for line in chart.lines)
+        assert sorted((x, y) for line in chart.lines for x, y in zip(line.x, line.y, strict=True)) == points
 
 
 def test_a_table_shows_in_what_its_rows_differ():
@@ -114,7 +125,7 @@ def test_classes_come_as_the_reference_has_them(tiny_config):
     for proportions in ("reference", "uniform"):
         config.evaluation.class_proportions = proportions
         counts = comparison_of(config, [190, 10]).class_counts
-        labels = evaluate.build.sampling_labels(config, counts)
+        labels = data_config.sampling_labels(config, counts)
         distances[proportions] = frechet_distance(real, fit_gaussian(draws(labels, 5)))
     assert distances["reference"] < 0.5
     assert distances["uniform"] > 10

@@ -77,5 +77,11 @@ import jax; print(len(jax.devices()))
     assert result.stdout.split() == [devices]
 
 
-def test_cores_are_those_that_this_process_may_use():
-    assert 1 <= compiler.cores() <= os.cpu_count()
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0: {2, 5}}[process], raising=False)
+    assert compiler.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert compiler.cores() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert compiler.cores() == 1

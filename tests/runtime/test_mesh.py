@@ -1,10 +1,16 @@
+import socket
 import subprocess
 import sys
+import urllib.error
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import pytest
+import requests
+from jax._src import xla_bridge
+from jax._src.clusters import cloud_tpu_cluster
+from jax._src.clusters import cluster as cluster_base
 from jax.sharding import AxisType
 
 from ddpm_jax.runtime.errors import PersonError, UsageError
@@ -17,7 +23,15 @@ CLUSTER_VARIABLES = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
     "SLURM_STEP_NUM_TASKS",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_SKIP_MDS_QUERY",
+    "TPU_WORKER_HOSTNAMES",
+    "TPU_WORKER_ID",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "MEGASCALE_NUM_SLICES",
+    "MEGASCALE_SLICE_ID",
 )
+NO_SERVER = "127.0.0.1:1"  # a port where nothing listens
 
 
 def test_mesh_has_one_auto_axis_over_all_devices():
@@ -71,7 +85,7 @@ def test_batches_that_divide_pass(batch_size, accumulation):
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "words"),
     [
-        (100, 1, "a batch of 100 images does not divide evenly over 8 devices: use 96 or 104"),
+        (100, 1, "config.train.batch_size is 100, which does not divide evenly over 8 devices: use 96 or 104"),
         (8, 2, "over 8 devices x 2 accumulation steps: use 16"),
         (40, 3, "use 24 or 48"),
         (0, 1, "use 8"),
@@ -94,7 +108,9 @@ def test_batches_that_do_not_divide_name_the_nearest(batch_size, accumulation, w
         ((None, None, 0), "--coordinator and --num_processes missing"),
         (("", 2, 0), "--coordinator missing"),
         (("host", 2, 0), "HOST:PORT"),
+        (("host:123456", 2, 0), "HOST:PORT"),
         (("host:1234", 2, 2), "between 0 and 1"),
+        (("host:1234", 0, 0), "--num_processes=0 must be at least 1"),
     ],
 )
 def test_flags_that_do_not_belong_together(flags, words):
@@ -102,18 +118,123 @@ def test_flags_that_do_not_belong_together(flags, words):
         initialize_distributed(*flags)
 
 
+@pytest.fixture
+def cluster(monkeypatch):
+    """(variables) -> the environment has these and nothing else of what JAX recognizes a cluster by."""
+
+    def set_variables(variables):
+        for name in CLUSTER_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.fixture
+def tpu_host(cluster, monkeypatch):
+    """(variables) -> JAX believes that it is on a TPU host whose metadata server cannot be reached; the requests it made.
+
+    The server's address is replaced by one where nothing listens, so that `requests` fails by itself as on such a host.
+    """
+    asked = []
+
+    def set_variables(variables):
+        cluster({"GCE_METADATA_IP": NO_SERVER, **variables})
+        for module in (cluster_base, cloud_tpu_cluster):
+            monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+        monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)  # other tests have used the devices
+        get = requests.get
+        monkeypatch.setattr(requests, "get", lambda url, **options: asked.append(url) or get(url, **options))
+        return asked
+
+    return set_variables
+
+
 @pytest.mark.parametrize(
     "environment",
     [{}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}],
     ids=["bare", "pod", "one task"],
 )
-def test_a_lone_machine_is_left_alone(monkeypatch, environment):
-    for name in CLUSTER_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_a_lone_machine_is_left_alone(cluster, environment):
+    cluster(environment)
     assert initialize_distributed() is False
     assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+        {"TPU_WORKER_HOSTNAMES": ""},
+        {"TPU_PROCESS_ADDRESSES": "local", "TPU_WORKER_HOSTNAMES": "a,b"},
+        {
+            "TPU_WORKER_HOSTNAMES": "pod-0",
+            "TPU_WORKER_ID": "0",
+            "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+            "JOB_COMPLETION_INDEX": "0",
+        },
+    ],
+    ids=["one name", "no name", "one address", "a pod of its own"],
+)
+def test_a_tpu_host_without_peers_asks_no_metadata_server(tpu_host, environment):
+    asked = tpu_host(environment)
+    assert initialize_distributed() is False
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"},
+        {"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "2"},
+    ],
+    ids=["unknown", "several hosts", "several slices"],
+)
+def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environment):
+    asked = tpu_host(environment)
+    with pytest.raises(PersonError) as caught:
+        initialize_distributed()
+    assert len(asked) == 1
+    message = str(caught.value)
+    assert message.startswith("cannot find the other processes of this job: ")
+    assert "HTTPConnectionPool" not in message
+    assert "--coordinator=127.0.0.1:8476 --num_processes=1 --process_id=0" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (requests.exceptions.ReadTimeout("timed out"), "timed out"),
+        (requests.exceptions.InvalidURL("no host"), "no host"),  # a ValueError as well
+        (urllib.error.URLError(OSError(113, "No route to host")), "No route to host"),
+        (TimeoutError(110, "Connection timed out"), "Connection timed out"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (RuntimeError("Failed to recognize coordinator address\nhost-0"), "Failed to recognize coordinator address host-0"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_of_the_network_are_one_line(cluster, monkeypatch, error, words):
+    def fail(**_):
+        raise error
+
+    cluster({})
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(PersonError, match=f"{words}. On a single host add --coordinator=") as caught:
+        initialize_distributed()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_defect_keeps_its_traceback(cluster, monkeypatch):
+    def fail(**_):
+        raise KeyError("x")
+
+    cluster({})
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(KeyError):
+        initialize_distributed()
 
 
 def test_a_cluster_joined_too_late_is_a_defect(monkeypatch):
@@ -127,7 +248,7 @@ def test_a_cluster_joined_too_late_is_a_defect(monkeypatch):
 
 
 def test_an_unusable_cluster_is_told_in_one_line(monkeypatch):
-    def fail(*_):
+    def fail(**_):
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
@@ -167,3 +288,26 @@ def test_a_lone_process_that_touched_nothing_yet(child_environment):
     environment = {name: value for name, value in child_environment(devices=2).items() if name not in CLUSTER_VARIABLES}
     child = subprocess.run([sys.executable, "-W", "error", "-c", program], env=environment, capture_output=True, text=True)
     assert (child.stdout, child.stderr) == ("2\n", "")
+
+
+ADVICE_OF_A_SINGLE_HOST = """
+import requests
+from jax._src.clusters import cloud_tpu_cluster, cluster
+cluster.running_in_cloud_tpu_vm = cloud_tpu_cluster.running_in_cloud_tpu_vm = True
+import os, sys
+os.environ.pop("TPU_SKIP_MDS_QUERY")  # which JAX sets where it sees no TPU
+from ddpm_jax.runtime.mesh import *
+assert initialize_distributed("127.0.0.1:" + sys.argv[1], 1, 0) is True
+import jax
+print(jax.process_count(), jax.device_count())
+"""
+
+
+def test_the_flags_that_the_error_names_work_where_no_service_answers(free_port, child_environment):
+    """JAX asks the TPU's metadata server even where all three flags are given, unless it is told not to."""
+    environment = {name: value for name, value in child_environment(devices=2).items() if name not in CLUSTER_VARIABLES}
+    environment["GCE_METADATA_IP"] = NO_SERVER
+    child = subprocess.run(
+        [sys.executable, "-c", ADVICE_OF_A_SINGLE_HOST, str(free_port)], env=environment, capture_output=True, text=True
+    )
+    assert (child.returncode, child.stdout) == (0, "1 2\n"), child.stderr

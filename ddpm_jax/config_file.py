@@ -1,0 +1,163 @@
+"""Config files from the command line: what is wrong with one is said in one line, with the file's own line number.
+
+A config file is Python and may fail like any program. `ml_collections` reports some failures with a traceback and some not
+at all; a field with a typo, set by a file whose config is not locked, would be a new field that nothing reads.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import pathlib
+import traceback
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from ddpm_jax.runtime.errors import PersonError, UsageError, did_you_mean, said_of_flags
+
+
+class ConfigFileParser(flags.ArgumentParser):
+    """FILE.py or FILE.py:ARGUMENT -> what its `get_config` returns, locked.
+
+    Args:
+      defaults: every field of a config; the file must return these fields and no others.
+    """
+
+    syntactic_help = "a file with a function get_config()"
+
+    def __init__(self, defaults: ConfigDict):
+        super().__init__()
+        self._defaults = defaults
+
+    def parse(self, argument: str) -> ConfigDict:
+        """See the class. Raises UsageError where the file is not such a config, PersonError where the file raises one."""
+        config = load(argument)
+        _compare(config, self._defaults, f"--config={argument}")
+        config.lock()
+        return config
+
+    def flag_type(self) -> str:
+        """For --help."""
+        return "config file"
+
+
+def load(argument: str) -> ConfigDict:
+    """What `get_config` of FILE.py, or of FILE.py:ARGUMENT, returns.
+
+    Raises:
+      UsageError: there is no such file, it fails, or it returns something else.
+      PersonError: raised by the file itself.
+    """
+    path, colon, given = argument.partition(":")
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise UsageError(f"--config={argument}: {'a folder, not a file' if file.is_dir() else 'no such file'}{_nearest(file)}")
+    try:
+        spec = importlib.util.spec_from_file_location("config_config", file)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"--config={argument}: the name of a config file ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UsageError(f"--config={argument}: the file has no function get_config; configs/digits.py is an example")
+        arguments = [given] if colon else []
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError:
+            fault = (
+                f"its get_config takes no argument: leave :{given} out" if colon else "write FILE.py:ARGUMENT for its argument"
+            )
+            raise UsageError(f"--config={argument}: {fault}") from None
+        config = get_config(*arguments)
+    except PersonError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--config={argument} fails{_place(error, file)}: {_reason(error)}") from error
+    if not isinstance(config, ConfigDict):
+        kind = "nothing" if config is None else f"a {type(config).__name__}"
+        raise UsageError(f"--config={argument}: its get_config returns {kind}, and must return a ConfigDict")
+    return config
+
+
+def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> str:
+    """Set the fields of `config` to those of a nested dictionary, until one does not fit.
+
+    Args:
+      config: has every field, at values of the right types.
+      values: fields by name; sections are dictionaries.
+      prefix: of the names in the answer.
+
+    Returns:
+      What is wrong with the first field that does not fit, or "".
+    """
+    for name, value in values.items():
+        field = prefix + name
+        if name not in config:
+            return f"the field {field} is unknown to this version"
+        if isinstance(config[name], ConfigDict):
+            if not isinstance(value, dict):
+                return f"{field} is {value!r}, and must be a section with fields"
+            if fault := update(config[name], value, prefix=f"{field}."):
+                return fault
+            continue
+        try:
+            config[name] = value
+        except TypeError:
+            return f"{field} is {value!r}, and must be of the type {type(config[name]).__name__}"
+    return ""
+
+
+def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str = "config.") -> None:
+    for name in sorted(set(config) | set(defaults)):
+        field = prefix + name
+        if name not in defaults:
+            hint = did_you_mean(name, list(defaults)) or "configs/defaults.py lists all fields"
+            raise UsageError(f"{where} sets {field}, which does not exist: {hint}")
+        if name not in config:
+            raise UsageError(f"{where} lacks {field}: begin with the get_config() of configs/defaults.py and change its fields")
+        value, default = config[name], defaults[name]
+        if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
+            raise UsageError(f"{where}: {field} must be {'a section' if isinstance(default, ConfigDict) else 'one value'}")
+        if isinstance(default, ConfigDict):
+            _compare(value, default, where, f"{field}.")
+        # The same rules as for assignment: a whole number will do for a number, and a list for a tuple.
+        elif type(value) is not type(default) and (fault := update(ConfigDict({name: default}), {name: value})):
+            raise UsageError(f"{where}: {prefix}{fault}")
+
+
+def _nearest(file: pathlib.Path) -> str:
+    """A hint for a name that is nearly one of configs/."""
+    folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
+    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in ("defaults", "workdir", "__init__")]
+    found = difflib.get_close_matches(file.stem, names, n=1)
+    return f"; did you mean --config=configs/{found[0]}.py?" if found else f"; configs/ holds {', '.join(names)}"
+
+
+def _place(error: BaseException, file: pathlib.Path) -> str:
+    """The innermost line of the file that was at work."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f" in line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} (SyntaxError)"
+    if isinstance(error, SystemExit):
+        return f"it ends the program (SystemExit: {error.code})"
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in text:  # of a locked ConfigDict
+        return said_of_flags(error)
+    return f"{text} ({type(error).__name__})"
+
+
+def repeated_lists(flag_values: flags.FlagValues, arguments: list[str]) -> str:
+    """The first list that the command line gives more than once, or "": ml_collections would join its values."""
+    names = [word.lstrip("-").partition("=")[0] for word in arguments if word.startswith("-")]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1 and name in flag_values and isinstance(flag_values[name], flags.MultiFlag):
+            return name
+    return ""
