@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import measure
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax import build, check
+from ddpm_jax import build, check, data_config
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.samplers import SAMPLERS
 
@@ -35,7 +35,7 @@ def main() -> None:
     mesh = meshes.make_mesh()
     state = jax.jit(build.build_init(config), out_shardings=meshes.replicated(mesh))(jax.random.key(0))
     generator = build.build_generator(config, mesh)
-    labels = build.sampling_labels(config)
+    labels = data_config.sampling_labels(config)
     batch_size, evaluations = generator.batch_size, generator.sampler.evaluations
 
     def draw():

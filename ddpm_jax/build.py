@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
-from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
@@ -384,17 +383,3 @@ def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
         )
     except ValueError as error:
         raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
-
-
-def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
-    """int32 [num_images], the class of each image; None for an unconditional model.
-
-    config.sampling.label decides; with -1 the classes have the proportions of `class_counts` int [K], or alternate.
-    """
-    if not config.model.class_conditional:
-        return None
-    if config.sampling.label >= 0:
-        return np.full(config.sampling.num_images, config.sampling.label, np.int32)
-    if class_counts is not None:
-        return class_sequence(class_counts, config.sampling.num_images)
-    return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes

@@ -4,8 +4,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.runtime.errors import UsageError
@@ -42,10 +44,12 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
     label, names = config.sampling.label, list(identity["class_names"])
     if not isinstance(label, str) or not config.model.class_conditional:
         return
-    if label in names:
-        config.sampling.label = names.index(label)
-    elif label.removeprefix("-").isdigit():
+    if label.removeprefix(
+        "-"
+    ).isdecimal():  # always the label, also where folders are called 1, 2, 3 and have the labels 0, 1, 2
         config.sampling.label = int(label)
+    elif label in names:
+        config.sampling.label = names.index(label)
     elif not names:
         raise UsageError(
             f"config.sampling.label is {label!r}, but the workdir does not say what its classes are called: take a number, "
@@ -56,3 +60,20 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         hint = f"did you mean {close[0]!r}? " if close else ""
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise UsageError(f"config.sampling.label is {label!r}: {hint}The classes are {', '.join(names[:20])}{more}")
+
+
+def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:
+    """int32 [num_images], the class of each image to generate; None for an unconditional model.
+
+    Args:
+      config: resolved.
+      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
+        comes before.
+    """
+    if not config.model.class_conditional:
+        return None
+    if config.sampling.label >= 0:
+        return np.full(config.sampling.num_images, config.sampling.label, np.int32)
+    if class_counts is not None:
+        return class_sequence(class_counts, config.sampling.num_images)
+    return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, check, visualize
+from ddpm_jax import build, check, data_config, visualize
 from ddpm_jax.process import likelihood
 from ddpm_jax.programs import evaluation_report, generated, sample, weights
 from ddpm_jax.programs.bound import measure_bound
@@ -145,7 +145,7 @@ class Measurement:
         row = {"images": "drawn", "step": found["step"], "weights": found["weights"], "sampler": sampler_words(case)}
         row["evaluations"] = generator.sampler.evaluations
         row |= comparison.of_batches(shards.batches(number, case.evaluation.batch_size), number)
-        classes = comparison.classes(build.sampling_labels(case, counts))
+        classes = comparison.classes(data_config.sampling_labels(case, counts))
         key = found | {"sampling": {name: value for name, value in identity.items() if name != "class_counts"}, "count": number}
         if classes:
             key["class_proportions"] = classes["proportions"]
@@ -315,7 +315,7 @@ class RunningEvaluation:
 
     def scores(self, params: Any) -> dict[str, float]:
         """Of images drawn with these weights: {"evaluation/frechet": ...}."""
-        config, labels = self._config, build.sampling_labels(self._config, self._comparison.class_counts)
+        config, labels = self._config, data_config.sampling_labels(self._config, self._comparison.class_counts)
         with Progress(config.sampling.num_images, unit="images", out=sys.stderr) as progress:
             batches = self._generator.generate(
                 params,

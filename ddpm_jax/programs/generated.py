@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import data_config
 from ddpm_jax.programs import sample
 from ddpm_jax.runtime import processes, results
 from ddpm_jax.runtime import shards as shards_file
@@ -26,7 +26,7 @@ def identity(
       trained: the workdir's config.json; only where the call differs from it are fields outside of sampling listed.
       step: of the checkpoint.
       weights_sha256: of its parameters.
-      class_counts: as `build.sampling_labels` takes them.
+      class_counts: as `data_config.sampling_labels` takes them.
     """
     identity = {name: value for name, value in config.sampling.to_dict().items() if name not in sample.FREE} | {"step": step}
     identity["weights_sha256"] = weights_sha256
@@ -74,7 +74,7 @@ def generate_into_cache(
       generator: made of it.
       params: of the network.
       identity: of the images, from `identity`.
-      class_counts: as `build.sampling_labels` takes them.
+      class_counts: as `data_config.sampling_labels` takes them.
       target: the evaluation's folder.
       defaults: of the fields of config.sampling, for caches older than a field.
     """
@@ -92,7 +92,7 @@ def generate_into_cache(
         lambda first: generator,
         params,
         gaps,
-        build.sampling_labels(config, class_counts),
+        data_config.sampling_labels(config, class_counts),
         lambda first, batch: shards.write(first, batch.images, batch.labels),
     )
     return shards

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, check
+from ddpm_jax import build, check, data_config
 from ddpm_jax.process import initial_noise
 from ddpm_jax.programs import weights
 from ddpm_jax.programs.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, SampleFolder, chain_pictures
@@ -58,7 +58,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
     sampling, number = config.sampling, config.sampling.num_images
     params, step = weights.restore(config, run_folder, mesh)
-    labels = build.sampling_labels(config)
+    labels = data_config.sampling_labels(config)
     default = workdir.sample_folder(run_folder) / folder_name(config, step)
     files, gaps = None, []
     with processes.together():
@@ -163,7 +163,7 @@ def draw(config: ConfigDict, generator: Generator, params: object, *, report=lam
         params,
         randomness.purpose_key(config.sampling.seed, "sample"),
         num_images=config.sampling.num_images,
-        labels=build.sampling_labels(config),
+        labels=data_config.sampling_labels(config),
         report=report,
     )
     images, labels, kept_x, kept_pred_xstart = zip(*batches, strict=True)

@@ -191,12 +191,14 @@ def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bo
     old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
     if old is None:
         return
-    if has_classes and (changed := identity.class_changes(old, new)):
+    classes = identity.class_changes(old, new)
+    if has_classes and classes:
         raise PersonError(
-            f"{run_folder} was trained on other classes than {new['name']} has: {changed}. Put them back, or choose another "
+            f"{run_folder} was trained on other classes than {new['name']} has: {classes}. Put them back, or choose another "
             "--workdir for a new run"
         )
     if changed := identity.content_changes(old, new):
+        changed += f"; classes {classes}" if classes else ""  # which this model does not use
         say(f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these")
 
 

@@ -98,6 +98,9 @@ def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
     config.sampling.label = "1"  # a number in quotes
     data_config.complete(config, None)
     assert config.sampling.label == 1
+    config.sampling.label = "1"  # digits are the label, with or without quotes, whatever the folders are called
+    data_config.complete(config, {"class_names": ["1", "2"]})
+    assert config.sampling.label == 1
 
 
 def test_no_number_of_classes_names_the_number_found(tmp_path, folder, config_of):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from ddpm_jax import data_config
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.programs import comparison, evaluate, evaluation_report, generated
@@ -124,7 +125,7 @@ def test_classes_come_as_the_reference_has_them(tiny_config):
     for proportions in ("reference", "uniform"):
         config.evaluation.class_proportions = proportions
         counts = comparison_of(config, [190, 10]).class_counts
-        labels = evaluate.build.sampling_labels(config, counts)
+        labels = data_config.sampling_labels(config, counts)
         distances[proportions] = frechet_distance(real, fit_gaussian(draws(labels, 5)))
     assert distances["reference"] < 0.5
     assert distances["uniform"] > 10
