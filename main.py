@@ -52,6 +52,11 @@ def parse_flags(argv: list[str]) -> list[str]:
             folder = named.workdir and pathlib.Path(named.workdir).expanduser()
             if folder and (folder / "config.json").exists():
                 argv = [argv[0], f"--config={RUN_CONFIG}:{folder}", *argv[1:]]
+                given.append("config")
+        fields = [name for name in given if name.startswith("config.")]
+        if fields and "config" not in given:
+            where = "--config is missing, and the workdir holds no run that has one"
+            raise UsageError(f"{where}: --{fields[0]} needs an experiment, such as --config=configs/digits.py")
         rest = FLAGS(argv)
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list once")

@@ -163,10 +163,13 @@ def build_learning_rate(config: ConfigDict) -> optax.Schedule:
 
 def build_averaging(config: ConfigDict) -> Averaging:
     """The averages of the parameters that are kept beside the first."""
-    try:
-        return Averaging(decays=tuple(config.ema.decays), power_stds=tuple(config.ema.power_stds))
-    except ValueError as error:
-        raise UsageError(f"config.ema: {error}") from error
+    options = {name: tuple(config.ema[name]) for name in ("decays", "power_stds")}
+    for name, values in options.items():
+        try:
+            Averaging(**{name: values})
+        except ValueError as error:
+            raise UsageError(f"config.ema.{name}: {error}") from error
+    return Averaging(**options)
 
 
 def weights_field(config: ConfigDict) -> str | None:
@@ -330,8 +333,7 @@ def build_generator(
       kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
         of them, evenly spread, pure noise first.
       sampler: in place of the one that config.sampling names.
-      begin: as `Generator` takes it, and so is finish.
-      finish: likewise.
+      begin, finish: as `Generator` takes them.
     """
     sampling = config.sampling
     sampler = build_sampler(config) if sampler is None else sampler

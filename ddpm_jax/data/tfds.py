@@ -140,7 +140,7 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
     if importlib.util.find_spec("tensorflow") is None:
         raise PersonError(
             f"data set {name} is not prepared in {where}, and preparing it needs tensorflow: "
-            "pip install tensorflow-cpu, or set data.data_dir to where it is prepared"
+            "pip install tensorflow-cpu, or set --config.data.data_dir to where it is prepared"
         )
     downloads = os.path.join(builder.data_dir_root, "downloads")
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not glob.glob(os.path.join(downloads, "manual", "*")):
@@ -154,7 +154,7 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
         if host:
             raise PersonError(
                 f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
-                "check the network, or set data.data_dir to where it is prepared"
+                "check the network, or set --config.data.data_dir to where it is prepared"
             )
     with _one_at_a_time(name, builder, report):
         if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
@@ -255,7 +255,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
         where, kind = builder.data_dir, builder.info.file_format.value
         raise PersonError(
             f"data set {name} in {where} is prepared as {kind}, which has no random access: "
-            "set data.data_dir to another folder, where it is then prepared as array_record"
+            "set --config.data.data_dir to another folder, where it is then prepared as array_record"
         ) from error
     except Exception as error:  # missing or cut-off files: the reader has no exception of its own for them
         raise _unreadable(name, builder.data_dir, error) from error

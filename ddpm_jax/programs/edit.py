@@ -96,7 +96,8 @@ def read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
     last = edit.first_image + edit.num_images
     if last > len(source):
         raise UsageError(
-            f"config.edit asks for images {edit.first_image}..{last - 1}, but {data.name} {source.split} has {len(source):,}"
+            f"config.edit.first_image={edit.first_image} and config.edit.num_images={edit.num_images} ask for images up to "
+            f"{last - 1}, but the last one of {data.name} {source.split} is {len(source) - 1}"
         )
     batch = source.batch(np.arange(edit.first_image, last))
     return batch["image"], batch.get("label")

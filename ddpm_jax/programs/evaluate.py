@@ -31,6 +31,7 @@ from ddpm_jax.runtime import paths, processes, randomness, report, run_record, v
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.logbook import Events, Progress
 from ddpm_jax.runtime.results import Result, Results, join
+from ddpm_jax.samplers import SAMPLERS
 
 BOUNDS = ("bits_per_dim", "flow_bits_per_dim")  # of images held out
 METRICS = (*DRAWN_METRICS, *BOUNDS)
@@ -256,6 +257,8 @@ def check_evaluation(config: ConfigDict) -> None:
             raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
     if not evaluation.checkpoint_steps:
         raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
+    for sampler in evaluation.samplers:
+        check.check_choice("evaluation.samplers", sampler, SAMPLERS)
     weights.check_names(config)
 
 

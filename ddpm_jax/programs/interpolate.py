@@ -34,7 +34,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         check_interpolation(config)
     job = edit.begin(config, folder, output, defaults)
     if len(job.originals) < 2:
-        raise UsageError("one image has no way to another: give two or more in config.edit.images")
+        raise UsageError(
+            "interpolation needs two images or more: set config.edit.num_images=2, or name two files in config.edit.images"
+        )
     name = f"-turns_{config.edit.turns}-{config.edit.frames}_frames"
     target = edit.claim(job, output, mode="interpolate", name=name)
     with processes.together():

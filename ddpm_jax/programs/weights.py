@@ -121,7 +121,10 @@ def check_names(config: ConfigDict) -> None:
     for name in config.evaluation.averages:
         case = config.copy_and_resolve_references()
         case.sampling.weights = name
-        build.weights_field(case)
+        try:
+            build.weights_field(case)
+        except UsageError as error:
+            raise UsageError(str(error).replace("config.sampling.weights is", "config.evaluation.averages holds")) from error
 
 
 def digest(params: Any) -> str:

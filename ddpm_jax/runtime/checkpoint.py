@@ -218,7 +218,9 @@ class Checkpoints:
             raise PersonError(f"no checkpoint in {self.directory}")
         if step is not None:
             if step not in steps:
-                raise PersonError(f"no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, steps))}")
+                there = ", ".join(map(str, steps))
+                wanted = f"no checkpoint of step {step} in {self.directory}, which config.sampling.checkpoint_step names"
+                raise PersonError(f"{wanted}; there are {there}")
             state, cause = self._try(step, layouts, whole)
             if state is None:
                 raise PersonError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")

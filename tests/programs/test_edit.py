@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
         assert "\n" not in str(caught.value)
 
     refused("inpaint", r"is all black", {"edit.mask": str(tmp_path / "black.png")})
-    refused("inpaint", r"cannot read the image .*middle: no such file", {"edit.mask": "middle"})
+    refused("inpaint", r"config.edit.mask is 'middle': no such file, and none of center, left", {"edit.mask": "middle"})
     refused("inpaint", r"only ancestral and ddim can follow: set sampler=ddim", {"sampling.sampler": "unipc"})
     refused("inpaint", r"config\.edit\.resampling is 0", {"edit.resampling": 0})
     refused("image_to_image", r"config\.edit\.strength is 0", {"edit.strength": 0.0})

@@ -235,7 +235,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
         ({"model.ch_mult": (1, "2")}, "config.model.ch_mult holds '2': it must be a list of whole numbers, such as (1,2)"),
         ({"ema.decays": ("slow",)}, "config.ema.decays holds 'slow': it must be a list of numbers"),
         ({"evaluation.samplers": (1,)}, "config.evaluation.samplers holds 1: it must be a list of words"),
-        ({"ema.decays": (2.0,)}, "config.ema: the decay 2"),
+        ({"ema.decays": (2.0,)}, "config.ema.decays: the decay 2"),
         ({"model.dropout": 1.0}, "below 1"),
         ({"model.class_conditional": True, "data.num_classes": 0}, "digits has 10 classes: set --config.data.num_classes=10"),
         ({"model.class_conditional": True, "data.num_classes": 5}, "digits has 10 classes"),
