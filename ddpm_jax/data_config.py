@@ -44,9 +44,8 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
     label, names = config.sampling.label, list(identity["class_names"])
     if not isinstance(label, str) or not config.model.class_conditional:
         return
-    if label.removeprefix(
-        "-"
-    ).isdecimal():  # always the label, also where folders are called 1, 2, 3 and have the labels 0, 1, 2
+    if label.removeprefix("-").isdecimal():
+        # Always the label, also where folders are called 1, 2, 3 and have the labels 0, 1, 2.
         config.sampling.label = int(label)
     elif label in names:
         config.sampling.label = names.index(label)
