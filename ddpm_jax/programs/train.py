@@ -260,6 +260,10 @@ class StepLog:
     def __init__(self, config: ConfigDict, logbook: Logbook, start_step: int, checkpoints: Checkpoints):
         self._every = config.train.log_every
         self._learning_rate = build.build_learning_rate(config)
+        remedies = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
+        remedies += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
+        remedies += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
+        self._remedies = " or ".join(remedies)
         self._logbook = logbook
         self._checkpoints = checkpoints
         self._start_step = start_step
@@ -309,10 +313,8 @@ class StepLog:
         self._checkpoints.wait()
         latest = self._checkpoints.latest_step()
         saved = "no checkpoint was saved yet" if latest is None else f"the last good checkpoint is of step {latest:,}"
-        return (
-            f"{name} is not finite at step {step:,}; {saved}. Try another workdir with a lower "
-            "--config.optimizer.learning_rate, gradient clipping, or --config.model.dtype=float32"
-        )
+        again = "start again" if latest is None else "resume"
+        return f"{name} is not finite at step {step:,}; {saved}. To {again}, give the command {self._remedies}"
 
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
