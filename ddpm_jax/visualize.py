@@ -1,6 +1,7 @@
 """Pictures: grids of samples and strips that show stages of a chain side by side. uint8 arrays in, PNG files out."""
 
 import math
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,6 +20,8 @@ BACKGROUND = 255
 SMALLEST_FONT, LARGEST_FONT = 14, 48  # pixels; between them a quarter of a row's height
 LONGEST_NAME = 24  # characters of a class's name beside its row
 LAST_LATIN = 0x24F  # the font has no characters beyond: such a name is replaced by the class's number
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk: its length, type and checksum
 
 
 class GridPlan(NamedTuple):
@@ -138,6 +141,17 @@ def read_png(path: pathlib.Path) -> np.ndarray:
     with Image.open(path) as picture:
         pixels = np.asarray(picture)
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def is_whole_png(path: pathlib.Path) -> bool:
+    """Whether the file begins and ends as a PNG file does; a crash of the machine may leave a part of one."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(PNG_BEGIN)) == PNG_BEGIN
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return begins and file.read() == PNG_END
+    except OSError:
+        return False
 
 
 def readable_name(class_names: Sequence[str], label: int) -> str:

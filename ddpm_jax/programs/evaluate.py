@@ -71,8 +71,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         if set(wanted) & set(DRAWN_METRICS)
         else None
     )
-    trained = workdir.read_config(run_folder)
-    measurement = Measurement(config, run_folder, target, trained, build.as_dict(defaults), held_out)
+    measurement = Measurement(config, run_folder, target, build.as_dict(defaults), held_out)
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
@@ -107,8 +106,7 @@ class Measurement:
       config: of the call.
       run_folder: of the run that is measured.
       target: folder of the evaluation.
-      trained: config.json of the run that is measured.
-      defaults: values of fields that it is too old to have.
+      defaults: values of fields that the run's config is too old to have.
       held_out: images.
     """
 
@@ -117,12 +115,11 @@ class Measurement:
         config: ConfigDict,
         run_folder: pathlib.Path,
         target: pathlib.Path,
-        trained: dict[str, Any],
         defaults: dict[str, Any],
         held_out: HeldOut,
     ):
         self._config, self._run_folder = config, run_folder
-        self._target, self._trained, self._defaults, self._held_out = target, trained, defaults, held_out
+        self._target, self._defaults, self._held_out = target, defaults, held_out
         self._results = Results(target / "results", processes.say)
         self._wanted = metrics_of(config, held_out)
         self._added: list[Result] = []
@@ -139,12 +136,13 @@ class Measurement:
     ) -> list[Result]:
         """Scores of images by one sampler."""
         number, counts = case.evaluation.num_images, comparison.class_counts
-        identity = generated.identity(case, self._trained, found["step"], found["weights_sha256"], counts)
+        identity = generated.identity(case, self._trained(found["step"]), found["step"], found["weights_sha256"], counts)
         shards = generated.generate_into_cache(
             case, generator, params, identity, counts, self._target, self._defaults.get("sampling", {})
         )
         row = {"images": "drawn", "step": found["step"], "weights": found["weights"], "sampler": sampler_words(case)}
         row["evaluations"] = generator.sampler.evaluations
+        row |= self._changed_words(case, found)
         row |= comparison.of_batches(shards.batches(number, case.evaluation.batch_size), number)
         classes = comparison.classes(data_config.sampling_labels(case, counts))
         key = found | {"sampling": {name: value for name, value in identity.items() if name != "class_counts"}, "count": number}
@@ -152,7 +150,7 @@ class Measurement:
             key["class_proportions"] = classes["proportions"]
         details = {
             "weights_sha256": found["weights_sha256"],
-            "sampling": case.sampling.to_dict() | generated.changed_fields(case, self._trained),
+            "sampling": case.sampling.to_dict() | self._changed(case, found),
             "classes": classes,
             "config": self._record(found["step"], case),
             "notes": comparison.notes() + sample.sampling_notes(case),
@@ -164,7 +162,8 @@ class Measurement:
         split = self._held_out.source.split
         bound = measure_bound(config, meter, params, self._held_out.source)
         row = {"images": f"real, {split}", "step": found["step"], "weights": found["weights"], **bound.row}
-        key = found | {"split": split, "seed": config.sampling.seed, **generated.changed_fields(config, self._trained)}
+        row |= self._changed_words(config, found)
+        key = found | {"split": split, "seed": config.sampling.seed, **self._changed(config, found)}
         key |= {name: bound.numbers[name] for name in ("images", "images_sha256", "terms_per_image", "decoder")}
         notes = [] if config.evaluation.vlb_decoder == "exact" else ["bits/dim by the tanh decoder of improved-diffusion"]
         return self._add_bound("bits_per_dim", key, row, {"split": split, **bound.numbers}, notes, bound.picture)
@@ -174,7 +173,8 @@ class Measurement:
         split = self._held_out.source.split
         numbers, row = measure_flow(config, meter, params, self._held_out.source)
         row = {"images": f"real, {split}", "step": found["step"], "weights": found["weights"], **row}
-        key = found | {"split": split, "seed": config.sampling.seed, **generated.changed_fields(config, self._trained)}
+        row |= self._changed_words(config, found)
+        key = found | {"split": split, "seed": config.sampling.seed, **self._changed(config, found)}
         key |= {name: numbers[name] for name in ("images", "images_sha256", "trace", "tolerance")}
         return self._add_bound("flow_bits_per_dim", key, row, {"split": split, **numbers}, flow_notes(meter))
 
@@ -236,6 +236,19 @@ class Measurement:
                         file = self._results.add(result, words)
                         if picture is not None:
                             visualize.save_png(file.with_suffix(".png"), picture)
+
+    def _trained(self, step: int) -> dict[str, Any]:
+        """The config that the checkpoint of `step` was trained with. That of config.json may be younger, and change again."""
+        return run_record.config_at(self._run_folder, step) or {}
+
+    def _changed_words(self, config: ConfigDict, found: dict[str, Any]) -> dict[str, str]:
+        """A column that tells such rows apart from those of the model as it was trained; empty where nothing is changed."""
+        words = ", ".join(f"{field}={value}" for field, value in self._changed(config, found).items())
+        return {"changed": words} if words else {}
+
+    def _changed(self, config: ConfigDict, found: dict[str, Any]) -> dict[str, Any]:
+        """Fields in which this call differs from the training of a checkpoint, which results depend on."""
+        return generated.changed_fields(config, self._trained(found["step"]))
 
     def _record(self, step: int | None, case: ConfigDict | None = None) -> dict[str, Any]:
         """The config that the run was trained with until `step`, and how this call samples and measures."""

@@ -23,7 +23,7 @@ def identity(
 
     Args:
       config: of this call.
-      trained: the workdir's config.json; only where the call differs from it are fields outside of sampling listed.
+      trained: the config with which that checkpoint was trained; fields outside of sampling are listed where the call differs.
       step: of the checkpoint.
       weights_sha256: of its parameters.
       class_counts: as `data_config.sampling_labels` takes them.

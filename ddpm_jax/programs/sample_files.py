@@ -7,6 +7,7 @@ another --config.sampling.format of a finished folder generates nothing again.
 import functools
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from ddpm_jax import visualize
 from ddpm_jax.process import pixels
 from ddpm_jax.runtime import npz
+from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.shards import ImageShards
 from ddpm_jax.samplers.generate import GeneratedBatch
 
@@ -164,7 +166,7 @@ class SampleFolder:
     def _sound_pngs(self) -> frozenset[str]:
         if not self._png.is_dir():
             return frozenset()
-        return frozenset(file.name for file in self._png.iterdir() if file.suffix == ".png" and file.stat().st_size)
+        return frozenset(file.name for file in self._png.iterdir() if file.suffix == ".png" and visualize.is_whole_png(file))
 
     def _has_pngs(self) -> bool:
         return self._png.is_dir() and self._sound_pngs() >= set(self._png_names)
@@ -178,7 +180,16 @@ class SampleFolder:
     def _read_pngs(self) -> Iterator[np.ndarray]:
         names = self._png_names
         for first in range(0, len(names), READ_IMAGES):
-            yield np.stack([visualize.read_png(self._png / name) for name in names[first : first + READ_IMAGES]])
+            yield np.stack([self._read_png(self._png / name) for name in names[first : first + READ_IMAGES]])
+
+    def _read_png(self, file: pathlib.Path) -> np.ndarray:
+        try:
+            image = visualize.read_png(file)
+            if image.shape != self._shape[1:]:
+                raise ValueError(f"an image of {image.shape}, not {self._shape[1:]}")
+        except (OSError, SyntaxError, ValueError, zlib.error) as error:  # Pillow raises any of these
+            raise PersonError(f"{file} is damaged ({error}): remove it, and start the same command again") from error
+        return image
 
 
 def chain_pictures(drawn: GeneratedBatch) -> dict[str, np.ndarray]:

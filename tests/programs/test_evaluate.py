@@ -14,7 +14,7 @@ from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.programs import evaluate, reference, sample, train, weights
-from ddpm_jax.runtime import logbook
+from ddpm_jax.runtime import logbook, run_record
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
@@ -93,6 +93,24 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     assert len(bound["rate_curve"]) == len(bound["distortion_curve_rmse"]) == len(bound["terms"]) == 100
     assert bound["rate_curve"] == sorted(bound["rate_curve"])
     assert bound["rate_curve"][0] == pytest.approx(bound["prior"])
+
+
+def test_a_checkpoint_is_measured_as_it_was_trained_whatever_a_resume_changed(trained, tiny_config, tmp_path):
+    """A resume with another clipping changes config.json, and not what step 4 was trained with."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
+    fields = {"evaluation.checkpoint_steps": (4,), "evaluation.metrics": ("frechet",), "evaluation.held_out": ""}
+    config = tiny_config(FIELDS | fields | {"evaluation.samplers": (), "evaluation.num_images": 4})
+    assert evaluate.run(config.copy_and_resolve_references(), str(run)) == 0
+
+    later = json.loads((run / "config.json").read_text())
+    later["diffusion"]["clip_denoised"] = config.diffusion.clip_denoised = False
+    run_record.record_start(run, later, 4)
+    assert evaluate.run(config, str(run)) == 0
+    assert len(list((run / "eval" / "images").iterdir())) == 2
+    rows = json.loads((run / "eval" / "step_4.json").read_text())["drawn"]
+    assert {row.get("changed") for row in rows} == {None, "diffusion.clip_denoised=False"}
+    assert "| diffusion.clip_denoised=False |" in (run / "eval" / "table.md").read_text()
 
 
 def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_path, capsys):

@@ -160,9 +160,17 @@ def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path,
     with np.load(target / "samples_12x8x8x1.npz") as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], images)
         assert arrays["arr_1"].tolist() == [*range(10), 0, 1]
-    (target / "png" / names[3]).write_bytes(b"")  # as a crash of the machine leaves a file
-    run("png")
-    np.testing.assert_array_equal(np.asarray(Image.open(target / "png" / names[3])), images[3, ..., 0])
+    whole = (target / "png" / names[3]).read_bytes()
+    for left in (b"", whole[:60]):  # as a crash of the machine leaves a file
+        (target / "png" / names[3]).write_bytes(left)
+        run("png")
+        assert (target / "png" / names[3]).read_bytes() == whole
+
+    for file in target.glob("*.npz"):  # without them, the PNG files are the source
+        file.unlink()
+    (target / "png" / names[3]).write_bytes(whole[:45] + b"damaged" + whole[52:])
+    with pytest.raises(PersonError, match=rf"{names[3]} is damaged \(.*\): remove it, and start the same command again"):
+        run("npz")
 
 
 def test_what_was_generated_before_an_end_is_not_generated_again(draw, trained, tiny_config, tmp_path, monkeypatch, capfd):
