@@ -42,7 +42,7 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; without --config, take the one that the workdir remembers."""
-    argv = [_with_home(argument) for argument in argv]
+    argv = _config_first([_with_home(argument) for argument in argv])
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     try:
         if "config" not in given and "workdir" in given:
@@ -67,6 +67,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries tell much that a person has no use for
     return rest
+
+
+def _config_first(argv: list[str]) -> list[str]:
+    """The command line with --config before the fields that are set in it; ml_collections wants it so, in sys.argv too."""
+    for index, argument in enumerate(argv):
+        if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
+            end = index + (1 if "=" in argument else 2)
+            argv = [argv[0], *argv[index:end], *argv[1:index], *argv[end:]]
+            sys.argv = list(argv)
+            break
+    return argv
 
 
 def _with_home(argument: str) -> str:

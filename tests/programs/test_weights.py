@@ -147,8 +147,8 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
             {"sampling.weights": "power_0.07", "ema.power_stds": ()},
             r"this run kept none: choose one of ema, raw, decay_0\.5, or train a new run",
         ),
-        ({"ema.power_stds": (0.4,)}, r"config\.ema: the relative standard deviation 0\.4"),
-        ({"ema.decays": (1.0,)}, r"config\.ema: the decay 1 of an average"),
+        ({"ema.power_stds": (0.4,)}, r"config\.ema\.power_stds: the relative standard deviation 0\.4"),
+        ({"ema.decays": (1.0,)}, r"config\.ema\.decays: the decay 1 of an average"),
         ({"evaluation.averages": ("ema", "best")}, r"'best': choose one of"),
     ],
 )
