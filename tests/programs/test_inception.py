@@ -21,7 +21,10 @@ class First:
     """The first images of a source."""
 
     def __init__(self, source):
-        self._source, self.name, self.split = source, source.name, source.split
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
 
     def __len__(self):
         return COUNT
