@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         import jax
 
         from ddpm_jax import data_config
-        from ddpm_jax.runtime import mesh, workdir
+        from ddpm_jax.runtime import mesh, run_record, workdir
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
@@ -96,7 +96,11 @@ def main(argv: list[str]) -> None:
         if not mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
             micro_batch = FLAGS.config.train.batch_size // max(1, FLAGS.config.optimizer.accumulation_steps)
             compiler.set_cpu_devices(FLAGS.config.model.ch, micro_batch)
-        data_config.complete(FLAGS.config, workdir.read_data_identity(FLAGS.workdir))
+        # Until a checkpoint is saved the workdir is free for another set (`run_record.check_resume`).
+        saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
+        identity = workdir.read_data_identity(FLAGS.workdir) if saved else None
+        if identity is not None or FLAGS.mode != "train":  # a new training asks its data set
+            data_config.complete(FLAGS.config, identity)
         program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)

@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
     sampling.batch_size = 64  # over all devices
     sampling.seed = 0  # 0..2**32-1; image i of a seed is the same picture at any batch size
     sampling.weights = "ema"  # ema | raw | decay_0.999 of ema.decays | power_0.07: any length, made of those of ema.power_stds
-    # The class to generate with a class-conditional model: its number or its name; -1 for each in turn.
+    # The class to generate with a class-conditional model: its label 0..num_classes-1, or its name; -1 for each in turn.
     sampling.label = config_dict.FieldReference(-1, field_type=object)
     sampling.checkpoint_step = -1  # -1 for the latest
     sampling.keep = 0  # so many stages along the way of the first 64 images are kept in images.npz, and shown in strips

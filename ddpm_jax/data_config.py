@@ -44,10 +44,11 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
     label, names = config.sampling.label, list(identity["class_names"])
     if not isinstance(label, str) or not config.model.class_conditional:
         return
-    if label in names:
-        config.sampling.label = names.index(label)
-    elif label.removeprefix("-").isdigit():
+    if label.removeprefix("-").isdecimal():
+        # Always the label, also where folders are called 1, 2, 3 and have the labels 0, 1, 2.
         config.sampling.label = int(label)
+    elif label in names:
+        config.sampling.label = names.index(label)
     elif not names:
         raise UsageError(
             f"config.sampling.label is {label!r}, but the workdir does not say what its classes are called: take a number, "

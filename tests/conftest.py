@@ -26,7 +26,48 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# Files of tests by what they took, the longest first. A worker takes one file at a time: a long one that begins last is
+# waited for by all. `pytest --durations=50` measures; the others come afterwards, in the usual order.
+LONGEST_FIRST = (
+    "programs/test_processes.py",
+    "programs/test_resume.py",
+    "test_configs.py",
+    "benchmarks/test_benchmarks.py",
+    "programs/test_bad_inputs.py",
+    "programs/test_evaluate.py",
+    "programs/test_weights.py",
+    "programs/test_options.py",
+    "programs/test_main.py",
+    "test_notebook.py",
+    "programs/test_illustrate.py",
+    "programs/test_edit.py",
+    "programs/test_train.py",
+    "test_combinations.py",
+    "models/test_unet.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the files by `LONGEST_FIRST`; inside a file nothing moves. The same in every worker, as xdist needs it."""
+    tests = pathlib.Path(__file__).parent
+    places = {str(tests / name): place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
 gc.set_threshold(50_000)  # tracing makes many objects and few cycles; to look for these takes a tenth of its time
+
+
+MEMORY_BYTES = 2 * 1024**3  # of a worker, above which it drops the programs that it has compiled
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_compiled_programs():
+    """After a file: compiled programs pile up, and hardly any serves two files. They are on disk still."""
+    yield
+    statm = pathlib.Path("/proc/self/statm")  # Linux
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY_BYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from ddpm_jax.data.value_range import DeepLevels
+from ddpm_jax.data.value_range import DeepLevels, find_range
 from ddpm_jax.data.value_range import to_uint8 as levels_to_uint8
 from ddpm_jax.runtime.errors import UsageError
 
@@ -91,8 +91,8 @@ def to_uint8(picture: Image.Image, background: tuple[int, int, int], value_range
     Args:
       picture: from `open_image`.
       background: RGB, 0..255.
-      value_range: (black, white) of deep gray. It belongs to a set, not to a file (`value_range.py`); by default integers
-        are of 0..65535 and floats of 0..1.
+      value_range: (black, white) of deep gray. It belongs to a set, not to a file (`value_range.py`); by default
+        the range that `find_range` finds for this file alone.
 
     Raises:
       BrokenImage: of a kind that cannot be shown as above.
@@ -134,8 +134,11 @@ def _shallow(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarr
 
 def _deep_gray(picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float]) -> np.ndarray:
     """Gray of more than 8 bits; uint8 [H, W], or [H, W, 3] where one level stands for transparent."""
-    low, high = value_range or ((0.0, 1.0) if picture.mode == "F" else (0.0, 65535.0))
-    measure_deep(picture)  # refuses NaN, which has no level
+    measured = measure_deep(picture)  # refuses NaN, which has no level
+    try:
+        low, high = value_range or find_range([measured])
+    except ValueError as error:
+        raise BrokenImage(str(error)) from error
     values = np.asarray(picture)
     levels = levels_to_uint8(values, (low, high))
     key = picture.info.get("transparency")

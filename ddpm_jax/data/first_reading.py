@@ -62,10 +62,19 @@ class FirstReading:
         self._for_each(sorted(self._deep), tuple(levels), num_threads, report)
         return tuple(float(level) for level in levels)
 
-    def fingerprint(self, kept: Sequence[int] | None) -> str:
-        """Of the files with these indices, by default all."""
+    def fingerprint(self, kept: Sequence[int] | None, prefix: str = "") -> str:
+        """Of the files with these indices, by default all; `prefix` of their paths, a split's folder, does not count."""
         chosen = range(len(self._paths)) if kept is None else kept
-        return identity.files_fingerprint((self._paths[index], self._digests[index]) for index in chosen)
+        return identity.files_fingerprint((self._paths[index].removeprefix(prefix), self._digests[index]) for index in chosen)
+
+    def deep(self) -> list[value_range.DeepLevels]:
+        """Levels of the files of more than 8 bits."""
+        return list(self._deep.values())
+
+    def all_equal(self, kept: Sequence[int] | None) -> bool:
+        """Whether there are several files and all of them have the same content."""
+        chosen = range(len(self._paths)) if kept is None else kept
+        return len(chosen) > 1 and len({self._digests[index] for index in chosen}) == 1
 
     def extremes(self, kept: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
         """The lowest and the highest level of each image with these indices, by default all."""

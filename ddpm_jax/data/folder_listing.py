@@ -62,8 +62,7 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
       NoSuchSplit: no such split.
       PersonError: images at the top beside subfolders, or a split with classes that the training set does not have.
     """
-    tops = {path.split("/")[0] for path in found if "/" in path}
-    own = splits.split_folders(sorted(tops)) if all("/" in path for path in found) else []
+    own = splits_of(found)
     parts = {name: [path for path in found if path.startswith(f"{name}/")] for name in own} or {"train": list(found)}
     classes = {name: class_names(folder, files, f"{name}/" if own else "") for name, files in parts.items()}
     for name, names in classes.items():
@@ -71,6 +70,12 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
             raise PersonError(
                 f"{os.path.join(folder, name)} has the class {listed(more, 3)}, which {os.path.join(folder, 'train')} has "
                 "not: every split must have the classes of train; add images of it there, or remove it here"
+            )
+    for name, names in classes.items():
+        if classes["train"] and not names:
+            raise PersonError(
+                f"{os.path.join(folder, name)} has no folders of classes, and {os.path.join(folder, 'train')} has "
+                f"({listed(classes['train'], 3)}): sort its images into such folders, or remove it"
             )
     label_of = {name: label for label, name in enumerate(classes["train"])}
 
@@ -97,6 +102,12 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
         raise UsageError(f"the split {split!r} of {folder} is empty: {len(found):,} images are there in all")
     chosen.sort()
     return chosen, labels_of(chosen), classes["train"]
+
+
+def splits_of(found: Sequence[str]) -> list[str]:
+    """The folders at the top that are splits and not classes (`splits.split_folders`); [] where there are none."""
+    tops = {path.split("/")[0] for path in found if "/" in path}
+    return splits.split_folders(sorted(tops)) if all("/" in path for path in found) else []
 
 
 def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str]:

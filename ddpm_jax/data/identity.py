@@ -42,7 +42,7 @@ def content_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if not old["fingerprint"] or not new["fingerprint"] or old["fingerprint"] == new["fingerprint"]:
         return ""
     if old["count"] != new["count"]:
-        return f"{old['count']:,} images before, {new['count']:,} now"
+        return f"{old['count']:,} images before, {new['count']:,} now, so their order in training changes too"
     return f"as many images as before, {new['count']:,}, but not the same"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
-from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line
+from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory
 from ddpm_jax.runtime.errors import PersonError, UsageError
 
@@ -88,7 +88,10 @@ def load_image_folder(
         also = f", and found only {counted(others)}" if others else ""
         raise PersonError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
     paths, labels, classes = choose_examples(folder, found, split)
-    part = f" (split {split} of {len(found):,})" if len(paths) < len(found) else ""
+    has_splits = bool(splits_of(found))
+    part = f" (split {split}; the folders {', '.join(splits_of(found))} are splits)" if has_splits else ""
+    if not has_splits and len(paths) < len(found):
+        part = f" (split {split} of {len(found):,})"
 
     def read(path: str, white: Sequence[float] = ()) -> np.ndarray:
         return fit_image(decode.read_image(os.path.join(folder, path), color, white), image_size, channels)
@@ -106,12 +109,14 @@ def load_image_folder(
             images = images[: len(kept)]
         paths, labels = [paths[index] for index in kept], None if labels is None else labels[kept]
     report(_summary(folder, part, len(paths), classes, labels))
-    for line in value_range.level_warnings(*first.extremes(kept)):
+    for line in value_range.level_warnings(*first.extremes(kept), first.deep()):
         report(f"warning: {folder}: {line}")
+    if first.all_equal(kept):
+        report(f"warning: {folder}: all {len(paths):,} files are the same image: check config.data.data_dir")
     of_set = {
         "num_classes": len(classes),
         "class_names": classes,
-        "fingerprint": first.fingerprint(kept),
+        "fingerprint": first.fingerprint(kept, f"{split.partition('[')[0]}/" if has_splits else ""),
         "value_range": levels,
         "name": folder,
         "split": split,
@@ -123,7 +128,10 @@ def load_image_folder(
         try:
             image = read(paths[index], levels)
         except decode.BrokenImage as error:  # it could be read when the run began
-            raise PersonError(f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back") from error
+            raise PersonError(
+                f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back, "
+                "or resume without it: --config.data.on_broken=skip"
+            ) from error
         return image, None if labels is None else int(labels[index])
 
     return LazySource(read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **of_set)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 INTEGER_RANGES = (255, 1023, 4095, 16383, 65535)  # 8, 10, 12, 14 and 16 bits
-FLOAT_RANGES = (1, 255, 65535)
+FLOAT_RANGES = (1, 255, 1023, 4095, 16383, 65535)  # floats are fractions of white, or counts as an instrument gave them
 OVERSHOOT = 0.05  # of a float range: what resampling and sharpening add to it; such levels are clipped
 LITTLE = 256 // 16  # levels of 256: below so many, an image or a set uses little of its range
 NOTED_SHARE = 0.01  # of the files: from here on it is worth a line
@@ -35,12 +35,19 @@ def find_range(levels: Sequence[DeepLevels]) -> tuple[float, float]:
     """(0, white) for a set with these deep files.
 
     Raises:
-      ValueError: levels below 0 or above every known range, or files of integers beside files of floats.
+      ValueError: levels below 0 or above every known range, or files of integers and of floats with different ranges.
     """
+    kinds = [[level for level in levels if level.is_float == is_float] for is_float in (False, True)]
+    if all(kinds):
+        of_integers, of_floats = (find_range(kind) for kind in kinds)
+        if of_integers != of_floats:
+            raise ValueError(
+                f"files of integers have levels up to {max(level.most for level in kinds[0]):g} and files of floats up to "
+                f"{max(level.most for level in kinds[1]):g}, which no one range fits: convert them to one kind"
+            )
+        return of_integers
     least, most = min(level.least for level in levels), max(level.most for level in levels)
     is_float = levels[0].is_float
-    if any(level.is_float != is_float for level in levels):
-        raise ValueError("some files hold integers and others floats, which no one range fits: convert them to one kind")
     slack = OVERSHOOT if is_float else 0.0
     for white in FLOAT_RANGES if is_float else INTEGER_RANGES:
         if least >= -slack * white and most <= (1 + slack) * white:
@@ -77,31 +84,42 @@ def describe_range(levels: Mapping[str, DeepLevels], value_range: tuple[float, f
     return line + (", set --config.data.value_range if that is wrong" if found else "")
 
 
-def level_warnings(least: np.ndarray, most: np.ndarray) -> list[str]:
+def level_warnings(least: np.ndarray, most: np.ndarray, deep: Sequence[DeepLevels] = ()) -> list[str]:
     """What is odd about the levels of a set, one sentence each; empty where nothing is.
 
     Args:
       least: uint8 [N], the lowest level of each image, over its pixels and channels.
       most: uint8 [N], the highest.
+      deep: levels of the files of more than 8 bits, of which data.value_range can be set.
     """
     count = len(least)
     if not count:
         return []
     lowest, highest = int(least.min()), int(most.max())
     if lowest == highest:
-        return [
-            f"every pixel of the set has the level {lowest}: there is nothing to learn; check the files and data.value_range"
-        ]
-    advice = "if that is not meant, check these files and config.data.value_range"
+        return [f"every pixel of all {count:,} images has the level {lowest}: there is nothing to learn. {_advice(deep)}"]
     if highest - lowest < LITTLE:
-        return [f"the whole set uses the levels {lowest} to {highest} of 0..255, under a sixteenth of the range: {advice}"]
+        used = f"all {count:,} images use the levels {lowest} to {highest} of 0..255, under 1/16 of the range"
+        return [f"{used}; if that is not meant: {_advice(deep)}"]
+    field = ", or set the levels that are black and white with --config.data.value_range" if deep else ""
+    advice = f"if that is not meant, check these files{field}"
     constant, little = least == most, most.astype(int) - least < LITTLE
     kinds = (
         ("have one level only", constant),
         (f"are nearly black (no level above {LITTLE - 1} of 255)", ~constant & (most < LITTLE)),
         (f"are nearly white (no level below {256 - LITTLE} of 255)", ~constant & (least >= 256 - LITTLE)),
-        ("use under a sixteenth of the range", ~constant & little & (most >= LITTLE) & (least < 256 - LITTLE)),
+        ("use under 1/16 of the range", ~constant & little & (most >= LITTLE) & (least < 256 - LITTLE)),
     )
     return [
-        f"{int(which.sum()):,} of {count:,} images {words}: {advice}" for words, which in kinds if which.mean() >= NOTED_SHARE
+        f"{int(which.sum()):,} of {count:,} images {words}; {advice}" for words, which in kinds if which.mean() >= NOTED_SHARE
     ]
+
+
+def _advice(deep: Sequence[DeepLevels]) -> str:
+    """What to do about odd levels. Only the levels of deep files depend on a field: those of 8 bits are taken as they are."""
+    if not deep:
+        return "check these files (files of 8 bits are read as they are, so only another export changes their levels)"
+    least, most = min(level.least for level in deep), max(level.most for level in deep)
+    if least == most:
+        return "check these files, or say which levels are black and white with --config.data.value_range"
+    return f"set the levels that are black and white, such as --config.data.value_range='({least:g},{most:g})'"

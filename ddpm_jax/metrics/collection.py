@@ -60,7 +60,7 @@ def collect(parts: Iterable[Features], count: int, kept: int, *, gaussian: bool 
         filled, done = filled + len(here), done + len(vectors)
         if logits:
             if own_logits is None:
-                raise ValueError("these features come without logits: leave inception_score out of evaluation.metrics")
+                raise ValueError("these features come without logits: leave inception_score out of config.evaluation.metrics")
             all_logits.append(own_logits)
     if done != count:
         raise ValueError(f"features of {done} images, where {count} were announced")

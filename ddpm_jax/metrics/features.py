@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -96,9 +97,27 @@ def make_extractor(
         sys.path.insert(0, "")  # a module beside the person's command
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"config.evaluation.features is {name}, which cannot be imported: {error}") from error
-    return FeatureExtractor(name, lambda _, images: _checked(name, function(images), len(images)), {"features": name})
+    except Exception as error:  # of the user's module
+        raise UsageError(f"config.evaluation.features is {name}, which cannot be imported: {_words(error)}") from error
+
+    def apply(_: None, images: jax.Array) -> Features:
+        try:
+            result = function(images)
+        except Exception as error:  # of the user's function
+            shape = list(images.shape)
+            raise UsageError(f"config.evaluation.features is {name}, which fails for uint8 {shape}: {_words(error)}") from error
+        return _checked(name, result, len(images))
+
+    return FeatureExtractor(name, apply, {"features": name})
+
+
+def _words(error: Exception) -> str:
+    """What happened and in which line of which file, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
+    place = f" in line {own[-1].lineno} of {own[-1].filename}" if own and "<frozen" not in own[-1].filename else ""
+    text = " ".join(str(error).split())
+    return f"{text[:200]}{'...' if len(text) > 200 else ''} ({type(error).__name__}{place})"
 
 
 def extract(

@@ -191,12 +191,14 @@ def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bo
     old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
     if old is None:
         return
-    if has_classes and (changed := identity.class_changes(old, new)):
+    classes = identity.class_changes(old, new)
+    if has_classes and classes:
         raise PersonError(
-            f"{run_folder} was trained on other classes than {new['name']} has: {changed}. Put them back, or choose another "
+            f"{run_folder} was trained on other classes than {new['name']} has: {classes}. Put them back, or choose another "
             "--workdir for a new run"
         )
     if changed := identity.content_changes(old, new):
+        changed += f"; classes {classes}" if classes else ""  # which this model does not use
         say(f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these")
 
 
@@ -258,6 +260,10 @@ class StepLog:
     def __init__(self, config: ConfigDict, logbook: Logbook, start_step: int, checkpoints: Checkpoints):
         self._every = config.train.log_every
         self._learning_rate = build.build_learning_rate(config)
+        remedies = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
+        remedies += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
+        remedies += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
+        self._remedies = " or ".join(remedies)
         self._logbook = logbook
         self._checkpoints = checkpoints
         self._start_step = start_step
@@ -307,10 +313,8 @@ class StepLog:
         self._checkpoints.wait()
         latest = self._checkpoints.latest_step()
         saved = "no checkpoint was saved yet" if latest is None else f"the last good checkpoint is of step {latest:,}"
-        return (
-            f"{name} is not finite at step {step:,}; {saved}. Try another workdir with a lower "
-            "--config.optimizer.learning_rate, gradient clipping, or --config.model.dtype=float32"
-        )
+        again = "start again" if latest is None else "resume"
+        return f"{name} is not finite at step {step:,}; {saved}. To {again}, give the command {self._remedies}"
 
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:

@@ -190,4 +190,8 @@ def test_levels_of_floats_are_of_the_range_given(tmp_path):
     save(tmp_path / "F.tif", DEEP.astype(np.float32))
     read = decode.read_image(str(tmp_path / "F.tif"), BACKGROUND, (0, 65535))
     np.testing.assert_array_equal(read, DEEP_ROUNDED)
-    assert (decode.read_image(str(tmp_path / "F.tif"), BACKGROUND)[1:] == 255).all()  # of 0..1, whatever the file's own are
+    # Without a range: the one found for the file alone, by the rule for sets.
+    np.testing.assert_array_equal(decode.read_image(str(tmp_path / "F.tif"), BACKGROUND), DEEP_ROUNDED)
+    save(tmp_path / "negative.tif", np.array([[-9, 9]], np.int32))
+    with pytest.raises(decode.BrokenImage, match=r"--config\.data\.value_range='\(-9,9\)'"):
+        decode.read_image(str(tmp_path / "negative.tif"), BACKGROUND)

@@ -28,7 +28,10 @@ def test_classes_are_compared_by_name_and_order(names, words):
 def test_contents_are_compared_by_fingerprint():
     assert identity.content_changes(made(), made(name="elsewhere")) == ""
     assert identity.content_changes(made(), made(fingerprint="")) == ""  # nothing is known
-    assert identity.content_changes(made(), made(fingerprint="b", count=9)) == "10 images before, 9 now"
+    assert (
+        identity.content_changes(made(), made(fingerprint="b", count=9))
+        == "10 images before, 9 now, so their order in training changes too"
+    )
     assert "not the same" in identity.content_changes(made(), made(fingerprint="b"))
 
 

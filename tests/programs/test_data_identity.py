@@ -98,6 +98,9 @@ def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
     config.sampling.label = "1"  # a number in quotes
     data_config.complete(config, None)
     assert config.sampling.label == 1
+    config.sampling.label = "1"  # digits are the label, with or without quotes, whatever the folders are called
+    data_config.complete(config, {"class_names": ["1", "2"]})
+    assert config.sampling.label == 1
 
 
 def test_no_number_of_classes_names_the_number_found(tmp_path, folder, config_of):
@@ -120,3 +123,29 @@ def test_a_range_that_is_none_is_refused(wrong):
     config.data.value_range = wrong
     with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the levels that are black and white"):
         check.check_config(config)
+
+
+def test_a_class_by_its_name_on_the_command_line(tmp_path, folder, main):
+    """A new training asks the data set, a later call the workdir; a workdir without a checkpoint is free for another set."""
+    (tmp_path / "run").mkdir()
+    workdir.write_data_identity(tmp_path / "run", {"class_names": ["cat"], "fingerprint": "", "value_range": [0.0, 9.0]})
+    fields = {
+        "data.data_dir": folder,
+        "data.image_size": 8,
+        "data.channels": 1,
+        "data.num_classes": 2,
+        "model.class_conditional": True,
+        "model.num_res_blocks": 1,
+        "train.num_steps": 1,
+        "sampling.label": "rose",
+    }
+    trained = main(tmp_path / "run", fields=fields, config="configs/image_folder.py")
+    assert trained.returncode == 0, trained.stderr
+    assert workdir.read_data_identity(tmp_path / "run")["value_range"] == [0.0, 4095.0]
+    saved = {"config": None, "tiny": False}
+    sampled = main(tmp_path / "run", "--mode=sample", "--config.sampling.label=daisy", f"--output={tmp_path / 'out'}", **saved)
+    assert sampled.returncode == 0, sampled.stderr
+    assert np.load(tmp_path / "out" / "images.npz")["labels"].tolist() == [0] * 5
+    wrong = main(tmp_path / "run", "--mode=sample", "--config.sampling.label=dasy", **saved)
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1].startswith("error: config.sampling.label is 'dasy': did you mean 'daisy'?")

@@ -94,7 +94,10 @@ def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_n
     capfd.readouterr()
     config = own_config(moved, in_memory="never", on_broken="skip")  # the advice, taken
     assert train.run(config, str(tmp_path / "run")) == 0
-    assert "10 images before, 9 now; training continues with these" in capfd.readouterr().err
+    assert (
+        "10 images before, 9 now, so their order in training changes too; training continues with these"
+        in capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
