@@ -12,15 +12,19 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+try:
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+except ModuleNotFoundError as error:  # the first thing that goes wrong outside of the virtual environment
+    setup = "`source .venv/bin/activate` (after make demo), or `python -m pip install -r requirements.txt`, and try again"
+    sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
 
 from configs import defaults
 from ddpm_jax import config_file
 from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import PersonError, UsageError, said_of_flags
 
-# JAX, TensorFlow and the programs are imported once the flags have been read: --help and a typo answer at once.
+# JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "illustrate", "evaluate", "reference")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
@@ -28,14 +32,18 @@ RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
 FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
-flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples. Made if need be.")
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples. Created if missing.")
 flags.DEFINE_enum(
-    "mode", "train", MODES, "train (or resume); sample: draw images; illustrate; evaluate; reference: see README.md."
+    "mode",
+    "train",
+    MODES,
+    "train: train or resume; sample: generate images; inpaint, image_to_image, interpolate: start from images; "
+    "illustrate: figures of the chain; evaluate: metrics; reference: save a data set's statistics. See README.md.",
 )
-flags.DEFINE_string("output", "", "all but train: folder to write to; by default one in the workdir.")
-flags.DEFINE_string("profile", "", "train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
-flags.DEFINE_string("compilation_cache", CACHE, "Folder of compiled programs, so that they compile once; '' for none.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognise by itself.")
+flags.DEFINE_string("output", "", "All modes but train: folder to write to (reference: file); by default in the workdir.")
+flags.DEFINE_string("profile", "", "--mode=train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
+flags.DEFINE_string("compilation_cache", CACHE, "Cache of compiled programs, so that each is compiled once; '' for none.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognize by itself.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes make up the job.")
 flags.DEFINE_integer("process_id", None, "With --coordinator: the number of this process, from 0.")
 
@@ -65,7 +73,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
         stop(UsageError(said_of_flags(error)))
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # libraries tell much that a person has no use for
+        logging.set_verbosity(logging.WARNING)  # no INFO lines of other libraries
     return rest
 
 
@@ -90,16 +98,16 @@ def main(argv: list[str]) -> None:
     """Set JAX up and hand over to the program of the mode."""
     try:
         if len(argv) > 1:
-            raise UsageError(f"what is {argv[1]!r}? Options begin with --; --help lists them")
+            raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
         if not FLAGS.workdir:
             raise UsageError("--workdir is missing: name a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:
-            held = f"{FLAGS.workdir} holds no run that has one"
+            held = f"{FLAGS.workdir} holds no run yet"
             raise UsageError(f"--config is missing, and {held}: name an experiment, such as --config=configs/digits.py")
         if FLAGS.output and FLAGS.mode == "train":
-            raise UsageError("--output is not of --mode=train, which writes into --workdir: leave it out")
+            raise UsageError("--mode=train has no --output, it writes into --workdir: leave it out")
         if FLAGS.profile and FLAGS.mode != "train":
-            raise UsageError(f"--profile is of --mode=train only: leave it out with --mode={FLAGS.mode}")
+            raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
         compiler.set_cpu_flags(FLAGS.config.model.ch)
         import jax
 

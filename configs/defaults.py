@@ -13,15 +13,13 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.name = "cifar10"  # digits, image_folder for a folder of your own images, or the name of any TFDS image set
-    data.split = (
-        "train"  # or a slice, train[:90%], train[:1000]; an image folder has others where it has folders train and test
-    )
+    data.split = "train"  # or a slice, train[:90%], train[:1000]; image folders with subfolders train and test have these
     data.data_dir = ""  # the image folder, or where TFDS sets are; "" for TFDS_DATA_DIR or ~/tensorflow_datasets
-    data.image_size = 32  # height and width; others are cropped to the square in their middle and resized
-    data.channels = 3  # 1 grey, 3 RGB; others are converted
+    data.image_size = 32  # height and width; other sizes are center-cropped to a square and resized
+    data.channels = 3  # 1 gray, 3 RGB; other images are converted
     data.num_classes = 10  # labels 0..num_classes-1; 0 for a set without
     data.random_flip = True  # mirror left to right with probability 1/2
-    data.background = "white"  # of an image folder: what shows through transparent pixels, a colour's name or #rrggbb
+    data.background = "white"  # of an image folder: what shows through transparent pixels, the name of a color or #rrggbb
     data.value_range = ()  # levels that are black and white in gray files of more than 8 bits, (0, 4095); () to find one range
     data.on_broken = "error"  # error | skip; of an image folder: what to do about files that cannot be read
     data.in_memory = "auto"  # always | never | auto: decode the whole set once if it takes at most 2 GiB
@@ -32,13 +30,13 @@ def get_config() -> ConfigDict:
     model.ch = 128  # base width
     model.ch_mult = (1, 2, 2, 2)  # width of each level, in ch; the image is halved between levels
     model.num_res_blocks = 2  # per level
-    model.attn_resolutions = (16,)  # heights at which every block is followed by self-attention; () for none
+    model.attn_resolutions = (16,)  # heights (in pixels) at which self-attention follows every block; () for none
     model.mid_attention = True  # self-attention in the middle, at the lowest resolution, as in Ho's network; False for none
     model.dropout = 0.1
     model.num_heads = 1  # of each attention
     model.scale_shift = False  # time scales and shifts each block's norm (Improved DDPM), in place of being added
     model.class_conditional = False  # learn p(x | class); needs data.num_classes
-    model.label_dropout = 0.0  # share of examples that learn without their class, for guidance; 0 for none
+    model.label_dropout = 0.0  # fraction of examples trained without their class, for guidance; 0 for none
     model.dtype = "float32"  # float32 | bfloat16: of convolutions and matmuls; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, a third more time
 
@@ -79,8 +77,8 @@ def get_config() -> ConfigDict:
     train.keep_every = 100_000  # of the checkpoints, those of every so many steps are kept for good; 0 for none
     train.sample_every = 10_000  # a picture of samples, at most 100; 0 for none, also at the end
     train.sample_num_steps = 20  # of its solver, where config.sampling takes more: dpmpp_2m, or ddim; 0 for config.sampling
-    train.evaluate_every = 0  # scores of config.evaluation's drawn images, into metrics.jsonl and TensorBoard; 0 for none
-    train.evaluate_images = 1000  # drawn for it, by config.sampling's sampler
+    train.evaluate_every = 0  # config.evaluation's scores, into metrics.jsonl and TensorBoard; 0 for none
+    train.evaluate_images = 1000  # generated for it, by config.sampling's sampler
     train.tensorboard = True
 
     config.sampling = sampling = ConfigDict()
@@ -92,7 +90,7 @@ def get_config() -> ConfigDict:
     sampling.churn = 0.0  # heun's noise, all steps together (EDM's S_churn); 0 is deterministic
     sampling.churn_interval = (0.0, 1e6)  # lowest and highest sigma at which heun puts noise back (S_min, S_max)
     sampling.churn_noise = 1.0  # factor on that noise (S_noise)
-    sampling.guidance_scale = 1.0  # towards the class, of a model with label_dropout: 1 none, 0 without any class
+    sampling.guidance_scale = 1.0  # toward the class, of a model with label_dropout: 1 none, 0 without any class
     sampling.guidance_interval = (0.0, 1.0)  # first and last part of the T steps that is guided, 0 the image and 1 pure noise
     sampling.guidance_rescale = 0.0  # 0..1, against images that a large scale makes too bright
     sampling.num_images = 64
@@ -102,20 +100,20 @@ def get_config() -> ConfigDict:
     # The class to generate with a class-conditional model: its label 0..num_classes-1, or its name; -1 for each in turn.
     sampling.label = config_dict.FieldReference(-1, field_type=object)
     sampling.checkpoint_step = -1  # -1 for the latest
-    sampling.keep = 0  # so many stages along the way of the first 64 images are kept in images.npz, and shown in strips
+    sampling.keep = 0  # stages from noise to image to keep of the first 64 images, in images.npz and as strips; 0 for none
     sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, as its evaluator reads)
 
     config.evaluation = evaluation = ConfigDict()
     # frechet | kid | inception_score | precision_recall | bits_per_dim | flow_bits_per_dim
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged to 16x16) | module:function of yours
-    evaluation.weights = ""  # of inception: its .pth file; "" to have it found where PyTorch tools keep it, or downloaded
-    evaluation.num_images = 50_000  # drawn by config.sampling's sampler
+    evaluation.weights = ""  # of inception: its .pth file; "" to find it where PyTorch tools keep it, or download it
+    evaluation.num_images = 50_000  # generated by config.sampling's sampler
     evaluation.class_proportions = "reference"  # reference | uniform: of the classes that a class-conditional model generates
     evaluation.batch_size = 64  # of features and of the bound, over all devices
     evaluation.reference = ""  # file of --mode=reference, or of another tool: statistics or images; "" to measure the split
-    evaluation.split = ""  # of data.name: the real images that drawn ones are compared with; "" for data.split
-    evaluation.kept_features = 10_000  # kid and precision_recall look at so many of each set, chosen by a seed; 0 for all
+    evaluation.split = ""  # of data.name: the real images that generated ones are compared with; "" for data.split
+    evaluation.kept_features = 10_000  # how many of each set kid and precision_recall use, chosen by a seed; 0 for all
     # Split of data.name that was not trained on: for bits/dim, and for what real images score. "auto" takes test, validation
     # or val, whichever there is; "" for none.
     evaluation.held_out = "auto"
@@ -135,13 +133,13 @@ def get_config() -> ConfigDict:
     edit.split = ""  # of the data set, such as test; "" for data.split
     edit.first_image = 0
     edit.num_images = 4
-    edit.variants = 4  # inpaint, image_to_image: drawn of each image
-    edit.mask = "center"  # inpaint: what is drawn anew; a file, white where it is, or center | left | right | top | bottom
+    edit.variants = 4  # inpaint, image_to_image: samples for each image
+    edit.mask = "center"  # inpaint: what is filled in: a file, white there, or center | left | right | top | bottom
     edit.jump_length = 0  # inpaint: steps back up at a time; 0 for sampling.num_steps / 25, the paper's 10 of 250
-    edit.resampling = 10  # inpaint: how often each stretch of the chain is walked; 1 is quick and fits badly
+    edit.resampling = 10  # inpaint: how often each part of the chain is sampled; 1 is fast, but the parts fit badly
     edit.strength = 0.5  # image_to_image: 0..1, part of the chain's steps taken; 1 starts from pure noise: nothing is kept
     edit.frames = 9  # interpolate: pictures from one image to the next, both ends included
-    edit.turns = 3  # interpolate: network evaluations for each step of the way to the noise; more return the images better
+    edit.turns = 3  # interpolate: network evaluations per step of the inversion; more reproduce the images better
 
     config.illustrate = illustrate = ConfigDict()
     illustrate.num_images = 4  # rows: real images taken to noise, and chains of config.sampling back

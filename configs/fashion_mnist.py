@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 grey 28x28 photographs of garments, in ten classes; a model that a laptop can train.
+"""Fashion-MNIST: 60,000 gray 28x28 photographs of garments, in ten classes; a model that a laptop can train.
 
 Command:    python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 Hardware:   a laptop's CPU, in hours; garments show within the first.

@@ -1,4 +1,4 @@
-"""MNIST: 60,000 grey 28x28 images of handwritten digits; a model that a laptop can train.
+"""MNIST: 60,000 gray 28x28 images of handwritten digits; a model that a laptop can train.
 
 Command:    python main.py --config=configs/mnist.py --workdir=runs/mnist
 Hardware:   a laptop's CPU, in hours; digits show within the first.

@@ -56,9 +56,9 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         )
     else:
         close = difflib.get_close_matches(label, names, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        known = f"did you mean {close[0]!r}? The classes are" if close else "the classes are"
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        raise UsageError(f"config.sampling.label is {label!r}: {hint}The classes are {', '.join(names[:20])}{more}")
+        raise UsageError(f"config.sampling.label is {label!r}: {known} {', '.join(names[:20])}{more}")
 
 
 def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:

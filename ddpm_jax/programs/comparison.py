@@ -172,17 +172,17 @@ class Comparison:
         notes += sample_warnings(drawn, counted, self.reference.gaussian.mean.size, published=published)
         if not published:
             notes.append(
-                f"a Fréchet distance falls as the number of images grows: compare it only with others of as many, {drawn:,}"
+                f"a Fréchet distance falls as the number of images grows: compare it only with others of {drawn:,} images"
             )
         if extractor.name != "inception":
-            notes.append(f"features are {extractor.name}: the Fréchet distance is no FID")
+            notes.append(f"features are {extractor.name}: the Fréchet distance is not an FID")
         elif not published:
-            notes.append("Inception's weights are not the published ones: the Fréchet distance is no FID")
+            notes.append("Inception's weights are not the published ones: the Fréchet distance is not an FID")
         kept = min(drawn, evaluation.kept_features or drawn)
         if self._wanted & FEATURE_METRICS and (kept < drawn or len(self._real) < (counted or 0)):
             notes.append(
-                f"kid, precision and recall look at {kept:,} of the drawn and {len(self._real):,} of the real images, by a "
-                "seed: compare precision and recall only with those of as many (config.evaluation.kept_features)"
+                f"kid, precision and recall use {kept:,} of the generated and {len(self._real):,} of the real images, chosen "
+                "by a seed: compare precision and recall only with those of equal counts (config.evaluation.kept_features)"
             )
         return notes
 
@@ -198,11 +198,11 @@ class Comparison:
             ]
         if config.evaluation.class_proportions == "uniform":
             even = known is not None and len(set(known.tolist())) == 1
-            return [] if even else ["as many images of each class are generated (config.evaluation.class_proportions=uniform)"]
+            return [] if even else ["all classes get equally many images (config.evaluation.class_proportions=uniform)"]
         if self.class_counts is None:
             why = "holds no class counts" if known is None else f"counts {len(known)} classes, the model has others"
             return [
-                f"config.evaluation.reference {why}: as many images of each class are generated, whatever the reference has; "
+                f"config.evaluation.reference {why}: all classes get equally many images, whatever the reference has; "
                 "a file made by --mode=reference has the counts"
             ]
         return []

@@ -199,5 +199,5 @@ def finish(
             with sample.writing_to(target):
                 npz.write(target / "images.npz", arrays)
                 visualize.save_png(target / f"{mode}.png", visualize.strip(np.stack(rows, axis=1)))
-            print(f"step={job.step:,} of {job.config.sampling.weights} weights, {words}, seed {job.config.sampling.seed}")
+            print(f"step {job.step:,}, {job.config.sampling.weights} weights, {words}, seed {job.config.sampling.seed}")
             print(f"pictures in {target}: images.npz, {mode}.png")

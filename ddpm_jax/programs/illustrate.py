@@ -77,7 +77,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         with processes.together():
             generator, reverse_t = build_reverse(config, mesh)
         name = f"illustrate-{sample.name_of(config, step)}"
-        said = f"{step=:,} of {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
+        said = f"step {step:,}, {config.sampling.weights} weights, {sample.sampling_words(config)}, seed {config.sampling.seed}"
         identity = sample.identity_of(config, "illustrate", step, params)
     identity |= {"illustrate": config.illustrate.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
     with processes.together():

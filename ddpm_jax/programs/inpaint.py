@@ -57,8 +57,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         target,
         mode="inpaint",
         words=(
-            f"{missing.mean():.0%} drawn anew by {sampling.sampler} in {sampling.num_steps} steps, "
-            f"{sampler.evaluations:,} network evaluations an image"
+            f"{missing.mean():.0%} filled in by {sampling.sampler} in {sampling.num_steps} steps, "
+            f"{sampler.evaluations:,} network evaluations per image"
         ),
         rows=[job.originals, shown, *filled.swapaxes(0, 1)],
         arrays={"images": filled, "originals": job.originals, "missing": missing[..., 0]},
@@ -67,7 +67,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
 
 def read_mask(config: ConfigDict) -> np.ndarray:
-    """bool [H, W, 1], True where config.edit.mask wants the image drawn anew.
+    """bool [H, W, 1], True where config.edit.mask has the image filled in.
 
     Raises:
       PersonError: a file that is no image.
@@ -90,5 +90,5 @@ def read_mask(config: ConfigDict) -> np.ndarray:
     missing = edit.read_file(name, grey) >= GREY
     if missing.all() or not missing.any():
         which = "white" if missing.all() else "black"
-        raise UsageError(f"config.edit.mask: {name} is all {which}; white is drawn anew, and black is kept")
+        raise UsageError(f"config.edit.mask: {name} is all {which}; white is filled in, and black is kept")
     return missing

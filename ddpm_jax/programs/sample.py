@@ -95,7 +95,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             with writing_to(target):
                 files.finish()
                 contents = files.contents()
-            print(f"{step=:,} of {sampling.weights} weights, {sampling_words(config)}, seed {sampling.seed}")
+            print(f"step {step:,}, {sampling.weights} weights, {sampling_words(config)}, seed {sampling.seed}")
             print(f"{number:,} image{'s' * (number != 1)} in {target}: {', '.join(contents)}")
             for note in [*sampling_notes(config), *keep_notes(config)]:
                 print(f"note: {note}")

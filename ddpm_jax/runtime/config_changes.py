@@ -131,12 +131,12 @@ def rule_of(field: str) -> Rule:
 
 def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
     """Raises PersonError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
-    _check(folder, recorded, config, lambda rule: rule.resume, "and a resume cannot change that")
+    _check(folder, recorded, config, lambda rule: rule.resume, "which a resume cannot change")
 
 
 def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
     """Raises PersonError where `config` changes what a mode that reads the run must keep; names each field."""
-    _check(folder, recorded, config, lambda rule: rule.reading, "and its checkpoints are of no use with that")
+    _check(folder, recorded, config, lambda rule: rule.reading, "which its checkpoints do not fit")
 
 
 def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:
@@ -191,7 +191,7 @@ def _check(
         differing.append(f"{field} was {_show(before)}, now {_show(after)}{reason}")
     if differing:
         raise PersonError(
-            f"{folder} holds a run of another experiment, {said}: {'; '.join(differing)}. "
+            f"{folder} holds a run with another config, {said}: {'; '.join(differing)}. "
             "Put the old values back, or choose another --workdir"
         )
 

@@ -48,7 +48,7 @@ def test_checkpoints_and_samplers_in_one_table_with_their_provenance(trained, ti
     out = capsys.readouterr().out
     assert table.splitlines()[0] in out
     assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 1 + 2 * (2 + 1)
-    assert "only with others of as many, 12" in table
+    assert "only with others of 12 images" in table
     assert table.count("ancestral sampling in 4 of 100 steps under fixed_large leaves noise") == 1
     (bound_picture,) = (tmp_path / "out" / "results").glob("step_6-bits_per_dim-*.png")
     with Image.open(bound_picture) as picture:
@@ -281,7 +281,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     assert fewer["frechet"] == real["frechet"]  # that one is still of all
     assert (fewer["count"], fewer["compared"]) == (297, 40)
     assert fewer["recall"] != real["recall"]
-    assert "look at 12 of the drawn and 40 of the real images" in (tmp_path / "few" / "table.md").read_text()
+    assert "use 12 of the generated and 40 of the real images" in (tmp_path / "few" / "table.md").read_text()
 
     refused(r"extractor is .*test_evaluate:classifier.*, wanted .*pixels", {"evaluation.features": "pixels"})
     refused(

@@ -49,7 +49,7 @@ def test_three_pictures_the_same_each_time_and_no_change_to_the_run(trained, tin
     assert names(target) == ALL
     out = capsys.readouterr().out
     assert str(target) in out
-    assert "step=6 of ema weights, ddim in 20 steps, seed 0" in out
+    assert "step 6, ema weights, ddim in 20 steps, seed 0" in out
     for name in ALL:
         with Image.open(target / name) as picture:
             assert picture.mode == "RGB"

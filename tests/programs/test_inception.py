@@ -21,7 +21,10 @@ class First:
     """The first images of a source."""
 
     def __init__(self, source):
-        self._source, self.name, self.split = source, source.name, source.split
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
 
     def __len__(self):
         return COUNT
@@ -51,7 +54,7 @@ def weights(tmp_path, monkeypatch):
 
 
 def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few, weights):
-    """What is written, and that a run which compares with it accepts it, and says that it is no FID."""
+    """What is written, and that a run which compares with it accepts it, and says that it is not an FID."""
     fields = {"evaluation.features": "inception", "evaluation.weights": str(weights), "evaluation.batch_size": 8}
     file = tmp_path / "reference.npz"
     assert reference.run(tiny_config(fields), str(tmp_path / "run"), output=str(file)) == 0
@@ -61,7 +64,7 @@ def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few
     assert made.provenance["extractor"]["weights_sha256"] == hashlib.sha256(b"random").hexdigest()
     json.dumps(made.provenance)
     comparison = Comparison(tiny_config(fields | {"evaluation.reference": str(file)}), meshes.make_mesh())
-    assert any("weights are not the published ones: the Fréchet distance is no FID" in note for note in comparison.notes())
+    assert any("weights are not the published ones: the Fréchet distance is not an FID" in note for note in comparison.notes())
 
 
 def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_path):

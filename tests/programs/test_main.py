@@ -69,7 +69,7 @@ def test_a_run_of_an_older_version_goes_on(trained, tmp_path, main, metrics):
         ),
         (["--config=configs/digits.py", "--workdir=x", "--mode=fly"], "mode"),
         (["--config=configs/digits.py", "--workdir=x", "--wordir=y"], "wordir"),
-        (["--config=configs/digits.py", "--workdir=x", "train"], "what is 'train'?"),
+        (["--config=configs/digits.py", "--workdir=x", "train"], "unexpected argument 'train'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else "",
 )
@@ -79,6 +79,14 @@ def test_wrong_usage_ends_in_one_line_and_exit_code_2(flags, said, monkeypatch, 
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
+
+
+def test_a_python_without_the_packages_gets_a_line_that_says_what_to_do(repository):
+    command = [sys.executable, "-S", "main.py", "--help"]  # -S: without site-packages
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {sys.executable} does not have the package absl: run `source .venv/bin/activate`")
+    assert result.stderr.count("\n") == 1
 
 
 def test_help_comes_at_once(repository):
