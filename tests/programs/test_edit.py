@@ -183,5 +183,5 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
     )
     refused("image_to_image", r"config\.sampling\.label is missing", {"edit.images": (str(tmp_path / "black.png"),)})
     refused("interpolate", r"goes by ddim with eta 0", {"sampling.eta": 0.5})
-    refused("interpolate", r"give two or more", {"edit.num_images": 1})
+    refused("interpolate", r"set config\.edit\.num_images=2", {"edit.num_images": 1})
     refused("interpolate", r"config\.edit\.frames is 1", {"edit.frames": 1})
