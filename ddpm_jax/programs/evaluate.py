@@ -66,6 +66,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         trained_on = workdir.read_data_identity(run_folder)
         held_out = find_held_out(config, trained_on)
         wanted = metrics_of(config, held_out)
+        if processes.is_writer():
+            paths.make_output_folder(target)
     is_compared = bool(set(wanted) & set(DRAWN_METRICS))
     comparison = Comparison(config, mesh, held_out.compared, trained_on) if is_compared else None
     measurement = Measurement(config, run_folder, target, build.as_dict(defaults), held_out)
