@@ -131,7 +131,7 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
     if not model.class_conditional and sampling.label != -1:
         raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
-    if not isinstance(sampling.label, int | str):
+    if isinstance(sampling.label, bool) or not isinstance(sampling.label, int | str):
         raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
     # A name is looked up once the set is known (`data_config.complete`).
     if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):

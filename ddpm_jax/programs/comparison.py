@@ -222,6 +222,7 @@ class Comparison:
                 f"{file} holds statistics of images of other classes than the model was trained on ({changes}): make it again "
                 "with --mode=reference"
             )
+        check_value_range(file, theirs, config)
         if found.images is not None and found.images.shape[1:] != build.image_shape(config):
             theirs, ours = ("x".join(map(str, shape)) for shape in (found.images.shape[1:], build.image_shape(config)))
             raise PersonError(f"{file} holds images of {theirs}, this run's are of {ours}: take a reference of that size")
@@ -251,6 +252,18 @@ class Comparison:
         )
         gaussian = made.gaussian if found.gaussian is None else found.gaussian
         return Reference(gaussian, made.features, found.provenance, found.images, found.labels, found.known_count)
+
+
+def check_value_range(file: str, measured: data_identity.Identity | None, config: ConfigDict) -> None:
+    """Raises a PersonError where statistics are of gray images with other levels as black and white than the run's have."""
+    theirs, ours = (
+        [float(level) for level in levels] for levels in ((measured or {}).get("value_range", ()), config.data.value_range)
+    )
+    if theirs and ours and theirs != ours:
+        raise PersonError(
+            f"{file} holds statistics of images whose levels {theirs[0]:g} and {theirs[1]:g} are black and white, this run has "
+            f"{ours[0]:g} and {ours[1]:g} (config.data.value_range): make statistics with --mode=reference and this --workdir"
+        )
 
 
 def check_features(config: ConfigDict, extractor: FeatureExtractor) -> None:

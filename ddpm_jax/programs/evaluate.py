@@ -64,13 +64,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         named = config.evaluation.metrics
         meter = build.build_bound_meter(config, mesh) if "bits_per_dim" in named else None
         flow_meter = build.build_flow_meter(config, mesh) if "flow_bits_per_dim" in named else None
-        held_out = find_held_out(config)
+        trained_on = workdir.read_data_identity(run_folder)
+        held_out = find_held_out(config, trained_on)
         wanted = metrics_of(config, held_out)
-    comparison = (
-        Comparison(config, mesh, held_out.compared, workdir.read_data_identity(run_folder))
-        if set(wanted) & set(DRAWN_METRICS)
-        else None
-    )
+        if processes.is_writer():
+            paths.make_output_folder(target)
+    is_compared = bool(set(wanted) & set(DRAWN_METRICS))
+    comparison = Comparison(config, mesh, held_out.compared, trained_on) if is_compared else None
     measurement = Measurement(config, run_folder, target, build.as_dict(defaults), held_out)
 
     if comparison and held_out.source and not held_out.in_reference:

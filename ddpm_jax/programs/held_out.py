@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.data import duplicates
+from ddpm_jax.data import duplicates, identity
 from ddpm_jax.data.source import ArraySource, ImageSource, NoSuchSplit
 from ddpm_jax.programs import reference
 from ddpm_jax.runtime.errors import UsageError
@@ -41,8 +41,12 @@ class HeldOut(NamedTuple):
     compared: ImageSource | None = None
 
 
-def find_held_out(config: ConfigDict) -> HeldOut:
+def find_held_out(config: ConfigDict, trained_on: identity.Identity | None = None) -> HeldOut:
     """The split that config.evaluation.held_out names; for auto, one of the usual ones if the set has it.
+
+    Args:
+      config: resolved.
+      trained_on: the set that the run was trained on, as its workdir says; None where it does not.
 
     Raises:
       UsageError: the set has no such split, or most of its images were trained on.
@@ -73,6 +77,12 @@ def find_held_out(config: ConfigDict) -> HeldOut:
             passed_over.append(f"{words} are {among}: they are not held out")
             continue
         notes = [f"{words} are also {among}"] if found.shared else []
+        known = trained_on and trained_on["split"] == config.data.split
+        if known and (changes := identity.content_changes(trained_on, identity.identity_of(training))):
+            notes.append(
+                f"{source.name} has changed since the model was trained on it ({changes}): it may have been trained on images "
+                "that are held out now"
+            )
         inside = False
         if reference.split_of(config) == config.data.split:
             compared = training

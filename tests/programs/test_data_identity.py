@@ -89,6 +89,9 @@ def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of):
 
 def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
     config = config_of(tmp_path)
+    config.sampling.label = True  # would pass for 1
+    with pytest.raises(UsageError, match=r"^config\.sampling\.label is True: give the number or the name of a class"):
+        check.check_config(config)
     config.sampling.label = "dasy"
     check.check_config(config)
     with pytest.raises(UsageError, match=r"'dasy': did you mean 'daisy'\? The classes are daisy, rose"):

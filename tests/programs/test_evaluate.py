@@ -394,3 +394,12 @@ def test_what_cannot_be_measured_is_said_in_one_line(trained, tiny_config, tmp_p
     with pytest.raises((PersonError, UsageError), match=match) as caught:
         evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_workdir_that_cannot_be_written_is_found_before_the_images_are_read(trained, tiny_config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
+    (run / "eval").write_text("in the way")
+    monkeypatch.setattr(evaluate, "Comparison", None)
+    with pytest.raises(PersonError, match=r"cannot write to .*eval: it is a file; choose another --output"):
+        evaluate.run(tiny_config(FIELDS), str(run))

@@ -10,6 +10,7 @@ from ddpm_jax import data_config
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.reference import Reference
 from ddpm_jax.programs import comparison, evaluate, evaluation_report, generated
+from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.results import Result
 
 TRAINED = {
@@ -137,6 +138,16 @@ def test_statistics_without_counts_are_noted(tiny_config, counts, note):
     found = comparison_of(config, counts)
     assert found.class_counts is None
     assert note in found._class_notes()[0]
+
+
+def test_statistics_of_other_levels_are_refused(tiny_config):
+    """The same files and another range of gray levels: the fingerprint is the same, and the images are not."""
+    config = tiny_config({"data.value_range": (0.0, 1023.0)})
+    for theirs in ({"value_range": [0.0, 1023.0]}, {"value_range": []}, {}, None):
+        comparison.check_value_range("a.npz", theirs, config)
+    match = r"^a\.npz holds .* levels 0 and 65535 are black and white, this run has 0 and 1023 \(config\.data\.value_range\)"
+    with pytest.raises(PersonError, match=match):
+        comparison.check_value_range("a.npz", {"value_range": [0, 65535]}, config)
 
 
 def test_a_cache_of_images_is_named_by_its_classes(tiny_config):

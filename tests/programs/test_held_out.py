@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits, image_folder
+from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
 from ddpm_jax.metrics import features
 from ddpm_jax.programs import comparison, evaluate, reference
@@ -16,13 +17,17 @@ CONFIGS = sorted(pathlib.Path(digits.__file__).parent.glob("*.py"))
 SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "workdir")]
 
 
+def source(images, split):
+    return ArraySource(images, name="set", split=split, fingerprint=identity.arrays_fingerprint(images, None))
+
+
 def sets(monkeypatch, **splits):
     """A stand-in for any data set: its splits are these images, uint8 [N, 4, 4, 1]."""
 
     def build_source(config, report=print):
         if config.data.split not in splits:
             raise NoSuchSplit(f"the set has no split {config.data.split!r}")
-        return ArraySource(splits[config.data.split], name="set", split=config.data.split)
+        return source(splits[config.data.split], config.data.split)
 
     monkeypatch.setattr(reference.build, "build_source", build_source)
 
@@ -59,6 +64,16 @@ def test_a_few_images_in_both_are_noted_with_their_number(monkeypatch):
     found = find_held_out(config_of())
     assert (found.source.split, len(found.source), found.in_reference) == ("test", 100, False)
     assert found.notes == ["3 of the 100 images of set test are also among the training images (config.data.split='train')"]
+
+
+def test_a_training_set_that_has_changed_is_noted(monkeypatch):
+    """A slice of a folder that has grown since holds other images, some of which the model may know."""
+    sets(monkeypatch, train=images(20), test=images(9, 1))
+    now = identity.identity_of(source(images(20), "train"))
+    assert find_held_out(config_of(), now).notes == []
+    (note,) = find_held_out(config_of(), now | {"fingerprint": "another", "count": 18}).notes
+    assert "set has changed since the model was trained on it (18 images before, 20 now" in note
+    assert note.endswith("it may have been trained on images that are held out now")
 
 
 def test_auto_takes_what_there_is(monkeypatch):
