@@ -630,7 +630,7 @@ CASES = (
     Case(
         "config.json of another model",
         ("--workdir={here}/run", "--mode=sample"),
-        "of another (model|experiment).*model.ch was 8, now 12",
+        "{here}/run.*model.ch was 8, now 12",
         code=1,
         setup=in_config(lambda c: c["model"].update(ch=12)),
         repair=put_back_config,
