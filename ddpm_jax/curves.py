@@ -113,9 +113,12 @@ def sheet(
         page.text(centre, top - 0.8 * em, words, room=cell_width + gap)
     for row, words in enumerate(row_labels):
         page.text(left - 0.6 * em, top + tops[row] + cell_height / 2, words, horizontal="right", room=left - em)
+    ends = []
     for row, words in enumerate(end_labels):
         x = left + strip_width + 0.6 * em
-        page.text(x, top + tops[row] + cell_height / 2, words, horizontal="left", room=right - em)
+        ends.append(page.text(x, top + tops[row] + cell_height / 2, words, horizontal="left", room=right - em))
+    for text in ends:  # all as large as the longest allows
+        text.set_size(min(other.get_size() for other in ends))
     for line, words in enumerate(notes):
         page.text(left, foot + (line + 0.2) * note_height, words, size=0.9, horizontal="left", room=strip_width)
     for i, panel in enumerate(panels):

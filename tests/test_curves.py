@@ -153,3 +153,19 @@ def test_notes_are_at_the_foot_and_labels_at_the_right():
     np.testing.assert_allclose(labelled[:, :right].astype(int), bare[:, :right], atol=1)
     assert (labelled[:, right + 2 :] < 128).any()
     assert (labelled[:, -3:] == 255).all()
+
+
+def test_labels_at_the_right_have_one_size(monkeypatch):
+    sizes = []
+    draw = curves._Page.draw
+
+    def record(page):
+        sizes.append({text.get_size() for text in page.figure.texts if text.get_text().startswith("class ")})
+        return draw(page)
+
+    monkeypatch.setattr(curves._Page, "draw", record)
+    rows = plain_images(2, 5, 16)
+    for labels in (("class 0", "class 1"), ("class daisy", "class of a very long name")):
+        sheet(rows, title="", column_labels=LABELS, end_labels=labels)
+    assert [len(found) for found in sizes] == [1, 1]
+    assert max(sizes[1]) < max(sizes[0])

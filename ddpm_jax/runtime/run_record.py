@@ -45,7 +45,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             entry = json.loads(line)
-            lines.append({"step": int(entry["step"]), "config": dict(entry["config"])} | entry)
+            lines.append(entry | {"step": int(entry["step"]), "config": dict(entry["config"])})
         except (ValueError, TypeError, KeyError) as error:
             raise PersonError(f"line {number} of {file} is damaged; remove that line, or restore the file") from error
     return lines

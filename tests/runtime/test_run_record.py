@@ -147,3 +147,11 @@ def test_a_damaged_history_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(PersonError, match=r"line 2 of .*history\.jsonl is damaged; remove that line"):
         run_record.read_history(tmp_path)
+
+
+def test_a_start_leaves_the_lines_before_it_as_they_are(tmp_path):
+    run_record.record_start(tmp_path, CONFIG, 0, date="2026-01-01", command=["main.py"])
+    before = (tmp_path / run_record.HISTORY).read_text()
+    save(tmp_path, 10)
+    run_record.record_start(tmp_path, with_rate(1e-4), 10, date="2026-01-02", command=["main.py"])
+    assert (tmp_path / run_record.HISTORY).read_text().startswith(before)
