@@ -374,7 +374,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         ({"evaluation.kept_features": -1}, r"evaluation\.kept_features is -1: it must be 0 or more"),
         ({"evaluation.checkpoint_steps": ()}, "checkpoint_steps is empty"),
         ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
-        ({"evaluation.samplers": ("magic",)}, r"sampling\.sampler is 'magic'"),
+        ({"evaluation.samplers": ("magic",)}, r"config\.evaluation\.samplers is 'magic': choose one of"),
         ({"evaluation.num_steps": (101,)}, r"config\.sampling"),
         ({"evaluation.bound_timesteps": 7}, "take an even number"),
         ({"evaluation.held_out": "validation"}, r"config\.evaluation\.held_out is 'validation': digits has no split"),
