@@ -103,7 +103,7 @@ CHAINS = of_run(
     "illustrate",
 )
 LENGTHS = ",".join(f"'power_{length}'" for length in (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25))
-FRECHET = "--mode=evaluate --config.evaluation.metrics=\"('frechet',)\""
+FRECHET = "--mode=evaluate --config.evaluation.class_proportions=uniform --config.evaluation.metrics=\"('frechet',)\""
 
 FIGURES = {
     "digits": Figure(of_run("digits", "--mode=sample", "digits"), "grid.png", "digits"),

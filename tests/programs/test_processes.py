@@ -79,11 +79,12 @@ def shared(tmp_path_factory):
     """Folder of all runs, and of their images: sixty of noise in two classes, which load faster than scikit-learn."""
     folder = tmp_path_factory.mktemp("processes")
     random = np.random.default_rng(0)
-    for label in "ab":
-        (folder / "images" / label).mkdir(parents=True)
-        for number in range(30):
-            noise = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
-            noise.save(folder / "images" / label / f"{number}.png")
+    for split, count in (("train", 30), ("test", 6)):
+        for label in "ab":
+            (folder / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                noise = Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))
+                noise.save(folder / "images" / split / label / f"{number}.png")
     FIELDS["data.data_dir"] = str(folder / "images")
     return folder
 
