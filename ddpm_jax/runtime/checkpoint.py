@@ -154,7 +154,7 @@ class Checkpoints:
         Args:
           abstract_state: jax.ShapeDtypeStruct trees, with shardings, of every field.
           step: of the checkpoint.
-          older: the state in the layout of an older version of this program, likewise, and what makes the present layout of
+          older: the state in the layout of an older version of this program, and what makes the present layout of
             it; for checkpoints that are not as `abstract_state`.
 
         Returns:

@@ -99,7 +99,7 @@ def prepare_workdir(
     Args:
       folder: workdir.
       config: resolved; the same in every process, but for the fields of `config_changes.PER_HOST`.
-      write: for a training, which goes on with `hold_workdir` and `check_resume`: process 0 makes the folder. Else the
+      write: for a training, which continues with `hold_workdir` and `check_resume`: process 0 makes the folder. Else the
         run in it, if there is one, must be of `config` (`run_record.check_reading`).
       defaults: values of fields that the workdir's config is too old to have.
 

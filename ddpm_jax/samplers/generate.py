@@ -121,7 +121,7 @@ class Generator:
           report: called with the number of images done, fractions of a batch included, as work goes on.
 
         Raises:
-          NotFinite: some images hold NaN or infinity after a stretch of steps; the batches yielded before are sound.
+          NotFinite: some images hold NaN or infinity after some steps; the batches yielded before are sound.
         """
         for done in range(0, num_images, self.batch_size):
             count = min(self.batch_size, num_images - done)
