@@ -57,6 +57,7 @@ def test_repeated_images_are_noted_where_precision_is_affected(compare, flowers)
     comparison = compare(trained_on)
     repeated = "1 of the 12 reference images are copies of others: this lowers precision and recall and raises kid"
     assert repeated in comparison.notes()
+    assert comparison.reference.provenance["repeated_images"] == 1
     assert repeated not in compare(trained_on, {"evaluation.metrics": ("frechet",)}).notes()
     images = flowers.batch(np.arange(12))["image"]
     assert comparison.of_images(images)["repeated"] == 1
@@ -70,8 +71,10 @@ def test_statistics_of_other_images_than_were_trained_on_are_noted(compare, flow
     changed = compare(trained_on | {"fingerprint": "another", "count": 11})
     (note,) = [note for note in changed.notes() if about in note]
     assert "11 images before, 12 now" in note
-    other_split = compare(trained_on | {"fingerprint": "another", "split": "train[:90%]"})  # not the same by intent
-    assert not any(about in note for note in other_split.notes())
+    part = trained_on | {"fingerprint": "another", "split": "train[:90%]"}  # not the same by intent
+    of_folder = "the reference images are of flowers, the model was trained on images of trees"
+    assert not any(about in note or of_folder in note for note in compare(part).notes())
+    assert of_folder in compare(part | {"name": "trees"}).notes()
 
 
 def test_statistics_of_other_classes_are_refused(compare, flowers):
