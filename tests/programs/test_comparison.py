@@ -5,8 +5,7 @@ import pytest
 
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource
-from ddpm_jax.programs import reference
-from ddpm_jax.programs.comparison import Comparison
+from ddpm_jax.programs import comparison, reference
 from ddpm_jax.runtime.errors import PersonError
 from ddpm_jax.runtime.mesh import make_mesh
 
@@ -47,21 +46,29 @@ def compare(file, tiny_config):
 
     def make(trained_on, fields=None):
         config = tiny_config(FIELDS | {"evaluation.reference": str(file)} | (fields or {}))
-        return Comparison(config, make_mesh(), None, trained_on)
+        return comparison.Comparison(config, make_mesh(), None, trained_on)
 
     return make
 
 
 def test_repeated_images_are_noted_where_precision_is_affected(compare, flowers):
     trained_on = identity.identity_of(flowers)
-    comparison = compare(trained_on)
+    compared = compare(trained_on)
     repeated = "1 of the 12 reference images are copies of others: this lowers precision and recall and raises kid"
-    assert repeated in comparison.notes()
-    assert comparison.reference.provenance["repeated_images"] == 1
+    assert repeated in compared.notes()
+    assert compared.reference.provenance["repeated_images"] == 1
     assert repeated not in compare(trained_on, {"evaluation.metrics": ("frechet",)}).notes()
     images = flowers.batch(np.arange(12))["image"]
-    assert comparison.of_images(images)["repeated"] == 1
-    assert "repeated" not in comparison.of_images(np.delete(images, 5, axis=0))
+    assert compared.of_images(images)["repeated"] == 1
+    assert "repeated" not in compared.of_images(np.delete(images, 5, axis=0))
+
+
+def test_kid_compares_in_the_order_of_torch_fidelity(compare, flowers, monkeypatch):
+    """(generated, reference): with one seed the subsets are drawn in this order, and the number depends on it."""
+    counts, measure = [], comparison.kernel_distance
+    monkeypatch.setattr(comparison, "kernel_distance", lambda *sets: counts.append([len(x) for x in sets]) or measure(*sets))
+    compare(None).of_images(flowers.batch(np.arange(8))["image"])
+    assert counts == [[8, 12]]
 
 
 def test_statistics_of_other_images_than_were_trained_on_are_noted(compare, flowers):
@@ -86,8 +93,8 @@ def test_statistics_of_other_classes_are_refused(compare, flowers):
 
 
 def test_statistics_remember_the_proportions_of_the_classes(compare, flowers):
-    comparison = compare(identity.identity_of(flowers))
-    assert comparison.class_counts.tolist() == [3, 1]
+    compared = compare(identity.identity_of(flowers))
+    assert compared.class_counts.tolist() == [3, 1]
     assert compare(None, {"evaluation.class_proportions": "uniform"}).class_counts is None
 
 
