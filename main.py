@@ -22,10 +22,10 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
 from configs import defaults
 from ddpm_jax import config_file
 from ddpm_jax.runtime import compiler
-from ddpm_jax.runtime.errors import PersonError, UsageError, said_of_flags
+from ddpm_jax.runtime.errors import UsageError, UserError, format_flag_error
 
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
-MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "illustrate", "evaluate", "reference")
+MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
 
@@ -38,7 +38,7 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: train or resume; sample: generate images; inpaint, image_to_image, interpolate: start from images; "
-    "illustrate: figures of the chain; evaluate: metrics; reference: save a data set's statistics. See README.md.",
+    "visualize: figures of the chain; evaluate: metrics; reference: save a data set's statistics. See README.md.",
 )
 flags.DEFINE_string("output", "", "All modes but train: folder to write to (reference: file); by default in the workdir.")
 flags.DEFINE_string("profile", "", "--mode=train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
@@ -68,10 +68,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list once")
-    except PersonError as error:
+    except UserError as error:
         stop(error)
     except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
-        stop(UsageError(said_of_flags(error)))
+        stop(UsageError(format_flag_error(error)))
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # no INFO lines of other libraries
     return rest
@@ -125,15 +125,15 @@ def main(argv: list[str]) -> None:
         identity = workdir.read_data_identity(FLAGS.workdir) if saved else None
         if identity is not None or FLAGS.mode != "train":  # a new training asks its data set
             data_config.complete(FLAGS.config, identity)
-        program = importlib.import_module(f"ddpm_jax.programs.{FLAGS.mode}")  # no mode pays for what another needs
+        program = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)
-    except PersonError as error:
+    except UserError as error:
         stop(error)
     sys.exit(code)
 
 
-def stop(error: PersonError) -> None:
+def stop(error: UserError) -> None:
     """End with one line."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

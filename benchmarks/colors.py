@@ -39,16 +39,16 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import image_folder
-from ddpm_jax import build, check
+from ddpm_jax import build, config_validation
+from ddpm_jax.cli import load_params, sample, train
 from ddpm_jax.data.image_folder import load_image_folder
+from ddpm_jax.diffusion import gaussian, pixels
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
-from ddpm_jax.process import diffusion, pixels
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.programs import sample, train, weights
 from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import PersonError
-from ddpm_jax.samplers.generate import Generator
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.samplers.batched import BatchedSampler
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"  # of compiled programs
 GUESSES = 100  # photographs at which x̂_0 is compared
@@ -87,9 +87,9 @@ def main() -> None:
     for name, images in rows:
         print(row(name, color_statistics(images)), flush=True)
     if options.picture:
-        from ddpm_jax import visualize
+        from ddpm_jax.plotting import image_grid
 
-        visualize.save_png(pathlib.Path(options.picture), visualize.grid(images[:64]))
+        image_grid.save_png(pathlib.Path(options.picture), image_grid.grid(images[:64]))
 
 
 def header() -> str:
@@ -122,19 +122,19 @@ def generated(options: argparse.Namespace):
         set_fields(row_config, settings)
         if options.exact:
             row_config.diffusion.prediction = "x_start"
-        check.check_config(row_config)
+        config_validation.check_config(row_config)
         name = " ".join(setting.removeprefix("sampling.").removeprefix("diffusion.") for setting in settings) or "as trained"
         if options.exact:
             yield f"perfect network: {name}", generate_exact(row_config, mesh, photographs)
         else:
-            params, _ = weights.restore(row_config, folder, mesh)
-            yield name, sample.draw(row_config, build.build_generator(row_config, mesh), params).images
+            params, _ = load_params.restore(row_config, folder, mesh)
+            yield name, sample.draw(row_config, build.build_batched_sampler(row_config, mesh), params).images
 
 
 def print_guesses(options: argparse.Namespace) -> None:
     """The mean color of the network's x̂_0 against that of the perfect network's, at each t."""
     config, mesh = prepare(options)
-    params, _ = weights.restore(config, train_small(options, config), mesh)
+    params, _ = load_params.restore(config, train_small(options, config), mesh)
     images = load_photographs(options.photographs, options.image_size, options.gray)
     schedule, exact = build.build_schedule(config), perfect_network(build.build_schedule(config))
     data = jnp.asarray(pixels.from_uint8(images)).reshape(len(images), -1)
@@ -143,9 +143,9 @@ def print_guesses(options: argparse.Namespace) -> None:
     @jax.jit
     def guesses(params, data, x_start, t, key):
         t = jnp.full(len(x_start), t)
-        x_t = diffusion.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
+        x_t = gaussian.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
         output = denoise_fn(params, None)(x_t, t)
-        guess = diffusion.predict_xstart(schedule, output, x_t, t, prediction=config.diffusion.prediction)
+        guess = gaussian.predict_xstart(schedule, output, x_t, t, prediction=config.diffusion.prediction)
         return tuple(127.5 * x.mean(axis=(1, 2)) for x in (guess, jnp.clip(guess, -1, 1), exact(data, None)(x_t, t)))
 
     chosen = pixels.from_uint8(jnp.asarray(images[:: -(-len(images) // GUESSES)]))
@@ -230,7 +230,7 @@ def perfect_network(schedule: NoiseSchedule):
         def denoise_fn(x_t, t):
             flat = x_t.reshape(len(x_t), -1)
             alpha, sigma = (
-                diffusion.extract(table, t, flat)
+                gaussian.extract(table, t, flat)
                 for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
             )
             # log q(x_t | x_i), less what all i share
@@ -246,7 +246,7 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
     """Images that the sampler of `config`, whose prediction is x_start, generates with the perfect network."""
     data = jnp.asarray(pixels.from_uint8(photographs)).reshape(len(photographs), -1)
     sampling = config.sampling
-    generator = Generator(
+    generator = BatchedSampler(
         build.build_sampler(config),
         perfect_network(build.build_schedule(config)),
         mesh,
@@ -259,5 +259,5 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
 if __name__ == "__main__":
     try:
         main()
-    except PersonError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

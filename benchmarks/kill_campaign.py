@@ -37,12 +37,12 @@ CONFIG = (
     "model.attn_resolutions=()",
     "model.dropout=0.1",
     "diffusion.timestep_sampler=low_discrepancy",
-    "ema.decays=(0.99,)",
+    "ema.extra_decays=(0.99,)",
     "train.batch_size=8",
     "train.log_every=1",
     "train.checkpoint_every=10",
-    "train.keep_latest=2",
-    "train.keep_every=50",
+    "train.max_to_keep=2",
+    "train.keep_period=50",
     "train.sample_every=0",
     "train.tensorboard=False",
 )
@@ -211,7 +211,7 @@ def main() -> None:
     random = np.random.default_rng(options.seed)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # two processes cannot share some accelerators
     if options.warm:
-        for module in ("main", "ddpm_jax.programs.train", "ddpm_jax.data.digits", "configs.defaults"):
+        for module in ("main", "ddpm_jax.cli.train", "ddpm_jax.data.digits", "configs.defaults"):
             importlib.import_module(module)
 
     whole = folder / "whole"

@@ -18,10 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax.metrics.collection import collect
+from ddpm_jax.metrics.feature_set import accumulate_features
 from ddpm_jax.metrics.features import Features
 from ddpm_jax.metrics.frechet import frechet_distance
-from ddpm_jax.metrics.kernel import kernel_distance
+from ddpm_jax.metrics.kid import kernel_distance
 from ddpm_jax.metrics.precision_recall import Manifold
 
 BATCH = 1000
@@ -36,7 +36,10 @@ def main() -> None:
     print(f"two sets of {options.num:,} vectors of {options.dimension:,}, {options.kept:,} of them kept")
     print(f"{'':32} {'seconds':>8} {'of cores':>9} {'memory, GiB':>12}")
     real, drawn = (
-        timed(f"moments and choice, {name}", lambda shift=shift: collect(parts(options, shift), options.num, options.kept))
+        timed(
+            f"moments and choice, {name}",
+            lambda shift=shift: accumulate_features(parts(options, shift), options.num, options.kept),
+        )
         for name, shift in (("real", 0.0), ("drawn", 0.1))
     )
     timed("Fréchet distance", lambda: frechet_distance(real.gaussian, drawn.gaussian))

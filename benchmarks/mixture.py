@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax import curves
-from ddpm_jax.process import schedules
+from ddpm_jax.diffusion import schedules
+from ddpm_jax.plotting import filmstrip
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers import sampler as chain
 
@@ -71,7 +71,7 @@ def main() -> None:
     network = make_network(trained)
     keys = [jax.random.split(jax.random.key(seed), options.draws) for seed in range(options.seeds)]
     flow_keys = [keys[0][: options.flows]]
-    x_T = np.asarray(chain.images_noise(*flow_keys, 0, SHAPE))
+    x_T = np.asarray(chain.per_image_noise(*flow_keys, 0, SHAPE))
     exact = solve_flow(trained, x_T)
     floor = np.mean([sliced_wasserstein(draw_mixture(options.draws, seed)) for seed in range(5)])
 
@@ -239,13 +239,13 @@ def plot(file: str, panels: list) -> None:
             text = f"{label} ({spacing}), order {order(evaluations, errors):.1f}"
             axes.loglog(evaluations, errors, "o-", color=color, label=text, linewidth=1.6, markersize=4)
         if floor:
-            axes.axhline(floor, color=curves.NEUTRAL, linestyle=":", linewidth=1.2)
-            axes.text(5, 0.92 * floor, "as many samples of the mixture itself", color=curves.INK, size=9, va="top")
-        axes.set_title(title.split(";")[0], color=curves.INK, size=12, loc="left")
-        axes.set_xlabel("network evaluations per sample", color=curves.INK)
+            axes.axhline(floor, color=filmstrip.NEUTRAL, linestyle=":", linewidth=1.2)
+            axes.text(5, 0.92 * floor, "as many samples of the mixture itself", color=filmstrip.INK, size=9, va="top")
+        axes.set_title(title.split(";")[0], color=filmstrip.INK, size=12, loc="left")
+        axes.set_xlabel("network evaluations per sample", color=filmstrip.INK)
         axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-        axes.xaxis.set_minor_locator(curves.NullLocator())
-        axes.grid(color=curves.FAINT)
+        axes.xaxis.set_minor_locator(filmstrip.NullLocator())
+        axes.grid(color=filmstrip.FAINT)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=9, labelcolor="linecolor", frameon=False, loc="upper right")

@@ -10,7 +10,7 @@ import mixture
 import numpy as np
 import torch
 
-from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 
 def spaced(spacing: str) -> dict:

@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax import build
-from ddpm_jax.process import diffusion, pixels
-from ddpm_jax.programs import weights
+from ddpm_jax.cli import load_params
+from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import workdir
 
@@ -41,7 +41,7 @@ def main() -> None:
 
     folder = pathlib.Path(options.workdir).expanduser().absolute()
     config = ConfigDict(workdir.read_config(str(folder)))
-    params, step = weights.restore(config, folder, meshes.make_mesh())
+    params, step = load_params.restore(config, folder, meshes.make_mesh())
     schedule, source = build.build_schedule(config), build.build_source(config, report=lambda line: None)
     every = source.batch(np.arange(len(source)))
     images, labels = np.asarray(pixels.from_uint8(every["image"])), every["label"]
@@ -54,8 +54,8 @@ def main() -> None:
 
     @jax.jit
     def estimate(t: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_t = diffusion.q_sample(schedule, x_start, t, noise)
-        _, _, pred_xstart = diffusion.p_mean_variance(
+        x_t = gaussian.q_sample(schedule, x_start, t, noise)
+        _, _, pred_xstart = gaussian.p_mean_variance(
             schedule,
             denoise_fn(x_t, t),
             x_t,
@@ -64,7 +64,7 @@ def main() -> None:
             variance=config.diffusion.variance,
             clip_denoised=False,
         )
-        return pred_xstart, diffusion.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
+        return pred_xstart, gaussian.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
 
     for last in TIMESTEPS:
         step_t = last * (schedule.num_timesteps - 1) // 999

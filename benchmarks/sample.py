@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import measure
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax import build, check, data_config
+from ddpm_jax import build, config_validation, data_config
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.samplers import SAMPLERS
 
@@ -30,11 +30,11 @@ def main() -> None:
     sampling.sampler = options.sampler or sampling.sampler
     sampling.num_steps = options.num_steps or sampling.num_steps
     sampling.num_images = sampling.batch_size = options.batch_size or sampling.batch_size
-    check.check_config(config)
+    config_validation.check_config(config)
 
     mesh = meshes.make_mesh()
     state = jax.jit(build.build_init(config), out_shardings=meshes.replicated(mesh))(jax.random.key(0))
-    generator = build.build_generator(config, mesh)
+    generator = build.build_batched_sampler(config, mesh)
     labels = data_config.sampling_labels(config)
     batch_size, evaluations = generator.batch_size, generator.sampler.evaluations
 

@@ -35,7 +35,7 @@ def get_config():
     config.train.num_steps = 2500
     config.train.batch_size = 64
     config.train.checkpoint_every = 500
-    config.train.keep_every = 0
+    config.train.keep_period = 0
     config.train.sample_every = 500
     config.train.sample_num_steps = 0  # as config.sampling: its 50 steps take less time than another sampler's compilation
 

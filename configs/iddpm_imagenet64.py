@@ -18,5 +18,5 @@ def get_config():
     config.model.ch_mult = (1, 2, 3, 4)
     config.model.dropout = 0.0
     config.train.num_steps = 1_500_000
-    config.evaluation.held_out = "validation"
+    config.evaluation.heldout_split = "validation"
     return config

@@ -3,8 +3,8 @@
 Command:    python main.py --config=configs/image_folder.py --workdir=runs/image_folder --config.data.data_dir=PATH
             With a folder per class, images of a class by: --config.model.class_conditional=True --config.data.num_classes=N
             Text and the like, which must not be mirrored: --config.data.random_flip=False
-            Hold some images out: --config.data.split="train[:90%]" --config.evaluation.held_out="train[90%:]"
-            Gray: --config.data.channels=1. Files that cannot be read are named; --config.data.on_broken=skip leaves them out.
+            Hold some images out: --config.data.split="train[:90%]" --config.evaluation.heldout_split="train[90%:]"
+            Gray: --config.data.channels=1. Unreadable files stop it; --config.data.on_decode_error=skip leaves them out.
 Hardware:   one GPU. On CPUs a step takes tens of seconds: lower data.image_size to 32 and train.batch_size to see it run.
 Expected:   no published DDPM uses your images. Not yet measured here.
 """
@@ -30,7 +30,7 @@ def get_config():
     config.train.num_steps = 200_000
     config.train.batch_size = 64
     config.train.checkpoint_every = 1000
-    config.train.keep_every = 0
+    config.train.keep_period = 0
     config.train.sample_every = 2000  # own images are watched more closely than published ones
 
     config.sampling.spacing = "logsnr"  # from T-1; leading, which starts below it, pulls brightness to gray: docs/colors.md

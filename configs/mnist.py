@@ -31,7 +31,7 @@ def get_config():
     config.train.num_steps = 30_000
     config.train.batch_size = 64
     config.train.checkpoint_every = 500
-    config.train.keep_every = 0
+    config.train.keep_period = 0
     config.train.sample_every = 1000
 
     # Deterministic sampling in 50 steps leaves speckles on a third of the garments of Fashion-MNIST; noise mends them.

@@ -14,31 +14,34 @@ from ml_collections import ConfigDict
 from ddpm_jax import data_config
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
+from ddpm_jax.diffusion import gaussian, loss_weighting, pixels, schedules, timestep_sampling
+from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
+from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.samplers.bound import BoundMeter
-from ddpm_jax.samplers.flow_meter import FlowMeter
-from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.samplers.guidance import Guidance, guide, guided_timesteps
+from ddpm_jax.samplers.batched import BatchedSampler
+from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
-from ddpm_jax.training.averages import Averaging
+from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-WEIGHTS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
+STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
 WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "min_snr_gamma": {"gamma": "min_snr_gamma"},
     "p2": {"gamma": "p2_gamma", "k": "p2_k"},
     "edm": {"sigma_data": "edm_sigma_data"},
 }
-OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
+SAMPLER_OPTIONS = {
+    "unipc": ("order",),
+    "heun": ("churn", "churn_interval", "churn_noise"),
+}  # sampler -> its own fields of sampling
 # sampling.format -> what is written of the images
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
@@ -58,7 +61,7 @@ def build_model(config: ConfigDict) -> UNet:
     """The network."""
     model = config.model
     return UNet(
-        out_channels=config.data.channels * (1 + (config.diffusion.variance in diffusion.LEARNED_VARIANCES)),
+        out_channels=config.data.channels * (1 + (config.diffusion.variance in gaussian.LEARNED_VARIANCES)),
         ch=model.ch,
         ch_mult=tuple(model.ch_mult),
         num_res_blocks=model.num_res_blocks,
@@ -90,26 +93,26 @@ def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.No
     return schedules.respace(trained, lower, from_noise=len(lower) == len(visited))
 
 
-def build_weighting(config: ConfigDict) -> weightings.Weighting | None:
+def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """How the squared error at each t counts."""
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
     try:
-        weighting = weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
-        return weightings.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
+        weighting = loss_weighting.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
     except ValueError as error:
         raise UsageError(f"config.diffusion: {error}") from error
 
 
-def build_timestep_sampler(config: ConfigDict) -> timesteps.TimestepSampler:
+def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
     """How t is drawn in training."""
-    return timesteps.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
+    return timestep_sampling.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     """The sampler that config.sampling names, over its respaced chain or the lower part of it."""
     process, sampling = config.diffusion, config.sampling
-    options = {name: getattr(sampling, name) for name in OPTIONS.get(sampling.sampler, ())}
+    options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
     if "churn_interval" in options:
         options["churn_min"], options["churn_max"] = options.pop("churn_interval")
     try:
@@ -126,7 +129,7 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
         raise UsageError(f"config.sampling: {error}") from error
 
 
-def build_filling(config: ConfigDict) -> Sampler:
+def build_inpainting_sampler(config: ConfigDict) -> Sampler:
     """That sampler, as it fills in what is missing of an image."""
     try:
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
@@ -143,7 +146,7 @@ def build_inversion(config: ConfigDict) -> Sampler:
             prediction=process.prediction,
             variance=process.variance,
             clip_denoised=process.clip_denoised,
-            turns=config.edit.turns,
+            turns=config.edit.inversion_iters,
         )
     except ValueError as error:
         raise UsageError(f"config.edit: {error}") from error
@@ -161,33 +164,33 @@ def build_learning_rate(config: ConfigDict) -> optax.Schedule:
     return optimizers.warmup_schedule(config.optimizer.learning_rate, config.optimizer.warmup_steps)
 
 
-def build_averaging(config: ConfigDict) -> Averaging:
+def build_ema_tracker(config: ConfigDict) -> EmaTracker:
     """The averages of the parameters that are kept beside the first."""
-    options = {name: tuple(config.ema[name]) for name in ("decays", "power_stds")}
+    options = {name: tuple(config.ema[name]) for name in ("extra_decays", "power_sigma_rel")}
     for name, values in options.items():
         try:
-            Averaging(**{name: values})
+            EmaTracker(**{name: values})
         except ValueError as error:
             raise UsageError(f"config.ema.{name}: {error}") from error
-    return Averaging(**options)
+    return EmaTracker(**options)
 
 
-def weights_field(config: ConfigDict) -> str | None:
+def params_field(config: ConfigDict) -> str | None:
     """The field of a checkpoint that holds the weights of config.sampling; None where they must be made of others."""
-    name = config.sampling.weights
-    if name in WEIGHTS:
-        return WEIGHTS[name]
+    name = config.sampling.params
+    if name in STATE_FIELDS:
+        return STATE_FIELDS[name]
     try:
-        return build_averaging(config).kept(name)
+        return build_ema_tracker(config).kept(name)
     except ValueError as error:
-        raise UsageError(f"config.sampling.weights is {name!r}: {error}") from error
+        raise UsageError(f"config.sampling.params is {name!r}: {error}") from error
 
 
 def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> ImageSource:
     """The images that config.data names. Reading and preparing a large set is told to `report`.
 
     Raises:
-      PersonError: the set is not there and cannot be prepared.
+      UserError: the set is not there and cannot be prepared.
       UsageError: it is there, but not as the config says.
     """
     data = config.data
@@ -202,7 +205,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             channels=data.channels,
             split=data.split,
             background=data.background,
-            on_broken=data.on_broken,
+            on_decode_error=data.on_decode_error,
             levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
@@ -231,7 +234,7 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
     return source
 
 
-def _network_time(config: ConfigDict, t: jax.Array) -> jax.Array:
+def _rescale_timesteps(config: ConfigDict, t: jax.Array) -> jax.Array:
     """t of a chain of any length on the scale 0..1000 that the time embedding is made for."""
     return t if config.diffusion.num_timesteps == 1000 else t * (1000 / config.diffusion.num_timesteps)
 
@@ -241,7 +244,7 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Ca
     model = build_model(config)
 
     def make_denoise_fn(params: Any, labels: jax.Array | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        return lambda x_t, t: model.apply({"params": params}, x_t, _network_time(config, t), labels)
+        return lambda x_t, t: model.apply({"params": params}, x_t, _rescale_timesteps(config, t), labels)
 
     return make_denoise_fn
 
@@ -267,7 +270,7 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
         def network(x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
             return make_denoise_fn(params, labels)(x_t, t)
 
-        return guide(network, labels, config.data.num_classes, how)
+        return classifier_free_guidance(network, labels, config.data.num_classes, how)
 
     return make_guided
 
@@ -280,8 +283,10 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
         labels = jnp.zeros(1, jnp.int32) if model.num_classes else None
         return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), labels)["params"]
 
-    t_history, averaging = build_timestep_sampler(config).init(), build_averaging(config)
-    return lambda key: create_state(init_params, optimizer, key, t_history=t_history, averaging=averaging)
+    timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
+    return lambda key: create_state(
+        init_params, optimizer, key, timestep_sampler_state=timestep_sampler_state, averaging=averaging
+    )
 
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -293,7 +298,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, dropout_key: jax.Array) -> jax.Array:
         labels = labels if model.num_classes else None
-        time = _network_time(config, t)
+        time = _rescale_timesteps(config, t)
         return model.apply({"params": params}, x_t, time, labels, deterministic=False, rngs={"dropout": dropout_key})
 
     return functools.partial(
@@ -309,52 +314,56 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         weighting=build_weighting(config),
         timestep_sampler=build_timestep_sampler(config),
         label_dropout=config.model.label_dropout,
-        no_label=config.data.num_classes,
-        averaging=build_averaging(config),
+        null_label=config.data.num_classes,
+        averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
         unroll=on_cpu,
         **options,
     )
 
 
-def build_generator(
+def build_batched_sampler(
     config: ConfigDict,
     mesh: Mesh,
-    kept_steps: np.ndarray | None = None,
+    save_steps: np.ndarray | None = None,
     *,
     sampler: Sampler | None = None,
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
     finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
-) -> Generator:
+) -> BatchedSampler:
     """The driver that draws images as config.sampling says.
 
     Args:
       config, mesh: the resolved config, and the devices that draw.
-      kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
+      save_steps: int [S], 0..num_steps-1: x_t is saved before these steps; default: config.sampling.num_intermediates
         of them, evenly spread, pure noise first.
       sampler: in place of the one that config.sampling names.
       begin, finish: as `Generator` takes them.
     """
     sampling = config.sampling
     sampler = build_sampler(config) if sampler is None else sampler
-    if kept_steps is None:
-        kept_steps = np.linspace(0, sampler.num_steps - 1, sampling.keep).round().astype(int) if sampling.keep else ()
-    return Generator(
+    if save_steps is None:
+        save_steps = (
+            np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
+            if sampling.num_intermediates
+            else ()
+        )
+    return BatchedSampler(
         sampler,
         build_guided_denoise_fn(config),
         mesh,
         image_shape=image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
-        kept_steps=tuple(int(step) for step in kept_steps),
+        save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
         finish=finish,
     )
 
 
-def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
+def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
     """The driver that measures the variational bound as config.evaluation says."""
     try:
-        return BoundMeter(
+        return VlbEvaluator(
             build_schedule(config),
             build_denoise_fn(config),
             mesh,
@@ -363,25 +372,25 @@ def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
             clip_denoised=config.diffusion.clip_denoised,
             decoder=config.evaluation.vlb_decoder,
             batch_size=config.evaluation.batch_size,
-            timesteps_per_image=config.evaluation.bound_timesteps,
+            timesteps_per_image=config.evaluation.vlb_num_timesteps,
         )
     except ValueError as error:
-        raise UsageError(f"config.evaluation.bound_timesteps: {error}") from error
+        raise UsageError(f"config.evaluation.vlb_num_timesteps: {error}") from error
 
 
-def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
+def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelihoodEvaluator:
     """The driver that measures the likelihood under the probability flow as config.evaluation says."""
     try:
-        return FlowMeter(
+        return OdeLikelihoodEvaluator(
             build_schedule(config),
             build_denoise_fn(config),
             mesh,
             prediction=config.diffusion.prediction,
             variance=config.diffusion.variance,
             batch_size=config.evaluation.batch_size,
-            probes=config.evaluation.flow_probes,
-            rtol=config.evaluation.flow_tolerance,
-            atol=config.evaluation.flow_tolerance,
+            probes=config.evaluation.hutchinson_samples,
+            rtol=config.evaluation.ode_tolerance,
+            atol=config.evaluation.ode_tolerance,
         )
     except ValueError as error:
-        raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error
+        raise UsageError(f"config.evaluation, ode_bits_per_dim: {error}") from error

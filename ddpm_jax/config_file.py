@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax.runtime.errors import PersonError, UsageError, did_you_mean, said_of_flags
+from ddpm_jax.runtime.errors import UsageError, UserError, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -31,7 +31,7 @@ class ConfigFileParser(flags.ArgumentParser):
         self._defaults = defaults
 
     def parse(self, argument: str) -> ConfigDict:
-        """See the class. Raises UsageError where the file is not such a config, PersonError where the file raises one."""
+        """See the class. Raises UsageError where the file is not such a config, UserError where the file raises one."""
         config = load(argument)
         _compare(config, self._defaults, f"--config={argument}")
         config.lock()
@@ -47,7 +47,7 @@ def load(argument: str) -> ConfigDict:
 
     Raises:
       UsageError: there is no such file, it fails, or it returns something else.
-      PersonError: raised by the file itself.
+      UserError: raised by the file itself.
     """
     path, colon, given = argument.partition(":")
     file = pathlib.Path(path).expanduser()
@@ -71,7 +71,7 @@ def load(argument: str) -> ConfigDict:
             )
             raise UsageError(f"--config={argument}: {fault}") from None
         config = get_config(*arguments)
-    except PersonError:
+    except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"--config={argument} fails{_place(error, file)}: {_reason(error)}") from error
@@ -150,7 +150,7 @@ def _reason(error: BaseException) -> str:
         return f"it ends the program (SystemExit: {error.code})"
     text = " ".join(str(error).split())
     if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in text:  # of a locked ConfigDict
-        return said_of_flags(error)
+        return format_flag_error(error)
     return f"{text} ({type(error).__name__})"
 
 

@@ -73,8 +73,8 @@ class Figure:
 TRAINED = {
     "digits": Run("--config=configs/digits.py"),
     "averages": Run(
-        '--config=configs/digits.py --config.ema.power_stds="(0.05,0.1)" --config.ema.decays="(0.99,)" '
-        "--config.train.checkpoint_every=50 --config.train.keep_every=50 --config.train.sample_every=0"
+        '--config=configs/digits.py --config.ema.power_sigma_rel="(0.05,0.1)" --config.ema.extra_decays="(0.99,)" '
+        "--config.train.checkpoint_every=50 --config.train.keep_period=50 --config.train.sample_every=0"
     ),
     "fashion_mnist": Run(
         f"--config=configs/fashion_mnist.py --config.data.data_dir={DATA} --config.train.num_steps=6000", slow=True
@@ -98,9 +98,9 @@ def of_run(run: str, fields: str, output: str) -> str:
 
 CHAINS = of_run(
     "digits",
-    "--mode=illustrate --config.illustrate.num_images=3 --config.sampling.sampler=ancestral --config.sampling.num_steps=1000 "
+    "--mode=visualize --config.visualize.num_images=3 --config.sampling.sampler=ancestral --config.sampling.num_steps=1000 "
     "--config.sampling.seed=2",
-    "illustrate",
+    "visualize",
 )
 LENGTHS = ",".join(f"'power_{length}'" for length in (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25))
 FRECHET = "--mode=evaluate --config.evaluation.class_proportions=uniform --config.evaluation.metrics=\"('frechet',)\""
@@ -110,8 +110,8 @@ FIGURES = {
     "chain": Figure(CHAINS, "chain.png", "digits"),
     "reverse": Figure(CHAINS, "reverse.png", "digits"),
     "forward": Figure(
-        f"{MAIN} --config=configs/cifar10.py --workdir={RUNS}/forward --mode=illustrate --config.data.data_dir={DATA} "
-        f"--config.illustrate.num_images=2 --config.illustrate.num_stages=9 --output={RUNS}/pictures/forward",
+        f"{MAIN} --config=configs/cifar10.py --workdir={RUNS}/forward --mode=visualize --config.data.data_dir={DATA} "
+        f"--config.visualize.num_images=2 --config.visualize.num_stages=9 --output={RUNS}/pictures/forward",
         "forward.png",
     ),
     "inpaint": Figure(
@@ -136,7 +136,7 @@ FIGURES = {
         of_run(
             "averages",
             f"{FRECHET} --config.sampling.sampler=dpmpp_2m --config.sampling.num_steps=20 --config.sampling.spacing=logsnr "
-            f'--config.evaluation.averages="({LENGTHS})"',
+            f'--config.evaluation.params="({LENGTHS})"',
             "lengths",
         ),
         "lengths.png",
@@ -233,7 +233,7 @@ def make(name: str, options: argparse.Namespace) -> int:
         train(figure.run, options)
     output = ROOT / RUNS / "pictures" / name
     if figure.command == CHAINS:
-        output = output.with_name("illustrate")
+        output = output.with_name("visualize")
     done = output.with_suffix(".json")
     stamp = {"command": recipe(name), "sources": sources()}
     if options.force or not (done.exists() and json.loads(done.read_text()) == stamp):  # one command may make two pictures

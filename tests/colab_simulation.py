@@ -59,7 +59,7 @@ FIELDS = [
     "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
     "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.tensorboard=False",
     "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
-    "--config.illustrate.num_stages=6",
+    "--config.visualize.num_stages=6",
 ]
 ANCESTRAL_STEPS = 20
 """

@@ -12,15 +12,17 @@ import optax
 import pytest
 
 from configs import digits
-from ddpm_jax import build, check
-from ddpm_jax.process import diffusion, losses, schedules, timesteps, weightings
+from ddpm_jax import build, config_validation
+from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS, sampler
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
 
 SHAPE = (2, 2, 1)
-TABLE = list(itertools.product((False, True), diffusion.PREDICTIONS, diffusion.VARIANCES, losses.LOSSES, weightings.WEIGHTINGS))
+TABLE = list(
+    itertools.product((False, True), gaussian.PREDICTIONS, gaussian.VARIANCES, losses.LOSSES, loss_weighting.WEIGHTINGS)
+)
 
 
 def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple", weighting="simple", **process):
@@ -53,7 +55,7 @@ def makes_sense(zero, prediction, variance, loss, weighting):
 def refusal(config):
     """Why check_config refuses it, or None."""
     try:
-        check.check_config(config)
+        config_validation.check_config(config)
     except UsageError as error:
         return str(error)
     return None
@@ -71,7 +73,7 @@ def linear(params, x_t):
     return (x_t.reshape(len(x_t), -1) @ params).reshape(*x_t.shape[:-1], -1)
 
 
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
 def test_what_makes_sense_trains(prediction):
     """The loss is finite and every output has a gradient: the variance's too, where it is learned."""
     batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *SHAPE)), jnp.uint8)}
@@ -109,7 +111,7 @@ def test_what_makes_sense_trains(prediction):
 def test_every_sampler_draws_from_what_was_trained(name):
     """Images come out finite, and those of a learned variance by the first half of the channels; or it is refused."""
     keys = jax.random.split(jax.random.key(0), 2)
-    for zero, prediction, variance in itertools.product((False, True), diffusion.PREDICTIONS, diffusion.VARIANCES):
+    for zero, prediction, variance in itertools.product((False, True), gaussian.PREDICTIONS, gaussian.VARIANCES):
         config = make_config(zero, prediction, variance, "vlb")
         config.sampling.sampler = name
         if zero and (prediction == "eps" or name in ("heun", "ode")):
@@ -119,8 +121,8 @@ def test_every_sampler_draws_from_what_was_trained(name):
         channels = build.build_model(config).out_channels
         params = 0.1 * jnp.ones((4, 4 * channels))
         made, drawn = build.build_sampler(config), []
-        state = sampler.start(made, keys, SHAPE)
-        if made.extra_evaluations and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
+        state = sampler.init_state(made, keys, SHAPE)
+        if made.extra_nfe and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
             continue  # inner loops compile anew each time; these samplers ask for x_start and nothing else
 
         def network(x_t, t, params=params):
@@ -136,11 +138,11 @@ def test_every_sampler_draws_from_what_was_trained(name):
         assert np.isfinite(drawn).all()
 
 
-@pytest.mark.parametrize("name", timesteps.TIMESTEP_SAMPLERS)
+@pytest.mark.parametrize("name", timestep_sampling.TIMESTEP_SAMPLERS)
 def test_every_way_to_draw_t_can_be_asked_for(name):
     """The config's name decides what is drawn, and num_timesteps the range: told by what only one of the three does."""
     config = make_config(timestep_sampler=name)
-    check.check_config(config)
+    config_validation.check_config(config)
     made, batch, steps = build.build_timestep_sampler(config), 80, config.diffusion.num_timesteps
     state = made.init()
     t, weights = made.draw(state, jax.random.key(0), batch)
@@ -152,7 +154,7 @@ def test_every_way_to_draw_t_can_be_asked_for(name):
     assert (counts == batch // steps).all() == (name == "low_discrepancy")  # each t falls on B/T images exactly
 
     # Losses of 1 at t=0 and .1 elsewhere, ten times each: only second_moment then prefers t=0, and weighs it less.
-    every = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), timesteps.HISTORY)
+    every = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), timestep_sampling.HISTORY)
     t, weights = made.draw(made.update(state, every, jnp.where(every == 0, 1.0, 0.1)), jax.random.key(1), 400)
     at_0 = np.asarray(t) == 0
     if name == "second_moment":
@@ -180,14 +182,14 @@ def test_options_without_a_use_are_refused(section, fields, match):
     config = make_config()
     config[section].update(fields)
     with pytest.raises(UsageError, match=match) as caught:
-        check.check_config(config)
+        config_validation.check_config(config)
     assert "\n" not in str(caught.value)
 
 
 def test_guidance_needs_a_model_that_knows_images_without_a_class():
     config = make_config()
     config.sampling.guidance_scale = 2.0
-    check.check_config(config)
+    config_validation.check_config(config)
     config.model.label_dropout = 0.0
     with pytest.raises(UsageError, match=r"label_dropout above 0"):
-        check.check_config(config)
+        config_validation.check_config(config)

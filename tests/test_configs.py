@@ -10,8 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import defaults
-from ddpm_jax import build, check
-from ddpm_jax.programs import pictures, sample
+from ddpm_jax import build, config_validation
+from ddpm_jax.cli import pictures, sample
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
@@ -49,7 +49,7 @@ def shrink(config):
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_full_size(name):
     config = load(name)
-    check.check_config(config)
+    config_validation.check_config(config)
     state = jax.eval_shape(build.build_init(config), jax.random.key(0))
     build.build_sampler(config)
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -66,7 +66,7 @@ def test_pictures_cost_little(name):
     costs less than the training, and is left out after two steps."""
     config = load(name)
     quick, full = pictures.quick_config(config), pictures.few_images(config)
-    check.check_config(quick)
+    config_validation.check_config(quick)
     assert build.build_sampler(quick).evaluations <= (50 if name == "digits" else 20)
     assert pictures.cost_in_steps(quick) <= pictures.cost_in_steps(full) < config.train.num_steps / 50
     assert pictures.cost_in_steps(full) > 2
@@ -76,7 +76,7 @@ def test_pictures_cost_little(name):
 def test_takes_a_step_shrunk(name):
     """Every parameter is trained, and by as much as the config's optimizer says; the EMA follows by what its decay says."""
     config = shrink(load(name))
-    check.check_config(config)
+    config_validation.check_config(config)
     init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config, make_mesh(jax.devices()[:1])))
     before = init(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_takes_a_step_shrunk(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_own_sampling_is_not_warned_of(name):
-    assert sample.sampling_notes(load(name)) == []
+    assert sample.sampling_warnings(load(name)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -115,7 +115,7 @@ def test_modes_exist(page):
         ("`flow_likelihood.no_density`", ["flow_likelihood.no_density"]),
         ("`no_module.q_sample`", ["no_module.q_sample"]),
         ("`lax.scan`, `jax.jit`, `lax.scam`", ["lax.scam"]),
-        ("`evaluation.kept_features`, `sampling.weights=ema`, `evaluation.kept_fetures`", ["evaluation.kept_fetures"]),
+        ("`evaluation.max_features`, `sampling.params=ema`, `evaluation.kept_fetures`", ["evaluation.kept_fetures"]),
         ("`prediction=eps`, `predicktion=eps`", ["predicktion=eps"]),
         ("--config.ema.decay=0.99 --config.seed=1 --config.ema.decays_=1", ["config.ema.decays_"]),
         ("```sh\npython main.py --config.train.steps=1\n```", ["config.train.steps"]),

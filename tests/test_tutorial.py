@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.process import diffusion, losses
-from ddpm_jax.process.schedules import SCHEDULES, make_schedule
+from ddpm_jax.diffusion import gaussian, losses
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "how-ddpm-works.md").read_text()
 SHAPE = (3, 2, 2, 1)
@@ -43,7 +43,7 @@ def step(x64, name):
     """(schedule, x_t, the estimate of eps, true x_start, true eps) of one step of each of T."""
     schedule = make_schedule(name, 100)
     x_start, eps, estimate = normal(0), normal(1), normal(2)
-    return schedule, np.asarray(diffusion.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
+    return schedule, np.asarray(gaussian.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
 
 
 def test_its_tables_are_what_its_code_prints():
@@ -62,7 +62,7 @@ def test_its_tables_are_what_its_code_prints():
 def test_the_mean_in_eps(step):
     """DDPM eq. 11 is eq. 7 with eq. 15 in it; 1e-9 relative to terms of up to 1e2."""
     schedule, x_t, estimate, _, _ = step
-    mean, _, _ = diffusion.p_mean_variance(
+    mean, _, _ = gaussian.p_mean_variance(
         schedule, estimate, x_t, T, prediction="eps", variance="fixed_small", clip_denoised=False
     )
     eps_form = (x_t - at(schedule.betas) / at(schedule.sqrt_one_minus_alphas_cumprod) * estimate) / np.sqrt(at(schedule.alphas))
@@ -75,9 +75,9 @@ def test_one_error_three_times(step):
     schedule, x_t, estimate, x_start, eps = step
     acp = schedule.alphas_cumprod[T]
     snr = acp / np.square(schedule.sqrt_one_minus_alphas_cumprod[T])
-    pred_xstart = np.asarray(diffusion.predict_xstart_from_eps(schedule, x_t, T, estimate))
+    pred_xstart = np.asarray(gaussian.predict_xstart_from_eps(schedule, x_t, T, estimate))
     v, v_estimate = (
-        diffusion.predict_v(schedule, image, T, noise) for image, noise in ((x_start, eps), (pred_xstart, estimate))
+        gaussian.predict_v(schedule, image, T, noise) for image, noise in ((x_start, eps), (pred_xstart, estimate))
     )
     simple = squared(eps - estimate)
     np.testing.assert_allclose(simple, snr * squared(x_start - pred_xstart), rtol=1e-9)
@@ -91,10 +91,10 @@ def test_one_error_three_times(step):
 def test_the_weights_of_the_bound(step, variance):
     """DDPM eqs. 8 and 12: |mean error|^2/(2 s^2) is c1^2/(2 s^2) in x_start and beta^2/(2 s^2 alpha (1-acp)) in eps; 1e-7."""
     schedule, x_t, estimate, x_start, eps = step
-    mean, log_variance, pred_xstart = diffusion.p_mean_variance(
+    mean, log_variance, pred_xstart = gaussian.p_mean_variance(
         schedule, estimate, x_t, T, prediction="eps", variance=variance, clip_denoised=False
     )
-    true_mean, _, _ = diffusion.q_posterior_mean_variance(schedule, x_start, x_t, T)
+    true_mean, _, _ = gaussian.q_posterior_mean_variance(schedule, x_start, x_t, T)
     sigma2 = np.exp(np.asarray(log_variance)).reshape(-1)
     term = squared(np.asarray(true_mean) - mean) / (2 * sigma2)
     in_x_start = schedule.posterior_mean_coef1[T] ** 2 / (2 * sigma2)

@@ -19,7 +19,7 @@ from ddpm_jax.runtime.errors import UsageError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-class BrokenImage(Exception):
+class ImageDecodeError(Exception):
     """A file that is no readable image. The message is the reason, in a few words."""
 
 
@@ -47,7 +47,7 @@ def open_image(file: str | BinaryIO) -> Image.Image:
     except MemoryError:  # says nothing about the file
         raise
     except Exception as error:  # decoders have no exception of their own for what they cannot read
-        raise BrokenImage(_reason(error, file)) from error
+        raise ImageDecodeError(_reason(error, file)) from error
     try:
         picture.load()
     except MemoryError:
@@ -55,7 +55,7 @@ def open_image(file: str | BinaryIO) -> Image.Image:
         raise
     except Exception as error:
         picture.close()
-        raise BrokenImage(_reason(error, file)) from error
+        raise ImageDecodeError(_reason(error, file)) from error
     # Damaged EXIF metadata does not make a picture unreadable: it is then taken without a rotation.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(picture, in_place=True)
@@ -76,7 +76,7 @@ def measure_deep(picture: Image.Image) -> DeepLevels:
     values = np.asarray(picture)
     least, most = float(values.min()), float(values.max())
     if not (np.isfinite(least) and np.isfinite(most)):
-        raise BrokenImage(f"gray levels from {least:g} to {most:g}: they must be finite")
+        raise ImageDecodeError(f"gray levels from {least:g} to {most:g}: they must be finite")
     return DeepLevels(least, most, picture.mode == "F")
 
 
@@ -98,9 +98,13 @@ def to_uint8(picture: Image.Image, background: tuple[int, int, int], value_range
       BrokenImage: of a kind that cannot be shown as above.
     """
     try:
-        return _deep_gray(picture, background, value_range) if is_deep(picture) else _shallow(picture, background)
+        return (
+            _decode_high_bit_depth_gray(picture, background, value_range)
+            if is_deep(picture)
+            else _decode_8bit(picture, background)
+        )
     except ValueError as error:  # Pillow has no way from this mode, such as LAB, to RGB
-        raise BrokenImage(f"damaged: {' '.join(str(error).split())[:100] or 'ValueError'}") from error
+        raise ImageDecodeError(f"damaged: {' '.join(str(error).split())[:100] or 'ValueError'}") from error
 
 
 def parse_background(name: str) -> tuple[int, int, int]:
@@ -118,7 +122,7 @@ def parse_background(name: str) -> tuple[int, int, int]:
     return colour
 
 
-def _shallow(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
+def _decode_8bit(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
     """Pictures of at most 8 bits a channel, as Pillow holds them."""
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -132,13 +136,15 @@ def _shallow(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarr
     return np.asarray(picture)
 
 
-def _deep_gray(picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float]) -> np.ndarray:
+def _decode_high_bit_depth_gray(
+    picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float]
+) -> np.ndarray:
     """Gray of more than 8 bits; uint8 [H, W], or [H, W, 3] where one level stands for transparent."""
     measured = measure_deep(picture)  # refuses NaN, which has no level
     try:
         low, high = value_range or find_range([measured])
     except ValueError as error:
-        raise BrokenImage(str(error)) from error
+        raise ImageDecodeError(str(error)) from error
     values = np.asarray(picture)
     levels = levels_to_uint8(values, (low, high))
     key = picture.info.get("transparency")
@@ -149,7 +155,7 @@ def _deep_gray(picture: Image.Image, background: tuple[int, int, int], value_ran
 
 def _reason(error: Exception, file: str | BinaryIO) -> str:
     """Why a file cannot be read, without a line break."""
-    if isinstance(error, BrokenImage):
+    if isinstance(error, ImageDecodeError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data import decode, identity, value_range
-from ddpm_jax.data.source import fit_image, in_chunks
+from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
 from ddpm_jax.runtime.errors import UsageError
 
 CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
@@ -88,20 +88,20 @@ class FirstReading:
             for index in (indices[position] for position in positions):
                 try:
                     self._read(index, levels)
-                except decode.BrokenImage as error:
+                except decode.ImageDecodeError as error:
                     self.broken[index] = str(error)
 
         title = f"{self._folder}: {'checked' if self._images is None else 'read'}"
         with warnings.catch_warnings():  # here and not in the threads: they share one set of filters
             warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF metadata, large photographs: nothing to be done
-            in_chunks(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads, report=report)
+            for_each_chunk(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads, report=report)
 
     def _read(self, index: int, levels: tuple[float, ...]) -> None:
         try:
             with open(os.path.join(self._folder, self._paths[index]), "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise decode.BrokenImage((error.strerror or str(error)).lower()) from error
+            raise decode.ImageDecodeError((error.strerror or str(error)).lower()) from error
         self._digests[index] = hashlib.sha256(content).digest()
         with decode.open_image(io.BytesIO(content)) as picture:
             if decode.is_deep(picture) and not levels:
@@ -109,7 +109,7 @@ class FirstReading:
                 return
             if decode.is_deep(picture):
                 self._deep.setdefault(index, decode.measure_deep(picture))
-            image = fit_image(decode.to_uint8(picture, self._background, levels), self._shape[0], self._shape[2])
+            image = center_crop_and_resize(decode.to_uint8(picture, self._background, levels), self._shape[0], self._shape[2])
         self._least[index], self._most[index] = image.min(), image.max()
         if self._images is not None:
             self._images[index] = image

@@ -16,10 +16,10 @@ import numpy as np
 from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
+from ddpm_jax.runtime.errors import UsageError, UserError
 
-ON_BROKEN = ("error", "skip")
+ON_DECODE_ERROR = ("error", "skip")
 NAMED_IN_ERROR = 5
 NAMED_IN_REPORT = 20
 
@@ -31,7 +31,7 @@ def load_image_folder(
     channels: int,
     split: str = "train",
     background: str = "white",
-    on_broken: str = "error",
+    on_decode_error: str = "error",
     levels: Sequence[float] = (),
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
@@ -55,7 +55,7 @@ def load_image_folder(
         "train[:90%]" (`splits.select`).
       background: what shows through transparent pixels, a color's name or #rrggbb. White by default: what has
         transparency (logos, drawings, cut-outs) is mostly made for white pages, and dark lines would vanish on black.
-      on_broken: what to do about files that cannot be read: "error" stops, "skip" leaves them out and reports that.
+      on_decode_error: what to do about files that cannot be read: "error" stops, "skip" leaves them out and reports that.
       levels: (black, white) of gray files of more than 8 bits; () to find one range for all of them
         (`value_range.find_range`).
       in_memory: True keeps all images decoded in memory, False reads them again when they are asked for (all are
@@ -68,14 +68,14 @@ def load_image_folder(
       is of the paths and contents of the files that it holds.
 
     Raises:
-      UsageError: no folder named, or split, background, on_broken or channels is none of the choices, or no range is found.
-      PersonError: the folder is not there or holds no image, images lie both at its top and in subfolders, a file
-        is broken (on_broken "error"), no image of the folder or of a class can be read, or the splits differ in classes.
+      UsageError: no folder, an unknown split, background, on_decode_error or number of channels, or no range is found.
+      UserError: the folder is not there or holds no image, images lie both at its top and in subfolders, a file
+        is broken (on_decode_error "error"), no image of the folder or of a class can be read, or the splits differ in classes.
     """
     if channels not in (1, 3):
         raise UsageError(f"config.data.channels is {channels}: it must be 1 (gray) or 3 (RGB)")
-    if on_broken not in ON_BROKEN:
-        raise UsageError(f"config.data.on_broken is {on_broken!r}: choose one of {', '.join(ON_BROKEN)}")
+    if on_decode_error not in ON_DECODE_ERROR:
+        raise UsageError(f"config.data.on_decode_error is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
     if not folder:
         raise UsageError("config.data.data_dir is empty: name the folder of your images with --config.data.data_dir=PATH")
     color = decode.parse_background(background)
@@ -86,7 +86,7 @@ def load_image_folder(
         report(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
     if not found:
         also = f", and found only {counted(others)}" if others else ""
-        raise PersonError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
+        raise UserError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
     paths, labels, classes = choose_examples(folder, found, split)
     has_splits = bool(splits_of(found))
     part = f" (split {split}; the folders {', '.join(splits_of(found))} are splits)" if has_splits else ""
@@ -94,13 +94,13 @@ def load_image_folder(
         part = f" (split {split} of {len(found):,})"
 
     def read(path: str, white: Sequence[float] = ()) -> np.ndarray:
-        return fit_image(decode.read_image(os.path.join(folder, path), color, white), image_size, channels)
+        return center_crop_and_resize(decode.read_image(os.path.join(folder, path), color, white), image_size, channels)
 
     shape = (image_size, image_size, channels)
-    images = np.empty((len(paths), *shape), np.uint8) if held_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
+    images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, list(paths), color, shape, images)
     first.read_all(num_threads, report)
-    kept = _without_broken(folder, paths, labels, classes, first.broken, on_broken, report) if first.broken else None
+    kept = _without_broken(folder, paths, labels, classes, first.broken, on_decode_error, report) if first.broken else None
     levels = first.read_deep(levels, num_threads, report)
     if kept is not None:
         if images is not None:
@@ -127,10 +127,10 @@ def load_image_folder(
     def read_example(index: int) -> tuple[np.ndarray, int | None]:
         try:
             image = read(paths[index], levels)
-        except decode.BrokenImage as error:  # it could be read when the run began
-            raise PersonError(
+        except decode.ImageDecodeError as error:  # it could be read when the run began
+            raise UserError(
                 f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back, "
-                "or resume without it: --config.data.on_broken=skip"
+                "or resume without it: --config.data.on_decode_error=skip"
             ) from error
         return image, None if labels is None else int(labels[index])
 
@@ -143,25 +143,25 @@ def _without_broken(
     labels: np.ndarray | None,
     classes: Sequence[str],
     broken: dict[int, str],
-    on_broken: str,
+    on_decode_error: str,
     report: Callable[[str], Any],
 ) -> list[int]:
     """Indices of the images that can be read, where going on without the others is wanted and possible."""
     named = [f"{paths[index]} ({broken[index]})" for index in sorted(broken)]
     if len(broken) == len(paths):
-        raise PersonError(
+        raise UserError(
             f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; "
             "check --config.data.data_dir"
         )
-    if on_broken == "error":
-        raise PersonError(
+    if on_decode_error == "error":
+        raise UserError(
             f"{len(broken):,} of {len(paths):,} images in {folder} cannot be read: {listed(named, NAMED_IN_ERROR)}; "
-            "repair or remove them, or train without them: --config.data.on_broken=skip"
+            "repair or remove them, or train without them: --config.data.on_decode_error=skip"
         )
     kept = [index for index in range(len(paths)) if index not in broken]
     if labels is not None and (lost := sorted(set(labels.tolist()) - set(labels[kept].tolist()))):
         names = [classes[label] for label in lost]
-        raise PersonError(
+        raise UserError(
             f"no image of class {listed(names, NAMED_IN_ERROR)} in {folder} can be read: repair its files, or remove its folder"
         )
     report(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")

@@ -132,10 +132,10 @@ def prefetch_to_device(
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
-    return _ahead(iterator, sharding, size)
+    return _prefetch(iterator, sharding, size)
 
 
-def _ahead(iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int) -> Iterator[dict[str, jax.Array]]:
+def _prefetch(iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int) -> Iterator[dict[str, jax.Array]]:
     queue = collections.deque()
     wanted = 1  # at first: one batch is all that the caller waits for
     try:

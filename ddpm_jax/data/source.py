@@ -164,7 +164,7 @@ class LazySource:
         return {"image": images, "label": labels} if self.num_classes else {"image": images}
 
 
-def fit_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+def center_crop_and_resize(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
     """Any uint8 image as uint8 [image_size, image_size, channels].
 
     Colours first: RGB becomes grey by the ITU-R 601 luma weights, grey becomes three equal channels, and
@@ -204,12 +204,12 @@ def fit_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
     return np.array(picture).reshape(image_size, image_size, channels)
 
 
-def held_in_memory(in_memory: bool | str, size: int) -> bool:
+def fits_in_memory(in_memory: bool | str, size: int) -> bool:
     """Whether a set of `size` bytes is decoded into memory: as told, or by "auto" where it takes at most `MEMORY_LIMIT`."""
     return in_memory is True or (in_memory == "auto" and size <= MEMORY_LIMIT)
 
 
-def in_chunks(
+def for_each_chunk(
     work: Callable[[range], None],
     count: int,
     *,

@@ -19,8 +19,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, NoSuchSplit, fit_image, held_in_memory, in_chunks
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.data.source import (
+    ArraySource,
+    ImageSource,
+    LazySource,
+    NoSuchSplit,
+    center_crop_and_resize,
+    fits_in_memory,
+    for_each_chunk,
+)
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 CHUNK = 256  # examples that a thread reads and decodes at a time
 
@@ -55,7 +63,7 @@ def load_tfds(
 
     Raises:
       UsageError: no such set, config, version or split; not an image set; channels not 1 or 3.
-      PersonError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
+      UserError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
     """
     if channels not in (1, 3):
         raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
@@ -73,9 +81,9 @@ def load_tfds(
 
     def read_one(record: dict) -> tuple[np.ndarray, int | None]:
         label = int(record[label_key]) if label_key else None
-        return fit_image(decode_image(record[image_key]), image_size, channels), label
+        return center_crop_and_resize(decode_image(record[image_key]), image_size, channels), label
 
-    if held_in_memory(in_memory, len(records) * image_size * image_size * channels):
+    if fits_in_memory(in_memory, len(records) * image_size * image_size * channels):
         images, labels = _decode_all(
             records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
         )
@@ -138,13 +146,13 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
     _choose_features(name, builder.info.features)  # before a download of gigabytes
     where = builder.data_dir
     if importlib.util.find_spec("tensorflow") is None:
-        raise PersonError(
+        raise UserError(
             f"data set {name} is not prepared in {where}, and preparing it needs tensorflow: "
             "pip install tensorflow-cpu, or set --config.data.data_dir to where it is prepared"
         )
     downloads = os.path.join(builder.data_dir_root, "downloads")
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not glob.glob(os.path.join(downloads, "manual", "*")):
-        raise PersonError(
+        raise UserError(
             f"data set {name} must be downloaded by hand: put its files into {os.path.join(downloads, 'manual')} "
             f"as https://www.tensorflow.org/datasets/catalog/{builder.name} says"
         )
@@ -152,11 +160,11 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
     if not glob.glob(os.path.join(downloads, "**", "*.INFO"), recursive=True):
         host = _unreachable_host(list(builder.url_infos or ()))
         if host:
-            raise PersonError(
+            raise UserError(
                 f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
                 "check the network, or set --config.data.data_dir to where it is prepared"
             )
-    with _one_at_a_time(name, builder, report):
+    with _prepare_lock(name, builder, report):
         if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
             return prepared
         report(f"data set {name}: downloading and preparing it in {where}, once")
@@ -164,15 +172,15 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:
             # Where files cannot be locked, another process may have been at it, and done.
-            with contextlib.suppress(PersonError):
+            with contextlib.suppress(UserError):
                 if prepared := _find_prepared(name, data_dir):
                     return prepared
-            raise PersonError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
+            raise UserError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
     return builder
 
 
 @contextlib.contextmanager
-def _one_at_a_time(name: str, builder, report: Callable[[str], Any]) -> Iterator[None]:
+def _prepare_lock(name: str, builder, report: Callable[[str], Any]) -> Iterator[None]:
     """Lets in one process after another, of this host or, on a shared filesystem that knows locks, of all hosts.
 
     So a shared data_dir is prepared once, and a local one once a host. The lock goes with the process that holds it.
@@ -253,7 +261,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
         decode_image(records[0][image_key])
     except NotImplementedError as error:
         where, kind = builder.data_dir, builder.info.file_format.value
-        raise PersonError(
+        raise UserError(
             f"data set {name} in {where} is prepared as {kind}, which has no random access: "
             "set --config.data.data_dir to another folder, where it is then prepared as array_record"
         ) from error
@@ -274,7 +282,7 @@ def _decode_all(
             images[index], label = read_one(record)
             labels[index] = label or 0
 
-    in_chunks(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads, report=report)
+    for_each_chunk(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads, report=report)
     return images, labels
 
 
@@ -301,8 +309,8 @@ def _unknown_config(name: str) -> UsageError | None:
     return UsageError(f"data set {base} has no config {config!r}: {hint}")
 
 
-def _unreadable(name: str, where: str, error: Exception) -> PersonError:
-    return PersonError(
+def _unreadable(name: str, where: str, error: Exception) -> UserError:
+    return UserError(
         f"data set {name} in {where or 'the default data_dir'} cannot be read ({_one_line(error)}): "
         "remove its folder to have it prepared again, or set another data.data_dir"
     )

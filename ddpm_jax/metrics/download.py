@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
-PATIENCE = 30  # seconds without a byte
+TIMEOUT_S = 30  # seconds without a byte
 
 
 def download(
@@ -39,14 +39,14 @@ def download(
       progress: makes a progress bar out of a total and its unit: a context with `update(done)`.
 
     Raises:
-      PersonError: no network, no room, or something else arrived; says how to do it by hand.
+      UserError: no network, no room, or something else arrived; says how to do it by hand.
     """
     by_hand = f"fetch {url} on another machine and put it at {file}"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         report(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer, partial.open("wb") as out:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, partial.open("wb") as out:
             total = int(answer.headers.get("Content-Length") or 0)
             bar = progress(max(1, (total or size) // 10**6), "MB") if progress else contextlib.nullcontext()
             digest, done = hashlib.sha256(), 0
@@ -58,16 +58,16 @@ def download(
                     if progress:
                         bar.update(done / 1e6)
         if total and done < total:
-            raise PersonError(f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
+            raise UserError(f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
         if digest.hexdigest() != sha256:
-            raise PersonError(
+            raise UserError(
                 f"what came from {url} is not the {title}: SHA-256 {digest.hexdigest()[:8]}.., not {sha256[:8]}..; {by_hand}"
             )
         os.replace(partial, file)
     except urllib.error.URLError as error:
-        raise PersonError(f"the {title} are not here and cannot be downloaded ({_words(error.reason)}): {by_hand}") from error
+        raise UserError(f"the {title} are not here and cannot be downloaded ({_words(error.reason)}): {by_hand}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise PersonError(f"the {title} cannot be downloaded to {file.parent} ({_words(error)}): {by_hand}") from error
+        raise UserError(f"the {title} cannot be downloaded to {file.parent} ({_words(error)}): {by_hand}") from error
     finally:
         with contextlib.suppress(OSError):  # of a folder that cannot be made: said already
             partial.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 CHOICES = "inception, pixels, pixels_16 (or another size), or module:function of your own"
 
@@ -78,12 +78,14 @@ def make_extractor(
 
     Raises:
       UsageError: no such extractor, module, function or file, or weights for an extractor that has none.
-      PersonError: Inception's weights are damaged, of another network, or neither here nor to be had.
+      UserError: Inception's weights are damaged, of another network, or neither here nor to be had.
     """
     if name == "inception":
         return _inception(weights, report, progress)
     if weights:
-        raise UsageError(f"config.evaluation.weights is of Inception, but config.evaluation.features is {name}: leave one out")
+        raise UsageError(
+            f"config.evaluation.inception_path is of Inception, but config.evaluation.features is {name}: leave one out"
+        )
     if name == "pixels":
         return FeatureExtractor(name, _pixels, {"features": "pixels", "scale": "0..1"})
     size = name.removeprefix("pixels_")
@@ -140,7 +142,7 @@ def extract(
       report: called with the number of images done.
 
     Raises:
-      PersonError: a feature is not finite, or images of another size.
+      UserError: a feature is not finite, or images of another size.
     """
     size = -(-batch_size // mesh.size) * mesh.size
     sharding = NamedSharding(mesh, P(*mesh.axis_names))
@@ -157,7 +159,7 @@ def extract(
         )
         result = Features(*(None if array is None else np.asarray(array)[:count] for array in arrays))
         if not np.isfinite(result.features).all():
-            raise PersonError(f"{extractor.name} gives features that are not finite for images {done}..{done + count - 1}")
+            raise UserError(f"{extractor.name} gives features that are not finite for images {done}..{done + count - 1}")
         done += count
         report(done)
         return result
@@ -165,7 +167,7 @@ def extract(
     for images in batches:
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
-            raise PersonError(f"images of {list(images.shape[1:])} follow images of {list(shape)}: all must have one size")
+            raise UserError(f"images of {list(images.shape[1:])} follow images of {list(shape)}: all must have one size")
         rows = images[np.minimum(np.arange(size), len(images) - 1)]
         on_devices = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
         pending.append((len(images), apply(variables, on_devices)))

@@ -28,14 +28,14 @@ import safetensors.numpy
 
 from ddpm_jax.metrics import inception
 from ddpm_jax.metrics.download import download
-from ddpm_jax.metrics.torch_file import read_torch_file
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.metrics.torch_state_dict import read_torch_file
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE = 95_628_359  # bytes
-OTHER_NAMES = ("weights-inception-2015-12-05-6726825d.pth",)  # the same file as torch-fidelity names it
+ALIASES = ("weights-inception-2015-12-05-6726825d.pth",)  # the same file as torch-fidelity names it
 EPSILON = 0.001
 FORMAT = "ddpm_jax inception 1"  # of the safetensors; another number when what is in it changes
 
@@ -75,7 +75,7 @@ def load_weights(
 
     Raises:
       UsageError: no file at `path`.
-      PersonError: the file is cut off, damaged, of another network, or holds more than arrays; or there is no file and no
+      UserError: the file is cut off, damaged, of another network, or holds more than arrays; or there is no file and no
         network.
     """
     if path:
@@ -89,9 +89,9 @@ def load_weights(
     if converted.is_file():
         try:
             return _read_converted(converted)
-        except PersonError as error:
+        except UserError as error:
             report(f"passed over: {error}")
-    for file in _usual_places():
+    for file in _search_paths():
         if file.is_file():
             sha256 = _sha256(file)
             if sha256 == SHA256:
@@ -112,12 +112,12 @@ def converted_file(sha256: str) -> Path:
     return cache_folder() / f"inception-{sha256}.safetensors"
 
 
-def _usual_places() -> list[Path]:
+def _search_paths() -> list[Path]:
     torch_home = os.environ.get("TORCH_HOME")
     caches = os.environ.get("XDG_CACHE_HOME"), "~/.cache"
     homes = [torch_home] if torch_home else []
     folders = [Path(home).expanduser() / "hub" / "checkpoints" for home in [*homes, *(f"{c}/torch" for c in caches if c)]]
-    return [folder / name for folder in dict.fromkeys([*folders, cache_folder()]) for name in (NAME, *OTHER_NAMES)]
+    return [folder / name for folder in dict.fromkeys([*folders, cache_folder()]) for name in (NAME, *ALIASES)]
 
 
 def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> InceptionWeights:
@@ -126,7 +126,7 @@ def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> Inception
     if copy.is_file():
         try:
             return _read_converted(copy)._replace(file=str(file))
-        except PersonError as error:
+        except UserError as error:
             report(f"made anew: {error}")
     variables = from_state_dict(read_torch_file(file), str(file))
     tensors = flatten(variables)
@@ -147,22 +147,22 @@ def _read_converted(file: Path) -> InceptionWeights:
     """Weights of a safetensors file that `_convert` has made.
 
     Raises:
-      PersonError: it was not, or has changed since.
+      UserError: it was not, or has changed since.
     """
     remedy = f"remove it, and have it made anew from {NAME}"
     try:
         with safetensors.safe_open(file, framework="numpy") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise PersonError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
+                raise UserError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise PersonError(f"the converted weights {file} cannot be read ({error}): {remedy}") from error
+        raise UserError(f"the converted weights {file} cannot be read ({error}): {remedy}") from error
     sound = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
         name: (shape, np.float32) for name, shape in flatten(_shapes()).items()
     }
     if not sound or str(_crc32(tensors)) != metadata.get("crc32"):
-        raise PersonError(f"the converted weights {file} have changed since they were made: {remedy}")
+        raise UserError(f"the converted weights {file} have changed since they were made: {remedy}")
     return InceptionWeights(_nested(tensors), metadata.get("source_sha256", ""), str(file))
 
 
@@ -175,7 +175,7 @@ def from_state_dict(state: dict[str, np.ndarray], title: str = "the state dict")
       title: what an error calls it.
 
     Raises:
-      PersonError: of another network, or of values that are no weights; names the first few.
+      UserError: of another network, or of values that are no weights; names the first few.
     """
     shapes = state_dict_shapes()
     wrong = [
@@ -187,7 +187,7 @@ def from_state_dict(state: dict[str, np.ndarray], title: str = "the state dict")
     wrong = wrong or [f"{name} is negative" for name in shapes if name.endswith("running_var") and (state[name] < 0).any()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise PersonError(f"{title} is not the Inception of the FID ({', '.join(wrong[:3])}{more}): fetch {URL}")
+        raise UserError(f"{title} is not the Inception of the FID ({', '.join(wrong[:3])}{more}): fetch {URL}")
     tensors = {}
     for name in flatten(_shapes()):
         layer, _, leaf = name.rpartition("/")
@@ -296,4 +296,4 @@ def _sha256(file: Path) -> str:
         with file.open("rb") as data:
             return hashlib.file_digest(data, "sha256").hexdigest()
     except OSError as error:
-        raise PersonError(f"cannot read the weights {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from error

@@ -27,59 +27,59 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
+from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.orbax_logs import silence_orbax
-from ddpm_jax.runtime.processes import all_agree, first_says, is_writer, together
 
 State = dict[str, Any]
 Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and what makes the wanted layout of it
 
 # Trouble that says nothing about the files: never a reason to set a checkpoint aside.
-_NOT_DAMAGE = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
+_NOT_CORRUPTION = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one folder.
 
     Args:
       directory: created where it does not exist, unless `read_only`.
-      keep_latest: how many of the newest stay.
-      keep_every: steps divisible by this stay for ever; 0 keeps none of them.
+      max_to_keep: how many of the newest stay.
+      keep_period: steps divisible by this stay for ever; 0 keeps none of them.
       read_only: never writes, renames or deletes: for reading beside a training that runs.
       report: takes the one line that tells of a damaged checkpoint; by default it goes to stderr.
 
     Raises:
-      UsageError: `keep_latest` under 1 or `keep_every` negative.
-      PersonError: the folder cannot be made.
+      UsageError: `max_to_keep` under 1 or `keep_period` negative.
+      UserError: the folder cannot be made.
     """
 
     def __init__(
         self,
         directory: str | os.PathLike,
         *,
-        keep_latest: int,
-        keep_every: int = 0,
+        max_to_keep: int,
+        keep_period: int = 0,
         read_only: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        if keep_latest < 1:
-            raise UsageError(f"keep_latest is {keep_latest}: at least the newest checkpoint must stay")
-        if keep_every < 0:
-            raise UsageError(f"keep_every is {keep_every}: give a number of steps, or 0 to keep only the newest")
+        if max_to_keep < 1:
+            raise UsageError(f"max_to_keep is {max_to_keep}: at least the newest checkpoint must stay")
+        if keep_period < 0:
+            raise UsageError(f"keep_period is {keep_period}: give a number of steps, or 0 to keep only the newest")
         silence_orbax()
-        _save_arrays_whole()
+        _disable_replica_parallel()
         self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
         self._read_only = read_only
         self._report = report or (lambda line: print(line, file=sys.stderr))
         self._background: threading.Thread | None = None
         self._background_error: Exception | None = None
-        self._failure: PersonError | None = None
+        self._failure: UserError | None = None
         self._manager: ocp.CheckpointManager | None = None
-        if read_only and not all_agree(self.directory.is_dir()):
+        if read_only and not all_processes(self.directory.is_dir()):
             return
-        keep: list[Any] = [policies.LatestN(keep_latest)]
-        if keep_every:
-            keep.append(policies.EveryNSteps(keep_every))
+        keep: list[Any] = [policies.LatestN(max_to_keep)]
+        if keep_period:
+            keep.append(policies.EveryNSteps(keep_period))
         options = ocp.CheckpointManagerOptions(
             create=False,
             read_only=read_only,
@@ -88,12 +88,12 @@ class Checkpoints:
             preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
         )
         try:
-            with together():  # before Orbax has all processes wait for each other
+            with raise_on_all_processes():  # before Orbax has all processes wait for each other
                 if not read_only:
                     self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
-            raise PersonError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
+            raise UserError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order: what process 0 sees. One still being written is not among them."""
@@ -102,7 +102,7 @@ class Checkpoints:
         if self._read_only:
             self._manager.reload()
         # Orbax counts the one under way as well; only the disk knows.
-        return first_says(sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()))
+        return broadcast_ints(sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()))
 
     def latest_step(self) -> int | None:
         """The newest step that has a checkpoint, None where there is none."""
@@ -118,7 +118,7 @@ class Checkpoints:
           False where `step` has a checkpoint already, which then stays as it is.
 
         Raises:
-          PersonError: this or the save before could not be written (disk full, folder gone).
+          UserError: this or the save before could not be written (disk full, folder gone).
           ValueError: `step` lies before the newest checkpoint: it belongs to another past.
         """
         assert self._manager is not None, "closed"
@@ -131,7 +131,7 @@ class Checkpoints:
             if step not in steps:
                 raise ValueError(f"step {step} is older than the newest checkpoint, {steps[-1]}")
             return False
-        items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items() if jax.tree.leaves(tree)}
+        items = {name: ocp.args.StandardSave(_wrap_leaf(tree)) for name, tree in state.items() if jax.tree.leaves(tree)}
         try:
             # force: whether to save is the caller's decision, not a policy's.
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -161,12 +161,12 @@ class Checkpoints:
           The state, and its step.
 
         Raises:
-          PersonError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
+          UserError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
         """
         layouts = [(abstract_state, lambda state: state)] + ([older] if older else [])
         state, step = self._restore(layouts, step, whole=True)
-        with together():
-            if not self._read_only and is_writer() and not has_sums(self.directory / str(step)):
+        with raise_on_all_processes():
+            if not self._read_only and is_primary_process() and not has_sums(self.directory / str(step)):
                 # The process that saved it was killed before it wrote them. Read in whole, it is sound now.
                 write_sums(self.directory / str(step))
         return state, step
@@ -179,7 +179,7 @@ class Checkpoints:
         """Waits until the last save is on the disk.
 
         Raises:
-          PersonError: it could not be written.
+          UserError: it could not be written.
         """
         if self._background is None:
             return
@@ -192,7 +192,7 @@ class Checkpoints:
         """Waits for the last save and ends the background threads. May be called twice.
 
         Raises:
-          PersonError: the last save could not be written, and nobody was told yet.
+          UserError: the last save could not be written, and nobody was told yet.
         """
         try:
             self.wait()
@@ -201,13 +201,13 @@ class Checkpoints:
             if manager is not None and self._failure is None:  # a failed one would only raise the same again
                 manager.close()
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self.close()
-        except PersonError:
+        except UserError:
             if kind is None:  # another error is on its way already: that one is the cause
                 raise
 
@@ -215,15 +215,15 @@ class Checkpoints:
         self.wait()
         steps = self.steps()
         if not steps:
-            raise PersonError(f"no checkpoint in {self.directory}")
+            raise UserError(f"no checkpoint in {self.directory}")
         if step is not None:
             if step not in steps:
                 there = ", ".join(map(str, steps))
                 wanted = f"no checkpoint of step {step} in {self.directory}, which config.sampling.checkpoint_step names"
-                raise PersonError(f"{wanted}; there are {there}")
+                raise UserError(f"{wanted}; there are {there}")
             state, cause = self._try(step, layouts, whole)
             if state is None:
-                raise PersonError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
+                raise UserError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
             return state, step
         damaged: dict[int, str] = {}
         for candidate in reversed(steps):
@@ -232,12 +232,12 @@ class Checkpoints:
                 # Only now: where none can be read, the files may not be what is wrong.
                 self._set_aside(damaged, candidate)
                 return state, candidate
-            if all_agree((self.directory / str(candidate)).is_dir()):  # else the training beside has deleted it meanwhile
+            if all_processes((self.directory / str(candidate)).is_dir()):  # else the training beside has deleted it meanwhile
                 damaged[candidate] = cause
         if not damaged:
-            raise PersonError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
+            raise UserError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
         listed = ", ".join(map(str, sorted(damaged)))
-        raise PersonError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
+        raise UserError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
 
     def _try(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
         """The state, or None and what is wrong with the files. All processes agree on which."""
@@ -252,7 +252,7 @@ class Checkpoints:
             wrong = [_differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole) for fields in wanted]
             if all(wrong):
                 more = f" and {len(wrong[0]) - 3} more" if len(wrong[0]) > 3 else ""
-                raise PersonError(
+                raise UserError(
                     f"the checkpoint of step {step} is of another model: {'; '.join(wrong[0][:3])}{more}. Take the config of "
                     "the run (--workdir without --config does), or another --workdir"
                 )
@@ -260,14 +260,16 @@ class Checkpoints:
 
         def read(layout: int) -> State:
             (abstract, convert), fields = layouts[layout], wanted[layout]
-            items = {name: ocp.args.StandardRestore(_boxed(tree)) for name, tree in fields.items()}
+            items = {name: ocp.args.StandardRestore(_wrap_leaf(tree)) for name, tree in fields.items()}
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return convert({name: _unboxed(found[name], tree) if name in fields else tree for name, tree in abstract.items()})
+            return convert(
+                {name: _unwrap_leaf(found[name], tree) if name in fields else tree for name, tree in abstract.items()}
+            )
 
         def by_all(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-            with together():
-                result, cause = _attempt(folder, functools.partial(work, *arguments))
-            return (result, "") if all_agree(result is not None) else (None, cause or "another process could not read it")
+            with raise_on_all_processes():
+                result, cause = _catch_corruption(folder, functools.partial(work, *arguments))
+            return (result, "") if all_processes(result is not None) else (None, cause or "another process could not read it")
 
         # All must have found it sound before any reads: Orbax has them wait for each other there.
         layout, cause = by_all(inspect)
@@ -279,8 +281,8 @@ class Checkpoints:
             line = f"the checkpoint {folder} is damaged ({cause})"
             if not self._read_only:
                 new = _free_name(self.directory / f"damaged-{step}")
-                with together():
-                    if is_writer():
+                with raise_on_all_processes():
+                    if is_primary_process():
                         folder.rename(new)
                 line += f" and now called {new.name}"
             self._report(f"{line}; going on from step {good}")
@@ -290,45 +292,45 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()
-            if is_writer():
+            if is_primary_process():
                 write_sums(self.directory / str(step))
         except Exception as error:  # whatever it was: tensorstore has no type for a full disk
             self._background_error = error
 
-    def _fail(self, error: Exception) -> PersonError:
+    def _fail(self, error: Exception) -> UserError:
         # Writes that never began are told of by Python when the program ends, after the line that matters.
         warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
-        self._failure = PersonError(
+        self._failure = UserError(
             f"cannot write a checkpoint into {self.directory}: {_cause(error)}. "
             "Those written before are whole: once that is mended, the same command goes on from the last of them"
         )
         return self._failure
 
 
-def _attempt(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
+def _catch_corruption(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
     """What `work` returns, or None and what is wrong with the files of `folder`."""
     try:
         return work(), ""
     except PermissionError as error:
-        raise PersonError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
-    except (PersonError, *_NOT_DAMAGE):
+        raise UserError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
+    except (UserError, *_NOT_CORRUPTION):
         raise
     except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
         return None, _cause(error)
 
 
-def _boxed(tree: Any) -> Any:
+def _wrap_leaf(tree: Any) -> Any:
     # Orbax takes no bare array as an item.
     return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
 
 
-def _unboxed(read: Any, abstract: Any) -> Any:
+def _unwrap_leaf(read: Any, abstract: Any) -> Any:
     return read["value"] if jax.tree_util.all_leaves([abstract]) else read
 
 
 def _shapes(tree: Any) -> dict[str, tuple]:
     """Path -> (shape, dtype), with paths spelled alike for dicts, tuples, lists and named tuples."""
-    leaves = jax.tree_util.tree_flatten_with_path(_boxed(tree))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(_wrap_leaf(tree))[0]
     return {"/".join(map(_name, path)): (tuple(leaf.shape), np.dtype(leaf.dtype).name) for path, leaf in leaves}
 
 
@@ -378,7 +380,7 @@ def _cause(error: BaseException) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def _save_arrays_whole() -> None:
+def _disable_replica_parallel() -> None:
     """Has one device write each replicated array. Orbax would cut it into one slice a device: thousands of dispatches."""
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import UserError
 
 # Fields that may differ between the processes of one job: where the data is and how fast it is read, not what it is.
 PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
     "data.in_memory": _free("memory and speed"),
     "data.num_threads": _free("speed"),
     "data.prefetch": _free("memory and speed"),
-    "data.on_broken": _free("what to do about files that cannot be read; the images read are the same"),
+    "data.on_decode_error": _free("what to do about files that cannot be read; the images read are the same"),
     "data.random_flip": _training("augmentation, random at each step"),
     "data.background": Rule(
         "pixels of the training images, and of the real ones in an evaluation", _whole, _nothing, read=True
@@ -107,14 +107,14 @@ RULES: dict[str, Rule] = {
     "diffusion.clip_denoised": _free("only used in sampling"),
     "optimizer": _training("how the parameters are moved; Adam's moments stay"),
     "ema.decay": _training("from the next step on"),
-    "ema.decays": _fixed("each is a copy of the parameters in the checkpoint"),
-    "ema.power_stds": _fixed("each is a copy of the parameters in the checkpoint"),
+    "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
+    "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
     "train.tensorboard": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),
     "edit": _free("only used by the modes that edit images"),
-    "illustrate": _free("only used by --mode=illustrate"),
+    "visualize": _free("only used by --mode=visualize"),
 }
 _OTHER = _training("not known")
 
@@ -130,12 +130,12 @@ def rule_of(field: str) -> Rule:
 
 
 def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises PersonError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
+    """Raises UserError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
     _check(folder, recorded, config, lambda rule: rule.resume, "which a resume cannot change")
 
 
 def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises PersonError where `config` changes what a mode that reads the run must keep; names each field."""
+    """Raises UserError where `config` changes what a mode that reads the run must keep; names each field."""
     _check(folder, recorded, config, lambda rule: rule.reading, "which its checkpoints do not fit")
 
 
@@ -190,7 +190,7 @@ def _check(
         reason = "" if part(rule) is _whole else f" ({rule.why})"
         differing.append(f"{field} was {_show(before)}, now {_show(after)}{reason}")
     if differing:
-        raise PersonError(
+        raise UserError(
             f"{folder} holds a run with another config, {said}: {'; '.join(differing)}. "
             "Put the old values back, or choose another --workdir"
         )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 # What absl, ml_collections and Python say of a wrong value, and the same in words.
-_SAYINGS = (
+_FLAG_ERROR_REWRITES = (
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
     (r"could not convert string to float: (.*)", r"\1 is no number"),
     (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),
@@ -19,19 +19,19 @@ _SAYINGS = (
 )
 
 
-class PersonError(Exception):
+class UserError(Exception):
     """Something outside the program is wrong. The message says what, and what to do about it."""
 
     exit_code = 1
 
 
-class UsageError(PersonError):
+class UsageError(UserError):
     """A flag or a config value is wrong."""
 
     exit_code = 2
 
 
-def said_of_flags(error: Exception) -> str:
+def format_flag_error(error: Exception) -> str:
     """One line of what absl or ml_collections raised over the command line."""
     if isinstance(error, KeyError | AttributeError):  # no such field; the inner text is the repr of a KeyError, hint and all
         text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
@@ -44,7 +44,7 @@ def said_of_flags(error: Exception) -> str:
         name = field.removeprefix("KeyError(").strip("()\"'")
         return f"the config has no field {name!r}: " + (_hint(hint or text) or "configs/defaults.py lists them all")
     line = " ".join(str(error).split())
-    for saying, words in _SAYINGS:
+    for saying, words in _FLAG_ERROR_REWRITES:
         line = re.sub(saying, words, line)
     return line
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 DATA_AXIS = "data"
 
@@ -109,7 +109,7 @@ def initialize_distributed(
 
     Raises:
       UsageError: only some of the three are given, or they contradict each other.
-      PersonError: the other processes, or the service that lists them, cannot be reached.
+      UserError: the other processes, or the service that lists them, cannot be reached.
     """
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [flag for flag, value in given.items() if value is None or value == ""]
@@ -132,7 +132,7 @@ def initialize_distributed(
             # With all three given JAX still asks TPU and Kubernetes services, whose answers it would not use; a launcher
             # also knows which devices are this process's.
             options["cluster_detection_method"] = "deactivate"
-    elif _is_lone_machine():
+    elif _is_single_host():
         return False
     # JAX's own service for preemption would take SIGTERM's handler, and with it the signal wherever `Interrupt` is not
     # at work: then nothing but SIGKILL could end a process that reads data or samples.
@@ -146,26 +146,26 @@ def initialize_distributed(
         # Nothing recognised the machine, so nothing knows a coordinator.
         if not explicit and "coordinator_address" in str(error):
             return False
-        if _is_of_network(error):  # requests has ValueErrors too
-            raise PersonError(_not_found(_first_cause(error))) from error
+        if _is_network_error(error):  # requests has ValueErrors too
+            raise UserError(_not_found(_first_cause(error))) from error
         raise UsageError(f"cannot join the other processes{where}: {' '.join(str(error).split())}") from error
     except jax.errors.JaxRuntimeError as error:
-        raise PersonError(f"cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
         if "distributed.initialize" not in str(error):  # a launcher's variables or a service's answer that JAX cannot use
-            raise PersonError(_not_found(str(error))) from error
+            raise UserError(_not_found(str(error))) from error
         # A device was used already. That does no harm where there is no other process; elsewhere it is a defect.
         if explicit or jax.default_backend() == "tpu" or any(name in os.environ for name in _CLUSTERED):
             raise
         return False
     except Exception as error:
-        if not _is_of_network(error):
+        if not _is_network_error(error):
             raise
-        raise PersonError(_not_found(_first_cause(error))) from error
+        raise UserError(_not_found(_first_cause(error))) from error
     return True
 
 
-def _is_of_network(error: Exception) -> bool:
+def _is_network_error(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
 
 
@@ -186,7 +186,7 @@ def _not_found(reason: str) -> str:
     )
 
 
-def _is_lone_machine() -> bool:
+def _is_single_host() -> bool:
     """Places that JAX takes for a cluster but that are a single host: it would fail there or hide devices."""
     # A single Slurm task may own all GPUs of its machine; JAX would keep only the first.
     if os.environ.get("SLURM_STEP_NUM_TASKS") == "1":

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 WINDOW_S = 30.0  # speed is the mean over this long
-LEAST_S = 0.5  # and over no less: what happens to be told of at the same moment has no speed
+MIN_WINDOW_S = 0.5  # and over no less: what happens to be told of at the same moment has no speed
 TERMINAL_S = 1.0  # between two rewritings of the line in a terminal
 FILE_S = 10.0  # between two lines in a log file
 
 
-class Rate:
+class Throughput:
     """Speed over the recent past, from counts and a clock. The first count only starts the clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, window: float = WINDOW_S) -> None:
@@ -50,14 +50,14 @@ class Rate:
         if len(self._points) < 2:
             return None
         (begin, first), (end, last) = self._points[0], self._points[-1]
-        return (last - first) / (end - begin) if end - begin >= LEAST_S and last > first else None
+        return (last - first) / (end - begin) if end - begin >= MIN_WINDOW_S and last > first else None
 
     def seconds_left(self, remaining: int) -> float | None:
         speed = self.per_second()
         return None if speed is None else remaining / speed
 
 
-class Line:
+class StatusLine:
     """One line that is rewritten in a terminal, and printed now and then into a file."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
@@ -104,8 +104,8 @@ class Progress:
     ) -> None:
         self._total = total
         self._unit = unit
-        self._line = Line(sys.stderr if out is None else out, clock)
-        self._rate = Rate(clock)
+        self._line = StatusLine(sys.stderr if out is None else out, clock)
+        self._rate = Throughput(clock)
 
     def update(self, done: float) -> None:
         """`done` of the total are finished, fractions included. The first call ends what does not count: compilation."""
@@ -127,7 +127,7 @@ class Progress:
         self.close()
 
 
-def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Rate, images: int = 0) -> list[str]:
+def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Throughput, images: int = 0) -> list[str]:
     """Count and percentage, and once they are known: speed (in images as well, where there are `images` a count), time left."""
     counted = f"{prefix}{int(done):,} / {total:,}" if prefix else f"{int(done):,} / {total:,} {unit}"
     parts = [f"{counted} ({int(100 * done // max(total, 1))}%)"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 # Modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each holds the function of its name (dpmpp.py two).
-from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, ode, unipc
+from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, rk4, unipc
 from ddpm_jax.samplers.sampler import Sampler
 
 # name -> (schedule, *, prediction, variance, clip_denoised, eta, trained, and options of its own) -> Sampler.
@@ -15,5 +15,5 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_2m_sde": dpmpp.dpmpp_2m_sde,
     "unipc": unipc.unipc,
     "heun": heun.heun,
-    "ode": ode.ode,
+    "ode": rk4.rk4,
 }

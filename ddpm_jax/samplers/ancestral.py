@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import check_prediction, refuse_eta
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import check_prediction, require_zero_eta
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, per_image_noise
 
 
 def ancestral(
@@ -32,14 +32,14 @@ def ancestral(
       ValueError: eta is not 0, or a prediction that the schedule has no use for.
     """
     del trained
-    refuse_eta("ancestral", eta)
+    require_zero_eta("ancestral", eta)
     check_prediction(schedule, prediction)
 
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
         model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
-        noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
-        x_prev, pred_xstart = diffusion.p_sample(
+        noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+        x_prev, pred_xstart = gaussian.p_sample(
             schedule, model_output, x_t, t, noise, prediction=prediction, variance=variance, clip_denoised=clip_denoised
         )
         return x_prev, pred_xstart, memory

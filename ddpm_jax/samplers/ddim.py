@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_guess
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import make_x0_predictor
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, per_image_noise
 
 
 def ddim(
@@ -40,7 +40,7 @@ def ddim(
         schedule has no use for.
     """
     del trained
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
     # float64 throughout; cast once, where a step reads them.
     sigma = eta * np.sqrt(schedule.posterior_variance)
     noise_variance_prev = np.append(0.0, np.square(schedule.sqrt_one_minus_alphas_cumprod[:-1]))
@@ -53,11 +53,11 @@ def ddim(
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
         pred_xstart = guess(denoise_fn, x_t, index)
-        eps = diffusion.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
-        x_prev = diffusion.extract(signal, t, x_t) * pred_xstart + diffusion.extract(direction, t, x_t) * eps
+        eps = gaussian.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
+        x_prev = gaussian.extract(signal, t, x_t) * pred_xstart + gaussian.extract(direction, t, x_t) * eps
         if eta > 0:
-            noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
-            x_prev = x_prev + diffusion.extract(sigma, t, x_t) * noise
+            noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+            x_prev = x_prev + gaussian.extract(sigma, t, x_t) * noise
         return x_prev, pred_xstart, memory
 
     return Sampler(schedule=schedule, step=step)

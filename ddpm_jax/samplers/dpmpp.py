@@ -17,11 +17,11 @@ fixed_small. Both make one network evaluation a step.
 
 import numpy as np
 
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_guess, refuse_eta
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import make_x0_predictor, require_zero_eta
 from ddpm_jax.samplers.multistep import (
-    Weights,
-    along_signal,
+    Coefficients,
+    alpha_linear_extrapolation,
     log_signal_to_noise,
     multistep,
     steps_along_signal,
@@ -53,9 +53,9 @@ def dpmpp_2m(
       ValueError: eta is not 0, or a prediction that the schedule has no use for.
     """
     del trained
-    refuse_eta("dpmpp_2m", eta)
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    return multistep(schedule, guess, second_order_weights(schedule, noise=False))
+    require_zero_eta("dpmpp_2m", eta)
+    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    return multistep(schedule, guess, second_order_coefficients(schedule, noise=False))
 
 
 def dpmpp_2m_sde(
@@ -69,12 +69,12 @@ def dpmpp_2m_sde(
 ) -> Sampler:
     """SDE-DPM-Solver++ (2M) over `schedule`: as `dpmpp_2m`, with fresh noise in every step. Arguments and errors likewise."""
     del trained
-    refuse_eta("dpmpp_2m_sde", eta)
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    return multistep(schedule, guess, second_order_weights(schedule, noise=True))
+    require_zero_eta("dpmpp_2m_sde", eta)
+    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    return multistep(schedule, guess, second_order_coefficients(schedule, noise=True))
 
 
-def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
+def second_order_coefficients(schedule: NoiseSchedule, *, noise: bool) -> Coefficients:
     """The equations above, as weights of x_k, x̂_0(k), x̂_0(k+1) and z. float64."""
     spread = schedule.sqrt_one_minus_alphas_cumprod
     spread_next = np.append(0.0, spread[:-1])
@@ -84,20 +84,20 @@ def second_order_weights(schedule: NoiseSchedule, *, noise: bool) -> Weights:
     h_before = np.append(h[1:], np.inf)  # infinite: nothing to extrapolate from
     extrapolation = np.divide(h, 2 * h_before, out=np.zeros_like(h), where=np.isfinite(h_before))
     if noise:
-        extrapolation = np.where(uneven_steps(schedule), keeping_variance(schedule), extrapolation)
+        extrapolation = np.where(uneven_steps(schedule), variance_preserving_extrapolation(schedule), extrapolation)
     else:
-        extrapolation = np.where(steps_along_signal(schedule), along_signal(schedule), extrapolation)
+        extrapolation = np.where(steps_along_signal(schedule), alpha_linear_extrapolation(schedule), extrapolation)
     extrapolation[0] = 0.0
 
     on_x = spread_next / spread
     on_guess = signal_next * -np.expm1(-2 * h if noise else -h)
     on_guesses = np.stack([on_guess * (1 + extrapolation), -on_guess * extrapolation], axis=1)
     if not noise:
-        return Weights(on_x=on_x, on_guesses=on_guesses)
-    return Weights(on_x=on_x * np.exp(-h), on_guesses=on_guesses, on_noise=spread_next * np.sqrt(-np.expm1(-2 * h)))
+        return Coefficients(on_x=on_x, on_guesses=on_guesses)
+    return Coefficients(on_x=on_x * np.exp(-h), on_guesses=on_guesses, on_noise=spread_next * np.sqrt(-np.expm1(-2 * h)))
 
 
-def keeping_variance(schedule: NoiseSchedule) -> np.ndarray:
+def variance_preserving_extrapolation(schedule: NoiseSchedule) -> np.ndarray:
     """r of D = x̂_0(k) + r (x̂_0(k) - x̂_0(k+1)) by which a 2M-SDE step keeps the variance of data N(m, I): float64 [K].
 
     With noise the guess is a martingale: what it will still learn in a step is not a line that could be gone on with, but it

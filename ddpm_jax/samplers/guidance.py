@@ -64,24 +64,24 @@ def guided_timesteps(guidance_interval: Sequence[float], num_timesteps: int) -> 
     return first_t, last_t
 
 
-def guide(network: LabelledDenoiseFn, labels: jax.Array, no_label: int, guidance: Guidance) -> DenoiseFn:
+def classifier_free_guidance(network: LabelledDenoiseFn, labels: jax.Array, null_label: int, guidance: Guidance) -> DenoiseFn:
     """The network as a sampler sees it, guided towards its labels.
 
     Args:
       network: (x_t [N, H, W, C], t int32 [N], labels int32 [N]) -> model output [N, H, W, C or 2C].
       labels: int32 [B].
-      no_label: the label that stands for ∅.
+      null_label: the label that stands for ∅.
       guidance: how.
 
     Returns:
       (x_t [B, H, W, C], t int32 [B], the same for all) -> model output.
     """
-    without = jnp.full_like(labels, no_label)
+    without = jnp.full_like(labels, null_label)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
         twice = network(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), jnp.concatenate([labels, without]))
         conditional, unconditional = jnp.split(twice, 2)
-        return combine(conditional, unconditional, guidance)
+        return cfg_combine(conditional, unconditional, guidance)
 
     def denoise_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
         inside = (t[0] >= guidance.first_t) & (t[0] <= guidance.last_t)  # a sampler asks for one t at a time
@@ -90,7 +90,7 @@ def guide(network: LabelledDenoiseFn, labels: jax.Array, no_label: int, guidance
     return denoise_fn
 
 
-def combine(conditional: jax.Array, unconditional: jax.Array, guidance: Guidance) -> jax.Array:
+def cfg_combine(conditional: jax.Array, unconditional: jax.Array, guidance: Guidance) -> jax.Array:
     """The two lines above, image by image: model outputs [B, H, W, C or 2C] to one of the same shape."""
     channels = guidance.num_channels
     c, u, of_variance = conditional[..., :channels], unconditional[..., :channels], conditional[..., channels:]

@@ -13,9 +13,9 @@ network was trained on, as EDM does for networks of discrete time; at γ = 0 all
 
 import numpy as np
 
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_guess, no_finite_sigma, refuse_eta
-from ddpm_jax.samplers.runge_kutta import heun_step, last_step, positions, runge_kutta
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import make_x0_predictor, require_finite_sigma, require_zero_eta
+from ddpm_jax.samplers.runge_kutta import euler_tableau, heun_tableau, runge_kutta, schedule_indices
 from ddpm_jax.samplers.sampler import Sampler
 
 
@@ -50,8 +50,8 @@ def heun(
       ValueError: eta is not 0, churn is out of range or comes without `trained`, or a prediction or schedule that starts
         from infinite σ.
     """
-    refuse_eta("heun", eta)
-    no_finite_sigma("heun", schedule)
+    require_zero_eta("heun", eta)
+    require_finite_sigma("heun", schedule)
     if not 0 <= churn < np.inf or not 0 < churn_noise < np.inf or not 0 <= churn_min <= churn_max:
         raise ValueError(
             f"churn = {churn:g} at sigma {churn_min:g} .. {churn_max:g} with noise {churn_noise:g} is out of heun's range: "
@@ -60,14 +60,14 @@ def heun(
     if churn and trained is None:
         raise ValueError("churn stops at noise levels between the steps: heun needs the trained chain for it")
     trained = schedule if trained is None else trained
-    guess = make_guess(trained, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    guess = make_x0_predictor(trained, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
 
-    sigmas, entries = trained.sqrt_recipm1_alphas_cumprod, positions(schedule, trained)
+    sigmas, entries = trained.sqrt_recipm1_alphas_cumprod, schedule_indices(schedule, trained)
     gamma = min(churn / len(entries), np.sqrt(2) - 1)
     steps = []
     for k, entry in enumerate(entries):
         first = entry
         if gamma and churn_min <= sigmas[entry] <= churn_max:
             first = int(np.argmin(np.abs(sigmas - (1 + gamma) * sigmas[entry])))
-        steps.append(heun_step(sigmas, first, entries[k - 1]) if k else last_step(first))
+        steps.append(heun_tableau(sigmas, first, entries[k - 1]) if k else euler_tableau(first))
     return runge_kutta(schedule, trained, guess, steps, churn_noise)

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.diffusion import extract
-from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.samplers import sampler as chain
-from ddpm_jax.samplers.guess import make_guess, no_finite_sigma
+from ddpm_jax.samplers.guess import make_x0_predictor, require_finite_sigma
 from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
 
 
@@ -46,8 +46,8 @@ def ddim_inversion(
     """
     if turns < 1:
         raise ValueError(f"an inversion takes at least one turn in each step, not {turns}")
-    no_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    require_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
+    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
     # x_k = on_x x_{k-1} + on_eps ε̂: the step in x̄, times sqrt(ᾱ_k).
     sigma = schedule.sqrt_recipm1_alphas_cumprod
     on_x = schedule.sqrt_alphas_cumprod / np.sqrt(schedule.alphas_cumprod_prev)
@@ -63,20 +63,20 @@ def ddim_inversion(
         def turn(_, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x_next, _ = carry
             pred_xstart = guess(denoise_fn, x_next, entry)
-            return climb(diffusion.predict_eps_from_xstart(schedule, x_next, t, pred_xstart)), pred_xstart
+            return climb(gaussian.predict_eps_from_xstart(schedule, x_next, t, pred_xstart)), pred_xstart
 
         x_next, pred_xstart = jax.lax.fori_loop(0, turns, turn, (climb(eps), x))
         eps = (x_next - extract(on_x, t, x) * x) / extract(on_eps, t, x)
         return x_next, pred_xstart, eps
 
     extra = (turns - 1) * schedule.num_timesteps
-    return Sampler(schedule=schedule, step=step, init_memory=lambda x: 0.0 * x, extra_evaluations=extra)
+    return Sampler(schedule=schedule, step=step, init_carry=lambda x: 0.0 * x, extra_nfe=extra)
 
 
 def invert(inversion: Sampler, denoise_fn: DenoiseFn, x_start: jax.Array) -> jax.Array:
     """x_T [B, H, W, C] of images x_start [B, H, W, C] in [-1, 1], by a sampler of `ddim_inversion`."""
-    state = chain.start_from(inversion, x_start)
-    return chain.advance(inversion, denoise_fn, state, None, first_step=0, count=inversion.num_steps).x
+    state = chain.init_state_from(inversion, x_start)
+    return chain.run_steps(inversion, denoise_fn, state, None, first_step=0, count=inversion.num_steps).x
 
 
 def slerp(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:

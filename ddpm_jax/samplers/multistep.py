@@ -29,14 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.diffusion import extract
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import GuessFn
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import X0Predictor
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, per_image_noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
+class Coefficients:
     """Row k of each table, float64, belongs to the step that sets out from entry k of a chain of K.
 
     Attributes:
@@ -65,7 +65,9 @@ class Correction:
     on_guesses: np.ndarray
 
 
-def multistep(schedule: NoiseSchedule, guess: GuessFn, weights: Weights, correction: Correction | None = None) -> Sampler:
+def multistep(
+    schedule: NoiseSchedule, guess: X0Predictor, weights: Coefficients, correction: Correction | None = None
+) -> Sampler:
     """The sampler that takes the steps (2).
 
     Args:
@@ -76,7 +78,7 @@ def multistep(schedule: NoiseSchedule, guess: GuessFn, weights: Weights, correct
     """
     width = weights.on_guesses.shape[1] if correction is None else correction.on_guesses.shape[1]
 
-    def init_memory(x: jax.Array):
+    def init_carry(x: jax.Array):
         # Guesses [B, P, ...], the newest first, and the x that the last step set out from. What has not been guessed
         # yet has weight 0; x stands there, being finite and of the right shape and sharding.
         return jnp.stack([x] * (width - 1), axis=1) if width > 1 else x[:, None][:, :0], x
@@ -95,11 +97,11 @@ def multistep(schedule: NoiseSchedule, guess: GuessFn, weights: Weights, correct
             x_t = corrected + weigh(correction.on_guesses)
         x_prev = extract(weights.on_x, t, x_t) * x_t + weigh(weights.on_guesses)
         if weights.on_noise is not None:
-            noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+            noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
             x_prev = x_prev + extract(weights.on_noise, t, x_t) * noise
         return x_prev, pred_xstart, (guesses[:, :-1], x_t)
 
-    return Sampler(schedule=schedule, step=step, init_memory=init_memory)
+    return Sampler(schedule=schedule, step=step, init_carry=init_carry)
 
 
 def log_signal_to_noise(schedule: NoiseSchedule) -> np.ndarray:
@@ -108,19 +110,19 @@ def log_signal_to_noise(schedule: NoiseSchedule) -> np.ndarray:
         return -np.log(schedule.sqrt_recipm1_alphas_cumprod)
 
 
-UNEVEN = 2.0  # ratio of the lengths of two steps, in λ, above which no polynomial in λ joins them
+MAX_STEP_RATIO = 2.0  # ratio of the lengths of two steps, in λ, above which no polynomial in λ joins them
 
 
 def long_steps(schedule: NoiseSchedule) -> np.ndarray:
     """Whether the step from entry k is much longer than the one before it: bool [K]. Not the first step, nor the last."""
     lengths = _lengths(schedule)
-    return _of_inner_steps(schedule, lengths[:-1] > UNEVEN * lengths[1:])
+    return _of_inner_steps(schedule, lengths[:-1] > MAX_STEP_RATIO * lengths[1:])
 
 
 def uneven_steps(schedule: NoiseSchedule) -> np.ndarray:
     """Whether the step from entry k is much longer or shorter than the one before it: bool [K]. Not the first, nor the last."""
     lengths = _lengths(schedule)
-    return long_steps(schedule) | _of_inner_steps(schedule, lengths[1:] > UNEVEN * lengths[:-1])
+    return long_steps(schedule) | _of_inner_steps(schedule, lengths[1:] > MAX_STEP_RATIO * lengths[:-1])
 
 
 def steps_along_signal(schedule: NoiseSchedule) -> np.ndarray:
@@ -142,7 +144,7 @@ def _of_inner_steps(schedule: NoiseSchedule, flags: np.ndarray) -> np.ndarray:
     return np.concatenate([[False], flags, [False]])[: schedule.num_timesteps]
 
 
-def along_signal(schedule: NoiseSchedule) -> np.ndarray:
+def alpha_linear_extrapolation(schedule: NoiseSchedule) -> np.ndarray:
     """r of D = x̂_0(k) + r (x̂_0(k) - x̂_0(k+1)), for a step from entry k that takes x̂_0 to be linear in α: float64 [K].
 
     D is the mean of that line over the step, as (1) weighs it, by d e^λ = d(α/s). As ∫ α d(α/s) = 1/s,

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.diffusion import extract
-from ddpm_jax.samplers.sampler import Sampler, SamplerState, images_noise, start
+from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, per_image_noise
 
 
-class Known(NamedTuple):
+class InpaintingInputs(NamedTuple):
     """What is known of each image of a batch; the memory of the sampler.
 
     Attributes:
@@ -35,7 +35,7 @@ class Known(NamedTuple):
     mask: jax.Array
 
 
-def walk(num_steps: int, jump_length: int, resampling: int) -> list[tuple[int, bool]]:
+def resampling_schedule(num_steps: int, jump_length: int, resampling: int) -> list[tuple[int, bool]]:
     """The moves from noise to image: (entry that one sets out from, whether down), the last one from entry 0 down.
 
     Args:
@@ -77,22 +77,22 @@ def repaint(inner: Sampler, *, jump_length: int = 0, resampling: int = 10) -> Sa
     if jump_length < 0 or resampling < 1:
         raise ValueError(f"jump_length is {jump_length} and resampling {resampling}: they must be 0 or more and 1 or more")
     jump_length = jump_length or default_jump_length(inner.num_steps)
-    remembers = jax.tree.leaves(jax.eval_shape(inner.init_memory, jnp.zeros((1, 1, 1, 1))))
-    if remembers or inner.extra_evaluations:
+    remembers = jax.tree.leaves(jax.eval_shape(inner.init_carry, jnp.zeros((1, 1, 1, 1))))
+    if remembers or inner.extra_nfe:
         raise ValueError(
             "inpainting goes back and forth in the chain, which only ancestral and ddim can follow: set sampler=ddim"
         )
     schedule = inner.schedule
-    moves = walk(inner.num_steps, jump_length, resampling)
+    moves = resampling_schedule(inner.num_steps, jump_length, resampling)
     entries, down = np.array([entry for entry, _ in moves], np.int32), np.array([down for _, down in moves])
     signal, spread = schedule.alphas_cumprod_prev, np.append(0.0, schedule.sqrt_one_minus_alphas_cumprod[:-1])
 
-    def step(denoise_fn, x: jax.Array, known: Known, index: jax.Array, keys: jax.Array):
+    def step(denoise_fn, x: jax.Array, known: InpaintingInputs, index: jax.Array, keys: jax.Array):
         move = len(moves) - 1 - index
         entry = jnp.asarray(entries)[move]
         # Every visit to an entry has noise of its own.
         step_keys, keys = (jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2 * move + i + 1) for i in range(2))
-        noise = images_noise(keys, 1, x.shape[1:])
+        noise = per_image_noise(keys, 1, x.shape[1:])
 
         def go_down(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             t = jnp.full(x.shape[:1], entry)
@@ -108,9 +108,9 @@ def repaint(inner: Sampler, *, jump_length: int = 0, resampling: int = 10) -> Sa
         x, pred_xstart = jax.lax.cond(jnp.asarray(down)[move], go_down, go_up, x)
         return x, pred_xstart, known
 
-    return Sampler(schedule=schedule, step=step, length=len(moves), extra_evaluations=-int((~down).sum()))
+    return Sampler(schedule=schedule, step=step, length=len(moves), extra_nfe=-int((~down).sum()))
 
 
-def start_filling(sampler: Sampler, keys: jax.Array, known: Known, *, keep: int = 0) -> SamplerState:
+def init_inpainting_state(sampler: Sampler, keys: jax.Array, known: InpaintingInputs, *, keep: int = 0) -> SamplerState:
     """Pure noise [B, H, W, C], and what is known of the images. Arguments as in `sampler.start`."""
-    return start(sampler, keys, known.x_start.shape[1:], keep=keep).replace(memory=known)
+    return init_state(sampler, keys, known.x_start.shape[1:], keep=keep).replace(memory=known)

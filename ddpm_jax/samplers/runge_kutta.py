@@ -22,15 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.diffusion import extract
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import GuessFn
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import X0Predictor
+from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, per_image_noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class Tableau:
     """One step (2) in σ, h being part of the weights.
 
     Attributes:
@@ -45,7 +45,7 @@ class Step:
 
 
 def runge_kutta(
-    schedule: NoiseSchedule, trained: NoiseSchedule, guess: GuessFn, steps: Sequence[Step], churn_noise: float = 1.0
+    schedule: NoiseSchedule, trained: NoiseSchedule, guess: X0Predictor, steps: Sequence[Tableau], churn_noise: float = 1.0
 ) -> Sampler:
     """The sampler that takes these steps.
 
@@ -57,7 +57,7 @@ def runge_kutta(
         EDM's churn.
       churn_noise: factor on that noise, EDM's S_noise.
     """
-    start = positions(schedule, trained)
+    start = schedule_indices(schedule, trained)
     sigmas, signals = trained.sqrt_recipm1_alphas_cumprod, trained.sqrt_alphas_cumprod
     most = max(len(step.stages) for step in steps)
     counts = np.array([len(step.stages) for step in steps], np.int32)
@@ -82,7 +82,7 @@ def runge_kutta(
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
         row = jnp.full(x_t.shape[:1], index, jnp.int32)
         if churns:
-            noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+            noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
             x_t = extract(churned_x, row, x_t) * x_t + extract(churned_noise, row, x_t) * noise
 
         def weigh(weights: jax.Array, eps: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def runge_kutta(
             x = jnp.asarray(on_x, x_t.dtype)[index, j] * x_t + weigh(jnp.asarray(on_eps, x_t.dtype)[index, j], eps)
             pred_xstart = guess(denoise_fn, x, entry)
             t = jnp.full(x.shape[:1], entry, jnp.int32)
-            eps = eps.at[j].set(diffusion.predict_eps_from_xstart(trained, x, t, pred_xstart))
+            eps = eps.at[j].set(gaussian.predict_eps_from_xstart(trained, x, t, pred_xstart))
             # The first stage's guess is the step's; in the last step it is the last one's, which is the sample.
             return eps, jnp.where((j == 0) | (index == 0), pred_xstart, kept)
 
@@ -103,10 +103,10 @@ def runge_kutta(
         x_prev = extract(result_on_x, row, x_t) * x_t + weigh(jnp.asarray(result, x_t.dtype)[index], eps)
         return jnp.where(index == 0, pred_xstart, x_prev), pred_xstart, memory
 
-    return Sampler(schedule=schedule, step=step, extra_evaluations=int(counts.sum()) - len(steps))
+    return Sampler(schedule=schedule, step=step, extra_nfe=int(counts.sum()) - len(steps))
 
 
-def positions(schedule: NoiseSchedule, trained: NoiseSchedule) -> np.ndarray:
+def schedule_indices(schedule: NoiseSchedule, trained: NoiseSchedule) -> np.ndarray:
     """The entry of `trained` that each entry of `schedule` is: int [K].
 
     Raises:
@@ -119,18 +119,18 @@ def positions(schedule: NoiseSchedule, trained: NoiseSchedule) -> np.ndarray:
     return place
 
 
-def heun_step(sigmas: np.ndarray, start: int, end: int) -> Step:
+def heun_tableau(sigmas: np.ndarray, start: int, end: int) -> Tableau:
     """From entry `start` to `end`: to the end by Euler, and then with the mean of both slopes. Order 2, two stages."""
     h = sigmas[end] - sigmas[start]
-    return Step((start, end), np.array([[0.0, 0.0], [h, 0.0]]), np.array([h / 2, h / 2]))
+    return Tableau((start, end), np.array([[0.0, 0.0], [h, 0.0]]), np.array([h / 2, h / 2]))
 
 
-def last_step(start: int) -> Step:
+def euler_tableau(start: int) -> Tableau:
     """From entry `start` to the guess made there, which is Euler's step to σ = 0: one stage."""
-    return Step((start,), np.zeros((1, 1)), np.zeros(1))
+    return Tableau((start,), np.zeros((1, 1)), np.zeros(1))
 
 
-def third_order_weights(c: float) -> tuple[np.ndarray, np.ndarray]:
+def third_order_coefficients(c: float) -> tuple[np.ndarray, np.ndarray]:
     """(a [3, 3], b [3]) of the method of order 3 whose stages stand at 0, c and 1; Kutta's for c = 1/2. Not for c = 2/3.
 
     The conditions Σ b_j c_j^n = 1/(n+1), n = 0, 1, 2, give b, and b_3 a_32 c_2 = 1/6 gives a.
@@ -141,7 +141,7 @@ def third_order_weights(c: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array([[0, 0, 0], [c, 0, 0], [1 - a32, a32, 0]]), np.array([1 - b2 - b3, b2, b3])
 
 
-def fourth_order_weights(c2: float, c3: float) -> tuple[np.ndarray, np.ndarray]:
+def fourth_order_coefficients(c2: float, c3: float) -> tuple[np.ndarray, np.ndarray]:
     """(a [4, 4], b [4]) of the method of order 4 whose stages stand at 0, c2, c3 and 1; Kutta's 3/8 rule for 1/3 and 2/3.
 
     Σ b_j c_j^n = 1/(n+1), n = 0 .. 3, gives b. The conditions on Σ_jl b_j c_j^m a_jl c_l^n for trees of height 3 and 4 give

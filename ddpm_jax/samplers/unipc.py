@@ -23,12 +23,12 @@ import math
 
 import numpy as np
 
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_guess, refuse_eta
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.guess import make_x0_predictor, require_zero_eta
 from ddpm_jax.samplers.multistep import (
+    Coefficients,
     Correction,
-    Weights,
-    along_signal,
+    alpha_linear_extrapolation,
     log_signal_to_noise,
     long_steps,
     multistep,
@@ -64,20 +64,20 @@ def unipc(
       ValueError: eta is not 0, another order, or a prediction that the schedule has no use for.
     """
     del trained
-    refuse_eta("unipc", eta)
+    require_zero_eta("unipc", eta)
     if order not in ORDERS:
         raise ValueError(f"unipc has order 1, 2 or 3, not {order}")
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
     return multistep(schedule, guess, *predictor_corrector(schedule, order))
 
 
-def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Weights, Correction]:
+def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Coefficients, Correction]:
     """The weights of all steps by the equations above. float64."""
     steps = schedule.num_timesteps
     signal = np.append(1.0, schedule.sqrt_alphas_cumprod)  # here entry k stands at k + 1, and the clean image at 0
     spread = np.append(0.0, schedule.sqrt_one_minus_alphas_cumprod)
     log_snr = np.append(np.inf, log_signal_to_noise(schedule))
-    is_long, is_along, along = long_steps(schedule), steps_along_signal(schedule), along_signal(schedule)
+    is_long, is_along, along = long_steps(schedule), steps_along_signal(schedule), alpha_linear_extrapolation(schedule)
     noisiest = int(np.isfinite(schedule.sqrt_recipm1_alphas_cumprod).sum())  # λ is finite at 1 .. noisiest
 
     on_x, on_guesses = np.zeros(steps), np.zeros((steps, order))
@@ -91,19 +91,19 @@ def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Weights, C
         h = log_snr[there] - log_snr[here]
         p = 1 if is_long[k] else min(order, k + 1 - is_long[1], 1 + noisiest - here)
         ratios = (log_snr[here + 1 : here + p] - log_snr[here]) / h
-        on_guesses[k, :p] = _guess_weights(h, signal[there], ratios, _half_or_solved(h, ratios))
+        on_guesses[k, :p] = _x0_coefficients(h, signal[there], ratios, _solve_rho(h, ratios))
         if is_along[k] and order > 1:
             on_guesses[k] = on_guesses[k].sum() * np.append([1 + along[k], -along[k]], np.zeros(order - 2))
 
         ratios = np.append(ratios, 1.0)
-        newest, *older = _guess_weights(h, signal[there], ratios, _half_or_solved(h, ratios))
+        newest, *older = _x0_coefficients(h, signal[there], ratios, _solve_rho(h, ratios))
         correct_x[there - 1], correct_before[there - 1] = 0.0, on_x[k]
         correct_guesses[there - 1, 0] = older.pop()  # the weight at t itself, which came last
         correct_guesses[there - 1, 1 : p + 1] = [newest, *older]
-    return Weights(on_x=on_x, on_guesses=on_guesses), Correction(correct_x, correct_before, correct_guesses)
+    return Coefficients(on_x=on_x, on_guesses=on_guesses), Correction(correct_x, correct_before, correct_guesses)
 
 
-def _half_or_solved(h: float, ratios: np.ndarray) -> np.ndarray:
+def _solve_rho(h: float, ratios: np.ndarray) -> np.ndarray:
     """The ρ [q] at r [q]."""
     q = len(ratios)
     if q <= 1:
@@ -116,7 +116,7 @@ def _half_or_solved(h: float, ratios: np.ndarray) -> np.ndarray:
     return np.linalg.solve(np.vander(ratios, increasing=True).T, sides)
 
 
-def _guess_weights(h: float, signal: float, ratios: np.ndarray, rho: np.ndarray) -> np.ndarray:
+def _x0_coefficients(h: float, signal: float, ratios: np.ndarray, rho: np.ndarray) -> np.ndarray:
     """What multiplies m_0, m_1 .. m_q in a step: [1 + q]."""
     share = rho / ratios
     return -signal * math.expm1(-h) * np.append(1 - share.sum(), share)

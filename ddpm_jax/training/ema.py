@@ -65,7 +65,7 @@ def power_std(gamma: float) -> float:
     return float(np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2))
 
 
-def power_share(step: jax.Array, gamma: float) -> jax.Array:
+def power_one_minus_beta(step: jax.Array, gamma: float) -> jax.Array:
     """1 - β_γ(n) of (31), the share of the new parameters, at optimizer step `step` = n - 1 = 0, 1, ..; float32.
 
     After a million steps β_γ differs from 1 by what float32 hardly resolves; its distance from 1 is computed as such.

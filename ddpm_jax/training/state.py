@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.training import averages
-from ddpm_jax.training.averages import Averaging
+from ddpm_jax.training import ema_tracker
+from ddpm_jax.training.ema_tracker import EmaTracker
 
 
 @flax.struct.dataclass
@@ -22,15 +22,15 @@ class TrainState:
       params: the network's parameters, float32.
       ema_params: their moving average, float32.
       opt_state: optax's.
-      t_history: what the way to draw t remembers (`process/timesteps.py`); () where it remembers nothing.
-      averages: further averages of the parameters by name (`averages.py`), float32.
+      timestep_sampler_state: state of the timestep sampler (`diffusion/timestep_sampling.py`); () if it has none.
+      averages: further averages of the parameters by name (`ema_tracker.py`), float32.
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: optax.OptState
-    t_history: Any = ()
+    timestep_sampler_state: Any = ()
     averages: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def create_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     *,
-    t_history: Any = (),
-    averaging: Averaging = averages.NONE,
+    timestep_sampler_state: Any = (),
+    averaging: EmaTracker = ema_tracker.NONE,
 ) -> TrainState:
     """The state at step 0; pure, to be jitted with the shardings that the state should have.
 
@@ -59,7 +59,7 @@ def create_state(
       init_params: key -> params.
       optimizer: whose state to begin.
       key: for `init_params`.
-      t_history: what the way to draw t begins with.
+      timestep_sampler_state: what the way to draw t begins with.
       averaging: which averages are kept beside the first.
     """
     params = init_params(key)
@@ -70,6 +70,6 @@ def create_state(
         params=params,
         ema_params=ema_params,
         opt_state=optimizer.init(params),
-        t_history=t_history,
+        timestep_sampler_state=timestep_sampler_state,
         averages=averaging.init(params),
     )

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.process import diffusion, losses, pixels
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.process.timesteps import TimestepSampler, make_timestep_sampler
-from ddpm_jax.process.weightings import Weighting
-from ddpm_jax.training import averages, ema
-from ddpm_jax.training.averages import Averaging
+from ddpm_jax.diffusion import gaussian, losses, pixels
+from ddpm_jax.diffusion.loss_weighting import Weighting
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.timestep_sampling import TimestepSampler, make_timestep_sampler
+from ddpm_jax.training import ema, ema_tracker
+from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState
 
 # (params, x_t, t, labels, dropout_key) -> model output
@@ -39,8 +39,8 @@ def train_step(
     weighting: Weighting | None = None,
     timestep_sampler: TimestepSampler | None = None,
     label_dropout: float = 0.0,
-    no_label: int = -1,
-    averaging: Averaging = averages.NONE,
+    null_label: int = -1,
+    averaging: EmaTracker = ema_tracker.NONE,
     accumulation_steps: int = 1,
     unroll: bool = False,
     share: Callable[[Callable], Callable] = lambda gradients: gradients,
@@ -62,7 +62,7 @@ def train_step(
       weighting: of the mean squared error, from `weightings.make_weighting`.
       timestep_sampler: how t is drawn; uniformly by default.
       label_dropout: probability with which an example learns without its class.
-      no_label: the label that it then has.
+      null_label: the label that it then has.
       averaging: which averages of the parameters `state` has beside the first.
       accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
       unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
@@ -83,18 +83,18 @@ def train_step(
     if random_flip:
         flip = jax.random.bernoulli(flip_key, shape=(size, 1, 1, 1))
         images = jnp.where(flip, images[:, :, ::-1], images)
-    t, weights = timestep_sampler.draw(state.t_history, t_key, size)
+    t, weights = timestep_sampler.draw(state.timestep_sampler_state, t_key, size)
     noise = jax.random.normal(noise_key, images.shape)
     examples = {"x_start": pixels.from_uint8(images), "t": t, "weight": weights, "noise": noise}
     if "label" in batch:
         examples["label"] = batch["label"]
         if label_dropout:
             dropped = jax.random.bernoulli(label_key, label_dropout, (size,))
-            examples["label"] = jnp.where(dropped, no_label, batch["label"])
+            examples["label"] = jnp.where(dropped, null_label, batch["label"])
 
     def mean_loss(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_start, t, noise = examples["x_start"], examples["t"], examples["noise"]
-        x_t = diffusion.q_sample(schedule, x_start, t, noise)
+        x_t = gaussian.q_sample(schedule, x_start, t, noise)
         output = apply_fn(params, x_t, t, examples.get("label"), dropout_key)
         options = {"prediction": prediction, "loss": loss, "variance": variance, "weighting": weighting}
         values = losses.training_losses(schedule, output, x_start, x_t, t, noise, **options)
@@ -140,7 +140,7 @@ def train_step(
         params=params,
         ema_params=ema_params,
         opt_state=opt_state,
-        t_history=timestep_sampler.update(state.t_history, t, values),
+        timestep_sampler_state=timestep_sampler.update(state.timestep_sampler_state, t, values),
         averages=averaging.update(state.averages, params, state.step),
     )
     return new_state, metrics

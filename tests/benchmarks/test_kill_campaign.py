@@ -1,4 +1,4 @@
-"""What the campaign of kills reads in a workdir; that a killed run ends bit for bit is in tests/programs/test_resume.py."""
+"""What the campaign of kills reads in a workdir; that a killed run ends bit for bit is in tests/cli/test_resume.py."""
 
 import importlib.util
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import decode
-from ddpm_jax.data.source import fit_image
+from ddpm_jax.data.source import center_crop_and_resize
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -112,10 +112,10 @@ def keyed(colour):
 )
 def test_every_mode_of_pillow(tmp_path, name, picture, options, expected, tolerance):
     save(tmp_path / name, picture, **options)
-    colour = fit_image(decode.read_image(str(tmp_path / name), BACKGROUND), 8, 3).astype(float)
+    colour = center_crop_and_resize(decode.read_image(str(tmp_path / name), BACKGROUND), 8, 3).astype(float)
     # Rounding to whole levels is half a level, and within `tolerance` where Pillow's integers blend.
     np.testing.assert_allclose(colour, np.broadcast_to(expected, (8, 8, 3)), atol=max(tolerance, 1e-9))
-    grey = fit_image(decode.read_image(str(tmp_path / name), BACKGROUND), 8, 1)[..., 0]
+    grey = center_crop_and_resize(decode.read_image(str(tmp_path / name), BACKGROUND), 8, 1)[..., 0]
     np.testing.assert_allclose(grey, colour @ [0.299, 0.587, 0.114], atol=0.51)
 
 
@@ -131,7 +131,7 @@ def test_16_bits_in_png(tmp_path, colour_type):
     if key:
         alpha = (values[..., 0] != values[3, 3, 0]) * 255
     expected = over(values[..., : 3 if count > 2 else 1] / 257, alpha)
-    image = fit_image(decode.read_image(str(tmp_path / "x.png"), BACKGROUND), 8, 3)
+    image = center_crop_and_resize(decode.read_image(str(tmp_path / "x.png"), BACKGROUND), 8, 3)
     assert (image[0] == 255).all()
     # High bytes are up to a level below v / 257, in colour and in alpha; then comes rounding.
     np.testing.assert_allclose(image, np.broadcast_to(expected, image.shape), atol=0.51 if colour_type == 0 else 2.5)
@@ -166,7 +166,7 @@ def test_a_photograph_on_its_side(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     save(tmp_path / "x.jpg", stored, exif=exif, quality=95)
-    image = fit_image(decode.read_image(str(tmp_path / "x.jpg"), BACKGROUND), 16, 3)
+    image = center_crop_and_resize(decode.read_image(str(tmp_path / "x.jpg"), BACKGROUND), 16, 3)
     assert (image[:3] > 250).all()  # rows 8..23 of 32 are left, of which white are 8..11
     assert (image[5:] < 5).all()
 
@@ -193,5 +193,5 @@ def test_levels_of_floats_are_of_the_range_given(tmp_path):
     # Without a range: the one found for the file alone, by the rule for sets.
     np.testing.assert_array_equal(decode.read_image(str(tmp_path / "F.tif"), BACKGROUND), DEEP_ROUNDED)
     save(tmp_path / "negative.tif", np.array([[-9, 9]], np.int32))
-    with pytest.raises(decode.BrokenImage, match=r"--config\.data\.value_range='\(-9,9\)'"):
+    with pytest.raises(decode.ImageDecodeError, match=r"--config\.data\.value_range='\(-9,9\)'"):
         decode.read_image(str(tmp_path / "negative.tif"), BACKGROUND)

@@ -13,8 +13,8 @@ from ddpm_jax.data import decode
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, class_prefixes
 from ddpm_jax.data.image_folder import load_image_folder
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def refusal(kind, folder, **options):
     """The message with which loading fails: always one line."""
     with pytest.raises(kind) as caught:
         load(folder, **options)
-    assert isinstance(caught.value, UsageError) == (kind is UsageError)  # a UsageError is a PersonError too
+    assert isinstance(caught.value, UsageError) == (kind is UsageError)  # a UsageError is a UserError too
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -113,7 +113,7 @@ def test_memory_or_disk(tmp_path, monkeypatch):
     for index in range(40):
         save(tmp_path / str(index % 3) / f"{index}.png", RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     (tmp_path / "1" / "broken.png").touch()
-    options = {"on_broken": "skip", "num_threads": 3}
+    options = {"on_decode_error": "skip", "num_threads": 3}
     eager, lazy = (load(tmp_path, in_memory=in_memory, **options) for in_memory in (True, False))
     assert (type(eager), type(lazy)) == (ArraySource, LazySource)
     assert len(eager) == len(lazy) == 40
@@ -152,7 +152,7 @@ def test_other_sizes_are_made_to_fit_like_those_of_every_set(tmp_path, shape, ch
     image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     save(tmp_path / "x.png", image)
     batch = everything(load(tmp_path, channels=channels))
-    np.testing.assert_array_equal(batch["image"], fit_image(image, 8, channels)[None])
+    np.testing.assert_array_equal(batch["image"], center_crop_and_resize(image, 8, channels)[None])
 
 
 def test_background(tmp_path):
@@ -242,12 +242,12 @@ def test_a_broken_file_is_named_and_stops_or_is_left_out(tmp_path, breaker, in_m
     for level, name in enumerate(["a", "c"]):
         save(tmp_path / f"{name}.png", flat(level))
     breaker(tmp_path / "b.png")
-    message = refusal(PersonError, tmp_path, in_memory=in_memory)
+    message = refusal(UserError, tmp_path, in_memory=in_memory)
     assert message.startswith(f"1 of 3 images in {tmp_path} cannot be read: b.png (")
-    assert message.endswith("; repair or remove them, or train without them: --config.data.on_broken=skip")
+    assert message.endswith("; repair or remove them, or train without them: --config.data.on_decode_error=skip")
     assert BREAKERS[breaker] in message
     lines = []
-    source = load(tmp_path, in_memory=in_memory, on_broken="skip", report=lines.append)
+    source = load(tmp_path, in_memory=in_memory, on_decode_error="skip", report=lines.append)
     assert levels(source) == [0, 1]
     reason = message.split("b.png (")[1].split(");")[0]
     assert lines[0] == f"{tmp_path}: left out 1 of 3 images, as broken: b.png ({reason})"
@@ -264,12 +264,12 @@ def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch
         save(tmp_path / f"{index % 2}" / f"{index:02}.png", flat(index))
         if index >= 5:
             (tmp_path / f"{index % 2}" / f"{index:02}.png").write_bytes(b"")
-    message = refusal(PersonError, tmp_path, num_threads=2)
+    message = refusal(UserError, tmp_path, num_threads=2)
     assert message.startswith(f"25 of 30 images in {tmp_path} cannot be read: 0/06.png (empty file), 0/08.png")
     assert message.count("empty file") == 5
     assert " and 20 more; " in message
     lines = []
-    source = load(tmp_path, on_broken="skip", report=lines.append)
+    source = load(tmp_path, on_decode_error="skip", report=lines.append)
     assert levels(source) == [0, 2, 4, 1, 3]  # label, image and order stay tied
     assert everything(source)["label"].tolist() == [0, 0, 0, 1, 1]
     assert lines[0].count("empty file") == 20
@@ -279,11 +279,11 @@ def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch
 def test_nothing_left(tmp_path):
     for name in ("a/1.png", "a/2.png", "b/1.png"):
         save(tmp_path / name).write_bytes(b"")
-    for on_broken in ("error", "skip"):
-        message = refusal(PersonError, tmp_path, on_broken=on_broken)
+    for on_decode_error in ("error", "skip"):
+        message = refusal(UserError, tmp_path, on_decode_error=on_decode_error)
         assert message.startswith(f"none of the 3 images in {tmp_path} can be read: a/1.png (empty file), ")
     save(tmp_path / "b" / "1.png")
-    assert f"no image of class a in {tmp_path} can be read" in refusal(PersonError, tmp_path, on_broken="skip")
+    assert f"no image of class a in {tmp_path} can be read" in refusal(UserError, tmp_path, on_decode_error="skip")
 
 
 def test_a_file_that_breaks_later_is_named(tmp_path):
@@ -291,7 +291,7 @@ def test_a_file_that_breaks_later_is_named(tmp_path):
     source = load(tmp_path, in_memory=False)
     (tmp_path / "a.png").unlink()
     with pytest.raises(
-        PersonError, match=r"^a\.png in .* can no longer be read \(no such file or directory\): put it back, or resume .*=skip$"
+        UserError, match=r"^a\.png in .* can no longer be read \(no such file or directory\): put it back, or resume .*=skip$"
     ):
         everything(source)
 
@@ -302,7 +302,7 @@ def test_a_large_photograph_is_no_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 63)
     assert len(load(tmp_path)) == 1
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
-    assert "more than 62 pixels" in refusal(PersonError, tmp_path)
+    assert "more than 62 pixels" in refusal(UserError, tmp_path)
 
 
 def test_want_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
@@ -312,7 +312,7 @@ def test_want_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
     save(tmp_path / "a.png")
     monkeypatch.setattr(decode.Image, "open", exhausted)
     with pytest.raises(MemoryError):
-        load(tmp_path, on_broken="skip")
+        load(tmp_path, on_decode_error="skip")
 
 
 # What else a person can get wrong.
@@ -320,8 +320,8 @@ def test_want_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
 
 def test_no_such_folder(tmp_path):
     missing = tmp_path / "my phtos"
-    assert refusal(PersonError, missing) == f"there is no folder {missing}: check --config.data.data_dir"
-    assert f"{save(tmp_path / 'x.png')} is a file" in refusal(PersonError, tmp_path / "x.png")
+    assert refusal(UserError, missing) == f"there is no folder {missing}: check --config.data.data_dir"
+    assert f"{save(tmp_path / 'x.png')} is a file" in refusal(UserError, tmp_path / "x.png")
     assert "--config.data.data_dir=PATH" in refusal(UsageError, "")
 
 
@@ -330,29 +330,29 @@ def test_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", where)
 
     monkeypatch.setattr(os, "scandir", refuse)  # root, which tests may run as, may look into every folder
-    assert refusal(PersonError, tmp_path) == f"cannot look into {tmp_path}: permission denied"
+    assert refusal(UserError, tmp_path) == f"cannot look into {tmp_path}: permission denied"
 
 
 def test_no_images(tmp_path):
     (tmp_path / "a").mkdir()
-    message = refusal(PersonError, tmp_path)
+    message = refusal(UserError, tmp_path)
     assert message == f"no images in {tmp_path}: looked there and in its subfolders for {', '.join(EXTENSIONS)}"
     for name in ("1.heic", "2.HEIC", "a/README"):
         (tmp_path / name).touch()
-    assert refusal(PersonError, tmp_path) == f"{message}, and found only .heic 2, no extension 1"
+    assert refusal(UserError, tmp_path) == f"{message}, and found only .heic 2, no extension 1"
 
 
 def test_images_both_at_the_top_and_in_subfolders(tmp_path):
     for name in ("1.png", "2.png", "cats/1.png", "dogs/1.png"):
         save(tmp_path / name)
-    message = refusal(PersonError, tmp_path)
+    message = refusal(UserError, tmp_path)
     assert f"{tmp_path} holds images both at its top (1.png and 1 more) and in subfolders (cats, dogs)" in message
 
 
 def test_a_line_break_in_a_name_does_not_break_the_line(tmp_path):
     (tmp_path / "a\nb.png").touch()
     save(tmp_path / "c.png")
-    assert "a?b.png (empty file)" in refusal(PersonError, tmp_path)
+    assert "a?b.png (empty file)" in refusal(UserError, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_a_line_break_in_a_name_does_not_break_the_line(tmp_path):
     [
         ({"split": "test"}, "no split 'test' (config.data.split"),
         ({"split": "train[:x]"}, "no split 'train[:x]'"),
-        ({"on_broken": "ignore"}, "data.on_broken is 'ignore': choose one of error, skip"),
+        ({"on_decode_error": "ignore"}, "data.on_decode_error is 'ignore': choose one of error, skip"),
         ({"channels": 4}, "channels is 4"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -444,7 +444,7 @@ def test_folders_train_and_val_are_splits_with_the_same_classes(split_folder):
     assert "so its splits" not in refusal(UsageError, split_folder, split="test")
     assert "its folders, are train, val, all" in refusal(UsageError, split_folder, split="test")
     save(split_folder / "val" / "11" / "a.png")
-    assert "has the class 11, which" in refusal(PersonError, split_folder)
+    assert "has the class 11, which" in refusal(UserError, split_folder)
 
 
 def test_train_and_test_beside_other_folders_are_classes(tmp_path):
@@ -495,8 +495,8 @@ def test_a_fingerprint_is_of_paths_and_contents(tmp_path):
     changed = load(other).fingerprint
     assert changed != fingerprint
     (other / "4.png").touch()
-    assert load(other, on_broken="skip").fingerprint == changed  # what is left out is not part of it
-    assert load(other, on_broken="skip", split="train[:2]").fingerprint not in (fingerprint, changed)
+    assert load(other, on_decode_error="skip").fingerprint == changed  # what is left out is not part of it
+    assert load(other, on_decode_error="skip", split="train[:2]").fingerprint not in (fingerprint, changed)
 
 
 # Levels of deep gray files.
@@ -579,7 +579,7 @@ def test_floats_of_12_bits_are_not_of_16(tmp_path):
 def test_a_split_without_the_classes_of_train_is_named(tmp_path):
     for name in ("train/cat/1", "train/dog/1", "test/1"):
         save(tmp_path / f"{name}.png", flat(3))
-    assert f"{tmp_path}/test has no folders of classes, and {tmp_path}/train has (cat, dog)" in refusal(PersonError, tmp_path)
+    assert f"{tmp_path}/test has no folders of classes, and {tmp_path}/train has (cat, dog)" in refusal(UserError, tmp_path)
 
 
 def test_a_folder_of_splits_is_known_from_a_folder_of_one(tmp_path):

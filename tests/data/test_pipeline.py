@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
 from ddpm_jax.data import pipeline
-from ddpm_jax.data.source import ArraySource, LazySource, fit_image
+from ddpm_jax.data.source import ArraySource, LazySource, center_crop_and_resize
 from ddpm_jax.runtime.errors import UsageError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
@@ -263,23 +263,27 @@ print("read")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fitting_image_is_untouched(channels):
     image = NOISE[0][..., :channels]
-    np.testing.assert_array_equal(fit_image(image, 8, channels), image)
+    np.testing.assert_array_equal(center_crop_and_resize(image, 8, channels), image)
 
 
 def test_grey_and_colour():
     grey = NOISE[0][..., 0]
-    np.testing.assert_array_equal(fit_image(grey, 8, 1)[..., 0], grey)
-    np.testing.assert_array_equal(fit_image(grey, 8, 3), np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(center_crop_and_resize(grey, 8, 1)[..., 0], grey)
+    np.testing.assert_array_equal(center_crop_and_resize(grey, 8, 3), np.repeat(grey[..., None], 3, -1))
     luma = NOISE[0] @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(fit_image(NOISE[0], 8, 1)[..., 0], luma, atol=0.51)  # half a level, and 16-bit weights
-    np.testing.assert_array_equal(fit_image(fit_image(NOISE[0], 8, 1), 8, 3)[..., 1:2], fit_image(NOISE[0], 8, 1))
+    np.testing.assert_allclose(
+        center_crop_and_resize(NOISE[0], 8, 1)[..., 0], luma, atol=0.51
+    )  # half a level, and 16-bit weights
+    np.testing.assert_array_equal(
+        center_crop_and_resize(center_crop_and_resize(NOISE[0], 8, 1), 8, 3)[..., 1:2], center_crop_and_resize(NOISE[0], 8, 1)
+    )
 
 
 def test_alpha_is_dropped():
     opaque = NOISE[0]
     with_alpha = np.concatenate([opaque, NOISE[1][..., :1]], -1)
-    np.testing.assert_array_equal(fit_image(with_alpha, 8, 3), opaque)
-    np.testing.assert_array_equal(fit_image(with_alpha[..., 2:], 8, 1), opaque[..., 2:])
+    np.testing.assert_array_equal(center_crop_and_resize(with_alpha, 8, 3), opaque)
+    np.testing.assert_array_equal(center_crop_and_resize(with_alpha[..., 2:], 8, 1), opaque[..., 2:])
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -289,29 +293,31 @@ def test_other_shapes_are_cut_to_the_centred_square(transpose):
     wide[:, 5:11] = NOISE[0][:6, :6]
     image = wide.swapaxes(0, 1) if transpose else wide
     expected = NOISE[0][:6, :6]
-    np.testing.assert_array_equal(fit_image(image, 6, 3), expected.swapaxes(0, 1) if transpose else expected)
+    np.testing.assert_array_equal(center_crop_and_resize(image, 6, 3), expected.swapaxes(0, 1) if transpose else expected)
 
 
 def test_shrinking_is_antialiased():
     """A fine checkerboard becomes its mean; without antialiasing it would become black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    small = fit_image(board, 8, 1)
+    small = center_crop_and_resize(board, 8, 1)
     assert np.abs(small.astype(int) - 127).max() <= 4
     flat = np.full((40, 64, 3), 77, np.uint8)
-    np.testing.assert_array_equal(fit_image(flat, 16, 3), np.full((16, 16, 3), 77))
+    np.testing.assert_array_equal(center_crop_and_resize(flat, 16, 3), np.full((16, 16, 3), 77))
 
 
 def test_resizing_does_not_shift():
     """Resizing commutes with mirroring, so no pixel centre is off."""
     picture = np.asarray(Image.effect_mandelbrot((48, 48), (-2, -1.5, 1, 1.5), 50))
     for size in (32, 64):
-        np.testing.assert_array_equal(fit_image(picture[:, ::-1], size, 1), fit_image(picture, size, 1)[:, ::-1])
+        np.testing.assert_array_equal(
+            center_crop_and_resize(picture[:, ::-1], size, 1), center_crop_and_resize(picture, size, 1)[:, ::-1]
+        )
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)])
 def test_no_image_at_all(image):
     with pytest.raises(ValueError, match="must be uint8"):
-        fit_image(image, 4, 3)
+        center_crop_and_resize(image, 4, 3)
 
 
 def test_sources_refuse_contradictions():

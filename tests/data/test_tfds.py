@@ -18,9 +18,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ddpm_jax.data import tfds as our_tfds
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize
 from ddpm_jax.data.tfds import load_tfds
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
@@ -111,7 +111,7 @@ def test_reads_what_tfds_reads(a_set):
         assert batch["label"].dtype == np.int32
         for row, index in enumerate(chosen):
             expected = reference[int(index)]
-            np.testing.assert_array_equal(batch["image"][row], fit_image(expected["image"], image_size, channels))
+            np.testing.assert_array_equal(batch["image"][row], center_crop_and_resize(expected["image"], image_size, channels))
             assert batch["label"][row] == expected["label"]
 
 
@@ -228,7 +228,9 @@ def test_images_are_made_to_fit(prepared):
     for image_size, channels in ((8, 1), (4, 3), (16, 1)):
         batch = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0]), image_size=image_size, channels=channels))
         assert batch["image"].shape == (12, image_size, image_size, channels)
-        np.testing.assert_array_equal(batch["image"], [fit_image(i, image_size, channels) for i in colour["image"]])
+        np.testing.assert_array_equal(
+            batch["image"], [center_crop_and_resize(i, image_size, channels) for i in colour["image"]]
+        )
 
 
 def test_large_sets_stay_on_disk(prepared, monkeypatch):
@@ -285,7 +287,7 @@ def test_missing_set_offline(tmp_path, monkeypatch, no_download):
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
     began = time.monotonic()
-    message = refusal(PersonError, "mnist", data_dir=str(tmp_path))
+    message = refusal(UserError, "mnist", data_dir=str(tmp_path))
     assert time.monotonic() - began < 5
     assert "storage.googleapis.com cannot be reached" in message
     assert str(tmp_path) in message
@@ -294,12 +296,12 @@ def test_missing_set_offline(tmp_path, monkeypatch, no_download):
 
 def test_missing_set_without_tensorflow(tmp_path, monkeypatch, no_download):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = refusal(PersonError, "mnist", data_dir=str(tmp_path))
+    message = refusal(UserError, "mnist", data_dir=str(tmp_path))
     assert "pip install tensorflow-cpu" in message
 
 
 def test_set_to_be_downloaded_by_hand(tmp_path, no_download):
-    assert str(tmp_path / "downloads" / "manual") in refusal(PersonError, "celeb_a_hq", data_dir=str(tmp_path))
+    assert str(tmp_path / "downloads" / "manual") in refusal(UserError, "celeb_a_hq", data_dir=str(tmp_path))
 
 
 def test_finished_downloads_need_no_network(tmp_path, monkeypatch):
@@ -307,7 +309,7 @@ def test_finished_downloads_need_no_network(tmp_path, monkeypatch):
     (tmp_path / "downloads" / "x" / "train.gz.INFO").touch()
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("network was tried"))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", failing_download)
-    message = refusal(PersonError, "mnist", data_dir=str(tmp_path))
+    message = refusal(UserError, "mnist", data_dir=str(tmp_path))
     assert "could not be prepared" in message
     assert "ConnectionError: connection lost" in message
 
@@ -342,12 +344,12 @@ def cut_features(folder):
 def test_damaged_set(copy, damage):
     damage(pathlib.Path(copy))
     data_dir = str(copy.parent.parent)
-    message = refusal(PersonError, "ddpm_tiny_noise", data_dir=data_dir)
+    message = refusal(UserError, "ddpm_tiny_noise", data_dir=data_dir)
     assert "cannot be read" in message
     assert data_dir in message
 
 
 def test_set_without_random_access(tmp_path):
     tfds.builder("ddpm_tiny_noise", data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
-    message = refusal(PersonError, "ddpm_tiny_noise", data_dir=str(tmp_path))
+    message = refusal(UserError, "ddpm_tiny_noise", data_dir=str(tmp_path))
     assert "prepared as tfrecord" in message

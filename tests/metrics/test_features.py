@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.metrics import features
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import UsageError, UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
 
@@ -57,7 +57,7 @@ def test_a_function_of_ones_own(monkeypatch):
     np.testing.assert_allclose(both.logits, IMAGES.mean(axis=(1, 2))[:, :2], rtol=1e-5)
     with pytest.raises(UsageError, match=r"gives \[\[\]\] for 8 images: it must give \[B, D\]"):
         extracted(features.make_extractor("test_features:scalar"))
-    with pytest.raises(PersonError, match=r"not finite for images 0\.\.7"):
+    with pytest.raises(UserError, match=r"not finite for images 0\.\.7"):
         extracted(features.make_extractor("test_features:logarithm"))
 
 
@@ -69,7 +69,7 @@ def test_wrong_inputs_are_refused():
         with pytest.raises(UsageError, match="cannot be imported"):
             features.make_extractor(name)
     mixed = [IMAGES[:2], IMAGES[:2, :2, :2]]
-    with pytest.raises(PersonError, match="all must have one size"):
+    with pytest.raises(UserError, match="all must have one size"):
         list(features.extract(features.make_extractor("pixels"), meshes.make_mesh(), mixed, batch_size=8))
 
 

@@ -20,8 +20,8 @@ from torch_pickles import Called, legacy, state_of, zipped
 from ddpm_jax.metrics import download as downloads
 from ddpm_jax.metrics import features
 from ddpm_jax.metrics import inception_weights as weights
-from ddpm_jax.runtime.errors import PersonError, UsageError
-from ddpm_jax.runtime.logbook import Progress
+from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.metric_logger import Progress
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "inception.npz"
 
@@ -146,7 +146,7 @@ def test_a_damaged_conversion_is_made_anew(stored, variables, home):
         (other, "is not one of this program's files"),
     ):
         converted.write_bytes(damaged)
-        with pytest.raises(PersonError, match=reason) as caught:
+        with pytest.raises(UserError, match=reason) as caught:
             weights.load_weights(str(converted))
         assert "\n" not in str(caught.value)
         if damaged not in (b"", bytes(flipped)):  # these two ways of failing stand for all: a conversion takes a second
@@ -259,7 +259,7 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
         (Server(bytes(changed)), "is not the weights: SHA-256"),
         (Server(b"gone", status=404), r"are not here and cannot be downloaded \(Not Found\)"),
     ):
-        with server, pytest.raises(PersonError, match=f"{reason}.*{by_hand}"):
+        with server, pytest.raises(UserError, match=f"{reason}.*{by_hand}"):
             downloads.download(server.url, file, **FETCH)
         assert list(file.parent.iterdir()) == []
     counts = []
@@ -276,13 +276,13 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
     (tmp_path / "file").touch()
     with (
         Server(CONTENT) as server,
-        pytest.raises(PersonError, match=r"cannot be downloaded to .*file/below \(Not a directory\)"),
+        pytest.raises(UserError, match=r"cannot be downloaded to .*file/below \(Not a directory\)"),
     ):
         downloads.download(server.url, tmp_path / "file" / "below" / "weights.pth", **FETCH)
 
 
 def test_without_weights_and_network_one_line_says_what_to_do(home):
-    with pytest.raises(PersonError, match="are not here and cannot be downloaded") as caught:
+    with pytest.raises(UserError, match="are not here and cannot be downloaded") as caught:
         weights.load_weights(report=lambda line: None)
     line, file = str(caught.value), f"{home}/.cache/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth"
     assert "\n" not in line
@@ -293,7 +293,7 @@ def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
     def refused(content, pattern):
         file = tmp_path / "bad.pth"
         file.write_bytes(content)
-        with pytest.raises(PersonError, match=pattern) as caught:
+        with pytest.raises(UserError, match=pattern) as caught:
             features.make_extractor("inception", weights=str(file))
         assert "\n" not in str(caught.value)
         assert str(file) in str(caught.value)

@@ -6,7 +6,7 @@ import pickle
 import struct
 import zipfile
 
-from ddpm_jax.metrics import torch_file
+from ddpm_jax.metrics import torch_state_dict
 
 KINDS = {
     "float32": "FloatStorage",
@@ -90,7 +90,7 @@ def zipped(state, arrays=(), root="archive/", **entries):
     return stream.getvalue()
 
 
-def legacy(state, arrays=(), keys=None, magic=torch_file.MAGIC_NUMBER, machine=None):
+def legacy(state, arrays=(), keys=None, magic=torch_state_dict.MAGIC_NUMBER, machine=None):
     """The bytes of a file of older PyTorch, and of `_use_new_zipfile_serialization=False`."""
     machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}} if machine is None else machine
     keys = [str(i) for i in range(len(arrays))] if keys is None else keys

@@ -7,7 +7,7 @@ import pytest
 
 from configs import defaults
 from ddpm_jax.runtime import config_changes
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import UserError
 
 RECORDED = json.loads(json.dumps(defaults.get_config().to_dict()))
 
@@ -70,7 +70,7 @@ def test_a_change_is_refused_where_it_makes_another_experiment(field, value, on_
     name, config = field.replace("__", "."), changed(**{field: value})
     for check, refused in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
         if refused:
-            with pytest.raises(PersonError) as error:
+            with pytest.raises(UserError) as error:
                 check("runs/x", RECORDED, config)
             assert f"{name} was {json.dumps(changed_back(field))}, now {json.dumps(value)}" in str(error.value)
             assert "\n" not in str(error.value)
@@ -100,7 +100,7 @@ def test_a_section_name_that_only_begins_alike_is_another():
 def test_all_refused_fields_are_named_with_what_to_do():
     config = changed(model__ch=64, diffusion__schedule="cosine", seed=3, model__dropout=0.5, model__label_dropout=0.1)
     config["data"]["flip"] = True
-    with pytest.raises(PersonError) as error:
+    with pytest.raises(UserError) as error:
         config_changes.check_resume("runs/x", RECORDED, config)
     line = str(error.value)
     for words in (

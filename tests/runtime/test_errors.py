@@ -1,4 +1,4 @@
-"""What libraries say of a wrong flag, said to a person. That main.py says it: tests/programs/test_main.py."""
+"""What libraries say of a wrong flag, said to a person. That main.py says it: tests/cli/test_main.py."""
 
 import sys
 
@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import defaults
-from ddpm_jax.runtime.errors import said_of_flags
+from ddpm_jax.runtime.errors import format_flag_error
 
 
 def parse(argv):
@@ -33,8 +33,8 @@ def test_each_kind_of_wrong_value(flag, said, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", f"--config.{flag}"])  # ml_collections looks there for fields to define
     with pytest.raises((flags.Error, TypeError, ValueError, KeyError, AttributeError)) as caught:
         parse(sys.argv)
-    assert said_of_flags(caught.value) == said
+    assert format_flag_error(caught.value) == said
 
 
 def test_anything_else_stays_but_in_one_line():
-    assert said_of_flags(ValueError("one\n  two")) == "one two"
+    assert format_flag_error(ValueError("one\n  two")) == "one two"

@@ -13,7 +13,7 @@ from jax._src.clusters import cloud_tpu_cluster
 from jax._src.clusters import cluster as cluster_base
 from jax.sharding import AxisType
 
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.mesh import batch_sharding, check_batch, initialize_distributed, make_mesh, replicated
 
 CLUSTER_VARIABLES = (
@@ -194,7 +194,7 @@ def test_a_tpu_host_without_peers_asks_no_metadata_server(tpu_host, environment)
 )
 def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environment):
     asked = tpu_host(environment)
-    with pytest.raises(PersonError) as caught:
+    with pytest.raises(UserError) as caught:
         initialize_distributed()
     assert len(asked) == 1
     message = str(caught.value)
@@ -222,7 +222,7 @@ def test_errors_of_the_network_are_one_line(cluster, monkeypatch, error, words):
 
     cluster({})
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(PersonError, match=f"{words}. On a single host add --coordinator=") as caught:
+    with pytest.raises(UserError, match=f"{words}. On a single host add --coordinator=") as caught:
         initialize_distributed()
     assert "\n" not in str(caught.value)
 
@@ -252,7 +252,7 @@ def test_an_unusable_cluster_is_told_in_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(PersonError, match=r"^cannot join the other processes at host:1234: DEADLINE_EXCEEDED: no answer$"):
+    with pytest.raises(UserError, match=r"^cannot join the other processes at host:1234: DEADLINE_EXCEEDED: no answer$"):
         initialize_distributed("host:1234", 2, 1)
 
 

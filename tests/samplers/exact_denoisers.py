@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.schedules import make_schedule, respace, spaced_timesteps
+from ddpm_jax.diffusion.schedules import make_schedule, respace, spaced_timesteps
 from ddpm_jax.samplers import SAMPLERS, sampler
 
 SETTINGS = {  # name -> sampler, its options
@@ -63,13 +63,13 @@ def curved(x_t, t):
 
 def walk(sampled, denoise_fn, keys, shape=SHAPE):
     """The chain as a plain Python loop: x_t before each step, and each guess of x_start; last, the samples."""
-    x = sampler.images_noise(keys, 0, shape)
-    memory, xs, guesses = sampled.init_memory(x), [], []
+    x = sampler.per_image_noise(keys, 0, shape)
+    memory, xs, guesses = sampled.init_carry(x), [], []
 
     def step(x, memory, index):
         return sampled.step(denoise_fn, x, memory, index, keys)
 
-    if sampled.extra_evaluations:  # an inner loop would be compiled anew in each step
+    if sampled.extra_nfe:  # an inner loop would be compiled anew in each step
         step = jax.jit(step)
     for i in range(sampled.num_steps):
         xs.append(x)
@@ -142,7 +142,7 @@ def probe(sampled, denoise_fn, width=170):
     """How the state starts, [n, D] on x_T, and F [K, n, n], g [K, n] and N [K, n, D] of every step in turn. float64."""
     with jax.enable_x64(True):
         units = jnp.eye(D).reshape(-1, *SHAPE)
-        like = (units, sampled.init_memory(units))
+        like = (units, sampled.init_carry(units))
         size = flat(like).shape[1]
         other = np.linspace(-1.0, 1.0, size)
         rows = np.concatenate([np.zeros((1, size)), np.eye(size), np.zeros((D, size)), other[None]])
@@ -153,7 +153,7 @@ def probe(sampled, denoise_fn, width=170):
 
         def one(i):
             x_prev, _, memory_next = sampled.step(denoise_fn, x, memory, jnp.maximum(sampled.num_steps - 1 - i, 0), keys)
-            return flat((x_prev, memory_next)), sampler.images_noise(keys, i + 1, SHAPE).reshape(-1, D)
+            return flat((x_prev, memory_next)), sampler.per_image_noise(keys, i + 1, SHAPE).reshape(-1, D)
 
         # Always so many at once: operations of one shape are compiled once. What lies past the last step is cut off.
         stretches = [jax.vmap(one)(jnp.arange(width) + first) for first in range(0, sampled.num_steps, width)]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from exact_denoisers import FULL, SHAPE, build, curved, shorten, some_keys, walk
 
-from ddpm_jax.process.diffusion import PREDICTIONS
-from ddpm_jax.process.schedules import make_schedule, respace, schedule_from_betas
+from ddpm_jax.diffusion.gaussian import PREDICTIONS
+from ddpm_jax.diffusion.schedules import make_schedule, respace, schedule_from_betas
 from ddpm_jax.samplers import SAMPLERS, dpmpp, multistep, sampler, unipc
 
 
@@ -20,13 +20,13 @@ def test_ancestral_is_algorithm_2(variance):
     def network(x, t):
         return 0.5 * x + 0.02 * t
 
-    x = np.asarray(sampler.images_noise(keys, 0, SHAPE), np.float64)
+    x = np.asarray(sampler.per_image_noise(keys, 0, SHAPE), np.float64)
     want = []
     for t in reversed(range(25)):
         want.append(x)
         alpha_bar, alpha_bar_prev = np.prod(1 - betas[: t + 1]), np.prod(1 - betas[:t])
         sigma_squared = betas[t] if variance == "fixed_large" else betas[t] * (1 - alpha_bar_prev) / (1 - alpha_bar)
-        z = np.asarray(sampler.images_noise(keys, 25 - t, SHAPE), np.float64) if t > 0 else 0.0
+        z = np.asarray(sampler.per_image_noise(keys, 25 - t, SHAPE), np.float64) if t > 0 else 0.0
         x = (x - betas[t] / np.sqrt(1 - alpha_bar) * network(x, t)) / np.sqrt(1 - betas[t]) + np.sqrt(sigma_squared) * z
     xs, _, got = walk(sampled, lambda x_t, t: network(x_t, t.astype(jnp.float32)[:, None, None, None]), keys)
     np.testing.assert_allclose(xs, want, rtol=1e-4, atol=1e-4)
@@ -43,13 +43,13 @@ def test_ddim_is_its_equation_12():
     def network(x, t):
         return 0.5 * x + 0.02 * t
 
-    x = np.asarray(sampler.images_noise(keys, 0, SHAPE), np.float64)
+    x = np.asarray(sampler.per_image_noise(keys, 0, SHAPE), np.float64)
     for i, (t, previous) in enumerate([(24, 9), (9, 2), (2, -1)]):
         alpha_bar, alpha_bar_prev = np.prod(1 - betas[: t + 1]), np.prod(1 - betas[: previous + 1])
         eps = network(x, t)
         sigma = eta * np.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
         pred_xstart = (x - np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha_bar)
-        z = np.asarray(sampler.images_noise(keys, i + 1, SHAPE), np.float64)
+        z = np.asarray(sampler.per_image_noise(keys, i + 1, SHAPE), np.float64)
         x = np.sqrt(alpha_bar_prev) * pred_xstart + np.sqrt(1 - alpha_bar_prev - sigma**2) * eps + sigma * z
     _, _, got = walk(sampled, lambda x_t, t: network(x_t, t.astype(jnp.float32)[:, None, None, None]), keys)
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
@@ -97,7 +97,7 @@ def test_heun_is_edms_algorithm_2(churn, spacing):
     def round_sigma(sigma):
         return sigma_of_t[np.argmin(np.abs(sigma_of_t - sigma))]
 
-    noise = np.array([sampler.images_noise(keys, i, SHAPE) for i in range(9)], np.float64)
+    noise = np.array([sampler.per_image_noise(keys, i, SHAPE) for i in range(9)], np.float64)
     first = sigma_of_t[999]
     noise[0] *= np.sqrt(1 + first**2) / first  # ours starts from variance 1 in x, theirs from sigma^2 in x_edm
     want = edm_sampler(denoise, round_sigma, sigma_of_t[schedule.timesteps[::-1]], noise, **options)
@@ -141,7 +141,7 @@ def test_a_long_step_is_exact_where_guesses_lie_on_a_line_in_the_signal(weights,
     for steps in (5, 10, 50):
         schedule = shorten(FULL, steps, spacing)
         if weights == "2M":
-            table = dpmpp.second_order_weights(schedule, noise=False)
+            table = dpmpp.second_order_coefficients(schedule, noise=False)
         else:
             table, _ = unipc.predictor_corrector(schedule, weights)
         assert multistep.long_steps(schedule).tolist() == [False, True] + (steps - 2) * [False]
@@ -151,7 +151,7 @@ def test_a_long_step_is_exact_where_guesses_lie_on_a_line_in_the_signal(weights,
             table.on_x[1] * (alpha[1] * m + z) + table.on_guesses[1] @ guesses, alpha[0] * m + z, atol=1e-12
         )
     lengths = -np.diff(multistep.log_signal_to_noise(schedule))
-    assert 0 < multistep.along_signal(schedule)[1] < 1 < 1.6 < lengths[0] / (2 * lengths[1])
+    assert 0 < multistep.alpha_linear_extrapolation(schedule)[1] < 1 < 1.6 < lengths[0] / (2 * lengths[1])
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
@@ -162,7 +162,7 @@ def test_a_long_step_with_noise_keeps_the_variance(spacing):
     """
     for steps in (5, 10, 50):
         schedule = shorten(FULL, steps, spacing)
-        alpha, table = schedule.sqrt_alphas_cumprod, dpmpp.second_order_weights(schedule, noise=True)
+        alpha, table = schedule.sqrt_alphas_cumprod, dpmpp.second_order_coefficients(schedule, noise=True)
         on_newest, on_before = table.on_x[1] + table.on_guesses[1, 0] * alpha[1], table.on_guesses[1, 1] * alpha[2]
         covariance = alpha[2] / alpha[1]
         kept = on_newest**2 + on_before**2 + 2 * on_newest * on_before * covariance + table.on_noise[1] ** 2
@@ -203,7 +203,7 @@ def test_a_step_after_a_much_longer_one_is_exact_where_guesses_lie_on_a_line_in_
     for steps in (5, 10, 50):
         schedule = shorten(chain, steps)
         if weights == "2M":
-            table = dpmpp.second_order_weights(schedule, noise=False)
+            table = dpmpp.second_order_coefficients(schedule, noise=False)
         else:
             table, _ = unipc.predictor_corrector(schedule, weights)
         k, alpha, m, z = steps - 2, schedule.sqrt_alphas_cumprod, 0.7, -1.3
@@ -211,7 +211,7 @@ def test_a_step_after_a_much_longer_one_is_exact_where_guesses_lie_on_a_line_in_
         got = table.on_x[k] * (alpha[k] * m + z) + table.on_guesses[k, : len(guesses)] @ guesses
         np.testing.assert_allclose(got, alpha[k - 1] * m + z, atol=1e-12)
         assert (table.on_guesses[k, len(guesses) :] == 0).all()
-        assert 0.3 < multistep.along_signal(schedule)[k] < 0.6
+        assert 0.3 < multistep.alpha_linear_extrapolation(schedule)[k] < 0.6
 
 
 def test_a_noisier_start_than_any_snr_is_a_start():

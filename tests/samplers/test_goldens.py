@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from exact_denoisers import FULL, oracle_denoiser, shorten, some_keys, walk
 
-from ddpm_jax.process.diffusion import PREDICTIONS
-from ddpm_jax.process.schedules import respace, spaced_timesteps
+from ddpm_jax.diffusion.gaussian import PREDICTIONS
+from ddpm_jax.diffusion.schedules import respace, spaced_timesteps
 from ddpm_jax.samplers import SAMPLERS, ddim, multistep, sampler
 
 FILE = pathlib.Path(__file__).parent.parent / "golden" / "samplers.npz"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from exact_denoisers import COV, FULL, MEAN, SHAPE, D, gaussian_denoiser, oracle_denoiser, shorten
 
-from ddpm_jax.process.diffusion import PREDICTIONS
-from ddpm_jax.process.schedules import schedule_from_betas
+from ddpm_jax.diffusion.gaussian import PREDICTIONS
+from ddpm_jax.diffusion.schedules import schedule_from_betas
 from ddpm_jax.samplers import SAMPLERS, sampler
 from ddpm_jax.samplers.inversion import ddim_inversion, invert, slerp
 
@@ -28,7 +28,7 @@ def there_and_back(num_steps, turns=1, prediction="v", spacing="logsnr", clip_de
     x = images() if x is None else x
     latent = invert(ddim_inversion(schedule, **options, turns=turns), denoise_fn, x)
     ddim = SAMPLERS["ddim"](schedule, **options)
-    back = sampler.advance(ddim, denoise_fn, sampler.start_from(ddim, latent), None, first_step=0, count=num_steps).x
+    back = sampler.run_steps(ddim, denoise_fn, sampler.init_state_from(ddim, latent), None, first_step=0, count=num_steps).x
     return np.array(x), np.array(latent), np.array(back)
 
 
@@ -82,19 +82,19 @@ def test_it_climbs_the_timesteps_and_keeps_its_guesses():
         return x_t * 0 + t.astype(jnp.float32)[:, None, None, None]
 
     x = images(2)
-    state = sampler.advance(
-        inversion, clock, sampler.start_from(inversion, x, keep=4), None, first_step=0, count=4, kept_steps=range(4)
+    state = sampler.run_steps(
+        inversion, clock, sampler.init_state_from(inversion, x, keep=4), None, first_step=0, count=4, save_steps=range(4)
     )
-    np.testing.assert_array_equal(state.kept_pred_xstart[0, :, 0, 0, 0], schedule.timesteps)
-    np.testing.assert_array_equal(state.kept_x[:, 0], x)
+    np.testing.assert_array_equal(state.saved_pred_xstart[0, :, 0, 0, 0], schedule.timesteps)
+    np.testing.assert_array_equal(state.saved_x[:, 0], x)
 
 
 def test_stretches_make_the_whole():
     schedule = shorten(FULL, 6)
     inversion = ddim_inversion(schedule, prediction="v", variance="fixed_small")
     denoise_fn, x = gaussian_denoiser(FULL, MEAN, COV, "v"), images()
-    advance = jax.jit(lambda state, first: sampler.advance(inversion, denoise_fn, state, None, first_step=first, count=2))
-    state = sampler.start_from(inversion, x)
+    advance = jax.jit(lambda state, first: sampler.run_steps(inversion, denoise_fn, state, None, first_step=first, count=2))
+    state = sampler.init_state_from(inversion, x)
     for first_step in (0, 2, 4):
         state = advance(state, first_step)
     np.testing.assert_allclose(state.x, invert(inversion, denoise_fn, x), atol=1e-4)

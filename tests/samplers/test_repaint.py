@@ -10,7 +10,7 @@ import pytest
 from exact_denoisers import FULL, build, shorten, some_keys
 
 from ddpm_jax.samplers import sampler
-from ddpm_jax.samplers.repaint import Known, default_jump_length, repaint, walk
+from ddpm_jax.samplers.repaint import InpaintingInputs, default_jump_length, repaint, resampling_schedule
 
 CORRELATION = 0.9
 
@@ -27,18 +27,18 @@ def gaussian_denoiser(x_t, t):
 def fill(sampled, x_start, mask, keys, denoise_fn=gaussian_denoiser):
     @jax.jit
     def run(x_start, keys):
-        state = sampler.start(sampled, keys, x_start.shape[1:])
-        known = Known(x_start, jnp.broadcast_to(jnp.asarray(mask, jnp.float32), (*x_start.shape[:-1], 1)))
+        state = sampler.init_state(sampled, keys, x_start.shape[1:])
+        known = InpaintingInputs(x_start, jnp.broadcast_to(jnp.asarray(mask, jnp.float32), (*x_start.shape[:-1], 1)))
         state = state.replace(memory=known)
-        return sampler.advance(sampled, denoise_fn, state, keys, first_step=0, count=sampled.num_steps).x
+        return sampler.run_steps(sampled, denoise_fn, state, keys, first_step=0, count=sampled.num_steps).x
 
     return np.asarray(run(jnp.asarray(x_start, jnp.float32), keys))
 
 
 def test_the_walk_goes_up_and_down_as_the_algorithm_says():
-    assert walk(4, 10, 10) == [(3, True), (2, True), (1, True), (0, True)]  # too short for a jump
-    assert walk(5, 2, 1) == [(entry, True) for entry in (4, 3, 2, 1, 0)]
-    path = walk(5, 2, 3)
+    assert resampling_schedule(4, 10, 10) == [(3, True), (2, True), (1, True), (0, True)]  # too short for a jump
+    assert resampling_schedule(5, 2, 1) == [(entry, True) for entry in (4, 3, 2, 1, 0)]
+    path = resampling_schedule(5, 2, 3)
     # 4 entries down to 2, twice back up to 4 in each of two stretches.
     visited = [entry for entry, _ in path]
     assert visited == [4, 3, 2, 3, 4, 3, 2, 3, 4, 3, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1, 0]
@@ -78,7 +78,7 @@ def filled_law(num_steps, jump_length, known):
     """Mean and variance of the missing pixel beside one that is `known`: every move is affine. ddim, 10 times down."""
     schedule, cov = shorten(FULL, num_steps, "leading"), np.array([[1.0, CORRELATION], [CORRELATION, 1.0]])
     mean, variance = np.zeros(2), np.eye(2)
-    for entry, down in walk(num_steps, jump_length, 10):
+    for entry, down in resampling_schedule(num_steps, jump_length, 10):
         if not down:
             mean *= np.sqrt(schedule.alphas[entry + 1])
             variance = schedule.alphas[entry + 1] * variance + schedule.betas[entry + 1] * np.eye(2)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from exact_denoisers import FULL, shorten, some_keys
 
-from ddpm_jax.process.schedules import SPACINGS, make_schedule, respace
+from ddpm_jax.diffusion.schedules import SPACINGS, make_schedule, respace
 from ddpm_jax.samplers import sampler
 from ddpm_jax.samplers.heun import heun
-from ddpm_jax.samplers.ode import ode, step_between
-from ddpm_jax.samplers.runge_kutta import fourth_order_weights, heun_step, positions, third_order_weights
+from ddpm_jax.samplers.rk4 import rk4, tableau_between
+from ddpm_jax.samplers.runge_kutta import fourth_order_coefficients, heun_tableau, schedule_indices, third_order_coefficients
 
 OPTIONS = {"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False}
 
@@ -40,21 +40,21 @@ def order_of(a, b):
 @pytest.mark.parametrize("shift", [-0.11, 0.0, 0.06, 0.11])
 def test_weights_have_their_order_wherever_the_stages_stand(shift):
     for c2, c3 in ((1 / 3 + shift, 2 / 3), (1 / 3, 2 / 3 + shift), (1 / 3 + shift, 2 / 3 - shift)):
-        a, b = fourth_order_weights(c2, c3)
+        a, b = fourth_order_coefficients(c2, c3)
         np.testing.assert_allclose(a.sum(axis=1), [0, c2, c3, 1], atol=1e-12)
         assert order_of(a, b) == 4
-    a, b = third_order_weights(1 / 2 + shift)
+    a, b = third_order_coefficients(1 / 2 + shift)
     np.testing.assert_allclose(a.sum(axis=1), [0, 1 / 2 + shift, 1], atol=1e-12)
     assert order_of(a, b) == 3
-    step = heun_step(np.array([2.0, 3.0]), 1, 0)
+    step = heun_tableau(np.array([2.0, 3.0]), 1, 0)
     assert order_of(-step.on_eps, -step.result) == 2
 
 
 def test_known_rules_are_among_them():
-    a, b = fourth_order_weights(1 / 3, 2 / 3)
+    a, b = fourth_order_coefficients(1 / 3, 2 / 3)
     np.testing.assert_allclose(b, [1 / 8, 3 / 8, 3 / 8, 1 / 8], atol=1e-12)
     np.testing.assert_allclose(a, [[0, 0, 0, 0], [1 / 3, 0, 0, 0], [-1 / 3, 1, 0, 0], [1, -1, 1, 0]], atol=1e-12)
-    a, b = third_order_weights(1 / 2)
+    a, b = third_order_coefficients(1 / 2)
     np.testing.assert_allclose(b, [1 / 6, 2 / 3, 1 / 6], atol=1e-12)
     np.testing.assert_allclose(a, [[0, 0, 0], [1 / 2, 0, 0], [-1, 2, 0]], atol=1e-12)
 
@@ -62,7 +62,7 @@ def test_known_rules_are_among_them():
 def steps_of(entries):
     """The ode's steps between these entries, the last ones first."""
     sigmas = FULL.sqrt_recipm1_alphas_cumprod
-    return [step_between(sigmas, start, end) for end, start in itertools.pairwise(entries)]
+    return [tableau_between(sigmas, start, end) for end, start in itertools.pairwise(entries)]
 
 
 def test_the_ode_takes_the_highest_order_that_timesteps_between_allow():
@@ -86,7 +86,7 @@ def seen(sampled):
         asked.append(int(t[0]))
         return x_t
 
-    x = sampler.images_noise(some_keys(1), 0, (1, 1, 1))
+    x = sampler.per_image_noise(some_keys(1), 0, (1, 1, 1))
     with jax.disable_jit():
         for i in range(sampled.num_steps):
             x, _, _ = sampled.step(network, x, (), jnp.int32(sampled.num_steps - 1 - i), some_keys(1))
@@ -100,7 +100,7 @@ def test_evaluations_are_counted_and_at_timesteps_of_training(spacing):
     asked = seen(by_heun)
     assert by_heun.evaluations == len(asked) == 7
     assert sorted(set(asked)) == schedule.timesteps.tolist()
-    exact = ode(schedule, **OPTIONS, trained=FULL)
+    exact = rk4(schedule, **OPTIONS, trained=FULL)
     asked = seen(exact)
     assert exact.evaluations == len(asked) == (13 if schedule.timesteps[0] == 0 else 17)
     assert asked == sorted(asked, reverse=True)  # one of two equal ones ends a step, the other begins the next
@@ -122,8 +122,8 @@ def test_churn_goes_up_to_a_timestep_before_it_goes_down():
 
 def test_a_chain_of_other_noise_is_no_respacing():
     schedule = shorten(FULL, 5)
-    np.testing.assert_array_equal(positions(schedule, FULL), schedule.timesteps)
-    np.testing.assert_array_equal(positions(respace(schedule, [1, 3]), schedule), [1, 3])
+    np.testing.assert_array_equal(schedule_indices(schedule, FULL), schedule.timesteps)
+    np.testing.assert_array_equal(schedule_indices(respace(schedule, [1, 3]), schedule), [1, 3])
     for other in (make_schedule("cosine", 1000), make_schedule("linear", 500)):
         with pytest.raises(ValueError, match="not a respacing"):
-            positions(schedule, other)
+            schedule_indices(schedule, other)

@@ -18,8 +18,8 @@ from exact_denoisers import (
     walk,
 )
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.diffusion import PREDICTIONS
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.gaussian import PREDICTIONS
 from ddpm_jax.samplers import SAMPLERS, sampler
 
 
@@ -80,8 +80,8 @@ def test_a_network_that_learns_its_variance_is_asked_for_the_rest(setting):
 
 def test_any_learned_variance_is_split_off(monkeypatch):
     """Not only the one called learned_range: the list of learned variances decides."""
-    monkeypatch.setitem(diffusion.VARIANCES, "learned", diffusion.VARIANCES["learned_range"])
-    monkeypatch.setattr(diffusion, "LEARNED_VARIANCES", frozenset({"learned_range", "learned"}))
+    monkeypatch.setitem(gaussian.VARIANCES, "learned", gaussian.VARIANCES["learned_range"])
+    monkeypatch.setattr(gaussian, "LEARNED_VARIANCES", frozenset({"learned_range", "learned"}))
     sampled = SAMPLERS["ddim"](shorten(FULL, 3), prediction="v", variance="learned", clip_denoised=False)
     x = walk(sampled, lambda x_t, t: jnp.concatenate([curved(x_t, t), 1e6 * x_t], axis=-1), some_keys(2))[2]
     assert x.shape == (2, *SHAPE)
@@ -112,7 +112,7 @@ def test_the_network_is_given_the_timesteps_of_training_in_descending_order(name
 def test_noise_is_standard_normal_and_differs_by_key_and_purpose():
     """4 x 4,096 numbers a draw: standard error 1/128 of mean and correlation, 1/90 of variance; five of them allowed."""
     keys, shape = some_keys(4), (64, 64, 1)
-    draws = np.array([jax.jit(sampler.images_noise, static_argnums=2)(keys, purpose, shape) for purpose in (0, 1, 2)])
+    draws = np.array([jax.jit(sampler.per_image_noise, static_argnums=2)(keys, purpose, shape) for purpose in (0, 1, 2)])
     rows = draws.reshape(12, -1)
     assert abs(rows.mean()) < 5 / 128
     assert abs(rows.var() - 1) < 5 / 90
@@ -136,7 +136,7 @@ def test_steps_use_noise_of_their_own():
 def test_only_stochastic_samplers_draw_noise(setting):
     """From one x_T with other keys: other images, or the same."""
     sampled = build(setting, shorten(FULL, 3, "karras"))
-    x = sampler.images_noise(some_keys(2), 0, SHAPE)
+    x = sampler.per_image_noise(some_keys(2), 0, SHAPE)
     index = jnp.int32(1)
-    one, other = (sampled.step(curved, x, sampled.init_memory(x), index, some_keys(2, seed))[0] for seed in (0, 1))
+    one, other = (sampled.step(curved, x, sampled.init_carry(x), index, some_keys(2, seed))[0] for seed in (0, 1))
     assert bool((one == other).all()) == (setting not in STOCHASTIC)

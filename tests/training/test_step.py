@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.schedules import make_schedule, schedule_from_betas
+from ddpm_jax.diffusion.timestep_sampling import LossHistory, TimestepSampler, make_timestep_sampler
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.process import pixels
-from ddpm_jax.process.schedules import make_schedule, schedule_from_betas
-from ddpm_jax.process.timesteps import LossHistory, TimestepSampler, make_timestep_sampler
 from ddpm_jax.runtime.mesh import share_gradients
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.state import create_state
@@ -204,7 +204,7 @@ def test_some_examples_learn_without_their_class_each_by_its_own_coin():
     """100 of 400 labels, standard deviation 8.7, five allowed; the others stay, and another step drops others."""
     batch = make_batch(400, (1, 1, 1)) | {"label": jnp.arange(400, dtype=jnp.int32) % 10}
     dropped = []
-    for seen, _ in spied(batch, steps=2, label_dropout=0.25, no_label=10):
+    for seen, _ in spied(batch, steps=2, label_dropout=0.25, null_label=10):
         missing = seen["label"] == 10
         np.testing.assert_array_equal(seen["label"][~missing], np.asarray(batch["label"])[~missing])
         assert abs(missing.sum() - 100) < 5 * 8.7
@@ -228,25 +228,25 @@ def test_weights_of_drawn_t_weigh_the_loss_and_nothing_remembers_them():
         return state + 1
 
     sampler = TimestepSampler(init=lambda: jnp.zeros(()), draw=draw, update=update)
-    state = new_state().replace(t_history=sampler.init())
+    state = new_state().replace(timestep_sampler_state=sampler.init())
     state, metrics = make_step(timestep_sampler=sampler)(state, make_batch(), jax.random.key(0))
     ((t, values),) = seen
     assert (t == 3).all()
     np.testing.assert_allclose(metrics["loss"], 2 * values.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["quartile_sum"][0], values.sum(), rtol=1e-5)
-    assert state.t_history == 1
+    assert state.timestep_sampler_state == 1
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 def test_every_loss_enters_the_history_once_at_its_t(accumulation_steps):
     sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
     step = jax.jit(make_step(timestep_sampler=sampler, accumulation_steps=accumulation_steps))
-    state = new_state().replace(t_history=sampler.init())
+    state = new_state().replace(timestep_sampler_state=sampler.init())
     for number in range(3):
         state, metrics = step(state, make_batch(), jax.random.key(0))
-        assert state.t_history.counts.sum() == BATCH * (number + 1)
+        assert state.timestep_sampler_state.counts.sum() == BATCH * (number + 1)
         if number == 0:
-            np.testing.assert_allclose(state.t_history.losses.sum(), metrics["quartile_sum"].sum(), rtol=1e-5)
+            np.testing.assert_allclose(state.timestep_sampler_state.losses.sum(), metrics["quartile_sum"].sum(), rtol=1e-5)
 
 
 # Gradients: micro-batches, devices, clipping.
@@ -300,9 +300,9 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
             share=functools.partial(share_gradients, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
         )
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        state = jax.jit(lambda key: create_state(init_network, SGD, key, t_history=history), out_shardings=replicated)(
-            jax.random.key(1)
-        )
+        state = jax.jit(
+            lambda key: create_state(init_network, SGD, key, timestep_sampler_state=history), out_shardings=replicated
+        )(jax.random.key(1))
         compiled = jax.jit(step, in_shardings=(replicated, split, replicated), out_shardings=replicated)
         for i in range(2):
             state, metrics = compiled(state, jax.device_put(make_batch(seed=i), split), jax.random.key(0))

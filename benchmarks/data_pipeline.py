@@ -1,0 +1,56 @@
+"""Does the input keep up? Images/s of the pipeline alone, beside what the training step takes in the same run.
+
+python benchmarks/data_pipeline.py --config=digits
+python benchmarks/data_pipeline.py --config=cifar10 --batch_size=8 --data_dir=PATH
+
+The pipeline runs as in training, onto the device, with nobody using the batches.
+"""
+
+import time
+
+import measure
+from train_step import our_step
+
+from ddpm_jax import build
+from ddpm_jax.data import pipeline
+from ddpm_jax.runtime import mesh as meshes
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
+    parser.add_argument("--in_memory", choices=build.IN_MEMORY, help="in place of the config's")
+    options = parser.parse_args()
+    config = measure.load_config(options)
+    config.data.data_dir = options.data_dir
+    config.data.in_memory = options.in_memory or config.data.in_memory
+    batch_size = config.train.batch_size
+
+    mesh = meshes.make_mesh()
+    start = time.perf_counter()
+    source = build.build_source(config)
+    print(f"{len(source):,} images of {source.name} ready after {time.perf_counter() - start:.1f} s")
+    stream = pipeline.prefetch_to_device(
+        pipeline.batches(
+            source,
+            batch_size=batch_size,
+            seed=config.seed,
+            num_threads=config.data.num_threads,
+            prefetch=config.data.prefetch,
+        ),
+        meshes.batch_sharding(mesh),
+    )
+    step, _, _ = our_step(config, next(stream))
+    # What lies ready from the step's turn is soon used up: a turn lasts long enough for hundreds of batches.
+    work = {"input": measure.here(lambda: next(stream)["image"].block_until_ready()), "step": measure.here(step)}
+    rows = measure.seconds(work, options.rounds, 2.0)
+    stream.close()
+
+    print(f"{measure.machine()}; {options.config}, batch {batch_size}, median of {options.rounds}")
+    for name, what in (("input", "the pipeline delivers"), ("step", "the training step takes")):
+        print(f"{what:26} {batch_size / rows[name]:12,.1f} images/s")
+    print(f"{'ratio':26} {rows['step'] / rows['input']:12,.1f}x")
+
+
+if __name__ == "__main__":
+    main()

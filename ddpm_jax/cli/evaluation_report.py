@@ -1,0 +1,205 @@
+"""What --mode=evaluate shows of all results in its folder: a report of each checkpoint, a table, curves, TensorBoard.
+
+All are made again from all results each time, and hold nothing that the results do not.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.cli.sample_metrics import loggable_scalars
+from ddpm_jax.plotting import charts, image_grid
+from ddpm_jax.runtime import report
+from ddpm_jax.runtime.metric_logger import TensorBoardWriter
+from ddpm_jax.runtime.results import Result, digest, flatten
+from ddpm_jax.training.ema_tracker import parse_power_std
+
+KINDS = ("drawn", "bits_per_dim", "ode_bits_per_dim")  # of one checkpoint; "real" is of none
+ABOUT = "All results of this folder: each is a file in results/, and step_N.json has the details of a checkpoint's."
+FORMAT = 2  # of the reports; those without are of versions that wrote one evaluation over another
+# Fields of keys that columns of every table show already.
+SHOWN = (
+    "step",
+    "weights",
+    "weights_sha256",
+    "count",
+    "compared",
+    "sampling.step",
+    "sampling.params",
+    "sampling.weights_sha256",
+)
+SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "eta", "order", "churn", "churn_interval", "churn_noise")
+SHOWN_BY_SAMPLER += ("guidance_scale", "guidance_interval", "guidance_rescale")
+
+
+def write(target: pathlib.Path, results: list[Result]) -> str:
+    """step_N.json for each checkpoint, table.md and curves; the table's text.
+
+    Args:
+      target: folder of the evaluation.
+      results: all that it holds, joined.
+
+    Raises:
+      UserError, OSError: a file cannot be written.
+    """
+    results = sorted(results, key=_order)
+    stems: dict[str, list[Result]] = {}
+    for result in results:
+        if result.kind in KINDS:
+            stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
+    for name, some in stems.items():
+        file = target / f"{name}.json"
+        _keep_older(file)
+        report.write_json(file, checkpoint_report(some, [result for result in results if result.kind == "real"]))
+    text = table(results)
+    _keep_older(target / "table.md", ABOUT)
+    report.write_text(target / "table.md", f"{text}\n{ABOUT}\n")
+    for file, picture in sweep_charts(results).items():
+        image_grid.save_png(target / file, picture)
+    return text
+
+
+def stem(step: int, weights: str) -> str:
+    """How files of a checkpoint's results begin."""
+    return f"step_{step}" + ("" if weights == "ema" else f"-{weights}")
+
+
+def checkpoint_report(results: list[Result], real: list[Result]) -> dict[str, Any]:
+    """All results of one checkpoint and one choice of its weights, and what held-out real images score."""
+    key = results[0].key
+    found: dict[str, Any] = {"format": FORMAT, "step": key["step"], "weights": key["weights"]}
+    for kind in KINDS:
+        found[kind] = [result.row | result.details for result in results if result.kind == kind]
+    references = [result.key["reference"] for result in results if result.kind == "drawn"]
+    found["real"] = [result.row | result.details for result in real if result.key["reference"] in references]
+    return found
+
+
+def table(results: list[Result]) -> str:
+    """Rows as a Markdown table; below it, the notes on them."""
+    rows, notes = rows_and_notes(results)
+    return report.markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
+
+
+def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a table, and the notes on them; these have numbers where they are not the same for all rows of a kind."""
+    results = sorted(results, key=_order)
+    extra, own = _distinguishing(results), [tuple(result.details.get("notes", ())) for result in results]
+    notes = list(dict.fromkeys(note for some in own for note in some))
+    kinds = [result.kind for result in results]
+    rows = [result.row | extra[result.group] for result in results]
+    if len(set(zip(kinds, own, strict=True))) == len(set(kinds)):
+        return rows, notes
+    for row, some in zip(rows, own, strict=True):
+        row["notes"] = ", ".join(str(notes.index(note) + 1) for note in some)
+    return rows, [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+
+
+def _distinguishing(results: list[Result]) -> dict[str, dict[str, Any]]:
+    """For each result, the fields of its key in which rows of its kind differ and that no other column shows."""
+    extra: dict[str, dict[str, Any]] = {}
+    for kind in {result.kind for result in results}:
+        some = {result.group: flatten(result.key) for result in results if result.kind == kind}
+        hidden = (*SHOWN, *(f"sampling.{name}" for name in SHOWN_BY_SAMPLER))
+        fields = {field for key in some.values() for field in key if field not in hidden}
+        differing = sorted(field for field in fields if len({str(key.get(field)) for key in some.values()}) > 1)
+        for group, key in some.items():
+            extra[group] = {_column(field): _cell(key.get(field)) for field in differing if key.get(field) is not None}
+    return extra
+
+
+def _column(field: str) -> str:
+    return field.removeprefix("sampling.").removeprefix("features.")
+
+
+def _cell(value: Any) -> str:
+    text = str(value).replace("|", "/")
+    return f"{text[:8]}.." if len(text) >= 64 else text
+
+
+def _order(result: Result) -> tuple:
+    """Real images first, then checkpoint by checkpoint."""
+    kind = ("real", *KINDS).index(result.kind)
+    return (bool(kind), result.key.get("step", 0), str(result.key.get("weights", "")), kind, str(result.row.get("sampler")),
+            result.row.get("evaluations", 0), str(sorted(flatten(result.key).items())))  # fmt: skip
+
+
+def _keep_older(file: pathlib.Path, mark: str = '"format": ') -> None:
+    """Rename what an older version wrote, of one evaluation, before the first report of all takes its name."""
+    if file.exists() and mark not in file.read_text(encoding="utf-8", errors="replace"):
+        older = file.with_name(f"{file.stem}-before{file.suffix}")
+        if not older.exists():
+            file.rename(older)
+
+
+def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
+    """Fréchet distance over network evaluations, and over the length of the average, where they differ: file -> picture.
+
+    Distances that do not compare, of other references, features or numbers of images, each have a chart of their own.
+    """
+    over = {"evaluations.png": "network evaluations per image", "lengths.png": "length of the average, σ_rel"}
+    found: dict[str, dict[str, list[Result]]] = {file: {} for file in over}
+    for result in results:
+        if result.kind == "drawn" and result.row.get("frechet") is not None:
+            for file, groups in found.items():
+                if file != "lengths.png" or parse_power_std(result.row["weights"]) is not None:
+                    groups.setdefault(_comparable(result), []).append(result)
+    real = {_comparable(result): result for result in results if result.kind == "real" and "frechet" in result.row}
+    pictures = {}
+    for file, groups in found.items():
+        drawn = [
+            _chart(some, over[file], file == "lengths.png", real.get(group), len(groups) > 1) for group, some in groups.items()
+        ]
+        drawn = [chart for chart in drawn if len({x for line in chart.lines for x in line.x}) > 1]
+        if drawn:
+            pictures[file] = charts.draw(drawn)
+    return pictures
+
+
+def _comparable(result: Result) -> str:
+    """The same for distances that may be compared: real images are held against those of any number."""
+    return digest([result.key["reference"], result.key["features"]])
+
+
+def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None, titled: bool) -> charts.Chart:
+    swept = len({result.row["weights"] for result in some}) > 1
+    extra = _distinguishing(some)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result in some:
+        row, others = result.row, extra[result.group]
+        if lengths:
+            label, x = f"{row['sampler']}, step {row['step']:,}", parse_power_std(row["weights"])
+        else:
+            weights = f", {row['weights']}" if swept else ""
+            label, x = f"{row['sampler'].split()[0]}, step {row['step']:,}{weights}", row["evaluations"]
+            options = row["sampler"].split()[2:]
+            if len({tuple(other.row["sampler"].split()[2:]) for other in some}) > 1:
+                label += f", {' '.join(options)}"
+        if len({other.row["count"] for other in some}) > 1:
+            label += f", {row['count']:,} images"
+        label += "".join(f", {name} {value}" for name, value in others.items())
+        lines.setdefault(label, []).append((x, row["frechet"]))
+    curves = [charts.Line(*np.array(sorted(points)).T, label, points=True) for label, points in lines.items()]
+    flat = [(real.row["frechet"], f"{real.row['count']:,} held-out real images")] if real else []
+    key = some[0].key
+    title = "Sample quality"
+    if titled:
+        reference = key["reference"]
+        title += f": {key['features']['features']}, {reference.get('set')} {reference.get('split') or ''}"
+    return charts.Chart(title, x_label, "Fréchet distance", curves, True, True, flat)
+
+
+def record(events: TensorBoardWriter, result: Result) -> None:
+    """The numbers of a result for TensorBoard, at its step: each curve is of one sampler, set and choice of features."""
+    key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
+    if "sampling" in key:
+        key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
+        words = f"{result.row['sampler']} {result.row['count']} {key['features']['features']}"
+    else:
+        words = f"{result.kind} {result.row['images'].removeprefix('real, ')} {result.row['count']}"
+    curve = f"{result.key['weights']} {words} {digest(key)[:6]}".replace(" ", "-").replace("/", "_").replace(":", "_")
+    numbers = result.row if result.kind == "drawn" else result.details
+    if result.kind == "ode_bits_per_dim":
+        numbers = {f"flow_{name}": value for name, value in numbers.items()}
+    events.scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")

@@ -1,0 +1,221 @@
+"""The folder that --mode=sample writes: pieces while it generates, then images.npz or PNG files, and a grid.
+
+No more than one batch of images is in memory at a time. The files of each format serve as the source of the others, so that
+another --config.sampling.format of a finished folder generates nothing again.
+"""
+
+import functools
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.diffusion import pixels
+from ddpm_jax.evaluation.sample_cache import SampleCache
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import npz
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.samplers.batched import GeneratedBatch
+
+OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # names that a folder of other things may not have
+STAGES = ("x_t", "pred_xstart")
+CHAINS_SHOWN = 8  # rows of a picture of chains
+STAGES_SHOWN = 16  # and its columns
+KEPT_IMAGES = 64  # the stages along the way are kept of the first so many images: they take S times an image's memory
+READ_IMAGES = 64  # at a time
+
+
+class SampleFolder:
+    """Images 0 .. num_images-1 of one kind in a folder, with what is made of them.
+
+    Args:
+      folder: with a manifest that says `identity`.
+      identity: what the images are.
+      num_images: how many.
+      image_shape: (H, W, C).
+      labels: int32 [num_images], or None.
+      class_names: of label 0, 1, ...; () where they are not known.
+      formats: of "npz", "png", "guided_diffusion".
+      keeps_stages: whether x_t and pred_xstart of the first images are kept.
+      report: called with a line for each damaged piece.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        identity: dict[str, Any],
+        *,
+        num_images: int,
+        image_shape: Sequence[int],
+        labels: np.ndarray | None,
+        class_names: Sequence[str],
+        formats: Sequence[str],
+        keeps_stages: bool = False,
+        report: Callable[[str], None] = lambda line: None,
+    ):
+        self.folder = folder
+        self._shards = SampleCache(folder, identity, report=report)
+        self._shape = (num_images, *image_shape)
+        self._labels, self._class_names = labels, tuple(class_names)
+        self._formats, self._keeps_stages = formats, keeps_stages
+        self._npz = folder / "images.npz"
+        self._guided = folder / f"samples_{'x'.join(map(str, self._shape))}.npz"
+        self._png = folder / "png"
+
+    def missing(self) -> list[range]:
+        """The indices of images that no file holds, as ranges in ascending order."""
+        return [] if self._finished_source() else self._shards.missing(self._shape[0])
+
+    def write(self, first: int, batch: GeneratedBatch) -> None:
+        """Keep the images first, first + 1, ... of a batch; PNG files of them appear at once.
+
+        Raises:
+          UserError: the piece cannot be written.
+          OSError: a PNG file cannot.
+        """
+        kept = {}
+        if self._keeps_stages and first < KEPT_IMAGES:
+            some = GeneratedBatch(*(array if array is None else array[: KEPT_IMAGES - first] for array in batch))
+            kept = trajectory_images(some)
+        self._shards.write(first, batch.images, batch.labels, **kept)
+        if "png" in self._formats:
+            self._write_pngs(first, batch.images, frozenset())
+
+    def finish(self) -> None:
+        """Make all files out of the images, grid.png last, and remove the pieces.
+
+        Raises:
+          UserError: images are missing.
+          OSError: a file cannot be written.
+        """
+        stages = self._stages()
+        if "png" in self._formats and not self._has_pngs():
+            there, first = self._sound_pngs(), 0
+            for images in self._batches():
+                self._write_pngs(first, images, there)
+                first += len(images)
+        if "npz" in self._formats and npz.shape_of(self._npz, "images") != self._shape:
+            npz.write(self._npz, {"images": self._rows(), **self._class_arrays(), **stages})
+        if "guided_diffusion" in self._formats and npz.shape_of(self._guided, "arr_0") != self._shape:
+            labels = {} if self._labels is None else {"arr_1": self._labels.astype(np.int64)}
+            npz.write(self._guided, {"arr_0": self._rows(), **labels})
+        for name, pictures in stages.items():
+            image_grid.save_png(self.folder / f"{name}.png", chain_strip(pictures))
+        image_grid.save_png(self.folder / "grid.png", self._grid())
+        self._shards.clear()
+
+    def contents(self) -> list[str]:
+        """Names of what the folder holds; the PNG folder with its number of files."""
+        names = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
+        return [f"png/ ({self._shape[0]:,} files)" if name == "png" else name for name in names]
+
+    def _finished_source(self) -> Callable[[], Iterator[np.ndarray]] | None:
+        """What reads all images from files that are complete; None where none are."""
+        for file, name in ((self._npz, "images"), (self._guided, "arr_0")):
+            if npz.shape_of(file, name) == self._shape:
+                return lambda file=file, name=name: npz.rows(file, name, READ_IMAGES)
+        return self._read_pngs if self._has_pngs() else None
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        source = self._finished_source()
+        return source() if source else self._shards.batches(self._shape[0], READ_IMAGES)
+
+    def _rows(self) -> npz.Rows:
+        return npz.Rows(self._shape, np.dtype(np.uint8), self._batches())
+
+    def _class_arrays(self) -> dict[str, np.ndarray]:
+        if self._labels is None:
+            return {}
+        names = {"label_names": np.array(self._class_names)} if self._class_names else {}
+        return {"labels": self._labels, **names}
+
+    def _stages(self) -> dict[str, np.ndarray]:
+        """uint8 [n, S + 1, H, W, C] of the first n images, by name; empty where none were kept."""
+        if not self._keeps_stages:
+            return {}
+        number = min(KEPT_IMAGES, self._shape[0])
+        if npz.shape_of(self._npz, STAGES[0]):
+            return {name: np.concatenate(list(npz.rows(self._npz, name, READ_IMAGES))) for name in STAGES}
+        if self._shards.missing(number):
+            return {}  # a finished folder of PNG files: the strips are there already
+        return {name: self._shards.rows(name, number) for name in STAGES}
+
+    def _grid(self) -> np.ndarray:
+        plan = image_grid.plan_grid(self._shape[0], self._labels)
+        wanted, shown, first = set(plan.cells[plan.cells >= 0].tolist()), {}, 0
+        for images in self._batches():
+            shown |= {first + i: image.copy() for i, image in enumerate(images) if first + i in wanted}
+            first += len(images)
+            if len(shown) == len(wanted):
+                break
+        return image_grid.draw_plan(plan, shown.__getitem__, self._shape[1:], row_names(self._labels, self._class_names))
+
+    # PNG files.
+
+    @functools.cached_property
+    def _png_names(self) -> list[str]:
+        names = [f"{index:08d}" for index in range(self._shape[0])]
+        if self._labels is None:
+            return [f"{name}.png" for name in names]
+        shown = {label: class_file_name(self._class_names, label) for label in np.unique(self._labels).tolist()}
+        return [f"{name}-{shown[label]}.png" for name, label in zip(names, self._labels.tolist(), strict=True)]
+
+    def _sound_pngs(self) -> frozenset[str]:
+        if not self._png.is_dir():
+            return frozenset()
+        return frozenset(file.name for file in self._png.iterdir() if file.suffix == ".png" and image_grid.is_whole_png(file))
+
+    def _has_pngs(self) -> bool:
+        return self._png.is_dir() and self._sound_pngs() >= set(self._png_names)
+
+    def _write_pngs(self, first: int, images: np.ndarray, there: frozenset[str]) -> None:
+        self._png.mkdir(exist_ok=True)
+        for name, image in zip(self._png_names[first : first + len(images)], images, strict=True):
+            if name not in there:
+                image_grid.save_png(self._png / name, image)
+
+    def _read_pngs(self) -> Iterator[np.ndarray]:
+        names = self._png_names
+        for first in range(0, len(names), READ_IMAGES):
+            yield np.stack([self._read_png(self._png / name) for name in names[first : first + READ_IMAGES]])
+
+    def _read_png(self, file: pathlib.Path) -> np.ndarray:
+        try:
+            image = image_grid.read_png(file)
+            if image.shape != self._shape[1:]:
+                raise ValueError(f"an image of {image.shape}, not {self._shape[1:]}")
+        except (OSError, SyntaxError, ValueError, zlib.error) as error:  # Pillow raises any of these
+            raise UserError(f"{file} is damaged ({error}): remove it, and start the same command again") from error
+        return image
+
+
+def trajectory_images(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
+    """The kept stages, the finished image after them: name -> uint8 [N, S + 1, H, W, C]; empty where none were kept."""
+    if not drawn.saved_x.shape[1]:
+        return {}
+    finished = drawn.images[:, None]
+    stages = dict(zip(STAGES, (drawn.saved_x, drawn.saved_pred_xstart), strict=True))
+    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), finished], axis=1) for name, x in stages.items()}
+
+
+def chain_strip(stages: np.ndarray) -> np.ndarray:
+    """A picture of a few chains, with evenly spread stages: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
+    count = stages.shape[1]
+    shown = np.linspace(0, count - 1, min(count, STAGES_SHOWN)).round().astype(int)
+    return image_grid.strip(stages[:CHAINS_SHOWN, shown])
+
+
+def row_names(labels: np.ndarray | None, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What stands beside the rows of a grid: the names of the classes, or their numbers; () without classes."""
+    if labels is None:
+        return ()
+    return tuple(class_names) or tuple(str(label) for label in range(int(np.max(labels)) + 1))
+
+
+def class_file_name(class_names: Sequence[str], label: int) -> str:
+    """The name of a class as part of a file's name, or its number."""
+    name = class_names[label] if label < len(class_names) else ""
+    return re.sub(r"[^\w.+-]+", "_", name)[:60].strip("._") or str(label)

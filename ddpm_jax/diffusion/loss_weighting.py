@@ -1,0 +1,123 @@
+"""How much an error counts at each t: loss weightings, written once, in the signal-to-noise ratio.
+
+With SNR_t = ᾱ_t / (1 - ᾱ_t), the squared errors of the three predictions are one error on three scales (equations (7)
+and (9) in `diffusion.py`):
+
+    ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²        ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²            (23)
+
+So a weighting is a function w(SNR) of the error in x_0, whatever the network predicts, and the loss of a network is
+w / 1, w / SNR or w / (SNR + 1) times the plain mean squared error of its own target x_0, ε or v:
+
+    simple         (none)                     the plain error of the target itself: w = 1, SNR, SNR + 1
+    snr            w = SNR                    DDPM's L_simple, as ε has it: 2006.11239, eq. 14
+    truncated_snr  w = max(SNR, 1)            2202.00512, section 4: x_0 counts where nearly all is noise
+    min_snr_gamma  w = min(SNR, γ), γ = 5     2303.09556: no step with little noise outweighs the others
+    p2             w = SNR / (k + SNR)^γ, k = γ = 1    2204.00227: less weight where only detail is left to learn
+    edm            w = SNR + 1 / σ_data², σ_data = 1/2   2206.00364, table 1: λ(σ), with σ² = 1 / SNR
+
+(EDM also draws its noise levels otherwise; only the weight is taken from there.)
+
+Where a chain ends in pure noise, SNR = 0, three of them are 0 and would leave the step untrained that sampling starts with. The
+authors' program of min_snr_gamma sets the weight of that one step to 1; `trained_at_zero_snr` does so for any weighting.
+(diffusers' training scripts leave it at 0.)
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+
+Array = jax.Array
+Weighting = Callable[[Array], Array]  # SNR [B] -> w [B]
+
+
+def _snr(snr: Array) -> Array:
+    return snr
+
+
+def _truncated_snr(snr: Array) -> Array:
+    return jnp.maximum(snr, 1.0)
+
+
+def _min_snr_gamma(snr: Array, *, gamma: float = 5.0) -> Array:
+    return jnp.minimum(snr, gamma)
+
+
+def _p2(snr: Array, *, gamma: float = 1.0, k: float = 1.0) -> Array:
+    return snr / (k + snr) ** gamma
+
+
+def _edm(snr: Array, *, sigma_data: float = 0.5) -> Array:
+    return snr + sigma_data**-2
+
+
+# name -> w of SNR, with its options; None for simple, which is no function of SNR alone.
+WEIGHTINGS: dict[str, Callable[..., Array] | None] = {
+    "simple": None,
+    "snr": _snr,
+    "truncated_snr": _truncated_snr,
+    "min_snr_gamma": _min_snr_gamma,
+    "p2": _p2,
+    "edm": _edm,
+}
+
+# What a unit of squared error in x_start is in each prediction; (23).
+ERROR_SCALES: dict[str, Weighting] = {
+    "eps": lambda snr: snr,
+    "x_start": jnp.ones_like,
+    "v": lambda snr: snr + 1.0,
+}
+
+
+def make_weighting(name: str, **options: float) -> Weighting | None:
+    """The weighting called `name`: SNR -> w, or None for simple.
+
+    Args:
+      name: a key of WEIGHTINGS.
+      options: gamma of min_snr_gamma (5) or of p2 (1), k of p2 (1), sigma_data of edm (0.5); finite, above 0.
+
+    Raises:
+      ValueError: unknown name, an option that this weighting has not, or one out of its range.
+    """
+    if name not in WEIGHTINGS:
+        raise ValueError(f"unknown weighting {name!r}: choose one of {', '.join(WEIGHTINGS)}")
+    known = getattr(WEIGHTINGS[name], "__kwdefaults__", None) or {}
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"the weighting {name} has no option {option!r}: it has {', '.join(known) or 'none'}")
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{option} of the weighting {name} is {value}: it must be finite and above 0")
+    return functools.partial(WEIGHTINGS[name], **options) if WEIGHTINGS[name] else None
+
+
+def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:
+    """The same weighting, but w = 1 at SNR = 0 if it is 0 there. In x_0 as in v: their scales (23) are both 1 at SNR = 0."""
+    if weighting is None or float(weighting(jnp.zeros(()))) != 0:
+        return weighting
+    return lambda snr: jnp.where(snr == 0, 1.0, weighting(snr))
+
+
+def loss_weights(schedule: NoiseSchedule, t: Array, *, prediction: str, weighting: Weighting | None) -> Array:
+    """What to multiply the mean squared error of the network's own target with: float32 [B], 1 for None. By (23).
+
+    Args:
+      schedule: the chain that t counts in.
+      t: integer [B], 0..K-1; out of range gives NaN.
+      prediction: what the network predicts: eps, x_start or v.
+      weighting: from `make_weighting`.
+
+    Raises:
+      ValueError: unknown prediction.
+    """
+    if prediction not in ERROR_SCALES:
+        raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(ERROR_SCALES)}")
+    ones = jnp.ones(jnp.shape(t), jnp.float32)
+    if weighting is None:
+        return ones
+    snr = gaussian.signal_to_noise(schedule, t, ones)
+    return weighting(snr) / ERROR_SCALES[prediction](snr)

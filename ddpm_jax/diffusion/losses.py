@@ -1,0 +1,151 @@
+"""Training losses, one number for each image.
+
+The variational bound of the model (10) is a sum over t of Gaussian divergences, each a squared error between the true
+and the predicted x_0 (or ε, or v: by (8) and (9) these errors differ only by a factor that depends on t). Leaving
+out those factors gives the loss that DDPM trains with, for t drawn uniformly from 0..T-1,
+
+    L_simple = E_{t, x_0, ε} ‖ε - ε_θ(x_t, t)‖²                                     (21)  DDPM 2006.11239, eq. 14
+
+here as the mean over height, width and channels rather than the sum, as DDPM's own program computes it. A network
+that predicts x_start or v has the same loss on that target, which weighs the timesteps differently: an error in
+x_start counts ᾱ_t / (1 - ᾱ_t) times as much in ε, and 1 / (1 - ᾱ_t) times as much in v. `weightings.py` has others.
+
+L_simple says nothing about the variance. A learned one is trained by the bound itself, L_vlb = Σ_t L_t with the terms
+(14), (15) of `likelihood.py` in bits per dimension; T L_t, at a single uniform t, estimates it. Alone (vlb) its gradients
+are noisy, so that importance-sampled t (`timesteps.py`) are needed; as a small part,
+
+    L_hybrid = L_simple + 0.001 L_vlb                                               (22)  IDDPM 2102.09672, eq. 16
+
+where the prediction is held fixed in L_vlb, it leaves the mean to L_simple and teaches the variance alone. Neither
+clips the guess of x_start: a clipped one has no gradient.
+
+vlb_mean and hybrid_mean take L_t in place of T L_t, and 1 in place of 0.001: hybrid_mean is hybrid at T = 1000.
+(improved-diffusion calls these four RESCALED_KL, RESCALED_MSE, KL and MSE.)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion import gaussian, likelihood, loss_weighting, schedules
+from ddpm_jax.diffusion.loss_weighting import Weighting
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+
+Array = jax.Array
+
+# What the network predicts -> what it should have predicted, from (schedule, x_start, t, noise).
+TARGETS: dict[str, Callable[[NoiseSchedule, Array, Array, Array], Array]] = {
+    "eps": lambda schedule, x_start, t, noise: noise,
+    "x_start": lambda schedule, x_start, t, noise: x_start,
+    "v": gaussian.predict_v,
+}
+
+
+class Loss(NamedTuple):
+    """What a loss is made of.
+
+    Attributes:
+      simple: whether (21), weighted, is a part.
+      vlb: factor of the bound's term L_t, from T; None where it is no part.
+    """
+
+    simple: bool
+    vlb: Callable[[int], float] | None
+
+
+LOSSES: dict[str, Loss] = {
+    "simple": Loss(simple=True, vlb=None),
+    "vlb": Loss(simple=False, vlb=lambda num_timesteps: num_timesteps),
+    "vlb_mean": Loss(simple=False, vlb=lambda num_timesteps: 1.0),
+    "hybrid": Loss(simple=True, vlb=lambda num_timesteps: num_timesteps / 1000),
+    "hybrid_mean": Loss(simple=True, vlb=lambda num_timesteps: 1.0),
+}
+
+
+def check_loss(
+    schedule: NoiseSchedule, *, prediction: str, loss: str, variance: str | None, weighting: Weighting | None = None
+) -> None:
+    """Refuse what cannot be trained, or would train something else than it says. Arguments as in `training_losses`.
+
+    Raises:
+      ValueError: in one line, why not and what to choose instead.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")
+    if prediction not in TARGETS:
+        raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(TARGETS)}")
+    if variance is not None and variance not in gaussian.VARIANCES:
+        raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(gaussian.VARIANCES)}")
+    parts, learned = LOSSES[loss], variance in gaussian.LEARNED_VARIANCES
+    if learned and parts.vlb is None:
+        raise ValueError(f"the loss {loss} would leave the variance {variance} untrained: choose the loss hybrid or vlb")
+    if parts.simple and parts.vlb and not learned:
+        raise ValueError(f"the loss {loss} trains a learned variance: choose the variance learned_range, or the loss simple")
+    if parts.vlb and variance is None:
+        raise ValueError(f"the loss {loss} needs to know the variance: choose one of {', '.join(gaussian.VARIANCES)}")
+    if weighting is not None and not parts.simple:
+        raise ValueError(f"the loss {loss} has the weights of the bound: choose the weighting simple with it")
+    if schedules.ends_in_pure_noise(schedule):
+        if prediction == "eps":
+            raise ValueError("a chain with zero terminal SNR needs the prediction v or x_start, not eps")
+        with jax.ensure_compile_time_eval():
+            last_weight = 1.0 if weighting is None else float(weighting(jnp.zeros(())))
+        if last_weight == 0:
+            raise ValueError(
+                "this weighting is 0 where the SNR is, so the last step of a chain with zero terminal SNR would stay "
+                "untrained: wrap it in weightings.trained_at_zero_snr"
+            )
+
+
+def training_losses(
+    schedule: NoiseSchedule,
+    model_output: Array,
+    x_start: Array,
+    x_t: Array,
+    t: Array,
+    noise: Array,
+    *,
+    prediction: str,
+    loss: str = "simple",
+    variance: str | None = None,
+    weighting: Weighting | None = None,
+) -> Array:
+    """The loss of each image: float32 [B], whatever the dtype of the inputs.
+
+    Args:
+      schedule: the chain that t counts in.
+      model_output: [B, ...], what the network made of x_t; with a learned variance twice the channels.
+      x_start: [B, ...], the images, in [-1, 1].
+      x_t: [B, ...], the noisy images, `q_sample(schedule, x_start, t, noise)`.
+      t: integer [B], 0..K-1.
+      noise: [B, ...], the noise in x_t.
+      prediction: what the network predicts, a key of TARGETS: eps, x_start or v.
+      loss: a key of LOSSES. simple: the mean squared error, DDPM eq. 14. vlb: T times the term of the bound, IDDPM's
+        L_vlb. hybrid: simple + 0.001 vlb, IDDPM eq. 16. vlb_mean, hybrid_mean: with the term of the bound itself.
+      variance: of the reverse step, a key of `diffusion.VARIANCES`; simple does not need it.
+      weighting: of the mean squared error, from `weightings.make_weighting`; None for the plain one.
+
+    Raises:
+      ValueError: unknown option, a combination that `check_loss` refuses, or shapes that do not match.
+    """
+    check_loss(schedule, prediction=prediction, loss=loss, variance=variance, weighting=weighting)
+    output, variance_output = model_output, None
+    if variance is not None:
+        output, variance_output = gaussian.split_output(model_output, x_t, variance=variance)
+    gaussian.check_shapes(t, x_start=x_start, x_t=x_t, noise=noise, model_output=output)
+    parts, values = LOSSES[loss], jnp.zeros(jnp.shape(t), jnp.float32)
+    if parts.simple:
+        target = TARGETS[prediction](schedule, x_start, t, noise)
+        error = target.astype(jnp.float32) - output.astype(jnp.float32)
+        values = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+        if weighting is not None:
+            values = values * loss_weighting.loss_weights(schedule, t, prediction=prediction, weighting=weighting)
+        if variance_output is not None:  # only the variance learns from what follows
+            model_output = jnp.concatenate([jax.lax.stop_gradient(output), variance_output], axis=-1)
+    if parts.vlb is not None:
+        options = {"prediction": prediction, "variance": variance, "clip_denoised": False}
+        terms = likelihood.vb_terms(schedule, model_output, x_start, x_t, t, **options)
+        values = values + parts.vlb(schedule.num_timesteps) * terms.bits.astype(jnp.float32)
+    return values

@@ -1,0 +1,276 @@
+"""The whole variational bound of images: every term, or an unbiased estimate from a few of them.
+
+    bits/dim <= L_T + Σ_{t=1}^{T-1} L_t + L_0         (terms (13)-(15) in `likelihood.py`)
+
+**Every term.** One noisy x_t and one network evaluation for each t, as DDPM and Improved DDPM report it: an unbiased
+estimate of the expectation over x_t, with all t counted. Terms of different t need nothing of each other, so
+`scan_bound_terms` takes any run of consecutive t, and a driver joins the runs.
+
+**Rate and distortion** (DDPM 2006.11239, section 4.3). Somebody who sends an image step by step pays L_T + ... + L_1,
+the rate, for x_{t=0}, and L_0, the distortion, for what is then left. Having received x_t, the other side already shows
+the guess x̂_0(x_t). What that cost so far, against its error, is the progressive-coding curve.
+
+**A few terms.** With each t_i drawn with probability p(t_i),
+
+    E[ 1/n Σ_i L_{t_i} / p(t_i) ] = Σ_{t>=1} L_t                                     (18)
+
+for any p > 0; a good one is nearly proportional to the terms, and then the sum hardly varies. For white Gaussian data
+of variance 1, the exact network and the posterior variance, (14) is close to
+
+    p(t) ∝ log(1 - ᾱ_t) - log(1 - ᾱ_{t-1})                                           (19)
+
+(uniform in the log of the signal-to-noise ratio, wherever that is above 1); a tenth of uniform is mixed in so that no
+weight can be large. The t of an image are stratified: one from each of m equal shares of p's mass. L_0, often half of
+the total, is a stratum of its own. Each stratum is drawn twice, so their difference tells what the estimate varies by,
+
+    standard error² = Σ_images Σ_strata (a - b)² / N²                                (20)
+
+with a and b the two draws' contributions to an image's estimate: unbiased, and of all the randomness there is, t and x_t.
+It says how far the estimate may lie from the exact bound *of these images*, not how they stand for others.
+
+All noise comes from one key per image, usually fold_in(root, image index): an image's terms do not depend on the batch it
+is in. Sums over t and over images are taken in float64 on the host.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion import gaussian, likelihood
+from ddpm_jax.diffusion.likelihood import VlbTerms
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+
+Array = jax.Array
+DenoiseFn = Callable[[Array, Array], Array]
+
+UNIFORM_FRACTION = 0.1  # of p in (19)
+LEVELS_PER_UNIT = 127.5  # of 0..255, in a difference of 1 on the scale of [-1, 1]
+
+
+class VlbSummary(NamedTuple):
+    """The bound of a set of images; all but the last two in bits per dimension.
+
+    Attributes:
+      bits: rate + distortion: the bound.
+      prior: L_T, part of the rate.
+      rate: L_T + ... + L_1.
+      distortion: L_0.
+      rmse: root mean squared error of the guess of x_start at t=0, on the scale 0..255.
+      standard_error: of `bits` as an estimate of the exact bound of these images, (20); NaN where every term was
+        computed, one draw each: a single draw does not tell.
+    """
+
+    bits: float
+    prior: float
+    rate: float
+    distortion: float
+    rmse: float
+    standard_error: float
+
+
+def vlb_terms(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_start: Array,
+    t: Array,
+    keys: Array,
+    *,
+    prediction: str,
+    variance: str,
+    clip_denoised: bool,
+    decoder: str = "exact",
+) -> VlbTerms:
+    """Noise each image to its t, ask the network, and return what it pays there, [B]. (14), (15).
+
+    Args:
+      schedule: the chain that t counts in; the network is given its `timesteps`.
+      denoise_fn: (x_t [B, ...], t int32 [B]) -> model output.
+      x_start: floating [B, ...], the images, levels k / 127.5 - 1.
+      t: integer [B], 0..K-1, one for each image; out of range gives NaN.
+      keys: [B], one for each image; the noise is drawn from fold_in(key, t).
+      prediction: what the network predicts: eps, x_start or v.
+      variance: of the reverse step, a key of `diffusion.VARIANCES`.
+      clip_denoised: whether the guess of x_start is clipped to [-1, 1].
+      decoder: of L_0, one of `likelihood.DECODERS`.
+
+    Raises:
+      ValueError: unknown prediction, variance or decoder, or shapes that do not match.
+    """
+    gaussian.check_shapes(t, x_start=x_start)
+    dtype = jnp.promote_types(x_start.dtype, jnp.float32)
+    noise = jax.vmap(lambda key, t: jax.random.normal(jax.random.fold_in(key, t), x_start.shape[1:], dtype))(keys, t)
+    x_t = gaussian.q_sample(schedule, x_start, t, noise)
+    model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
+    options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
+    return likelihood.vb_terms(schedule, model_output, x_start, x_t, t, **options)
+
+
+def scan_vlb_terms(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_start: Array,
+    keys: Array,
+    *,
+    first_t: int | Array,
+    count: int,
+    prediction: str,
+    variance: str,
+    clip_denoised: bool,
+    decoder: str = "exact",
+) -> VlbTerms:
+    """The terms of t = first_t .. first_t + count - 1 under one `lax.scan`: arrays [count, B], in order of t.
+
+    Arguments and errors as in `bound_terms`, and
+
+    Args:
+      first_t: may be traced, so that one compilation serves every stretch of a chain. Entries past its end are NaN.
+      count: how many, static. With first_t=0 and count=K, the whole chain: row t holds the terms of t.
+    """
+
+    def body(_: None, t: Array) -> tuple[None, VlbTerms]:
+        ts = jnp.full(x_start.shape[:1], t, jnp.int32)
+        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
+        return None, vlb_terms(schedule, denoise_fn, x_start, ts, keys, **options)
+
+    return jax.lax.scan(body, None, first_t + jnp.arange(count, dtype=jnp.int32))[1]
+
+
+def prior_bpd(schedule: NoiseSchedule, x_start: Array) -> Array:
+    """L_T of each image, [B], in bits per dimension. (13)."""
+    last = jnp.full(x_start.shape[:1], schedule.num_timesteps - 1, jnp.int32)
+    return likelihood.prior_bits_per_dim(schedule, x_start, last)
+
+
+def summarize(prior: np.ndarray, terms: VlbTerms) -> VlbSummary:
+    """The bound of a set from every term of each of its images. float64, on the host.
+
+    Args:
+      prior: [N], from `image_prior_bits`, or already its mean [].
+      terms: arrays [K, N], row t holding the terms of t, or already their means [K].
+    """
+    bits, prior_bits = _image_mean(terms.bits, 1), float(_image_mean(prior, 0))
+    rate, distortion = prior_bits + float(bits[1:].sum()), float(bits[0])
+    rmse = LEVELS_PER_UNIT * float(np.sqrt(_image_mean(terms.xstart_mse, 1)[0]))
+    return VlbSummary(rate + distortion, prior_bits, rate, distortion, rmse, float("nan"))
+
+
+def rate_distortion_curve(prior: np.ndarray, terms: VlbTerms) -> tuple[np.ndarray, np.ndarray]:
+    """The progressive-coding curve of a set of images: rate and error of whoever has received x_t, for t = 0..K-1.
+
+    DDPM 2006.11239, figure 5; float64, on the host. Arguments as in `summarize`.
+
+    Returns:
+      rate: [K], bits per dimension sent so far, L_T and the terms of all later steps; falls with t. What remains to be
+        sent for the exact image then is the bound minus it.
+      rmse: [K], root mean squared error of the guess of x_start made from x_t, on the scale 0..255.
+    """
+    bits = _image_mean(terms.bits, 1)
+    later = np.append(np.cumsum(bits[:0:-1])[::-1], 0.0)
+    return _image_mean(prior, 0) + later, LEVELS_PER_UNIT * np.sqrt(_image_mean(terms.xstart_mse, 1))
+
+
+def _image_mean(values: np.ndarray, kept: int) -> np.ndarray:
+    """The mean over all but the first `kept` axes, float64."""
+    values = np.asarray(values)
+    return np.mean(values, axis=tuple(range(kept, values.ndim)), dtype=np.float64)
+
+
+# A few terms.
+
+
+def timestep_proposal(schedule: NoiseSchedule) -> np.ndarray:
+    """p(t) of (19) with its uniform share: float64 [K], summing to 1, 0 at t=0. On the host only."""
+    noise_variance = np.square(schedule.sqrt_one_minus_alphas_cumprod)
+    steps = np.maximum(np.diff(np.log(noise_variance)), 0.0)  # rounding, where it no longer rises
+    probability = (1 - UNIFORM_FRACTION) * steps / max(steps.sum(), np.finfo(np.float64).tiny)
+    return np.append(0.0, probability + UNIFORM_FRACTION / max(len(steps), 1))
+
+
+def sample_timesteps(schedule: NoiseSchedule, keys: Array, num_strata: int) -> tuple[Array, Array]:
+    """Which t each image is asked at, and how much each counts, so that Σ weight · L_t is unbiased. (18).
+
+    Rows 2s and 2s + 1 are the two draws of stratum s; stratum 0 is t=0, the others share t = 1..K-1.
+
+    Args:
+      schedule: concrete, not traced.
+      keys: [B], those of `bound_terms`.
+      num_strata: at least 2, or 1 for a chain of a single step. The network is evaluated twice for each.
+
+    Returns:
+      t int32 [2 num_strata, B], and weights float32 of the same shape.
+
+    Raises:
+      ValueError: num_strata is too small.
+    """
+    num_timesteps, shares = schedule.num_timesteps, num_strata - 1
+    if num_strata < 1 or (num_timesteps > 1) != (num_strata > 1):
+        raise ValueError(f"a chain of {num_timesteps} steps cannot be estimated from {num_strata} strata: take 2 or more")
+    first_t, first_weight = jnp.zeros((2, keys.shape[0]), jnp.int32), jnp.full((2, keys.shape[0]), 0.5)
+    if not shares:
+        return first_t, first_weight
+    p = timestep_proposal(schedule)
+
+    def one_image(key: Array) -> Array:
+        within = jax.random.uniform(jax.random.fold_in(key, num_timesteps), (shares, 2))
+        u = (jnp.arange(shares, dtype=jnp.float32)[:, None] + within) / shares
+        # Rounding of the float32 table moves mass between neighbours, whose terms hardly differ: a bias below 1e-6.
+        t = jnp.searchsorted(jnp.asarray(np.cumsum(p), jnp.float32), u, side="right")
+        return jnp.clip(t, 1, num_timesteps - 1).reshape(-1)
+
+    t = jax.vmap(one_image)(keys).T.astype(jnp.int32)
+    with np.errstate(divide="ignore"):  # p(0) is 0, and never drawn
+        weights = jnp.asarray(0.5 / (shares * p), jnp.float32)[t]
+    return jnp.concatenate([first_t, t]), jnp.concatenate([first_weight, weights])
+
+
+def scan_sampled_vlb_terms(
+    schedule: NoiseSchedule,
+    denoise_fn: DenoiseFn,
+    x_start: Array,
+    t: Array,
+    keys: Array,
+    *,
+    first_row: int | Array = 0,
+    prediction: str,
+    variance: str,
+    clip_denoised: bool,
+    decoder: str = "exact",
+) -> VlbTerms:
+    """The terms at drawn t under one `lax.scan`: arrays [n, B]. Each draw has noise of its own.
+
+    Arguments and errors as in `bound_terms`, and
+
+    Args:
+      t: integer [n, B], rows of what `draw_timesteps` returned: all, or a stretch of them.
+      first_row: number of the first of these rows; may be traced.
+    """
+
+    def body(_: None, row: tuple[Array, Array]) -> tuple[None, VlbTerms]:
+        number, ts = row
+        row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, schedule.num_timesteps + 1 + number)
+        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
+        return None, vlb_terms(schedule, denoise_fn, x_start, ts, row_keys, **options)
+
+    rows = first_row + jnp.arange(t.shape[0], dtype=jnp.int32)
+    return jax.lax.scan(body, None, (rows, t))[1]
+
+
+def estimate_vlb(prior: np.ndarray, terms: VlbTerms, weights: np.ndarray) -> VlbSummary:
+    """The bound of a set from drawn terms, with its standard error (20). float64, on the host.
+
+    Args:
+      prior: [N], from `image_prior_bits`.
+      terms: arrays [2 num_strata, N] from `scan_drawn_terms`.
+      weights: of the same shape, from `draw_timesteps`.
+    """
+    contributions = np.asarray(terms.bits, np.float64) * np.asarray(weights, np.float64)
+    num_images = contributions.shape[1]
+    prior_bits = float(_image_mean(prior, 0))
+    distortion = float(contributions[:2].sum(axis=0).mean())
+    rate = prior_bits + float(contributions[2:].sum(axis=0).mean())
+    rmse = LEVELS_PER_UNIT * float(np.sqrt(_image_mean(terms.xstart_mse[:2], 0)))
+    standard_error = float(np.sqrt(np.square(contributions[::2] - contributions[1::2]).sum())) / num_images
+    return VlbSummary(rate + distortion, prior_bits, rate, distortion, rmse, standard_error)

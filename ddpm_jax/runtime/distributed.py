@@ -1,0 +1,288 @@
+"""The processes of one job: each runs the same program on the devices of its own host, and all fail and stop together.
+
+A process that waits in a collective for one that has gone another way would wait for ever. So what one of them alone
+can know (a file that is not there, a signal) is told to the others before anybody decides by it. With one
+process nothing here does anything.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ddpm_jax.runtime import config_changes, run_record, workdir
+from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.mesh import batch_sharding, replicated
+from ddpm_jax.runtime.run_lock import RunLock
+
+SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show one host what another has written
+LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir ask for it
+EXIT_GRACE_S = 10.0  # how long a process that has failed waits for the others to end as well
+MESSAGE_BYTES = 1024  # of an error that is told to the others
+
+# Words of the errors with which collectives end when another process is gone.
+_PEER_LOST_PATTERNS = ("gloo", "nccl", "connection reset", "connection closed", "heartbeat", "coordination service")
+
+
+def is_primary_process() -> bool:
+    """Whether this is the one process that writes files and says what goes on."""
+    return jax.process_index() == 0
+
+
+def log_once(line: str) -> None:
+    """Tell on stderr, once of all processes."""
+    if is_primary_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def raise_on_all_processes() -> Iterator[None]:
+    """Context: what fails in one process fails in all, so that none waits for one that is gone.
+
+    Every process must come here, and inside nothing may wait for another.
+
+    Raises:
+      UserError, UsageError: the error of the first process that failed; one that failed itself raises its own.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    own = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    told = multihost_utils.process_allgather(_encode(own))
+    if own is not None:
+        raise own
+    for index, message in enumerate(told):
+        if message[0]:
+            text = bytes(message[1:]).rstrip(b"\0").decode(errors="ignore")
+            raise (UsageError if message[0] == UsageError.exit_code else UserError)(f"process {index} stopped: {text}")
+
+
+def all_processes(mine: bool) -> bool:
+    """Whether every process says so."""
+    return mine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(mine))))
+
+
+def broadcast_ints(numbers: Sequence[int]) -> list[int]:
+    """The list of whole numbers below 2**31 that process 0 has: the others may see a folder later than it does."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    mine = np.zeros(length, np.int32)
+    if is_primary_process():
+        mine[:] = numbers
+    return [int(number) for number in multihost_utils.broadcast_one_to_all(mine)] if length else []
+
+
+def prepare_workdir(
+    folder: str | os.PathLike, config: dict[str, Any], *, write: bool, defaults: dict[str, Any] | None = None
+) -> Path:
+    """The workdir of the whole job: made for a training, checked for a mode that reads it. No file in it is changed.
+
+    Args:
+      folder: workdir.
+      config: resolved; the same in every process, but for the fields of `config_changes.PER_HOST`.
+      write: for a training, which continues with `hold_workdir` and `check_resume`: process 0 makes the folder. Else the
+        run in it, if there is one, must be of `config` (`run_record.check_reading`).
+      defaults: values of fields that the workdir's config is too old to have.
+
+    Returns:
+      The folder's absolute path.
+
+    Raises:
+      UsageError: the processes were given different configs.
+      UserError: the folder cannot be written, the processes do not see one and the same folder, or the run is another.
+    """
+    check_same_config(config)
+    with raise_on_all_processes():
+        if write:
+            run_folder = workdir.make_folder(folder) if is_primary_process() else workdir.absolute(folder)
+        else:
+            run_folder = workdir.absolute(folder)
+            run_record.check_reading(run_folder, config, defaults)
+    if write:
+        check_shared(run_folder)
+    return run_folder
+
+
+@contextlib.contextmanager
+def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Context: no other training in `folder`, of this machine or another. Process 0 holds the lock for the whole job.
+
+    Yields:
+      A function that raises where the workdir was lost nevertheless (`RunLock.check`), to be called by all processes before
+      anything is saved.
+
+    Raises:
+      UserError: another training has it.
+    """
+    lock = None
+    try:
+        lock = _acquire(folder, report)
+
+        def check() -> None:
+            with raise_on_all_processes():
+                if lock is not None:
+                    lock.check()
+
+        yield check
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
+    """The lock in process 0, None in the others; all wait for it. Raises UserError in all where another training has it."""
+    if jax.process_count() == 1:
+        return RunLock(folder, report=report)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(RunLock, folder, report=report) if is_primary_process() else None
+        # A collective fails where one process keeps the others waiting for 30 s, and the lock may take longer.
+        while not all_processes(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
+            pass
+        with raise_on_all_processes():
+            return attempt.result() if attempt is not None else None
+
+
+def check_same_config(config: dict[str, Any]) -> None:
+    """Raises UsageError in every process unless all have the same config, but for the fields of `config_changes.PER_HOST`."""
+    if jax.process_count() == 1:
+        return
+    fixed = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
+    for field in config_changes.PER_HOST:
+        section, _, name = field.partition(".")
+        if isinstance(fixed.get(section), dict):
+            fixed[section].pop(name, None)
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).digest()
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    other = [index for index, theirs in enumerate(digests) if np.any(theirs != digests[0])]
+    if other:
+        raise UsageError(
+            f"process {', '.join(map(str, other))} got another config than process 0: give every process the same command"
+        )
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UserError in every process unless all see one and the same `folder`. Process 0 can write into it."""
+    if jax.process_count() == 1:
+        return
+    name = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    mark = folder / f".seen-{name:08x}"
+    try:
+        with raise_on_all_processes():
+            if is_primary_process():
+                try:
+                    mark.touch()
+                except OSError as error:
+                    raise UserError(f"cannot write into {folder}: {(error.strerror or str(error)).lower()}") from error
+        with raise_on_all_processes():
+            if not is_primary_process() and not _appears(mark):
+                raise UserError(
+                    f"process {jax.process_index()} does not see what process 0 writes into {folder}: "
+                    "take a --workdir on a filesystem that all hosts share"
+                )
+    finally:
+        if is_primary_process():
+            mark.unlink(missing_ok=True)
+
+
+class PreemptionSync:
+    """Once a step each process says on which signal it wants to stop; all learn of it, one step later, in the same step.
+
+    The answer read in a step is that of the step before, which the devices have computed by then, or nearly: nobody
+    waits. Agreeing at once would make the devices wait for the host in every step.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._shape, self._sharding = (mesh.size,), batch_sharding(mesh)
+        self._highest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._mine, self._ballot = 0, self._make_ballot(0)
+        self._before: jax.Array | None = None
+
+    def __call__(self, mine: int) -> int:
+        """Vote for the signal `mine`, or 0 to go on. Every process calls this in the same place of its program.
+
+        Returns:
+          The highest vote of the call before, the same in all processes; 0 at first.
+        """
+        if mine != self._mine:
+            self._mine, self._ballot = mine, self._make_ballot(mine)
+        before, self._before = self._before, self._highest(self._ballot)
+        return 0 if before is None else int(before)
+
+    def _make_ballot(self, mine: int) -> jax.Array:
+        rows = np.full(self._shape, mine, np.int32)
+        return jax.make_array_from_callback(self._shape, self._sharding, lambda index: rows[index])
+
+
+@contextlib.contextmanager
+def distributed_main() -> Iterator[None]:
+    """Around a whole program (also as a decorator): a process that fails alone ends, and does not wait for the others.
+
+    At its end JAX waits minutes for all processes, while they may be waiting in a collective for this one. Where all
+    fail alike, all end at once and as usual.
+
+    Raises:
+      UserError: a collective failed because another process is gone.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        threading.Thread(target=_exit_after_grace_period, args=(code,), daemon=True).start()
+        # JAX raises now the one, now the other kind.
+        lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        if lost and any(word in str(error).lower() for word in _PEER_LOST_PATTERNS):
+            cause = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"another process of the job is gone ({cause}); "
+                "start the same command again on every host: it goes on from the last checkpoint"
+            ) from error
+        raise
+
+
+def _exit_after_grace_period(code: int) -> None:
+    time.sleep(EXIT_GRACE_S)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _encode(error: Exception | None) -> np.ndarray:
+    """uint8 [MESSAGE_BYTES]: exit code, or 0 for no error, and the message."""
+    row = np.zeros(MESSAGE_BYTES, np.uint8)
+    if error is not None:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        data = " ".join(text.split()).encode()[: MESSAGE_BYTES - 1]
+        row[0] = getattr(error, "exit_code", 1)
+        row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8)
+    return row
+
+
+def _appears(file: Path) -> bool:
+    deadline = time.monotonic() + SHARED_FS_TIMEOUT_S
+    # Listing the folder has a network filesystem look again; asking for the file alone may be answered from memory.
+    while file.name not in os.listdir(file.parent):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True

@@ -1,0 +1,237 @@
+"""Files of torch.save: read rightly, or refused with nothing executed.
+
+PyTorch wrote some of them (tests/golden/torch_state_dict.py); what it would not write is pickled by `torch_pickles`.
+"""
+
+import io
+import os
+import pathlib
+import pickle
+import re
+
+import numpy as np
+import pytest
+from torch_pickles import Called, Stored, legacy, pickled, state_of, storage, tensor, zipped
+
+from ddpm_jax.metrics import torch_state_dict
+from ddpm_jax.metrics.torch_state_dict import read_torch_file
+from ddpm_jax.runtime.errors import UserError
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "torch_file.npz"
+RNG = np.random.default_rng(0)
+STATE = {
+    "conv.weight": RNG.normal(size=(4, 3, 2, 2)).astype(np.float32),
+    "bn.count": np.array(7),
+    "half": RNG.normal(size=5).astype(np.float16),
+    "double": RNG.normal(size=(2, 3)),
+    "bytes": np.arange(6, dtype=np.uint8),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+LAYOUTS = {"zip": zipped, "legacy": legacy}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Bytes -> the arrays in them."""
+
+    def read_bytes(data):
+        file = tmp_path / "weights.pth"
+        file.write_bytes(data)
+        return read_torch_file(file)
+
+    return read_bytes
+
+
+@pytest.fixture
+def refused(read):
+    """Bytes and a pattern: they are refused in one line that names the file and matches."""
+
+    def check(data, pattern):
+        with pytest.raises(UserError, match=pattern) as caught:
+            read(data)
+        assert "\n" not in str(caught.value)
+        assert "weights.pth" in str(caught.value)
+
+    return check
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kind_of_tensor_comes_out_as_it_went_in(read, layout):
+    got = read(LAYOUTS[layout](state_of(STATE), STATE.values()))
+    assert list(got) == list(STATE)
+    for name, array in STATE.items():
+        np.testing.assert_array_equal(got[name], array)
+        assert got[name].dtype == array.dtype
+        assert got[name].flags.writeable
+        assert got[name].flags.aligned
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_of_pytorch_itself(read, refused, layout):
+    with np.load(GOLDEN) as golden:
+        expected = {name.removeprefix("array "): golden[name] for name in golden.files if name.startswith("array ")}
+        got = read(golden[f"{layout} of state"].tobytes())
+        assert list(got) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(got[name], array)
+            assert got[name].dtype == array.dtype
+        refused(golden[f"{layout} of module"].tobytes(), r"'torch\.nn\.modules\.\w+\.\w+', which no weights need")
+        refused(golden["zip of bfloat16"].tobytes(), "BFloat16Storage: save them as float32")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_views_parameters_and_shared_storages(read, layout):
+    whole = np.arange(12, dtype=np.float32)
+    shared = storage(whole, "0")
+    middle = tensor(shared, whole, offset=2, shape=(2, 3), strides=(3, 1))
+    state = {
+        "whole": tensor(shared, whole),
+        "transposed": tensor(shared, whole, shape=(3, 4), strides=(1, 3)),
+        "parameter": Called("torch._utils", "_rebuild_parameter", middle, True, Called("collections", "OrderedDict")),
+    }
+    got = read(LAYOUTS[layout](state, [whole]))
+    np.testing.assert_array_equal(got["transposed"], whole.reshape(4, 3).T)
+    np.testing.assert_array_equal(got["parameter"], whole[2:8].reshape(2, 3))
+    got["whole"][:] = 0  # each has its own memory
+    assert got["parameter"][0, 0] == 2
+
+
+# Programs that an ordinary reader of pickles would run. Each would leave a file behind.
+def hostile(mark):
+    command = f"touch {mark}"
+    return {
+        "calls a command": Called("os", "system", command),
+        "calls a command of posix": Called("posix", "system", command),
+        "evaluates": Called("builtins", "eval", f"open({str(mark)!r}, 'w')"),
+        "evaluates, by its name in Python 2": Called("__builtin__", "eval", f"open({str(mark)!r}, 'w')"),
+        "runs": Called("subprocess", "Popen", ("touch", str(mark))),
+        "loads a module of torch": Called("torch.hub", "load", command),
+        "loads with its own pickle": Called("torch.storage", "_load_from_bytes", b"x"),
+        "reaches through a name with dots": Called("torch._utils", "os.system", command),
+        "reaches through a storage": Called("torch", "FloatStorage.__class__", command),
+        "hides in the hooks": Called("torch._utils", "_rebuild_parameter", Called("os", "system", command), True, None),
+        "hides in a key": {Called("os", "system", command): 1},
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", hostile("x"))
+def test_a_hostile_pickle_is_refused_and_nothing_is_executed(refused, tmp_path, layout, case):
+    mark = tmp_path / "executed"
+    program = hostile(mark)[case]
+    if case == "calls a command":  # the check can fail: an ordinary reader does run it
+        pickle.loads(pickled(program))
+        assert mark.exists()
+        mark.unlink()
+    for state in (program, {"weight": program}):
+        refused(LAYOUTS[layout](state), "which no weights need: nothing of it was executed")
+    assert not mark.exists()
+
+
+def test_hostile_from_the_first_byte(refused, tmp_path):
+    """Not of torch.save at all; and with the program where magic number, version, machine or keys should be."""
+    mark = tmp_path / "executed"
+    program = Called("os", "system", f"touch {mark}")
+    refused(pickled(program), "nothing of it was executed")
+    for place in range(5):
+        parts = [torch_state_dict.MAGIC_NUMBER, 1001, {"little_endian": True}, {}, []]
+        parts[place] = program
+        refused(pickled(*parts), "nothing of it was executed")
+    for old in (b"cos\nsystem\n(S'touch %b'\ntR.", b"(S'touch %b'\nios\nsystem\n."):
+        program = old % os.fsencode(mark)
+        refused(program, r"is not a file of torch\.save")
+        refused(pickle.PROTO + b"\x02" + program, "nothing of it was executed")
+    assert not mark.exists()
+
+
+def test_what_a_pickle_may_use_it_may_not_change(refused):
+    """BUILD, which sets attributes: on a function, on a kind of memory, on a class."""
+    head = pickled(torch_state_dict.MAGIC_NUMBER, 1001, {"little_endian": True})
+    changes = "changes what it may only use: nothing of it was executed"
+    for module, name, reason in (
+        ("torch._utils", "_rebuild_tensor_v2", changes),
+        ("torch", "FloatStorage", changes),
+        ("collections", "OrderedDict", "is cut off or damaged"),
+    ):
+        program = f"c{module}\n{name}\n".encode() + b"}X\x08\x00\x00\x00functionK\x01sb."
+        refused(head + pickle.PROTO + b"\x02" + program, reason)
+
+
+def test_files_cut_off_anywhere_are_refused(refused):
+    arrays = {name: STATE[name] for name in ("conv.weight", "half")}
+    for layout in LAYOUTS.values():
+        data = layout(state_of(arrays), arrays.values())
+        for length in {1, 2, 3, *range(4, len(data), 37), len(data) - 1}:
+            refused(data[:length], r"cut off or damaged|is not a file of torch\.save")
+    refused(b"", "is empty: fetch it again")
+
+
+def test_a_changed_byte_of_a_zip_is_noticed(refused):
+    arrays = {"weight": np.arange(500, dtype=np.float32)}
+    data = bytearray(zipped(state_of(arrays), arrays.values()))
+    data[data.index(arrays["weight"].tobytes()) + 1000] ^= 1
+    refused(bytes(data), "cut off or damaged .*CRC")
+
+
+def test_other_files_are_named_for_what_they_are(refused, tmp_path):
+    weight = np.ones(4, np.float32)
+    good = state_of({"weight": weight})
+    refused(b"\x89PNG\r\n\x1a\n" + bytes(100), r"is not a file of torch\.save")
+    refused(b"<!DOCTYPE html><html>", r"is not a file of torch\.save")
+    refused(pickled({"weight": 1}), r"a pickle, but not one of torch\.save")
+    stream = io.BytesIO()
+    np.savez(stream, weight=weight)
+    refused(stream.getvalue(), r"is a zip archive, but not one of torch\.save")
+    refused(zipped(good, [weight], **{"code/net.py": "pass"}), "is a TorchScript program")
+    refused(zipped(good, [weight], byteorder="big"), "big-endian")
+    refused(legacy(good, [weight], machine={"little_endian": False}), "big-endian")
+    refused(zipped([1, 2]), "holds no dictionary of tensors")
+    refused(zipped({}), "holds no dictionary of tensors")
+    refused(zipped({"state_dict": good}, [weight]), r"not a flat dictionary of tensors \('state_dict' is something else\)")
+    refused(zipped({"epoch": 3} | good, [weight]), r"not a flat dictionary of tensors \('epoch'")
+    refused(zipped({3: tensor(storage(weight, "0"), weight)}, [weight]), r"not a flat dictionary of tensors \('3'")
+    refused(zipped(Called("net", "Net")), re.escape("asks for 'net.Net', which no weights need"))
+    refused(zipped({"weight": tensor(storage(weight, "0", kind="BFloat16Storage"), weight)}, [weight]), "save them as float32")
+    refused(zipped({"weight": Stored(("module", "Net", "file", "source"))}), "holds more than arrays")
+    with pytest.raises(UserError, match=r"cannot read the weights .*directory"):
+        read_torch_file(tmp_path)
+
+
+def test_tensors_that_claim_what_is_not_there(refused):
+    weight = np.arange(4, dtype=np.float32)
+    stored = storage(weight, "0")
+    beyond = {
+        "too many": tensor(stored, weight, shape=(5,), strides=(1,)),
+        "behind": tensor(stored, weight, offset=1),
+        "repeated": tensor(stored, weight, shape=(10**9, 10**9), strides=(0, 0)),
+        "strides": tensor(stored, weight, shape=(2, 2), strides=(3, 1)),
+    }
+    for name, claimed in beyond.items():
+        for layout in LAYOUTS.values():
+            refused(layout({name: claimed}, [weight]), "a tensor reaches beyond its storage")
+    for wrong in (
+        tensor(stored, weight, offset=-1),
+        tensor(stored, weight, shape=(-4,)),
+        tensor(stored, weight, shape=(True,)),
+        tensor(stored, weight, shape=(4, 1)),
+        tensor("none", weight),
+    ):
+        refused(zipped({"weight": wrong}, [weight]), "a tensor without storage or shape")
+    for length in (-1, 1.5, True, "4"):
+        refused(zipped({"w": tensor(storage(weight, "0", length), weight)}, [weight]), "a storage without key or length")
+    refused(zipped({"w": tensor(storage(weight, "1"), weight)}, [weight]), "its storage '1' is missing")
+    refused(zipped({"w": tensor(storage(weight, "0", 3), weight)}, [weight]), "larger than what is said of it")
+    refused(zipped({"w": tensor(storage(weight, "0", 5), weight)}, [weight]), "a storage of 16 instead of 20 bytes")
+    both = {"a": tensor(stored, weight), "b": tensor(storage(weight, "0", kind="IntStorage"), weight)}
+    for layout in LAYOUTS.values():
+        refused(layout(both, [weight]), "two tensors differ about their storage")
+    refused(legacy({"w": tensor(stored, weight)}, [weight], keys=[]), "does not hold the storages")
+    refused(legacy({"w": tensor(storage(weight, "0", 3), weight)}, [weight]), "another length than its tensors say")
+    refused(legacy({"w": tensor(storage(weight, "0", view=(("1", 0, 4),)), weight)}, [weight]), "holds views of storages")
+
+
+def test_a_file_too_large_is_not_read(refused, monkeypatch):
+    monkeypatch.setattr(torch_state_dict, "MAX_BYTES", 100)
+    refused(zipped({}), "too much for Inception weights")

@@ -1,0 +1,89 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ddpm_jax.runtime.preemption import GracefulShutdown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_sets_the_flag_and_nothing_stops(number):
+    with GracefulShutdown() as interrupt:
+        assert interrupt.requested is interrupt.check() is interrupt.agreed is None
+        assert interrupt.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert interrupt.requested == interrupt.check() == interrupt.agreed == number
+        assert interrupt.exit_code == 128 + number
+
+
+def test_the_first_signal_counts():
+    with GracefulShutdown() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested == signal.SIGTERM
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_ctrl_c_after_a_request_interrupts_at_once(first):
+    with GracefulShutdown() as interrupt:
+        os.kill(os.getpid(), first)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.requested == first
+
+
+def test_what_the_vote_says_counts_not_what_this_process_received():
+    told, answers = [], iter([0, 0, signal.SIGTERM])
+
+    def vote(mine):
+        told.append(mine)
+        return next(answers)
+
+    with GracefulShutdown(vote) as interrupt:
+        assert interrupt.check() is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.check() is None  # nobody else knows yet
+        assert (interrupt.agreed, interrupt.exit_code) == (None, 0)
+        assert interrupt.check() == interrupt.check() == interrupt.agreed == signal.SIGTERM
+        assert interrupt.exit_code == 128 + signal.SIGTERM
+    assert told == [0, signal.SIGINT, signal.SIGINT]  # nor is there another vote once all have agreed
+
+
+def test_old_handlers_come_back_even_after_an_error():
+    old = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    interrupt = GracefulShutdown()
+    interrupt.__enter__()
+    assert signal.getsignal(signal.SIGTERM) != old[0]
+    error = RuntimeError()
+    assert not interrupt.__exit__(RuntimeError, error, None)  # nor is the error swallowed
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == old
+
+
+def test_in_another_thread_it_does_nothing():
+    old = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run():
+        with GracefulShutdown() as interrupt:
+            seen.extend([signal.getsignal(signal.SIGTERM), interrupt.requested])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [old, None]
+
+
+def test_the_loop_ends_with_the_shells_code(child_environment):
+    loop = (
+        "import os, sys, signal\n"
+        "from ddpm_jax.runtime.preemption import Interrupt\n"
+        "with Interrupt() as interrupt:\n"
+        "    for step in range(10):\n"
+        "        if interrupt.check(): print('saved', step); sys.exit(interrupt.exit_code)\n"
+        "        if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", loop], env=child_environment(), capture_output=True, text=True)
+    assert (child.stdout, child.returncode) == ("saved 4\n", 143)

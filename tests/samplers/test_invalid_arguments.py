@@ -1,0 +1,78 @@
+"""What makes no sense is refused with one line that says why; and what each sampler costs."""
+
+import pytest
+from exact_denoisers import FULL, SETTINGS, build, shorten
+
+from ddpm_jax.diffusion.schedules import schedule_from_betas
+from ddpm_jax.samplers import SAMPLERS
+
+OPTIONS = {"prediction": "v", "variance": "fixed_small", "clip_denoised": True}
+NO_SIGNAL = schedule_from_betas([0.1, 0.5, 1.0])  # zero terminal SNR
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_an_eta_out_of_range_is_refused(eta):
+    """At 1.5 the noise of a late step (beta-tilde near 1 - alpha_bar_prev) would exceed all the noise that x_prev holds."""
+    with pytest.raises(ValueError, match="eta"):
+        SAMPLERS["ddim"](shorten(FULL, 5), prediction="eps", variance="fixed_small", clip_denoised=True, eta=eta)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
+def test_eta_is_ddims(name):
+    with pytest.raises(ValueError, match=f"that {name} does not read"):
+        SAMPLERS[name](shorten(FULL, 5), **OPTIONS, eta=0.5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_eps_from_pure_noise_is_refused(name):
+    with pytest.raises(ValueError, match=r"zero terminal SNR") as raised:
+        SAMPLERS[name](NO_SIGNAL, **(OPTIONS | {"prediction": "eps"}))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["heun", "ode"])
+def test_infinite_sigma_is_refused_by_those_that_step_in_it(name):
+    with pytest.raises(ValueError, match="infinite") as raised:
+        SAMPLERS[name](NO_SIGNAL, **OPTIONS)
+    assert "dpmpp_2m" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_unknown_prediction_is_refused(name):
+    with pytest.raises(ValueError, match="unknown prediction 'noise': choose one of eps, x_start, v"):
+        SAMPLERS[name](FULL, **(OPTIONS | {"prediction": "noise"}))
+
+
+@pytest.mark.parametrize("order", [0, 4, 2.5])
+def test_orders_that_unipc_does_not_have(order):
+    with pytest.raises(ValueError, match="order 1, 2 or 3"):
+        SAMPLERS["unipc"](FULL, **OPTIONS, order=order)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"churn": -1.0},
+        {"churn": float("inf")},
+        {"churn": float("nan")},
+        {"churn_noise": 0.0},
+        {"churn_min": 2.0, "churn_max": 1.0},
+        {"churn_min": -1.0},
+    ],
+)
+def test_churn_out_of_range_is_refused(changes):
+    with pytest.raises(ValueError, match="out of heun's range"):
+        SAMPLERS["heun"](shorten(FULL, 5), **OPTIONS, trained=FULL, **changes)
+
+
+def test_churn_needs_the_timesteps_between():
+    with pytest.raises(ValueError, match="needs the trained chain"):
+        SAMPLERS["heun"](shorten(FULL, 5), **OPTIONS, churn=10.0)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_evaluations_per_image(setting):
+    """One a step, but Heun's 2N - 1 and the ode's 4N - 3."""
+    sampled = build(setting, shorten(FULL, 10, "logsnr"))
+    assert sampled.evaluations == {"heun": 19, "heun-churn": 19, "ode": 37}.get(setting, 10)
+    assert build(setting, FULL).evaluations == (1999 if SETTINGS[setting][0] in ("heun", "ode") else 1000)

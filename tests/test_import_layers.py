@@ -1,0 +1,164 @@
+"""The rules that a program can check: imports go down, only some modules read a config, files stay small and documented."""
+
+import ast
+import pathlib
+
+import pytest
+
+from configs import defaults
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
+LAYERS = {
+    "cli": 4,
+    "config_validation": 3.5,
+    "config_file": 3.5,
+    "data_config": 2.5,
+    "build": 3,
+    "training": 2,
+    "evaluation": 2.5,
+    "samplers": 2,
+    "diffusion": 1,
+    "models": 1,
+    "data": 1,
+    "metrics": 1,
+    "runtime": 1,
+    "plotting": 1,
+}
+SHARED = "ddpm_jax.runtime.errors"  # below all layers
+CONFIG_READERS = ("cli", "config_validation", "build", "config_file", "data_config")
+SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
+# Who may import a library that has one home: all other modules go through it.
+HOMES = {
+    "orbax": {"runtime/checkpoint.py"},
+    "tensorflow_datasets": {"data/tfds.py", "data/splits.py"},
+    "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
+    "diffrax": {"evaluation/ode_likelihood.py"},
+    "safetensors": {"metrics/inception_weights.py"},
+    "ml_collections": {
+        "build.py",
+        "data_config.py",
+        "config_validation.py",
+        "config_file.py",
+        "cli/train.py",
+        "cli/pictures.py",
+        "cli/load_params.py",
+        "cli/sample.py",
+        "cli/visualize.py",
+        "cli/evaluate.py",
+        "cli/generated.py",
+        "cli/held_out.py",
+        "cli/sample_metrics.py",
+        "cli/compute_stats.py",
+        "cli/bound.py",
+        "cli/flow.py",
+        "cli/edit.py",
+        "cli/inpaint.py",
+        "cli/image_to_image.py",
+        "cli/interpolate.py",
+    },
+    "clu.metric_writers": {"runtime/metric_logger.py"},
+    "matplotlib": {"plotting/filmstrip.py", "plotting/charts.py"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def package_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(file: pathlib.Path) -> set[str]:
+    """Full names of what a file imports, at any depth of its code: modules, and names out of modules."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the layer that they go to"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def upward(own: str, imported: set[str]) -> list[str]:
+    """Imports that do not go down: to a higher layer, or to a neighbour on the same one."""
+    wrong = []
+    for name in imported:
+        if not name.startswith("ddpm_jax.") or name.startswith(SHARED):
+            continue
+        other = package_of(name)
+        if other != own and LAYERS[other] >= LAYERS[own]:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_down(file):
+    own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        assert not imports(file)
+        return
+    assert own in LAYERS, f"{own} has no layer: give it one here and in CONTRIBUTING.md"
+    assert not upward(own, imports(file))
+
+
+def test_the_check_sees_what_it_should():
+    assert upward("diffusion", {"ddpm_jax.models.unet.UNet"})
+    assert upward("samplers", {"ddpm_jax.build.build_model"})
+    assert not upward("samplers", {"ddpm_jax.diffusion.gaussian", "ddpm_jax.samplers.ddim", SHARED + ".UsageError"})
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_libraries_stay_in_their_homes(library):
+    users = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in FILES
+        if any((name + ".").startswith(library + ".") for name in imports(file))
+    }
+    assert users == HOMES[library]
+
+
+def config_reads(source: str) -> list[str]:
+    """Where a module reads a config: `config.x`, or `any.section.field` with names of configs/defaults.py."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and node.id == "ConfigDict":
+            found.append(node.id)
+        if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id in ("config", "cfg") and node.attr not in ("items", "get"):
+            found.append(ast.unparse(node))  # `items` and `get`: of the dictionary that a workdir keeps
+        inner = node.value
+        if isinstance(inner, ast.Attribute) and node.attr in SECTIONS.get(inner.attr, ()):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_config_is_read_above_the_library_only(file):
+    if file.relative_to(PACKAGE).with_suffix("").parts[0] not in CONFIG_READERS:
+        assert not config_reads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        ("def f(config): return config.seed", True),
+        ("def f(config: ConfigDict): pass", True),
+        ("def f(run): return run.sampling.num_steps", True),
+        ("jax.config.update('x', 1)", False),
+        ("def f(config: dict): return config.items()", False),
+        ("def f(self): return self.sampling.mean()", False),
+    ],
+)
+def test_the_check_sees_who_reads_a_config(source, read):
+    assert bool(config_reads(source)) == read
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_are_short_say_what_they_are_and_have_a_name_of_their_own(file):
+    """Whether a file holds one idea no program can check; these are its signs."""
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
+    assert summary.endswith((".", ":", "?")), "the module's docstring begins with a sentence that says what it is"
+    assert not {"utils", "util", "helpers", "helper", "misc", "common", "tools"} & set(file.stem.split("_"))
