@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from ddpm_jax.models import cpu_conv
+from ddpm_jax.runtime import mesh as meshes
 
 
 @pytest.fixture
@@ -183,3 +185,17 @@ def test_operations_are_counted_as_by_hand(repository, monkeypatch):
     assert measure.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
     scanned = lambda a: jax.lax.scan(lambda h, _: (h @ a, None), a, length=6)[0]  # noqa: E731
     assert measure.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
+
+
+def test_operations_of_sharded_gradients_are_counted(repository, monkeypatch):
+    """The gradients of a wide network without dropout, which a training step on a CPU takes inside shard_map."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import common
+
+    mesh = meshes.make_mesh(jax.devices()[:2])
+    batch = P(*mesh.axis_names)
+    gradients = jax.grad(lambda kernel, x: cpu_conv.convolve(x, kernel).sum(), (0, 1))
+    local_gradients = lambda kernel, x: gradients(jax.lax.pcast(kernel, mesh.axis_names, to="varying"), x)  # noqa: E731
+    sharded = jax.shard_map(local_gradients, mesh=mesh, in_specs=(P(), batch), out_specs=batch)
+    kernel, x = jnp.ones((3, 3, 64, 96)), jnp.ones((2, 4, 4, 64))
+    assert common.count_flops(sharded, kernel, x) == 3 * 2 * (2 * 4 * 4 * 96) * (3 * 3 * 64)
