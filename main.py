@@ -27,7 +27,7 @@ from ddpm_jax.runtime.errors import UsageError, UserError, format_flag_error
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
-RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
+RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "from_workdir.py"
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
