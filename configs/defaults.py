@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.name = "cifar10"  # data set: digits, image_folder (a folder of your own images), or any TFDS image set
-    # Split to train on, or a slice of it: train[:90%], train[:1000]. An image folder has the splits train and test if it has
+    # Split to train on, or a slice such as train[:90%] or train[:1000]. An image folder has the splits train and test if it has
     # subfolders with these names.
     data.split = "train"
     data.data_dir = ""  # path of the image folder or of the TFDS sets; "": TFDS_DATA_DIR or ~/tensorflow_datasets
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     train.keep_period = 100_000  # never delete checkpoints whose step is a multiple of this; 0 for none
     train.sample_every = 10_000  # steps between image grids of samples (at most 100 images); 0 for none, also at the end
     # Solver steps of these grids (dpmpp_2m, or ddim where it does not apply) if config.sampling takes more;
-    # 0: sample them as config.sampling says. The last grid is sampled as config.sampling says if that is affordable.
+    # 0: use config.sampling. The last grid uses config.sampling if that is affordable.
     train.sample_num_steps = 20
     train.eval_every = 0  # steps between evaluations by the metrics of config.evaluation; 0 for none
     train.eval_num_samples = 1000  # number of images generated for each of these evaluations
@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged down to 16x16) | module:function of your own
     evaluation.inception_path = ""  # .pth file of the Inception weights; "": search where PyTorch tools keep it, or download
-    evaluation.num_images = 50_000  # number of images to generate, as config.sampling says
+    evaluation.num_images = 50_000  # number of images to generate with config.sampling
     evaluation.class_proportions = "reference"  # reference | uniform: proportions of the classes that are generated
     evaluation.batch_size = 64  # images per batch of features and bits/dim, over all devices
     # File with the statistics or images of the reference set, by --mode=compute_stats or another tool; "": use
@@ -156,8 +156,8 @@ def get_config() -> ConfigDict:
     edit.mask = "center"  # inpaint: what to fill in: center | left | right | top | bottom, or an image file that is white there
     edit.jump_length = 0  # inpaint: RePaint's jump length in steps; 0: sampling.num_steps / 25, as the paper's 10 of 250
     edit.resampling = 10  # inpaint: RePaint's resampling steps, >= 1; 1 is fast, but the filled part fits badly
-    edit.strength = 0.5  # image_to_image: 0..1, fraction of the steps to run; 1 starts from pure noise and keeps nothing
-    edit.num_frames = 9  # interpolate: number of images from one end to the other, both ends included
+    edit.strength = 0.5  # image_to_image: (0, 1], fraction of the steps to run; 1 starts from pure noise and keeps nothing
+    edit.num_frames = 9  # interpolate: images from one end to the other, both ends included, >= 2
     edit.inversion_iters = 3  # interpolate: network evaluations per inversion step; more reproduce the images better
 
     config.visualize = visualize = ConfigDict()
