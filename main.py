@@ -38,9 +38,9 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: train or resume; sample: generate images; inpaint, image_to_image, interpolate: start from images; "
-    "visualize: figures of the chain; evaluate: metrics; reference: save a data set's statistics. See README.md.",
+    "visualize: figures of the chain; evaluate: metrics; compute_stats: save a data set's statistics. See README.md.",
 )
-flags.DEFINE_string("output", "", "All modes but train: folder to write to (reference: file); by default in the workdir.")
+flags.DEFINE_string("output", "", "All modes but train: folder to write to (compute_stats: file); by default in the workdir.")
 flags.DEFINE_string("profile", "", "--mode=train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
 flags.DEFINE_string("compilation_cache", CACHE, "Cache of compiled programs, so that each is compiled once; '' for none.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognize by itself.")
