@@ -168,7 +168,7 @@ def test_metrics_are_told_one_by_one(printed):
 
 def test_operations_are_counted_as_by_hand(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    import measure
+    import common
 
     def network(kernel, x):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -180,11 +180,11 @@ def test_operations_are_counted_as_by_hand(repository, monkeypatch):
         kernel, x = jnp.ones((3, 3, channels, features)), jnp.ones((2, 4, 4, channels))
         forward = 2 * (2 * 4 * 4 * features) * (3 * 3 * channels)
         gradients = jax.grad(lambda kernel, x, function=function: function(kernel, x).sum(), (0, 1))
-        assert measure.count_flops(function, kernel, x) == forward
-        assert measure.count_flops(gradients, kernel, x) == 3 * forward
-    assert measure.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
+        assert common.count_flops(function, kernel, x) == forward
+        assert common.count_flops(gradients, kernel, x) == 3 * forward
+    assert common.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
     scanned = lambda a: jax.lax.scan(lambda h, _: (h @ a, None), a, length=6)[0]  # noqa: E731
-    assert measure.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
+    assert common.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
 
 
 def test_operations_of_sharded_gradients_are_counted(repository, monkeypatch):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.programs import bad_inputs
+from tests.cli import bad_inputs
 
 QUICK = [case.name for case in bad_inputs.CASES if not case.slow and not case.outside]
 
