@@ -163,9 +163,9 @@ def rate_distortion_curve(prior: np.ndarray, terms: VlbTerms) -> tuple[np.ndarra
     DDPM 2006.11239, figure 5; float64, on the host. Arguments as in `summarize`.
 
     Returns:
-      rate: [K], bits per dimension sent so far, L_T and the terms of all later steps; falls with t. What remains to be
-        sent for the exact image then is the bound minus it.
-      rmse: [K], root mean squared error of the guess of x_start made from x_t, on the scale 0..255.
+      Two arrays [K]. The rate: bits per dimension sent so far, L_T and the terms of all later steps; it falls with t. What
+      remains to be sent for the exact image then is the bound minus the rate. The error: root mean squared error of the
+      guess of x_start made from x_t, on the scale 0..255.
     """
     bits = _image_mean(terms.bits, 1)
     later = np.append(np.cumsum(bits[:0:-1])[::-1], 0.0)

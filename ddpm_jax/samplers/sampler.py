@@ -68,7 +68,7 @@ class SamplerState:
 
 
 def per_image_noise(keys: jax.Array, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Standard normal [B, *shape], one independent draw per key; `purpose` 0 is x_T, i + 1 the noise of step i."""
+    """Standard normal `[B, *shape]`, one independent draw per key; `purpose` 0 is x_T, i + 1 the noise of step i."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, purpose), shape))(keys)
 
 
