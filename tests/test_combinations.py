@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits
+from configs import defaults, digits
 from ddpm_jax import build, config_validation
 from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
 from ddpm_jax.runtime.errors import UsageError
@@ -193,3 +193,23 @@ def test_guidance_needs_a_model_that_knows_images_without_a_class():
     config.model.label_dropout = 0.0
     with pytest.raises(UsageError, match=r"label_dropout above 0"):
         config_validation.check_config(config)
+
+
+def test_every_field_of_the_model_reaches_the_network():
+    config = defaults.get_config()
+    config.model.class_conditional = True
+    others = {
+        "ch": 64,
+        "ch_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attn_resolutions": (8,),
+        "mid_attention": False,
+        "dropout": 0.2,
+    }
+    others |= {"num_heads": 2, "scale_shift": True, "class_conditional": False, "label_dropout": 0.1, "dtype": "bfloat16"}
+    others |= {"remat": True}
+    assert others.keys() == set(config.model)
+    for field, value in others.items():
+        changed = config.copy_and_resolve_references()
+        changed.model[field] = value
+        assert build.build_model(changed) != build.build_model(config), field

@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import re
+import unicodedata
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,79 @@ def test_its_tables_are_what_its_code_prints():
     assert len(printed) == 9
     for line in printed:
         assert line in rows
+
+
+ARRAYS = {  # of the page -> in Python, with T for t
+    "ᾱ_{t-1}": "acp_before",
+    "ᾱ_t": "acp",
+    "α_t": "alpha",
+    "β̃_t": "beta_tilde",
+    "β_t": "beta",
+    "ε̂(x_t, t)": "eps",
+    "ε̂": "eps",
+    "ε": "eps",
+    "x̂_start(x_t, t)": "image",
+    "x̂_start": "image",
+    "x_start": "image",
+    "c1_t": "first",
+    "c2_t": "second",
+    "v̂": "v",
+}
+
+
+def evaluated(formula, values):
+    """The number of a formula as the page writes it: `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with products written as spaces."""
+    formula = unicodedata.normalize("NFD", formula)
+    for ours, name in ARRAYS.items():
+        formula = formula.replace(unicodedata.normalize("NFD", ours), name)
+    tokens, product = re.findall(r"[a-z_]+|\d+|[-+/()]", formula), []
+    assert "".join(tokens) == formula.replace(" ", "")
+    for token in tokens:
+        if product and re.match(r"[\w(]", token) and re.match(r"[\w)]", product[-1]) and product[-1] not in ("sqrt", "log"):
+            product.append("*")
+        product.append(token)
+    return eval("".join(product), {"sqrt": np.sqrt, "log": np.log}, values)
+
+
+def formulas(name):
+    """The right sides of the lines of the page that begin with `name =`, up to the words beside them."""
+    return re.findall(rf"^    {re.escape(name)} *= (.+?)(?:,? {{3,}}.*)?$", PAGE, re.MULTILINE)
+
+
+def rows(head):
+    """The cells of the table whose first column is called so: first cell -> the others, without words."""
+    table = re.search(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)[1]
+    return {cells[0].strip("`"): cells[1:] for cells in (row.strip("| ").split(" | ") for row in table.splitlines())}
+
+
+@every_schedule
+def test_its_formulas_are_those_of_the_code(step):
+    """Each is read from the page and computed; 1e-9."""
+    schedule, x_t, _, x_start, eps = step
+    before = np.append(1.0, schedule.alphas_cumprod)[:-1]
+    v = gaussian.predict_v(schedule, x_start, T, eps)
+    values = {"acp_before": at(before), "acp": at(schedule.alphas_cumprod), "alpha": at(schedule.alphas)}
+    values |= {"beta": at(schedule.betas), "image": x_start, "eps": eps, "x_t": x_t, "v": v}
+    values |= {"first": at(schedule.posterior_mean_coef1), "second": at(schedule.posterior_mean_coef2)}
+    mean, _, _ = gaussian.p_mean_variance(schedule, eps, x_t, T, prediction="eps", variance="fixed_small", clip_denoised=False)
+    for name, wanted, number in (
+        ("x_t", x_t, 1),
+        ("c1_t", values["first"], 1),
+        ("c2_t", values["second"], 1),
+        ("β̃_t", at(schedule.posterior_variance), 1),
+        ("v", v, 1),
+        ("μ_θ(x_t, t)", mean, 2),  # in x_start, and DDPM eq. 11
+    ):
+        assert len(formulas(name)) == number, name
+        for line in formulas(name):
+            np.testing.assert_allclose(evaluated(line, values), wanted, rtol=1e-9, atol=1e-9, err_msg=line)
+    conversions = rows("the network outputs")
+    assert set(conversions) == {"eps", "x_start", "v"}
+    for prediction, cells in conversions.items():
+        for cell, wanted in zip(cells, (x_start, eps), strict=True):
+            if cell != "the output":
+                got = evaluated(cell.partition(", ")[0], values)
+                np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9, err_msg=prediction)
 
 
 @every_schedule
