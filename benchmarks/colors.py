@@ -45,7 +45,6 @@ from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
-from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.samplers.batched import BatchedSampler
@@ -165,8 +164,7 @@ def rms(x: np.ndarray) -> float:
 def prepare(options: argparse.Namespace):
     """The small config, and the devices; XLA is set up as main.py does for it."""
     config = small_config(options)
-    compiler.set_cpu_flags(config.model.ch)
-    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
+    build.configure_cpu(config)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     return config, meshes.make_mesh()
 

@@ -11,14 +11,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import data_config
+from ddpm_jax import cpu, data_config
+from ddpm_jax.cpu import compiler
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.diffusion import gaussian, loss_weighting, pixels, schedules, timestep_sampling
 from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
+from ddpm_jax.models import layers, unet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.batched import BatchedSampler
@@ -57,8 +58,20 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
+def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
+    """Set XLA up for the network on a CPU. Call it before anything touches a device; the config need not be validated yet.
+
+    Args:
+      own_devices: whether this process may choose how many devices the CPU is; not in a distributed run.
+    """
+    channels = unet.min_channels(config.model)
+    compiler.set_xla_flags(channels)
+    if own_devices:
+        compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
+
+
 def build_model(config: ConfigDict) -> UNet:
-    """The network."""
+    """The network, with the layers of this platform."""
     model = config.model
     return UNet(
         out_channels=config.data.channels * (1 + (config.diffusion.variance in gaussian.LEARNED_VARIANCES)),
@@ -73,6 +86,7 @@ def build_model(config: ConfigDict) -> UNet:
         num_classes=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else 0,
         dtype=DTYPES[model.dtype],
         remat=model.remat,
+        **cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
 
 
@@ -292,9 +306,6 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
     model = build_model(config)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # Dropout is drawn at the shape of the whole batch, which XLA alone can share out.
-    options = {"share": functools.partial(meshes.share_gradients, mesh=mesh)} if on_cpu and not config.model.dropout else {}
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, dropout_key: jax.Array) -> jax.Array:
         labels = labels if model.num_classes else None
@@ -317,8 +328,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         null_label=config.data.num_classes,
         averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
-        unroll=on_cpu,
-        **options,
+        **cpu.train_step_options(mesh, stochastic=model.stochastic),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, config_validation
+from ddpm_jax import build, config_validation, cpu
 from ddpm_jax.data import duplicates
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource, NoSuchSplit
@@ -69,7 +69,11 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     evaluation = config.evaluation
     try:
         return features.make_extractor(
-            evaluation.features, weights=evaluation.inception_path, report=distributed.log_once, progress=Progress
+            evaluation.features,
+            weights=evaluation.inception_path,
+            group_size=cpu.inception_group_size(),
+            report=distributed.log_once,
+            progress=Progress,
         )
     except UsageError:
         raise
