@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, config_validation
 from ddpm_jax.cli import load_params, sample
 from ddpm_jax.diffusion import gaussian, likelihood, pixels
-from ddpm_jax.diffusion.schedules import NoiseSchedule, trailing_timesteps
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.plotting import filmstrip, image_grid
 from ddpm_jax.runtime import distributed, manifest, rng, workdir
 from ddpm_jax.runtime import mesh as meshes

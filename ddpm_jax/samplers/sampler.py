@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.cpu.gradients import shard_map_grads
 from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule, schedule_from_betas
 from ddpm_jax.diffusion.timestep_sampling import LossHistory, TimestepSampler, make_timestep_sampler
 from ddpm_jax.models.unet import UNet
@@ -50,7 +51,7 @@ def make_step(**changes):
         "apply_fn": network,
         "schedule": SCHEDULE,
         "optimizer": SGD,
-        "prediction": "eps",
+        "parameterization": Parameterization("eps", "fixed_large", clip_denoised=True),
         "loss": "simple",
         "ema_decay": 0.99,
         "random_flip": False,
