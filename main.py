@@ -20,14 +20,14 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
     sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
 
 from configs import defaults
-from ddpm_jax import config_file
+from ddpm_jax import config_file, user_errors
 from ddpm_jax.runtime import compiler
-from ddpm_jax.runtime.errors import UsageError, UserError, format_flag_error
+from ddpm_jax.runtime.errors import ExpectedError, UsageError, format_flag_error
 
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
-RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
+RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "from_workdir.py"
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
@@ -68,7 +68,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list once")
-    except UserError as error:
+    except ExpectedError as error:
         stop(error)
     except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
         stop(UsageError(format_flag_error(error)))
@@ -128,14 +128,14 @@ def main(argv: list[str]) -> None:
         program = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)
-    except UserError as error:
+    except ExpectedError as error:
         stop(error)
     sys.exit(code)
 
 
-def stop(error: UserError) -> None:
+def stop(error: ExpectedError) -> None:
     """End with one line."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {user_errors.name_fields(str(error), defaults.get_config().to_dict())}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -47,7 +47,7 @@ from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
 from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"  # of compiled programs
@@ -259,5 +259,5 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except ExpectedError as error:
         sys.exit(f"error: {error}")

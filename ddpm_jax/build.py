@@ -30,6 +30,7 @@ from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
+from ddpm_jax.user_errors import config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
@@ -78,11 +79,9 @@ def build_model(config: ConfigDict) -> UNet:
 
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     """The chain of T steps that the network is trained on."""
-    try:
+    with config_errors("diffusion"):
         schedule = schedules.make_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
         return schedules.with_zero_terminal_snr(schedule) if config.diffusion.zero_terminal_snr else schedule
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
 
 
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
@@ -97,11 +96,9 @@ def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """How the squared error at each t counts."""
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
-    try:
+    with config_errors("diffusion"):
         weighting = loss_weighting.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
         return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
 
 
 def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
@@ -115,7 +112,7 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
     if "churn_interval" in options:
         options["churn_min"], options["churn_max"] = options.pop("churn_interval")
-    try:
+    with config_errors("sampling"):
         return SAMPLERS[sampling.sampler](
             sampling_schedule(config, strength),
             prediction=process.prediction,
@@ -125,22 +122,18 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
             trained=build_schedule(config),
             **options,
         )
-    except ValueError as error:
-        raise UsageError(f"config.sampling: {error}") from error
 
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
     """That sampler, as it fills in what is missing of an image."""
-    try:
+    with config_errors("sampling.sampler and config.edit"):
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
-    except ValueError as error:
-        raise UsageError(f"config.sampling.sampler and config.edit: {error}") from error
 
 
 def build_inversion(config: ConfigDict) -> Sampler:
     """The way from an image to the noise that the ddim of config.sampling makes it from."""
     process = config.diffusion
-    try:
+    with config_errors("edit"):
         return ddim_inversion(
             sampling_schedule(config),
             prediction=process.prediction,
@@ -148,8 +141,6 @@ def build_inversion(config: ConfigDict) -> Sampler:
             clip_denoised=process.clip_denoised,
             turns=config.edit.inversion_iters,
         )
-    except ValueError as error:
-        raise UsageError(f"config.edit: {error}") from error
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -168,10 +159,8 @@ def build_ema_tracker(config: ConfigDict) -> EmaTracker:
     """The averages of the parameters that are kept beside the first."""
     options = {name: tuple(config.ema[name]) for name in ("extra_decays", "power_sigma_rel")}
     for name, values in options.items():
-        try:
+        with config_errors(f"ema.{name}"):
             EmaTracker(**{name: values})
-        except ValueError as error:
-            raise UsageError(f"config.ema.{name}: {error}") from error
     return EmaTracker(**options)
 
 
@@ -180,18 +169,15 @@ def params_field(config: ConfigDict) -> str | None:
     name = config.sampling.params
     if name in STATE_FIELDS:
         return STATE_FIELDS[name]
-    try:
+    with config_errors(f"sampling.params is {name!r}"):
         return build_ema_tracker(config).kept(name)
-    except ValueError as error:
-        raise UsageError(f"config.sampling.params is {name!r}: {error}") from error
 
 
 def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> ImageSource:
     """The images that config.data names. Reading and preparing a large set is told to `report`.
 
     Raises:
-      UserError: the set is not there and cannot be prepared.
-      UsageError: it is there, but not as the config says.
+      ValueError, OSError, RuntimeError: the set is not there, or not as the config says; classes of `runtime/errors.py`.
     """
     data = config.data
     if data.name == "digits":
@@ -254,7 +240,7 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    try:
+    with config_errors("sampling"):
         first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
         how = Guidance(
             scale=sampling.guidance_scale,
@@ -263,8 +249,6 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
             rescale=sampling.guidance_rescale,
             num_channels=config.data.channels,
         )
-    except ValueError as error:
-        raise UsageError(f"config.sampling: {error}") from error
 
     def make_guided(params: Any, labels: jax.Array) -> DenoiseFn:
         def network(x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
@@ -362,7 +346,7 @@ def build_batched_sampler(
 
 def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
     """The driver that measures the variational bound as config.evaluation says."""
-    try:
+    with config_errors("evaluation.vlb_num_timesteps"):
         return VlbEvaluator(
             build_schedule(config),
             build_denoise_fn(config),
@@ -374,13 +358,11 @@ def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
             batch_size=config.evaluation.batch_size,
             timesteps_per_image=config.evaluation.vlb_num_timesteps,
         )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation.vlb_num_timesteps: {error}") from error
 
 
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelihoodEvaluator:
     """The driver that measures the likelihood under the probability flow as config.evaluation says."""
-    try:
+    with config_errors("evaluation, ode_bits_per_dim"):
         return OdeLikelihoodEvaluator(
             build_schedule(config),
             build_denoise_fn(config),
@@ -392,5 +374,3 @@ def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelih
             rtol=config.evaluation.ode_tolerance,
             atol=config.evaluation.ode_tolerance,
         )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation, ode_bits_per_dim: {error}") from error

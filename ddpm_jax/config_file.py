@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax.runtime.errors import UsageError, UserError, did_you_mean, format_flag_error
+from ddpm_jax.runtime.errors import ExpectedError, UsageError, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -31,7 +31,7 @@ class ConfigFileParser(flags.ArgumentParser):
         self._defaults = defaults
 
     def parse(self, argument: str) -> ConfigDict:
-        """See the class. Raises UsageError where the file is not such a config, UserError where the file raises one."""
+        """See the class. Raises UsageError where the file is not such a config, ExpectedError where the file raises one."""
         config = load(argument)
         _compare(config, self._defaults, f"--config={argument}")
         config.lock()
@@ -47,7 +47,7 @@ def load(argument: str) -> ConfigDict:
 
     Raises:
       UsageError: there is no such file, it fails, or it returns something else.
-      UserError: raised by the file itself.
+      ExpectedError: raised by the file itself.
     """
     path, colon, given = argument.partition(":")
     file = pathlib.Path(path).expanduser()
@@ -71,7 +71,7 @@ def load(argument: str) -> ConfigDict:
             )
             raise UsageError(f"--config={argument}: {fault}") from None
         config = get_config(*arguments)
-    except UserError:
+    except ExpectedError:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"--config={argument} fails{_place(error, file)}: {_reason(error)}") from error
@@ -130,7 +130,8 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
 def _nearest(file: pathlib.Path) -> str:
     """A hint for a name that is nearly one of configs/."""
     folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
-    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in ("defaults", "workdir", "__init__")]
+    others = ("defaults", "from_workdir", "__init__")
+    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in others]
     found = difflib.get_close_matches(file.stem, names, n=1)
     return f"; did you mean --config=configs/{found[0]}.py?" if found else f"; configs/ holds {', '.join(names)}"
 

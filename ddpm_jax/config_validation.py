@@ -11,6 +11,7 @@ from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.user_errors import config_errors
 
 LISTS = {  # field -> what its elements are; single values have their types checked where flags are parsed
     "model.ch_mult": int,
@@ -155,7 +156,7 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError(
             f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
         )
-    try:
+    with config_errors("diffusion"):
         losses.check_loss(
             build.build_schedule(config),
             prediction=process.prediction,
@@ -163,8 +164,6 @@ def check_config(config: ConfigDict) -> None:
             variance=process.variance,
             weighting=build.build_weighting(config),
         )
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
 
 
 def check_lists(config: ConfigDict) -> None:

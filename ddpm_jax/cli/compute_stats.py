@@ -24,7 +24,7 @@ from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime import distributed, paths, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError, UserError
 from ddpm_jax.runtime.metric_logger import Progress
 
 
@@ -69,11 +69,11 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     evaluation = config.evaluation
     try:
         return features.make_extractor(
-            evaluation.features, weights=evaluation.inception_path, report=distributed.log_once, progress=Progress
+            evaluation.features, inception_path=evaluation.inception_path, report=distributed.log_once, progress=Progress
         )
-    except UsageError:
+    except InvalidArgumentError:
         raise
-    except UserError as error:
+    except ExpectedError as error:
         if evaluation.features != "inception":
             raise
         raise UserError(f"{error}; or compare without a network: --config.evaluation.features=pixels_16") from error
@@ -113,7 +113,7 @@ def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:
         if held is None:
             raise UserError(f"{target} holds statistics of unknown origin")
         reference_stats.check_matches(target, held, wanted)
-    except UserError as error:
+    except ExpectedError as error:
         raise UserError(f"{error}; it is not replaced: {advice}") from error
 
 

@@ -22,7 +22,7 @@ from ddpm_jax.cli.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, Sample
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.runtime import distributed, manifest, paths, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError, UserError
 from ddpm_jax.runtime.metric_logger import Progress
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 
@@ -221,6 +221,8 @@ def translate_write_errors(target: pathlib.Path) -> Iterator[None]:
     """Turn what the system says about a folder that cannot be written into one line."""
     try:
         yield
+    except FileAccessError:  # the library has said which file
+        raise
     except OSError as error:
         raise paths.cannot_write(target, error) from error
     except zipfile.BadZipFile as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_jax.data import decode, identity, value_range
 from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
 
@@ -47,7 +47,7 @@ class FirstReading:
         """Reads the deep files again, with the range `levels`, or the one found; that range, () where there is none.
 
         Raises:
-          UsageError: there is none that fits.
+          InvalidArgumentError: there is none that fits.
         """
         if not self._deep:
             return tuple(levels)
@@ -56,7 +56,7 @@ class FirstReading:
             try:
                 levels = value_range.find_range(list(self._deep.values()))
             except ValueError as error:
-                raise UsageError(f"config.data.value_range is not set, and in {self._folder} {error}") from error
+                raise InvalidArgumentError(f"`levels` is not set, and in {self._folder} {error}") from error
         named = {self._paths[index]: measured for index, measured in self._deep.items()}
         report(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
         self._for_each(sorted(self._deep), tuple(levels), num_threads, report)

@@ -17,7 +17,7 @@ from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 ON_DECODE_ERROR = ("error", "skip")
 NAMED_IN_ERROR = 5
@@ -68,16 +68,17 @@ def load_image_folder(
       is of the paths and contents of the files that it holds.
 
     Raises:
-      UsageError: no folder, an unknown split, background, on_decode_error or number of channels, or no range is found.
-      UserError: the folder is not there or holds no image, images lie both at its top and in subfolders, a file
+      InvalidArgumentError: no folder, or an unknown split, background, on_decode_error or number of channels; or no range fits.
+      FileAccessError: the folder is not there.
+      InvalidDataError: the folder holds no image, images lie both at its top and in subfolders, a file
         is broken (on_decode_error "error"), no image of the folder or of a class can be read, or the splits differ in classes.
     """
     if channels not in (1, 3):
-        raise UsageError(f"config.data.channels is {channels}: it must be 1 (gray) or 3 (RGB)")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     if on_decode_error not in ON_DECODE_ERROR:
-        raise UsageError(f"config.data.on_decode_error is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
+        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
     if not folder:
-        raise UsageError("config.data.data_dir is empty: name the folder of your images with --config.data.data_dir=PATH")
+        raise InvalidArgumentError("`folder` is empty: name the folder of your images with `folder=PATH`")
     color = decode.parse_background(background)
 
     folder = os.path.abspath(os.path.expanduser(folder))
@@ -86,7 +87,7 @@ def load_image_folder(
         report(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
     if not found:
         also = f", and found only {counted(others)}" if others else ""
-        raise UserError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
+        raise InvalidDataError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
     paths, labels, classes = choose_examples(folder, found, split)
     has_splits = bool(splits_of(found))
     part = f" (split {split}; the folders {', '.join(splits_of(found))} are splits)" if has_splits else ""
@@ -112,7 +113,7 @@ def load_image_folder(
     for line in value_range.level_warnings(*first.extremes(kept), first.deep()):
         report(f"warning: {folder}: {line}")
     if first.all_equal(kept):
-        report(f"warning: {folder}: all {len(paths):,} files are the same image: check config.data.data_dir")
+        report(f"warning: {folder}: all {len(paths):,} files are the same image: check `folder`")
     of_set = {
         "num_classes": len(classes),
         "class_names": classes,
@@ -128,9 +129,9 @@ def load_image_folder(
         try:
             image = read(paths[index], levels)
         except decode.ImageDecodeError as error:  # it could be read when the run began
-            raise UserError(
+            raise InvalidDataError(
                 f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back, "
-                "or resume without it: --config.data.on_decode_error=skip"
+                "or resume without it: `on_decode_error='skip'`"
             ) from error
         return image, None if labels is None else int(labels[index])
 
@@ -149,19 +150,18 @@ def _without_broken(
     """Indices of the images that can be read, where going on without the others is wanted and possible."""
     named = [f"{paths[index]} ({broken[index]})" for index in sorted(broken)]
     if len(broken) == len(paths):
-        raise UserError(
-            f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; "
-            "check --config.data.data_dir"
+        raise InvalidDataError(
+            f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; check `folder`"
         )
     if on_decode_error == "error":
-        raise UserError(
+        raise InvalidDataError(
             f"{len(broken):,} of {len(paths):,} images in {folder} cannot be read: {listed(named, NAMED_IN_ERROR)}; "
-            "repair or remove them, or train without them: --config.data.on_decode_error=skip"
+            "repair or remove them, or train without them: `on_decode_error='skip'`"
         )
     kept = [index for index in range(len(paths)) if index not in broken]
     if labels is not None and (lost := sorted(set(labels.tolist()) - set(labels[kept].tolist()))):
         names = [classes[label] for label in lost]
-        raise UserError(
+        raise InvalidDataError(
             f"no image of class {listed(names, NAMED_IN_ERROR)} in {folder} can be read: repair its files, or remove its folder"
         )
     report(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.runtime import manifest
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
 
 
 class SampleCache:
@@ -27,7 +27,8 @@ class SampleCache:
       report: called with a line for each piece that is damaged and will be generated again.
 
     Raises:
-      UserError: the folder holds images of another kind (names each field), or cannot be written.
+      ConflictError: the folder holds images of another kind (names each field).
+      FileAccessError: it cannot be written.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class SampleCache:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
+                raise FileAccessError(
+                    f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}"
+                ) from error
             manifest.write(self.folder, identity)
 
     def missing(self, num_images: int) -> list[range]:
@@ -74,7 +77,7 @@ class SampleCache:
           **more: other arrays with a row for each of the first of these images, for `rows`.
 
         Raises:
-          UserError: they cannot be written.
+          FileAccessError: they cannot be written.
         """
         file = self._file(first)
         partial = file.with_name(f".{file.name}.partial")
@@ -86,7 +89,7 @@ class SampleCache:
             partial.replace(file)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise UserError(
+            raise FileAccessError(
                 f"cannot write {file}: {(error.strerror or str(error)).lower()}; what was generated before is kept"
             ) from error
 
@@ -94,10 +97,12 @@ class SampleCache:
         """Images 0 .. num_images-1 in order, uint8 [b, H, W, C] with b at most batch_size; one piece in memory at a time.
 
         Raises:
-          UserError: some are missing.
+          InvalidDataError: some are missing.
         """
         if gaps := self.missing(num_images):
-            raise UserError(f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: start the same command again")
+            raise InvalidDataError(
+                f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: start the same command again"
+            )
         done = 0
         for first, count in self._pieces():
             if first + count <= done or done >= num_images:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UnavailableError
 
 BLOCK = 1 << 20  # bytes read at once
 TIMEOUT_S = 30  # seconds without a byte
@@ -39,7 +39,7 @@ def download(
       progress: makes a progress bar out of a total and its unit: a context with `update(done)`.
 
     Raises:
-      UserError: no network, no room, or something else arrived; says how to do it by hand.
+      UnavailableError: no network, no room, or something else arrived; says how to do it by hand.
     """
     by_hand = f"fetch {url} on another machine and put it at {file}"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
@@ -58,16 +58,20 @@ def download(
                     if progress:
                         bar.update(done / 1e6)
         if total and done < total:
-            raise UserError(f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
+            raise UnavailableError(
+                f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}"
+            )
         if digest.hexdigest() != sha256:
-            raise UserError(
+            raise UnavailableError(
                 f"what came from {url} is not the {title}: SHA-256 {digest.hexdigest()[:8]}.., not {sha256[:8]}..; {by_hand}"
             )
         os.replace(partial, file)
     except urllib.error.URLError as error:
-        raise UserError(f"the {title} are not here and cannot be downloaded ({_words(error.reason)}): {by_hand}") from error
+        raise UnavailableError(
+            f"the {title} are not here and cannot be downloaded ({_words(error.reason)}): {by_hand}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"the {title} cannot be downloaded to {file.parent} ({_words(error)}): {by_hand}") from error
+        raise UnavailableError(f"the {title} cannot be downloaded to {file.parent} ({_words(error)}): {by_hand}") from error
     finally:
         with contextlib.suppress(OSError):  # of a folder that cannot be made: said already
             partial.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ import safetensors.numpy
 from ddpm_jax.metrics import inception
 from ddpm_jax.metrics.download import download
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
@@ -74,14 +74,14 @@ def load_weights(
       progress: of the download, as `download` takes it.
 
     Raises:
-      UsageError: no file at `path`.
-      UserError: the file is cut off, damaged, of another network, or holds more than arrays; or there is no file and no
-        network.
+      InvalidArgumentError: no file at `path`.
+      InvalidDataError: the file is cut off, damaged, of another network, or holds more than arrays.
+      UnavailableError: there is no file and no network.
     """
     if path:
         file = Path(path).expanduser()
         if not file.is_file():
-            raise UsageError(
+            raise InvalidArgumentError(
                 f"no weights at {path}: give the file {NAME} from {URL}, or no path to have it found or downloaded"
             )
         return _read_converted(file) if file.suffix == ".safetensors" else _convert(file, _sha256(file), report)
@@ -89,7 +89,7 @@ def load_weights(
     if converted.is_file():
         try:
             return _read_converted(converted)
-        except UserError as error:
+        except InvalidDataError as error:
             report(f"passed over: {error}")
     for file in _search_paths():
         if file.is_file():
@@ -126,7 +126,7 @@ def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> Inception
     if copy.is_file():
         try:
             return _read_converted(copy)._replace(file=str(file))
-        except UserError as error:
+        except InvalidDataError as error:
             report(f"made anew: {error}")
     variables = from_state_dict(read_torch_file(file), str(file))
     tensors = flatten(variables)
@@ -147,22 +147,22 @@ def _read_converted(file: Path) -> InceptionWeights:
     """Weights of a safetensors file that `_convert` has made.
 
     Raises:
-      UserError: it was not, or has changed since.
+      InvalidDataError: it was not, or has changed since.
     """
     remedy = f"remove it, and have it made anew from {NAME}"
     try:
         with safetensors.safe_open(file, framework="numpy") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
+                raise InvalidDataError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"the converted weights {file} cannot be read ({error}): {remedy}") from error
+        raise InvalidDataError(f"the converted weights {file} cannot be read ({error}): {remedy}") from error
     sound = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
         name: (shape, np.float32) for name, shape in flatten(_shapes()).items()
     }
     if not sound or str(_crc32(tensors)) != metadata.get("crc32"):
-        raise UserError(f"the converted weights {file} have changed since they were made: {remedy}")
+        raise InvalidDataError(f"the converted weights {file} have changed since they were made: {remedy}")
     return InceptionWeights(_nested(tensors), metadata.get("source_sha256", ""), str(file))
 
 
@@ -175,7 +175,7 @@ def from_state_dict(state: dict[str, np.ndarray], title: str = "the state dict")
       title: what an error calls it.
 
     Raises:
-      UserError: of another network, or of values that are no weights; names the first few.
+      InvalidDataError: of another network, or of values that are no weights; names the first few.
     """
     shapes = state_dict_shapes()
     wrong = [
@@ -187,7 +187,7 @@ def from_state_dict(state: dict[str, np.ndarray], title: str = "the state dict")
     wrong = wrong or [f"{name} is negative" for name in shapes if name.endswith("running_var") and (state[name] < 0).any()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{title} is not the Inception of the FID ({', '.join(wrong[:3])}{more}): fetch {URL}")
+        raise InvalidDataError(f"{title} is not the Inception of the FID ({', '.join(wrong[:3])}{more}): fetch {URL}")
     tensors = {}
     for name in flatten(_shapes()):
         layer, _, leaf = name.rpartition("/")
@@ -296,4 +296,4 @@ def _sha256(file: Path) -> str:
         with file.open("rb") as data:
             return hashlib.file_digest(data, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from error
+        raise FileAccessError(f"cannot read the weights {file}: {error.strerror or error}") from error

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddpm_jax.runtime import config_changes, run_record, workdir
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import DistributedError, ExpectedError, FileAccessError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.run_lock import RunLock
 
@@ -56,7 +56,8 @@ def raise_on_all_processes() -> Iterator[None]:
     Every process must come here, and inside nothing may wait for another.
 
     Raises:
-      UserError, UsageError: the error of the first process that failed; one that failed itself raises its own.
+      DistributedError, InvalidArgumentError: another process failed; with the message of the first that did. A process that
+        failed itself raises its own error.
     """
     if jax.process_count() == 1:
         yield
@@ -72,7 +73,8 @@ def raise_on_all_processes() -> Iterator[None]:
     for index, message in enumerate(told):
         if message[0]:
             text = bytes(message[1:]).rstrip(b"\0").decode(errors="ignore")
-            raise (UsageError if message[0] == UsageError.exit_code else UserError)(f"process {index} stopped: {text}")
+            kind = InvalidArgumentError if message[0] == InvalidArgumentError.exit_code else DistributedError
+            raise kind(f"process {index} stopped: {text}")
 
 
 def all_processes(mine: bool) -> bool:
@@ -107,8 +109,10 @@ def prepare_workdir(
       The folder's absolute path.
 
     Raises:
-      UsageError: the processes were given different configs.
-      UserError: the folder cannot be written, the processes do not see one and the same folder, or the run is another.
+      InvalidArgumentError: the processes were given different configs.
+      FileAccessError: the folder cannot be written.
+      DistributedError: the processes do not see one and the same folder.
+      ConflictError: the run in it is another.
     """
     check_same_config(config)
     with raise_on_all_processes():
@@ -131,7 +135,7 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
       anything is saved.
 
     Raises:
-      UserError: another training has it.
+      ConflictError: another training has it.
     """
     lock = None
     try:
@@ -149,7 +153,7 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
 
 
 def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
-    """The lock in process 0, None in the others; all wait for it. Raises UserError in all where another training has it."""
+    """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all where another training has it."""
     if jax.process_count() == 1:
         return RunLock(folder, report=report)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -162,7 +166,7 @@ def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
 
 
 def check_same_config(config: dict[str, Any]) -> None:
-    """Raises UsageError in every process unless all have the same config, but for the fields of `config_changes.PER_HOST`."""
+    """Raises InvalidArgumentError in all processes unless they have one config, but for fields of `config_changes.PER_HOST`."""
     if jax.process_count() == 1:
         return
     fixed = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
@@ -174,13 +178,13 @@ def check_same_config(config: dict[str, Any]) -> None:
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     other = [index for index, theirs in enumerate(digests) if np.any(theirs != digests[0])]
     if other:
-        raise UsageError(
+        raise InvalidArgumentError(
             f"process {', '.join(map(str, other))} got another config than process 0: give every process the same command"
         )
 
 
 def check_shared(folder: Path) -> None:
-    """Raises UserError in every process unless all see one and the same `folder`. Process 0 can write into it."""
+    """Raises DistributedError in every process unless all see one and the same `folder`. Process 0 can write into it."""
     if jax.process_count() == 1:
         return
     name = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
@@ -191,10 +195,10 @@ def check_shared(folder: Path) -> None:
                 try:
                     mark.touch()
                 except OSError as error:
-                    raise UserError(f"cannot write into {folder}: {(error.strerror or str(error)).lower()}") from error
+                    raise FileAccessError(f"cannot write into {folder}: {(error.strerror or str(error)).lower()}") from error
         with raise_on_all_processes():
             if not is_primary_process() and not _appears(mark):
-                raise UserError(
+                raise DistributedError(
                     f"process {jax.process_index()} does not see what process 0 writes into {folder}: "
                     "take a --workdir on a filesystem that all hosts share"
                 )
@@ -240,7 +244,7 @@ def distributed_main() -> Iterator[None]:
     fail alike, all end at once and as usual.
 
     Raises:
-      UserError: a collective failed because another process is gone.
+      DistributedError: a collective failed because another process is gone.
     """
     try:
         yield
@@ -250,10 +254,10 @@ def distributed_main() -> Iterator[None]:
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         threading.Thread(target=_exit_after_grace_period, args=(code,), daemon=True).start()
         # JAX raises now the one, now the other kind.
-        lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and not isinstance(error, ExpectedError)
         if lost and any(word in str(error).lower() for word in _PEER_LOST_PATTERNS):
             cause = " ".join(str(error).split())[:160]
-            raise UserError(
+            raise DistributedError(
                 f"another process of the job is gone ({cause}); "
                 "start the same command again on every host: it goes on from the last checkpoint"
             ) from error
@@ -271,7 +275,7 @@ def _encode(error: Exception | None) -> np.ndarray:
     """uint8 [MESSAGE_BYTES]: exit code, or 0 for no error, and the message."""
     row = np.zeros(MESSAGE_BYTES, np.uint8)
     if error is not None:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, ExpectedError) else f"{type(error).__name__}: {error}"
         data = " ".join(text.split()).encode()[: MESSAGE_BYTES - 1]
         row[0] = getattr(error, "exit_code", 1)
         row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8)

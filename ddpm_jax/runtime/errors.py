@@ -1,7 +1,10 @@
-"""Errors that a person can cause and mend: one line, no traceback.
+"""Errors that a user can cause and fix. Each is a standard exception: a `ValueError`, an `OSError` or a `RuntimeError`.
 
-`main.py` prints the message of these two and exits with their code; every other
-exception is a defect of this program and keeps its traceback.
+Code that calls the library catches those. The command line catches `ExpectedError`, prints its message as one line and exits
+with its code; every other exception is a bug of this program and keeps its traceback.
+
+A message says what is wrong and what to do. It names an argument in backquotes, `channels` or `on_decode_error='skip'`; the
+command line replaces that by the field of the config (`user_errors.name_fields`).
 """
 
 import difflib
@@ -19,14 +22,56 @@ _FLAG_ERROR_REWRITES = (
 )
 
 
-class UserError(Exception):
-    """Something outside the program is wrong. The message says what, and what to do about it."""
+class ExpectedError(Exception):
+    """The base of all errors whose message is written for the user.
+
+    Attributes:
+      exit_code: of a command that ends with it: 2 where the command is wrong, 1 otherwise.
+    """
 
     exit_code = 1
 
 
-class UsageError(UserError):
-    """A flag or a config value is wrong."""
+class InvalidArgumentError(ExpectedError, ValueError):
+    """An argument, and so a flag or a field of the config, has a value that makes no sense."""
+
+    exit_code = 2
+
+
+class InvalidDataError(ExpectedError, ValueError):
+    """A file, a folder or an array does not hold what is needed: damaged, of another kind, too few, or not finite."""
+
+
+class FileAccessError(ExpectedError, OSError):
+    """A file or folder is not there, or cannot be read or written."""
+
+
+class ConflictError(ExpectedError, RuntimeError):
+    """A folder holds other results, or another run, or another process uses it."""
+
+
+class CheckpointError(ExpectedError, RuntimeError):
+    """There is no checkpoint, or it is damaged or of another model."""
+
+
+class DistributedError(ExpectedError, RuntimeError):
+    """Another process of the job has failed or cannot be reached."""
+
+
+class UnavailableError(ExpectedError, RuntimeError):
+    """A package, a download or a prepared data set is missing."""
+
+
+class NumericalError(ExpectedError, RuntimeError):
+    """A computation did not converge or gave NaN or infinity."""
+
+
+class UserError(ExpectedError):
+    """Raised by the command line: something outside the program is wrong."""
+
+
+class UsageError(UserError, ValueError):
+    """Raised by the command line: a flag or a field of the config is wrong."""
 
     exit_code = 2
 

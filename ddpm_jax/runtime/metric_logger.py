@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 from ddpm_jax.runtime.progress import Progress, StatusLine, Throughput, progress_parts
 from ddpm_jax.runtime.workdir import write_atomically
 
@@ -38,7 +38,7 @@ class TrainLogger:
       out: where lines go, by default stderr; a terminal's line is rewritten in place.
 
     Raises:
-      UserError: metrics.jsonl cannot be written.
+      FileAccessError: metrics.jsonl cannot be written.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TrainLogger:
         """Records numbers of `step`, which is done, and prints the progress line with those that it shows.
 
         Raises:
-          UserError: metrics.jsonl cannot be written.
+          FileAccessError: metrics.jsonl cannot be written.
         """
         if not self._is_writer:
             return
@@ -146,8 +146,8 @@ class TrainLogger:
         begin, *speed = progress_parts(self._step, self._total, "steps", "step ", self._rate, self._batch_size)
         self._line.show(" · ".join([begin, *shown, *speed]))
 
-    def _write_error(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}")
+    def _write_error(self, error: OSError) -> FileAccessError:
+        return FileAccessError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}")
 
 
 class TensorBoardWriter:
@@ -244,7 +244,7 @@ def _truncate_after(file: Path, start_step: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+        raise FileAccessError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
     # From the beginning, not even those of step 0 stay: it evaluates and draws the untrained model again.
     lines = text.splitlines(keepends=True) if start_step > 0 else []
     kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)

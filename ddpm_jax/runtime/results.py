@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ddpm_jax.runtime import report as reports
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Results:
         """Write a result; its file, named by `words` and what it depends on, without ".json" a stem for pictures of it.
 
         Raises:
-          UserError: it cannot be written.
+          FileAccessError: it cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
+            raise FileAccessError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
         file = self.folder / f"{words}-{result.metric}-{result.group}.json"
         reports.write_json(file, dataclasses.asdict(result))
         return file

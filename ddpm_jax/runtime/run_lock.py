@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError
 
 try:
     import fcntl
@@ -50,7 +50,8 @@ class RunLock:
       expire_s: seconds without a heartbeat after which the holder on another machine counts as gone.
 
     Raises:
-      UserError: another training holds it (says which), or the file cannot be written.
+      ConflictError: another training holds it (says which).
+      FileAccessError: the file cannot be written.
     """
 
     def __init__(
@@ -80,15 +81,15 @@ class RunLock:
                 os.close(self._descriptor)  # and with it the kernel's lock
                 raise
         except OSError as error:
-            raise UserError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}") from error
+            raise FileAccessError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}") from error
         self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError where another training has taken the workdir meanwhile. Call before anything is saved."""
+        """Raises ConflictError where another training has taken the workdir meanwhile. Call before anything is saved."""
         holder = _read(self._file)
         if holder is not None and holder["token"] != self._record["token"]:
-            raise UserError(
+            raise ConflictError(
                 f"this process was silent for over {self._expire_s:g} s, and another training has taken the workdir: "
                 f"{_describe(holder)}. Nothing more is saved here"
             )
@@ -182,9 +183,9 @@ class RunLock:
         finally:
             os.close(descriptor)
 
-    def _in_use(self, holder: Record | None) -> UserError:
+    def _in_use(self, holder: Record | None) -> ConflictError:
         who = "another process" if holder is None else _describe(holder)
-        return UserError(
+        return ConflictError(
             f"{self._folder} is in use: {who} trains in it. Wait until that training ends, stop it, or choose another --workdir"
         )
 

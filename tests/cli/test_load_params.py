@@ -9,7 +9,7 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate, load_params, sample, train
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError, UsageError, UserError
 from ddpm_jax.training import ema
 
 STEPS = 12
@@ -165,7 +165,7 @@ def test_training_cannot_draw_with_what_is_made_after_it(tmp_path, tiny_config):
 
 
 def test_a_run_keeps_the_averages_it_began_with(trained, tiny_config):
-    with pytest.raises(UserError, match=r"ema\.power_sigma_rel was \[0\.1, 0\.25\], now \[0\.1\]"):
+    with pytest.raises(ConflictError, match=r"ema\.power_sigma_rel was \[0\.1, 0\.25\], now \[0\.1\]"):
         train.run(tiny_config(FIELDS | {"ema.power_sigma_rel": (0.1,)}), str(trained))
     config = tiny_config(FIELDS | {"sampling.params": "power_0.2", "sampling.checkpoint_step": 99})
     with pytest.raises(UserError, match=r"no checkpoint of step 99 .* could be made of"):

@@ -12,7 +12,7 @@ from ddpm_jax import build
 from ddpm_jax.cli import sample, train
 from ddpm_jax.runtime import run_record, versions
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, UserError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 from ddpm_jax.training.optimizer import unclipped_layout
 
@@ -31,7 +31,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
         return train.run(tiny_config(TRAINED | {name.replace("__", "."): x for name, x in fields.items()}), str(tmp_path))
 
     # Starts that fail before their first step: the data set, the first batch, the first step itself.
-    with pytest.raises(UserError, match="digits has"):
+    with pytest.raises(InvalidArgumentError, match="digits has"):
         start(data__split="validation")
     with monkeypatch.context() as patch:
         patch.setattr(train.pipeline, "batches", lambda *_, **__: (_ for _ in ()).throw(UserError("a file is broken")))
@@ -60,11 +60,11 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
 
     before = record(tmp_path)
     assert start(seed=3, optimizer__learning_rate=1.0, train__batch_size=16) == 0  # finished: no step is left to take
-    with pytest.raises(UserError, match="seed was 3, now 0"):
+    with pytest.raises(ConflictError, match="seed was 3, now 0"):
         start(seed=0, train__num_steps=6)
-    with pytest.raises(UserError, match=r"model\.ch was 8, now 16"):
+    with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
         start(seed=3, model__ch=16, train__num_steps=6)
-    with RunLock(tmp_path), pytest.raises(UserError, match=f"in use: process {os.getpid()} on "):
+    with RunLock(tmp_path), pytest.raises(ConflictError, match=f"in use: process {os.getpid()} on "):
         start(seed=3, train__num_steps=6)
     assert record(tmp_path) == before
     capfd.readouterr()
@@ -93,7 +93,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
 def test_sampling_may_change_what_concerns_it_and_records_nothing(trained, tiny_config, tmp_path, fields):
     before = record(trained)
     assert sample.run(tiny_config(TRAINED | fields), str(trained), output=str(tmp_path), defaults=defaults.get_config()) == 0
-    with pytest.raises(UserError, match=r'diffusion\.prediction was ".*", now'):
+    with pytest.raises(ConflictError, match=r'diffusion\.prediction was ".*", now'):
         sample.run(tiny_config(TRAINED | {"diffusion.prediction": "x_start"}), str(trained), output=str(tmp_path))
     assert record(trained) == before
     report = run_record.report_config(trained, tiny_config(TRAINED | fields).to_dict(), None)

@@ -20,7 +20,7 @@ from torch_pickles import Called, legacy, state_of, zipped
 from ddpm_jax.metrics import download as downloads
 from ddpm_jax.metrics import features
 from ddpm_jax.metrics import inception_weights as weights
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, UnavailableError
 from ddpm_jax.runtime.metric_logger import Progress
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "inception.npz"
@@ -146,7 +146,7 @@ def test_a_damaged_conversion_is_made_anew(stored, variables, home):
         (other, "is not one of this program's files"),
     ):
         converted.write_bytes(damaged)
-        with pytest.raises(UserError, match=reason) as caught:
+        with pytest.raises(InvalidDataError, match=reason) as caught:
             weights.load_weights(str(converted))
         assert "\n" not in str(caught.value)
         if damaged not in (b"", bytes(flipped)):  # these two ways of failing stand for all: a conversion takes a second
@@ -259,7 +259,7 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
         (Server(bytes(changed)), "is not the weights: SHA-256"),
         (Server(b"gone", status=404), r"are not here and cannot be downloaded \(Not Found\)"),
     ):
-        with server, pytest.raises(UserError, match=f"{reason}.*{by_hand}"):
+        with server, pytest.raises(UnavailableError, match=f"{reason}.*{by_hand}"):
             downloads.download(server.url, file, **FETCH)
         assert list(file.parent.iterdir()) == []
     counts = []
@@ -276,13 +276,13 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
     (tmp_path / "file").touch()
     with (
         Server(CONTENT) as server,
-        pytest.raises(UserError, match=r"cannot be downloaded to .*file/below \(Not a directory\)"),
+        pytest.raises(UnavailableError, match=r"cannot be downloaded to .*file/below \(Not a directory\)"),
     ):
         downloads.download(server.url, tmp_path / "file" / "below" / "weights.pth", **FETCH)
 
 
 def test_without_weights_and_network_one_line_says_what_to_do(home):
-    with pytest.raises(UserError, match="are not here and cannot be downloaded") as caught:
+    with pytest.raises(UnavailableError, match="are not here and cannot be downloaded") as caught:
         weights.load_weights(report=lambda line: None)
     line, file = str(caught.value), f"{home}/.cache/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth"
     assert "\n" not in line
@@ -293,8 +293,8 @@ def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
     def refused(content, pattern):
         file = tmp_path / "bad.pth"
         file.write_bytes(content)
-        with pytest.raises(UserError, match=pattern) as caught:
-            features.make_extractor("inception", weights=str(file))
+        with pytest.raises(InvalidDataError, match=pattern) as caught:
+            features.make_extractor("inception", inception_path=str(file))
         assert "\n" not in str(caught.value)
         assert str(file) in str(caught.value)
         assert len(str(caught.value)) < 600
@@ -320,15 +320,15 @@ def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
     refused(changed(Conv2d_1a_3x3__bn__running_var=-np.ones(32, np.float32)), r"running_var is negative\)")
     assert not (home / ".cache").exists()  # nothing of them was kept
     with pytest.raises(
-        UsageError, match=r"no weights at .*nowhere.pth: give the file pt_inception-2015-12-05-6726825d.pth from http"
+        InvalidArgumentError, match=r"no weights at .*nowhere.pth: give the file pt_inception-2015-12-05-6726825d.pth from http"
     ):
-        features.make_extractor("inception", weights=str(tmp_path / "nowhere.pth"))
-    with pytest.raises(UsageError, match=r"evaluation\.weights is of Inception, but config\.evaluation\.features is pixels"):
-        features.make_extractor("pixels", weights=str(stored))
+        features.make_extractor("inception", inception_path=str(tmp_path / "nowhere.pth"))
+    with pytest.raises(InvalidArgumentError, match="`inception_path` is of Inception, but `features` is pixels"):
+        features.make_extractor("pixels", inception_path=str(stored))
 
 
 def test_the_extractor_says_what_it_is(stored, home):
-    extractor = features.make_extractor("inception", weights=str(stored))
+    extractor = features.make_extractor("inception", inception_path=str(stored))
     assert extractor.name == "inception"
     assert extractor.provenance == {
         "features": "inception",

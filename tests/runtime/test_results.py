@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 from ddpm_jax.runtime.results import Result, Results, digest, flatten, join
 
 ONE = Result("drawn", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
@@ -57,7 +57,7 @@ def test_what_is_torn_is_left_out_and_said(tmp_path):
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(FileAccessError, match="cannot make the folder"):
         Results(tmp_path / "file" / "results").add(ONE, "step_5")
 
 

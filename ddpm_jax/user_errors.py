@@ -1,0 +1,64 @@
+"""From the library's words to the user's: errors and log lines that name the fields of the config."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ddpm_jax.runtime.errors import UsageError, UserError
+
+# Arguments that are called otherwise than their fields, or as several fields are.
+_FIELDS = {
+    "batch_size": "train.batch_size",
+    "folder": "data.data_dir",
+    "levels": "data.value_range",
+    "rtol": "evaluation.ode_tolerance",
+    "split": "data.split",
+}
+_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+
+@contextlib.contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Context in which the library is given values of a config: its ValueErrors become one line that names the field.
+
+    Around calls that only check and keep their arguments: a ValueError of other work may be a bug.
+
+    Args:
+      where: what the line begins with: a section or a field, such as "diffusion" or "sampling.params is 'x'".
+
+    Raises:
+      UsageError: "config.WHERE: " and the message. One that names a field already stays as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"config.{where}: {error}") from error
+
+
+def name_fields(text: str, config: Mapping[str, Any]) -> str:
+    """Replaces arguments in backquotes by fields: `channels` -> config.data.channels, `order=2` -> --config.sampling.order=2.
+
+    Args:
+      text: of an error or a log line.
+      config: sections by name, each with its fields. A name that is not a field of exactly one section stays as it is.
+    """
+
+    def field(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        sections = [section for section, fields in config.items() if isinstance(fields, Mapping) and name in fields]
+        if name in _FIELDS:
+            path = _FIELDS[name]
+        elif name in config and not isinstance(config[name], Mapping):
+            path = name
+        elif len(sections) == 1:
+            path = f"{sections[0]}.{name}"
+        else:
+            return match[0]
+        if value is None:
+            return f"config.{path}"
+        return f"--config.{path}=" + (f"'{value}'" if value.startswith("(") else value.strip("'"))
+
+    return _ARGUMENT.sub(field, text)
