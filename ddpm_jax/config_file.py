@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax.runtime.errors import ExpectedError, UsageError, did_you_mean, format_flag_error
+from ddpm_jax.runtime.errors import ExpectedError, UsageError, did_you_mean, error_line, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -149,10 +149,11 @@ def _reason(error: BaseException) -> str:
         return f"{error.msg} (SyntaxError)"
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {error.code})"
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in text:  # of a locked ConfigDict
+    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in str(
+        error
+    ):  # a locked ConfigDict
         return format_flag_error(error)
-    return f"{text} ({type(error).__name__})"
+    return error_line(error, kind=True)
 
 
 def repeated_lists(flag_values: flags.FlagValues, arguments: list[str]) -> str:

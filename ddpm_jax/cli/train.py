@@ -27,6 +27,7 @@ from ddpm_jax.cli.pictures import Pictures, parameter_count, sample_command
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.runtime import config_changes, distributed, rng, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.metric_logger import TrainLogger
@@ -322,7 +323,7 @@ def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> 
     file = run_folder / "parameters.txt"
     with distributed.raise_on_all_processes():
         if is_writer:
-            workdir.write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+            write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     return f"{parameter_count(params):,} parameters, listed in {file}"
 
 

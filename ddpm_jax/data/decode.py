@@ -13,7 +13,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from ddpm_jax.data.value_range import DeepLevels, find_range
 from ddpm_jax.data.value_range import to_uint8 as levels_to_uint8
-from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
 # Only these are tried, whatever a file is called: Pillow would hand others, such as EPS, to programs outside.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -106,7 +106,7 @@ def to_uint8(picture: Image.Image, background: tuple[int, int, int], value_range
     except ImageDecodeError:
         raise
     except ValueError as error:  # Pillow has no way from this mode, such as LAB, to RGB
-        raise ImageDecodeError(f"damaged: {' '.join(str(error).split())[:100] or 'ValueError'}") from error
+        raise ImageDecodeError(f"damaged: {error_line(error)}") from error
 
 
 def parse_background(name: str) -> tuple[int, int, int]:
@@ -163,10 +163,7 @@ def _reason(error: Exception, file: str | BinaryIO) -> str:
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image" if _size(file) else "empty file"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    words = " ".join(str(error).split())[:100]
-    return words if isinstance(error, OSError) and words else f"damaged: {words or type(error).__name__}"
+    return error_line(error) if isinstance(error, OSError) and str(error) else f"damaged: {error_line(error)}"
 
 
 def _size(file: str | BinaryIO) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_jax.data import decode, identity, value_range
 from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
-from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
 CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
 
@@ -101,7 +101,7 @@ class FirstReading:
             with open(os.path.join(self._folder, self._paths[index]), "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise decode.ImageDecodeError((error.strerror or str(error)).lower()) from error
+            raise decode.ImageDecodeError(error_line(error)) from error
         self._digests[index] = hashlib.sha256(content).digest()
         with decode.open_image(io.BytesIO(content)) as picture:
             if decode.is_deep(picture) and not levels:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.data import splits
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
-from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError, error_line
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMED = 5
@@ -36,7 +36,7 @@ def find_images(folder: str) -> tuple[list[str], collections.Counter]:
         except FileNotFoundError as error:
             raise FileAccessError(f"there is no folder {where}: check `folder`") from error
         except OSError as error:
-            raise FileAccessError(f"cannot look into {where}: {(error.strerror or str(error)).lower()}") from error
+            raise FileAccessError(f"cannot look into {where}: {error_line(error)}") from error
         for entry in entries:
             extension = os.path.splitext(entry.name)[1].lower()
             if entry.is_dir():

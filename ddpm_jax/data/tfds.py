@@ -28,7 +28,7 @@ from ddpm_jax.data.source import (
     fits_in_memory,
     for_each_chunk,
 )
-from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, error_line
 
 CHUNK = 256  # examples that a thread reads and decodes at a time
 
@@ -175,7 +175,9 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
             with contextlib.suppress(UnavailableError):
                 if prepared := _find_prepared(name, data_dir):
                     return prepared
-            raise UnavailableError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
+            raise UnavailableError(
+                f"data set {name} could not be prepared in {where}: {error_line(error, most=300, kind=True)}"
+            ) from error
     return builder
 
 
@@ -314,11 +316,6 @@ def _unknown_config(name: str) -> InvalidArgumentError | None:
 
 def _unreadable(name: str, where: str, error: Exception) -> UnavailableError:
     return UnavailableError(
-        f"data set {name} in {where or 'the default data_dir'} cannot be read ({_one_line(error)}): "
+        f"data set {name} in {where or 'the default data_dir'} cannot be read ({error_line(error, most=300, kind=True)}): "
         "remove its folder to have it prepared again, or set another `data_dir`"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.runtime import manifest
-from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import InvalidDataError, os_errors
 
 
 class SampleCache:
@@ -46,12 +47,8 @@ class SampleCache:
         if (self.folder / manifest.MANIFEST).exists():
             manifest.require_same(self.folder, identity, defaults)
         elif is_writer:
-            try:
+            with os_errors(f"cannot make the folder {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FileAccessError(
-                    f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}"
-                ) from error
             manifest.write(self.folder, identity)
 
     def missing(self, num_images: int) -> list[range]:
@@ -80,18 +77,8 @@ class SampleCache:
           FileAccessError: they cannot be written.
         """
         file = self._file(first)
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            with partial.open("wb") as out:
-                np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
-                out.flush()
-                os.fsync(out.fileno())
-            partial.replace(file)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise FileAccessError(
-                f"cannot write {file}: {(error.strerror or str(error)).lower()}; what was generated before is kept"
-            ) from error
+        with os_errors(f"cannot write {file}", "; what was generated before is kept"), open_atomic(file) as out:
+            np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
 
     def batches(self, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
         """Images 0 .. num_images-1 in order, uint8 [b, H, W, C] with b at most batch_size; one piece in memory at a time.
@@ -129,7 +116,7 @@ class SampleCache:
 
     def clear(self) -> None:
         """Remove all pieces, and what a kill left of one; the manifest stays."""
-        for pattern in ("images_*.npz", ".images_*.npz.partial"):
+        for pattern in ("images_*.npz", ".images_*.npz.*"):
             for file in self.folder.glob(pattern):
                 file.unlink()
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line
 
 CHOICES = "inception, pixels, pixels_16 (or another size), or module:function of your own"
 
@@ -99,26 +99,25 @@ def make_extractor(
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # of the user's module
-        raise InvalidArgumentError(f"`features` is {name}, which cannot be imported: {_words(error)}") from error
+        raise InvalidArgumentError(f"`features` is {name}, which cannot be imported: {_fault(error)}") from error
 
     def apply(_: None, images: jax.Array) -> Features:
         try:
             result = function(images)
         except Exception as error:  # of the user's function
             shape = list(images.shape)
-            raise InvalidArgumentError(f"`features` is {name}, which fails for uint8 {shape}: {_words(error)}") from error
+            raise InvalidArgumentError(f"`features` is {name}, which fails for uint8 {shape}: {_fault(error)}") from error
         return _checked(name, result, len(images))
 
     return FeatureExtractor(name, apply, {"features": name})
 
 
-def _words(error: Exception) -> str:
-    """What happened and in which line of which file, in one line."""
+def _fault(error: Exception) -> str:
+    """What failed in the user's module, and in which line of which file."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
-    place = f" in line {own[-1].lineno} of {own[-1].filename}" if own and "<frozen" not in own[-1].filename else ""
-    text = " ".join(str(error).split())
-    return f"{text[:200]}{'...' if len(text) > 200 else ''} ({type(error).__name__}{place})"
+    place = f" (line {own[-1].lineno} of {own[-1].filename})" if own and "<frozen" not in own[-1].filename else ""
+    return f"{error_line(error, most=200, kind=True)}{place}"
 
 
 def extract(

@@ -9,13 +9,11 @@ are one convolution with kernel W * scale / sqrt(var + 0.001) and bias shift - m
 float64. The folded weights lie in the cache folder under the hash of the file that they come from.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
-import secrets
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +27,8 @@ import safetensors.numpy
 from ddpm_jax.metrics import inception
 from ddpm_jax.metrics.download import download
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
-from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line, os_errors
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
@@ -131,15 +130,12 @@ def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> Inception
     variables = from_state_dict(read_torch_file(file), str(file))
     tensors = flatten(variables)
     metadata = {"format": FORMAT, "source": file.name, "source_sha256": sha256, "crc32": json.dumps(_crc32(tensors))}
-    partial = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.partial")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(safetensors.numpy.save(tensors, metadata))
-        os.replace(partial, copy)
+        with open_atomic(copy) as out:
+            out.write(safetensors.numpy.save(tensors, metadata))
     except OSError as error:  # a home that cannot be written costs the conversion each time, no more
-        report(f"the converted Inception weights cannot be kept in {copy.parent}: {error.strerror or error}")
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        report(f"the converted Inception weights cannot be kept in {copy.parent}: {error_line(error)}")
     return InceptionWeights(variables, sha256, str(file))
 
 
@@ -157,7 +153,7 @@ def _read_converted(file: Path) -> InceptionWeights:
                 raise InvalidDataError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise InvalidDataError(f"the converted weights {file} cannot be read ({error}): {remedy}") from error
+        raise InvalidDataError(f"the converted weights {file} cannot be read ({error_line(error)}): {remedy}") from error
     sound = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
         name: (shape, np.float32) for name, shape in flatten(_shapes()).items()
     }
@@ -292,8 +288,5 @@ def _crc32(tensors: dict[str, np.ndarray]) -> int:
 
 
 def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
-    except OSError as error:
-        raise FileAccessError(f"cannot read the weights {file}: {error.strerror or error}") from error
+    with os_errors(f"cannot read the weights {file}"), file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

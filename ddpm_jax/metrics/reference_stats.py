@@ -17,7 +17,8 @@ import numpy as np
 from ddpm_jax.metrics import statistics_files
 from ddpm_jax.metrics.frechet import Gaussian
 from ddpm_jax.metrics.moments import gaussian_of
-from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, os_errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,19 +73,11 @@ def save(file: str | os.PathLike, reference: Reference) -> None:
       FileAccessError: the file cannot be written.
     """
     file = pathlib.Path(file)
-    partial = file.with_name(f"{file.name}.partial")
     arrays = {"mu": reference.gaussian.mean, "sigma": reference.gaussian.covariance}
     if reference.features is not None:
         arrays["features"] = reference.features
-    try:
-        with partial.open("wb") as out:
-            np.savez(out, provenance=np.array(json.dumps(reference.provenance)), **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileAccessError(f"cannot write {file}: {(error.strerror or str(error)).lower()}") from error
+    with os_errors(f"cannot write {file}"), open_atomic(file) as out:
+        np.savez(out, provenance=np.array(json.dumps(reference.provenance)), **arrays)
 
 
 def load(file: str | os.PathLike) -> Reference:

@@ -12,7 +12,6 @@ Every process of a run makes the same calls in the same order.
 
 import functools
 import os
-import re
 import sys
 import threading
 import warnings
@@ -28,7 +27,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
-from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError
+from ddpm_jax.runtime.errors import (
+    CheckpointError,
+    ExpectedError,
+    FileAccessError,
+    InvalidArgumentError,
+    error_line,
+    os_errors,
+)
 from ddpm_jax.runtime.orbax_logs import silence_orbax
 
 State = dict[str, Any]
@@ -87,13 +93,11 @@ class CheckpointManager:
             cleanup_tmp_directories=not read_only,
             preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
         )
-        try:
+        with os_errors(f"cannot use the checkpoint folder {self.directory}"):
             with raise_on_all_processes():  # before Orbax has all processes wait for each other
                 if not read_only:
                     self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
-            raise FileAccessError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order: what process 0 sees. One still being written is not among them."""
@@ -301,7 +305,7 @@ class CheckpointManager:
         # Writes that never began are told of by Python when the program ends, after the line that matters.
         warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
         self._failure = FileAccessError(
-            f"cannot write a checkpoint into {self.directory}: {_cause(error)}. "
+            f"cannot write a checkpoint into {self.directory}: {error_line(error)}. "
             "Those written before are whole: once that is mended, the same command goes on from the last of them"
         )
         return self._failure
@@ -312,11 +316,11 @@ def _catch_corruption(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
     try:
         return work(), ""
     except PermissionError as error:
-        raise FileAccessError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
+        raise FileAccessError(f"cannot read the checkpoint {folder}: {error_line(error)}") from error
     except (ExpectedError, *_NOT_CORRUPTION):
         raise
     except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
-        return None, _cause(error)
+        return None, error_line(error)
 
 
 def _wrap_leaf(tree: Any) -> Any:
@@ -368,16 +372,6 @@ def _free_name(path: Path) -> Path:
     while new.exists():
         number, new = number + 1, path.with_name(f"{path.name}.{number}")
     return new
-
-
-def _cause(error: BaseException) -> str:
-    """One short line of an error that may have many, with file specifications in them."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # what tensorstore makes of an OSError
-        return os.strerror(int(code[1])).lower()
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _disable_replica_parallel() -> None:

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddpm_jax.runtime.workdir import write_atomically
+from ddpm_jax.runtime.atomic import write_atomically
 
 SUMS = "checksums.json"
 

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddpm_jax.runtime import config_changes, run_record, workdir
-from ddpm_jax.runtime.errors import DistributedError, ExpectedError, FileAccessError, InvalidArgumentError
+from ddpm_jax.runtime.errors import DistributedError, ExpectedError, InvalidArgumentError, error_line, os_errors
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.run_lock import RunLock
 
@@ -192,10 +192,8 @@ def check_shared(folder: Path) -> None:
     try:
         with raise_on_all_processes():
             if is_primary_process():
-                try:
+                with os_errors(f"cannot write into {folder}"):
                     mark.touch()
-                except OSError as error:
-                    raise FileAccessError(f"cannot write into {folder}: {(error.strerror or str(error)).lower()}") from error
         with raise_on_all_processes():
             if not is_primary_process() and not _appears(mark):
                 raise DistributedError(
@@ -256,9 +254,8 @@ def distributed_main() -> Iterator[None]:
         # JAX raises now the one, now the other kind.
         lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and not isinstance(error, ExpectedError)
         if lost and any(word in str(error).lower() for word in _PEER_LOST_PATTERNS):
-            cause = " ".join(str(error).split())[:160]
             raise DistributedError(
-                f"another process of the job is gone ({cause}); "
+                f"another process of the job is gone ({error_line(error)}); "
                 "start the same command again on every host: it goes on from the last checkpoint"
             ) from error
         raise
@@ -275,8 +272,8 @@ def _encode(error: Exception | None) -> np.ndarray:
     """uint8 [MESSAGE_BYTES]: exit code, or 0 for no error, and the message."""
     row = np.zeros(MESSAGE_BYTES, np.uint8)
     if error is not None:
-        text = str(error) if isinstance(error, ExpectedError) else f"{type(error).__name__}: {error}"
-        data = " ".join(text.split()).encode()[: MESSAGE_BYTES - 1]
+        line = error_line(error, most=MESSAGE_BYTES, kind=not isinstance(error, ExpectedError))
+        data = line.encode()[: MESSAGE_BYTES - 1]
         row[0] = getattr(error, "exit_code", 1)
         row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8)
     return row

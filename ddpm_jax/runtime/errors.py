@@ -7,9 +7,11 @@ A message says what is wrong and what to do. It names an argument in backquotes,
 command line replaces that by the field of the config (`user_errors.name_fields`).
 """
 
+import contextlib
 import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 # What absl, ml_collections and Python say of a wrong value, and the same in words.
 _FLAG_ERROR_REWRITES = (
@@ -64,6 +66,46 @@ class UnavailableError(ExpectedError, RuntimeError):
 
 class NumericalError(ExpectedError, RuntimeError):
     """A computation did not converge or gave NaN or infinity."""
+
+
+def error_line(error: object, *, most: int = 160, kind: bool = False) -> str:
+    """What an error says, in one line of at most `most` characters.
+
+    An OSError says the system's reason alone: the message around it names the file.
+
+    Args:
+      error: an exception, also one of tensorstore over a system error; or a text.
+      most: characters; a longer line is cut.
+      kind: whether the line begins with the class and holds all that the error says: for errors of other programs' code.
+    """
+    text = " ".join(str(error).split())
+    if kind:
+        text = f"{type(error).__name__}: {text}" if text else ""
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror.lower()
+    elif code := re.search(r"os_error_code='(\d+)'", text):
+        text = os.strerror(int(code[1])).lower()
+    text = text or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+@contextlib.contextmanager
+def os_errors(action: str, advice: str = "") -> Iterator[None]:
+    """Context that makes one line of an OSError: the action that failed, the system's reason, and what to do.
+
+    Args:
+      action: such as "cannot write /home/ada/run/config.json".
+      advice: such as "; choose another folder".
+
+    Raises:
+      FileAccessError: in place of an OSError.
+    """
+    try:
+        yield
+    except FileAccessError:
+        raise
+    except OSError as error:
+        raise FileAccessError(f"{action}: {error_line(error)}{advice}") from error
 
 
 class UserError(ExpectedError):

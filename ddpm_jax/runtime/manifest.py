@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from ddpm_jax.runtime import paths
+from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
-from ddpm_jax.runtime.workdir import write_atomically
 
 MANIFEST = "manifest.json"
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
+from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError, error_line
 
 DATA_AXIS = "data"
 
@@ -148,9 +148,9 @@ def initialize_distributed(
             return False
         if _is_network_error(error):  # requests has ValueErrors too
             raise DistributedError(_not_found(_first_cause(error))) from error
-        raise InvalidArgumentError(f"cannot join the other processes{where}: {' '.join(str(error).split())}") from error
+        raise InvalidArgumentError(f"cannot join the other processes{where}: {error_line(error)}") from error
     except jax.errors.JaxRuntimeError as error:
-        raise DistributedError(f"cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
+        raise DistributedError(f"cannot join the other processes{where}: {error_line(error)}") from error
     except RuntimeError as error:
         if "distributed.initialize" not in str(error):  # a launcher's variables or a service's answer that JAX cannot use
             raise DistributedError(_not_found(str(error))) from error
@@ -174,7 +174,7 @@ def _first_cause(error: BaseException) -> str:
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause
     error = getattr(error, "reason", error)  # of a URLError
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return error_line(error)
 
 
 def _not_found(reason: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import FileAccessError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
 from ddpm_jax.runtime.progress import Progress, StatusLine, Throughput, progress_parts
-from ddpm_jax.runtime.workdir import write_atomically
 
 __all__ = ["Progress", "TensorBoardWriter", "TrainLogger"]
 
@@ -68,10 +68,8 @@ class TrainLogger:
         if is_writer:
             if start_step is not None:
                 _truncate_after(self._file, start_step)
-            try:
+            with os_errors(f"cannot write {self._file}"):
                 self._metrics = self._file.open("a", encoding="utf-8")
-            except OSError as error:
-                raise self._write_error(error) from error
 
     def tick(self, step: int) -> None:
         """`step` steps are done. Prints the progress line now and then."""
@@ -95,11 +93,9 @@ class TrainLogger:
         values = {name: float(value) for name, value in values.items()}
         # JSON has no NaN and no infinity.
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        try:
+        with os_errors(f"cannot write {self._file}"):
             self._metrics.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **numbers}) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise self._write_error(error) from error
         if self._events is not None:
             self._events.scalars(step, values)
         self._shown |= {name: values[name] for name in self._on_line if name in values}
@@ -145,9 +141,6 @@ class TrainLogger:
         shown = [f"{name} {value:.4g}" for name, value in self._shown.items()]
         begin, *speed = progress_parts(self._step, self._total, "steps", "step ", self._rate, self._batch_size)
         self._line.show(" · ".join([begin, *shown, *speed]))
-
-    def _write_error(self, error: OSError) -> FileAccessError:
-        return FileAccessError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}")
 
 
 class TensorBoardWriter:
@@ -220,8 +213,7 @@ class TensorBoardWriter:
                 writer.close()
         except Exception as error:  # an import may fail in any way
             self._off = True
-            cause = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            self._say(f"TensorBoard is off ({cause}); {self._beside} has the same numbers")
+            self._say(f"TensorBoard is off ({error_line(error)}); {self._beside} has the same numbers")
 
 
 def _load_writers() -> Callable[[str], Any]:
@@ -244,7 +236,7 @@ def _truncate_after(file: Path, start_step: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise FileAccessError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     # From the beginning, not even those of step 0 stay: it evaluates and draws the untrained model again.
     lines = text.splitlines(keepends=True) if start_step > 0 else []
     kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)

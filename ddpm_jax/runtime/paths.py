@@ -4,7 +4,7 @@ import os
 import pathlib
 import tempfile
 
-from ddpm_jax.runtime.errors import FileAccessError
+from ddpm_jax.runtime.errors import FileAccessError, error_line
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
@@ -62,5 +62,5 @@ def make_output_parent(file: pathlib.Path) -> None:
 
 def cannot_write(target: pathlib.Path, error: OSError) -> FileAccessError:
     """The one line for an output that the system does not let us write."""
-    reason = "it is a file" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
+    reason = "it is a file" if isinstance(error, FileExistsError) else error_line(error)
     return FileAccessError(f"cannot write to {target}: {reason}; choose another --output")

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpm_jax.runtime.workdir import write_atomically
+from ddpm_jax.runtime.atomic import write_atomically
 
 
 def write_json(file: pathlib.Path, report: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ddpm_jax.runtime import report as reports
-from ddpm_jax.runtime.errors import FileAccessError
+from ddpm_jax.runtime.errors import os_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,8 @@ class Results:
         Raises:
           FileAccessError: it cannot be written.
         """
-        try:
+        with os_errors(f"cannot make the folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileAccessError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
         file = self.folder / f"{words}-{result.metric}-{result.group}.json"
         reports.write_json(file, dataclasses.asdict(result))
         return file

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import ConflictError, FileAccessError
+from ddpm_jax.runtime.errors import ConflictError, os_errors
 
 try:
     import fcntl
@@ -73,15 +73,13 @@ class RunLock:
             "beats": 0,
         }
         self._stop = threading.Event()
-        try:
+        with os_errors(f"cannot write {self._file}"):
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 self._acquire()
             except BaseException:
                 os.close(self._descriptor)  # and with it the kernel's lock
                 raise
-        except OSError as error:
-            raise FileAccessError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}") from error
         self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._thread.start()
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.runtime import config_changes, workdir
-from ddpm_jax.runtime.errors import InvalidDataError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import InvalidDataError, error_line
 
 HISTORY = "history.jsonl"
 
@@ -40,7 +41,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise InvalidDataError(f"cannot read {file}: {error}; restore it, or move it away") from error
+        raise InvalidDataError(f"cannot read {file}: {error_line(error)}; restore it, or move it away") from error
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
@@ -147,12 +148,12 @@ def record_start(folder: Path, config: dict[str, Any], step: int, **about: Any) 
     # config.json first: if the process dies here, the next start with --workdir alone does what this one meant to, and
     # the history still says the truth about the checkpoints.
     if old != config:
-        workdir.write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     _write(file, [*lines, {"step": step, **about, "config": config}])
 
 
 def _write(file: Path, lines: list[dict[str, Any]]) -> None:
-    workdir.write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

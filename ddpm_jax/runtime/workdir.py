@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.runtime import paths
-from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
 
 def make_folder(workdir: str | os.PathLike) -> Path:
@@ -22,10 +23,8 @@ def make_folder(workdir: str | os.PathLike) -> Path:
       FileAccessError: it cannot be created or written.
     """
     folder = absolute(workdir)
-    try:
+    with os_errors(f"cannot make the workdir {folder}", "; choose another --workdir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileAccessError(f"cannot make the workdir {folder}: {_reason(error)}; choose another --workdir") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FileAccessError(f"cannot write into the workdir {folder}: permission denied; choose another --workdir")
     return folder
@@ -44,7 +43,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FileAccessError(f"{file.parent} holds no run: there is no config.json in it; check --workdir") from error
     except OSError as error:
-        raise FileAccessError(f"cannot read {file}: {_reason(error)}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except ValueError as error:  # neither UTF-8 nor JSON
         raise InvalidDataError(
             f"{file} is damaged ({error}); put the run's config back, or choose another --workdir"
@@ -67,7 +66,7 @@ def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise FileAccessError(f"cannot read {file}: {_reason(error)}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidDataError(f"{file} is damaged: remove it (a resumed training writes it again), or restore it") from error
 
@@ -96,24 +95,6 @@ def evaluation_folder(workdir: str | os.PathLike) -> Path:
     return absolute(workdir) / "eval"
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Writes `text` so that whoever reads `file`, even after a crash, finds the old or the new, never a part.
-
-    Raises:
-      FileAccessError: the file cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FileAccessError(f"cannot write {file}: {_reason(error)}") from error
-
-
 def absolute(workdir: str | os.PathLike) -> Path:
     """The absolute path of a workdir, with ~ for the home folder.
 
@@ -128,7 +109,3 @@ def absolute(workdir: str | os.PathLike) -> Path:
             f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder"
         )
     return paths.expand(text)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -276,7 +276,7 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
     (tmp_path / "file").touch()
     with (
         Server(CONTENT) as server,
-        pytest.raises(UnavailableError, match=r"cannot be downloaded to .*file/below \(Not a directory\)"),
+        pytest.raises(UnavailableError, match=r"cannot be downloaded to .*file/below \(not a directory\)"),
     ):
         downloads.download(server.url, tmp_path / "file" / "below" / "weights.pth", **FETCH)
 

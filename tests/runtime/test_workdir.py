@@ -52,17 +52,3 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_places_that_are_no_folder(place):
     with pytest.raises(FileAccessError, match="workdir"):
         workdir.make_folder(place)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "f"
-    workdir.write_atomically(file, "old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FileAccessError, match=r"cannot write .*: no space left on device"):
-        workdir.write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert os.listdir(tmp_path) == ["f"]
