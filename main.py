@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
     sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
 
 from configs import defaults
-from ddpm_jax import config_file, user_errors
+from ddpm_jax import config_file, user_messages
 from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import ExpectedError, UsageError, format_flag_error
 
@@ -96,6 +96,7 @@ def _with_home(argument: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Set JAX up and hand over to the program of the mode."""
+    user_messages.configure_logging(defaults.get_config().to_dict())
     try:
         if len(argv) > 1:
             raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> None:
 
 def stop(error: ExpectedError) -> None:
     """End with one line."""
-    print(f"error: {user_errors.name_fields(str(error), defaults.get_config().to_dict())}", file=sys.stderr)
+    print(f"error: {user_messages.name_fields(str(error), defaults.get_config().to_dict())}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

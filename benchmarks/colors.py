@@ -105,7 +105,7 @@ def row(name: str, found: ColorStatistics) -> str:
 def load_photographs(folder: str, size: int, gray: bool) -> np.ndarray:
     """uint8 [N, size, size, 3]; with `gray` all three channels are the brightness."""
     channels = 1 if gray else 3
-    source = load_image_folder(folder, image_size=size, channels=channels, in_memory=True, report=lambda line: None)
+    source = load_image_folder(folder, image_size=size, channels=channels, in_memory=True)
     images = source.batch(np.arange(len(source)))["image"]
     return np.repeat(images, 3, axis=-1) if gray else images
 

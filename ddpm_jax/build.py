@@ -30,7 +30,7 @@ from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
-from ddpm_jax.user_errors import config_errors
+from ddpm_jax.user_messages import config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
@@ -173,8 +173,8 @@ def params_field(config: ConfigDict) -> str | None:
         return build_ema_tracker(config).kept(name)
 
 
-def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> ImageSource:
-    """The images that config.data names. Reading and preparing a large set is told to `report`.
+def build_source(config: ConfigDict) -> ImageSource:
+    """The images that config.data names. Reading and preparing a large set is logged.
 
     Raises:
       ValueError, OSError, RuntimeError: the set is not there, or not as the config says; classes of `runtime/errors.py`.
@@ -195,7 +195,6 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
-            report=report,
         )
     else:
         from ddpm_jax.data import tfds
@@ -208,7 +207,6 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             channels=data.channels,
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
-            report=report,
         )
     if (source.image_size, source.channels) != (data.image_size, data.channels):
         raise UsageError(

@@ -68,9 +68,7 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     """
     evaluation = config.evaluation
     try:
-        return features.make_extractor(
-            evaluation.features, inception_path=evaluation.inception_path, report=distributed.log_once, progress=Progress
-        )
+        return features.make_extractor(evaluation.features, inception_path=evaluation.inception_path, progress=Progress)
     except InvalidArgumentError:
         raise
     except ExpectedError as error:
@@ -94,7 +92,7 @@ def real_source(config: ConfigDict, split: str = "") -> ImageSource:
     other = config.copy_and_resolve_references()
     other.data.split = split or split_of(config)
     try:
-        return build.build_source(other, report=distributed.log_once)
+        return build.build_source(other)
     except NoSuchSplit as error:
         if split or not config.evaluation.split:
             raise

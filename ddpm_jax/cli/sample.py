@@ -6,6 +6,7 @@ killed continues where it stopped.
 
 import contextlib
 import functools
+import logging
 import math
 import pathlib
 import sys
@@ -25,6 +26,8 @@ from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import FileAccessError, UserError
 from ddpm_jax.runtime.metric_logger import Progress
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CHAINS_SHOWN", "draw", "draw_with_progress", "generate_missing", "run", "trajectory_images"]
 
@@ -77,7 +80,6 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 class_names=class_names_of(run_folder),
                 formats=build.FORMATS[sampling.format],
                 keeps_stages=bool(sampling.num_intermediates),
-                report=distributed.log_once,
             )
             gaps = files.missing()
 
@@ -142,7 +144,7 @@ def generate_missing(
         missing += zip([start, *middle], [*middle, stop], strict=True)
     there = number - sum(stop - start for start, stop in missing)
     if there:
-        distributed.log_once(f"{there:,} of {number:,} images are there already")
+        logger.info(f"{there:,} of {number:,} images are there already")
     key = rng.purpose_key(config.sampling.seed, "sample")
     with Progress(number, unit="images", out=sys.stderr) as progress:
         tell = progress.update if distributed.is_primary_process() else lambda images: None

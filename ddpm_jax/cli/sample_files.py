@@ -40,7 +40,6 @@ class SampleFolder:
       class_names: of label 0, 1, ...; () where they are not known.
       formats: of "npz", "png", "guided_diffusion".
       keeps_stages: whether x_t and pred_xstart of the first images are kept.
-      report: called with a line for each damaged piece.
     """
 
     def __init__(
@@ -54,10 +53,9 @@ class SampleFolder:
         class_names: Sequence[str],
         formats: Sequence[str],
         keeps_stages: bool = False,
-        report: Callable[[str], None] = lambda line: None,
     ):
         self.folder = folder
-        self._shards = SampleCache(folder, identity, report=report)
+        self._shards = SampleCache(folder, identity)
         self._shape = (num_images, *image_shape)
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages

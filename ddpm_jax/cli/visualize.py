@@ -13,7 +13,6 @@ pictures state both, which sampler made the reverse chain, and the class that a 
 
 import hashlib
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +141,7 @@ def real_images(config: ConfigDict) -> np.ndarray:
     Raises:
       UsageError: the set ends before.
     """
-    source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+    source = build.build_source(config)
     first, number = config.visualize.start_index, config.visualize.num_images
     if first + number > len(source):
         raise UsageError(

@@ -4,12 +4,13 @@
     photos/cats/... , photos/dogs/...         label 0 for cats, 1 for dogs
     photos/train/cats/... , photos/test/...   splits `train` and `test` (`splits.py`), each with classes or without
 
-Every file is read once before training begins, so that a broken one shows then and not after a night.
+Every file is read once before training begins, so that a broken one shows then and not after a night. What was found, left
+out or is odd about the levels is logged.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
+
+logger = logging.getLogger(__name__)
 
 ON_DECODE_ERROR = ("error", "skip")
 NAMED_IN_ERROR = 5
@@ -35,7 +38,6 @@ def load_image_folder(
     levels: Sequence[float] = (),
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> ImageSource:
     """The images of a folder, each read by `decode.read_image` and made to fit by `source.fit_image`.
 
@@ -61,7 +63,6 @@ def load_image_folder(
       in_memory: True keeps all images decoded in memory, False reads them again when they are asked for (all are
         still read once at first, to find the broken), "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
-      report: called with a line about what was found, left out, is odd about the levels, or takes time.
 
     Returns:
       A source whose name is the folder's absolute path; its batches have "label" where there are classes. Its fingerprint
@@ -84,7 +85,7 @@ def load_image_folder(
     folder = os.path.abspath(os.path.expanduser(folder))
     found, others = find_images(folder)
     if others and found:
-        report(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
+        logger.info(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
     if not found:
         also = f", and found only {counted(others)}" if others else ""
         raise InvalidDataError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
@@ -100,20 +101,20 @@ def load_image_folder(
     shape = (image_size, image_size, channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, list(paths), color, shape, images)
-    first.read_all(num_threads, report)
-    kept = _without_broken(folder, paths, labels, classes, first.broken, on_decode_error, report) if first.broken else None
-    levels = first.read_deep(levels, num_threads, report)
+    first.read_all(num_threads)
+    kept = _without_broken(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
+    levels = first.read_deep(levels, num_threads)
     if kept is not None:
         if images is not None:
             for new, old in enumerate(kept):  # in place: a second copy may not fit
                 images[new] = images[old]
             images = images[: len(kept)]
         paths, labels = [paths[index] for index in kept], None if labels is None else labels[kept]
-    report(_summary(folder, part, len(paths), classes, labels))
+    logger.info(_summary(folder, part, len(paths), classes, labels))
     for line in value_range.level_warnings(*first.extremes(kept), first.deep()):
-        report(f"warning: {folder}: {line}")
+        logger.warning(f"warning: {folder}: {line}")
     if first.all_equal(kept):
-        report(f"warning: {folder}: all {len(paths):,} files are the same image: check `folder`")
+        logger.warning(f"warning: {folder}: all {len(paths):,} files are the same image: check `folder`")
     of_set = {
         "num_classes": len(classes),
         "class_names": classes,
@@ -145,7 +146,6 @@ def _without_broken(
     classes: Sequence[str],
     broken: dict[int, str],
     on_decode_error: str,
-    report: Callable[[str], Any],
 ) -> list[int]:
     """Indices of the images that can be read, where going on without the others is wanted and possible."""
     named = [f"{paths[index]} ({broken[index]})" for index in sorted(broken)]
@@ -164,7 +164,7 @@ def _without_broken(
         raise InvalidDataError(
             f"no image of class {listed(names, NAMED_IN_ERROR)} in {folder} can be read: repair its files, or remove its folder"
         )
-    report(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")
+    logger.info(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")
     return kept
 
 

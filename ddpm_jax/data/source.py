@@ -6,16 +6,19 @@ do not fit. Images stay uint8 until they are on the device.
 """
 
 import concurrent.futures
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from ddpm_jax.runtime.errors import InvalidArgumentError
+
+logger = logging.getLogger(__name__)
 
 # Bicubic over the source pixels that each target pixel covers (Pillow's resize is antialiased when
 # it shrinks). Sharper than BOX and BILINEAR, rings less at edges than LANCZOS, and serves enlarging as
@@ -216,17 +219,15 @@ def for_each_chunk(
     chunk: int,
     title: str,
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> None:
-    """Go through all examples once, in threads, and say every few seconds how far it is.
+    """Go through all examples once, in threads, and log every few seconds how many are done.
 
     Args:
       work: called with the ranges of `chunk` indices that make up 0 .. count-1, several at once.
       count: number of examples.
       chunk: examples at a time.
-      title: of what is reported: "<title> 512 of 1,797 images".
+      title: of the log lines: "<title> 512 of 1,797 images".
       num_threads: ranges at work at once.
-      report: called with each line.
 
     Raises whatever `work` raises; what has not begun is then left out.
     """
@@ -240,7 +241,7 @@ def for_each_chunk(
                 done += tasks[task]
                 if time.monotonic() - last > 3:
                     last = time.monotonic()
-                    report(f"{title} {done:,} of {count:,} images")
+                    logger.info(f"{title} {done:,} of {count:,} images")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

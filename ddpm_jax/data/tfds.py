@@ -9,12 +9,12 @@ import difflib
 import glob
 import importlib.util
 import io
+import logging
 import os
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,8 @@ from ddpm_jax.data.source import (
 )
 from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, error_line
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 256  # examples that a thread reads and decodes at a time
 
 
@@ -42,7 +44,6 @@ def load_tfds(
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> ImageSource:
     """A split of a TFDS image set, every image made to fit by `fit_image`.
 
@@ -59,7 +60,6 @@ def load_tfds(
       in_memory: True decodes the split once into memory, False reads examples when they are asked for,
         "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
-      report: called with a line about what takes time.
 
     Raises:
       InvalidArgumentError: no such set, config, version or split; not an image set; channels not 1 or 3.
@@ -68,7 +68,7 @@ def load_tfds(
     if channels not in (1, 3):
         raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     data_dir = os.path.expanduser(data_dir)
-    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir, report)
+    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)
     records = _open_records(name, split, builder, image_key)
     of_set = {
@@ -84,9 +84,7 @@ def load_tfds(
         return center_crop_and_resize(decode_image(record[image_key]), image_size, channels), label
 
     if fits_in_memory(in_memory, len(records) * image_size * image_size * channels):
-        images, labels = _decode_all(
-            records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
-        )
+        images, labels = _decode_all(records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads)
         labels = labels if label_key else None
         return ArraySource(images, labels, **of_set)
     return LazySource(
@@ -131,7 +129,7 @@ def _find_prepared(name: str, data_dir: str):
         raise _unreadable(name, data_dir, error) from error
 
 
-def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
+def _prepare(name: str, data_dir: str):
     """Downloads and prepares a set; its builder. Every way in which this fails is outside the program."""
     import tensorflow_datasets as tfds
 
@@ -164,10 +162,10 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
                 f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
                 "check the network, or set `data_dir` to where it is prepared"
             )
-    with _prepare_lock(name, builder, report):
+    with _prepare_lock(name, builder):
         if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
             return prepared
-        report(f"data set {name}: downloading and preparing it in {where}, once")
+        logger.info(f"data set {name}: downloading and preparing it in {where}, once")
         try:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:
@@ -182,7 +180,7 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
 
 
 @contextlib.contextmanager
-def _prepare_lock(name: str, builder, report: Callable[[str], Any]) -> Iterator[None]:
+def _prepare_lock(name: str, builder) -> Iterator[None]:
     """Lets in one process after another, of this host or, on a shared filesystem that knows locks, of all hosts.
 
     So a shared data_dir is prepared once, and a local one once a host. The lock goes with the process that holds it.
@@ -197,7 +195,7 @@ def _prepare_lock(name: str, builder, report: Callable[[str], Any]) -> Iterator[
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
+                logger.info(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -276,7 +274,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
 
 
 def _decode_all(
-    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None, report: Callable[[str], Any]
+    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """All examples: images uint8 [N, *shape], labels int64 [N]. Says how far it is every few seconds."""
     count = len(records)
@@ -287,7 +285,7 @@ def _decode_all(
             images[index], label = read_one(record)
             labels[index] = label or 0
 
-    for_each_chunk(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads, report=report)
+    for_each_chunk(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads)
     return images, labels
 
 

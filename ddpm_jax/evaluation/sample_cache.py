@@ -4,10 +4,11 @@ Each piece is one file, images_FIRST.npz, written completely or not at all; what
 manifest says what the images are, so that no two kinds ever mix.
 """
 
+import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from ddpm_jax.runtime import manifest
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import InvalidDataError, os_errors
+
+logger = logging.getLogger(__name__)
 
 
 class SampleCache:
@@ -25,7 +28,6 @@ class SampleCache:
       identity: what the images are, of what JSON can hold.
       defaults: values of fields of the identity that an older folder does not have.
       is_writer: whether this process may make the folder and its manifest.
-      report: called with a line for each piece that is damaged and will be generated again.
 
     Raises:
       ConflictError: the folder holds images of another kind (names each field).
@@ -39,10 +41,8 @@ class SampleCache:
         *,
         defaults: dict[str, Any] | None = None,
         is_writer: bool = True,
-        report: Callable[[str], None] = lambda line: None,
     ):
         self.folder = pathlib.Path(folder).absolute()
-        self._report = report
         self._sound: dict[tuple[str, int, int], int] = {}  # (name, size, time of change) -> images, of pieces read before
         if (self.folder / manifest.MANIFEST).exists():
             manifest.require_same(self.folder, identity, defaults)
@@ -131,7 +131,7 @@ class SampleCache:
                     self._sound[known] = len(_read(file))
                 pieces.append((int(file.stem.removeprefix("images_")), self._sound[known]))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                self._report(f"{file} is damaged ({type(error).__name__}): its images are generated again")
+                logger.warning(f"{file} is damaged ({type(error).__name__}): its images are generated again")
         return pieces
 
     def _file(self, first: int) -> pathlib.Path:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.client
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import UnavailableError, error_line
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # bytes read at once
 TIMEOUT_S = 30  # seconds without a byte
@@ -23,7 +26,6 @@ def download(
     sha256: str,
     size: int,
     title: str,
-    report: Callable[[str], Any],
     progress: Callable[[int, str], Any] | None = None,
 ) -> None:
     """Fetch `url`. What arrives becomes `file` only when it is whole and has the right hash.
@@ -34,7 +36,6 @@ def download(
       sha256: 64 hexadecimal digits that it must have.
       size: its bytes, for those servers that do not say.
       title: what messages call it.
-      report: called with a line that says what begins.
       progress: makes a progress bar out of a total and its unit: a context with `update(done)`.
 
     Raises:
@@ -43,7 +44,7 @@ def download(
     by_hand = f"fetch {url} on another machine and put it at {file}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        report(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
+        logger.info(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, open_atomic(file) as out:
             total = int(answer.headers.get("Content-Length") or 0)
             bar = progress(max(1, (total or size) // 10**6), "MB") if progress else contextlib.nullcontext()

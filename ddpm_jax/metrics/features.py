@@ -54,15 +54,10 @@ class FeatureExtractor:
     variables: Any = None
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def make_extractor(
     name: str,
     *,
     inception_path: str = "",
-    report: Callable[[str], Any] = _say,
     progress: Callable[[int, str], Any] | None = None,
 ) -> FeatureExtractor:
     """The extractor of that name: inception, pixels, pixels_SIZE, or module:function.
@@ -73,7 +68,6 @@ def make_extractor(
     Args:
       name: as above.
       inception_path: file of Inception's weights; "" to have them found or downloaded.
-      report: called with a line about what takes time or is passed over.
       progress: of a download, as `metrics.download` takes it.
 
     Raises:
@@ -82,7 +76,7 @@ def make_extractor(
       UnavailableError: they are neither here nor can they be downloaded.
     """
     if name == "inception":
-        return _inception(inception_path, report, progress)
+        return _inception(inception_path, progress)
     if inception_path:
         raise InvalidArgumentError(f"`inception_path` is of Inception, but `features` is {name}: leave one out")
     if name == "pixels":
@@ -175,10 +169,10 @@ def extract(
         yield finish()
 
 
-def _inception(weights: str, report: Callable[[str], Any], progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
+def _inception(weights: str, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
     from ddpm_jax.metrics import inception, inception_weights  # who compares pixels needs neither it nor safetensors
 
-    found = inception_weights.load_weights(weights, report=report, progress=progress)
+    found = inception_weights.load_weights(weights, progress=progress)
     provenance = {
         "features": "inception",
         "weights_sha256": found.sha256,

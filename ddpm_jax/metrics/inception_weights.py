@@ -12,6 +12,7 @@ float64. The folded weights lie in the cache folder under the hash of the file t
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import zlib
@@ -29,6 +30,8 @@ from ddpm_jax.metrics.download import download
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line, os_errors
+
+logger = logging.getLogger(__name__)
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
@@ -58,9 +61,7 @@ class InceptionWeights(NamedTuple):
         return self.sha256 == SHA256
 
 
-def load_weights(
-    path: str = "", *, report: Callable[[str], Any] = print, progress: Callable[[int, str], Any] | None = None
-) -> InceptionWeights:
+def load_weights(path: str = "", *, progress: Callable[[int, str], Any] | None = None) -> InceptionWeights:
     """The weights: from `path`, or from where tools keep them, or downloaded.
 
     Without a path: the converted file in our cache folder, else NAME (or torch-fidelity's name for it) in
@@ -69,7 +70,6 @@ def load_weights(
 
     Args:
       path: a .pth file of any hash, or a safetensors file that this function has made.
-      report: called with a line about what takes time or is passed over.
       progress: of the download, as `download` takes it.
 
     Raises:
@@ -83,22 +83,22 @@ def load_weights(
             raise InvalidArgumentError(
                 f"no weights at {path}: give the file {NAME} from {URL}, or no path to have it found or downloaded"
             )
-        return _read_converted(file) if file.suffix == ".safetensors" else _convert(file, _sha256(file), report)
+        return _read_converted(file) if file.suffix == ".safetensors" else _convert(file, _sha256(file))
     converted = converted_file(SHA256)
     if converted.is_file():
         try:
             return _read_converted(converted)
         except InvalidDataError as error:
-            report(f"passed over: {error}")
+            logger.warning(f"passed over: {error}")
     for file in _search_paths():
         if file.is_file():
             sha256 = _sha256(file)
             if sha256 == SHA256:
-                return _convert(file, sha256, report)
-            report(f"passed over: {file} is damaged, its SHA-256 is {sha256[:8]}.. instead of {SHA256[:8]}..")
+                return _convert(file, sha256)
+            logger.warning(f"passed over: {file} is damaged, its SHA-256 is {sha256[:8]}.. instead of {SHA256[:8]}..")
     file = cache_folder() / NAME
-    download(URL, file, sha256=SHA256, size=SIZE, title="Inception weights", report=report, progress=progress)
-    return _convert(file, SHA256, report)
+    download(URL, file, sha256=SHA256, size=SIZE, title="Inception weights", progress=progress)
+    return _convert(file, SHA256)
 
 
 def cache_folder() -> Path:
@@ -119,14 +119,14 @@ def _search_paths() -> list[Path]:
     return [folder / name for folder in dict.fromkeys([*folders, cache_folder()]) for name in (NAME, *ALIASES)]
 
 
-def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> InceptionWeights:
+def _convert(file: Path, sha256: str) -> InceptionWeights:
     """Weights of a .pth file, by way of its converted copy in the cache folder."""
     copy = converted_file(sha256)
     if copy.is_file():
         try:
             return _read_converted(copy)._replace(file=str(file))
         except InvalidDataError as error:
-            report(f"made anew: {error}")
+            logger.warning(f"made anew: {error}")
     variables = from_state_dict(read_torch_file(file), str(file))
     tensors = flatten(variables)
     metadata = {"format": FORMAT, "source": file.name, "source_sha256": sha256, "crc32": json.dumps(_crc32(tensors))}
@@ -135,7 +135,7 @@ def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> Inception
         with open_atomic(copy) as out:
             out.write(safetensors.numpy.save(tensors, metadata))
     except OSError as error:  # a home that cannot be written costs the conversion each time, no more
-        report(f"the converted Inception weights cannot be kept in {copy.parent}: {error_line(error)}")
+        logger.warning(f"the converted Inception weights cannot be kept in {copy.parent}: {error_line(error)}")
     return InceptionWeights(variables, sha256, str(file))
 
 

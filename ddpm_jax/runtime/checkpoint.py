@@ -11,8 +11,8 @@ Every process of a run makes the same calls in the same order.
 """
 
 import functools
+import logging
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -37,6 +37,8 @@ from ddpm_jax.runtime.errors import (
 )
 from ddpm_jax.runtime.orbax_logs import silence_orbax
 
+logger = logging.getLogger(__name__)
+
 State = dict[str, Any]
 Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and what makes the wanted layout of it
 
@@ -52,7 +54,6 @@ class CheckpointManager:
       max_to_keep: how many of the newest stay.
       keep_period: steps divisible by this stay for ever; 0 keeps none of them.
       read_only: never writes, renames or deletes: for reading beside a training that runs.
-      report: takes the one line that tells of a damaged checkpoint; by default it goes to stderr.
 
     Raises:
       InvalidArgumentError: `max_to_keep` under 1 or `keep_period` negative.
@@ -66,7 +67,6 @@ class CheckpointManager:
         max_to_keep: int,
         keep_period: int = 0,
         read_only: bool = False,
-        report: Callable[[str], None] | None = None,
     ) -> None:
         if max_to_keep < 1:
             raise InvalidArgumentError(f"max_to_keep is {max_to_keep}: at least the newest checkpoint must stay")
@@ -76,7 +76,6 @@ class CheckpointManager:
         _disable_replica_parallel()
         self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
         self._read_only = read_only
-        self._report = report or (lambda line: print(line, file=sys.stderr))
         self._background: threading.Thread | None = None
         self._background_error: Exception | None = None
         self._failure: FileAccessError | None = None
@@ -289,7 +288,7 @@ class CheckpointManager:
                     if is_primary_process():
                         folder.rename(new)
                 line += f" and now called {new.name}"
-            self._report(f"{line}; going on from step {good}")
+            logger.warning(f"{line}; going on from step {good}")
         if damaged and not self._read_only:
             self._manager.reload()
 

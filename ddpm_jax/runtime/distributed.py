@@ -43,12 +43,6 @@ def is_primary_process() -> bool:
     return jax.process_index() == 0
 
 
-def log_once(line: str) -> None:
-    """Tell on stderr, once of all processes."""
-    if is_primary_process():
-        print(line, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def raise_on_all_processes() -> Iterator[None]:
     """Context: what fails in one process fails in all, so that none waits for one that is gone.
@@ -127,7 +121,7 @@ def prepare_workdir(
 
 
 @contextlib.contextmanager
-def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def hold_workdir(folder: Path) -> Iterator[Callable[[], None]]:
     """Context: no other training in `folder`, of this machine or another. Process 0 holds the lock for the whole job.
 
     Yields:
@@ -139,7 +133,7 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
     """
     lock = None
     try:
-        lock = _acquire(folder, report)
+        lock = _acquire(folder)
 
         def check() -> None:
             with raise_on_all_processes():
@@ -152,12 +146,12 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
             lock.release()
 
 
-def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
+def _acquire(folder: Path) -> RunLock | None:
     """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all where another training has it."""
     if jax.process_count() == 1:
-        return RunLock(folder, report=report)
+        return RunLock(folder)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        attempt = pool.submit(RunLock, folder, report=report) if is_primary_process() else None
+        attempt = pool.submit(RunLock, folder) if is_primary_process() else None
         # A collective fails where one process keeps the others waiting for 30 s, and the lock may take longer.
         while not all_processes(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
             pass

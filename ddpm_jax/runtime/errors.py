@@ -4,7 +4,7 @@ Code that calls the library catches those. The command line catches `ExpectedErr
 with its code; every other exception is a bug of this program and keeps its traceback.
 
 A message says what is wrong and what to do. It names an argument in backquotes, `channels` or `on_decode_error='skip'`; the
-command line replaces that by the field of the config (`user_errors.name_fields`).
+command line replaces that by the field of the config (`user_messages.name_fields`).
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """What a run tells while it trains: a progress line, metrics.jsonl, TensorBoard."""
 
 import json
+import logging
 import math
 import os
 import queue
@@ -16,6 +17,8 @@ import numpy as np
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
 from ddpm_jax.runtime.progress import Progress, StatusLine, Throughput, progress_parts
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Progress", "TensorBoardWriter", "TrainLogger"]
 
@@ -63,7 +66,7 @@ class TrainLogger:
         self._on_line = on_line
         self._step = 0
         self._shown: dict[str, float] = {}
-        self._events = TensorBoardWriter(self._file.parent, self.say) if is_writer and tensorboard else None
+        self._events = TensorBoardWriter(self._file.parent) if is_writer and tensorboard else None
         self._metrics: TextIO | None = None
         if is_writer:
             if start_step is not None:
@@ -114,11 +117,6 @@ class TrainLogger:
         if self._is_writer and self._events is not None:
             self._events.image(step, name, grid)
 
-    def say(self, line: str) -> None:
-        """Prints one line that stays."""
-        if self._is_writer:
-            self._line.say(line)
-
     def pause(self) -> Any:
         """Context whose time counts as no training: sampling, evaluating, saving."""
         return self._rate.pause()
@@ -146,15 +144,16 @@ class TrainLogger:
 class TensorBoardWriter:
     """TensorBoard's events, written by a thread: importing tensorflow takes seconds, and nobody need wait. A context.
 
+    Where they cannot be written, one line is logged: no picture of a number is worth a run.
+
     Args:
       workdir: the run's folder; they go into its tensorboard/.
-      say: called with one line where they cannot be written. No picture of a number is worth a run.
       beside: the file that has the same numbers.
     """
 
-    def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None], beside: str = METRICS) -> None:
+    def __init__(self, workdir: str | os.PathLike, beside: str = METRICS) -> None:
         self._folder = Path(workdir).absolute() / TENSORBOARD
-        self._say, self._beside = say, beside
+        self._beside = beside
         self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._off = False
@@ -213,7 +212,7 @@ class TensorBoardWriter:
                 writer.close()
         except Exception as error:  # an import may fail in any way
             self._off = True
-            self._say(f"TensorBoard is off ({error_line(error)}); {self._beside} has the same numbers")
+            logger.warning(f"TensorBoard is off ({error_line(error)}); {self._beside} has the same numbers")
 
 
 def _load_writers() -> Callable[[str], Any]:

@@ -14,18 +14,20 @@ dead after `EXPIRE_S` and loses the workdir; when it continues it finds another 
 
 import errno
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ddpm_jax.runtime.errors import ConflictError, os_errors
+
+logger = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -45,7 +47,6 @@ class RunLock:
 
     Args:
       folder: workdir; exists.
-      report: takes a line where the right must be waited for.
       beat_s: seconds between two heartbeats.
       expire_s: seconds without a heartbeat after which the holder on another machine counts as gone.
 
@@ -58,11 +59,10 @@ class RunLock:
         self,
         folder: Path,
         *,
-        report: Callable[[str], None] = lambda line: None,
         beat_s: float = BEAT_S,
         expire_s: float = EXPIRE_S,
     ) -> None:
-        self._folder, self._file, self._report = folder, folder / FILE, report
+        self._folder, self._file = folder, folder / FILE
         self._beat_s, self._expire_s = beat_s, expire_s
         self._record: Record = {
             "host": socket.gethostname(),
@@ -145,7 +145,7 @@ class RunLock:
 
     def _watch(self, holder: Record, seconds: float) -> None:
         """Returns once `holder` has been silent for so long, or has released; raises where somebody writes."""
-        self._report(
+        logger.info(
             f"the workdir was last used by {_describe(holder)}; waiting up to {seconds:.0f} s for a sign of that training"
         )
         deadline, silent = time.monotonic() + seconds, holder

@@ -24,7 +24,7 @@ def source(images, split):
 def sets(monkeypatch, **splits):
     """A stand-in for any data set: its splits are these images, uint8 [N, 4, 4, 1]."""
 
-    def build_source(config, report=print):
+    def build_source(config):
         if config.data.split not in splits:
             raise NoSuchSplit(f"the set has no split {config.data.split!r}")
         return source(splits[config.data.split], config.data.split)

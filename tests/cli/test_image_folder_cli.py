@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from configs import defaults, image_folder
-from ddpm_jax import user_errors
+from ddpm_jax import user_messages
 from ddpm_jax.cli import train
 from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError, UsageError
 
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path, folder, own_c
     (tmp_path / "empty").mkdir()
     with pytest.raises(kind) as caught:
         train.run(own_config(tmp_path / where if where else "", **data), str(tmp_path / "run"))
-    assert said in user_errors.name_fields(str(caught.value), defaults.get_config().to_dict())
+    assert said in user_messages.name_fields(str(caught.value), defaults.get_config().to_dict())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

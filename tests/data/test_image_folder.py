@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import defaults
-from ddpm_jax import user_errors
+from ddpm_jax import user_messages
 from ddpm_jax.data import decode
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, class_prefixes
@@ -24,7 +24,7 @@ NOISE = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 def load(folder, **options):
     """The source, at 8x8 in colour unless told otherwise."""
-    return load_image_folder(str(folder), **{"image_size": 8, "channels": 3, "report": lambda line: None, **options})
+    return load_image_folder(str(folder), **{"image_size": 8, "channels": 3, **options})
 
 
 def everything(source):
@@ -41,7 +41,7 @@ def refusal(kind, folder, **options):
 
 def as_user_reads(message):
     """The line that the command line makes of it."""
-    return user_errors.name_fields(message, defaults.get_config().to_dict())
+    return user_messages.name_fields(message, defaults.get_config().to_dict())
 
 
 def save(path, image=NOISE, **options):
@@ -68,7 +68,7 @@ def levels(source):
 # What is found.
 
 
-def test_files_are_found_in_the_order_of_their_paths(tmp_path):
+def test_files_are_found_in_the_order_of_their_paths(tmp_path, log_lines):
     for level, name in reversed(list(enumerate(["B.PNG", "a.Jpeg", "c.x.tiff", "d.WebP", "ä.png"]))):
         save(tmp_path / name, flat(level * 50))
     save(tmp_path / ".hidden.png")
@@ -76,33 +76,33 @@ def test_files_are_found_in_the_order_of_their_paths(tmp_path):
     (tmp_path / "notes.txt").write_text("a note")
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
-    lines = []
-    source = load(tmp_path, report=lines.append)
+    source = load(tmp_path)
     np.testing.assert_allclose(levels(source), [0, 50, 100, 150, 200], atol=1)  # JPEG and WebP may miss by a level
     assert isinstance(source, ImageSource)
     assert (source.name, source.split, source.num_classes) == (str(tmp_path), "train", 0)
     assert everything(source).keys() == {"image"}
-    assert not_warnings(lines) == [
+    assert not_warnings(log_lines) == [
         f"{tmp_path}: not read, by kind: .txt 1; only {', '.join(EXTENSIONS)} are",
         f"{tmp_path}: 5 images without classes",
     ]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_subfolders_are_classes(tmp_path, in_memory):
+def test_subfolders_are_classes(tmp_path, in_memory, log_lines):
     where = ["zebra/1.png", "Ant/3.png", "ant/deep/er/2.png", "ant/1.png", "mole.png/x.png"]
     for level, name in enumerate(where):
         save(tmp_path / name, flat(level))
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.txt").touch()
-    lines = []
-    source = load(tmp_path, in_memory=in_memory, report=lines.append)
+    source = load(tmp_path, in_memory=in_memory)
     batch = everything(source)
     assert [where[level] for level in levels(source)] == sorted(where)
     assert batch["label"].dtype == np.int32
     assert batch["label"].tolist() == [0, 1, 1, 2, 3]
     assert source.num_classes == 4
-    assert not_warnings(lines)[-1] == f"{tmp_path}: 5 images in 4 classes: 0 Ant (1), 1 ant (2), 2 mole.png (1), 3 zebra (1)"
+    assert (
+        not_warnings(log_lines)[-1] == f"{tmp_path}: 5 images in 4 classes: 0 Ant (1), 1 ant (2), 2 mole.png (1), 3 zebra (1)"
+    )
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -138,15 +138,15 @@ def test_home_is_expanded_and_relative_paths_work(tmp_path, monkeypatch):
     assert load("~/mine").name == load("mine").name == str(tmp_path / "mine")
 
 
-def test_progress_is_told_in_a_large_folder(tmp_path, monkeypatch):
+def test_progress_is_told_in_a_large_folder(tmp_path, monkeypatch, log_lines):
     for index in range(40):
         save(tmp_path / f"{index}.png")
     clock = iter(range(0, 10**6, 10))
     monkeypatch.setattr("ddpm_jax.data.source.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     for in_memory, word in ((True, "read"), (False, "checked")):
-        lines = []
-        load(tmp_path, in_memory=in_memory, num_threads=1, report=lines.append)
-        assert lines[:3] == [f"{tmp_path}: {word} {done} of 40 images" for done in (16, 32, 40)]
+        log_lines.clear()
+        load(tmp_path, in_memory=in_memory, num_threads=1)
+        assert log_lines[:3] == [f"{tmp_path}: {word} {done} of 40 images" for done in (16, 32, 40)]
 
 
 # What becomes of an image; tests/data/test_decode.py goes through all kinds.
@@ -244,7 +244,7 @@ BREAKERS = {
 
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda breaker: breaker.__name__)
-def test_a_broken_file_is_named_and_stops_or_is_left_out(tmp_path, breaker, in_memory):
+def test_a_broken_file_is_named_and_stops_or_is_left_out(tmp_path, breaker, in_memory, log_lines):
     for level, name in enumerate(["a", "c"]):
         save(tmp_path / f"{name}.png", flat(level))
     breaker(tmp_path / "b.png")
@@ -252,15 +252,14 @@ def test_a_broken_file_is_named_and_stops_or_is_left_out(tmp_path, breaker, in_m
     assert message.startswith(f"1 of 3 images in {tmp_path} cannot be read: b.png (")
     assert message.endswith("; repair or remove them, or train without them: --config.data.on_decode_error=skip")
     assert BREAKERS[breaker] in message
-    lines = []
-    source = load(tmp_path, in_memory=in_memory, on_decode_error="skip", report=lines.append)
+    source = load(tmp_path, in_memory=in_memory, on_decode_error="skip")
     assert levels(source) == [0, 1]
     reason = message.split("b.png (")[1].split(");")[0]
-    assert lines[0] == f"{tmp_path}: left out 1 of 3 images, as broken: b.png ({reason})"
-    assert not_warnings(lines)[1:] == [f"{tmp_path}: 2 images without classes"]
+    assert log_lines[0] == f"{tmp_path}: left out 1 of 3 images, as broken: b.png ({reason})"
+    assert not_warnings(log_lines)[1:] == [f"{tmp_path}: 2 images without classes"]
 
 
-def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch):
+def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch, log_lines):
     def slow_at_first(self, index, levels, read=FirstReading._read):
         time.sleep(0.2 if index == 0 else 0)  # other threads come to their files sooner
         return read(self, index, levels)
@@ -274,12 +273,11 @@ def test_many_broken_files_are_counted_and_the_first_named(tmp_path, monkeypatch
     assert message.startswith(f"25 of 30 images in {tmp_path} cannot be read: 0/06.png (empty file), 0/08.png")
     assert message.count("empty file") == 5
     assert " and 20 more; " in message
-    lines = []
-    source = load(tmp_path, on_decode_error="skip", report=lines.append)
+    source = load(tmp_path, on_decode_error="skip")
     assert levels(source) == [0, 2, 4, 1, 3]  # label, image and order stay tied
     assert everything(source)["label"].tolist() == [0, 0, 0, 1, 1]
-    assert lines[0].count("empty file") == 20
-    assert lines[0].endswith(" and 5 more")
+    assert log_lines[0].count("empty file") == 20
+    assert log_lines[0].endswith(" and 5 more")
 
 
 def test_nothing_left(tmp_path):
@@ -512,19 +510,18 @@ def deep(path, low, high, kind=np.uint16):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_deep_files_share_one_range_that_is_reported(tmp_path, in_memory):
+def test_deep_files_share_one_range_that_is_reported(tmp_path, in_memory, log_lines):
     deep(tmp_path / "a.png", 0, 4000)
     deep(tmp_path / "b.png", 0, 2000)
     save(tmp_path / "c.png", flat(200))  # 8 bits: 0..255, whatever the others have
-    lines = []
-    source = load(tmp_path, channels=1, in_memory=in_memory, report=lines.append)
+    source = load(tmp_path, channels=1, in_memory=in_memory)
     assert source.value_range == (0.0, 4095.0)
     highest = everything(source)["image"].max(axis=(1, 2, 3)).tolist()
     assert highest == [round(4000 / 4095 * 255), round(2000 / 4095 * 255), 200]
-    assert any("2 gray files of more than 8 bits, levels 0 to 4000: 0 becomes black, 4095 white" in line for line in lines)
-    given = load(tmp_path, channels=1, in_memory=in_memory, levels=(0, 2000), report=lines.append)
+    assert any("2 gray files of more than 8 bits, levels 0 to 4000: 0 becomes black, 4095 white" in line for line in log_lines)
+    given = load(tmp_path, channels=1, in_memory=in_memory, levels=(0, 2000))
     assert everything(given)["image"].max(axis=(1, 2, 3)).tolist() == [255, 255, 200]
-    assert any("1 of them have levels outside, which are clipped" in line for line in lines)
+    assert any("1 of them have levels outside, which are clipped" in line for line in log_lines)
 
 
 def test_a_small_overshoot_darkens_nothing(tmp_path):
@@ -544,13 +541,14 @@ def test_levels_that_fit_no_usual_range_name_the_field(tmp_path):
     assert (everything(source)["image"].min(), everything(source)["image"].max()) == (0, 255)
 
 
-def test_a_set_that_uses_little_of_its_range_says_so(tmp_path):
+def test_a_set_that_uses_little_of_its_range_says_so(tmp_path, log_lines):
     def warnings_of(**images):
-        folder, lines = tmp_path / "-".join(images), []
+        folder = tmp_path / "-".join(images)
+        log_lines.clear()
         for name, (low, high) in images.items():
             deep(folder / f"{name}.png", low, high, np.uint8)
-        load(folder, channels=1, report=lines.append)
-        return [line for line in lines if line.startswith("warning: ")]
+        load(folder, channels=1)
+        return [line for line in log_lines if line.startswith("warning: ")]
 
     assert warnings_of(good=(0, 255)) == []
     assert "1 of 2 images have one level only" in warnings_of(good=(0, 255), flat=(9, 9))[0]
@@ -563,12 +561,11 @@ def test_a_set_that_uses_little_of_its_range_says_so(tmp_path):
     assert "all 2 files are the same image" in warnings_of(one=(0, 255), two=(0, 255))[0]
 
 
-def test_a_deep_set_that_uses_little_of_its_range_names_a_range_that_helps(tmp_path):
+def test_a_deep_set_that_uses_little_of_its_range_names_a_range_that_helps(tmp_path, log_lines):
     deep(tmp_path / "a.png", 20_000, 20_500)
-    lines = []
-    load(tmp_path, channels=1, report=lines.append)
-    assert "all 1 images use the levels 78 to 80 of 0..255, under 1/16 of the range" in lines[-1]
-    assert "--config.data.value_range='(20000,20500)'" in as_user_reads(lines[-1])
+    load(tmp_path, channels=1)
+    assert "all 1 images use the levels 78 to 80 of 0..255, under 1/16 of the range" in log_lines[-1]
+    assert "--config.data.value_range='(20000,20500)'" in as_user_reads(log_lines[-1])
     assert everything(load(tmp_path, channels=1, levels=(20_000, 20_500)))["image"].max() == 255
 
 
@@ -588,12 +585,11 @@ def test_a_split_without_the_classes_of_train_is_named(tmp_path):
     assert f"{tmp_path}/test has no folders of classes, and {tmp_path}/train has (cat, dog)" in message
 
 
-def test_a_folder_of_splits_is_known_from_a_folder_of_one(tmp_path):
+def test_a_folder_of_splits_is_known_from_a_folder_of_one(tmp_path, log_lines):
     """The summary names the rule; the fingerprint is of the split's own paths."""
-    lines = []
     for name in ("train", "test"):
         for index in range(3):
             save(tmp_path / name / f"{index}.png", flat(10 * index))
-    source = load(tmp_path, report=lines.append)
-    assert f"{tmp_path}: 3 images (split train; the folders test, train are splits) without classes" in lines
+    source = load(tmp_path)
+    assert f"{tmp_path}: 3 images (split train; the folders test, train are splits) without classes" in log_lines
     assert load(tmp_path / "train").fingerprint == load(tmp_path, split="test").fingerprint == source.fingerprint

@@ -43,7 +43,7 @@ class DdpmTinyNoise(tfds.core.GeneratorBasedBuilder):
 
 
 def load(name, split="train", **options):
-    return load_tfds(name, split, **{"image_size": 8, "channels": 3, "report": lambda line: None, **options})
+    return load_tfds(name, split, **{"image_size": 8, "channels": 3, **options})
 
 
 def everything(source):
@@ -61,10 +61,11 @@ def refusal(kind, name, split="train", **options):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    """data_dir with the tiny set, prepared on its first use; and what was reported."""
-    folder, lines = tmp_path_factory.mktemp("tfds"), []
-    load("ddpm_tiny_noise", data_dir=str(folder), report=lines.append)
+def prepared(tmp_path_factory, logged):
+    """data_dir with the tiny set, prepared on its first use; and what was logged."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with logged() as lines:
+        load("ddpm_tiny_noise", data_dir=str(folder))
     return folder, lines
 
 
@@ -125,9 +126,9 @@ def test_prepares_on_first_use(prepared):
     np.testing.assert_array_equal(batch["image"], NOISE[batch["label"]])  # PNG loses nothing
 
 
-def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch):
+def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch, log_lines):
     """As on the hosts of a pod; threads here, for locks are of open files. The others wait, then read what is there."""
-    began, lines = threading.Event(), []
+    began = threading.Event()
     prepare = tfds.core.DatasetBuilder.download_and_prepare
 
     def slow(self, *args, **kwargs):
@@ -137,15 +138,15 @@ def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", slow)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert began.wait(60)
         # The second found nothing prepared either, and has its turn only now.
         found = iter([None])
         find = our_tfds._find_prepared
         monkeypatch.setattr(our_tfds, "_find_prepared", lambda *args: next(found, None) or find(*args))
-        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert len(first.result()) == len(second.result()) == 12
-    assert ["preparing" in lines[0], "waiting for another process" in lines[1], len(lines)] == [True, True, 2]
+    assert ["preparing" in log_lines[0], "waiting for another process" in log_lines[1], len(log_lines)] == [True, True, 2]
 
 
 def test_another_process_was_faster_where_files_cannot_be_locked(tmp_path, monkeypatch):

@@ -40,10 +40,9 @@ def test_what_is_written_in_any_order_is_read_in_order(tmp_path):
         np.testing.assert_array_equal(held(again, 12, size), IMAGES[:12])
 
 
-def test_a_kill_while_writing_loses_only_that_piece(tmp_path):
-    """A torn file, an empty one, a partial one that never got its name: those images are missing, and said to be."""
-    said = []
-    shards = SampleCache(tmp_path, KIND, report=said.append)
+def test_a_kill_while_writing_loses_only_that_piece(tmp_path, log_lines):
+    """A torn file, an empty one, a partial one that never got its name: those images are missing, and logged."""
+    shards = SampleCache(tmp_path, KIND)
     fill(shards, [range(0, 8), range(8, 16), range(16, 23)])
     torn = tmp_path / "images_00000008.npz"
     whole = torn.read_bytes()
@@ -52,10 +51,10 @@ def test_a_kill_while_writing_loses_only_that_piece(tmp_path):
     flipped[len(whole) // 2] ^= 1
     for damaged in (whole[: len(whole) // 2], b"", bytes(flipped)):
         torn.write_bytes(damaged)
-        said.clear()
+        log_lines.clear()
         assert shards.missing(23) == [range(8, 16)]
-        assert len(said) == 1
-        assert "is damaged" in said[0]
+        assert len(log_lines) == 1
+        assert "is damaged" in log_lines[0]
     fill(shards, shards.missing(23))
     np.testing.assert_array_equal(held(shards, 23, 5), IMAGES)
 

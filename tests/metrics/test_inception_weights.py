@@ -103,9 +103,8 @@ def test_random_weights_are_the_same_everywhere_and_of_each_seed_others(state):
     assert (weights.random_state_dict(1)["fc.weight"] != state["fc.weight"]).mean() > 0.99
 
 
-def test_a_file_is_converted_once(stored, variables, home, monkeypatch):
-    said = []
-    found = weights.load_weights(str(stored), report=said.append)
+def test_a_file_is_converted_once(stored, variables, home, monkeypatch, log_lines):
+    found = weights.load_weights(str(stored))
     same(found.variables, variables)
     assert found.sha256 == hashlib.sha256(stored.read_bytes()).hexdigest()
     assert (found.file, found.published) == (str(stored), False)
@@ -113,13 +112,13 @@ def test_a_file_is_converted_once(stored, variables, home, monkeypatch):
     assert [converted] == list(converted.parent.iterdir())
 
     monkeypatch.setattr(weights, "read_torch_file", refuse_network)
-    again = weights.load_weights(str(stored), report=said.append)
+    again = weights.load_weights(str(stored))
     same(again.variables, variables)
     assert again[1:] == found[1:]
-    alone = weights.load_weights(str(converted), report=said.append)
+    alone = weights.load_weights(str(converted))
     same(alone.variables, variables)
     assert (alone.sha256, alone.file) == (found.sha256, str(converted))
-    assert said == []
+    assert log_lines == []
 
 
 def test_other_layouts_and_more_tensors_give_the_same(state, variables, home, tmp_path):
@@ -131,7 +130,7 @@ def test_other_layouts_and_more_tensors_give_the_same(state, variables, home, tm
     same(weights.load_weights(str(file)).variables, variables)
 
 
-def test_a_damaged_conversion_is_made_anew(stored, variables, home):
+def test_a_damaged_conversion_is_made_anew(stored, variables, home, log_lines):
     weights.load_weights(str(stored))
     (converted,) = (home / ".cache/ddpm_jax/inception").iterdir()
     good = converted.read_bytes()
@@ -151,22 +150,21 @@ def test_a_damaged_conversion_is_made_anew(stored, variables, home):
         assert "\n" not in str(caught.value)
         if damaged not in (b"", bytes(flipped)):  # these two ways of failing stand for all: a conversion takes a second
             continue
-        said = []
-        same(weights.load_weights(str(stored), report=said.append).variables, variables)
-        assert len(said) == 1
-        assert reason in said[0]
+        log_lines.clear()
+        same(weights.load_weights(str(stored)).variables, variables)
+        assert len(log_lines) == 1
+        assert reason in log_lines[0]
         same(weights.load_weights(str(converted)).variables, variables)
 
 
-def test_a_home_that_cannot_be_written_costs_time_only(stored, variables, home):
+def test_a_home_that_cannot_be_written_costs_time_only(stored, variables, home, log_lines):
     (home.parent / "home").write_text("a file in the way")
-    said = []
-    same(weights.load_weights(str(stored), report=said.append).variables, variables)
-    assert len(said) == 1
-    assert "cannot be kept" in said[0]
+    same(weights.load_weights(str(stored)).variables, variables)
+    assert len(log_lines) == 1
+    assert "cannot be kept" in log_lines[0]
 
 
-def test_weights_are_found_where_tools_keep_them(published, variables, home, monkeypatch):
+def test_weights_are_found_where_tools_keep_them(published, variables, home, monkeypatch, log_lines):
     monkeypatch.setattr(weights, "download", refuse_network)
     monkeypatch.setenv("TORCH_HOME", str(home / "torch_home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
@@ -177,27 +175,26 @@ def test_weights_are_found_where_tools_keep_them(published, variables, home, mon
         home / "xdg/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth",
     ]
     converted = home / "xdg/ddpm_jax/inception" / f"inception-{weights.SHA256}.safetensors"
-    said = []
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(published, place)
-        found = weights.load_weights(report=said.append)
+        found = weights.load_weights()
         assert (found.file, found.published) == (str(place), True)
         place.unlink()
         if place != places[-1]:
             converted.unlink()
-    assert said == []
+    assert log_lines == []
     # The .pth file is gone; its conversion serves.
-    found = weights.load_weights(report=said.append)
+    found = weights.load_weights()
     same(found.variables, variables)
-    assert (found.file, found.published, said) == (str(converted), True, [])
-    # Both are damaged: said, and passed over.
+    assert (found.file, found.published, log_lines) == (str(converted), True, [])
+    # Both are damaged: logged, and passed over.
     converted.write_bytes(b"")
     places[0].write_bytes(b"half of it")
     with pytest.raises(AssertionError, match="nothing is to be fetched"):
-        weights.load_weights(report=said.append)
-    assert [line.startswith("passed over") for line in said] == [True, True]
-    assert "is damaged, its SHA-256" in said[1]
+        weights.load_weights()
+    assert [line.startswith("passed over") for line in log_lines] == [True, True]
+    assert "is damaged, its SHA-256" in log_lines[1]
 
 
 class Server(contextlib.AbstractContextManager):
@@ -229,23 +226,23 @@ class Server(contextlib.AbstractContextManager):
         self._server.server_close()
 
 
-def test_weights_are_downloaded_with_progress(published, variables, home, monkeypatch):
-    said, out = [], io.StringIO()
+def test_weights_are_downloaded_with_progress(published, variables, home, monkeypatch, log_lines):
+    out = io.StringIO()
     with Server(published.read_bytes()) as server:
         monkeypatch.setattr(weights, "URL", server.url)
-        found = weights.load_weights(report=said.append, progress=lambda total, unit: Progress(total, unit, out=out))
+        found = weights.load_weights(progress=lambda total, unit: Progress(total, unit, out=out))
     same(found.variables, variables)
     file = home / ".cache/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth"
     assert (found.file, found.published) == (str(file), True)
     assert file.read_bytes() == published.read_bytes()
-    assert said == [f"downloading the Inception weights (96 MB, once) to {file}"]
+    assert log_lines == [f"downloading the Inception weights (96 MB, once) to {file}"]
     megabytes = published.stat().st_size // 10**6
     assert f"{megabytes} / {megabytes} MB (100%)" in out.getvalue()
     weights.load_weights(progress=refuse_network)  # the server is gone, the file is there
 
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
-FETCH = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT), "title": "weights", "report": lambda line: None}
+FETCH = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT), "title": "weights"}
 
 
 def test_a_download_is_whole_or_it_is_not_there(tmp_path):
@@ -283,7 +280,7 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
 
 def test_without_weights_and_network_one_line_says_what_to_do(home):
     with pytest.raises(UnavailableError, match="are not here and cannot be downloaded") as caught:
-        weights.load_weights(report=lambda line: None)
+        weights.load_weights()
     line, file = str(caught.value), f"{home}/.cache/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth"
     assert "\n" not in line
     assert line.endswith(f"fetch {weights.URL} on another machine and put it at {file}")

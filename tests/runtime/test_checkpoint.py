@@ -163,14 +163,13 @@ def flip_bit(file):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd, log_lines):
     DAMAGES[damage](folder / "20")
-    lines = []
-    with CheckpointManager(folder, max_to_keep=2, report=lines.append) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         state, step = checkpoints.restore(abstract(make_state()))
         assert step == 10
         assert_same(state, make_state(10))
-        (line,) = lines
+        (line,) = log_lines
         assert line.startswith(f"the checkpoint {folder / '20'} is damaged (")
         assert line.endswith("now called damaged-20; going on from step 10")
         assert "\n" not in line
@@ -181,28 +180,27 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd)
     assert capfd.readouterr() == ("", "")  # nothing but that line
 
 
-def test_the_default_report_goes_to_stderr(folder, capfd):
+def test_a_damaged_checkpoint_is_a_warning(folder, caplog):
+    """Which Python prints on stderr where nobody has set logging up, as in a notebook."""
     DAMAGES["short"](folder / "20")
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    assert [record.levelname for record in caplog.records if record.name.startswith("ddpm_jax")] == ["WARNING"]
 
 
 def test_damaged_again_gets_another_name(folder):
     (folder / "damaged-20").mkdir()
     DAMAGES["bit"](folder / "20")
-    with CheckpointManager(folder, max_to_keep=2, report=lambda _: None) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "damaged-20", "damaged-20.1"]
 
 
-def test_a_reader_renames_nothing(folder):
+def test_a_reader_renames_nothing(folder, log_lines):
     DAMAGES["bit"](folder / "20")
-    lines = []
-    with CheckpointManager(folder, max_to_keep=1, read_only=True, report=lines.append) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=1, read_only=True) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 10
-    assert len(lines) == 1
+    assert len(log_lines) == 1
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
 
@@ -242,7 +240,7 @@ def test_checksums_that_a_kill_prevented_are_written_by_the_next_start(folder):
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 20
     flip_bit(large_file(folder / "20"))
-    with CheckpointManager(folder, max_to_keep=2, report=lambda line: None) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 10  # found by them
 
 

@@ -14,7 +14,7 @@ from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh
 
 BEGIN = """
-import json, os, pathlib, signal, sys
+import json, logging, os, pathlib, signal, sys
 import jax
 from ddpm_jax.runtime import distributed, errors, mesh
 from ddpm_jax.runtime.preemption import GracefulShutdown
@@ -59,9 +59,9 @@ def test_two_processes_learn_what_one_of_them_knows(two, tmp_path):
     told, codes = two("""
 config = {"seed": 1, "data": {"name": "digits", "data_dir": f"of process {me}"}}
 def hold():
-    with distributed.hold_workdir(folder / "run", print) as check:
+    with distributed.hold_workdir(folder / "run") as check:
         check()
-        with distributed.hold_workdir(folder / "run", print):
+        with distributed.hold_workdir(folder / "run"):
             pass
 says(
     nobody=refused(lambda: fails(None, None)),
@@ -116,10 +116,10 @@ distributed.all_processes = lambda mine: polls.append(mine) or all_agree(mine)
 from ddpm_jax.runtime import run_lock
 (folder / run_lock.FILE).write_text(json.dumps(dict(host="h", pid=1, since="then", machine="m", token="t")))
 class Quick(run_lock.RunLock):
-    def __init__(self, folder, *, report):
-        super().__init__(folder, report=report, beat_s=0.2, expire_s=1.5)
+    def __init__(self, folder):
+        super().__init__(folder, beat_s=0.2, expire_s=1.5)
 distributed.RunLock = Quick
-with distributed.hold_workdir(folder, print) as check:
+with distributed.hold_workdir(folder) as check:
     check()
     held = json.loads((folder / run_lock.FILE).read_text())["pid"]
     check()  # so that both have read it before it is released
@@ -161,7 +161,11 @@ devices = mesh.make_mesh()
 state = {"params": {"a": jax.jit(lambda: jax.numpy.arange(6.0), out_shardings=mesh.replicated(devices))()}}
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 lines = []
-with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3, report=lines.append) as checkpoints:
+class Lines(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+logging.getLogger("ddpm_jax").addHandler(Lines())
+with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoints:
     again = [checkpoints.save(step, state, wait=True) for step in (1, 2, 3, 3)]
 sound = checkpoint.check_sums
 def damaged(file, parts):
@@ -169,7 +173,7 @@ def damaged(file, parts):
         raise ValueError("a file is cut off")
     sound(file, parts)
 checkpoint.check_sums = damaged
-with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3, report=lines.append) as checkpoints:
+with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoints:
     fields, step = checkpoints.restore(abstract)
     left = checkpoints.steps()
 with checkpoint.CheckpointManager(folder / "nothing" / str(me), max_to_keep=1, read_only=True) as checkpoints:

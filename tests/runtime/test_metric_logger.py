@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 import subprocess
 import sys
 
@@ -95,14 +96,14 @@ def test_paused_time_does_not_count(tmp_path):
     assert out.getvalue().splitlines()[-1] == "step 10 / 1,000 (1%) · 1.0 steps/s · 64.0 images/s · 16:30 left"
 
 
-def test_a_terminals_line_is_rewritten_and_cleanly_ended(tmp_path):
+def test_a_terminals_line_is_rewritten_above_it_a_log_line_stays(tmp_path, printed_log):
     clock, out = Clock(), Terminal()
     with make(tmp_path, out, clock) as logbook:
         logbook.tick(1)
         logbook.tick(2)  # too soon to show
         clock.now += 2
         logbook.tick(3)
-        logbook.say("saved")
+        logging.getLogger("ddpm_jax.test").info("saved")
         logbook.scalars(3, {"loss": 1})
     begin, second, saved, last = out.getvalue().replace("\r\x1b[K", "\r").split("\r")[1:]
     assert begin == "step 1 / 1,000 (0%)\x1b[K"
@@ -155,7 +156,6 @@ def test_who_does_not_write_leaves_everything_alone(tmp_path):
         logbook.tick(1)
         logbook.scalars(5, {"loss": 1.0})
         logbook.image(5, "samples", np.zeros((4, 4, 3), np.uint8))
-        logbook.say("hello")
     assert out.getvalue() == ""
     assert steps_of(tmp_path) == [10, 20]
 
@@ -189,7 +189,7 @@ with TrainLogger(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as log
     logbook.scalars(1, {"loss": 0.5})
     logbook.image(1, "samples", np.full((4, 4, 3), 200, np.uint8))
     logbook.scalars(2, {"loss": 0.25})
-with TensorBoardWriter(sys.argv[1], logbook.say) as events:
+with TensorBoardWriter(sys.argv[1]) as events:
     events.scalars(2, {"loss": 0.75}, "evaluate/ema")
 """
 

@@ -91,13 +91,13 @@ def test_it_is_free_after_a_release(tmp_path):
     assert os.listdir(tmp_path) == [FILE]
 
 
-def test_a_machine_that_is_silent_loses_it_in_time(tmp_path):
+def test_a_machine_that_is_silent_loses_it_in_time(tmp_path, log_lines):
     write(tmp_path, record())
-    began, lines = time.monotonic(), []
-    with RunLock(tmp_path, **FAST, report=lines.append):
+    began = time.monotonic()
+    with RunLock(tmp_path, **FAST):
         assert FAST["expire_s"] <= time.monotonic() - began < FAST["expire_s"] + 1.5
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
-    (line,) = lines
+    (line,) = log_lines
     assert "process 4711 on node7" in line
     assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # what is waited for in earnest
 

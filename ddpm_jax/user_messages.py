@@ -1,11 +1,13 @@
 """From the library's words to the user's: errors and log lines that name the fields of the config."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.progress import LineHandler
 
 # Arguments that are called otherwise than their fields, or as several fields are.
 _FIELDS = {
@@ -62,3 +64,32 @@ def name_fields(text: str, config: Mapping[str, Any]) -> str:
         return f"--config.{path}=" + (f"'{value}'" if value.startswith("(") else value.strip("'"))
 
     return _ARGUMENT.sub(field, text)
+
+
+def configure_logging(config: Mapping[str, Any]) -> None:
+    """Has the package's log lines printed on stderr by process 0, plain, with fields in place of arguments.
+
+    Args:
+      config: as `name_fields` takes it.
+    """
+    logger, handler = logging.getLogger("ddpm_jax"), LineHandler()
+    handler.addFilter(_of_primary_process)
+    handler.setFormatter(_FieldFormatter(config))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl prints what reaches the root logger, with a prefix
+
+
+class _FieldFormatter(logging.Formatter):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self._config = config
+
+    def format(self, record: logging.LogRecord) -> str:
+        return name_fields(super().format(record), self._config)
+
+
+def _of_primary_process(record: logging.LogRecord) -> bool:
+    import jax  # only now: the command line is parsed without it
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
