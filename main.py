@@ -22,7 +22,8 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
 from configs import defaults
 from ddpm_jax import config_file, user_messages
 from ddpm_jax.runtime import compiler
-from ddpm_jax.runtime.errors import ExpectedError, UsageError, format_flag_error
+from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.user_messages import UsageError, format_flag_error
 
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")

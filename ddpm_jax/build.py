@@ -19,7 +19,6 @@ from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
@@ -30,7 +29,7 @@ from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
-from ddpm_jax.user_messages import config_errors
+from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name

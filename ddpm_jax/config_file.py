@@ -14,7 +14,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax.runtime.errors import ExpectedError, UsageError, did_you_mean, error_line, format_flag_error
+from ddpm_jax.runtime.errors import ExpectedError, error_line
+from ddpm_jax.user_messages import UsageError, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):

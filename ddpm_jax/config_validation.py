@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import build
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.user_messages import config_errors
+from ddpm_jax.user_messages import UsageError, config_errors
 
 LISTS = {  # field -> what its elements are; single values have their types checked where flags are parsed
     "model.ch_mult": int,

@@ -14,10 +14,10 @@ import pytest
 from configs import digits
 from ddpm_jax import build, config_validation
 from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS, sampler
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
+from ddpm_jax.user_messages import UsageError
 
 SHAPE = (2, 2, 1)
 TABLE = list(

@@ -2,9 +2,12 @@
 
 import io
 import logging
+import sys
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import defaults
 from ddpm_jax import user_messages
@@ -42,7 +45,7 @@ def test_a_value_error_names_its_section_once():
             raise ValueError("no such schedule")
 
     with (
-        pytest.raises(errors.UsageError, match=r"^config\.diffusion: no such schedule$") as caught,
+        pytest.raises(user_messages.UsageError, match=r"^config\.diffusion: no such schedule$") as caught,
         user_messages.config_errors("x"),
     ):
         build()
@@ -58,12 +61,12 @@ def test_other_errors_pass(kind):
 
 def test_every_error_of_the_library_is_a_standard_one():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ExpectedError)]
-    ours = [kind for kind in kinds if kind not in (errors.ExpectedError, errors.UserError)]
+    ours = [kind for kind in kinds if kind is not errors.ExpectedError]
     assert len(ours) >= 8
     for kind in ours:
         assert issubclass(kind, (ValueError, OSError, RuntimeError))
         assert str(kind("one line")) == "one line"
-        assert kind.exit_code == (2 if kind in (errors.InvalidArgumentError, errors.UsageError) else 1)
+        assert kind.exit_code == (2 if kind is errors.InvalidArgumentError else 1)
 
 
 def test_log_lines_are_plain_on_stderr_and_name_fields(printed_log, capsys):
@@ -103,3 +106,33 @@ def test_a_log_line_clears_the_status_line_of_a_terminal(printed_log, capsys, mo
     assert note == "a note\n"
     assert last.startswith("10 / 10 images")
     assert capsys.readouterr().err == "after it\n"
+
+
+def parse(argv):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", defaults.get_config(), flag_values=values)
+    values(argv)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("optimizer.learning_rat=1", "the config has no field 'learning_rat': did you mean 'learning_rate'?"),
+        ("optimizer.lr=1", "the config has no field 'lr': configs/defaults.py lists them all"),
+        ("optim.lr=1", "the config has no field 'optim': configs/defaults.py lists them all"),
+        ("train.batch_size=x", "flag --config.train.batch_size=x: 'x' is no whole number"),
+        ("train.batch_size=1.5", "flag --config.train.batch_size=1.5: '1.5' is no whole number"),
+        ("optimizer.learning_rate=x", "flag --config.optimizer.learning_rate=x: 'x' is no number"),
+        ("train.tensorboard=x", "flag --config.train.tensorboard=x: 'x' is neither true nor false"),
+        ("model.ch_mult=(1,", "flag --config.model.ch_mult=(1,: (1, is no list: write it as '(1,2)', quotes included"),
+    ],
+)
+def test_each_kind_of_wrong_value(flag, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", f"--config.{flag}"])  # ml_collections looks there for fields to define
+    with pytest.raises((flags.Error, TypeError, ValueError, KeyError, AttributeError)) as caught:
+        parse(sys.argv)
+    assert user_messages.format_flag_error(caught.value) == said
+
+
+def test_anything_else_stays_but_in_one_line():
+    assert user_messages.format_flag_error(ValueError("one\n  two")) == "one two"

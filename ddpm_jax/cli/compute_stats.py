@@ -24,8 +24,9 @@ from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime import distributed, paths, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError, UserError
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from ddpm_jax.runtime.metric_logger import Progress
+from ddpm_jax.user_messages import UserError
 
 
 @distributed.distributed_main()

@@ -30,10 +30,10 @@ from ddpm_jax.diffusion import likelihood
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, report, rng, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.metric_logger import Progress, TensorBoardWriter
 from ddpm_jax.runtime.results import Result, Results, join
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.user_messages import UsageError
 
 logger = logging.getLogger(__name__)
 

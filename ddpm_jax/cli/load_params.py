@@ -20,9 +20,9 @@ from ddpm_jax import build
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.training import ema_tracker, posthoc_ema
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
 

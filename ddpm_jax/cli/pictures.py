@@ -18,10 +18,10 @@ from ddpm_jax import build
 from ddpm_jax.cli import load_params, sample, sample_files
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, workdir
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError
 
 logger = logging.getLogger(__name__)
 

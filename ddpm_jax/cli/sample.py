@@ -23,9 +23,10 @@ from ddpm_jax.cli.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, Sample
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.runtime import distributed, manifest, paths, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import FileAccessError, UserError
+from ddpm_jax.runtime.errors import FileAccessError
 from ddpm_jax.runtime.metric_logger import Progress
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.user_messages import UserError
 
 logger = logging.getLogger(__name__)
 

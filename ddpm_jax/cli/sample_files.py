@@ -17,8 +17,8 @@ from ddpm_jax.diffusion import pixels
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import npz
-from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.samplers.batched import GeneratedBatch
+from ddpm_jax.user_messages import UserError
 
 OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # names that a folder of other things may not have
 STAGES = ("x_t", "pred_xstart")

@@ -30,12 +30,12 @@ from ddpm_jax.runtime import config_changes, distributed, rng, run_record, versi
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
 from ddpm_jax.samplers.batched import NonFiniteSamples
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
 

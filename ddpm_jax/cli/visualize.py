@@ -27,9 +27,9 @@ from ddpm_jax.plotting import filmstrip, image_grid
 from ddpm_jax.runtime import distributed, manifest, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
+from ddpm_jax.user_messages import UsageError
 
 MOST_IMAGES = 16
 PICTURES = ("forward.png", "reverse.png", "chain.png")

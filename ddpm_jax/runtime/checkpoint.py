@@ -27,14 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
-from ddpm_jax.runtime.errors import (
-    CheckpointError,
-    ExpectedError,
-    FileAccessError,
-    InvalidArgumentError,
-    error_line,
-    os_errors,
-)
+from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError, error_line, os_errors
 from ddpm_jax.runtime.orbax_logs import silence_orbax
 
 logger = logging.getLogger(__name__)

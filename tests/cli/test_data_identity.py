@@ -10,7 +10,7 @@ from configs import defaults, image_folder
 from ddpm_jax import config_validation, data_config
 from ddpm_jax.cli import sample, train
 from ddpm_jax.runtime import workdir
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.user_messages import UsageError, UserError
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,8 @@ from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import metric_logger, run_record
-from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError, UsageError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
+from ddpm_jax.user_messages import UsageError
 
 FIELDS = {
     "model.class_conditional": True,

@@ -11,7 +11,7 @@ from ddpm_jax.cli.held_out import find_held_out
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
 from ddpm_jax.metrics import features
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.user_messages import UsageError
 
 CONFIGS = sorted(pathlib.Path(digits.__file__).parent.glob("*.py"))
 SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "workdir")]

@@ -7,7 +7,8 @@ from PIL import Image
 from configs import defaults, image_folder
 from ddpm_jax import user_messages
 from ddpm_jax.cli import train
-from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError, UsageError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError
+from ddpm_jax.user_messages import UsageError
 
 
 @pytest.fixture

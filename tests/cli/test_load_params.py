@@ -9,8 +9,9 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate, load_params, sample, train
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import ConflictError, UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError
 from ddpm_jax.training import ema
+from ddpm_jax.user_messages import UsageError, UserError
 
 STEPS = 12
 FIELDS = {

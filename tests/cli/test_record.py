@@ -12,9 +12,10 @@ from ddpm_jax import build
 from ddpm_jax.cli import sample, train
 from ddpm_jax.runtime import run_record, versions
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, UserError
+from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 from ddpm_jax.training.optimizer import unclipped_layout
+from ddpm_jax.user_messages import UserError
 
 RATE = "optimizer.learning_rate"
 TRAINED = {"train.num_steps": 4, "model.dropout": 0.0}

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ddpm_jax.cli import sample, sample_files, train
 from ddpm_jax.runtime import workdir
-from ddpm_jax.runtime.errors import ExpectedError, NumericalError, UserError
+from ddpm_jax.runtime.errors import ExpectedError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.user_messages import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 

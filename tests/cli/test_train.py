@@ -17,8 +17,9 @@ from ddpm_jax import build, config_validation
 from ddpm_jax.cli import pictures, train
 from ddpm_jax.runtime import progress
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import ConflictError, ExpectedError, UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.user_messages import UsageError, UserError
 
 
 def steps_saved(workdir):

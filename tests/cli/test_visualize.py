@@ -10,9 +10,10 @@ from ddpm_jax.cli import load_params, sample, visualize
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.plotting import filmstrip
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import CheckpointError, ConflictError, FileAccessError, UsageError
+from ddpm_jax.runtime.errors import CheckpointError, ConflictError, FileAccessError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.batched import GeneratedBatch
+from ddpm_jax.user_messages import UsageError
 
 FIELDS = {"model.class_conditional": True, "sampling.num_steps": 20, "visualize.num_images": 3, "visualize.num_stages": 6}
 TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
