@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from ddpm_jax.runtime.errors import ExpectedError, error_line
-from ddpm_jax.user_messages import UsageError, did_you_mean, format_flag_error
+from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -32,9 +32,15 @@ class ConfigFileParser(flags.ArgumentParser):
         self._defaults = defaults
 
     def parse(self, argument: str) -> ConfigDict:
-        """See the class. Raises UsageError where the file is not such a config, ExpectedError where the file raises one."""
-        config = load(argument)
-        _compare(config, self._defaults, f"--config={argument}")
+        """See the class. Raises UserError where the file is not such a config, or raises an ExpectedError itself."""
+        try:
+            config = load(argument)
+            _compare(config, self._defaults, f"--config={argument}")
+        except ExpectedError as error:
+            # absl would catch a ValueError, and put words of its own before the line.
+            passed_on = UserError(str(error))
+            passed_on.exit_code = error.exit_code
+            raise passed_on from error
         config.lock()
         return config
 
