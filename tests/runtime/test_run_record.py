@@ -87,14 +87,14 @@ def test_a_resume_from_an_older_checkpoint_takes_the_steps_after_it_again(tmp_pa
 def test_killed_between_the_two_files_the_history_is_right(tmp_path, monkeypatch):
     run_record.record_start(tmp_path, with_rate(1.0), 0)
     save(tmp_path, 10)
-    original = workdir.write_atomically
+    original = run_record.write_atomically
 
     def killed(file, text):
         if file.name == run_record.HISTORY:
             raise KeyboardInterrupt
         original(file, text)
 
-    monkeypatch.setattr(workdir, "write_atomically", killed)
+    monkeypatch.setattr(run_record, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         run_record.record_start(tmp_path, with_rate(2.0), 10)
     assert rate_at(tmp_path, 10) == 1.0
