@@ -113,7 +113,7 @@ def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_n
         (
             "mine",
             {"on_decode_error": "ignore"},
-            InvalidArgumentError,
+            UsageError,
             "config.data.on_decode_error is 'ignore': choose one of error, skip",
         ),
     ],
@@ -131,5 +131,5 @@ def test_a_misspelt_folder_on_the_command_line(tmp_path, main):
     wrong = tmp_path / "mein"
     result = main(tmp_path / "run", f"--config.data.data_dir={wrong}", config="configs/image_folder.py")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"error: there is no folder {wrong}: check --config.data.data_dir"
+    assert result.stderr.splitlines()[-1] == f"error: there is no folder {wrong}: check config.data.data_dir"
     assert "Traceback" not in result.stderr
