@@ -21,7 +21,6 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
 
 from configs import defaults
 from ddpm_jax import config_file, user_messages
-from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError, format_flag_error
 
@@ -39,9 +38,9 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: train or resume; sample: generate images; inpaint, image_to_image, interpolate: start from images; "
-    "visualize: figures of the chain; evaluate: metrics; reference: save a data set's statistics. See README.md.",
+    "visualize: figures of the chain; evaluate: metrics; compute_stats: save a data set's statistics. See README.md.",
 )
-flags.DEFINE_string("output", "", "All modes but train: folder to write to (reference: file); by default in the workdir.")
+flags.DEFINE_string("output", "", "All modes but train: folder to write to (compute_stats: file); by default in the workdir.")
 flags.DEFINE_string("profile", "", "--mode=train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
 flags.DEFINE_string("compilation_cache", CACHE, "Cache of compiled programs, so that each is compiled once; '' for none.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognize by itself.")
@@ -110,18 +109,16 @@ def main(argv: list[str]) -> None:
             raise UsageError("--mode=train has no --output, it writes into --workdir: leave it out")
         if FLAGS.profile and FLAGS.mode != "train":
             raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
-        compiler.set_cpu_flags(FLAGS.config.model.ch)
         import jax
 
-        from ddpm_jax import data_config
+        from ddpm_jax import build, data_config
         from ddpm_jax.runtime import mesh, run_record, workdir
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        if not mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
-            micro_batch = FLAGS.config.train.batch_size // max(1, FLAGS.config.optimizer.accumulation_steps)
-            compiler.set_cpu_devices(FLAGS.config.model.ch, micro_batch)
+        distributed = mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        build.configure_cpu(FLAGS.config, own_devices=not distributed)
         # Until a checkpoint is saved the workdir is free for another set (`run_record.check_resume`).
         saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
         identity = workdir.read_data_identity(FLAGS.workdir) if saved else None

@@ -15,7 +15,7 @@ from ddpm_jax.cli import pictures, sample
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "workdir"))
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "from_workdir"))
 
 PUBLISHED = {  # parameters
     "cifar10": 35_746_307,
@@ -108,6 +108,13 @@ def test_takes_a_step_shrunk(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_own_sampling_is_not_warned_of(name):
     assert sample.sampling_warnings(load(name)) == []
+
+
+def test_photographs_of_ones_own_are_not_tinted():
+    """docs/colors.md: small sets want a prediction other than eps, and a spacing that starts where no image is left."""
+    config = load("image_folder")
+    assert config.diffusion.prediction == "v"
+    assert build.sampling_schedule(config).timesteps[-1] == config.diffusion.num_timesteps - 1
 
 
 @pytest.mark.parametrize("name", NAMES)

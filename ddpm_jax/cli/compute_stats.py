@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, config_validation
+from ddpm_jax import build, config_validation, cpu
 from ddpm_jax.data import duplicates
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource, NoSuchSplit
@@ -69,7 +69,12 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     """
     evaluation = config.evaluation
     try:
-        return features.make_extractor(evaluation.features, inception_path=evaluation.inception_path, progress=Progress)
+        return features.make_extractor(
+            evaluation.features,
+            inception_path=evaluation.inception_path,
+            group_size=cpu.inception_group_size(),
+            progress=Progress,
+        )
     except InvalidArgumentError:
         raise
     except ExpectedError as error:

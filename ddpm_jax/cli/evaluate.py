@@ -276,6 +276,10 @@ def check_evaluation(config: ConfigDict) -> None:
         raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
     for sampler in evaluation.samplers:
         config_validation.check_choice("evaluation.samplers", sampler, SAMPLERS)
+    for steps in evaluation.num_steps:
+        if not 1 <= steps <= (most := config.diffusion.num_timesteps):
+            words = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
+            raise UsageError(f"config.evaluation.num_steps holds {steps}: {words}")
     load_params.check_names(config)
 
 

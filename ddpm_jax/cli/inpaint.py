@@ -37,9 +37,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     options = config.edit
     mask_name = options.mask if options.mask in NAMED_MASKS else "file"
     jump = options.jump_length or default_jump_length(config.sampling.num_steps)
-    name = f"-mask_{mask_name}-jump_{jump}-resampling_{options.resampling}-{options.variants}_variants"
+    name = f"-mask_{mask_name}-jump_{jump}-resampling_{options.resampling}-{options.samples_per_image}_variants"
     target = edit.claim(job, output, mode="inpaint", name=name, more=missing)
-    variants, count = options.variants, len(job.originals) * options.variants
+    variants, count = options.samples_per_image, len(job.originals) * options.samples_per_image
     with distributed.raise_on_all_processes():
         generator = build.build_batched_sampler(
             config, job.mesh, (), sampler=sampler, begin=lambda keys, known: init_inpainting_state(sampler, keys, known)

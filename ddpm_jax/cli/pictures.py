@@ -92,7 +92,7 @@ class Pictures:
             return []
         names = sample_files.row_names(drawn.labels, self._class_names)
         pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.labels, names)}
-        for name, stages in sample.chain_pictures(drawn).items():
+        for name, stages in sample.trajectory_images(drawn).items():
             pictures[f"-{name}"] = sample_files.chain_strip(stages)
         files = [self._folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
         with distributed.raise_on_all_processes():

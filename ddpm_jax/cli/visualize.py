@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, config_validation
 from ddpm_jax.cli import load_params, sample
 from ddpm_jax.diffusion import gaussian, likelihood, pixels
-from ddpm_jax.diffusion.schedules import NoiseSchedule, trailing_timesteps
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.plotting import filmstrip, image_grid
 from ddpm_jax.runtime import distributed, manifest, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
@@ -251,7 +252,7 @@ def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[BatchedS
 
 def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch, classes: list[str]) -> np.ndarray:
     """For each chain a row of x_t, and beneath it the network's estimate of the image: uint8 [H', W', 3]."""
-    stages = sample.chain_pictures(drawn)
+    stages = sample.trajectory_images(drawn)
     rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
     clipped = ", clipped to [-1, 1]" if config.diffusion.clip_denoised else ""
     return filmstrip.sheet(
@@ -275,7 +276,7 @@ def chain_picture(
     classes: list[str],
 ) -> np.ndarray:
     """Image, noise, image, on one line for each of a few chains: uint8 [H', W', 3]."""
-    reverse = sample.chain_pictures(drawn)["x_t"]
+    reverse = sample.trajectory_images(drawn)["x_t"]
     half = min(config.visualize.num_stages // 2, reverse.shape[1] - 1)
     there = np.linspace(0, x_t.shape[1] - 1, half + 1).round().astype(int)
     back = np.linspace(0, reverse.shape[1] - 1, half + 1).round().astype(int)[1:]

@@ -58,6 +58,7 @@ def make_extractor(
     name: str,
     *,
     inception_path: str = "",
+    group_size: int | None = None,
     progress: Callable[[int, str], Any] | None = None,
 ) -> FeatureExtractor:
     """The extractor of that name: inception, pixels, pixels_SIZE, or module:function.
@@ -68,6 +69,7 @@ def make_extractor(
     Args:
       name: as above.
       inception_path: file of Inception's weights; "" to have them found or downloaded.
+      group_size: of Inception, as `inception.apply` takes it.
       progress: of a download, as `metrics.download` takes it.
 
     Raises:
@@ -76,7 +78,7 @@ def make_extractor(
       UnavailableError: they are neither here nor can they be downloaded.
     """
     if name == "inception":
-        return _inception(inception_path, progress)
+        return _inception(inception_path, group_size, progress)
     if inception_path:
         raise InvalidArgumentError(f"`inception_path` is of Inception, but `features` is {name}: leave one out")
     if name == "pixels":
@@ -169,7 +171,7 @@ def extract(
         yield finish()
 
 
-def _inception(weights: str, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
+def _inception(weights: str, group_size: int | None, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
     from ddpm_jax.metrics import inception, inception_weights  # who compares pixels needs neither it nor safetensors
 
     found = inception_weights.load_weights(weights, progress=progress)
@@ -179,14 +181,15 @@ def _inception(weights: str, progress: Callable[[int, str], Any] | None) -> Feat
         "weights_published": found.published,
         "resize": inception.RESIZE,
     }
-    return FeatureExtractor("inception", apply_inception, provenance, found.variables)
+    apply = functools.partial(apply_inception, group_size=group_size)
+    return FeatureExtractor("inception", apply, provenance, found.variables)
 
 
-def apply_inception(variables: Any, images: jax.Array) -> Features:
+def apply_inception(variables: Any, images: jax.Array, *, group_size: int | None = None) -> Features:
     """`inception.apply`, with the type of this file."""
     from ddpm_jax.metrics import inception
 
-    return Features(*inception.apply(variables, images))
+    return Features(*inception.apply(variables, images, group_size=group_size))
 
 
 def _pixels(_: None, images: jax.Array) -> Features:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.samplers import sampler as chain
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
+from ddpm_jax.samplers.sampler import Sampler
 
 
 class GeneratedBatch(NamedTuple):

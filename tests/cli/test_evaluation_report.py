@@ -104,6 +104,12 @@ def test_two_evaluations_of_one_checkpoint_keep_both(trained, tiny_config, tmp_p
     assert sum(classes["reference"]) == 1500
 
 
+def test_a_checkpoint_that_is_not_there_is_found_before_the_images_are_read(trained, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "find_held_out", None)
+    with pytest.raises(UserError, match=r"checkpoint_steps names 5, but there is no such checkpoint in .*there are 2, 4, 6"):
+        evaluate.run(tiny_config(TRAINED | {"evaluation.checkpoint_steps": (6, 5)}), str(trained), output=str(tmp_path))
+
+
 def comparison_of(config, class_counts):
     """Without features: only what it knows of classes."""
     found = object.__new__(sample_metrics.SampleScorer)

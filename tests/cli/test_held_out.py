@@ -90,7 +90,7 @@ def test_auto_takes_what_there_is(monkeypatch):
     assert evaluate.metrics_of(config_of(), found) == ("frechet", "kid", "precision_recall")
     with pytest.raises(UsageError, match="bits/dim needs images that were not trained on"):
         evaluate.metrics_of(config_of(metrics=("bits_per_dim",)), found)
-    with pytest.raises(UsageError, match=r"config\.evaluation\.held_out is 'test': the set has no split 'test'; auto takes"):
+    with pytest.raises(UsageError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"):
         find_held_out(config_of(heldout_split="test"))
 
 

@@ -140,7 +140,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"sampling.params": "eam"}, r"weights is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
+        ({"sampling.params": "eam"}, r"sampling\.params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
         ({"sampling.params": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.params": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.params": "decay_0.6"}, r"'decay_0\.6': choose one of"),
