@@ -14,7 +14,7 @@ from ddpm_jax.metrics import features
 from ddpm_jax.user_messages import UsageError
 
 CONFIGS = sorted(pathlib.Path(digits.__file__).parent.glob("*.py"))
-SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "workdir")]
+SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "from_workdir")]
 
 
 def source(images, split):
@@ -90,7 +90,9 @@ def test_auto_takes_what_there_is(monkeypatch):
     assert evaluate.metrics_of(config_of(), found) == ("frechet", "kid", "precision_recall")
     with pytest.raises(UsageError, match="bits/dim needs images that were not trained on"):
         evaluate.metrics_of(config_of(metrics=("bits_per_dim",)), found)
-    with pytest.raises(UsageError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"):
+    with pytest.raises(
+        UsageError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"
+    ):
         find_held_out(config_of(heldout_split="test"))
 
 

@@ -129,7 +129,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
     for file in reports:
         report = json.loads((tmp_path / file).read_text())
         (drawn,) = report["drawn"]
-        assert report["weights"] == drawn["weights"] == drawn["sampling"]["weights"]
+        assert report["weights"] == drawn["weights"] == drawn["sampling"]["params"]
         found[report["weights"]] = (drawn["weights_sha256"], drawn["frechet"])
     assert set(found) == {"ema", "power_0.1", "power_0.15"}
     assert len({digest for digest, _ in found.values()}) == len({distance for _, distance in found.values()}) == 3
@@ -140,7 +140,10 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"sampling.params": "eam"}, r"sampling\.params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
+        (
+            {"sampling.params": "eam"},
+            r"sampling\.params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or",
+        ),
         ({"sampling.params": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.params": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.params": "decay_0.6"}, r"'decay_0\.6': choose one of"),
@@ -149,7 +152,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
             r"this run kept none: choose one of ema, raw, decay_0\.5, or train a new run",
         ),
         ({"ema.power_sigma_rel": (0.4,)}, r"config\.ema\.power_sigma_rel: the relative standard deviation 0\.4"),
-        ({"ema.extra_decays": (1.0,)}, r"config\.ema\.decays: the decay 1 of an average"),
+        ({"ema.extra_decays": (1.0,)}, r"config\.ema\.extra_decays: the decay 1 of an average"),
         ({"evaluation.params": ("ema", "best")}, r"'best': choose one of"),
     ],
 )

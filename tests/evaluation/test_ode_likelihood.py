@@ -245,7 +245,7 @@ def test_bits_are_those_of_the_dequantised_levels():
 
 def test_an_image_that_does_not_end_stops_with_one_line():
     with pytest.raises(
-        NumericalError, match=r"^the flow of image 5 did not end within 2 steps at rtol 1e-05 .*ode_tolerance to a larger"
+        NumericalError, match=r"^the flow of image 5 did not end within 2 steps at rtol 1e-05 .*: set `rtol` to a larger"
     ) as caught:
         measure(meter(devices=1, batch_size=1, max_steps=2), LEVELS[:1], first_image=5)
     assert "\n" not in str(caught.value)
