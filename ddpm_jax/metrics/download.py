@@ -45,7 +45,7 @@ def download(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         logger.info(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, open_atomic(file) as out:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, open_atomic(file, shared=True) as out:
             total = int(answer.headers.get("Content-Length") or 0)
             bar = progress(max(1, (total or size) // 10**6), "MB") if progress else contextlib.nullcontext()
             digest, done = hashlib.sha256(), 0

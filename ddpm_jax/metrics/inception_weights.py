@@ -132,7 +132,7 @@ def _convert(file: Path, sha256: str) -> InceptionWeights:
     metadata = {"format": FORMAT, "source": file.name, "source_sha256": sha256, "crc32": json.dumps(_crc32(tensors))}
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(copy) as out:
+        with open_atomic(copy, shared=True) as out:
             out.write(safetensors.numpy.save(tensors, metadata))
     except OSError as error:  # a home that cannot be written costs the conversion each time, no more
         logger.warning(f"the converted Inception weights cannot be kept in {copy.parent}: {error_line(error)}")

@@ -10,7 +10,7 @@ from ddpm_jax.runtime.errors import os_errors
 
 
 @contextlib.contextmanager
-def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
+def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True, shared: bool = False) -> Iterator[IO[Any]]:
     """Opens a new file that replaces `file` when the context ends; where the context fails, it is removed.
 
     A reader of `file`, even after a crash, finds the old content or the new, never a part.
@@ -19,11 +19,13 @@ def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[
       file: in a folder that exists.
       mode: "wb", or "w" for text in UTF-8.
       sync: whether to wait until the content is on the disk. Without it a crash of the machine may leave a part.
+      shared: whether several processes may write the file at once. Only then the new file has a name of its own, which a
+        kill leaves behind; otherwise the next attempt overwrites it.
 
     Raises:
       OSError: it cannot be written.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp" if shared else f".{file.name}.tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as out:
             yield out
@@ -43,5 +45,5 @@ def write_atomically(file: Path, text: str) -> None:
     Raises:
       FileAccessError: the file cannot be written.
     """
-    with os_errors(f"cannot write {file}"), open_atomic(file, "w") as out:
+    with os_errors(f"cannot write {file}"), open_atomic(file, "w", shared=True) as out:
         out.write(text)

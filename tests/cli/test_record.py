@@ -121,7 +121,7 @@ def test_a_training_that_has_lost_its_workdir_saves_nothing_more(tmp_path, tiny_
             (tmp_path / FILE).write_text(json.dumps(holder | {"token": "another", "host": "node7"}))
 
     monkeypatch.setattr(train.DelayedMetricLogger, "add", losing)
-    with pytest.raises(UserError, match=r"another training has taken the workdir: .* on node7"):
+    with pytest.raises(ConflictError, match=r"another training has taken the workdir: .* on node7"):
         train.run(tiny_config({"train.num_steps": steps}), str(tmp_path))
     assert os.listdir(tmp_path / "checkpoints") == ["2"]
 

@@ -22,15 +22,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["f"]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_a_context_that_fails_leaves_the_old_file_and_its_own_error(tmp_path, kind):
+def test_a_context_that_fails_leaves_the_old_file_and_its_own_error(tmp_path, kind, shared):
     file = tmp_path / "f"
     file.write_bytes(b"old")
 
     def fail():
-        with atomic.open_atomic(file) as out:
+        with atomic.open_atomic(file, shared=shared) as out:
             out.write(b"new")
-            assert sorted(os.listdir(tmp_path)) == [f".f.{os.getpid()}.tmp", "f"]
+            assert sorted(os.listdir(tmp_path)) == [f".f.{os.getpid()}.tmp" if shared else ".f.tmp", "f"]
             raise kind
 
     with pytest.raises(kind):
@@ -60,3 +61,11 @@ def test_text_is_utf_8(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileAccessError, match=r"cannot write .*f: no such file or directory$"):
         atomic.write_atomically(tmp_path / "nothing" / "f", "x")
+
+
+def test_what_a_kill_left_is_overwritten(tmp_path):
+    (tmp_path / ".f.tmp").write_bytes(b"a part of an earlier attempt")
+    with atomic.open_atomic(tmp_path / "f") as out:
+        out.write(b"new")
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["f"]
