@@ -1,7 +1,9 @@
 """Settings every test runs under. Strict on purpose: what JAX can check, it checks."""
 
+import contextlib
 import gc
 import importlib.metadata
+import logging
 import os
 import pathlib
 
@@ -18,6 +20,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
+
+from configs import defaults
+from ddpm_jax import user_messages
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
@@ -68,6 +73,52 @@ def _drop_compiled_programs():
     if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY_BYTES:
         jax.clear_caches()
         gc.collect()
+
+
+class _Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _logged():
+    """The lines that the package logs meanwhile, as they come."""
+    logger, handler = logging.getLogger("ddpm_jax"), _Lines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def logged():
+    """Context manager: the lines that the package logs inside."""
+    return _logged
+
+
+@pytest.fixture
+def log_lines():
+    """The lines that the package logs in a test, as they come."""
+    with _logged() as lines:
+        yield lines
+
+
+@pytest.fixture
+def printed_log():
+    """Log lines are on stderr, as main.py has them printed."""
+    logger = logging.getLogger("ddpm_jax")
+    user_messages.configure_logging(defaults.get_config().to_dict())
+    yield
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
