@@ -16,6 +16,7 @@ import measure
 import numpy as np
 
 from ddpm_jax import build
+from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
     parser.add_argument(
-        "--stream", type=int, default=0, help="so many images of the config's data set, through features.extract"
+        "--stream", type=int, default=0, help="so many images of the config's data set, through feature_extraction.extract"
     )
     parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
     options = parser.parse_args()
@@ -61,7 +62,7 @@ def stream(config, variables, number: int, batch_size: int) -> None:
     batches = (source.batch(np.arange(i, min(i + batch_size, number)))["image"] for i in range(0, number, batch_size))
     extractor = features.FeatureExtractor("inception", features.apply_inception, {}, variables)
     begin, marks = time.perf_counter(), []
-    for part in features.extract(extractor, meshes.make_mesh(), batches, batch_size=batch_size):
+    for part in feature_extraction.extract(extractor, meshes.make_mesh(), batches, batch_size=batch_size):
         marks.append((time.perf_counter(), len(part.features)))
     print(f"{number:,} images of {source.name} {source.split}; the first {marks[0][1]} after {marks[0][0] - begin:.1f} s")
     if len(marks) > 1:

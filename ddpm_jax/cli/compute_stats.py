@@ -5,8 +5,7 @@ The whole split, each image once, not flipped, as uint8 at the model's resolutio
 
 import hashlib
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from ddpm_jax import build, config_validation
 from ddpm_jax.data import duplicates
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource, NoSuchSplit
+from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import feature_set, features, reference_stats
 from ddpm_jax.metrics.feature_set import FeatureSet
 from ddpm_jax.metrics.features import FeatureExtractor
@@ -25,7 +25,7 @@ from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime import distributed, paths, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError, UserError
-from ddpm_jax.runtime.metric_logger import Progress
+from ddpm_jax.runtime.progress import Progress
 
 
 @distributed.distributed_main()
@@ -167,15 +167,6 @@ def collect(
     count: int,
     **options: bool,
 ) -> FeatureSet:
-    """What `collection.collect` keeps of `count` images that come in batches, uint8 [b, H, W, C]; with progress."""
-    evaluation = config.evaluation
-    with Progress(count, unit="images", out=sys.stderr) as progress:
-        tell: Callable[[int], None] = progress.update if distributed.is_primary_process() else lambda images: None
-        parts = features.extract(extractor, mesh, batches, batch_size=evaluation.batch_size, report=tell)
-        return feature_set.accumulate_features(parts, count, evaluation.max_features, **options)
-
-
-def batches_of(source: ImageSource, size: int) -> Iterator[np.ndarray]:
-    """All images of a source, in order."""
-    for first in range(0, len(source), size):
-        yield source.batch(np.arange(first, min(first + size, len(source))))["image"]
+    """What is kept of the features of `count` images that come in batches, uint8 [b, H, W, C]; with progress."""
+    sizes = {"batch_size": config.evaluation.batch_size, "max_features": config.evaluation.max_features}
+    return feature_extraction.extract_set(extractor, mesh, batches, count, **sizes, **options)

@@ -13,6 +13,7 @@ from ddpm_jax.data import duplicates
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.class_sequence import reduced
 from ddpm_jax.data.source import ImageSource
+from ddpm_jax.evaluation.feature_extraction import source_batches
 from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics import reference_stats as reference_file
 from ddpm_jax.metrics.feature_set import subsample_indices
@@ -108,7 +109,7 @@ class SampleScorer:
 
     def of_source(self, source: ImageSource) -> dict[str, Any]:
         """Scores of all images of a source."""
-        return self.of_batches(compute_stats.batches_of(source, self._config.evaluation.batch_size), len(source))
+        return self.of_batches(source_batches(source, self._config.evaluation.batch_size), len(source))
 
     def of_images(self, images: np.ndarray) -> dict[str, Any]:
         """Scores of images, uint8 [N, H, W, C]."""

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import ode_likelihood
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, BatchDriver
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.samplers.sampler import DenoiseFn
 
@@ -74,11 +73,10 @@ class OdeLikelihoodEvaluator:
           ValueError: probes, a tolerance, the chain or the prediction are out of range; see `flow_likelihood.check`.
         """
         ode_likelihood.validate_args(schedule, prediction=prediction, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
-        self.mesh = mesh
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._driver = BatchDriver(mesh, batch_size)
+        self.batch_size = self._driver.batch_size
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
-        sharded, replicated = P(*mesh.axis_names), P()
 
         def measure(params: Any, labels: jax.Array | None, images: jax.Array, key_data: jax.Array):
             keys = jax.random.wrap_key_data(key_data)
@@ -99,10 +97,10 @@ class OdeLikelihoodEvaluator:
 
             return jax.vmap(one)(ode_likelihood.dequantize(images, keys), labels, keys)
 
-        in_specs = (replicated, sharded, sharded, sharded)
+        in_specs = (REPLICATED, SHARDED, SHARDED, SHARDED)
         # check_vma would have every loop's carry marked as differing between devices, which diffrax's are not. It guards
         # collectives and the gradients through them; there are none here.
-        self._measure = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=in_specs, out_specs=sharded, check_vma=False))
+        self._measure = jax.jit(self._driver.shard(measure, in_specs, check_vma=False))
 
     def measure(
         self,
@@ -127,39 +125,24 @@ class OdeLikelihoodEvaluator:
         Raises:
           UserError: the solver gave up on an image.
         """
-        for done in range(0, len(images), self.batch_size):
-            count = min(self.batch_size, len(images) - done)
-            # The last batch is filled up with its own last image: no second compilation.
-            rows = done + np.minimum(np.arange(self.batch_size), count - 1)
-            batch = self._on_devices(images[rows])
-            device_labels = None if labels is None else self._on_devices(np.asarray(labels, np.int32)[rows])
-            key_data = _image_key_data(key, self._on_devices((first_image + rows).astype(np.int32)))
-            found = self._on_host(self._measure(params, device_labels, batch, key_data))
-            finished = found.finished[:count]
-            if not finished.all():
+        labels = None if labels is None else np.asarray(labels, np.int32)
+        done = 0
+        for found in self._driver.run(
+            lambda batch: self._measure(params, batch.inputs[1], batch.inputs[0], batch.key_data),
+            self._driver.split((images, labels), len(images)),
+            key=key,
+            first_image=first_image,
+            report=report,
+        ):
+            if not found.finished.all():
+                image = first_image + done + int(np.argmin(found.finished))
                 raise UserError(
-                    f"the flow of image {first_image + done + int(np.argmin(finished))} did not end within {self._limits}: "
+                    f"the flow of image {image} did not end within {self._limits}: "
                     "set config.evaluation.ode_tolerance to a larger value (and check that the weights are finite)"
                 )
-            nats, prior_nats = (np.asarray(column, np.float64)[:count] for column in (found.nats, found.prior_nats))
-            report(done + count)
+            done += len(found.finished)
             yield OdeLikelihoodBatch(
-                bits=ode_likelihood.bits_per_dim(nats),
-                prior_bits=-prior_nats / np.log(2.0),
-                evaluations=found.evaluations[:count],
+                bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
+                prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),
+                evaluations=found.evaluations,
             )
-
-    def _on_devices(self, rows: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(self.mesh, P(*self.mesh.axis_names))
-        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-
-    def _on_host(self, arrays: Any) -> Any:
-        if jax.process_count() > 1:
-            return multihost_utils.process_allgather(arrays, tiled=True)
-        return jax.device_get(arrays)
-
-
-@jax.jit
-def _image_key_data(key: jax.Array, indices: jax.Array) -> jax.Array:
-    """uint32 [B, 2]: the key of each image."""
-    return jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))

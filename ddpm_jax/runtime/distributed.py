@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from ddpm_jax.runtime import config_changes, run_record, workdir
 from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
+from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.runtime.run_lock import RunLock
 
 SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show one host what another has written
@@ -47,6 +48,13 @@ def log_once(line: str) -> None:
     """Tell on stderr, once of all processes."""
     if is_primary_process():
         print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def show_progress(total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
+    """Context: a function to call with how many of `total` are done, fractions included; process 0 shows it on stderr."""
+    with Progress(total, unit) as progress:
+        yield progress.update if is_primary_process() else lambda done: None
 
 
 @contextlib.contextmanager

@@ -54,7 +54,9 @@ def config_of(**evaluation):
 )
 def test_what_was_trained_on_is_not_held_out(monkeypatch, held_out, match):
     sets(monkeypatch, train=images(20), other=held_out)
-    with pytest.raises(UsageError, match=rf"heldout_split is 'other', but {match}.*config.data.split='train\[:90%\]'") as caught:
+    with pytest.raises(
+        UsageError, match=rf"heldout_split is 'other', but {match}.*config.data.split='train\[:90%\]'"
+    ) as caught:
         find_held_out(config_of(heldout_split="other"))
     assert "\n" not in str(caught.value)
 

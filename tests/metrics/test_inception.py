@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
 
@@ -79,7 +80,7 @@ def test_the_extractor_is_the_network_with_its_resize(golden, images, variables,
     """uint8 32x32, through jit and the batches of `extract`: more than a CPU takes at once, in groups."""
     extractor = features.FeatureExtractor("inception", features.apply_inception, {}, variables)
     many = images["32"][np.arange(inception.CPU_GROUP + 1) % 2]
-    (got,) = features.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
+    (got,) = feature_extraction.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
     which = np.arange(len(many)) % 2
     assert_equal_to(golden["32_features"][which], got.features)
     assert_equal_to(golden["32_logits"][which], got.logits)

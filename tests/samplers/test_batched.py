@@ -15,7 +15,7 @@ from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 
 SHAPE = (4, 4, 1)
 N = 11
-STEPS = 40  # taken in stretches of 20
+STEPS = 40  # taken in chunks of 20
 PARAMS = {"scale": np.float32(2.0)}
 KEPT = (0, 17, 39)
 
@@ -70,7 +70,7 @@ def test_images_are_the_same_at_any_batch_size_and_on_any_devices(reference, dev
 
 
 def test_kept_steps_are_those_of_the_scan(reference):
-    """On eight devices, in stretches, over two batches: x_t and pred_xstart of steps 0, 17 and 39; 1e-4."""
+    """On eight devices, in chunks, over two batches: x_t and pred_xstart of steps 0, 17 and 39; 1e-4."""
     batches = list(generator(8, 8, save_steps=KEPT).generate(PARAMS, jax.random.key(0), num_images=N))
     np.testing.assert_array_equal(images(batches), reference[0])
     for field, want in (("saved_x", reference[1]), ("saved_pred_xstart", reference[2])):
@@ -91,7 +91,7 @@ def four():
     return generator(2, 4, counted), traces
 
 
-def test_one_compilation_serves_all_batches_stretches_params_and_keys(four):
+def test_one_compilation_serves_all_batches_chunks_params_and_keys(four):
     made, traces = four
     first = images(made.generate(PARAMS, jax.random.key(0), num_images=4))
     compiled = []
@@ -132,7 +132,7 @@ def test_params_reach_the_network(four, reference):
 
 
 def test_report_counts_up_to_the_number_of_images(four):
-    """2 stretches for each of 3 batches: in fractions, always on, to 11 exactly."""
+    """2 chunks for each of 3 batches: in fractions, always on, to 11 exactly."""
     made, _ = four
     reports = []
     list(made.generate(PARAMS, jax.random.key(0), num_images=N, report=reports.append))
