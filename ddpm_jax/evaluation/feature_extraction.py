@@ -1,5 +1,6 @@
 """Features of many images, over all devices: batch by batch, or accumulated as statistics."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -59,23 +60,33 @@ def extract(
         yield found
 
 
-def extract_set(
-    extractor: FeatureExtractor,
-    mesh: Mesh,
-    batches: Iterable[np.ndarray],
-    count: int,
-    *,
-    batch_size: int,
-    max_features: int,
-    **options: bool,
-) -> FeatureSet:
-    """What `accumulate_features` keeps of `count` images that come in batches, uint8 [b, H, W, C]; shows progress."""
-    with distributed.show_progress(count) as report:
-        parts = extract(extractor, mesh, batches, batch_size=batch_size, report=report)
-        return feature_set.accumulate_features(parts, count, max_features, **options)
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureCollector:
+    """Computes features over all devices, and keeps of them what scores and statistics need.
 
+    Attributes:
+      extractor: of the features.
+      mesh: whose devices compute them.
+      batch_size: images at a time.
+      max_features: how many features to keep; 0 for all.
+    """
 
-def source_batches(source: ImageSource, size: int) -> Iterator[np.ndarray]:
-    """All images of a source, in order: uint8 [b, H, W, C]."""
-    for first in range(0, len(source), size):
-        yield source.batch(np.arange(first, min(first + size, len(source))))["image"]
+    extractor: FeatureExtractor
+    mesh: Mesh
+    batch_size: int
+    max_features: int = 0
+
+    def collect(self, batches: Iterable[np.ndarray], count: int, **options: bool) -> FeatureSet:
+        """What `accumulate_features` keeps of `count` images, uint8 [b, H, W, C] each batch; shows progress."""
+        with distributed.show_progress(count) as report:
+            parts = extract(self.extractor, self.mesh, batches, batch_size=self.batch_size, report=report)
+            return feature_set.accumulate_features(parts, count, self.max_features, **options)
+
+    def split(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """The images [N, H, W, C] in batches."""
+        return (images[first : first + self.batch_size] for first in range(0, len(images), self.batch_size))
+
+    def read(self, source: ImageSource) -> Iterator[dict[str, np.ndarray]]:
+        """All of a source, in order and in batches, as `source.batch` gives them."""
+        for first in range(0, len(source), self.batch_size):
+            yield source.batch(np.arange(first, min(first + self.batch_size, len(source))))

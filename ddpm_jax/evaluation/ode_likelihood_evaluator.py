@@ -75,6 +75,7 @@ class OdeLikelihoodEvaluator:
         ode_likelihood.validate_args(schedule, prediction=prediction, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
         self._driver = BatchDriver(mesh, batch_size)
         self.batch_size = self._driver.batch_size
+        self.probes, self.rtol = probes, rtol
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
 

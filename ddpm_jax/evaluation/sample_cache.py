@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.runtime import manifest
+from ddpm_jax.evaluation import manifest
 from ddpm_jax.runtime.errors import UserError
 
 

@@ -72,7 +72,8 @@ class VlbEvaluator:
           ValueError: an odd number of timesteps, below 4, or T and more, which is no gain; an unknown decoder.
         """
         likelihood.check_decoder(decoder)
-        steps = schedule.num_timesteps
+        self.decoder = decoder
+        self.num_timesteps = steps = schedule.num_timesteps
         if timesteps_per_image and (timesteps_per_image % 2 or not 4 <= timesteps_per_image < steps):
             raise ValueError(
                 f"{timesteps_per_image} timesteps for each image: they are drawn in pairs, t = 0 always, so take an even "

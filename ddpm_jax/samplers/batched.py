@@ -131,6 +131,11 @@ class BatchedSampler:
         batches = self._driver.split((labels, given), num_images)
         return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
 
+    def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
+        """As `generate`, all images in one."""
+        columns = zip(*self.generate(params, key, **options), strict=True)
+        return GeneratedBatch(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
     def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
         last, steps = first_step + self.chunk_size, self.sampler.num_steps
         before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import build
-from ddpm_jax.cli import evaluate, load_params, sample, train
+from ddpm_jax.cli import common, evaluate, sample, train
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.training import ema
@@ -40,7 +40,7 @@ def restored(trained, tiny_config, kept):
         if (name, step) in kept:
             return kept[name, step]
         config = tiny_config(FIELDS | {"sampling.params": name, "sampling.checkpoint_step": step})
-        params, found = load_params.restore(config, trained, meshes.make_mesh())
+        params, found = common.restore_params(config, trained, meshes.make_mesh())
         assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(params))
         vector = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
         if build.params_field(config):  # what is made of several is made anew, and tells so
@@ -128,7 +128,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
     for file in reports:
         report = json.loads((tmp_path / file).read_text())
         (drawn,) = report["drawn"]
-        assert report["weights"] == drawn["weights"] == drawn["sampling"]["weights"]
+        assert report["weights"] == drawn["weights"] == drawn["sampling"]["params"]
         found[report["weights"]] = (drawn["weights_sha256"], drawn["frechet"])
     assert set(found) == {"ema", "power_0.1", "power_0.15"}
     assert len({digest for digest, _ in found.values()}) == len({distance for _, distance in found.values()}) == 3
@@ -139,7 +139,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"sampling.params": "eam"}, r"weights is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
+        ({"sampling.params": "eam"}, r"params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
         ({"sampling.params": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.params": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.params": "decay_0.6"}, r"'decay_0\.6': choose one of"),
@@ -148,7 +148,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
             r"this run kept none: choose one of ema, raw, decay_0\.5, or train a new run",
         ),
         ({"ema.power_sigma_rel": (0.4,)}, r"config\.ema\.power_sigma_rel: the relative standard deviation 0\.4"),
-        ({"ema.extra_decays": (1.0,)}, r"config\.ema\.decays: the decay 1 of an average"),
+        ({"ema.extra_decays": (1.0,)}, r"config\.ema\.extra_decays: the decay 1 of an average"),
         ({"evaluation.params": ("ema", "best")}, r"'best': choose one of"),
     ],
 )
@@ -169,4 +169,4 @@ def test_a_run_keeps_the_averages_it_began_with(trained, tiny_config):
         train.run(tiny_config(FIELDS | {"ema.power_sigma_rel": (0.1,)}), str(trained))
     config = tiny_config(FIELDS | {"sampling.params": "power_0.2", "sampling.checkpoint_step": 99})
     with pytest.raises(UserError, match=r"no checkpoint of step 99 .* could be made of"):
-        load_params.restore(config, trained, meshes.make_mesh())
+        common.restore_params(config, trained, meshes.make_mesh())

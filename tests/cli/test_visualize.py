@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import build
-from ddpm_jax.cli import load_params, sample, visualize
-from ddpm_jax.diffusion import pixels
+from ddpm_jax.cli import common, sample, visualize
+from ddpm_jax.diffusion import pixels, vlb
 from ddpm_jax.plotting import filmstrip
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError, UserError
@@ -149,9 +149,9 @@ def test_an_unconditional_model_has_no_classes_to_show(tiny_config):
 def test_the_way_back_starts_from_the_noise_of_the_way_there(trained, tiny_config):
     config = visualize.with_few_images(tiny_config(FIELDS))
     mesh = meshes.make_mesh()
-    params, _ = load_params.restore(config, trained, mesh)
+    params, _ = common.restore_params(config, trained, mesh)
     generator, t = visualize.build_reverse(config, mesh)
-    drawn = sample.draw(config, generator, params)
+    drawn = common.generate(config, generator, params)
     noise = visualize.starting_noise(config)
     np.testing.assert_allclose(drawn.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two programs: equal but for rounding
     assert (np.diff(t) < 0).all()
@@ -186,7 +186,7 @@ def test_bits_to_noise_in_closed_form(tiny_config):
     """½ [acp mean(x²) - acp - log(1 - acp)] / log 2 of each image; 1e-6, where float32 would lose it."""
     config = tiny_config(FIELDS)
     schedule, images, t = build.build_schedule(config), digits(config), np.array([0, 50, 99])
-    bits = visualize.bits_to_noise(schedule, images, t)
+    bits = vlb.bits_to_noise(schedule, images, t)
     assert bits.dtype == np.float64
     power = np.square(images / 127.5 - 1).mean(axis=(1, 2, 3))
     cumprod = schedule.alphas_cumprod[t][:, None]
@@ -234,8 +234,8 @@ def test_what_cannot_be_drawn_is_said_in_one_line(trained, tiny_config, tmp_path
     refused(r"visualize\.num_images is 0: choose 1\.\.16", {"visualize.num_images": 0})
     refused(r"visualize\.num_stages is 4: choose 5\.\.24", {"visualize.num_stages": 4})
     refused(r"visualize\.num_stages is 25", {"visualize.num_stages": 25})
-    refused(r"first_image is -1", {"visualize.start_index": -1})
-    refused(r"digits holds 1,500 images.*first_image=1498", {"visualize.start_index": 1498})
+    refused(r"start_index is -1", {"visualize.start_index": -1})
+    refused(r"digits holds 1,500 images.*start_index=1498", {"visualize.start_index": 1498})
     refused(r"num_timesteps is 3: too few", {"diffusion.num_timesteps": 3, "sampling.num_steps": 2})
     refused(r"config\.sampling", {"sampling.num_steps": 101})
     refused(r"there are 2, 4, 6", {"sampling.checkpoint_step": 5}, UserError)

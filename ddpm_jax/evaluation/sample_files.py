@@ -201,6 +201,13 @@ def trajectory_images(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), finished], axis=1) for name, x in stages.items()}
 
 
+def pictures_of(drawn: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """A grid of the images, and strips of the kept stages: suffix of a file's name -> uint8 [H', W', C]."""
+    names = row_names(drawn.labels, class_names)
+    pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.labels, names)}
+    return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(drawn).items()}
+
+
 def chain_strip(stages: np.ndarray) -> np.ndarray:
     """A picture of a few chains, with evenly spread stages: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
     count = stages.shape[1]

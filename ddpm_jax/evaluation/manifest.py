@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from ddpm_jax.runtime import paths
+from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.workdir import write_atomically
 
@@ -54,9 +55,9 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[
       identity: of the new results.
       defaults: values of fields of `identity` that are younger than the folder; others of them are not looked at.
     """
-    new = _flat(json.loads(json.dumps(identity)))
-    younger = {name: value for name, value in _flat(json.loads(json.dumps(defaults or {}))).items() if name in new}
-    old = younger | _flat(read(folder))
+    new = flatten(json.loads(json.dumps(identity)))
+    younger = {name: value for name, value in flatten(json.loads(json.dumps(defaults or {}))).items() if name in new}
+    old = younger | flatten(read(folder))
     differing = [
         f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
@@ -96,13 +97,3 @@ def _numbered(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     yield folder
     for number in itertools.count(2):
         yield folder.with_name(f"{folder.name}-{number}")
-
-
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ddpm_jax.runtime import report as reports
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.workdir import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Results:
         except OSError as error:
             raise UserError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
         file = self.folder / f"{words}-{result.metric}-{result.group}.json"
-        reports.write_json(file, dataclasses.asdict(result))
+        write_json(file, dataclasses.asdict(result))
         return file
 
     def read(self) -> list[Result]:
@@ -96,9 +96,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    fields: dict[str, Any] = {}
-    for name, part in value.items():
-        fields |= flatten(part, f"{prefix}{name}.") if isinstance(part, dict) else {prefix + name: part}
-    return fields
+def write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Write numbers and their provenance; NaN and infinity, which JSON does not have, become null.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    write_atomically(file, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    return value
