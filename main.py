@@ -27,7 +27,7 @@ from ddpm_jax.runtime.errors import UsageError, UserError, format_flag_error
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
-RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "workdir.py"
+RUN_CONFIG = pathlib.Path(__file__).with_name("configs") / "from_workdir.py"
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
@@ -38,9 +38,9 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: train or resume; sample: generate images; inpaint, image_to_image, interpolate: start from images; "
-    "visualize: figures of the chain; evaluate: metrics; reference: save a data set's statistics. See README.md.",
+    "visualize: figures of the chain; evaluate: metrics; compute_stats: save a data set's statistics. See README.md.",
 )
-flags.DEFINE_string("output", "", "All modes but train: folder to write to (reference: file); by default in the workdir.")
+flags.DEFINE_string("output", "", "All modes but train: folder to write to (compute_stats: file); by default in the workdir.")
 flags.DEFINE_string("profile", "", "--mode=train: FIRST:LAST, steps to trace into the workdir's profile/, such as 20:25.")
 flags.DEFINE_string("compilation_cache", CACHE, "Cache of compiled programs, so that each is compiled once; '' for none.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not recognize by itself.")

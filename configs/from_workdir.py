@@ -1,4 +1,4 @@
-"""The config of an existing run: --config=configs/from_workdir.py:runs/digits. Taken by itself where --config is left out."""
+"""The config of an existing run: --config=configs/from_workdir.py:runs/digits. Used automatically if --config is omitted."""
 
 from ml_collections import ConfigDict
 
@@ -9,10 +9,10 @@ from ddpm_jax.runtime.errors import UserError
 
 
 def get_config(folder: str) -> ConfigDict:
-    """What `folder`/config.json holds; fields younger than that run have their defaults.
+    """The config in `folder`/config.json; fields that it does not have get their defaults.
 
     Raises:
-      UserError: there is no such file, or a field in it is not one of configs/defaults.py or not of its type.
+      UserError: there is no such file, or it has an unknown field or a value of the wrong type.
     """
     config = defaults.get_config()
     if fault := config_file.update(config, workdir.read_config(folder)):

@@ -14,7 +14,7 @@ from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "workdir"))
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "from_workdir"))
 
 PUBLISHED = {  # parameters
     "cifar10": 35_746_307,

@@ -110,9 +110,9 @@ def test_modes_exist(page):
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("`diffusion.q_sample`, `flow_likelihood.flow_density`, `bound.summarize`, `post_hoc.recipe`", []),
-        ("`diffusion.q_simple`", ["diffusion.q_simple"]),
-        ("`flow_likelihood.no_density`", ["flow_likelihood.no_density"]),
+        ("`gaussian.q_sample`, `vlb.summarize`, `posthoc_ema.solve_posthoc_weights`, `lax.scan`", []),
+        ("`gaussian.q_simple`", ["gaussian.q_simple"]),
+        ("`ode_likelihood.no_density`", ["ode_likelihood.no_density"]),
         ("`no_module.q_sample`", ["no_module.q_sample"]),
         ("`lax.scan`, `jax.jit`, `lax.scam`", ["lax.scam"]),
         ("`evaluation.max_features`, `sampling.params=ema`, `evaluation.kept_fetures`", ["evaluation.kept_fetures"]),

@@ -15,7 +15,7 @@ from ddpm_jax.metrics import features
 from ddpm_jax.runtime.errors import UsageError
 
 CONFIGS = sorted(pathlib.Path(digits.__file__).parent.glob("*.py"))
-SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "workdir")]
+SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "from_workdir")]
 
 
 def source(images, split):

@@ -1,4 +1,4 @@
-"""What the README says is true: its Python runs, its commands name fields, modes and files that exist."""
+"""The README, and the pages with its longer commands: their Python runs, their commands name fields, modes and files."""
 
 import pathlib
 import re
@@ -11,8 +11,16 @@ from ml_collections import config_flags
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-SHELL = "".join(block for kind, block in BLOCKS if kind == "sh").replace("\\\n", " ")
-COMMANDS = [line for line in SHELL.splitlines() if line.startswith("python main.py")]
+PAGES = [README, *(README.parent / "docs" / name for name in ("training.md", "sampling.md"))]
+
+
+def commands(page):
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("python main.py")]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
 def test_its_python_runs():
