@@ -38,6 +38,8 @@ class OdeLikelihoodEvaluator:
 
     Attributes:
       batch_size: images at a time over all devices.
+      probes: random directions for each image; 0 for the exact trace.
+      rtol: error allowed in a step, relative.
       start_sigma: the noise level at which the flow ends and densities are taken, in units of [-1, 1].
     """
 

@@ -40,7 +40,14 @@ class VlbBatch(NamedTuple):
 
 
 class VlbEvaluator:
-    """Compiled once for a network and batch size; then `measure` for any parameters and images."""
+    """Compiled once for a network and batch size; then `measure` for any parameters and images.
+
+    Attributes:
+      batch_size: images at a time over all devices.
+      terms: terms measured of each image, K.
+      num_timesteps: of the chain, T.
+      decoder: of L_0.
+    """
 
     def __init__(
         self,

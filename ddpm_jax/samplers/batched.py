@@ -115,7 +115,7 @@ class BatchedSampler:
           report: called with the number of images done, fractions of a batch included, as work goes on.
 
         Raises:
-          NotFinite: some images hold NaN or infinity after some steps; the batches yielded before are sound.
+          NonFiniteSamples: some images hold NaN or infinity after some steps; the batches yielded before are sound.
         """
 
         def compute(batch: Batch) -> GeneratedBatch:

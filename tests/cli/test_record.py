@@ -133,7 +133,7 @@ def test_a_state_of_before_0_1_0_without_clipping_is_read(tmp_path, tiny_config)
 
 
 def test_a_start_that_is_stopped_before_its_first_step_saves_nothing(tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(train.Interrupt, "check", lambda self: setattr(self, "_agreed", 15) or 15)
+    monkeypatch.setattr(train.GracefulShutdown, "check", lambda self: setattr(self, "_agreed", 15) or 15)
     assert train.run(tiny_config(), str(tmp_path)) == 143
     assert record(tmp_path) == [None, None]
     assert os.listdir(tmp_path / "checkpoints") == []
