@@ -1,4 +1,4 @@
-"""One module per --mode, and `common` for what they share. Each mode is a function
+"""One module per --mode, and `common` for what they share. Each mode is a function:
 
     run(config, folder, *, output="", defaults=None) -> exit code
 

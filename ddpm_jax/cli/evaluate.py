@@ -19,15 +19,20 @@ from ml_collections import ConfigDict
 import ddpm_jax
 from ddpm_jax import build, config_validation, data_config, evaluation_config, sampling_config
 from ddpm_jax.cli import common
-from ddpm_jax.evaluation import heldout_likelihood, report
+from ddpm_jax.evaluation import report
 from ddpm_jax.evaluation.generation import generate_into_cache
 from ddpm_jax.evaluation.held_out import HeldOut
+from ddpm_jax.evaluation.heldout_likelihood import measure_ode_likelihood, measure_vlb
 from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
 from ddpm_jax.runtime.metric_logger import TensorBoardWriter
 from ddpm_jax.training import load_params
+
+# Of images held out: what measures them, and how it is summarized.
+EVALUATORS = {"bits_per_dim": build.build_vlb_evaluator, "ode_bits_per_dim": build.build_ode_likelihood_evaluator}
+MEASURES = {"bits_per_dim": measure_vlb, "ode_bits_per_dim": measure_ode_likelihood}
 
 
 @distributed.distributed_main()
@@ -39,9 +44,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         fields = evaluation_config.params_fields(config)
         load_params.check_available(workdir.checkpoint_folder(run_folder), config.evaluation.checkpoint_steps, fields)
         cases = [(case, build.build_batched_sampler(case, mesh)) for case in sampling_cases(config)]
-        named = config.evaluation.metrics
-        meter = build.build_vlb_evaluator(config, mesh) if "bits_per_dim" in named else None
-        flow_meter = build.build_ode_likelihood_evaluator(config, mesh) if "ode_bits_per_dim" in named else None
+        evaluators = {kind: make(config, mesh) for kind, make in EVALUATORS.items() if kind in config.evaluation.metrics}
         trained_on = workdir.read_data_identity(run_folder)
         held_out = evaluation_config.find_held_out(config, trained_on)
         wanted = evaluation_config.metrics_of(config, held_out)
@@ -62,10 +65,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             for case, generator in cases if comparison else ():
                 case.sampling.params = name
                 added += measurement.of_generated(case, generator, params, found, comparison)
-            if meter and held_out.source:
-                added += measurement.of_bound(config, meter, params, found)
-            if flow_meter and held_out.source:
-                added += measurement.of_flow(config, flow_meter, params, found)
+            for kind, evaluator in evaluators.items() if held_out.source else ():
+                added += measurement.of_held_out(kind, config, evaluator, params, found)
             with distributed.raise_on_all_processes():
                 if distributed.is_primary_process():
                     measurement.write_reports()
@@ -143,26 +144,21 @@ class Measurement:
         }
         return self._add_scores("drawn", key, row, details, comparison, report.stem(step, found["weights"]))
 
-    def of_bound(self, config: ConfigDict, meter: Any, params: Any, found: dict[str, Any]) -> list[Result]:
-        """The variational bound of the images held out."""
-        split = self._held_out.source.split
-        bound = heldout_likelihood.measure_bound(meter, params, self._held_out.source, **self._options(config))
-        row = {"images": f"real, {split}", "step": found["step"], "weights": found["weights"], **bound.row}
+    def of_held_out(self, kind: str, config: ConfigDict, evaluator: Any, params: Any, found: dict[str, Any]) -> list[Result]:
+        """The likelihood of the images held out: the variational bound, or the density under the ODE."""
+        source, seed = self._held_out.source, config.sampling.seed
+        has_classes, number = config.model.class_conditional, config.evaluation.num_heldout_images
+        measured = MEASURES[kind](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
+        row = {"images": f"real, {source.split}", "step": found["step"], "weights": found["weights"], **measured.row}
         row |= self._changed_words(config, found)
-        key = found | {"split": split, "seed": config.sampling.seed, **self._changed(config, found)}
-        key |= {name: bound.numbers[name] for name in ("images", "images_sha256", "terms_per_image", "decoder")}
-        notes = [] if config.evaluation.vlb_decoder == "exact" else ["bits/dim by the tanh decoder of improved-diffusion"]
-        return self._add_bound("bits_per_dim", key, row, {"split": split, **bound.numbers}, notes, bound.picture)
-
-    def of_flow(self, config: ConfigDict, meter: Any, params: Any, found: dict[str, Any]) -> list[Result]:
-        """The likelihood of the images held out under the probability flow."""
-        split = self._held_out.source.split
-        numbers, row = heldout_likelihood.measure_flow(meter, params, self._held_out.source, **self._options(config))
-        row = {"images": f"real, {split}", "step": found["step"], "weights": found["weights"], **row}
-        row |= self._changed_words(config, found)
-        key = found | {"split": split, "seed": config.sampling.seed, **self._changed(config, found)}
-        key |= {name: numbers[name] for name in ("images", "images_sha256", "trace", "tolerance")}
-        return self._add_bound("ode_bits_per_dim", key, row, {"split": split, **numbers}, heldout_likelihood.flow_notes(meter))
+        say(row)
+        key = found | {"split": source.split, "seed": seed, **self._changed(config, found)}
+        key |= {name: measured.numbers[name] for name in measured.depends_on}
+        details = {"split": source.split, **measured.numbers, "weights_sha256": found["weights_sha256"]}
+        details |= {"config": self._record(found["step"]), "notes": measured.notes}
+        added = [self._result(kind, kind, key, row, details)]
+        self._write(added, report.stem(found["step"], found["weights"]), measured.picture)
+        return added
 
     def write_reports(self) -> None:
         """Reports, table and curves of all results in the folder."""
@@ -192,21 +188,6 @@ class Measurement:
         self._write(added, words)
         return added
 
-    def _add_bound(
-        self,
-        kind: str,
-        key: dict[str, Any],
-        row: dict[str, Any],
-        numbers: dict[str, Any],
-        notes: list[str],
-        picture: Any = None,
-    ) -> list[Result]:
-        say(row)
-        details = numbers | {"weights_sha256": key["weights_sha256"], "config": self._record(key["step"]), "notes": notes}
-        added = [self._result(kind, kind, key, row, details)]
-        self._write(added, report.stem(key["step"], key["weights"]), picture)
-        return added
-
     def _result(self, kind: str, metric: str, key: dict[str, Any], row: dict[str, Any], details: dict[str, Any]) -> Result:
         notes = list(details.get("notes", ()))
         if kind != "drawn" or not self._held_out.source:  # without images held out there is no other row to note it at
@@ -222,13 +203,6 @@ class Measurement:
                         file = self._results.add(result, words)
                         if picture is not None:
                             image_grid.save_png(file.with_suffix(".png"), picture)
-
-    def _options(self, config: ConfigDict) -> dict[str, Any]:
-        return {
-            "num_images": config.evaluation.num_heldout_images,
-            "seed": config.sampling.seed,
-            "has_classes": config.model.class_conditional,
-        }
 
     def _trained(self, step: int) -> dict[str, Any]:
         """The config that the checkpoint of `step` was trained with. That of config.json may be younger, and change again."""

@@ -5,7 +5,7 @@ Both are measured image by image by an evaluator, and summarized here as numbers
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,78 +18,40 @@ from ddpm_jax.plotting import charts
 from ddpm_jax.runtime import distributed, rng
 
 
-class Bound:
-    """The variational bound over a set, from the terms of each image.
+class Likelihood(NamedTuple):
+    """A likelihood of a set of images.
 
     Attributes:
-      numbers: for the report: bits/dim with its standard error over the images, rate and distortion, and the curve.
-      row: for the table.
-      picture: uint8 [H, W, 3], the terms over t and the distortion over the rate.
+      numbers: for the report.
+      row: for a table.
+      depends_on: those of the numbers that tell such results apart.
+      notes: what keeps the number from being compared with others'.
+      picture: uint8 [H, W, 3], or None.
     """
 
-    def __init__(self, measured: VlbBatch, num_timesteps: int):
-        t, weights, bits, xstart_mse, eps_mse, prior = measured
-        number, terms = bits.shape
-        total = prior + (weights * bits).sum(axis=1)
-        count = np.bincount(t.ravel(), minlength=num_timesteps)
-        seen = np.flatnonzero(count)
-        bits_at, mse_at, eps_mse_at = (
-            np.bincount(t.ravel(), values.ravel(), minlength=num_timesteps)[seen] / count[seen]
-            for values in (bits, xstart_mse, eps_mse)
-        )
-        distortion = np.where(t == 0, weights * bits, 0.0).sum(axis=1)
-        error = total.std(ddof=1) / np.sqrt(number) if number > 1 else float("nan")
-        exact = terms == num_timesteps
-        self.numbers: dict[str, Any] = {
-            "images": number,
-            "terms_per_image": terms,
-            "exact": exact,
-            "bits_per_dim": float(total.mean()),
-            "standard_error": float(error),
-            "prior": float(prior.mean()),
-            "rate": float((total - distortion).mean()),
-            "distortion_bits": float(distortion.mean()),
-            "distortion_rmse": float(vlb.LEVELS_PER_UNIT * np.sqrt(mse_at[0])),
-        }
-        self.row = {"count": number, "bits/dim": float(total.mean()), "± standard error": float(error)}
-        self.row |= {"rate": self.numbers["rate"], "distortion": self.numbers["distortion_bits"]}
-        curves = [charts.Line(seen, bits_at)]
-        pictures = [charts.Chart("Terms of the bound", "t", "bits/dim", curves, log_y=True)]
-        rows = likelihood.VlbTerms(bits=bits.T, xstart_mse=xstart_mse.T, eps_mse=eps_mse.T)
-        if exact:
-            rate, rmse = (
-                curve[::-1] for curve in vlb.rate_distortion_curve(prior, rows)
-            )  # as the receiver sees it: from x_T on
-            self.numbers |= {
-                "terms": bits_at.tolist(),
-                "eps_mse": eps_mse_at.tolist(),
-                "rate_curve": rate.tolist(),
-                "distortion_curve_rmse": rmse.tolist(),
-            }
-            pictures.append(
-                charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", [charts.Line(rate, rmse)])
-            )
-        else:
-            # The drawing of terms alone, for these images; standard_error has it in it, beside the images' own spread.
-            self.numbers["estimate_error"] = vlb.estimate_vlb(prior, rows, weights.T).standard_error
-        self.picture = charts.draw(pictures)
+    numbers: dict[str, Any]
+    row: dict[str, float | int]
+    depends_on: tuple[str, ...]
+    notes: list[str]
+    picture: np.ndarray | None = None
 
 
-def measure_bound(
+def measure_vlb(
     evaluator: VlbEvaluator, params: Any, source: ImageSource, *, num_images: int, seed: int, has_classes: bool
-) -> Bound:
-    """The bound over the first images of the source: at most `num_images`, all for 0."""
+) -> Likelihood:
+    """The variational bound over the first images of the source: at most `num_images`, all for 0."""
     key = rng.purpose_key(seed, "bound")
     columns, images_sha256 = _measure(evaluator, params, source, num_images, key, has_classes)
-    measured = Bound(VlbBatch(*columns), evaluator.num_timesteps)
-    measured.numbers |= {"decoder": evaluator.decoder, "images_sha256": images_sha256}
-    return measured
+    numbers, row, picture = summarize_vlb(VlbBatch(*columns), evaluator.num_timesteps)
+    numbers |= {"decoder": evaluator.decoder, "images_sha256": images_sha256}
+    notes = [] if evaluator.decoder == "exact" else ["bits/dim by the tanh decoder of improved-diffusion"]
+    return Likelihood(numbers, row, ("images", "images_sha256", "terms_per_image", "decoder"), notes, picture)
 
 
-def measure_flow(
+def measure_ode_likelihood(
     evaluator: OdeLikelihoodEvaluator, params: Any, source: ImageSource, *, num_images: int, seed: int, has_classes: bool
-) -> tuple[dict[str, Any], dict[str, float | int]]:
-    """The ODE likelihood of the first images of the source, as `measure_bound`: for the report, and for the table."""
+) -> Likelihood:
+    """The density under the probability-flow ODE, of the images that `measure_vlb` takes."""
     if not evaluator.probes:
         size = math.prod(source.batch(np.arange(1))["image"].shape)
         distributed.log_once(
@@ -113,15 +75,58 @@ def measure_flow(
         "images_sha256": images_sha256,
     }
     row = {"count": len(bits), "flow bits/dim": mean, "± flow": error, "evaluations": round(float(evaluations.mean()))}
-    return numbers, row
-
-
-def flow_notes(evaluator: OdeLikelihoodEvaluator) -> list[str]:
-    """What keeps the number from being compared with others'."""
-    return [
+    note = (
         "flow bits/dim is the density of dequantized images, not comparable with bits/dim, the bound for 256 levels; the flow "
         f"starts at sigma {evaluator.start_sigma:.3g} (t = 0), score_sde's at 1e-3"
-    ]
+    )
+    return Likelihood(numbers, row, ("images", "images_sha256", "trace", "tolerance"), [note])
+
+
+def summarize_vlb(measured: VlbBatch, num_timesteps: int) -> tuple[dict[str, Any], dict[str, float | int], np.ndarray]:
+    """The bound over a set, from the terms of each image.
+
+    Returns:
+      Numbers for a report (bits/dim with its standard error over the images, rate and distortion, and the curve), a row of a
+      table, and a picture of the terms over t and the distortion over the rate.
+    """
+    t, weights, bits, xstart_mse, eps_mse, prior = measured
+    number, terms = bits.shape
+    total = prior + (weights * bits).sum(axis=1)
+    count = np.bincount(t.ravel(), minlength=num_timesteps)
+    seen = np.flatnonzero(count)
+    bits_at, mse_at, eps_mse_at = (
+        np.bincount(t.ravel(), values.ravel(), minlength=num_timesteps)[seen] / count[seen]
+        for values in (bits, xstart_mse, eps_mse)
+    )
+    distortion = np.where(t == 0, weights * bits, 0.0).sum(axis=1)
+    error = total.std(ddof=1) / np.sqrt(number) if number > 1 else float("nan")
+    exact = terms == num_timesteps
+    numbers: dict[str, Any] = {
+        "images": number,
+        "terms_per_image": terms,
+        "exact": exact,
+        "bits_per_dim": float(total.mean()),
+        "standard_error": float(error),
+        "prior": float(prior.mean()),
+        "rate": float((total - distortion).mean()),
+        "distortion_bits": float(distortion.mean()),
+        "distortion_rmse": float(vlb.LEVELS_PER_UNIT * np.sqrt(mse_at[0])),
+    }
+    row = {"count": number, "bits/dim": numbers["bits_per_dim"], "± standard error": numbers["standard_error"]}
+    row |= {"rate": numbers["rate"], "distortion": numbers["distortion_bits"]}
+    pictures = [charts.Chart("Terms of the bound", "t", "bits/dim", [charts.Line(seen, bits_at)], log_y=True)]
+    rows = likelihood.VlbTerms(bits=bits.T, xstart_mse=xstart_mse.T, eps_mse=eps_mse.T)
+    if exact:
+        # In the order in which a receiver gets them, from x_T on.
+        rate, rmse = (curve[::-1] for curve in vlb.rate_distortion_curve(prior, rows))
+        numbers |= {"terms": bits_at.tolist(), "eps_mse": eps_mse_at.tolist()}
+        numbers |= {"rate_curve": rate.tolist(), "distortion_curve_rmse": rmse.tolist()}
+        curve = [charts.Line(rate, rmse)]
+        pictures.append(charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", curve))
+    else:
+        # The drawing of terms alone, for these images; standard_error has it in it, beside the images' own spread.
+        numbers["estimate_error"] = vlb.estimate_vlb(prior, rows, weights.T).standard_error
+    return numbers, row, charts.draw(pictures)
 
 
 def _measure(
