@@ -159,7 +159,9 @@ def _jaxpr_flops(jaxpr) -> float:
             # Of a dilated input only every d-th value is not a known zero; a good convolution skips the others.
             total += 2 * out * kernel / math.prod(equation.params["lhs_dilation"])
         elif equation.primitive.name in cpu_conv.PLAIN:
-            total += count_flops(cpu_conv.PLAIN[equation.primitive.name], *(var.aval for var in equation.invars))
+            # Shapes alone: inside shard_map avals also carry mesh axes, which mean nothing outside it.
+            shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
+            total += count_flops(cpu_conv.PLAIN[equation.primitive.name], *shapes)
     return total
 
 

@@ -8,7 +8,7 @@ The pipeline runs as in training, onto the device, with nobody using the batches
 
 import time
 
-import measure
+import common
 from train_step import our_step
 
 from ddpm_jax import build
@@ -17,11 +17,11 @@ from ddpm_jax.runtime import mesh as meshes
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
     parser.add_argument("--in_memory", choices=build.IN_MEMORY, help="in place of the config's")
     options = parser.parse_args()
-    config = measure.load_config(options)
+    config = common.load_config(options)
     config.data.data_dir = options.data_dir
     config.data.in_memory = options.in_memory or config.data.in_memory
     batch_size = config.train.batch_size
@@ -42,11 +42,11 @@ def main() -> None:
     )
     step, _, _ = our_step(config, next(stream))
     # What lies ready from the step's turn is soon used up: a turn lasts long enough for hundreds of batches.
-    work = {"input": measure.here(lambda: next(stream)["image"].block_until_ready()), "step": measure.here(step)}
-    rows = measure.seconds(work, options.rounds, 2.0)
+    work = {"input": common.here(lambda: next(stream)["image"].block_until_ready()), "step": common.here(step)}
+    rows = common.seconds(work, options.rounds, 2.0)
     stream.close()
 
-    print(f"{measure.machine()}; {options.config}, batch {batch_size}, median of {options.rounds}")
+    print(f"{common.machine()}; {options.config}, batch {batch_size}, median of {options.rounds}")
     for name, what in (("input", "the pipeline delivers"), ("step", "the training step takes")):
         print(f"{what:26} {batch_size / rows[name]:12,.1f} images/s")
     print(f"{'ratio':26} {rows['step'] / rows['input']:12,.1f}x")

@@ -11,8 +11,8 @@ both of PyTorch's memory formats; a ratio above 1 says that ours is faster. Spee
 import resource
 import time
 
+import common
 import jax
-import measure
 import numpy as np
 
 from ddpm_jax import build
@@ -22,18 +22,18 @@ from ddpm_jax.runtime import mesh as meshes
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
     parser.add_argument(
         "--stream", type=int, default=0, help="so many images of the config's data set, through feature_extraction.extract"
     )
     parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
     options = parser.parse_args()
-    config = measure.load_config(options)
+    config = common.load_config(options)
     batch_size = options.batch_size or config.evaluation.batch_size
     state = inception_weights.random_state_dict(0)
     variables = inception_weights.from_state_dict(state)
-    print(f"{measure.machine()}; images of {options.config}, batch {batch_size}")
+    print(f"{common.machine()}; images of {options.config}, batch {batch_size}")
     if options.stream:
         config.data.data_dir = options.data_dir
         stream(config, variables, options.stream, batch_size)
@@ -41,16 +41,16 @@ def main() -> None:
 
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *build.image_shape(config)), dtype=np.uint8)
     apply, placed = jax.jit(inception.apply), jax.device_put(variables)
-    flops = measure.count_flops(inception.apply, placed, images)
-    ceiling_matmul, ceiling_flops = measure.matmul(np.float32)
-    work = {"ddpm_jax": measure.here(lambda: jax.block_until_ready(apply(placed, images)))}
+    flops = common.count_flops(inception.apply, placed, images)
+    ceiling_matmul, ceiling_flops = common.matmul(np.float32)
+    work = {"ddpm_jax": common.here(lambda: jax.block_until_ready(apply(placed, images)))}
     if options.against:
-        work |= measure.against_torch("torch_inception", "extractor", state, images)
-    rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
+        work |= common.against_torch("torch_inception", "extractor", state, images)
+    rows = common.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
     print(f"{flops / batch_size / 1e9:,.1f} GFLOP an image, counted in the program; median of {options.rounds}")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
-    measure.table(rows, batch_size, flops, ceiling, better)
+    common.table(rows, batch_size, flops, ceiling, better)
     if better:
         print(f"ddpm_jax is {rows[better] / rows['ddpm_jax']:.2f}x {better}")
 

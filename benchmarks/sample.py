@@ -9,9 +9,9 @@ Also the share of the time that is not the network: the same number of network e
 timed in turn. With --against=torch diffusers' scheduler and network draw as many images, in both memory formats.
 """
 
+import common
 import jax
 import jax.numpy as jnp
-import measure
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax import build, config_validation, data_config
@@ -20,12 +20,12 @@ from ddpm_jax.samplers import SAMPLERS
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--sampler", choices=SAMPLERS, help="in place of the config's")
     parser.add_argument("--num_steps", type=int, help="in place of the config's")
     parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
     options = parser.parse_args()
-    config = measure.load_config(options)
+    config = common.load_config(options)
     sampling = config.sampling
     sampling.sampler = options.sampler or sampling.sampler
     sampling.num_steps = options.num_steps or sampling.num_steps
@@ -52,21 +52,21 @@ def main() -> None:
     share = jax.shard_map(network, mesh=mesh, in_specs=(P(), *[P(*mesh.axis_names)] * 3), out_specs=P(*mesh.axis_names))
     network_alone = jax.jit(share)
     given = (state.params, *jax.device_put((x_t, t, labels), meshes.batch_sharding(mesh)))
-    flops = measure.count_flops(share, *given)
-    ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
+    flops = common.count_flops(share, *given)
+    ceiling_matmul, ceiling_flops = common.matmul(build.DTYPES[config.model.dtype])
     work = {
-        "ddpm_jax": measure.here(draw),
-        "its network alone": measure.here(lambda: jax.block_until_ready(network_alone(*given))),
+        "ddpm_jax": common.here(draw),
+        "its network alone": common.here(lambda: jax.block_until_ready(network_alone(*given))),
     }
     if options.against:
-        work |= measure.against_torch("torch_reference", "sampler", config, batch_size, sampling.num_steps)
-    rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
+        work |= common.against_torch("torch_reference", "sampler", config, batch_size, sampling.num_steps)
+    rows = common.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
     how = f"{sampling.sampler}, {sampling.num_steps} steps, {evaluations} evaluations, batch {batch_size}, {config.model.dtype}"
-    print(f"{measure.machine()}; {options.config}, {how}, median of {options.rounds}")
+    print(f"{common.machine()}; {options.config}, {how}, median of {options.rounds}")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
-    measure.table(rows, batch_size, flops, ceiling, better)
+    common.table(rows, batch_size, flops, ceiling, better)
     print(f"{rows['its network alone'] / rows['ddpm_jax']:.1%} of the time is the network")
     if better:
         print(f"ddpm_jax is {rows[better] / rows['ddpm_jax']:.2f}x {better}")

@@ -7,8 +7,8 @@ With --against=torch the same network of PyTorch's diffusers takes the same step
 with ours, in both of its memory formats and in processes of its own; a ratio above 1 says that ours is faster.
 """
 
+import common
 import jax
-import measure
 import numpy as np
 
 from ddpm_jax import build
@@ -16,28 +16,28 @@ from ddpm_jax.runtime import mesh as meshes
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
     options = parser.parse_args()
-    config = measure.load_config(options)
+    config = common.load_config(options)
     batch_size = config.train.batch_size
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *build.image_shape(config)), dtype=np.uint8)
     labels = np.arange(batch_size, dtype=np.int32) % max(1, config.data.num_classes)
     ours, flops, parameters = our_step(config, {"image": images, "label": labels})
-    ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
-    work = {"ddpm_jax": measure.here(ours)}
+    ceiling_matmul, ceiling_flops = common.matmul(build.DTYPES[config.model.dtype])
+    work = {"ddpm_jax": common.here(ours)}
     if options.against:
-        torch_parameters = measure.asked("torch_reference", "count_parameters", config)
-        work |= measure.against_torch("torch_reference", "train_step", config, images)
-    rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
+        torch_parameters = common.asked("torch_reference", "count_parameters", config)
+        work |= common.against_torch("torch_reference", "train_step", config, images)
+    rows = common.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
-    print(f"{measure.machine()}; {options.config}, batch {batch_size}, {config.model.dtype}, median of {options.rounds}")
+    print(f"{common.machine()}; {options.config}, batch {batch_size}, {config.model.dtype}, median of {options.rounds}")
     print(f"{parameters:,} parameters; {flops / 1e9:,.1f} GFLOP a step, counted in the program")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
-    measure.table(rows, batch_size, flops, ceiling, better)
+    common.table(rows, batch_size, flops, ceiling, better)
     if better:
         print(f"torch has {torch_parameters:,} parameters; ddpm_jax is {rows[better] / rows['ddpm_jax']:.2f}x {better}")
 
@@ -52,7 +52,7 @@ def our_step(config, batch):
     key = jax.device_put(jax.random.key(1), replicated)
     batch = jax.device_put(batch, meshes.batch_sharding(mesh))
     train_step = build.build_train_step(config, mesh)
-    flops = measure.count_flops(train_step, state, batch, key)
+    flops = common.count_flops(train_step, state, batch, key)
     step = jax.jit(train_step, donate_argnums=0)
     held = [state]
 

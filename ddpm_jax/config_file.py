@@ -130,7 +130,8 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
 def _nearest(file: pathlib.Path) -> str:
     """A hint for a name that is nearly one of configs/."""
     folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
-    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in ("defaults", "workdir", "__init__")]
+    not_experiments = ("defaults", "from_workdir", "__init__")
+    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in not_experiments]
     found = difflib.get_close_matches(file.stem, names, n=1)
     return f"; did you mean --config=configs/{found[0]}.py?" if found else f"; configs/ holds {', '.join(names)}"
 

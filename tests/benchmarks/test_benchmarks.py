@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from ddpm_jax.models import cpu_conv
+from ddpm_jax.runtime import mesh as meshes
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_metrics_are_told_one_by_one(printed):
 
 def test_operations_are_counted_as_by_hand(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    import measure
+    import common
 
     def network(kernel, x):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -178,8 +180,22 @@ def test_operations_are_counted_as_by_hand(repository, monkeypatch):
         kernel, x = jnp.ones((3, 3, channels, features)), jnp.ones((2, 4, 4, channels))
         forward = 2 * (2 * 4 * 4 * features) * (3 * 3 * channels)
         gradients = jax.grad(lambda kernel, x, function=function: function(kernel, x).sum(), (0, 1))
-        assert measure.count_flops(function, kernel, x) == forward
-        assert measure.count_flops(gradients, kernel, x) == 3 * forward
-    assert measure.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
+        assert common.count_flops(function, kernel, x) == forward
+        assert common.count_flops(gradients, kernel, x) == 3 * forward
+    assert common.count_flops(lambda a, b: a @ b, jnp.ones((3, 4)), jnp.ones((4, 5))) == 2 * 3 * 4 * 5
     scanned = lambda a: jax.lax.scan(lambda h, _: (h @ a, None), a, length=6)[0]  # noqa: E731
-    assert measure.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
+    assert common.count_flops(scanned, jnp.ones((4, 4))) == 6 * 2 * 4**3
+
+
+def test_operations_of_sharded_gradients_are_counted(repository, monkeypatch):
+    """The gradients of a wide network without dropout, which a training step on a CPU takes inside shard_map."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import common
+
+    mesh = meshes.make_mesh(jax.devices()[:2])
+    batch = P(*mesh.axis_names)
+    gradients = jax.grad(lambda kernel, x: cpu_conv.convolve(x, kernel).sum(), (0, 1))
+    local_gradients = lambda kernel, x: gradients(jax.lax.pcast(kernel, mesh.axis_names, to="varying"), x)  # noqa: E731
+    sharded = jax.shard_map(local_gradients, mesh=mesh, in_specs=(P(), batch), out_specs=batch)
+    kernel, x = jnp.ones((3, 3, 64, 96)), jnp.ones((2, 4, 4, 64))
+    assert common.count_flops(sharded, kernel, x) == 3 * 2 * (2 * 4 * 4 * 96) * (3 * 3 * 64)

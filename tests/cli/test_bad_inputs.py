@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from tests.programs import bad_inputs
+
+from tests.cli import bad_inputs
 
 QUICK = [case.name for case in bad_inputs.CASES if not case.slow and not case.outside]
 
