@@ -18,7 +18,6 @@ from ddpm_jax.training.ema_tracker import parse_power_std
 
 KINDS = ("drawn", "bits_per_dim", "ode_bits_per_dim")  # of one checkpoint; "real" is of none
 ABOUT = "All results of this folder: each is a file in results/, and step_N.json has the details of a checkpoint's."
-FORMAT = 2  # of the reports; those without are of versions that wrote one evaluation over another
 # Fields of keys that columns of every table show already.
 SHOWN = (
     "step",
@@ -50,11 +49,8 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
         if result.kind in KINDS:
             stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
     for name, some in stems.items():
-        file = target / f"{name}.json"
-        _keep_older(file)
-        write_json(file, checkpoint_report(some, [result for result in results if result.kind == "real"]))
+        write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
     text = table(results)
-    _keep_older(target / "table.md", ABOUT)
     write_atomically(target / "table.md", f"{text}\n{ABOUT}\n")
     for file, picture in sweep_charts(results).items():
         image_grid.save_png(target / file, picture)
@@ -69,7 +65,7 @@ def stem(step: int, weights: str) -> str:
 def checkpoint_report(results: list[Result], real: list[Result]) -> dict[str, Any]:
     """All results of one checkpoint and one choice of its weights, and what held-out real images score."""
     key = results[0].key
-    found: dict[str, Any] = {"format": FORMAT, "step": key["step"], "weights": key["weights"]}
+    found: dict[str, Any] = {"step": key["step"], "weights": key["weights"]}
     for kind in KINDS:
         found[kind] = [result.row | result.details for result in results if result.kind == kind]
     references = [result.key["reference"] for result in results if result.kind == "drawn"]
@@ -142,14 +138,6 @@ def _order(result: Result) -> tuple:
     kind = ("real", *KINDS).index(result.kind)
     return (bool(kind), result.key.get("step", 0), str(result.key.get("weights", "")), kind, str(result.row.get("sampler")),
             result.row.get("evaluations", 0), str(sorted(flatten(result.key).items())))  # fmt: skip
-
-
-def _keep_older(file: pathlib.Path, mark: str = '"format": ') -> None:
-    """Rename what an older version wrote, of one evaluation, before the first report of all takes its name."""
-    if file.exists() and mark not in file.read_text(encoding="utf-8", errors="replace"):
-        older = file.with_name(f"{file.stem}-before{file.suffix}")
-        if not older.exists():
-            file.rename(older)
 
 
 def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
