@@ -14,10 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.runtime.progress import Progress, StatusLine, Throughput, progress_parts
+from ddpm_jax.runtime.progress import StatusLine, Throughput, progress_parts
 from ddpm_jax.runtime.workdir import write_atomically
-
-__all__ = ["Progress", "TensorBoardWriter", "TrainLogger"]
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
