@@ -180,16 +180,16 @@ def test_a_full_disk_is_told(tmp_path):
 
 TENSORBOARD = """
 import sys, numpy as np
-from ddpm_jax.runtime.metric_logger import Events, Logbook
+from ddpm_jax.runtime.metric_logger import TensorBoardWriter, TrainLogger
 if sys.argv[2] == "without":
     sys.modules["tensorflow"] = None
-with Logbook(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logbook:
+with TrainLogger(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logbook:
     assert "clu" not in sys.modules
     logbook.tick(1)
     logbook.scalars(1, {"loss": 0.5})
     logbook.image(1, "samples", np.full((4, 4, 3), 200, np.uint8))
     logbook.scalars(2, {"loss": 0.25})
-with Events(sys.argv[1], logbook.say) as events:
+with TensorBoardWriter(sys.argv[1], logbook.say) as events:
     events.scalars(2, {"loss": 0.75}, "evaluate/ema")
 """
 
