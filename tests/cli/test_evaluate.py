@@ -329,7 +329,7 @@ def test_the_flow_has_a_likelihood_of_its_own(trained, tiny_config, tmp_path):
     assert found["trace"] == "Hutchinson, probes: 1"
     assert "not comparable" in found["kind"]
     assert found["evaluations"] > 6
-    with pytest.raises(UsageError, match="probes"):
+    with pytest.raises(UsageError, match="hutchinson_samples is -1"):
         evaluate.run(tiny_config(fields | {"evaluation.hutchinson_samples": -1}), str(trained), output=str(tmp_path))
 
 
