@@ -21,7 +21,6 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
 
 from configs import defaults
 from ddpm_jax import config_file
-from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime.errors import UsageError, UserError, format_flag_error
 
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
@@ -108,18 +107,16 @@ def main(argv: list[str]) -> None:
             raise UsageError("--mode=train has no --output, it writes into --workdir: leave it out")
         if FLAGS.profile and FLAGS.mode != "train":
             raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
-        compiler.set_cpu_flags(FLAGS.config.model.ch)
         import jax
 
-        from ddpm_jax import data_config
+        from ddpm_jax import build, data_config
         from ddpm_jax.runtime import mesh, run_record, workdir
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        if not mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
-            micro_batch = FLAGS.config.train.batch_size // max(1, FLAGS.config.optimizer.accumulation_steps)
-            compiler.set_cpu_devices(FLAGS.config.model.ch, micro_batch)
+        distributed = mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        build.configure_cpu(FLAGS.config, own_devices=not distributed)
         # Until a checkpoint is saved the workdir is free for another set (`run_record.check_resume`).
         saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
         identity = workdir.read_data_identity(FLAGS.workdir) if saved else None

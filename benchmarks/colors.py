@@ -28,6 +28,7 @@ ddpm_jax/metrics/color.py defines each. --gray turns the photographs gray but ke
 import argparse
 import ast
 import contextlib
+import dataclasses
 import pathlib
 import sys
 
@@ -43,9 +44,9 @@ from ddpm_jax import build, config_validation
 from ddpm_jax.cli import common, train
 from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
+from ddpm_jax.diffusion.noise_level import extract
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
-from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.samplers.batched import BatchedSampler
@@ -139,13 +140,14 @@ def print_guesses(options: argparse.Namespace) -> None:
     schedule, exact = build.build_schedule(config), perfect_network(build.build_schedule(config))
     data = jnp.asarray(pixels.from_uint8(images)).reshape(len(images), -1)
     denoise_fn = build.build_denoise_fn(config)
+    parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
 
     @jax.jit
     def guesses(params, data, x_start, t, key):
         t = jnp.full(len(x_start), t)
         x_t = gaussian.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
         output = denoise_fn(params, None)(x_t, t)
-        guess = gaussian.predict_xstart(schedule, output, x_t, t, prediction=config.diffusion.prediction)
+        guess = parameterization.predict_x0(output, x_t, schedule.level(t))
         return tuple(127.5 * x.mean(axis=(1, 2)) for x in (guess, jnp.clip(guess, -1, 1), exact(data, None)(x_t, t)))
 
     chosen = pixels.from_uint8(jnp.asarray(images[:: -(-len(images) // GUESSES)]))
@@ -165,8 +167,7 @@ def rms(x: np.ndarray) -> float:
 def prepare(options: argparse.Namespace):
     """The small config, and the devices; XLA is set up as main.py does for it."""
     config = small_config(options)
-    compiler.set_cpu_flags(config.model.ch)
-    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
+    build.configure_cpu(config)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     return config, meshes.make_mesh()
 
@@ -230,8 +231,7 @@ def perfect_network(schedule: NoiseSchedule):
         def denoise_fn(x_t, t):
             flat = x_t.reshape(len(x_t), -1)
             alpha, sigma = (
-                gaussian.extract(table, t, flat)
-                for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+                extract(table, t, flat) for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
             )
             # log q(x_t | x_i), less what all i share
             products = alpha * (flat @ data.T) - jnp.square(alpha) * (jnp.square(data).sum(axis=1) / 2)[None]

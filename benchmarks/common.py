@@ -19,8 +19,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax import build
-from ddpm_jax.models import cpu_conv
-from ddpm_jax.runtime import compiler
+from ddpm_jax.cpu import conv as cpu_conv
 
 _clock = time.perf_counter
 
@@ -49,8 +48,7 @@ def load_config(options: argparse.Namespace):
         global _clock
         _clock = time.process_time
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count their threads
-    compiler.set_cpu_flags(config.model.ch)
-    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
+    build.configure_cpu(config)
     return config
 
 
@@ -158,10 +156,10 @@ def _jaxpr_flops(jaxpr) -> float:
             kernel = math.prod(shapes[1]) // shapes[1][layout.rhs_spec[0]]  # products per output
             # Of a dilated input only every d-th value is not a known zero; a good convolution skips the others.
             total += 2 * out * kernel / math.prod(equation.params["lhs_dilation"])
-        elif equation.primitive.name in cpu_conv.PLAIN:
+        elif equation.primitive.name in cpu_conv.REFERENCE_IMPLS:
             # Shapes alone: inside shard_map avals also carry mesh axes, which mean nothing outside it.
             shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
-            total += count_flops(cpu_conv.PLAIN[equation.primitive.name], *shapes)
+            total += count_flops(cpu_conv.REFERENCE_IMPLS[equation.primitive.name], *shapes)
     return total
 
 

@@ -8,6 +8,7 @@ With --against=torch pytorch-fid's network takes the same uint8 images in turn w
 both of PyTorch's memory formats; a ratio above 1 says that ours is faster. Speed does not depend on the weights.
 """
 
+import functools
 import resource
 import time
 
@@ -15,7 +16,7 @@ import common
 import jax
 import numpy as np
 
-from ddpm_jax import build
+from ddpm_jax import build, cpu
 from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
@@ -40,8 +41,9 @@ def main() -> None:
         return
 
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *build.image_shape(config)), dtype=np.uint8)
-    apply, placed = jax.jit(inception.apply), jax.device_put(variables)
-    flops = common.count_flops(inception.apply, placed, images)
+    network = functools.partial(inception.apply, group_size=cpu.inception_group_size())
+    apply, placed = jax.jit(network), jax.device_put(variables)
+    flops = common.count_flops(network, placed, images)
     ceiling_matmul, ceiling_flops = common.matmul(np.float32)
     work = {"ddpm_jax": common.here(lambda: jax.block_until_ready(apply(placed, images)))}
     if options.against:
@@ -60,7 +62,8 @@ def stream(config, variables, number: int, batch_size: int) -> None:
     source = build.build_source(config)
     number = min(number, len(source))
     batches = (source.batch(np.arange(i, min(i + batch_size, number)))["image"] for i in range(0, number, batch_size))
-    extractor = features.FeatureExtractor("inception", features.apply_inception, {}, variables)
+    apply = functools.partial(features.apply_inception, group_size=cpu.inception_group_size())
+    extractor = features.FeatureExtractor("inception", apply, {}, variables)
     begin, marks = time.perf_counter(), []
     for part in feature_extraction.extract(extractor, meshes.make_mesh(), batches, batch_size=batch_size):
         marks.append((time.perf_counter(), len(part.features)))

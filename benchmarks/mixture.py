@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax.diffusion import schedules
+from ddpm_jax.diffusion import schedules, spacings
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.plotting import filmstrip
-from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers import sampler as chain
 
 # Five blobs in three dimensions: weights, means and standard deviations.
@@ -62,7 +63,7 @@ def main() -> None:
         "--seeds", type=int, default=1, help="of the samples compared with the mixture: errors are means over them"
     )
     parser.add_argument("--only", choices=[*FLOWS, *DRAWS], nargs="+", help="these samplers; all by default")
-    parser.add_argument("--spacing", choices=schedules.SPACINGS, help="one of the spacings")
+    parser.add_argument("--spacing", choices=spacings.SPACINGS, help="one of the spacings")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -95,7 +96,7 @@ def main() -> None:
         rows = {}
         for label, setting in settings.items():
             for spacing in [options.spacing] if options.spacing else SPACINGS:
-                samplers = [make_sampler(trained, setting, spacing, budget) for budget in options.budgets]
+                samplers = [sampler_within(trained, setting, spacing, budget) for budget in options.budgets]
                 errors = [
                     np.mean([error_of(run(sampler, network, keys)) for keys in seeds]) if sampler else np.nan
                     for sampler in samplers
@@ -124,7 +125,7 @@ def exact_denoiser(x_t: jax.Array, signal: jax.Array, spread: jax.Array) -> jax.
     return jnp.sum(jax.nn.softmax(log_weight)[..., None] * guesses, axis=-2)
 
 
-def make_network(trained: schedules.NoiseSchedule) -> chain.DenoiseFn:
+def make_network(trained: schedules.NoiseSchedule) -> DenoiseFn:
     """(x_t, t [B], all equal) -> x_start: what a network that has learnt the mixture predicts."""
     signals, spreads = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
 
@@ -186,23 +187,22 @@ def sliced_wasserstein(samples: np.ndarray, directions: int = 32) -> float:
 # The samplers.
 
 
-def make_sampler(
+def sampler_within(
     trained: schedules.NoiseSchedule, setting: tuple[str, dict], spacing: str, budget: int
 ) -> chain.Sampler | None:
     """The one of most steps that takes at most `budget` evaluations; None where one step takes more."""
     name, options = setting
+    options = {"variance": "fixed_small"} | options
+    parameterization = Parameterization("x_start", options.pop("variance"), clip_denoised=False)
     for num_steps in range(budget, 0, -1):
-        timesteps = schedules.spaced_timesteps(trained.num_timesteps, num_steps, spacing, schedule=trained)
-        sampler = SAMPLERS[name](
-            schedules.respace(trained, timesteps),
-            **({"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False, "trained": trained} | options),
-        )
+        timesteps = spacings.spaced_timesteps(trained.num_timesteps, num_steps, spacing, schedule=trained)
+        sampler = make_sampler(name, schedules.respace(trained, timesteps), parameterization, trained=trained, **options)
         if sampler.evaluations <= budget:
             return sampler
     return None
 
 
-def run(sampler: chain.Sampler, network: chain.DenoiseFn, keys: jax.Array) -> np.ndarray:
+def run(sampler: chain.Sampler, network: DenoiseFn, keys: jax.Array) -> np.ndarray:
     """Samples [B, 3], one for each key."""
     return np.asarray(jax.jit(lambda keys: chain.sample(sampler, network, keys, SHAPE).x)(keys)).reshape(-1, 3)
 

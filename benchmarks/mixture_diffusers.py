@@ -93,7 +93,7 @@ def compare(trained: NoiseSchedule, kinds: tuple, budgets: list[int], only_spaci
                     continue
                 cells = []
                 for budget in budgets:
-                    sampler = mixture.make_sampler(trained, settings[label], spacing, budget)
+                    sampler = mixture.sampler_within(trained, settings[label], spacing, budget)
                     ours = np.mean([error_of(mixture.run(sampler, ours_network, keys)) for keys in seeds])
                     samples = [draw(trained, label, spacing, sampler.evaluations, x_T, seed) for seed, x_T in enumerate(starts)]
                     if any(x is None for x in samples):

@@ -14,6 +14,7 @@ prints, root mean square over pixels of [-1, 1]:
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
@@ -27,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from ddpm_jax import build
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import gaussian, pixels
+from ddpm_jax.diffusion.parameterization import predict_eps_from_xstart
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import workdir
 
@@ -43,6 +45,7 @@ def main() -> None:
     config = ConfigDict(workdir.read_config(str(folder)))
     params, step = common.restore_params(config, folder, meshes.make_mesh())
     schedule, source = build.build_schedule(config), build.build_source(config, report=lambda line: None)
+    parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
     every = source.batch(np.arange(len(source)))
     images, labels = np.asarray(pixels.from_uint8(every["image"])), every["label"]
     means = np.stack([images[labels == label].mean(axis=0) for label in range(config.data.num_classes)])
@@ -55,16 +58,9 @@ def main() -> None:
     @jax.jit
     def estimate(t: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_t = gaussian.q_sample(schedule, x_start, t, noise)
-        _, _, pred_xstart = gaussian.p_mean_variance(
-            schedule,
-            denoise_fn(x_t, t),
-            x_t,
-            t,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            clip_denoised=False,
-        )
-        return pred_xstart, gaussian.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
+        level = schedule.level(t)
+        pred_xstart = parameterization.denoise(denoise_fn, x_t, level)
+        return pred_xstart, predict_eps_from_xstart(x_t, level, pred_xstart)
 
     for last in TIMESTEPS:
         step_t = last * (schedule.num_timesteps - 1) // 999

@@ -11,21 +11,21 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import data_config
+from ddpm_jax import cpu, data_config
+from ddpm_jax.cpu import compiler
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
-from ddpm_jax.diffusion import gaussian, loss_weighting, pixels, schedules, timestep_sampling
-from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
-from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
+from ddpm_jax.diffusion import loss_weighting, pixels, schedules, spacings, timestep_sampling
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.models import layers, unet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import UsageError
-from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
+from ddpm_jax.samplers.sampler import Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
@@ -38,10 +38,11 @@ WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
     "p2": {"gamma": "p2_gamma", "k": "p2_k"},
     "edm": {"sigma_data": "edm_sigma_data"},
 }
-SAMPLER_OPTIONS = {
-    "unipc": ("order",),
-    "heun": ("churn", "churn_interval", "churn_noise"),
-}  # sampler -> its own fields of sampling
+SAMPLER_OPTIONS = {  # sampler -> its own fields of sampling, and the value that they must have for other samplers; None for any
+    "ddim": {"eta": 0.0},
+    "unipc": {"order": 2},
+    "heun": {"churn": 0.0, "churn_interval": None, "churn_noise": None},
+}
 # sampling.format -> what is written of the images
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
@@ -57,11 +58,23 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
+def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
+    """Set XLA up for the network on a CPU. Call it before anything touches a device; the config need not be validated yet.
+
+    Args:
+      own_devices: whether this process may choose how many devices the CPU is; not in a distributed run.
+    """
+    channels = unet.min_channels(config.model)
+    compiler.set_xla_flags(channels)
+    if own_devices:
+        compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
+
+
 def build_model(config: ConfigDict) -> UNet:
-    """The network."""
+    """The network, with the layers of this platform."""
     model = config.model
     return UNet(
-        out_channels=config.data.channels * (1 + (config.diffusion.variance in gaussian.LEARNED_VARIANCES)),
+        out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
         ch=model.ch,
         ch_mult=tuple(model.ch_mult),
         num_res_blocks=model.num_res_blocks,
@@ -73,14 +86,22 @@ def build_model(config: ConfigDict) -> UNet:
         num_classes=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else 0,
         dtype=DTYPES[model.dtype],
         remat=model.remat,
+        **cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
+
+
+def build_parameterization(config: ConfigDict) -> Parameterization:
+    """What the output of the network means."""
+    process = config.diffusion
+    scale = 1000 / process.num_timesteps  # time embeddings are made for 0..1000
+    return Parameterization(process.prediction, process.variance, process.clip_denoised, time_scale=scale)
 
 
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     """The chain of T steps that the network is trained on."""
+    process = config.diffusion
     try:
-        schedule = schedules.make_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
-        return schedules.with_zero_terminal_snr(schedule) if config.diffusion.zero_terminal_snr else schedule
+        return schedules.make_schedule(process.schedule, process.num_timesteps, zero_terminal_snr=process.zero_terminal_snr)
     except ValueError as error:
         raise UsageError(f"config.diffusion: {error}") from error
 
@@ -88,7 +109,7 @@ def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
     """The chain that config.sampling walks: the trained one respaced, and of it the lower part, `strength` in 0..1."""
     trained, sampling = build_schedule(config), config.sampling
-    visited = schedules.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+    visited = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
     lower = visited[: max(1, round(strength * len(visited)))]
     return schedules.respace(trained, lower, from_noise=len(lower) == len(visited))
 
@@ -109,19 +130,30 @@ def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSamp
     return timestep_sampling.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
 
 
+def check_sampler_options(config: ConfigDict) -> None:
+    """Raise a UsageError where config.sampling sets an option that none of the samplers in use has."""
+    sampling = config.sampling
+    for sampler, fields in SAMPLER_OPTIONS.items():
+        for field, unused in fields.items():
+            if unused not in (None, sampling[field]) and sampler not in (sampling.sampler, *config.evaluation.samplers):
+                raise UsageError(
+                    f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {sampler} reads it: set "
+                    f"config.sampling.{field}={unused:g}, or config.sampling.sampler={sampler}"
+                )
+
+
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     """The sampler that config.sampling names, over its respaced chain or the lower part of it."""
-    process, sampling = config.diffusion, config.sampling
+    sampling = config.sampling
     options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
+    check_sampler_options(config)
     if "churn_interval" in options:
         options["churn_min"], options["churn_max"] = options.pop("churn_interval")
     try:
-        return SAMPLERS[sampling.sampler](
+        return make_sampler(
+            sampling.sampler,
             sampling_schedule(config, strength),
-            prediction=process.prediction,
-            variance=process.variance,
-            clip_denoised=process.clip_denoised,
-            eta=sampling.eta,
+            build_parameterization(config),
             trained=build_schedule(config),
             **options,
         )
@@ -139,15 +171,9 @@ def build_inpainting_sampler(config: ConfigDict) -> Sampler:
 
 def build_inversion(config: ConfigDict) -> Sampler:
     """The way from an image to the noise that the ddim of config.sampling makes it from."""
-    process = config.diffusion
     try:
-        return ddim_inversion(
-            sampling_schedule(config),
-            prediction=process.prediction,
-            variance=process.variance,
-            clip_denoised=process.clip_denoised,
-            turns=config.edit.inversion_iters,
-        )
+        predict_x0 = build_parameterization(config).denoise
+        return ddim_inversion(sampling_schedule(config), predict_x0, turns=config.edit.inversion_iters)
     except ValueError as error:
         raise UsageError(f"config.edit: {error}") from error
 
@@ -234,17 +260,12 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
     return source
 
 
-def _rescale_timesteps(config: ConfigDict, t: jax.Array) -> jax.Array:
-    """t of a chain of any length on the scale 0..1000 that the time embedding is made for."""
-    return t if config.diffusion.num_timesteps == 1000 else t * (1000 / config.diffusion.num_timesteps)
-
-
-def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Callable[[jax.Array, jax.Array], jax.Array]]:
+def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
     """(params, labels int32 [B] or None) -> denoise_fn(x_t, t) -> model output: the network as a sampler sees it."""
-    model = build_model(config)
+    model, parameterization = build_model(config), build_parameterization(config)
 
-    def make_denoise_fn(params: Any, labels: jax.Array | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        return lambda x_t, t: model.apply({"params": params}, x_t, _rescale_timesteps(config, t), labels)
+    def make_denoise_fn(params: Any, labels: jax.Array | None) -> DenoiseFn:
+        return lambda x_t, t: model.apply({"params": params}, x_t, parameterization.network_time(t), labels)
 
     return make_denoise_fn
 
@@ -291,34 +312,29 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
-    model = build_model(config)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # Dropout is drawn at the shape of the whole batch, which XLA alone can share out.
-    options = {"share": functools.partial(meshes.share_gradients, mesh=mesh)} if on_cpu and not config.model.dropout else {}
+    model, parameterization = build_model(config), build_parameterization(config)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, dropout_key: jax.Array) -> jax.Array:
         labels = labels if model.num_classes else None
-        time = _rescale_timesteps(config, t)
+        time = parameterization.network_time(t)
         return model.apply({"params": params}, x_t, time, labels, deterministic=False, rngs={"dropout": dropout_key})
 
     return functools.partial(
         train_step,
         apply_fn=apply_fn,
         schedule=build_schedule(config),
+        parameterization=parameterization,
         optimizer=build_optimizer(config),
-        prediction=config.diffusion.prediction,
         loss=config.diffusion.loss,
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
-        variance=config.diffusion.variance,
         weighting=build_weighting(config),
         timestep_sampler=build_timestep_sampler(config),
         label_dropout=config.model.label_dropout,
         null_label=config.data.num_classes,
         averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
-        unroll=on_cpu,
-        **options,
+        **cpu.train_step_options(mesh, stochastic=model.stochastic),
     )
 
 
@@ -358,39 +374,3 @@ def build_batched_sampler(
         begin=begin,
         finish=finish,
     )
-
-
-def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
-    """The driver that measures the variational bound as config.evaluation says."""
-    try:
-        return VlbEvaluator(
-            build_schedule(config),
-            build_denoise_fn(config),
-            mesh,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            clip_denoised=config.diffusion.clip_denoised,
-            decoder=config.evaluation.vlb_decoder,
-            batch_size=config.evaluation.batch_size,
-            timesteps_per_image=config.evaluation.vlb_num_timesteps,
-        )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation.vlb_num_timesteps: {error}") from error
-
-
-def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelihoodEvaluator:
-    """The driver that measures the likelihood under the probability flow as config.evaluation says."""
-    try:
-        return OdeLikelihoodEvaluator(
-            build_schedule(config),
-            build_denoise_fn(config),
-            mesh,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            batch_size=config.evaluation.batch_size,
-            probes=config.evaluation.hutchinson_samples,
-            rtol=config.evaluation.ode_tolerance,
-            atol=config.evaluation.ode_tolerance,
-        )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation, ode_bits_per_dim: {error}") from error

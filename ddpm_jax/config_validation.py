@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.data import decode, image_folder
-from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
+from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
 
@@ -61,13 +61,13 @@ def check_config(config: ConfigDict) -> None:
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
     check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
-    check_choice("diffusion.prediction", process.prediction, gaussian.PREDICTIONS)
-    check_choice("diffusion.variance", process.variance, gaussian.VARIANCES)
+    check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
+    check_choice("diffusion.variance", process.variance, variances.VARIANCES)
     check_choice("diffusion.loss", process.loss, losses.LOSSES)
     check_choice("diffusion.weighting", process.weighting, loss_weighting.WEIGHTINGS)
     check_choice("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
-    check_choice("sampling.spacing", sampling.spacing, schedules.SPACINGS)
+    check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, as does the next
     build.params_field(config)
@@ -141,9 +141,7 @@ def check_config(config: ConfigDict) -> None:
             f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
             "config.model.class_conditional and config.model.label_dropout above 0 knows images without a class: set it to 1"
         )
-    for field, neutral, reader in (("order", 2, "unipc"), ("churn", 0.0, "heun")):
-        if sampling[field] != neutral and sampling.sampler != reader and reader not in config.evaluation.samplers:
-            raise UsageError(f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {reader} reads it")
+    build.check_sampler_options(config)
     if sampling.guidance_scale != 1:
         build.build_guided_denoise_fn(config)  # raises
     if sampling.num_steps > process.num_timesteps:
@@ -158,9 +156,8 @@ def check_config(config: ConfigDict) -> None:
     try:
         losses.check_loss(
             build.build_schedule(config),
-            prediction=process.prediction,
+            build.build_parameterization(config),
             loss=process.loss,
-            variance=process.variance,
             weighting=build.build_weighting(config),
         )
     except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, data_config
+from ddpm_jax import build, config_validation, cpu, data_config
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.diffusion import likelihood
@@ -15,8 +15,10 @@ from ddpm_jax.evaluation import reference
 from ddpm_jax.evaluation.class_proportions import PROPORTIONS, ClassProportions
 from ddpm_jax.evaluation.feature_extraction import FeatureCollector
 from ddpm_jax.evaluation.held_out import HeldOut
+from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.report import loggable_scalars
 from ddpm_jax.evaluation.sample_metrics import NUM_NEIGHBORS, SAMPLE_METRICS, SampleScorer
+from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.metrics import features
 from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.runtime import distributed, paths, rng
@@ -44,6 +46,10 @@ def check_evaluation(config: ConfigDict) -> None:
         raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
     for sampler in evaluation.samplers:
         config_validation.check_choice("evaluation.samplers", sampler, SAMPLERS)
+    for steps in evaluation.num_steps:
+        if not 1 <= steps <= (most := config.diffusion.num_timesteps):
+            words = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
+            raise UsageError(f"config.evaluation.num_steps holds {steps}: {words}")
     params_fields(config)
 
 
@@ -125,7 +131,11 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     evaluation = config.evaluation
     try:
         return features.make_extractor(
-            evaluation.features, weights=evaluation.inception_path, report=distributed.log_once, progress=Progress
+            evaluation.features,
+            weights=evaluation.inception_path,
+            group_size=cpu.inception_group_size(),
+            report=distributed.log_once,
+            progress=Progress,
         )
     except UsageError:
         raise
@@ -191,6 +201,39 @@ def build_scorer(
     num_classes = config.data.num_classes if has_classes else 0
     classes = ClassProportions(num_classes, config.sampling.label, evaluation.class_proportions, found.class_counts)
     return SampleScorer(found, collector, evaluation.metrics, classes, trained_on)
+
+
+def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvaluator:
+    """The driver that measures the variational bound as config.evaluation says."""
+    try:
+        return VlbEvaluator(
+            build.build_schedule(config),
+            build.build_parameterization(config),
+            build.build_denoise_fn(config),
+            mesh,
+            decoder=config.evaluation.vlb_decoder,
+            batch_size=config.evaluation.batch_size,
+            timesteps_per_image=config.evaluation.vlb_num_timesteps,
+        )
+    except ValueError as error:
+        raise UsageError(f"config.evaluation.vlb_num_timesteps: {error}") from error
+
+
+def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> OdeLikelihoodEvaluator:
+    """The driver that measures the likelihood under the probability flow as config.evaluation says."""
+    try:
+        return OdeLikelihoodEvaluator(
+            build.build_schedule(config),
+            build.build_parameterization(config),
+            build.build_denoise_fn(config),
+            mesh,
+            batch_size=config.evaluation.batch_size,
+            probes=config.evaluation.hutchinson_samples,
+            rtol=config.evaluation.ode_tolerance,
+            atol=config.evaluation.ode_tolerance,
+        )
+    except ValueError as error:
+        raise UsageError(f"config.evaluation, ode_bits_per_dim: {error}") from error
 
 
 def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:

@@ -11,18 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits
+from configs import defaults, digits
 from ddpm_jax import build, config_validation
-from ddpm_jax.diffusion import gaussian, loss_weighting, losses, schedules, timestep_sampling
+from ddpm_jax.diffusion import loss_weighting, losses, schedules, timestep_sampling
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
+from ddpm_jax.diffusion.variances import VARIANCES
 from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS, sampler
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
 
 SHAPE = (2, 2, 1)
-TABLE = list(
-    itertools.product((False, True), gaussian.PREDICTIONS, gaussian.VARIANCES, losses.LOSSES, loss_weighting.WEIGHTINGS)
-)
+TABLE = list(itertools.product((False, True), PREDICTIONS, VARIANCES, losses.LOSSES, loss_weighting.WEIGHTINGS))
 
 
 def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple", weighting="simple", **process):
@@ -73,7 +73,7 @@ def linear(params, x_t):
     return (x_t.reshape(len(x_t), -1) @ params).reshape(*x_t.shape[:-1], -1)
 
 
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_what_makes_sense_trains(prediction):
     """The loss is finite and every output has a gradient: the variance's too, where it is learned."""
     batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *SHAPE)), jnp.uint8)}
@@ -92,9 +92,8 @@ def test_what_makes_sense_trains(prediction):
             apply_fn=lambda params, x_t, t, labels, key: linear(params, x_t),
             schedule=build.build_schedule(config),
             optimizer=optimizer,
-            prediction=config.diffusion.prediction,
+            parameterization=build.build_parameterization(config),
             loss=config.diffusion.loss,
-            variance=config.diffusion.variance,
             weighting=build.build_weighting(config),
             ema_decay=0.5,
             random_flip=False,
@@ -111,7 +110,7 @@ def test_what_makes_sense_trains(prediction):
 def test_every_sampler_draws_from_what_was_trained(name):
     """Images come out finite, and those of a learned variance by the first half of the channels; or it is refused."""
     keys = jax.random.split(jax.random.key(0), 2)
-    for zero, prediction, variance in itertools.product((False, True), gaussian.PREDICTIONS, gaussian.VARIANCES):
+    for zero, prediction, variance in itertools.product((False, True), PREDICTIONS, VARIANCES):
         config = make_config(zero, prediction, variance, "vlb")
         config.sampling.sampler = name
         if zero and (prediction == "eps" or name in ("heun", "ode")):
@@ -175,6 +174,12 @@ def test_every_way_to_draw_t_can_be_asked_for(name):
         ("model", {"num_heads": 3}, "does not divide the width"),
         ("model", {"label_dropout": 0.1, "class_conditional": False}, "class_conditional is False"),
         ("sampling", {"churn": 1.0}, "only the sampler heun reads it"),
+        (
+            "sampling",
+            {"eta": 0.5, "sampler": "unipc"},
+            r"^config.sampling.eta is 0.5, but only the sampler ddim reads it: set config.sampling.eta=0, or "
+            r"config.sampling.sampler=ddim$",
+        ),
         ("sampling", {"order": 3}, "only the sampler unipc reads it"),
     ],
 )
@@ -193,3 +198,23 @@ def test_guidance_needs_a_model_that_knows_images_without_a_class():
     config.model.label_dropout = 0.0
     with pytest.raises(UsageError, match=r"label_dropout above 0"):
         config_validation.check_config(config)
+
+
+def test_every_field_of_the_model_reaches_the_network():
+    config = defaults.get_config()
+    config.model.class_conditional = True
+    others = {
+        "ch": 64,
+        "ch_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attn_resolutions": (8,),
+        "mid_attention": False,
+        "dropout": 0.2,
+    }
+    others |= {"num_heads": 2, "scale_shift": True, "class_conditional": False, "label_dropout": 0.1, "dtype": "bfloat16"}
+    others |= {"remat": True}
+    assert others.keys() == set(config.model)
+    for field, value in others.items():
+        changed = config.copy_and_resolve_references()
+        changed.model[field] = value
+        assert build.build_model(changed) != build.build_model(config), field

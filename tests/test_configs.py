@@ -109,6 +109,13 @@ def test_its_own_sampling_is_not_warned_of(name):
     assert sampling_config.sampling_warnings(load(name)) == []
 
 
+def test_photographs_of_ones_own_are_not_tinted():
+    """docs/colors.md: small sets want a prediction other than eps, and a spacing that starts where no image is left."""
+    config = load("image_folder")
+    assert config.diffusion.prediction == "v"
+    assert build.sampling_schedule(config).timesteps[-1] == config.diffusion.num_timesteps - 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_says_how_to_run_it(name):
     text = (FOLDER / f"{name}.py").read_text()

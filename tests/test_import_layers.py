@@ -21,6 +21,7 @@ LAYERS = {
     "samplers": 2,
     "diffusion": 1,
     "models": 1,
+    "cpu": 1,
     "data": 1,
     "metrics": 1,
     "runtime": 1,
@@ -43,6 +44,11 @@ HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py", "data/splits.py"},
     "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
+    # Not part of JAX's stable API: `cpu.layer_functions` imports their home under a guard.
+    "jax.interpreters": {"cpu/conv.py"},
+    "jax.extend": {"cpu/conv.py"},
+    "ddpm_jax.cpu.conv": {"cpu/__init__.py"},
+    "ddpm_jax.cpu": {"build.py", "cpu/__init__.py", "evaluation_config.py", "cli/train.py"},
     "diffrax": {"evaluation/ode_likelihood.py"},
     "safetensors": {"metrics/inception_weights.py"},
     "ml_collections": {

@@ -118,7 +118,7 @@ def test_advice_about_a_short_linear_schedule_works():
 
 def test_advice_about_zero_terminal_snr_works():
     zero = {"diffusion.zero_terminal_snr": True}
-    assert refusal(zero).endswith("needs the prediction v or x_start, not eps")
+    assert refusal(zero).endswith("needs the prediction x_start or v, not eps")
     config = make_config(zero | {"diffusion.prediction": "v"})
     config_validation.check_config(config)
     with pytest.raises(UsageError, match=r"set spacing=trailing$"):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import re
+import unicodedata
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, losses
+from ddpm_jax.diffusion.parameterization import Parameterization, predict_v, predict_xstart_from_eps
 from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "how-ddpm-works.md").read_text()
@@ -32,6 +34,10 @@ def normal(seed):
 
 def at(table):
     return np.asarray(table)[T].reshape(-1, 1, 1, 1)
+
+
+def predicting(prediction, variance="fixed_small"):
+    return Parameterization(prediction, variance, clip_denoised=False)
 
 
 def squared(error):
@@ -58,13 +64,84 @@ def test_its_tables_are_what_its_code_prints():
         assert line in rows
 
 
+ARRAYS = {  # of the page -> in Python, with T for t
+    "ᾱ_{t-1}": "acp_before",
+    "ᾱ_t": "acp",
+    "α_t": "alpha",
+    "β̃_t": "beta_tilde",
+    "β_t": "beta",
+    "ε̂(x_t, t)": "eps",
+    "ε̂": "eps",
+    "ε": "eps",
+    "x̂_start(x_t, t)": "image",
+    "x̂_start": "image",
+    "x_start": "image",
+    "c1_t": "first",
+    "c2_t": "second",
+    "v̂": "v",
+}
+
+
+def evaluated(formula, values):
+    """The number of a formula as the page writes it: `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with products written as spaces."""
+    formula = unicodedata.normalize("NFD", formula)
+    for ours, name in ARRAYS.items():
+        formula = formula.replace(unicodedata.normalize("NFD", ours), name)
+    tokens, product = re.findall(r"[a-z_]+|\d+|[-+/()]", formula), []
+    assert "".join(tokens) == formula.replace(" ", "")
+    for token in tokens:
+        if product and re.match(r"[\w(]", token) and re.match(r"[\w)]", product[-1]) and product[-1] not in ("sqrt", "log"):
+            product.append("*")
+        product.append(token)
+    return eval("".join(product), {"sqrt": np.sqrt, "log": np.log}, values)
+
+
+def formulas(name):
+    """The right sides of the lines of the page that begin with `name =`, up to the words beside them."""
+    return re.findall(rf"^    {re.escape(name)} *= (.+?)(?:,? {{3,}}.*)?$", PAGE, re.MULTILINE)
+
+
+def rows(head):
+    """The cells of the table whose first column is called so: first cell -> the others, without words."""
+    table = re.search(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)[1]
+    return {cells[0].strip("`"): cells[1:] for cells in (row.strip("| ").split(" | ") for row in table.splitlines())}
+
+
+@every_schedule
+def test_its_formulas_are_those_of_the_code(step):
+    """Each is read from the page and computed; 1e-9."""
+    schedule, x_t, _, x_start, eps = step
+    before = np.append(1.0, schedule.alphas_cumprod)[:-1]
+    v = predict_v(x_start, schedule.level(T), eps)
+    values = {"acp_before": at(before), "acp": at(schedule.alphas_cumprod), "alpha": at(schedule.alphas)}
+    values |= {"beta": at(schedule.betas), "image": x_start, "eps": eps, "x_t": x_t, "v": v}
+    values |= {"first": at(schedule.posterior_mean_coef1), "second": at(schedule.posterior_mean_coef2)}
+    mean, _, _ = gaussian.p_mean_variance(schedule, predicting("eps", "fixed_small"), eps, x_t, T)
+    for name, wanted, number in (
+        ("x_t", x_t, 1),
+        ("c1_t", values["first"], 1),
+        ("c2_t", values["second"], 1),
+        ("β̃_t", at(schedule.posterior_variance), 1),
+        ("v", v, 1),
+        ("μ_θ(x_t, t)", mean, 2),  # in x_start, and DDPM eq. 11
+    ):
+        assert len(formulas(name)) == number, name
+        for line in formulas(name):
+            np.testing.assert_allclose(evaluated(line, values), wanted, rtol=1e-9, atol=1e-9, err_msg=line)
+    conversions = rows("the network outputs")
+    assert set(conversions) == {"eps", "x_start", "v"}
+    for prediction, cells in conversions.items():
+        for cell, wanted in zip(cells, (x_start, eps), strict=True):
+            if cell != "the output":
+                got = evaluated(cell.partition(", ")[0], values)
+                np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9, err_msg=prediction)
+
+
 @every_schedule
 def test_the_mean_in_eps(step):
     """DDPM eq. 11 is eq. 7 with eq. 15 in it; 1e-9 relative to terms of up to 1e2."""
     schedule, x_t, estimate, _, _ = step
-    mean, _, _ = gaussian.p_mean_variance(
-        schedule, estimate, x_t, T, prediction="eps", variance="fixed_small", clip_denoised=False
-    )
+    mean, _, _ = gaussian.p_mean_variance(schedule, predicting("eps", "fixed_small"), estimate, x_t, T)
     eps_form = (x_t - at(schedule.betas) / at(schedule.sqrt_one_minus_alphas_cumprod) * estimate) / np.sqrt(at(schedule.alphas))
     np.testing.assert_allclose(mean, eps_form, rtol=1e-9, atol=1e-9)
 
@@ -75,14 +152,12 @@ def test_one_error_three_times(step):
     schedule, x_t, estimate, x_start, eps = step
     acp = schedule.alphas_cumprod[T]
     snr = acp / np.square(schedule.sqrt_one_minus_alphas_cumprod[T])
-    pred_xstart = np.asarray(gaussian.predict_xstart_from_eps(schedule, x_t, T, estimate))
-    v, v_estimate = (
-        gaussian.predict_v(schedule, image, T, noise) for image, noise in ((x_start, eps), (pred_xstart, estimate))
-    )
+    pred_xstart = np.asarray(predict_xstart_from_eps(x_t, schedule.level(T), estimate))
+    v, v_estimate = (predict_v(image, schedule.level(T), noise) for image, noise in ((x_start, eps), (pred_xstart, estimate)))
     simple = squared(eps - estimate)
     np.testing.assert_allclose(simple, snr * squared(x_start - pred_xstart), rtol=1e-9)
     np.testing.assert_allclose(simple, acp * squared(v - v_estimate), rtol=1e-9)
-    loss = losses.training_losses(schedule, jnp.asarray(estimate), x_start, x_t, T, eps, prediction="eps")
+    loss = losses.training_losses(schedule, predicting("eps"), jnp.asarray(estimate), x_start, x_t, T, eps)
     np.testing.assert_allclose(loss, simple / 4, rtol=1e-5)  # the mean over four pixels, in float32
 
 
@@ -91,9 +166,7 @@ def test_one_error_three_times(step):
 def test_the_weights_of_the_bound(step, variance):
     """DDPM eqs. 8 and 12: |mean error|^2/(2 s^2) is c1^2/(2 s^2) in x_start and beta^2/(2 s^2 alpha (1-acp)) in eps; 1e-7."""
     schedule, x_t, estimate, x_start, eps = step
-    mean, log_variance, pred_xstart = gaussian.p_mean_variance(
-        schedule, estimate, x_t, T, prediction="eps", variance=variance, clip_denoised=False
-    )
+    mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, predicting("eps", variance), estimate, x_t, T)
     true_mean, _, _ = gaussian.q_posterior_mean_variance(schedule, x_start, x_t, T)
     sigma2 = np.exp(np.asarray(log_variance)).reshape(-1)
     term = squared(np.asarray(true_mean) - mean) / (2 * sigma2)

@@ -31,7 +31,10 @@ from ddpm_jax.runtime.metric_logger import TensorBoardWriter
 from ddpm_jax.training import load_params
 
 # Of images held out: what measures them, and how it is summarized.
-EVALUATORS = {"bits_per_dim": build.build_vlb_evaluator, "ode_bits_per_dim": build.build_ode_likelihood_evaluator}
+EVALUATORS = {
+    "bits_per_dim": evaluation_config.build_vlb_evaluator,
+    "ode_bits_per_dim": evaluation_config.build_ode_likelihood_evaluator,
+}
 MEASURES = {"bits_per_dim": measure_vlb, "ode_bits_per_dim": measure_ode_likelihood}
 
 

@@ -16,7 +16,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, data_config, sampling_config
+from ddpm_jax import build, config_validation, cpu, data_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.evaluation import sample_files
@@ -202,9 +202,7 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
     init, key = build.build_init(config), rng.purpose_key(config.seed, "init")
     sharding = meshes.replicated(mesh)
     if checkpoints.latest_step() is None:
-        # Run once: on a CPU, optimising it takes longer than running it does. The numbers are the same.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        return jax.jit(init, out_shardings=sharding, compiler_options=options)(key), 0
+        return jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
     fields = abstract.fields()
     older = fields | {"opt_state": optimizers.unclipped_layout(abstract.opt_state)}

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import gaussian, pixels, vlb
-from ddpm_jax.diffusion.schedules import NoiseSchedule, trailing_timesteps
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import filmstrip, image_grid

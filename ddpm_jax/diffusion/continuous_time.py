@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.noise_level import NoiseLevel
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 
@@ -47,6 +48,12 @@ def timestep_at(schedule: NoiseSchedule, angle: jax.Array) -> jax.Array:
     # The chord, and what the slopes at both ends bend away from it; 0 at both ends.
     bend = (1 - s) * (slope * width - rise) - s * (end_slope * width - rise)
     return value + s * rise + s * (1 - s) * bend
+
+
+def level_at(schedule: NoiseSchedule, angle: jax.Array) -> NoiseLevel:
+    """The noise levels at angles [B] of (25): α = cos φ, σ = sin φ, and t(φ). Arguments and errors as in `timestep_at`."""
+    alpha, sigma = jnp.cos(angle), jnp.sin(angle)
+    return NoiseLevel(alpha, sigma, timestep_at(schedule, angle), recip_alpha=1 / alpha, sigma_over_alpha=sigma / alpha)
 
 
 def _end_slopes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -38,6 +38,8 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.noise_level import check_shapes, extract, signal_to_noise
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 Array = jax.Array
@@ -119,49 +121,43 @@ def _upper_tail_tanh(z: Array) -> Array:
 
 def vb_terms(
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     model_output: Array,
     x_start: Array,
     x_t: Array,
     t: Array,
     *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
     decoder: str = "exact",
 ) -> VlbTerms:
     """The term of the bound at t, of each image: (14), or (15) at t=0. DDPM 2006.11239, eqs. 5, 13.
 
     Args:
       schedule: the chain that t counts in.
+      parameterization: what model_output means; the paper's numbers have the guess of x_start clipped.
       model_output: [B, ...], what the network made of x_t; twice the channels if it learns the variance.
       x_start: floating [B, ...], the images, levels k / 127.5 - 1.
       x_t: [B, ...], the noisy images.
       t: integer [B], 0..K-1; out of range gives NaN.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: of the reverse step, a key of `diffusion.VARIANCES`.
-      clip_denoised: whether the guess of x_start is clipped to [-1, 1]; the paper's numbers are clipped.
       decoder: of L_0, one of `DECODERS`.
 
     Returns:
       Of [B], at least float32.
 
     Raises:
-      ValueError: unknown prediction, variance or decoder, or shapes that do not match.
+      ValueError: unknown decoder, shapes that do not match, or a prediction that the chain cannot use.
     """
-    gaussian.check_shapes(t, x_start=x_start, x_t=x_t)
-    mean, log_variance, pred_xstart = gaussian.p_mean_variance(
-        schedule, model_output, x_t, t, prediction=prediction, variance=variance, clip_denoised=clip_denoised
-    )
+    check_shapes(t, x_start=x_start, x_t=x_t)
+    mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, parameterization, model_output, x_t, t)
     error = x_start - pred_xstart
-    true_log_variance = gaussian.extract(schedule.posterior_log_variance_clipped, t, x_t)
-    mean_difference = gaussian.extract(schedule.posterior_mean_coef1, t, x_t) * error
+    true_log_variance = extract(schedule.posterior_log_variance_clipped, t, x_t)
+    mean_difference = extract(schedule.posterior_mean_coef1, t, x_t) * error
     divergence = normal_kl(mean_difference, true_log_variance, 0.0, log_variance)
     decoder = -discretized_gaussian_log_likelihood(x_start, mean, log_variance, decoder)
     xstart_mse = _mean(jnp.square(error))
     return VlbTerms(
         bits=jnp.where(t == 0, _mean(decoder), _mean(divergence)) / jnp.log(2.0),
         xstart_mse=xstart_mse,
-        eps_mse=gaussian.signal_to_noise(schedule, t, xstart_mse) * xstart_mse,
+        eps_mse=signal_to_noise(schedule.level(t), xstart_mse) * xstart_mse,
     )
 
 

@@ -1,7 +1,7 @@
 """How much an error counts at each t: loss weightings, written once, in the signal-to-noise ratio.
 
 With SNR_t = ᾱ_t / (1 - ᾱ_t), the squared errors of the three predictions are one error on three scales (equations (7)
-and (9) in `diffusion.py`):
+and (9) in `parameterization.py`):
 
     ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²        ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²            (23)
 
@@ -29,8 +29,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion import gaussian
-from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.noise_level import NoiseLevel, signal_to_noise
+from ddpm_jax.diffusion.parameterization import Parameterization
 
 Array = jax.Array
 Weighting = Callable[[Array], Array]  # SNR [B] -> w [B]
@@ -66,13 +66,6 @@ WEIGHTINGS: dict[str, Callable[..., Array] | None] = {
     "edm": _edm,
 }
 
-# What a unit of squared error in x_start is in each prediction; (23).
-ERROR_SCALES: dict[str, Weighting] = {
-    "eps": lambda snr: snr,
-    "x_start": jnp.ones_like,
-    "v": lambda snr: snr + 1.0,
-}
-
 
 def make_weighting(name: str, **options: float) -> Weighting | None:
     """The weighting called `name`: SNR -> w, or None for simple.
@@ -102,22 +95,16 @@ def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:
     return lambda snr: jnp.where(snr == 0, 1.0, weighting(snr))
 
 
-def loss_weights(schedule: NoiseSchedule, t: Array, *, prediction: str, weighting: Weighting | None) -> Array:
+def loss_weights(parameterization: Parameterization, level: NoiseLevel, *, weighting: Weighting | None) -> Array:
     """What to multiply the mean squared error of the network's own target with: float32 [B], 1 for None. By (23).
 
     Args:
-      schedule: the chain that t counts in.
-      t: integer [B], 0..K-1; out of range gives NaN.
-      prediction: what the network predicts: eps, x_start or v.
+      parameterization: what the network predicts.
+      level: the noise levels, [B].
       weighting: from `make_weighting`.
-
-    Raises:
-      ValueError: unknown prediction.
     """
-    if prediction not in ERROR_SCALES:
-        raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(ERROR_SCALES)}")
-    ones = jnp.ones(jnp.shape(t), jnp.float32)
+    ones = jnp.ones(jnp.shape(level.alpha), jnp.float32)
     if weighting is None:
         return ones
-    snr = gaussian.signal_to_noise(schedule, t, ones)
-    return weighting(snr) / ERROR_SCALES[prediction](snr)
+    snr = signal_to_noise(level, ones)
+    return weighting(snr) / parameterization.error_scale(snr)

@@ -23,24 +23,20 @@ vlb_mean and hybrid_mean take L_t in place of T L_t, and 1 in place of 0.001: hy
 (improved-diffusion calls these four RESCALED_KL, RESCALED_MSE, KL and MSE.)
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion import gaussian, likelihood, loss_weighting, schedules
+from ddpm_jax.diffusion import likelihood, loss_weighting, variances
 from ddpm_jax.diffusion.loss_weighting import Weighting
+from ddpm_jax.diffusion.noise_level import check_shapes
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 Array = jax.Array
-
-# What the network predicts -> what it should have predicted, from (schedule, x_start, t, noise).
-TARGETS: dict[str, Callable[[NoiseSchedule, Array, Array, Array], Array]] = {
-    "eps": lambda schedule, x_start, t, noise: noise,
-    "x_start": lambda schedule, x_start, t, noise: x_start,
-    "v": gaussian.predict_v,
-}
 
 
 class Loss(NamedTuple):
@@ -65,7 +61,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def check_loss(
-    schedule: NoiseSchedule, *, prediction: str, loss: str, variance: str | None, weighting: Weighting | None = None
+    schedule: NoiseSchedule, parameterization: Parameterization, *, loss: str, weighting: Weighting | None = None
 ) -> None:
     """Refuse what cannot be trained, or would train something else than it says. Arguments as in `training_losses`.
 
@@ -74,22 +70,18 @@ def check_loss(
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")
-    if prediction not in TARGETS:
-        raise ValueError(f"unknown prediction {prediction!r}: choose one of {', '.join(TARGETS)}")
-    if variance is not None and variance not in gaussian.VARIANCES:
-        raise ValueError(f"unknown variance {variance!r}: choose one of {', '.join(gaussian.VARIANCES)}")
-    parts, learned = LOSSES[loss], variance in gaussian.LEARNED_VARIANCES
+    parts, learned = LOSSES[loss], parameterization.learns_variance
     if learned and parts.vlb is None:
-        raise ValueError(f"the loss {loss} would leave the variance {variance} untrained: choose the loss hybrid or vlb")
+        raise ValueError(
+            f"the loss {loss} would leave the variance {parameterization.variance} untrained: choose the loss hybrid or vlb"
+        )
     if parts.simple and parts.vlb and not learned:
-        raise ValueError(f"the loss {loss} trains a learned variance: choose the variance learned_range, or the loss simple")
-    if parts.vlb and variance is None:
-        raise ValueError(f"the loss {loss} needs to know the variance: choose one of {', '.join(gaussian.VARIANCES)}")
+        choices = " or ".join(name for name, variance in variances.VARIANCES.items() if variance.learned)
+        raise ValueError(f"the loss {loss} trains a learned variance: choose the variance {choices}, or the loss simple")
     if weighting is not None and not parts.simple:
         raise ValueError(f"the loss {loss} has the weights of the bound: choose the weighting simple with it")
-    if schedules.ends_in_pure_noise(schedule):
-        if prediction == "eps":
-            raise ValueError("a chain with zero terminal SNR needs the prediction v or x_start, not eps")
+    parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
+    if schedule.has_zero_terminal_snr:
         with jax.ensure_compile_time_eval():
             last_weight = 1.0 if weighting is None else float(weighting(jnp.zeros(())))
         if last_weight == 0:
@@ -101,51 +93,47 @@ def check_loss(
 
 def training_losses(
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     model_output: Array,
     x_start: Array,
     x_t: Array,
     t: Array,
     noise: Array,
     *,
-    prediction: str,
     loss: str = "simple",
-    variance: str | None = None,
     weighting: Weighting | None = None,
 ) -> Array:
     """The loss of each image: float32 [B], whatever the dtype of the inputs.
 
     Args:
       schedule: the chain that t counts in.
+      parameterization: what model_output means. Its clipping is not applied: a clipped guess has no gradient.
       model_output: [B, ...], what the network made of x_t; with a learned variance twice the channels.
       x_start: [B, ...], the images, in [-1, 1].
       x_t: [B, ...], the noisy images, `q_sample(schedule, x_start, t, noise)`.
       t: integer [B], 0..K-1.
       noise: [B, ...], the noise in x_t.
-      prediction: what the network predicts, a key of TARGETS: eps, x_start or v.
       loss: a key of LOSSES. simple: the mean squared error, DDPM eq. 14. vlb: T times the term of the bound, IDDPM's
         L_vlb. hybrid: simple + 0.001 vlb, IDDPM eq. 16. vlb_mean, hybrid_mean: with the term of the bound itself.
-      variance: of the reverse step, a key of `diffusion.VARIANCES`; simple does not need it.
       weighting: of the mean squared error, from `weightings.make_weighting`; None for the plain one.
 
     Raises:
       ValueError: unknown option, a combination that `check_loss` refuses, or shapes that do not match.
     """
-    check_loss(schedule, prediction=prediction, loss=loss, variance=variance, weighting=weighting)
-    output, variance_output = model_output, None
-    if variance is not None:
-        output, variance_output = gaussian.split_output(model_output, x_t, variance=variance)
-    gaussian.check_shapes(t, x_start=x_start, x_t=x_t, noise=noise, model_output=output)
-    parts, values = LOSSES[loss], jnp.zeros(jnp.shape(t), jnp.float32)
+    check_loss(schedule, parameterization, loss=loss, weighting=weighting)
+    output, variance_output = parameterization.split_output(model_output, x_t)
+    check_shapes(t, x_start=x_start, x_t=x_t, noise=noise, model_output=output)
+    parts, values, level = LOSSES[loss], jnp.zeros(jnp.shape(t), jnp.float32), schedule.level(t)
     if parts.simple:
-        target = TARGETS[prediction](schedule, x_start, t, noise)
+        target = parameterization.target(x_start, level, noise)
         error = target.astype(jnp.float32) - output.astype(jnp.float32)
         values = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
         if weighting is not None:
-            values = values * loss_weighting.loss_weights(schedule, t, prediction=prediction, weighting=weighting)
+            values = values * loss_weighting.loss_weights(parameterization, level, weighting=weighting)
         if variance_output is not None:  # only the variance learns from what follows
             model_output = jnp.concatenate([jax.lax.stop_gradient(output), variance_output], axis=-1)
     if parts.vlb is not None:
-        options = {"prediction": prediction, "variance": variance, "clip_denoised": False}
-        terms = likelihood.vb_terms(schedule, model_output, x_start, x_t, t, **options)
+        unclipped = dataclasses.replace(parameterization, clip_denoised=False)
+        terms = likelihood.vb_terms(schedule, unclipped, model_output, x_start, x_t, t)
         values = values + parts.vlb(schedule.num_timesteps) * terms.bits.astype(jnp.float32)
     return values

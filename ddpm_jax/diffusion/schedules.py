@@ -26,7 +26,7 @@ A schedule may also be given as a continuous signal level ᾱ(u), u from 0 (imag
 
     β_t = min(1 - ᾱ((t+1)/T) / ᾱ(t/T), 0.999)                                       (5)   IDDPM 2102.09672, sec. 3.2
 
-Tables are float64 NumPy and stay so: `diffusion.extract` casts each of them once, where it is used.
+Tables are float64 NumPy and stay so: `noise_level.entries` casts each of them once, where it is used.
 """
 
 import dataclasses
@@ -34,7 +34,10 @@ import operator
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ddpm_jax.diffusion.noise_level import NoiseLevel, entries
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +67,28 @@ class NoiseSchedule:
     def num_timesteps(self) -> int:
         """K, the number of steps of this chain."""
         return self.betas.shape[0]
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether ᾱ_{K-1} = 0, so that nothing of the image is left. Of a traced schedule it cannot be known: False."""
+        table = self.alphas_cumprod
+        return not isinstance(table, jax.core.Tracer) and float(table[-1]) == 0
+
+    def level(self, t: jax.Array) -> NoiseLevel:
+        """The noise levels of the entries t, integer [B], in JAX's default float; NaN for t outside 0..K-1.
+
+        Raises:
+          ValueError: t is not an integer array [B].
+        """
+        if jnp.ndim(t) != 1 or not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+            raise ValueError(f"t is {jnp.result_type(t)} of shape {jnp.shape(t)}: it must hold one integer for each image")
+        return NoiseLevel(
+            alpha=entries(self.sqrt_alphas_cumprod, t),
+            sigma=entries(self.sqrt_one_minus_alphas_cumprod, t),
+            time=jnp.asarray(self.timesteps)[t],
+            recip_alpha=entries(self.sqrt_recip_alphas_cumprod, t),
+            sigma_over_alpha=entries(self.sqrt_recipm1_alphas_cumprod, t),
+        )
 
 
 jax.tree_util.register_dataclass(
@@ -212,8 +237,8 @@ def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     - must be sampled from its last timestep: spacing trailing, or linspace;
     - needs a loss weighting that is not 0 at SNR = 0: `weightings.trained_at_zero_snr`.
 
-    `losses.check_loss`, `diffusion.predict_xstart` and `respace` raise ValueError otherwise. A chain that already ends
-    in pure noise stays as it is, up to rounding. On the host only.
+    `losses.check_loss`, `Parameterization.check_terminal_snr` and `respace` raise ValueError otherwise. A chain that
+    already ends in pure noise stays as it is, up to rounding. On the host only.
 
     Raises:
       ValueError: a chain of a single step, which would be pure noise from the start.
@@ -224,12 +249,6 @@ def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     scales = (scales - scales[-1]) * (scales[0] / (scales[0] - scales[-1]))
     alphas = np.square(scales / np.append(1.0, scales[:-1]))
     return _tables(1 - alphas, alphas, schedule.timesteps, schedule.train_timesteps)
-
-
-def ends_in_pure_noise(schedule: NoiseSchedule) -> bool:
-    """Whether ᾱ_{T-1} = 0: zero terminal SNR. Of a traced schedule it cannot be known, and the answer is False."""
-    table = schedule.alphas_cumprod
-    return not isinstance(table, jax.core.Tracer) and float(table[-1]) == 0
 
 
 def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, from_noise: bool = True) -> NoiseSchedule:
@@ -256,7 +275,7 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, f
         raise ValueError(f"timesteps must lie in 0..{num_timesteps - 1}, but go from {kept.min()} to {kept.max()}")
     if (kept[1:] <= kept[:-1]).any():
         raise ValueError("timesteps must be strictly ascending, each one once")
-    if from_noise and ends_in_pure_noise(schedule) and kept[-1] != num_timesteps - 1:
+    if from_noise and schedule.has_zero_terminal_snr and kept[-1] != num_timesteps - 1:
         raise ValueError(
             f"a chain with zero terminal SNR must be sampled from its last timestep, {num_timesteps - 1}, and these end "
             f"at {kept[-1]}: set spacing=trailing"
@@ -267,120 +286,6 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, f
         [_cumulative_noise_variance(schedule.betas[stretch], schedule.alphas[stretch])[-1] for stretch in stretches]
     )
     return _tables(betas, alphas, schedule.timesteps[kept], schedule.train_timesteps)
-
-
-def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: str, *, schedule: NoiseSchedule | None = None) -> np.ndarray:
-    """Which `num_steps` of `num_timesteps` timesteps a shorter chain visits: int32 [num_steps], strictly ascending.
-
-    `num_steps == num_timesteps` gives 0..T-1 under every spacing.
-
-    Args:
-      num_timesteps: T.
-      num_steps: 1..T.
-      spacing: a key of SPACINGS.
-      schedule: the chain of T steps; karras and logsnr need its noise levels, the others do not read it.
-
-    Raises:
-      ValueError: unknown spacing, num_steps < 1 or num_steps > num_timesteps, or no schedule of T steps where one is needed.
-    """
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
-    num_timesteps, num_steps = operator.index(num_timesteps), operator.index(num_steps)
-    if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(
-            f"cannot take {num_steps} sampling steps out of a chain of {num_timesteps}: set num_steps to 1..{num_timesteps}"
-        )
-    if spacing not in SPACINGS_BY_NOISE:
-        return SPACINGS[spacing](num_timesteps, num_steps).astype(np.int32)
-    if schedule is None or schedule.num_timesteps != num_timesteps:
-        raise ValueError(f"spacing {spacing} goes by noise levels: it needs the schedule of these {num_timesteps} steps")
-    return SPACINGS[spacing](schedule.sqrt_recipm1_alphas_cumprod, num_steps).astype(np.int32)
-
-
-# The spacings by t work in whole numbers, so no rounding of floats decides which timestep is visited.
-
-
-def leading_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """The first timestep of each of n equal stretches, floor(i T / n): 0, 100 .. 900 for 10 of 1000. DDIM's uniform."""
-    return np.arange(num_steps) * num_timesteps // num_steps
-
-
-def linspace_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """Both ends and equal steps between, rounded: 0, 111 .. 999 for 10 of 1000. A single step is T-1, the noise end."""
-    if num_steps == 1:
-        return np.array([num_timesteps - 1])
-    gaps = num_steps - 1
-    return (2 * np.arange(num_steps) * (num_timesteps - 1) + gaps) // (2 * gaps)
-
-
-def trailing_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """The last timestep of each of n equal stretches, round((i+1) T / n) - 1: 99, 199 .. 999 for 10 of 1000.
-
-    Starts sampling where training ends, at T-1. Lin et al. 2305.08891, table 2.
-    """
-    return (2 * np.arange(1, num_steps + 1) * num_timesteps + num_steps) // (2 * num_steps) - 1
-
-
-def quadratic_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """floor(0.8 T (i / (n-1))²), dense near the image: 0, 9, 39 .. 800 for 10 of 1000. DDIM 2010.02502, appendix D.2.
-
-    For large n (30 and more of 1000) the first squares fall together; there the list takes every timestep, 0, 1, 2 ..,
-    until the squares overtake it. From n = 0.8 T + 1 on they never do. A single step is 0.8 T, the noise end.
-    """
-    if num_steps == 1:
-        return np.array([4 * num_timesteps // 5])
-    index = np.arange(num_steps)
-    return np.maximum(index, 4 * num_timesteps * index**2 // (5 * (num_steps - 1) ** 2))
-
-
-# The spacings by noise go by the levels σ_t = sqrt(1/ᾱ_t - 1) [T], and take the timesteps that come closest.
-
-
-def karras_timesteps(sigmas: np.ndarray, num_steps: int, *, rho: float = 7.0) -> np.ndarray:
-    """σ^(1/ρ) in equal steps between both ends, dense near the image: 0, 18, 102 .. 999 for 10 of 1000 (linear schedule).
-
-    EDM 2206.00364, eq. 5 (ρ = 7), at the nearest timesteps, each one once. A single step is T-1, the noise end.
-    """
-    return _nearest_timesteps(lambda sigma: sigma ** (1 / rho), sigmas, num_steps)
-
-
-def logsnr_timesteps(sigmas: np.ndarray, num_steps: int) -> np.ndarray:
-    """log SNR = -2 log σ in equal steps between both ends: 0, 5, 22 .. 999 for 10 of 1000 (linear schedule).
-
-    DPM-Solver 2206.00927, section 3.4, at the nearest timesteps, each one once. A single step is T-1, the noise end.
-    """
-    return _nearest_timesteps(np.log, sigmas, num_steps)
-
-
-def _nearest_timesteps(scale: Callable[[np.ndarray], np.ndarray], sigmas: np.ndarray, num_steps: int) -> np.ndarray:
-    """Timesteps in equal steps of scale(σ), strictly ascending. Where several levels fall on one t, the next ones move up.
-
-    Above NO_TRACE nothing is left of an image, and steps there would be wasted: a chain that ends higher (cosine: 20,291;
-    zero terminal SNR: infinite) goes from T-1 to below that level in one step.
-    """
-    num_timesteps = len(sigmas)
-    if num_steps == 1:
-        return np.array([num_timesteps - 1])
-    jump = int(sigmas[-1] > MAX_SIGMA)
-    visible = max(1, int((sigmas <= MAX_SIGMA).sum()))
-    levels = scale(sigmas[:visible])
-    index = np.arange(num_steps - jump)
-    share = index / (len(index) - 1) if len(index) > 1 else np.array([0.5])
-    nearest = np.rint(np.interp(levels[0] + share * (levels[-1] - levels[0]), levels, np.arange(visible))).astype(int)
-    distinct = np.minimum(index + np.maximum.accumulate(nearest - index), num_timesteps - num_steps + index)
-    return np.append(distinct, [num_timesteps - 1] * jump)
-
-
-MAX_SIGMA = 160.0  # σ over that of the data at which EDM 2206.00364 (table 1: 80 over 0.5) starts to sample
-SPACINGS: dict[str, Callable[..., np.ndarray]] = {
-    "leading": leading_timesteps,
-    "linspace": linspace_timesteps,
-    "trailing": trailing_timesteps,
-    "quadratic": quadratic_timesteps,
-    "karras": karras_timesteps,
-    "logsnr": logsnr_timesteps,
-}
-SPACINGS_BY_NOISE = ("karras", "logsnr")  # their first argument is σ [T], not T
 
 
 def _betas_from_alpha_bar(alpha_bar: Callable[[np.ndarray], np.ndarray], num_timesteps: int, max_beta: float) -> np.ndarray:

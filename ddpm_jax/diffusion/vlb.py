@@ -32,7 +32,6 @@ All noise comes from one key per image, usually fold_in(root, image index): an i
 is in. Sums over t and over images are taken in float64 on the host.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,10 +40,11 @@ import numpy as np
 
 from ddpm_jax.diffusion import gaussian, likelihood
 from ddpm_jax.diffusion.likelihood import VlbTerms
+from ddpm_jax.diffusion.noise_level import check_shapes
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 Array = jax.Array
-DenoiseFn = Callable[[Array, Array], Array]
 
 UNIFORM_FRACTION = 0.1  # of p in (19)
 LEVELS_PER_UNIT = 127.5  # of 0..255, in a difference of 1 on the scale of [-1, 1]
@@ -73,52 +73,45 @@ class VlbSummary(NamedTuple):
 
 def vlb_terms(
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     denoise_fn: DenoiseFn,
     x_start: Array,
     t: Array,
     keys: Array,
     *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
     decoder: str = "exact",
 ) -> VlbTerms:
     """Noise each image to its t, ask the network, and return what it pays there, [B]. (14), (15).
 
     Args:
       schedule: the chain that t counts in; the network is given its `timesteps`.
+      parameterization: what the output of the network means.
       denoise_fn: (x_t [B, ...], t int32 [B]) -> model output.
       x_start: floating [B, ...], the images, levels k / 127.5 - 1.
       t: integer [B], 0..K-1, one for each image; out of range gives NaN.
       keys: [B], one for each image; the noise is drawn from fold_in(key, t).
-      prediction: what the network predicts: eps, x_start or v.
-      variance: of the reverse step, a key of `diffusion.VARIANCES`.
-      clip_denoised: whether the guess of x_start is clipped to [-1, 1].
       decoder: of L_0, one of `likelihood.DECODERS`.
 
     Raises:
-      ValueError: unknown prediction, variance or decoder, or shapes that do not match.
+      ValueError: unknown decoder, shapes that do not match, or a prediction that the chain cannot use.
     """
-    gaussian.check_shapes(t, x_start=x_start)
+    check_shapes(t, x_start=x_start)
     dtype = jnp.promote_types(x_start.dtype, jnp.float32)
     noise = jax.vmap(lambda key, t: jax.random.normal(jax.random.fold_in(key, t), x_start.shape[1:], dtype))(keys, t)
     x_t = gaussian.q_sample(schedule, x_start, t, noise)
-    model_output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
-    options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
-    return likelihood.vb_terms(schedule, model_output, x_start, x_t, t, **options)
+    model_output = parameterization.evaluate(denoise_fn, x_t, schedule.level(t))
+    return likelihood.vb_terms(schedule, parameterization, model_output, x_start, x_t, t, decoder=decoder)
 
 
 def scan_vlb_terms(
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     denoise_fn: DenoiseFn,
     x_start: Array,
     keys: Array,
     *,
     first_t: int | Array,
     count: int,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
     decoder: str = "exact",
 ) -> VlbTerms:
     """The terms of t = first_t .. first_t + count - 1 under one `lax.scan`: arrays [count, B], in order of t.
@@ -132,8 +125,7 @@ def scan_vlb_terms(
 
     def body(_: None, t: Array) -> tuple[None, VlbTerms]:
         ts = jnp.full(x_start.shape[:1], t, jnp.int32)
-        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
-        return None, vlb_terms(schedule, denoise_fn, x_start, ts, keys, **options)
+        return None, vlb_terms(schedule, parameterization, denoise_fn, x_start, ts, keys, decoder=decoder)
 
     return jax.lax.scan(body, None, first_t + jnp.arange(count, dtype=jnp.int32))[1]
 
@@ -174,9 +166,9 @@ def rate_distortion_curve(prior: np.ndarray, terms: VlbTerms) -> tuple[np.ndarra
     DDPM 2006.11239, figure 5; float64, on the host. Arguments as in `summarize`.
 
     Returns:
-      rate: [K], bits per dimension sent so far, L_T and the terms of all later steps; falls with t. What remains to be
-        sent for the exact image then is the bound minus it.
-      rmse: [K], root mean squared error of the guess of x_start made from x_t, on the scale 0..255.
+      Two arrays [K]. The rate: bits per dimension sent so far, L_T and the terms of all later steps; it falls with t. What
+      remains to be sent for the exact image then is the bound minus the rate. The error: root mean squared error of the
+      guess of x_start made from x_t, on the scale 0..255.
     """
     bits = _image_mean(terms.bits, 1)
     later = np.append(np.cumsum(bits[:0:-1])[::-1], 0.0)
@@ -239,15 +231,13 @@ def sample_timesteps(schedule: NoiseSchedule, keys: Array, num_strata: int) -> t
 
 def scan_sampled_vlb_terms(
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     denoise_fn: DenoiseFn,
     x_start: Array,
     t: Array,
     keys: Array,
     *,
     first_row: int | Array = 0,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
     decoder: str = "exact",
 ) -> VlbTerms:
     """The terms at drawn t under one `lax.scan`: arrays [n, B]. Each draw has noise of its own.
@@ -262,8 +252,7 @@ def scan_sampled_vlb_terms(
     def body(_: None, row: tuple[Array, Array]) -> tuple[None, VlbTerms]:
         number, ts = row
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, schedule.num_timesteps + 1 + number)
-        options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
-        return None, vlb_terms(schedule, denoise_fn, x_start, ts, row_keys, **options)
+        return None, vlb_terms(schedule, parameterization, denoise_fn, x_start, ts, row_keys, decoder=decoder)
 
     rows = first_row + jnp.arange(t.shape[0], dtype=jnp.int32)
     return jax.lax.scan(body, None, (rows, t))[1]

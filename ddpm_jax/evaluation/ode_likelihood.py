@@ -2,7 +2,7 @@
 
 The probability-flow ODE carries N(0, I) at the last noise level to images, without noise on the way and so invertibly.
 Along such a flow a density changes by the flow's divergence alone. In the angle φ of `diffusion/continuous_time.py`, with
-x = cos(φ) x_0 + sin(φ) ε, the flow is the network's v (2202.00512, section 4; equation (7) of `diffusion.py`):
+x = cos(φ) x_0 + sin(φ) ε, the flow is the network's v (2202.00512, section 4; equation (7) of `parameterization.py`):
 
     dx/dφ = v̂(x, φ) = cos(φ) ε̂ - sin(φ) x̂_0                                           (26)
     log p(x_{t=0}) = log N(x_{t=T-1}; 0, I) + ∫ ∇·v̂ dφ    from φ_0 to φ_{T-1}          (27)  2011.13456, eq. 39
@@ -35,29 +35,19 @@ its own steps and stops by its own error, and its number does not depend on what
 batch would be simpler and depend on all of it.) A batch is done when its slowest image is.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion import continuous_time, gaussian
+from ddpm_jax.diffusion import continuous_time
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import check_prediction
-from ddpm_jax.samplers.sampler import DenoiseFn
 
 LEVELS_PER_UNIT = 128  # of 256 dequantised levels, in a difference of 1 on the scale of [-1, 1)
 TRACE_CHUNK = 64  # derivatives of the exact trace taken side by side: memory for so many passes
 STAGES = 6  # evaluations in a step of Tsitouras' method, whose seventh is the first of the next
-
-
-# What the network predicts -> v̂ of (26) from its output, by (7)-(9) of `diffusion.py` at any angle.
-VELOCITIES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
-    "v": lambda output, x, angle: output,
-    "eps": lambda output, x, angle: (output - jnp.sin(angle) * x) / jnp.cos(angle),
-    "x_start": lambda output, x, angle: (jnp.cos(angle) * x - output) / jnp.sin(angle),
-}
 
 
 class OdeLogLikelihood(NamedTuple):
@@ -99,12 +89,11 @@ def bits_per_dim(nats: jax.Array) -> jax.Array:
 
 def ode_log_likelihood(
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     denoise_fn: DenoiseFn,
     x: jax.Array,
     key: jax.Array,
     *,
-    prediction: str,
-    variance: str,
     probes: int,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -114,11 +103,10 @@ def ode_log_likelihood(
 
     Args:
       schedule: the chain that the network was trained on, K >= 2 steps; concrete, not traced.
+      parameterization: what the output of the network means; its clipping is not applied.
       denoise_fn: (x_t [1, H, W, C], t [1]) -> model output. t is floating, 0 .. T-1, and mostly no integer.
       x: floating [H, W, C], in [-1, 1].
       key: the z of Hutchinson's estimator are drawn from fold_in(key, 1); the exact trace does not read it.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: with a learned variance the second half of the network's channels is left out.
       probes: how many z; 0 for the exact trace.
       rtol: error allowed in a step, relative to x (root mean square over the image) and to the divergence per dimension,
         whichever is worse. Below 1e-6 float32 cannot tell.
@@ -126,12 +114,12 @@ def ode_log_likelihood(
       max_steps: the solver gives up after so many, rejected ones included.
 
     Raises:
-      ValueError: an image that is not floating, probes < 0, a tolerance that is not above 0, a chain of one step, an
-        unknown prediction or variance, or eps on a chain that ends in pure noise.
+      ValueError: an image that is not floating, probes < 0, a tolerance that is not above 0, a chain of one step,
+        or a prediction that a chain with zero terminal SNR cannot use.
     """
     import diffrax  # takes a second to import, which only this function should cost
 
-    validate_args(schedule, prediction=prediction, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
+    validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}: dequantize images to floats first")
     if x.ndim != 3:
@@ -146,7 +134,8 @@ def ode_log_likelihood(
         angle = jnp.asarray(angle, dtype)
 
         def velocity(x: jax.Array) -> jax.Array:
-            return _velocity(schedule, denoise_fn, x, angle, prediction=prediction, variance=variance)
+            level = continuous_time.level_at(schedule, angle[None])
+            return parameterization.velocity(parameterization.evaluate(denoise_fn, x[None], level), x[None], level)[0]
 
         v, push = jax.linearize(velocity, state[0])
         return v, (_trace(push, x.shape, dtype) if signs is None else _hutchinson_trace(push, signs)) / size
@@ -175,7 +164,9 @@ def ode_log_likelihood(
     return OdeLogLikelihood(jnp.where(finished, nats, jnp.nan), prior, evaluations.astype(jnp.int32), finished)
 
 
-def validate_args(schedule: NoiseSchedule, *, prediction: str, probes: int, rtol: float, atol: float, max_steps: int) -> None:
+def validate_args(
+    schedule: NoiseSchedule, parameterization: Parameterization, *, probes: int, rtol: float, atol: float, max_steps: int
+) -> None:
     """Raises ValueError where `flow_density` would, whatever the image: one line, to be shown to a person."""
     if schedule.num_timesteps < 2:
         raise ValueError("a chain of 1 step has no flow from one noise level to another: leave out ode_bits_per_dim")
@@ -185,19 +176,7 @@ def validate_args(schedule: NoiseSchedule, *, prediction: str, probes: int, rtol
         raise ValueError(f"rtol = {rtol:g} and atol = {atol:g}: both must be above 0 and below 1")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: the solver needs at least 1")
-    check_prediction(schedule, prediction)
-    if prediction not in VELOCITIES:
-        raise ValueError(f"no velocity is known for the prediction {prediction!r}: add it to VELOCITIES in {__name__}")
-
-
-def _velocity(
-    schedule: NoiseSchedule, denoise_fn: DenoiseFn, x: jax.Array, angle: jax.Array, *, prediction: str, variance: str
-) -> jax.Array:
-    """v̂ of (26) from one evaluation of the network, in the dtype of x."""
-    t = continuous_time.timestep_at(schedule, angle)
-    output = denoise_fn(x[None], t[None])
-    output = gaussian.split_output(output, x[None], variance=variance)[0][0].astype(x.dtype)
-    return VELOCITIES[prediction](output, x, angle)
+    parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
 
 
 def _trace(push, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import ode_likelihood
 from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, BatchDriver
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.samplers.sampler import DenoiseFn
 
 
 class OdeLikelihoodBatch(NamedTuple):
@@ -46,11 +46,10 @@ class OdeLikelihoodEvaluator:
     def __init__(
         self,
         schedule: NoiseSchedule,
+        parameterization: Parameterization,
         make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
         mesh: Mesh,
         *,
-        prediction: str,
-        variance: str,
         batch_size: int,
         probes: int = 1,
         rtol: float = 1e-5,
@@ -61,10 +60,9 @@ class OdeLikelihoodEvaluator:
 
         Args:
           schedule: the chain of T steps that the network was trained on.
+          parameterization: what the output of the network means; its clipping is not applied.
           make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn, which is asked with floating t.
           mesh: of one axis, "data"; each device takes its share of every batch.
-          prediction: what the network predicts.
-          variance: of the reverse steps; read for the layout of the network's output only.
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
           probes: random directions for each image; 0 for the exact trace, D derivatives in each evaluation.
           rtol: error allowed in a step, relative.
@@ -74,7 +72,7 @@ class OdeLikelihoodEvaluator:
         Raises:
           ValueError: probes, a tolerance, the chain or the prediction are out of range; see `flow_likelihood.check`.
         """
-        ode_likelihood.validate_args(schedule, prediction=prediction, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
+        ode_likelihood.validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
         self._driver = BatchDriver(mesh, batch_size)
         self.batch_size = self._driver.batch_size
         self.probes, self.rtol = probes, rtol
@@ -87,11 +85,10 @@ class OdeLikelihoodEvaluator:
             def one(x: jax.Array, label: jax.Array | None, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
                 return ode_likelihood.ode_log_likelihood(
                     schedule,
+                    parameterization,
                     make_denoise_fn(params, None if label is None else label[None]),
                     x,
                     key,
-                    prediction=prediction,
-                    variance=variance,
                     probes=probes,
                     rtol=rtol,
                     atol=atol,

@@ -110,10 +110,12 @@ class SampleScorer:
         extractor, counted = self.extractor, self.reference.count
         published = extractor.name == "inception" and bool(extractor.provenance["weights_published"])
         notes = self.classes.notes()
-        theirs = (self.reference.provenance or {}).get("data")
-        same_split = theirs and self._trained_on and theirs["split"] == self._trained_on["split"]
-        if same_split and (changes := data_identity.content_changes(self._trained_on, theirs)):
-            notes.append(f"the reference images are not those that the model was trained on: {changes}")
+        theirs, ours = (self.reference.provenance or {}).get("data"), self._trained_on
+        if theirs and ours and theirs["split"] == ours["split"]:
+            if changes := data_identity.content_changes(ours, theirs):
+                notes.append(f"the reference images are not those that the model was trained on: {changes}")
+        elif theirs and ours and theirs["name"] != ours["name"]:  # of another split, so the fingerprint has to differ
+            notes.append(f"the reference images are of {theirs['name']}, the model was trained on images of {ours['name']}")
         repeated = (self.reference.provenance or {}).get("repeated_images", self._repeated_rows())
         if self._wanted & FEATURE_METRICS and repeated:
             notes.append(

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.diffusion import likelihood, pixels, vlb
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, largest_divisor
-from ddpm_jax.samplers.sampler import DenoiseFn
 
 
 class VlbBatch(NamedTuple):
@@ -52,12 +52,10 @@ class VlbEvaluator:
     def __init__(
         self,
         schedule: NoiseSchedule,
+        parameterization: Parameterization,
         make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
         mesh: Mesh,
         *,
-        prediction: str,
-        variance: str,
-        clip_denoised: bool,
         decoder: str = "exact",
         batch_size: int,
         timesteps_per_image: int = 0,
@@ -66,11 +64,9 @@ class VlbEvaluator:
 
         Args:
           schedule: the chain of T steps that the network was trained on.
+          parameterization: what the output of the network means.
           make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn.
           mesh: of one axis, "data"; each device takes its share of every batch.
-          prediction: what the network predicts.
-          variance: of the reverse steps.
-          clip_denoised: whether each guess of x_start is clipped to [-1, 1].
           decoder: of L_0, one of `likelihood.DECODERS`.
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
           timesteps_per_image: 0 for all T terms; else an even number from 4 on, so many drawn without bias.
@@ -103,13 +99,12 @@ class VlbEvaluator:
         ):
             keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, labels)
             x_start = pixels.from_uint8(images)
-            options = {"prediction": prediction, "variance": variance, "clip_denoised": clip_denoised, "decoder": decoder}
+            parts = (schedule, parameterization, denoise_fn, x_start)
             if timesteps_per_image:
                 rows = jax.lax.dynamic_slice_in_dim(t.T, first, self.chunk_size)
-                terms = vlb.scan_sampled_vlb_terms(schedule, denoise_fn, x_start, rows, keys, first_row=first, **options)
+                terms = vlb.scan_sampled_vlb_terms(*parts, rows, keys, first_row=first, decoder=decoder)
             else:
-                count = self.chunk_size
-                terms = vlb.scan_vlb_terms(schedule, denoise_fn, x_start, keys, first_t=first, count=count, **options)
+                terms = vlb.scan_vlb_terms(*parts, keys, first_t=first, count=self.chunk_size, decoder=decoder)
             return terms.bits.T, terms.xstart_mse.T, terms.eps_mse.T
 
         def prior(images: jax.Array) -> jax.Array:

@@ -59,6 +59,7 @@ def make_extractor(
     name: str,
     *,
     weights: str = "",
+    group_size: int | None = None,
     report: Callable[[str], Any] = _say,
     progress: Callable[[int, str], Any] | None = None,
 ) -> FeatureExtractor:
@@ -70,6 +71,7 @@ def make_extractor(
     Args:
       name: as above.
       weights: file of Inception's weights; "" to have them found or downloaded.
+      group_size: of Inception, as `inception.apply` takes it.
       report: called with a line about what takes time or is passed over.
       progress: of a download, as `metrics.download` takes it.
 
@@ -78,7 +80,7 @@ def make_extractor(
       UserError: Inception's weights are damaged, of another network, or neither here nor to be had.
     """
     if name == "inception":
-        return _inception(weights, report, progress)
+        return _inception(weights, group_size, report, progress)
     if weights:
         raise UsageError(
             f"config.evaluation.inception_path is of Inception, but config.evaluation.features is {name}: leave one out"
@@ -119,7 +121,12 @@ def _words(error: Exception) -> str:
     return f"{text[:200]}{'...' if len(text) > 200 else ''} ({type(error).__name__}{place})"
 
 
-def _inception(weights: str, report: Callable[[str], Any], progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
+def _inception(
+    weights: str,
+    group_size: int | None,
+    report: Callable[[str], Any],
+    progress: Callable[[int, str], Any] | None,
+) -> FeatureExtractor:
     from ddpm_jax.metrics import inception, inception_weights  # who compares pixels needs neither it nor safetensors
 
     found = inception_weights.load_weights(weights, report=report, progress=progress)
@@ -129,14 +136,15 @@ def _inception(weights: str, report: Callable[[str], Any], progress: Callable[[i
         "weights_published": found.published,
         "resize": inception.RESIZE,
     }
-    return FeatureExtractor("inception", apply_inception, provenance, found.variables)
+    apply = functools.partial(apply_inception, group_size=group_size)
+    return FeatureExtractor("inception", apply, provenance, found.variables)
 
 
-def apply_inception(variables: Any, images: jax.Array) -> Features:
+def apply_inception(variables: Any, images: jax.Array, *, group_size: int | None = None) -> Features:
     """`inception.apply`, with the type of this file."""
     from ddpm_jax.metrics import inception
 
-    return Features(*inception.apply(variables, images))
+    return Features(*inception.apply(variables, images, group_size=group_size))
 
 
 def _pixels(_: None, images: jax.Array) -> Features:

@@ -28,7 +28,6 @@ SIZE = 299  # height and width that the network was trained at
 RESIZE = "TensorFlow 1 bilinear to 299x299, not antialiased"
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008  # of which 1,000 mean something
-CPU_GROUP = 8  # images that a CPU takes through the network at once: more do not fit its caches, and fill its memory
 
 
 class Features(NamedTuple):
@@ -44,20 +43,21 @@ class Features(NamedTuple):
     logits: jax.Array
 
 
-def apply(variables: Any, images: jax.Array) -> Features:
+def apply(variables: Any, images: jax.Array, *, group_size: int | None = None) -> Features:
     """Features and logits of images of any size. Pure; one compilation for each shape.
 
     Args:
       variables: of `inception_weights.load_weights` or `random_variables`.
       images: [N, H, W, C], C 1 (grey, repeated) or 3 (RGB), uint8 or floats in the same units, 0..255.
+      group_size: how many images at most pass through the network at once, one group after another; None for all.
 
     Raises:
       ValueError: images of another shape.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         raise ValueError(f"images must be [N, H, W, 1 or 3], not {list(images.shape)}")
-    if jax.default_backend() == "cpu" and len(images) > CPU_GROUP:
-        return in_groups(lambda group: _apply(variables, group), images, CPU_GROUP)
+    if group_size is not None and len(images) > group_size:
+        return in_groups(lambda group: _apply(variables, group), images, group_size)
     return _apply(variables, images)
 
 

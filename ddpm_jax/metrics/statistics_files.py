@@ -1,13 +1,13 @@
 """Files of reference statistics, images or features, as this program and others write them: their arrays by one name each.
 
-| file | written by | arrays |
-|---|---|---|
-| .npz with mu, sigma | this program, pytorch-fid, clean-fid, EDM | mu, sigma; ours also features and provenance |
-| .npz with arr_0 and perhaps mu, sigma, arr_1 | guided-diffusion | images, labels; mu, sigma |
-| .npz with images, labels | --mode=sample | images, labels |
-| .npy | anybody | images uint8 [N, H, W, C], or features [N, D] |
-| .pkl with fid: mu, sigma | EDM2 | mu, sigma |
-| .pkl with raw_mean, raw_cov, num_items | StyleGAN2-ADA, StyleGAN3 | mu, sigma, count; features, where kept |
+    | file | written by | arrays |
+    |---|---|---|
+    | .npz with mu, sigma | this program, pytorch-fid, clean-fid, EDM | mu, sigma; ours also features and provenance |
+    | .npz with arr_0 and perhaps mu, sigma, arr_1 | guided-diffusion | images, labels; mu, sigma |
+    | .npz with images, labels | --mode=sample | images, labels |
+    | .npy | anybody | images uint8 [N, H, W, C], or features [N, D] |
+    | .pkl with fid: mu, sigma | EDM2 | mu, sigma |
+    | .pkl with raw_mean, raw_cov, num_items | StyleGAN2-ADA, StyleGAN3 | mu, sigma, count; features, where kept |
 
 A pickle can run any program. Only those parts of it are read that make dictionaries, lists and arrays.
 """

@@ -20,24 +20,35 @@ With the published settings the parameter counts are the published ones: 35,746,
 (256x256), 78,700,803 (CelebA 64); 52,546,438 and 121,063,942 (Improved DDPM's CIFAR-10 and ImageNet 64).
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models.layers import (
+    ConvFn,
     Downsample,
     Norm,
+    NormFn,
     ResidualBlock,
     SelfAttention,
     Upsample,
     conv,
     default_init,
     dense,
+    group_norm,
     timestep_embedding,
+    upsample_conv,
     zero_init,
 )
+
+
+def min_channels(fields: Mapping[str, Any]) -> int:
+    """Channels of the narrowest layers of a `UNet` with these attributes, before anything has validated them."""
+    return fields["ch"]
 
 
 class UNet(nn.Module):
@@ -57,6 +68,9 @@ class UNet(nn.Module):
       dtype: of convolutions and matmuls; parameters and the output are float32.
       remat: recompute each block in the backward pass in place of keeping its activations.
       mid_attention: whether there is self-attention between the two middle blocks, whatever attn_resolutions holds.
+      conv_fn: the 3x3 convolutions, with the arguments of `jax.lax.conv_general_dilated`.
+      upsample_conv_fn: nearest-neighbor upsampling and the convolution after it, with the same arguments.
+      norm_fn: the group norms, with the arguments of `layers.group_norm`.
     """
 
     out_channels: int = 3
@@ -71,6 +85,14 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     mid_attention: bool = True
+    conv_fn: ConvFn = jax.lax.conv_general_dilated
+    upsample_conv_fn: ConvFn = upsample_conv
+    norm_fn: NormFn = group_norm
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws random numbers in training."""
+        return self.dropout > 0
 
     @nn.compact
     def __call__(
@@ -95,6 +117,17 @@ class UNet(nn.Module):
         groups = min(32, self.ch // 4)  # 32 at the published width of 128; narrow networks keep 4 channels a group
         block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
+        residual_block = functools.partial(
+            block_class,
+            groups=groups,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            dtype=self.dtype,
+            conv_fn=self.conv_fn,
+            norm_fn=self.norm_fn,
+        )
+        attention = functools.partial(attention_class, groups, self.num_heads, self.dtype, self.norm_fn)
+        conv3x3 = functools.partial(conv, dtype=self.dtype, conv_fn=self.conv_fn)
 
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch))
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense1")(nn.swish(temb))
@@ -104,39 +137,33 @@ class UNet(nn.Module):
             )(labels)
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
-            h = block_class(features, groups, self.dropout, self.scale_shift, self.dtype, name=name)(h, temb, deterministic)
-            if h.shape[1] in self.attn_resolutions:
-                h = attention_class(groups, self.num_heads, self.dtype, name=f"{name}_attn")(h)
-            return h
+            h = residual_block(features, name=name)(h, temb, deterministic)
+            return attention(name=f"{name}_attn")(h) if h.shape[1] in self.attn_resolutions else h
 
         levels = range(len(self.ch_mult))
-        h = conv(self.ch, dtype=self.dtype, name="conv_in")(x_t.astype(self.dtype))
+        h = conv3x3(self.ch, name="conv_in")(x_t.astype(self.dtype))
         skips = [h]
         for level in levels:
             for i in range(self.num_res_blocks):
                 h = block(h, self.ch * self.ch_mult[level], f"down{level}_block{i}")
                 skips.append(h)
             if level != levels[-1]:
-                h = Downsample(self.dtype, name=f"down{level}_downsample")(h)
+                h = Downsample(self.dtype, self.conv_fn, name=f"down{level}_downsample")(h)
                 skips.append(h)
 
-        h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block0")(
-            h, temb, deterministic
-        )
+        h = residual_block(h.shape[-1], name="mid_block0")(h, temb, deterministic)
         if self.mid_attention:
-            h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
-        h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block1")(
-            h, temb, deterministic
-        )
+            h = attention(name="mid_attn")(h)
+        h = residual_block(h.shape[-1], name="mid_block1")(h, temb, deterministic)
 
         for level in reversed(levels):
             for i in range(self.num_res_blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.ch * self.ch_mult[level], f"up{level}_block{i}")
             if level != 0:
-                h = Upsample(self.dtype, name=f"up{level}_upsample")(h)
+                h = Upsample(self.dtype, self.upsample_conv_fn, name=f"up{level}_upsample")(h)
 
-        h = nn.swish(Norm(groups, self.dtype, name="norm_out")(h))
-        return conv(self.out_channels, init=zero_init, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+        h = nn.swish(Norm(groups, self.dtype, self.norm_fn, name="norm_out")(h))
+        return conv3x3(self.out_channels, init=zero_init, name="conv_out")(h).astype(jnp.float32)
 
     def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> None:
         factor = 2 ** (len(self.ch_mult) - 1)

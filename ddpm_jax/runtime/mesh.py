@@ -5,12 +5,11 @@ Data parallelism only: parameters are replicated, the batch is split along its f
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.runtime.errors import UsageError, UserError
@@ -44,31 +43,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices, the others whole: images [B, H, W, C], labels [B]."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-
-
-def share_gradients(gradients: Callable, mesh: Mesh) -> Callable:
-    """`gradients`, taken by each device of its own examples, and averaged.
-
-    XLA shares a program out by itself; but the devices of a CPU then meet once for each parameter, 50 microseconds a time,
-    and here once for all together. Nothing random may happen inside: a device knows its own examples only.
-
-    Args:
-      gradients: (params, examples, key) -> (mean over the examples, its gradients, values [B]).
-      mesh: of one axis; its size divides B.
-
-    Returns:
-      The same function of arrays that lie on the mesh: `params` and `key` replicated, `examples` [B, ...] split.
-    """
-    everywhere, split = PartitionSpec(), PartitionSpec(DATA_AXIS)
-
-    def share(params: Any, examples: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
-        # Own copies of the parameters: of common ones JAX would sum each gradient over the devices where it arises.
-        params = jax.lax.pcast(params, DATA_AXIS, to="varying")
-        mean, grads, values = gradients(params, examples, key)
-        flat, unravel = ravel_pytree((mean, grads))
-        return *unravel(jax.lax.pmean(flat, DATA_AXIS)), values
-
-    return jax.shard_map(share, mesh=mesh, in_specs=(everywhere, split, everywhere), out_specs=(everywhere, everywhere, split))
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:

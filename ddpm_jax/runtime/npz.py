@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     Attributes:
       shape: of the whole array.
       dtype: of its elements.
-      chunks: arrays [n, *shape[1:]], together shape[0] rows.
+      chunks: arrays `[n, *shape[1:]]`, together shape[0] rows.
     """
 
     shape: tuple[int, ...]

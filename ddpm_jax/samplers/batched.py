@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, largest_divisor
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.samplers import sampler as chain
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
+from ddpm_jax.samplers.sampler import Sampler
 
 
 class GeneratedBatch(NamedTuple):

@@ -17,8 +17,8 @@ fixed_small. Both make one network evaluation a step.
 
 import numpy as np
 
+from ddpm_jax.diffusion.parameterization import PredictFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_x0_predictor, require_zero_eta
 from ddpm_jax.samplers.multistep import (
     Coefficients,
     alpha_linear_extrapolation,
@@ -30,48 +30,19 @@ from ddpm_jax.samplers.multistep import (
 from ddpm_jax.samplers.sampler import Sampler
 
 
-def dpmpp_2m(
-    schedule: NoiseSchedule,
-    *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
-    eta: float = 0.0,
-    trained: NoiseSchedule | None = None,
-) -> Sampler:
+def dpmpp_2m(schedule: NoiseSchedule, predict_x0: PredictFn) -> Sampler:
     """DPM-Solver++ (2M) over `schedule`, usually respaced to 10 .. 50 steps. Deterministic, of order 2.
 
     Args:
       schedule: the chain to walk.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output.
-      clip_denoised: whether each guess of x_start is clipped to [-1, 1].
-      eta: must be 0.
-      trained: not read.
-
-    Raises:
-      ValueError: eta is not 0, or a prediction that the schedule has no use for.
+      predict_x0: `Parameterization.denoise`.
     """
-    del trained
-    require_zero_eta("dpmpp_2m", eta)
-    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    return multistep(schedule, guess, second_order_coefficients(schedule, noise=False))
+    return multistep(schedule, predict_x0, second_order_coefficients(schedule, noise=False))
 
 
-def dpmpp_2m_sde(
-    schedule: NoiseSchedule,
-    *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
-    eta: float = 0.0,
-    trained: NoiseSchedule | None = None,
-) -> Sampler:
-    """SDE-DPM-Solver++ (2M) over `schedule`: as `dpmpp_2m`, with fresh noise in every step. Arguments and errors likewise."""
-    del trained
-    require_zero_eta("dpmpp_2m_sde", eta)
-    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    return multistep(schedule, guess, second_order_coefficients(schedule, noise=True))
+def dpmpp_2m_sde(schedule: NoiseSchedule, predict_x0: PredictFn) -> Sampler:
+    """SDE-DPM-Solver++ (2M) over `schedule`: as `dpmpp_2m`, with fresh noise in every step."""
+    return multistep(schedule, predict_x0, second_order_coefficients(schedule, noise=True))
 
 
 def second_order_coefficients(schedule: NoiseSchedule, *, noise: bool) -> Coefficients:

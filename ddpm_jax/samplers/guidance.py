@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.samplers.sampler import DenoiseFn
+from ddpm_jax.diffusion.parameterization import DenoiseFn
 
 LabelledDenoiseFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

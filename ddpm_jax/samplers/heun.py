@@ -13,19 +13,16 @@ network was trained on, as EDM does for networks of discrete time; at γ = 0 all
 
 import numpy as np
 
+from ddpm_jax.diffusion.parameterization import PredictFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_x0_predictor, require_finite_sigma, require_zero_eta
-from ddpm_jax.samplers.runge_kutta import euler_tableau, heun_tableau, runge_kutta, schedule_indices
+from ddpm_jax.samplers.runge_kutta import euler_tableau, heun_tableau, no_finite_sigma, runge_kutta, schedule_indices
 from ddpm_jax.samplers.sampler import Sampler
 
 
 def heun(
     schedule: NoiseSchedule,
+    predict_x0: PredictFn,
     *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
-    eta: float = 0.0,
     trained: NoiseSchedule | None = None,
     churn: float = 0.0,
     churn_min: float = 0.0,
@@ -36,10 +33,7 @@ def heun(
 
     Args:
       schedule: the chain to walk.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output.
-      clip_denoised: whether each guess of x_start is clipped to [-1, 1].
-      eta: must be 0.
+      predict_x0: `Parameterization.denoise`.
       trained: the chain that `schedule` was respaced from, whose timesteps the network knows; churn needs it.
       churn: S_churn >= 0, how much noise all steps together put back; 0 is deterministic. EDM's best: 30 .. 80.
       churn_min: S_min, of the σ at which noise is put back.
@@ -47,11 +41,9 @@ def heun(
       churn_noise: S_noise > 0, factor on that noise. EDM's best: 1.003 .. 1.007.
 
     Raises:
-      ValueError: eta is not 0, churn is out of range or comes without `trained`, or a prediction or schedule that starts
-        from infinite σ.
+      ValueError: churn is out of range or comes without `trained`, or a schedule that starts from infinite σ.
     """
-    require_zero_eta("heun", eta)
-    require_finite_sigma("heun", schedule)
+    no_finite_sigma("heun", schedule)
     if not 0 <= churn < np.inf or not 0 < churn_noise < np.inf or not 0 <= churn_min <= churn_max:
         raise ValueError(
             f"churn = {churn:g} at sigma {churn_min:g} .. {churn_max:g} with noise {churn_noise:g} is out of heun's range: "
@@ -60,7 +52,6 @@ def heun(
     if churn and trained is None:
         raise ValueError("churn stops at noise levels between the steps: heun needs the trained chain for it")
     trained = schedule if trained is None else trained
-    guess = make_x0_predictor(trained, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
 
     sigmas, entries = trained.sqrt_recipm1_alphas_cumprod, schedule_indices(schedule, trained)
     gamma = min(churn / len(entries), np.sqrt(2) - 1)
@@ -70,4 +61,4 @@ def heun(
         if gamma and churn_min <= sigmas[entry] <= churn_max:
             first = int(np.argmin(np.abs(sigmas - (1 + gamma) * sigmas[entry])))
         steps.append(heun_tableau(sigmas, first, entries[k - 1]) if k else euler_tableau(first))
-    return runge_kutta(schedule, trained, guess, steps, churn_noise)
+    return runge_kutta(schedule, trained, predict_x0, steps, churn_noise)

@@ -18,36 +18,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion import gaussian
-from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.parameterization import DenoiseFn, PredictFn, predict_eps_from_xstart
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.samplers import sampler as chain
-from ddpm_jax.samplers.guess import make_x0_predictor, require_finite_sigma
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
+from ddpm_jax.samplers.runge_kutta import no_finite_sigma
+from ddpm_jax.samplers.sampler import Sampler
 
 
-def ddim_inversion(
-    schedule: NoiseSchedule, *, prediction: str, variance: str, clip_denoised: bool = False, turns: int = 1
-) -> Sampler:
+def ddim_inversion(schedule: NoiseSchedule, predict_x0: PredictFn, *, turns: int = 1) -> Sampler:
     """The way from an image (`sampler.start_from`) to the x_T from which `ddim` with η = 0 over `schedule` returns it.
 
     Step i = 0 .. K-1 leads to entry i of the schedule; the guesses that it keeps are those made there.
 
     Args:
       schedule: the chain to climb, the same as in `ddim`.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output.
-      clip_denoised: as in the `ddim` that shall return the image. Where a guess is in fact clipped, what leads there cannot
-        be told from the image, and it does not return exactly.
+      predict_x0: the same as in the `ddim` that shall return the image. Where a guess is in fact clipped, what leads there
+        cannot be told from the image, and it does not return exactly.
       turns: of (1) in each step, and so evaluations of the network: at least 1.
 
     Raises:
-      ValueError: turns < 1, or a prediction or schedule that starts from infinite σ.
+      ValueError: turns < 1, or a schedule that starts from infinite σ.
     """
     if turns < 1:
         raise ValueError(f"an inversion takes at least one turn in each step, not {turns}")
-    require_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
-    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
+    no_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
     # x_k = on_x x_{k-1} + on_eps ε̂: the step in x̄, times sqrt(ᾱ_k).
     sigma = schedule.sqrt_recipm1_alphas_cumprod
     on_x = schedule.sqrt_alphas_cumprod / np.sqrt(schedule.alphas_cumprod_prev)
@@ -56,14 +51,15 @@ def ddim_inversion(
     def step(denoise_fn: DenoiseFn, x: jax.Array, eps: jax.Array, index: jax.Array, keys: jax.Array | None):
         entry = schedule.num_timesteps - 1 - index
         t = jnp.full(x.shape[:1], entry, jnp.int32)
+        level = schedule.level(t)
 
         def climb(eps: jax.Array) -> jax.Array:
             return extract(on_x, t, x) * x + extract(on_eps, t, x) * eps
 
         def turn(_, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x_next, _ = carry
-            pred_xstart = guess(denoise_fn, x_next, entry)
-            return climb(gaussian.predict_eps_from_xstart(schedule, x_next, t, pred_xstart)), pred_xstart
+            pred_xstart = predict_x0(denoise_fn, x_next, level)
+            return climb(predict_eps_from_xstart(x_next, level, pred_xstart)), pred_xstart
 
         x_next, pred_xstart = jax.lax.fori_loop(0, turns, turn, (climb(eps), x))
         eps = (x_next - extract(on_x, t, x) * x) / extract(on_eps, t, x)

@@ -29,10 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.parameterization import DenoiseFn, PredictFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import X0Predictor
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, per_image_noise
+from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,13 +66,13 @@ class Correction:
 
 
 def multistep(
-    schedule: NoiseSchedule, guess: X0Predictor, weights: Coefficients, correction: Correction | None = None
+    schedule: NoiseSchedule, predict_x0: PredictFn, weights: Coefficients, correction: Correction | None = None
 ) -> Sampler:
     """The sampler that takes the steps (2).
 
     Args:
       schedule: the chain to walk.
-      guess: one evaluation of the network, by `make_guess`.
+      predict_x0: `Parameterization.denoise`.
       weights: of every step.
       correction: of every step, or None.
     """
@@ -86,7 +86,7 @@ def multistep(
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
         before, x_before = memory
-        pred_xstart = guess(denoise_fn, x_t, index)
+        pred_xstart = predict_x0(denoise_fn, x_t, schedule.level(t))
         guesses = jnp.concatenate([pred_xstart[:, None], before], axis=1)
 
         def weigh(table: np.ndarray) -> jax.Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.noise_level import extract
 from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, per_image_noise
 
 

@@ -13,13 +13,14 @@ import itertools
 
 import numpy as np
 
+from ddpm_jax.diffusion.parameterization import PredictFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_x0_predictor, require_finite_sigma, require_zero_eta
 from ddpm_jax.samplers.runge_kutta import (
     Tableau,
     euler_tableau,
     fourth_order_coefficients,
     heun_tableau,
+    no_finite_sigma,
     runge_kutta,
     schedule_indices,
     third_order_coefficients,
@@ -34,37 +35,24 @@ MAX_COEFFICIENT = (
 )
 
 
-def rk4(
-    schedule: NoiseSchedule,
-    *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
-    eta: float = 0.0,
-    trained: NoiseSchedule | None = None,
-) -> Sampler:
+def rk4(schedule: NoiseSchedule, predict_x0: PredictFn, *, trained: NoiseSchedule | None = None) -> Sampler:
     """The probability-flow ODE over `schedule`. Deterministic, of order 4.
 
     Args:
       schedule: the chain to walk.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output.
-      clip_denoised: whether each guess of x_start is clipped to [-1, 1].
-      eta: must be 0.
+      predict_x0: `Parameterization.denoise`.
       trained: the chain that `schedule` was respaced from, where the stages between find their timesteps; without it
         there are none, and every step is Heun's.
 
     Raises:
-      ValueError: eta is not 0, or a prediction or schedule that starts from infinite σ.
+      ValueError: a schedule that starts from infinite σ.
     """
-    require_zero_eta("ode", eta)
-    require_finite_sigma("ode", schedule)
+    no_finite_sigma("ode", schedule)
     trained = schedule if trained is None else trained
-    guess = make_x0_predictor(trained, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
     sigmas, entries = trained.sqrt_recipm1_alphas_cumprod, schedule_indices(schedule, trained)
     steps = [_final_step(sigmas, int(entries[0]))]
     steps += [tableau_between(sigmas, int(start), int(end)) for end, start in itertools.pairwise(entries)]
-    return runge_kutta(schedule, trained, guess, steps)
+    return runge_kutta(schedule, trained, predict_x0, steps)
 
 
 def tableau_between(sigmas: np.ndarray, start: int, end: int) -> Tableau:

@@ -22,11 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion import gaussian
-from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.parameterization import DenoiseFn, PredictFn, predict_eps_from_xstart
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import X0Predictor
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, per_image_noise
+from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,15 +43,26 @@ class Tableau:
     result: np.ndarray
 
 
+def no_finite_sigma(
+    sampler: str, schedule: NoiseSchedule, instead: str = "set sampler to ddim, dpmpp_2m, dpmpp_2m_sde or unipc"
+) -> None:
+    """Raise ValueError where the chain begins at σ = sqrt(1/ᾱ - 1) = infinity, for solvers that step in σ."""
+    if schedule.has_zero_terminal_snr:
+        raise ValueError(
+            f"{sampler} steps in sigma = sqrt(1 / alphas_cumprod - 1), which is infinite where a chain starts from pure noise "
+            f"(zero terminal SNR): {instead}"
+        )
+
+
 def runge_kutta(
-    schedule: NoiseSchedule, trained: NoiseSchedule, guess: X0Predictor, steps: Sequence[Tableau], churn_noise: float = 1.0
+    schedule: NoiseSchedule, trained: NoiseSchedule, predict_x0: PredictFn, steps: Sequence[Tableau], churn_noise: float = 1.0
 ) -> Sampler:
     """The sampler that takes these steps.
 
     Args:
       schedule: the chain to walk, K entries of `trained`.
       trained: the chain in which stages count.
-      guess: one evaluation of the network, with entries of `trained`.
+      predict_x0: `Parameterization.denoise`.
       steps: K of them, step k sets out from entry k. Where its first stage is noisier than entry k, noise is added first:
         EDM's churn.
       churn_noise: factor on that noise, EDM's S_noise.
@@ -92,9 +102,9 @@ def runge_kutta(
             eps, kept = carry
             entry = jnp.asarray(stages)[index, j]
             x = jnp.asarray(on_x, x_t.dtype)[index, j] * x_t + weigh(jnp.asarray(on_eps, x_t.dtype)[index, j], eps)
-            pred_xstart = guess(denoise_fn, x, entry)
-            t = jnp.full(x.shape[:1], entry, jnp.int32)
-            eps = eps.at[j].set(gaussian.predict_eps_from_xstart(trained, x, t, pred_xstart))
+            level = trained.level(jnp.full(x.shape[:1], entry, jnp.int32))
+            pred_xstart = predict_x0(denoise_fn, x, level)
+            eps = eps.at[j].set(predict_eps_from_xstart(x, level, pred_xstart))
             # The first stage's guess is the step's; in the last step it is the last one's, which is the sample.
             return eps, jnp.where((j == 0) | (index == 0), pred_xstart, kept)
 

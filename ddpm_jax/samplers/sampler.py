@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class SamplerState:
 
 
 def per_image_noise(keys: jax.Array, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Standard normal [B, *shape], one independent draw per key; `purpose` 0 is x_T, i + 1 the noise of step i."""
+    """Standard normal `[B, *shape]`, one independent draw per key; `purpose` 0 is x_T, i + 1 the noise of step i."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, purpose), shape))(keys)
 
 

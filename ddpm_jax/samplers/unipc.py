@@ -23,8 +23,8 @@ import math
 
 import numpy as np
 
+from ddpm_jax.diffusion.parameterization import PredictFn
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_x0_predictor, require_zero_eta
 from ddpm_jax.samplers.multistep import (
     Coefficients,
     Correction,
@@ -39,36 +39,20 @@ from ddpm_jax.samplers.sampler import Sampler
 ORDERS = (1, 2, 3)
 
 
-def unipc(
-    schedule: NoiseSchedule,
-    *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
-    eta: float = 0.0,
-    trained: NoiseSchedule | None = None,
-    order: int = 2,
-) -> Sampler:
+def unipc(schedule: NoiseSchedule, predict_x0: PredictFn, *, order: int = 2) -> Sampler:
     """UniPC over `schedule`, usually respaced to 5 .. 50 steps; one network evaluation a step. Deterministic.
 
     Args:
       schedule: the chain to walk.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output.
-      clip_denoised: whether each guess of x_start is clipped to [-1, 1].
-      eta: must be 0.
-      trained: not read.
+      predict_x0: `Parameterization.denoise`.
       order: of the predictor: 1, 2 or 3; with the corrector the error falls one order faster.
 
     Raises:
-      ValueError: eta is not 0, another order, or a prediction that the schedule has no use for.
+      ValueError: another order.
     """
-    del trained
-    require_zero_eta("unipc", eta)
     if order not in ORDERS:
         raise ValueError(f"unipc has order 1, 2 or 3, not {order}")
-    guess = make_x0_predictor(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    return multistep(schedule, guess, *predictor_corrector(schedule, order))
+    return multistep(schedule, predict_x0, *predictor_corrector(schedule, order))
 
 
 def predictor_corrector(schedule: NoiseSchedule, order: int) -> tuple[Coefficients, Correction]:

@@ -35,7 +35,7 @@ class PosthocWeights(NamedTuple):
     Attributes:
       weights: float64 [n], one for each snapshot, in their order; their sum is 1 with `unit_sum`.
       profile_error: the root of the minimum in (33), relative to ‖p_{t,γ}‖: how far the profile is from the wanted one.
-      amplification: Σ |x_i|, by which rounding errors of the snapshots may grow.
+      amplification: `Σ |x_i|`, by which rounding errors of the snapshots may grow.
     """
 
     weights: np.ndarray

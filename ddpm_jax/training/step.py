@@ -13,6 +13,7 @@ import optax
 
 from ddpm_jax.diffusion import gaussian, losses, pixels
 from ddpm_jax.diffusion.loss_weighting import Weighting
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.timestep_sampling import TimestepSampler, make_timestep_sampler
 from ddpm_jax.training import ema, ema_tracker
@@ -30,12 +31,11 @@ def train_step(
     *,
     apply_fn: ApplyFn,
     schedule: NoiseSchedule,
+    parameterization: Parameterization,
     optimizer: optax.GradientTransformation,
-    prediction: str,
     loss: str,
     ema_decay: float,
     random_flip: bool,
-    variance: str | None = None,
     weighting: Weighting | None = None,
     timestep_sampler: TimestepSampler | None = None,
     label_dropout: float = 0.0,
@@ -53,12 +53,11 @@ def train_step(
       key: the run's training key; the step is folded into it here.
       apply_fn: the network, with dropout.
       schedule: the chain it is trained on.
+      parameterization: what the output of the network means.
       optimizer: whose state `state` holds.
-      prediction: what the network predicts: eps, x_start or v.
       loss: a key of `losses.LOSSES`.
       ema_decay: of the average of the parameters, once it has warmed up.
       random_flip: mirror each image left to right with probability 1/2.
-      variance: of the reverse step, where the network or the loss is about it.
       weighting: of the mean squared error, from `weightings.make_weighting`.
       timestep_sampler: how t is drawn; uniformly by default.
       label_dropout: probability with which an example learns without its class.
@@ -95,9 +94,14 @@ def train_step(
     def mean_loss(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_start, t, noise = examples["x_start"], examples["t"], examples["noise"]
         x_t = gaussian.q_sample(schedule, x_start, t, noise)
-        output = apply_fn(params, x_t, t, examples.get("label"), dropout_key)
-        options = {"prediction": prediction, "loss": loss, "variance": variance, "weighting": weighting}
-        values = losses.training_losses(schedule, output, x_start, x_t, t, noise, **options)
+
+        def denoise_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            return apply_fn(params, x_t, t, examples.get("label"), dropout_key)
+
+        level = schedule.level(t)._replace(time=t)  # in the chain that the network is trained on, t is its time: no lookup
+        output = parameterization.evaluate(denoise_fn, x_t, level)
+        arrays = (output, x_start, x_t, t, noise)
+        values = losses.training_losses(schedule, parameterization, *arrays, loss=loss, weighting=weighting)
         return jnp.mean(examples["weight"] * values), values
 
     gradient = jax.value_and_grad(mean_loss, has_aux=True)

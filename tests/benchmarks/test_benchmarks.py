@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from ddpm_jax.models import cpu_conv
+from ddpm_jax.cpu import conv as cpu_conv
 from ddpm_jax.runtime import mesh as meshes
 
 
@@ -105,8 +105,7 @@ def colors(photographs, repository, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     import colors
 
-    for function in ("set_cpu_flags", "set_cpu_devices"):  # too late for this process
-        monkeypatch.setattr(colors.compiler, function, lambda *arguments: None)
+    monkeypatch.setattr(colors.build, "configure_cpu", lambda config: None)  # too late for this process
     monkeypatch.setattr(colors, "CACHE", repository / ".cache" / "xla")
 
     def run(*arguments):
@@ -173,7 +172,7 @@ def test_operations_are_counted_as_by_hand(repository, monkeypatch):
     def network(kernel, x):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    def wide_network(kernel, x):  # in the networks' own form, which does fewer
+    def wide_network(kernel, x):  # in the form for CPUs, which does fewer
         return cpu_conv.convolve(x, kernel)
 
     for function, channels, features in ((network, 5, 7), (wide_network, 64, 96)):

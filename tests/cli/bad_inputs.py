@@ -1071,7 +1071,7 @@ CASES = (
     Case(
         "steps to evaluate",
         (*EVALUATE, "--config.evaluation.num_steps=(101,)"),
-        "config.(sampling|evaluation).*101",
+        "config.evaluation.num_steps.*101",
         advice=("--config.evaluation.num_steps=(4,)",),
     ),
     Case(

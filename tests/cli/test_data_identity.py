@@ -9,6 +9,7 @@ from PIL import Image
 from configs import defaults, image_folder
 from ddpm_jax import config_validation, data_config
 from ddpm_jax.cli import sample, train
+from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import workdir
 from ddpm_jax.runtime.errors import UsageError, UserError
 
@@ -72,9 +73,15 @@ def test_the_workdir_keeps_the_set_and_a_resume_compares(tmp_path, folder, confi
     assert (run / "data.json").read_bytes() == before
 
 
-def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of):
+def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of, monkeypatch):
+    """And the pictures of training and of sampling show the names beside the rows."""
+    shown, draw_plan = [], image_grid.draw_plan
+    monkeypatch.setattr(image_grid, "draw_plan", lambda *arguments: shown.append(arguments[3]) or draw_plan(*arguments))
     run = tmp_path / "run"
-    assert train.run(config_of(folder), str(run)) == 0
+    config = config_of(folder)
+    config.train.sample_every = 2
+    assert train.run(config, str(run)) == 0
+    assert shown == [("daisy", "rose")]
     identity = workdir.read_data_identity(run)
     images = {}
     for label in ("rose", 1):
@@ -84,6 +91,7 @@ def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of):
         assert sample.run(config, str(run), output=str(tmp_path / f"{label}")) == 0
         images[label] = np.load(next((tmp_path / f"{label}").rglob("images.npz")))
     assert images["rose"]["labels"].tolist() == [1, 1]
+    assert shown == 3 * [("daisy", "rose")]
     np.testing.assert_array_equal(images["rose"]["images"], images[1]["images"])
 
 

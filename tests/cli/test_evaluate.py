@@ -377,7 +377,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
         ({"evaluation.checkpoint_steps": ()}, "checkpoint_steps is empty"),
         ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
         ({"evaluation.samplers": ("magic",)}, r"config\.evaluation\.samplers is 'magic': choose one of"),
-        ({"evaluation.num_steps": (101,)}, r"config\.sampling"),
+        ({"evaluation.num_steps": (101,)}, r"config\.evaluation\.num_steps holds 101: it must be from 1 to .*, which is 100$"),
         ({"evaluation.vlb_num_timesteps": 7}, "take an even number"),
         ({"evaluation.heldout_split": "validation"}, r"config\.evaluation\.heldout_split is 'validation': digits has no split"),
         ({"evaluation.split": "validation"}, r"config\.evaluation\.split is 'validation': digits has no split"),

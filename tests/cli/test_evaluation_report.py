@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 
-from ddpm_jax import sampling_config
+from ddpm_jax import evaluation_config, sampling_config
 from ddpm_jax.cli import evaluate
+from ddpm_jax.runtime.errors import UserError
 
 TRAINED = {
     "model.class_conditional": True,
@@ -46,6 +48,12 @@ def test_two_evaluations_of_one_checkpoint_keep_both(trained, tiny_config, tmp_p
     classes = again["drawn"][0]["classes"]
     assert classes["proportions"] == "reference"
     assert sum(classes["reference"]) == 1500
+
+
+def test_a_checkpoint_that_is_not_there_is_found_before_the_images_are_read(trained, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation_config, "find_held_out", None)
+    with pytest.raises(UserError, match=r"checkpoint_steps names 5, but there is no such checkpoint in .*there are 2, 4, 6"):
+        evaluate.run(tiny_config(TRAINED | {"evaluation.checkpoint_steps": (6, 5)}), str(trained), output=str(tmp_path))
 
 
 def test_a_cache_of_images_is_named_by_its_classes(tiny_config):

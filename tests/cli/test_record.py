@@ -108,6 +108,23 @@ def test_sampling_beside_a_training_needs_no_lock(trained, tiny_config, tmp_path
         lock.check()
 
 
+@pytest.mark.parametrize("steps", [6, 3], ids=["along the way", "at the end"])
+def test_a_training_that_has_lost_its_workdir_saves_nothing_more(tmp_path, tiny_config, monkeypatch, steps):
+    """Another machine took it after step 2, while this one was silent."""
+    add = train.DelayedMetricLogger.add
+
+    def losing(self, step, metrics):
+        add(self, step, metrics)
+        if step == 3:
+            holder = json.loads((tmp_path / FILE).read_text())
+            (tmp_path / FILE).write_text(json.dumps(holder | {"token": "another", "host": "node7"}))
+
+    monkeypatch.setattr(train.DelayedMetricLogger, "add", losing)
+    with pytest.raises(UserError, match=r"another training has taken the workdir: .* on node7"):
+        train.run(tiny_config({"train.num_steps": steps}), str(tmp_path))
+    assert os.listdir(tmp_path / "checkpoints") == ["2"]
+
+
 def test_clipping_may_be_turned_off_and_on(tmp_path, tiny_config):
     for steps, clip_norm in ((2, 1.0), (4, 0.0), (6, 1.0)):
         assert train.run(tiny_config({"train.num_steps": steps, "optimizer.clip_norm": clip_norm}), str(tmp_path)) == 0

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import gaussian
-from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, respace, schedule_from_betas, spaced_timesteps
+from ddpm_jax.diffusion import gaussian, parameterization
+from ddpm_jax.diffusion.parameterization import PREDICTIONS, Parameterization, predict_eps_from_xstart
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, respace, schedule_from_betas
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.diffusion.variances import model_variance
 
 SHAPE = (5, 4, 4, 3)
 T = np.array([0, 1, 20, 250, 499], np.int32)  # of 500
@@ -25,7 +28,11 @@ def standard_normal(seed, shape=SHAPE, dtype=np.float32):
 
 def output_for(schedule, x_start, t, noise, prediction):
     """What a network that knows the image would answer."""
-    return {"eps": noise, "x_start": x_start, "v": gaussian.predict_v(schedule, x_start, t, noise)}[prediction]
+    return PREDICTIONS[prediction].target(x_start, schedule.level(t), noise)
+
+
+def predicting(prediction="eps", variance="fixed_small", *, clip_denoised=True):
+    return Parameterization(prediction, variance, clip_denoised)
 
 
 # Forward.
@@ -95,51 +102,7 @@ def test_respaced_chain_noises_as_the_original(name):
     np.testing.assert_allclose(gaussian.q_sample(short, x_start, np.arange(5), noise), expected, rtol=1e-6, atol=1e-6)
 
 
-# Conversions.
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_each_prediction_gives_back_the_image_and_its_noise(name):
-    """1e-5 of what float32 can give: a conversion multiplies the rounding of its inputs by its own scale."""
-    schedule = make_schedule(name, 500)
-    x_start, noise = images(3), standard_normal(3)
-    x_t = gaussian.q_sample(schedule, x_start, T, noise)
-    v = gaussian.predict_v(schedule, x_start, T, noise)
-
-    def close(actual, expected, scale=1.0):
-        error = np.abs(np.asarray(actual) - expected).max(axis=(1, 2, 3))
-        assert (error <= 1e-5 * np.maximum(scale, 1)).all(), error
-
-    close(gaussian.predict_xstart_from_v(schedule, x_t, T, v), x_start)
-    close(gaussian.predict_eps_from_v(schedule, x_t, T, v), noise)
-    close(gaussian.predict_xstart_from_eps(schedule, x_t, T, noise), x_start, schedule.sqrt_recip_alphas_cumprod[T])
-    close(gaussian.predict_eps_from_xstart(schedule, x_t, T, x_start), noise, 1 / schedule.sqrt_one_minus_alphas_cumprod[T])
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
-def test_cycles_return_where_they_began(name, prediction):
-    """output -> x_start -> eps -> v or x_start or eps again, for any output and x_t: 1e-10 in float64, times the scale."""
-    with jax.enable_x64(True):
-        schedule = make_schedule(name, 500)
-        x_t, output = standard_normal(4, dtype=np.float64), standard_normal(5, dtype=np.float64)
-        x_start = gaussian.predict_xstart(schedule, output, x_t, T, prediction=prediction)
-        eps = gaussian.predict_eps_from_xstart(schedule, x_t, T, x_start)
-        again = {
-            "eps": eps,
-            "x_start": gaussian.predict_xstart_from_eps(schedule, x_t, T, eps),
-            "v": gaussian.predict_v(schedule, x_start, T, eps),
-        }[prediction]
-        assert again.dtype == jnp.float64
-        np.testing.assert_allclose(again, output, rtol=0, atol=1e-10)
-        np.testing.assert_allclose(gaussian.q_sample(schedule, x_start, T, eps), x_t, rtol=0, atol=1e-10)
-
-
-def test_v_by_its_definition():
-    """One pixel, by hand: alphas_cumprod = .36, so v = .6 eps - .8 x_start. 1e-6."""
-    schedule = schedule_from_betas(np.array([0.64]))
-    v = gaussian.predict_v(schedule, np.full((1, 1), 0.5, np.float32), np.array([0]), np.full((1, 1), 2.0, np.float32))
-    assert float(v[0, 0]) == pytest.approx(0.6 * 2.0 - 0.8 * 0.5, rel=1e-6)
+# Backward.
 
 
 def test_v_survives_zero_terminal_snr():
@@ -149,57 +112,32 @@ def test_v_survives_zero_terminal_snr():
     x_t = gaussian.q_sample(schedule, x_start, t, noise)
     np.testing.assert_array_equal(x_t, noise)
     for prediction, output in (("v", -x_start), ("x_start", x_start)):
-        step = gaussian.p_sample(
-            schedule, output, x_t, t, noise, prediction=prediction, variance="fixed_large", clip_denoised=True
-        )
+        step = gaussian.p_sample(schedule, predicting(prediction, "fixed_large"), output, x_t, t, noise)
         np.testing.assert_array_equal(step[1], x_start)
         assert np.isfinite(step[0]).all()
 
 
-# Backward.
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [100, 2, 1])
-def test_fixed_variances(name, steps):
-    schedule = respace(make_schedule(name, 100), spaced_timesteps(100, steps, "trailing"))
-    t, x_t = np.arange(steps, dtype=np.int32), standard_normal(7, (steps, 2, 2, 1))
-    small, log_small = gaussian.model_variance(schedule, x_t, t, variance="fixed_small")
-    large, log_large = gaussian.model_variance(schedule, x_t, t, variance="fixed_large")
-    for value in (small, log_small, large, log_large):
-        assert value.shape == (steps, 1, 1, 1)
-        assert value.dtype == jnp.float32
-        assert np.isfinite(value).all()
-    first = schedule.posterior_variance[1] if steps > 1 else schedule.betas[0]
-    expected = np.array([first, *schedule.betas[1:]])
-    np.testing.assert_allclose(small.ravel(), schedule.posterior_variance, rtol=1e-6)
-    np.testing.assert_allclose(log_small.ravel(), np.log([first, *schedule.posterior_variance[1:]]), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(large.ravel(), expected, rtol=1e-6)
-    np.testing.assert_allclose(log_large.ravel(), np.log(expected), rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_reverse_step_of_a_perfect_network_is_the_posterior(prediction, variance, clip):
     """1e-5 times the scale of the conversion."""
     schedule = make_schedule("linear", 500)
     x_start, noise = images(8), standard_normal(8)
     x_t = gaussian.q_sample(schedule, x_start, T, noise)
     output = output_for(schedule, x_start, T, noise, prediction)
-    mean, log_variance, pred_xstart = gaussian.p_mean_variance(
-        schedule, output, x_t, T, prediction=prediction, variance=variance, clip_denoised=clip
-    )
+    reading = predicting(prediction, variance, clip_denoised=clip)
+    mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, reading, output, x_t, T)
     scale = schedule.sqrt_recip_alphas_cumprod[T].max()  # 160
     expected, _, _ = gaussian.q_posterior_mean_variance(schedule, x_start, x_t, T)
     np.testing.assert_allclose(pred_xstart, x_start, atol=1e-5 * scale)
     np.testing.assert_allclose(mean, expected, atol=1e-5)
-    _, expected_log = gaussian.model_variance(schedule, x_t, T, variance=variance)
+    _, expected_log = model_variance(schedule, x_t, T, variance=variance)
     np.testing.assert_array_equal(log_variance, expected_log)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(("name", "steps"), [("linear", 500), ("cosine", 1), ("cosine", 1000), ("sigmoid", 10)])
 def test_oracle_returns_the_image_at_the_last_step(name, steps, prediction, variance):
     """At t=0, whatever noise is offered. Exact where the network says x_start; else 1e-6 times the conversion's scale."""
@@ -208,9 +146,7 @@ def test_oracle_returns_the_image_at_the_last_step(name, steps, prediction, vari
     x_t = gaussian.q_sample(schedule, x_start, t, noise)
     output = output_for(schedule, x_start, t, noise, prediction)
     offered = np.full(SHAPE, np.nan, np.float32)
-    x_prev, pred_xstart = gaussian.p_sample(
-        schedule, output, x_t, t, offered, prediction=prediction, variance=variance, clip_denoised=True
-    )
+    x_prev, pred_xstart = gaussian.p_sample(schedule, predicting(prediction, variance), output, x_t, t, offered)
     tolerance = 0 if prediction == "x_start" else 1e-6 * schedule.sqrt_recip_alphas_cumprod[0]
     np.testing.assert_allclose(x_prev, x_start, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(x_prev, pred_xstart)
@@ -221,9 +157,9 @@ def test_noise_is_added_at_every_step_but_the_last(variance):
     """p_sample = mean + exp(log_variance / 2) noise for t > 0. 1e-6."""
     schedule = make_schedule("linear", 500)
     x_t, output, noise = standard_normal(10), standard_normal(11), standard_normal(12)
-    options = {"prediction": "eps", "variance": variance, "clip_denoised": True}
-    mean, log_variance, _ = gaussian.p_mean_variance(schedule, output, x_t, T, **options)
-    x_prev, _ = gaussian.p_sample(schedule, output, x_t, T, noise, **options)
+    reading = predicting("eps", variance)
+    mean, log_variance, _ = gaussian.p_mean_variance(schedule, reading, output, x_t, T)
+    x_prev, _ = gaussian.p_sample(schedule, reading, output, x_t, T, noise)
     deviation = np.sqrt(schedule.posterior_variance if variance == "fixed_small" else schedule.betas)[T]
     deviation[0] = 0
     np.testing.assert_allclose(x_prev - mean, deviation[:, None, None, None] * noise, rtol=1e-4, atol=1e-6)
@@ -233,9 +169,8 @@ def test_noise_is_added_at_every_step_but_the_last(variance):
 def test_clipping_comes_before_the_mean():
     schedule = make_schedule("cosine", 500)
     x_t, output = standard_normal(13), 50 * images(14)
-    options = {"prediction": "x_start", "variance": "fixed_small"}
-    clipped_mean, _, clipped = gaussian.p_mean_variance(schedule, output, x_t, T, clip_denoised=True, **options)
-    _, _, raw = gaussian.p_mean_variance(schedule, output, x_t, T, clip_denoised=False, **options)
+    clipped_mean, _, clipped = gaussian.p_mean_variance(schedule, predicting("x_start"), output, x_t, T)
+    _, _, raw = gaussian.p_mean_variance(schedule, predicting("x_start", clip_denoised=False), output, x_t, T)
     np.testing.assert_array_equal(raw, output)
     np.testing.assert_array_equal(clipped, np.clip(output, -1, 1))
     expected, _, _ = gaussian.q_posterior_mean_variance(schedule, clipped, x_t, T)
@@ -247,11 +182,11 @@ def test_whole_reverse_chain_of_a_perfect_network_ends_in_the_image(name):
     """The oracle's eps, from pure noise through 25 steps: every step moves towards the one image it knows. 1e-5."""
     schedule = respace(make_schedule(name, 100), spaced_timesteps(100, 25, "trailing"))
     x_start, x_t = images(15), jnp.asarray(standard_normal(15))
-    step = jax.jit(functools.partial(gaussian.p_sample, prediction="eps", variance="fixed_small", clip_denoised=True))
+    step = jax.jit(functools.partial(gaussian.p_sample, schedule, predicting("eps")))
     for index in reversed(range(25)):
         t = np.full(5, index, np.int32)
-        eps = gaussian.predict_eps_from_xstart(schedule, x_t, t, x_start)
-        x_t, _ = step(schedule, eps, x_t, t, standard_normal(100 + index))
+        eps = predict_eps_from_xstart(x_t, schedule.level(t), x_start)
+        x_t, _ = step(eps, x_t, t, standard_normal(100 + index))
     np.testing.assert_allclose(x_t, x_start, atol=1e-5)
 
 
@@ -263,42 +198,20 @@ def learned_output(seed, shape=SHAPE):
     return standard_normal(seed, shape), 1.5 * images(seed, shape)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("linear", 500), ("cosine", 40), ("cosine", 1)])
-def test_learned_range_lies_between_the_two_fixed_variances(name, steps):
-    """-1 is fixed_small to the bit, with its clipped log at t=0; 1 is β; between and beyond, a straight line of logs. 1e-5."""
-    schedule = make_schedule(name, steps)
-    t = np.unique([0, steps // 3, steps - 1]).astype(np.int32)
-    x_t = standard_normal(40, (len(t), *SHAPE[1:]))
-
-    def log_variance(v):
-        value, log_value = gaussian.model_variance(
-            schedule, x_t, t, variance="learned_range", variance_output=np.full_like(x_t, v)
-        )
-        assert value.shape == log_value.shape == x_t.shape
-        np.testing.assert_allclose(value, np.exp(log_value), rtol=1e-6)
-        return log_value[:, 0, 0, 0]
-
-    small, large = log_variance(-1.0), log_variance(1.0)
-    np.testing.assert_array_equal(small, schedule.posterior_log_variance_clipped[t].astype(np.float32))
-    np.testing.assert_allclose(large, np.log(schedule.betas[t]), rtol=1e-6, atol=1e-6)
-    for v in (0.0, 0.5, -1.2, 2.0):
-        np.testing.assert_allclose(log_variance(v), (v + 1) / 2 * large + (1 - v) / 2 * small, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_learned_variance_leaves_the_mean_alone(prediction):
     """p_mean_variance and p_sample of an output and its variance, against the output alone and the variance alone."""
     schedule, x_t, noise = make_schedule("linear", 500), standard_normal(41), standard_normal(42)
     output, v = learned_output(43)
     both = np.concatenate([output, v], axis=-1)
-    options = {"prediction": prediction, "clip_denoised": True}
-    mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, both, x_t, T, variance="learned_range", **options)
-    expected_mean, _, expected = gaussian.p_mean_variance(schedule, output, x_t, T, variance="fixed_small", **options)
+    reading = predicting(prediction, "learned_range")
+    mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, reading, both, x_t, T)
+    expected_mean, _, expected = gaussian.p_mean_variance(schedule, predicting(prediction), output, x_t, T)
     np.testing.assert_array_equal(mean, expected_mean)
     np.testing.assert_array_equal(pred_xstart, expected)
-    _, expected_log = gaussian.model_variance(schedule, x_t, T, variance="learned_range", variance_output=v)
+    _, expected_log = model_variance(schedule, x_t, T, variance="learned_range", variance_output=v)
     np.testing.assert_array_equal(log_variance, expected_log)
-    x_prev, _ = gaussian.p_sample(schedule, both, x_t, T, noise, variance="learned_range", **options)
+    x_prev, _ = gaussian.p_sample(schedule, reading, both, x_t, T, noise)
     np.testing.assert_array_equal(x_prev[0], mean[0])  # no noise at t=0
     np.testing.assert_allclose((x_prev - mean)[1:], (np.exp(0.5 * log_variance) * noise)[1:], rtol=1e-3, atol=1e-6)
 
@@ -306,9 +219,9 @@ def test_a_learned_variance_leaves_the_mean_alone(prediction):
 def test_half_precision_variance_output_is_used_in_float32():
     schedule, x_t = make_schedule("linear", 500), standard_normal(44)
     both = jnp.asarray(np.concatenate(learned_output(45), axis=-1), jnp.bfloat16)
-    options = {"prediction": "eps", "variance": "learned_range", "clip_denoised": True}
-    half = gaussian.p_mean_variance(schedule, both, x_t, T, **options)
-    full = gaussian.p_mean_variance(schedule, both.astype(jnp.float32), x_t, T, **options)
+    reading = predicting("eps", "learned_range")
+    half = gaussian.p_mean_variance(schedule, reading, both, x_t, T)
+    full = gaussian.p_mean_variance(schedule, reading, both.astype(jnp.float32), x_t, T)
     for ours, theirs in zip(half, full, strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_array_equal(ours, theirs)
@@ -316,33 +229,20 @@ def test_half_precision_variance_output_is_used_in_float32():
 
 def test_outputs_that_do_not_fit_the_variance_are_refused():
     schedule, x = make_schedule("linear", 500), images(46)
-    options = {"prediction": "eps", "clip_denoised": True}
     both = np.concatenate([x, x], axis=-1)
     for bad in (x, both[:4], np.concatenate([both, x], axis=-1), both[..., 0]):
         with pytest.raises(ValueError, match=r"^model_output has shape [^\n]* must have twice the channels of x_t$"):
-            gaussian.p_mean_variance(schedule, bad, x, T, variance="learned_range", **options)
+            gaussian.p_mean_variance(schedule, predicting("eps", "learned_range"), bad, x, T)
     with pytest.raises(ValueError, match="must be the same"):
-        gaussian.p_mean_variance(schedule, both, x, T, variance="fixed_large", **options)
+        gaussian.p_mean_variance(schedule, predicting("eps", "fixed_large"), both, x, T)
     with pytest.raises(ValueError, match="there is none"):
-        gaussian.model_variance(schedule, x, T, variance="learned_range")
-    with pytest.raises(ValueError, match=r"'learned'.*learned_range$"):
-        gaussian.split_output(both, x, variance="learned")
+        model_variance(schedule, x, T, variance="learned_range")
 
 
 def test_eps_is_refused_where_a_chain_ends_in_pure_noise():
     schedule, x = make_schedule("linear", 500, zero_terminal_snr=True), images(47)
-    with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction v or x_start, not eps$"):
-        gaussian.predict_xstart(schedule, x, x, T, prediction="eps")
-
-
-def test_signal_to_noise():
-    """1e-6, down to the last step of a cosine chain, and 0 where nothing is left."""
-    for schedule in (make_schedule("cosine", 500), make_schedule("cosine", 500, zero_terminal_snr=True)):
-        snr = gaussian.signal_to_noise(schedule, T, standard_normal(48))
-        assert snr.shape == (5, 1, 1, 1)
-        expected = schedule.alphas_cumprod / schedule.sqrt_one_minus_alphas_cumprod**2
-        np.testing.assert_allclose(snr.ravel(), expected[T], rtol=1e-6)
-    assert float(snr[-1, 0, 0, 0]) == 0
+    with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction x_start or v, not eps$"):
+        gaussian.p_mean_variance(schedule, predicting("eps"), x, x, T)
 
 
 # Batches, types and jit.
@@ -350,22 +250,22 @@ def test_signal_to_noise():
 
 def every_function(schedule, x, y, t, noise):
     """One result of each public function of images x and y, as a flat dict."""
-    options = {"variance": "fixed_large", "clip_denoised": True}
+    level = schedule.level(t)
+    large = {kind: predicting(kind, "fixed_large") for kind in PREDICTIONS}
     return {
         "q_mean_variance": gaussian.q_mean_variance(schedule, x, t),
         "q_step": gaussian.q_step(schedule, x, t, noise),
         "q_sample": gaussian.q_sample(schedule, x, t, noise),
         "q_posterior": gaussian.q_posterior_mean_variance(schedule, x, y, t),
-        "xstart_from_eps": gaussian.predict_xstart_from_eps(schedule, y, t, x),
-        "eps_from_xstart": gaussian.predict_eps_from_xstart(schedule, y, t, x),
-        "v": gaussian.predict_v(schedule, x, t, noise),
-        "xstart_from_v": gaussian.predict_xstart_from_v(schedule, y, t, x),
-        "eps_from_v": gaussian.predict_eps_from_v(schedule, y, t, x),
-        "variances": [gaussian.model_variance(schedule, x, t, variance=variance) for variance in VARIANCES],
-        "p_mean_variance": [
-            gaussian.p_mean_variance(schedule, x, y, t, prediction=kind, **options) for kind in gaussian.PREDICTIONS
-        ],
-        "p_sample": gaussian.p_sample(schedule, x, y, t, noise, prediction="eps", **options),
+        "xstart_from_eps": parameterization.predict_xstart_from_eps(y, level, x),
+        "eps_from_xstart": parameterization.predict_eps_from_xstart(y, level, x),
+        "v": parameterization.predict_v(x, level, noise),
+        "xstart_from_v": parameterization.predict_xstart_from_v(y, level, x),
+        "eps_from_v": parameterization.predict_eps_from_v(y, level, x),
+        "velocities": [one.velocity(x.astype(jnp.float32), y.astype(jnp.float32), level) for one in large.values()],
+        "variances": [model_variance(schedule, x, t, variance=variance) for variance in VARIANCES],
+        "p_mean_variance": [gaussian.p_mean_variance(schedule, one, x, y, t) for one in large.values()],
+        "p_sample": gaussian.p_sample(schedule, large["eps"], x, y, t, noise),
     }
 
 
@@ -401,16 +301,6 @@ def test_everything_is_float32_in_and_out_of_jit(dtype):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3), result, results[0])
 
 
-def test_a_table_is_cast_once_to_the_nearest_float():
-    schedule = make_schedule("linear", 500)
-    t = jnp.arange(500)
-    values = gaussian.extract(schedule.sqrt_one_minus_alphas_cumprod, t, jnp.zeros((500, 1)))
-    np.testing.assert_array_equal(values[:, 0], schedule.sqrt_one_minus_alphas_cumprod.astype(np.float32))
-    with jax.enable_x64(True):
-        values = gaussian.extract(schedule.sqrt_one_minus_alphas_cumprod, np.arange(500), np.zeros((500, 1)))
-        np.testing.assert_array_equal(values[:, 0], schedule.sqrt_one_minus_alphas_cumprod)
-
-
 def test_a_timestep_out_of_range_is_nan_in_its_own_image_only():
     schedule = make_schedule("linear", 500)
     noised = gaussian.q_sample(schedule, images(22), np.array([-1, 0, 499, 500, 7], np.int32), standard_normal(22))
@@ -421,41 +311,21 @@ def test_a_timestep_out_of_range_is_nan_in_its_own_image_only():
 # What is refused.
 
 
-@pytest.mark.parametrize("function", ["predict_xstart", "p_mean_variance", "p_sample"])
-def test_unknown_prediction_is_refused(function):
-    schedule, x = make_schedule("linear", 500), images(23)
-    extra = {} if function == "predict_xstart" else {"variance": "fixed_small", "clip_denoised": True}
-    arrays = (x, x, T, x) if function == "p_sample" else (x, x, T)
-    with pytest.raises(ValueError, match=r"'epsilon'.*eps, x_start, v"):
-        getattr(gaussian, function)(schedule, *arrays, prediction="epsilon", **extra)
-
-
-def test_unknown_variance_is_refused():
-    schedule, x = make_schedule("linear", 500), images(24)
-    with pytest.raises(ValueError, match=r"'small'.*fixed_small, fixed_large"):
-        gaussian.model_variance(schedule, x, T, variance="small")
-    with pytest.raises(ValueError, match=r"'small'.*fixed_small, fixed_large"):
-        gaussian.p_mean_variance(schedule, x, x, T, prediction="eps", variance="small", clip_denoised=True)
-
-
+X_START = predicting("x_start")
 CALLS = {
     "q_mean_variance": lambda s, x, y, t: gaussian.q_mean_variance(s, x, t),
     "q_step": lambda s, x, y, t: gaussian.q_step(s, x, t, y),
     "q_sample": lambda s, x, y, t: gaussian.q_sample(s, x, t, y),
     "q_posterior_mean_variance": lambda s, x, y, t: gaussian.q_posterior_mean_variance(s, x, y, t),
-    "predict_xstart_from_eps": lambda s, x, y, t: gaussian.predict_xstart_from_eps(s, x, t, y),
-    "predict_eps_from_xstart": lambda s, x, y, t: gaussian.predict_eps_from_xstart(s, x, t, y),
-    "predict_v": lambda s, x, y, t: gaussian.predict_v(s, x, t, y),
-    "predict_xstart_from_v": lambda s, x, y, t: gaussian.predict_xstart_from_v(s, x, t, y),
-    "predict_eps_from_v": lambda s, x, y, t: gaussian.predict_eps_from_v(s, x, t, y),
-    "predict_xstart": lambda s, x, y, t: gaussian.predict_xstart(s, y, x, t, prediction="x_start"),
-    "model_variance": lambda s, x, y, t: gaussian.model_variance(s, x, t, variance="fixed_small"),
-    "p_mean_variance": lambda s, x, y, t: gaussian.p_mean_variance(
-        s, y, x, t, prediction="x_start", variance="fixed_small", clip_denoised=True
-    ),
-    "p_sample": lambda s, x, y, t: gaussian.p_sample(
-        s, x, x, t, y, prediction="x_start", variance="fixed_small", clip_denoised=True
-    ),
+    "predict_xstart_from_eps": lambda s, x, y, t: parameterization.predict_xstart_from_eps(x, s.level(t), y),
+    "predict_eps_from_xstart": lambda s, x, y, t: parameterization.predict_eps_from_xstart(x, s.level(t), y),
+    "predict_v": lambda s, x, y, t: parameterization.predict_v(x, s.level(t), y),
+    "predict_xstart_from_v": lambda s, x, y, t: parameterization.predict_xstart_from_v(x, s.level(t), y),
+    "predict_eps_from_v": lambda s, x, y, t: parameterization.predict_eps_from_v(x, s.level(t), y),
+    "predict_x0": lambda s, x, y, t: X_START.predict_x0(y, x, s.level(t)),
+    "model_variance": lambda s, x, y, t: model_variance(s, x, t, variance="fixed_small"),
+    "p_mean_variance": lambda s, x, y, t: gaussian.p_mean_variance(s, X_START, y, x, t),
+    "p_sample": lambda s, x, y, t: gaussian.p_sample(s, X_START, x, x, t, y),
 }
 
 
@@ -468,7 +338,7 @@ def test_shapes_and_types_are_checked(name):
     for bad_t in bad_ts:
         for run in (call, jax.jit(functools.partial(call, schedule))):
             arguments = (schedule, x, x, bad_t) if run is call else (x, x, bad_t)
-            with pytest.raises(ValueError, match=r"^t is ") as error:
+            with pytest.raises(ValueError, match=r"^(t is|level has shape) ") as error:
                 run(*arguments)
             assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="scale images"):

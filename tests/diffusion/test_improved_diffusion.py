@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, likelihood, losses, vlb
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.variances import VARIANCES
 
 STEPS = {"linear": 1000, "cosine": 200}
-CASES = list(itertools.product(STEPS, ("eps", "x_start"), gaussian.VARIANCES))
+CASES = list(itertools.product(STEPS, ("eps", "x_start"), VARIANCES))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def terms(golden, name, prediction, variance, clip, dtype, decoder="exact"):
     x_start = images(golden).astype(dtype)
     x_t = gaussian.q_sample(schedule, x_start, t, golden["noise"].astype(dtype))
     output = model_output(golden, name, prediction, variance).astype(dtype)
-    options = {"prediction": prediction, "variance": variance, "clip_denoised": clip, "decoder": decoder}
-    return likelihood.vb_terms(schedule, output, x_start, x_t, t, **options)
+    parameterization = Parameterization(prediction, variance, clip_denoised=clip)
+    return likelihood.vb_terms(schedule, parameterization, output, x_start, x_t, t, decoder=decoder)
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -74,13 +76,13 @@ def test_the_whole_bound_of_a_chain(golden):
     """Every field of calc_bpd_loop, 1e-5; the rule stands in for a network, the noise is the reference's."""
     schedule, noise = make_schedule("cosine", 12), golden["loop/noise"]
     x_start = images(golden)[:2]
-    options = {"prediction": "eps", "variance": "fixed_large", "clip_denoised": True}
+    parameterization = Parameterization("eps", "fixed_large", clip_denoised=True)
 
     @jax.jit
     @jax.vmap
     def row(ts, noise):
         x_t = gaussian.q_sample(schedule, x_start, ts, noise)
-        return likelihood.vb_terms(schedule, 0.8 * x_t + 0.02 * ts[0], x_start, x_t, ts, **options)
+        return likelihood.vb_terms(schedule, parameterization, 0.8 * x_t + 0.02 * ts[0], x_start, x_t, ts)
 
     rows = row(np.repeat(np.arange(12)[:, None], 2, axis=1), noise)
     prior = vlb.prior_bpd(schedule, x_start)
@@ -102,7 +104,7 @@ def test_training_losses(golden, name, prediction, variance, theirs):
     loss = "simple" if "mse" in theirs and variance != "learned_range" else NAMES[theirs]
     x_t = gaussian.q_sample(schedule, x_start, t, golden["noise"])
     output = model_output(golden, name, prediction, variance)
-    options = {"prediction": prediction, "variance": variance, "loss": loss}
-    values = losses.training_losses(schedule, output, x_start, x_t, t, golden["noise"], **options)
+    parameterization = Parameterization(prediction, variance, clip_denoised=True)
+    values = losses.training_losses(schedule, parameterization, output, x_start, x_t, t, golden["noise"], loss=loss)
     scale = STEPS[name] if theirs == "rescaled_kl" else 1
     np.testing.assert_allclose(values, golden[f"{name}/{prediction}/{variance}/{theirs}"], rtol=1e-5, atol=2e-5 * scale)

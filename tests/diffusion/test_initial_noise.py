@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import initial_noise, schedules
-from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.diffusion import initial_noise, schedules, spacings
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.samplers import sampler
+from ddpm_jax.samplers.ddim import ddim
 
 SIZE, MEAN, STD, TEXTURE = 16, 0.4, 0.2, 0.3
 
@@ -27,11 +29,11 @@ def brightness_after_sampling(schedule):
         gain = a * STD**2 / (a**2 * STD**2 + s**2 / SIZE**2)
         return MEAN + gain * (mean - a * MEAN) + a * TEXTURE**2 / (a**2 * TEXTURE**2 + s**2) * (x_t - mean)
 
-    ddim = SAMPLERS["ddim"](schedule, prediction="x_start", variance="fixed_small", clip_denoised=False)
+    down = ddim(schedule, Parameterization("x_start", "fixed_small", clip_denoised=False).denoise)
     x_T = jnp.stack([jnp.zeros((SIZE, SIZE, 1)), jnp.ones((SIZE, SIZE, 1))])
     end = jax.jit(
         lambda x: (
-            sampler.run_steps(ddim, denoise_fn, sampler.init_state_from(ddim, x), None, first_step=0, count=ddim.num_steps).x
+            sampler.run_steps(down, denoise_fn, sampler.init_state_from(down, x), None, first_step=0, count=down.num_steps).x
         )
     )(x_T)
     zero, one = np.asarray(end.mean(axis=(1, 2, 3)))
@@ -53,7 +55,7 @@ def test_images_are_pulled_to_gray_by_the_share_that_the_formula_says(name, last
 def test_the_pull_grows_with_the_image_and_with_what_is_left_of_it():
     cosine = schedules.make_schedule("cosine", 1000)
     pulls = [
-        initial_noise.pull_to_gray(schedules.respace(cosine, schedules.spaced_timesteps(1000, 50, spacing)), dimension)
+        initial_noise.pull_to_gray(schedules.respace(cosine, spacings.spaced_timesteps(1000, 50, spacing)), dimension)
         for spacing, dimension in (
             ("trailing", 3 * 64**2),
             ("leading", 3 * 16**2),

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, likelihood
-from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, respace, schedule_from_betas, spaced_timesteps
+from ddpm_jax.diffusion.parameterization import PREDICTIONS, Parameterization, predict_v
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, respace, schedule_from_betas
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.diffusion.variances import VARIANCES
 
 SHAPE = (3, 4, 4, 2)
 T = np.array([0, 40, 99], np.int32)  # of 100
@@ -204,7 +207,7 @@ def plain_terms(schedule, output, x_start, x_t, t, prediction, variance, clip):
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize(("prediction", "variance"), list(itertools.product(gaussian.PREDICTIONS, gaussian.VARIANCES)))
+@pytest.mark.parametrize(("prediction", "variance"), list(itertools.product(PREDICTIONS, VARIANCES)))
 @pytest.mark.parametrize(("name", "kept"), [("linear", None), ("cosine", 25)])
 def test_terms_against_an_independent_computation(name, kept, prediction, variance, clip):
     """Each attribute, 1e-7 in float64 (where the textbook's 1 - ᾱ loses digits); 1e-5 of a bit in float32."""
@@ -218,12 +221,12 @@ def test_terms_against_an_independent_computation(name, kept, prediction, varian
     noise = generator.standard_normal(TERM_SHAPE)
     with jax.enable_x64(True):
         x_t = np.asarray(gaussian.q_sample(schedule, x_start, t, noise))
-        truth = {"eps": noise, "x_start": x_start, "v": np.asarray(gaussian.predict_v(schedule, x_start, t, noise))}
+        truth = {"eps": noise, "x_start": x_start, "v": np.asarray(predict_v(x_start, schedule.level(t), noise))}
         output = truth[prediction] + 0.1 * generator.standard_normal(TERM_SHAPE)
         if variance == "learned_range":
             output = np.concatenate([output, generator.uniform(-1.2, 1.2, TERM_SHAPE)], axis=-1)
-        run = functools.partial(likelihood.vb_terms, prediction=prediction, variance=variance, clip_denoised=clip)
-        terms = run(schedule, output, x_start, x_t, t)
+        run = functools.partial(likelihood.vb_terms, schedule, Parameterization(prediction, variance, clip_denoised=clip))
+        terms = run(output, x_start, x_t, t)
     batch = zip(output, x_start, x_t, t, strict=True)
     expected = [plain_terms(schedule, *image, prediction, variance, clip) for image in batch]
     for ours, plain in zip(terms, zip(*expected, strict=True), strict=True):
@@ -232,13 +235,13 @@ def test_terms_against_an_independent_computation(name, kept, prediction, varian
         np.testing.assert_allclose(ours, plain, rtol=1e-7)
     with jax.enable_x64(True):  # float32 from the start, but for the sake of the reference the same rounded arrays
         rounded = [np.asarray(array, np.float32) for array in (output, x_start, x_t)]
-        exact = run(schedule, *(array.astype(np.float64) for array in rounded), t)
-    single = run(schedule, *rounded, t)
+        exact = run(*(array.astype(np.float64) for array in rounded), t)
+    single = run(*rounded, t)
     assert single.bits.dtype == jnp.float32
     np.testing.assert_allclose(single.bits, exact.bits, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("variance", gaussian.VARIANCES)
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_a_network_that_knows_the_image_pays_for_the_variance_only(variance):
     """Under t > 0: nothing with the posterior's variance; ½ (r - 1 - log r), r = β̃/β, with β_t, whatever the image.
 
@@ -250,7 +253,8 @@ def test_a_network_that_knows_the_image_pays_for_the_variance_only(variance):
     output = x_start
     if variance == "learned_range":  # where -1 is the posterior's variance and 1 is β_t
         output = np.concatenate([x_start, -np.ones_like(x_start)], -1)
-    terms = likelihood.vb_terms(schedule, output, x_start, x_t, t, prediction="x_start", variance=variance, clip_denoised=False)
+    parameterization = Parameterization("x_start", variance, clip_denoised=False)
+    terms = likelihood.vb_terms(schedule, parameterization, output, x_start, x_t, t)
     ratio = schedule.posterior_variance[t] / schedule.betas[t]
     expected = 0.5 * (ratio - 1 - np.log(ratio)) / np.log(2) if variance == "fixed_large" else np.zeros(3)
     np.testing.assert_allclose(terms.bits, expected, rtol=1e-4, atol=1e-9)
@@ -259,15 +263,15 @@ def test_a_network_that_knows_the_image_pays_for_the_variance_only(variance):
 
 def test_a_timestep_out_of_range_is_nan_in_its_own_image_only():
     schedule, x = make_schedule("linear", 100), images(dtype=np.float32)
-    options = {"prediction": "x_start", "variance": "fixed_small", "clip_denoised": True}
-    bits = likelihood.vb_terms(schedule, x, x, x, np.array([-1, 5, 100], np.int32), **options).bits
+    parameterization = Parameterization("x_start", "fixed_small", clip_denoised=True)
+    bits = likelihood.vb_terms(schedule, parameterization, x, x, x, np.array([-1, 5, 100], np.int32)).bits
     assert np.isnan(bits).tolist() == [True, False, True]
 
 
 def test_terms_refuse_what_does_not_fit():
     schedule, x = make_schedule("linear", 100), images(dtype=np.float32)
-    options = {"prediction": "eps", "variance": "learned_range", "clip_denoised": True}
+    parameterization = Parameterization("eps", "learned_range", clip_denoised=True)
     with pytest.raises(ValueError, match=r"^model_output has shape [^\n]*learned_range[^\n]*twice the channels[^\n]*$"):
-        likelihood.vb_terms(schedule, x, x, x, T, **options)
+        likelihood.vb_terms(schedule, parameterization, x, x, x, T)
     with pytest.raises(ValueError, match="must be the same"):
-        likelihood.vb_terms(schedule, np.concatenate([x, x], -1), x, x[..., :1], T, **options)
+        likelihood.vb_terms(schedule, parameterization, np.concatenate([x, x], -1), x, x[..., :1], T)

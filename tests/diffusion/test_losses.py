@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, likelihood, loss_weighting, losses
+from ddpm_jax.diffusion.parameterization import PREDICTIONS, Parameterization, predict_eps_from_xstart, predict_v
 from ddpm_jax.diffusion.schedules import make_schedule
 
 SHAPE = (4, 4, 4, 3)
@@ -28,6 +29,10 @@ def batch(schedule):
     return x_start, gaussian.q_sample(schedule, x_start, T, noise), T, noise
 
 
+def predicting(prediction="eps", variance="fixed_small", *, clip_denoised=False):
+    return Parameterization(prediction, variance, clip_denoised)
+
+
 def target(schedule, batch, prediction):
     """What the network should say, from x_t by the inverse conversions in float64 NumPy."""
     x_start, _, t, noise = batch
@@ -36,27 +41,23 @@ def target(schedule, batch, prediction):
     return {"eps": noise, "x_start": x_start, "v": signal * noise - spread * x_start}[prediction].astype(np.float32)
 
 
-def test_every_prediction_has_a_target():
-    assert set(losses.TARGETS) == set(gaussian.PREDICTIONS)
-
-
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_is_the_mean_square_of_the_error(schedule, batch, prediction):
     """An error of 0, .5, 1 and -2 in every pixel costs 0, .25, 1 and 4; 1e-5."""
     error = np.array([0, 0.5, 1, -2], np.float32)
     output = target(schedule, batch, prediction) + error[:, None, None, None]
-    loss = losses.training_losses(schedule, output, *batch, prediction=prediction)
+    loss = losses.training_losses(schedule, predicting(prediction), output, *batch)
     assert loss.shape == (4,)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, error**2, rtol=1e-5, atol=1e-10)
 
 
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_is_a_mean_over_pixels_and_channels(schedule, batch, prediction):
     """One wrong number out of 4 x 4 x 3 costs a 48th of its square; 1e-5."""
     output = target(schedule, batch, prediction)
     output[:, 2, 1, 0] += 3
-    loss = losses.training_losses(schedule, output, *batch, prediction=prediction, loss="simple")
+    loss = losses.training_losses(schedule, predicting(prediction), output, *batch, loss="simple")
     np.testing.assert_allclose(loss, np.full(4, 9 / 48), rtol=1e-5)
 
 
@@ -64,32 +65,32 @@ def test_predictions_weigh_one_error_in_x_start_as_the_header_says(schedule, bat
     """The same guess of x_start, said as eps, costs acp / (1 - acp) times as much; said as v, 1 / (1 - acp). 1e-3."""
     x_start, x_t, t, _ = batch
     guess = x_start + 0.1
-    eps = gaussian.predict_eps_from_xstart(schedule, x_t, t, guess)
-    outputs = {"x_start": guess, "eps": eps, "v": gaussian.predict_v(schedule, guess, t, eps)}
-    cost = {name: losses.training_losses(schedule, output, *batch, prediction=name) for name, output in outputs.items()}
+    eps = predict_eps_from_xstart(x_t, schedule.level(t), guess)
+    outputs = {"x_start": guess, "eps": eps, "v": predict_v(guess, schedule.level(t), eps)}
+    cost = {name: losses.training_losses(schedule, predicting(name), output, *batch) for name, output in outputs.items()}
     cumprod = schedule.alphas_cumprod[t]
     np.testing.assert_allclose(cost["x_start"], np.full(4, 0.01), rtol=1e-3)
     np.testing.assert_allclose(cost["eps"], 0.01 * cumprod / (1 - cumprod), rtol=1e-3)
     np.testing.assert_allclose(cost["v"], 0.01 / (1 - cumprod), rtol=1e-3)
 
 
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_item_alone_equals_item_in_a_batch(schedule, batch, prediction):
     output = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
-    whole = losses.training_losses(schedule, output, *batch, prediction=prediction)
+    whole = losses.training_losses(schedule, predicting(prediction), output, *batch)
     for item in range(4):
         alone = [array[item : item + 1] for array in (output, *batch)]
-        loss = losses.training_losses(schedule, *alone, prediction=prediction)
+        loss = losses.training_losses(schedule, predicting(prediction), *alone)
         np.testing.assert_allclose(loss[0], whole[item], rtol=1e-6)  # the order of the sum may differ
 
 
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_of_a_half_precision_network_is_summed_in_float32(schedule, batch, prediction):
     """The loss of bfloat16 numbers is that of the same numbers in float32, in and out of jit; 1e-6."""
     output = jnp.asarray(np.random.default_rng(2).standard_normal(SHAPE), jnp.bfloat16)
-    loss = functools.partial(losses.training_losses, prediction=prediction)
-    expected = loss(schedule, output.astype(jnp.float32), *batch)
-    for result in (loss(schedule, output, *batch), jax.jit(loss)(schedule, output, *batch)):
+    loss = functools.partial(losses.training_losses, schedule, predicting(prediction))
+    expected = loss(output.astype(jnp.float32), *batch)
+    for result in (loss(output, *batch), jax.jit(loss)(output, *batch)):
         assert result.dtype == jnp.float32
         np.testing.assert_allclose(result, expected, rtol=1e-6)
 
@@ -97,14 +98,14 @@ def test_loss_of_a_half_precision_network_is_summed_in_float32(schedule, batch, 
 def test_loss_is_float32_under_x64_too(schedule, batch):
     with jax.enable_x64(True):
         arrays = [jnp.asarray(array, jnp.float64) for array in (batch[0], batch[1], batch[3])]
-        loss = losses.training_losses(schedule, arrays[0], *arrays[:2], T, arrays[2], prediction="v")
+        loss = losses.training_losses(schedule, predicting("v"), arrays[0], *arrays[:2], T, arrays[2])
     assert loss.dtype == jnp.float32
 
 
 def test_gradient_points_at_the_target(schedule, batch):
     """d loss / d output = 2 (output - target) / 48; 1e-6."""
     output = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
-    gradient = jax.grad(lambda guess: losses.training_losses(schedule, guess, *batch, prediction="v").sum())(output)
+    gradient = jax.grad(lambda guess: losses.training_losses(schedule, predicting("v"), guess, *batch).sum())(output)
     np.testing.assert_allclose(gradient, 2 * (output - target(schedule, batch, "v")) / 48, rtol=1e-5, atol=1e-6)
 
 
@@ -120,18 +121,19 @@ def learned(batch, seed=4):
 
 def loss_of(schedule, batch, name, variance="learned_range", prediction="eps", **options):
     return lambda output: losses.training_losses(
-        schedule, output, *batch, prediction=prediction, loss=name, variance=variance, **options
+        schedule, predicting(prediction, variance), output, *batch, loss=name, **options
     )
 
 
 def test_losses_are_sums_of_the_terms_they_name(schedule, batch):
     """T = 100: vlb is 100 terms, hybrid has a tenth of a term, and both are unclipped. 1e-6."""
     output, (x_start, x_t, t, _) = learned(batch), batch
-    options = {"prediction": "eps", "variance": "learned_range"}
-    bits = likelihood.vb_terms(schedule, output, x_start, x_t, t, clip_denoised=False, **options).bits
-    clipped = likelihood.vb_terms(schedule, output, x_start, x_t, t, clip_denoised=True, **options).bits
+    bits, clipped = (
+        likelihood.vb_terms(schedule, predicting("eps", "learned_range", clip_denoised=clip), output, x_start, x_t, t).bits
+        for clip in (False, True)
+    )
     assert (bits != clipped).any()
-    simple = losses.training_losses(schedule, output[..., :3], *batch, prediction="eps")
+    simple = losses.training_losses(schedule, predicting("eps"), output[..., :3], *batch)
     expected = {"vlb": 100 * bits, "vlb_mean": bits, "hybrid": simple + 0.1 * bits, "hybrid_mean": simple + bits}
     for name, value in expected.items():
         result = loss_of(schedule, batch, name)(output)
@@ -139,7 +141,7 @@ def test_losses_are_sums_of_the_terms_they_name(schedule, batch):
         np.testing.assert_allclose(result, value, rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_hybrid_teaches_the_mean_by_simple_and_the_variance_by_the_bound(schedule, batch, prediction):
     """Each half of the output has the gradient of its own part: 1e-6, and 1e-6 of the largest slope of a variance."""
     output = learned(batch)
@@ -148,7 +150,7 @@ def test_hybrid_teaches_the_mean_by_simple_and_the_variance_by_the_bound(schedul
         return np.split(np.asarray(jax.jit(jax.grad(lambda output: loss(output).sum()))(output)), 2, axis=-1)
 
     of_mean, of_variance = gradient(loss_of(schedule, batch, "hybrid", prediction=prediction))
-    simple = functools.partial(losses.training_losses, schedule, prediction=prediction)
+    simple = functools.partial(losses.training_losses, schedule, predicting(prediction))
     of_simple, nothing = gradient(lambda output: simple(output[..., :3], *batch))
     of_mean_in_bound, of_bound = gradient(loss_of(schedule, batch, "vlb", prediction=prediction))
     np.testing.assert_allclose(of_mean, of_simple, rtol=1e-6, atol=1e-12)
@@ -189,8 +191,8 @@ def test_half_precision_outputs_make_float32_losses(schedule, batch, name):
 def test_hybrid_weighs_its_simple_part_only(schedule, batch):
     """1e-5."""
     output, weighting = learned(batch), loss_weighting.make_weighting("min_snr_gamma")
-    plain = losses.training_losses(schedule, output[..., :3], *batch, prediction="eps")
-    weighted = losses.training_losses(schedule, output[..., :3], *batch, prediction="eps", weighting=weighting)
+    plain = losses.training_losses(schedule, predicting("eps"), output[..., :3], *batch)
+    weighted = losses.training_losses(schedule, predicting("eps"), output[..., :3], *batch, weighting=weighting)
     assert (plain[:2] > 1.5 * weighted[:2]).all()
     both = [loss_of(schedule, batch, "hybrid", weighting=choice)(output) for choice in (None, weighting)]
     np.testing.assert_allclose(both[0] - both[1], plain - weighted, rtol=1e-4, atol=1e-6)
@@ -213,58 +215,55 @@ SNR = loss_weighting.make_weighting("snr")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("parameterization", "options", "message"),
     [
-        ({"prediction": "noise"}, r"'noise'.*eps, x_start, v$"),
-        ({"prediction": "eps", "loss": "l1"}, r"'l1'.*simple, vlb, vlb_mean, hybrid, hybrid_mean$"),
-        ({"prediction": "eps", "variance": "small"}, r"'small'.*fixed_small, fixed_large, learned_range$"),
+        (predicting("eps"), {"loss": "l1"}, r"'l1'.*simple, vlb, vlb_mean, hybrid, hybrid_mean$"),
+        (predicting("eps", "learned_range"), {}, r"would leave .* learned_range untrained: choose the loss hybrid or vlb$"),
         (
-            {"prediction": "eps", "variance": "learned_range"},
-            r"would leave .* learned_range untrained: choose the loss hybrid or vlb$",
+            predicting("eps", "fixed_large"),
+            {"loss": "hybrid"},
+            r"hybrid trains a learned variance: choose the variance learned_range, or the loss simple$",
         ),
-        (
-            {"prediction": "eps", "loss": "hybrid", "variance": "fixed_large"},
-            r"a learned variance: choose the variance learned_range",
-        ),
-        ({"prediction": "eps", "loss": "hybrid"}, r"hybrid trains a learned variance"),
-        ({"prediction": "eps", "loss": "vlb"}, r"vlb needs to know the variance: choose one of fixed_small"),
-        ({"prediction": "eps", "loss": "vlb", "variance": "fixed_small", "weighting": SNR}, r"has the weights of the bound"),
-        ({"prediction": "eps", "loss": "vlb", "variance": "learned_range"}, r"twice the channels"),
+        (predicting("eps", "fixed_small"), {"loss": "vlb", "weighting": SNR}, r"has the weights of the bound"),
+        (predicting("eps", "learned_range"), {"loss": "vlb"}, r"twice the channels"),
     ],
 )
-def test_combinations_without_sense_are_refused_in_one_line(schedule, batch, options, message):
+def test_combinations_without_sense_are_refused_in_one_line(schedule, batch, parameterization, options, message):
     with pytest.raises(ValueError, match=message) as error:
-        losses.training_losses(schedule, batch[3], *batch, **options)
+        losses.training_losses(schedule, parameterization, batch[3], *batch, **options)
     assert "\n" not in str(error.value)
 
 
 def test_chains_that_end_in_pure_noise_refuse_what_cannot_learn_from_it(batch):
     pure, x = make_schedule("linear", 100, zero_terminal_snr=True), batch[0]
     x_t = gaussian.q_sample(pure, x, T, batch[3])
-    loss = functools.partial(losses.training_losses, pure, x, x, x_t, T, batch[3])
-    with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction v or x_start, not eps$"):
-        loss(prediction="eps")
+
+    def loss(prediction, **options):
+        return losses.training_losses(pure, predicting(prediction), x, x, x_t, T, batch[3], **options)
+
+    with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction x_start or v, not eps$"):
+        loss("eps")
     for name in ("snr", "min_snr_gamma", "p2"):
         with pytest.raises(ValueError, match=r"untrained: wrap it in weightings\.trained_at_zero_snr$"):
-            loss(prediction="v", weighting=loss_weighting.make_weighting(name))
+            loss("v", weighting=loss_weighting.make_weighting(name))
         weighting = loss_weighting.trained_at_zero_snr(loss_weighting.make_weighting(name))
-        assert np.isfinite(loss(prediction="v", weighting=weighting)).all()
+        assert np.isfinite(loss("v", weighting=weighting)).all()
         with pytest.raises(ValueError, match="untrained"):
-            jax.jit(lambda: loss(prediction="v", weighting=loss_weighting.make_weighting("snr")))()
-    assert np.isfinite(loss(prediction="v")).all()
-    assert np.isfinite(loss(prediction="x_start", loss="vlb", variance="fixed_small")).all()
+            jax.jit(lambda: loss("v", weighting=loss_weighting.make_weighting("snr")))()
+    assert np.isfinite(loss("v")).all()
+    assert np.isfinite(loss("x_start", loss="vlb")).all()
 
 
 @pytest.mark.parametrize("position", range(5))
-@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_an_array_of_another_shape_is_refused(schedule, batch, position, prediction):
     arguments = [batch[3], *batch]
     arguments[position] = arguments[position][:3]
     with pytest.raises(ValueError, match="shape"):
-        losses.training_losses(schedule, *arguments, prediction=prediction)
+        losses.training_losses(schedule, predicting(prediction), *arguments)
 
 
 def test_images_in_bytes_are_refused(schedule, batch):
     x_start, x_t, t, noise = batch
     with pytest.raises(ValueError, match="x_start is uint8"):
-        losses.training_losses(schedule, noise, x_start.astype(np.uint8), x_t, t, noise, prediction="eps")
+        losses.training_losses(schedule, predicting("eps"), noise, x_start.astype(np.uint8), x_t, t, noise)

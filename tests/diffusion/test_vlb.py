@@ -16,10 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.diffusion import vlb
 from ddpm_jax.diffusion.likelihood import VlbTerms
-from ddpm_jax.diffusion.schedules import make_schedule, respace, schedule_from_betas, spaced_timesteps
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import make_schedule, respace, schedule_from_betas
+from ddpm_jax.diffusion.spacings import spaced_timesteps
 
 V = 0.04  # variance of the pixels: 256 levels reach to 5 deviations
-OPTIONS = {"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False}
+X_START = Parameterization("x_start", "fixed_small", clip_denoised=False)
+LEARNED = Parameterization("x_start", "learned_range", clip_denoised=False)
 
 
 def exact_network(schedule, v=V, learned=None):
@@ -41,12 +44,10 @@ def exact_error(schedule, v=V):
     return v * (1 - schedule.alphas_cumprod) / (schedule.alphas_cumprod * v + 1 - schedule.alphas_cumprod)
 
 
-def all_terms(schedule, denoise_fn, x_start, key, **options):
+def all_terms(schedule, denoise_fn, x_start, key, parameterization=X_START):
     keys = image_keys(key, np.arange(len(x_start)))
     scan = jax.jit(
-        functools.partial(
-            vlb.scan_vlb_terms, schedule, denoise_fn, first_t=0, count=schedule.num_timesteps, **(OPTIONS | options)
-        )
+        functools.partial(vlb.scan_vlb_terms, schedule, parameterization, denoise_fn, first_t=0, count=schedule.num_timesteps)
     )
     return scan(jnp.asarray(x_start), keys)
 
@@ -83,7 +84,7 @@ def test_exact_network_with_the_right_variance_reaches_the_entropy():
     learned = 2 * np.log(right / posterior) / np.log(schedule.betas / posterior) - 1
     assert (np.abs(learned[1:]) < 1).all()  # the paper's two extremes do bound it
     x_start = gaussian_images(160, 8, v)
-    terms = all_terms(schedule, exact_network(schedule, v, learned), x_start, jax.random.key(0), variance="learned_range")
+    terms = all_terms(schedule, exact_network(schedule, v, learned), x_start, jax.random.key(0), LEARNED)
     prior = np.asarray(image_prior_bits(schedule, x_start), np.float64)
     steps = np.asarray(terms.bits, np.float64)[1:].sum(axis=0)
     total = prior + steps + density_bits(np.asarray(terms.xstart_mse, np.float64)[0], right[0])
@@ -122,7 +123,7 @@ def test_the_gap_to_the_true_entropy_falls_as_steps_grow_finer():
         schedule = refined_schedule(num_timesteps)
         learned = np.append(1.0, np.full(num_timesteps - 1, -1.0))
         network = exact_network(schedule, learned=learned)
-        terms = all_terms(schedule, network, x_start, jax.random.key(1), variance="learned_range")
+        terms = all_terms(schedule, network, x_start, jax.random.key(1), LEARNED)
         prior = np.asarray(image_prior_bits(schedule, x_start), np.float64)
         bits, error = (np.asarray(field, np.float64) for field in (terms.bits, terms.xstart_mse))
         m, cumprod = exact_error(schedule), schedule.alphas_cumprod
@@ -165,7 +166,7 @@ def assert_terms_close(actual, expected, rtol=1e-6):
 @pytest.fixture(scope="module")
 def whole(small):
     schedule, denoise_fn, x_start, keys = small
-    return jax.jit(functools.partial(vlb.scan_vlb_terms, schedule, denoise_fn, first_t=0, count=12, **OPTIONS))(x_start, keys)
+    return jax.jit(functools.partial(vlb.scan_vlb_terms, schedule, X_START, denoise_fn, first_t=0, count=12))(x_start, keys)
 
 
 def test_a_scan_is_one_t_after_another(small, whole):
@@ -178,7 +179,7 @@ def test_a_scan_is_one_t_after_another(small, whole):
         return denoise_fn(x_t, t)
 
     mixed = np.array([0, 5, 11, 0, 5, 11, 7, 7])
-    terms = vlb.vlb_terms(schedule, watched, x_start, mixed, keys, **OPTIONS)
+    terms = vlb.vlb_terms(schedule, X_START, watched, x_start, mixed, keys)
     assert seen == [(4 * mixed + 3).tolist()]
     assert_terms_close(terms, [np.asarray(field)[mixed, np.arange(8)] for field in whole])
 
@@ -189,7 +190,7 @@ def test_stretches_of_any_first_t_share_one_compilation(small, whole):
 
     def stretch(x_start, keys, first_t):
         traces.append(first_t)
-        return vlb.scan_vlb_terms(schedule, denoise_fn, x_start, keys, first_t=first_t, count=4, **OPTIONS)
+        return vlb.scan_vlb_terms(schedule, X_START, denoise_fn, x_start, keys, first_t=first_t, count=4)
 
     stretch = jax.jit(stretch)
     parts = [stretch(x_start, keys, jnp.int32(first)) for first in (0, 4, 8)]
@@ -204,13 +205,13 @@ def test_an_image_pays_the_same_in_any_batch_and_on_any_device(small, whole):
     """Three of the images alone; and one image on each of 8 devices under shard_map. 1e-6."""
     schedule, denoise_fn, x_start, keys = small
     some = jnp.array([6, 1, 3])
-    scan = jax.jit(functools.partial(vlb.scan_vlb_terms, schedule, denoise_fn, first_t=0, count=12, **OPTIONS))
+    scan = jax.jit(functools.partial(vlb.scan_vlb_terms, schedule, X_START, denoise_fn, first_t=0, count=12))
     alone = scan(x_start[some], keys[some])
     assert_terms_close(alone, [field[:, some] for field in whole])
 
     def on_device(x_start, key_data, first_t):
         keys = jax.random.wrap_key_data(key_data)
-        return vlb.scan_vlb_terms(schedule, denoise_fn, x_start, keys, first_t=first_t, count=12, **OPTIONS)
+        return vlb.scan_vlb_terms(schedule, X_START, denoise_fn, x_start, keys, first_t=first_t, count=12)
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = jax.shard_map(on_device, mesh=mesh, in_specs=(P("data"), P("data"), P()), out_specs=P(None, "data"))
@@ -226,7 +227,7 @@ def test_different_t_and_images_have_noise_of_their_own(small):
         return x_t
 
     for t in (4, 5):
-        vlb.vlb_terms(schedule, watched, 0 * x_start, jnp.full(8, t), keys, **OPTIONS)
+        vlb.vlb_terms(schedule, X_START, watched, 0 * x_start, jnp.full(8, t), keys)
     noise = np.concatenate(seen).reshape(16, -1)
     correlation = np.corrcoef(noise) - np.eye(16)
     assert np.abs(correlation).max() < 0.9
@@ -303,7 +304,7 @@ def estimates(schedule, x_start, num_strata, repeats):
     def run(root):
         keys = image_keys(root, np.arange(len(x_start)))
         t, weights = vlb.sample_timesteps(schedule, keys, num_strata)
-        return vlb.scan_sampled_vlb_terms(schedule, denoise_fn, x_start, t, keys, **OPTIONS), weights
+        return vlb.scan_sampled_vlb_terms(schedule, X_START, denoise_fn, x_start, t, keys), weights
 
     terms, weights = jax.device_get(run(jax.random.split(jax.random.key(11), repeats)))
     prior = np.asarray(image_prior_bits(schedule, x_start))
@@ -356,7 +357,7 @@ def test_draws_of_one_t_have_noise_of_their_own_and_stretches_agree(fast):
     schedule, x_start, _ = fast
     keys = image_keys(jax.random.key(5), np.arange(FAST_IMAGES))
     t, _ = jax.jit(vlb.sample_timesteps, static_argnums=(0, 2))(schedule, keys, 3)
-    run = jax.jit(functools.partial(vlb.scan_sampled_vlb_terms, schedule, exact_network(schedule), **OPTIONS))
+    run = jax.jit(functools.partial(vlb.scan_sampled_vlb_terms, schedule, X_START, exact_network(schedule)))
     terms = run(x_start, t, keys)
     assert (terms.xstart_mse[0] != terms.xstart_mse[1]).all()  # t=0 twice
     parts = [run(x_start, t[row : row + 2], keys, first_row=jnp.int32(row)) for row in (0, 2, 4)]
@@ -381,6 +382,4 @@ def test_wrong_requests_are_refused(small):
         with pytest.raises(ValueError, match=r"^a chain of 12 steps[^\n]*2 or more$"):
             vlb.sample_timesteps(schedule, keys, num_strata)
     with pytest.raises(ValueError, match="x_start is uint8"):
-        vlb.vlb_terms(schedule, denoise_fn, x_start.astype(jnp.uint8), jnp.zeros(8, jnp.int32), keys, **OPTIONS)
-    with pytest.raises(ValueError, match="unknown variance"):
-        vlb.vlb_terms(schedule, denoise_fn, x_start, jnp.zeros(8, jnp.int32), keys, **(OPTIONS | {"variance": "x"}))
+        vlb.vlb_terms(schedule, X_START, denoise_fn, x_start.astype(jnp.uint8), jnp.zeros(8, jnp.int32), keys)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exact_denoisers import COV, FULL, MEAN, MIX, SHAPE, D, gaussian_denoiser, some_keys
 
-from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule, respace
 from ddpm_jax.evaluation import ode_likelihood
 from ddpm_jax.evaluation.ode_likelihood import OdeLogLikelihood, dequantize, ode_log_likelihood
@@ -51,11 +51,18 @@ def flow_density_in_closed_form(schedule, images):
     return (-0.5 * (x_last**2 + np.log(2 * np.pi)) + volume).mean(axis=1)
 
 
-def densities(schedule, images, prediction="v", dtype=jnp.float32, keys=None, denoise_fn=None, **options):
+def predicting(prediction="v", variance="fixed_small"):
+    return Parameterization(prediction, variance, clip_denoised=True)
+
+
+def densities(
+    schedule, images, prediction="v", variance="fixed_small", dtype=jnp.float32, keys=None, denoise_fn=None, **options
+):
     if denoise_fn is None:
         denoise_fn = smooth(gaussian_denoiser(schedule, MEAN, COV, prediction))
-    options = {"prediction": prediction, "variance": "fixed_small", "probes": 0} | options
-    one = functools.partial(ode_log_likelihood, schedule, denoise_fn, **options)
+    one = functools.partial(
+        ode_log_likelihood, schedule, predicting(prediction, variance), denoise_fn, **({"probes": 0} | options)
+    )
     keys = some_keys(len(images)) if keys is None else keys
     return OdeLogLikelihood(*map(np.asarray, jax.jit(jax.vmap(one))(jnp.asarray(images, dtype), keys)))
 
@@ -131,7 +138,7 @@ def test_an_image_alone_is_the_same_as_in_a_batch_and_its_evaluations_are_counte
         together = densities(FULL, IMAGES, dtype=jnp.float64, denoise_fn=wavy)
         few, many = int(np.argmin(together.evaluations)), int(np.argmax(together.evaluations))
         assert together.evaluations[few] < together.evaluations[many]
-        one = functools.partial(ode_log_likelihood, FULL, counting, prediction="v", variance="fixed_small", probes=0)
+        one = functools.partial(ode_log_likelihood, FULL, predicting(), counting, probes=0)
         alone = jax.jit(one)
         for i in (few, many):
             calls.clear()
@@ -154,30 +161,19 @@ def test_a_solver_that_gives_up_says_so():
         ({"rtol": 0.0}, r"rtol = 0 "),
         ({"atol": float("nan")}, r"atol = nan"),
         ({"max_steps": 0}, r"max_steps is 0"),
-        ({"prediction": "score"}, r"unknown prediction 'score'"),
-        ({"schedule": PURE_NOISE, "prediction": "eps"}, r"zero terminal SNR"),
+        ({"schedule": PURE_NOISE, "parameterization": predicting("eps")}, r"zero terminal SNR"),
         ({"schedule": respace(FULL, [3])}, r"a chain of 1 step has no flow"),
         ({"x": jnp.zeros(SHAPE, jnp.uint8)}, r"uint8"),
         ({"x": jnp.zeros((1, *SHAPE))}, r"one image"),
-        ({"variance": "small"}, r"unknown variance 'small'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, says):
-    options = {"schedule": FULL, "x": jnp.zeros(SHAPE), "prediction": "v", "variance": "fixed_small", "probes": 1} | change
-    schedule, x = options.pop("schedule"), options.pop("x")
+    options = {"schedule": FULL, "parameterization": predicting(), "x": jnp.zeros(SHAPE), "probes": 1} | change
     with pytest.raises(ValueError, match=says):
-        ode_log_likelihood(schedule, lambda x_t, t: x_t, x, jax.random.key(0), **options)
+        ode_log_likelihood(denoise_fn=lambda x_t, t: x_t, key=jax.random.key(0), **options)
 
 
 # Levels.
-
-
-def test_a_prediction_without_a_velocity_is_refused(monkeypatch):
-    """It was taken for x_start, and its likelihood was wrong without a word."""
-    monkeypatch.setitem(gaussian.PREDICTIONS, "score", gaussian.predict_xstart_from_eps)
-    with pytest.raises(ValueError, match="no velocity is known for the prediction 'score'"):
-        ode_likelihood.validate_args(FULL, prediction="score", probes=1, rtol=1e-3, atol=1e-3, max_steps=10)
-    assert set(ode_likelihood.VELOCITIES) == set(gaussian.PREDICTIONS) - {"score"}
 
 
 def test_dequantised_levels_stay_within_themselves():
@@ -208,8 +204,7 @@ def make_denoise_fn(params, labels):
 
 def meter(devices=8, batch_size=8, **options):
     mesh = meshes.make_mesh(jax.devices()[:devices])
-    options = {"prediction": "v", "variance": "fixed_small", "batch_size": batch_size} | options
-    return OdeLikelihoodEvaluator(FULL, make_denoise_fn, mesh, **options)
+    return OdeLikelihoodEvaluator(FULL, predicting(), make_denoise_fn, mesh, batch_size=batch_size, **options)
 
 
 def measure(meter, levels=LEVELS, labels=None, seed=0, **options):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.runtime import mesh as meshes
@@ -21,8 +22,8 @@ def make_denoise_fn(params, labels):
 
 def meter(devices=8, batch_size=8, timesteps=0):
     mesh = meshes.make_mesh(jax.devices()[:devices])
-    options = {"prediction": "eps", "variance": "fixed_large", "clip_denoised": True, "batch_size": batch_size}
-    return VlbEvaluator(SCHEDULE, make_denoise_fn, mesh, timesteps_per_image=timesteps, **options)
+    parameterization = Parameterization("eps", "fixed_large", clip_denoised=True)
+    return VlbEvaluator(SCHEDULE, parameterization, make_denoise_fn, mesh, timesteps_per_image=timesteps, batch_size=batch_size)
 
 
 def measure(meter, seed=0, **options):

@@ -5,6 +5,7 @@ implementations differ by 3e-7 of the whole vector; the tolerances are 1e-5 of i
 the largest. A resize with half-pixel centres is off by 5e-3 or more, pixels scaled by 127.5 instead of 128 by 6e-4.
 """
 
+import functools
 import importlib.util
 import pathlib
 
@@ -77,9 +78,10 @@ def test_the_goldens_tell_images_apart(golden):
 
 
 def test_the_extractor_is_the_network_with_its_resize(golden, images, variables, tmp_path):
-    """uint8 32x32, through jit and the batches of `extract`: more than a CPU takes at once, in groups."""
-    extractor = features.FeatureExtractor("inception", features.apply_inception, {}, variables)
-    many = images["32"][np.arange(inception.CPU_GROUP + 1) % 2]
+    """uint8 32x32, through jit and the batches of `extract`: more than pass through the network at once, in groups."""
+    apply = functools.partial(features.apply_inception, group_size=8)
+    extractor = features.FeatureExtractor("inception", apply, {}, variables)
+    many = images["32"][np.arange(9) % 2]
     (got,) = feature_extraction.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
     which = np.arange(len(many)) % 2
     assert_equal_to(golden["32_features"][which], got.features)

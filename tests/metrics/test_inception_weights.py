@@ -289,6 +289,14 @@ def test_without_weights_and_network_one_line_says_what_to_do(home):
     assert line.endswith(f"fetch {weights.URL} on another machine and put it at {file}")
 
 
+def test_a_path_in_the_home_folder(home):
+    """Which no shell puts in where a flag holds it: the error names the file that was read."""
+    home.mkdir()
+    (home / "weights.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=re.escape(f"{home}/weights.pth")):
+        weights.load_weights("~/weights.pth")
+
+
 def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
     def refused(content, pattern):
         file = tmp_path / "bad.pth"

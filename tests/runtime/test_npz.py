@@ -41,7 +41,7 @@ def test_memory_is_that_of_a_chunk(tmp_path):
     chunk = np.zeros((16, 256, 256), np.uint8)
     tracemalloc.start()
     try:
-        npz.write(tmp_path / "a.npz", {"x": npz.Rows((1024, 256, 256), chunk.dtype, (chunk for _ in range(64)))})
+        npz.write(tmp_path / "a.npz", {"x": npz.Rows((1024, 256, 256), chunk.dtype, (chunk.copy() for _ in range(64)))})
         assert sum(len(part) for part in npz.rows(tmp_path / "a.npz", "x", 16)) == 1024
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

@@ -102,6 +102,20 @@ def test_a_machine_that_is_silent_loses_it_in_time(tmp_path):
     assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # what is waited for in earnest
 
 
+def test_a_kernel_lock_that_a_dead_machine_left_blocks_no_longer(tmp_path):
+    """Some network filesystems keep it; the record is of another machine, which is silent."""
+    write(tmp_path, record())
+    left = os.open(tmp_path / FILE, os.O_RDWR)
+    try:
+        run_lock.fcntl.flock(left, run_lock.fcntl.LOCK_EX)
+        began = time.monotonic()
+        with RunLock(tmp_path, **FAST) as lock:
+            lock.check()
+            assert time.monotonic() - began < FAST["expire_s"] + 2 * FAST["beat_s"] + 1.5
+    finally:
+        os.close(left)
+
+
 def test_a_machine_that_still_writes_keeps_it(tmp_path):
     write(tmp_path, record())
     done = threading.Event()
@@ -138,12 +152,21 @@ def test_without_kernel_locks_the_heartbeat_keeps_others_out(tmp_path, no_flock)
         first.check()
 
 
-def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock):
+def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypatch):
     """Both find nobody and write: the last one has it, and the other one is told."""
-    results, start = [], threading.Barrier(2)
+    results, found, both = [], [], threading.Barrier(2)
+    read = run_lock._read
+
+    def read_together(file):  # neither writes before both have looked
+        entry = read(file)
+        if len(found) < 2:
+            found.append(entry)
+            both.wait()
+        return entry
+
+    monkeypatch.setattr(run_lock, "_read", read_together)
 
     def attempt():
-        start.wait()
         try:
             results.append(RunLock(tmp_path, beat_s=0.5, expire_s=1.0))
         except UserError as error:
@@ -154,6 +177,7 @@ def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock):
         thread.start()
     for thread in threads:
         thread.join()
+    assert found == [None, None]
     held = [result for result in results if isinstance(result, RunLock)]
     assert len(held) == 1
     held[0].check()

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.schedules import make_schedule, respace, spaced_timesteps
-from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import make_schedule, respace
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.samplers import make_sampler, sampler
 
 SETTINGS = {  # name -> sampler, its options
     "ancestral-small": ("ancestral", {"variance": "fixed_small"}),
@@ -43,8 +45,11 @@ FULL = make_schedule("linear", 1000)
 
 def build(setting, schedule, prediction="x_start", clip_denoised=False, trained=FULL):
     name, options = SETTINGS[setting]
-    options = {"variance": "fixed_small", "trained": trained} | options
-    return SAMPLERS[name](schedule, prediction=prediction, clip_denoised=clip_denoised, **options)
+    return make(name, schedule, prediction, clip_denoised=clip_denoised, **({"trained": trained} | options))
+
+
+def make(name, schedule, prediction="x_start", variance="fixed_small", *, clip_denoised=False, **options):
+    return make_sampler(name, schedule, Parameterization(prediction, variance, clip_denoised), **options)
 
 
 def shorten(schedule, num_steps, spacing="trailing"):

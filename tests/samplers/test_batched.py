@@ -9,8 +9,11 @@ import pytest
 from jax.sharding import AxisType
 
 from ddpm_jax.diffusion import pixels
-from ddpm_jax.diffusion.schedules import make_schedule, respace, spaced_timesteps
-from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import make_schedule, respace
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.samplers import sampler
+from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 
 SHAPE = (4, 4, 1)
@@ -28,7 +31,7 @@ def mesh(devices):
 def the_sampler():
     schedule = make_schedule("linear", 1000)
     schedule = respace(schedule, spaced_timesteps(1000, STEPS, "trailing"))
-    return SAMPLERS["ancestral"](schedule, prediction="x_start", variance="fixed_large", clip_denoised=True)
+    return ancestral(schedule, Parameterization("x_start", "fixed_large", clip_denoised=True))
 
 
 def curved(params, labels):

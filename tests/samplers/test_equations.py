@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_denoisers import FULL, SHAPE, build, curved, shorten, some_keys, walk
+from exact_denoisers import FULL, SHAPE, build, curved, make, shorten, some_keys, walk
 
-from ddpm_jax.diffusion.gaussian import PREDICTIONS
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.schedules import make_schedule, respace, schedule_from_betas
-from ddpm_jax.samplers import SAMPLERS, dpmpp, multistep, sampler, unipc
+from ddpm_jax.samplers import dpmpp, multistep, sampler, unipc
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -15,7 +15,7 @@ def test_ancestral_is_algorithm_2(variance):
     """DDPM's algorithm 2 with equations 7 and 11, in float64 NumPy from betas alone; 1e-4 over 25 steps."""
     betas = np.linspace(0.01, 0.3, 25)
     keys = some_keys(3)
-    sampled = SAMPLERS["ancestral"](schedule_from_betas(betas), prediction="eps", variance=variance, clip_denoised=False)
+    sampled = make("ancestral", schedule_from_betas(betas), "eps", variance)
 
     def network(x, t):
         return 0.5 * x + 0.02 * t
@@ -38,7 +38,7 @@ def test_ddim_is_its_equation_12():
     betas, eta = np.linspace(0.01, 0.3, 25), 0.7
     keys, steps = some_keys(3), [2, 9, 24]
     schedule = respace(schedule_from_betas(betas), steps)
-    sampled = SAMPLERS["ddim"](schedule, prediction="eps", variance="fixed_small", clip_denoised=False, eta=eta)
+    sampled = make("ddim", schedule, "eps", eta=eta)
 
     def network(x, t):
         return 0.5 * x + 0.02 * t
@@ -101,9 +101,7 @@ def test_heun_is_edms_algorithm_2(churn, spacing):
     first = sigma_of_t[999]
     noise[0] *= np.sqrt(1 + first**2) / first  # ours starts from variance 1 in x, theirs from sigma^2 in x_edm
     want = edm_sampler(denoise, round_sigma, sigma_of_t[schedule.timesteps[::-1]], noise, **options)
-    sampled = SAMPLERS["heun"](
-        schedule, prediction="x_start", variance="fixed_small", clip_denoised=False, trained=FULL, **options
-    )
+    sampled = make("heun", schedule, trained=FULL, **options)
     assert sampled.evaluations == 15
     _, _, got = walk(sampled, network, keys)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
@@ -219,10 +217,9 @@ def test_a_noisier_start_than_any_snr_is_a_start():
     betas = np.linspace(0.01, 0.3, 25)
     schedule = schedule_from_betas(np.append(betas, 1.0))
     network = lambda x_t, t: jnp.sin(x_t)  # noqa: E731
-    options = {"prediction": "v", "variance": "fixed_small", "clip_denoised": False}
     xs = {}
     for name in ("ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ancestral"):
-        chain, _, x = walk(SAMPLERS[name](schedule, **options), network, some_keys(3))
+        chain, _, x = walk(make(name, schedule, "v"), network, some_keys(3))
         assert np.isfinite(x).all()
         xs[name] = np.append(chain, x[None], axis=0)
     for name in ("dpmpp_2m", "unipc"):

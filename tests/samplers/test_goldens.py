@@ -8,11 +8,12 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_denoisers import FULL, oracle_denoiser, shorten, some_keys, walk
+from exact_denoisers import FULL, make, oracle_denoiser, shorten, some_keys, walk
 
-from ddpm_jax.diffusion.gaussian import PREDICTIONS
-from ddpm_jax.diffusion.schedules import respace, spaced_timesteps
-from ddpm_jax.samplers import SAMPLERS, ddim, multistep, sampler
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
+from ddpm_jax.diffusion.schedules import respace
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.samplers import ddim, multistep, sampler
 
 FILE = pathlib.Path(__file__).parent.parent / "golden" / "samplers.npz"
 CHAINS = {"trailing": list(range(99, 1000, 100)), "uneven": [0, 7, 31, 120, 366, 683, 999]}
@@ -50,15 +51,11 @@ def draw(golden, monkeypatch):
     return lambda sampled: np.asarray(walk(sampled, network, some_keys(3), (2, 2, 1))[2]).reshape(3, 4)
 
 
-def options(prediction):
-    return {"prediction": prediction, "variance": "fixed_small", "clip_denoised": False, "trained": FULL}
-
-
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_samples_are_those_of_diffusers(golden, draw, case, prediction):
     name, changes, chain = CASES[case]
-    got = draw(SAMPLERS[name](respace(FULL, CHAINS[chain]), **(options(prediction) | changes)))
+    got = draw(make(name, respace(FULL, CHAINS[chain]), prediction, **changes))
     want = golden[f"{case}-{prediction}"]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
@@ -68,12 +65,12 @@ def test_every_timestep_leads_to_the_one_visited_next(golden, draw):
     timesteps = golden["ddim_of_seven_timesteps"][::-1]
     assert timesteps.tolist() == spaced_timesteps(1000, 7, "trailing").tolist()  # where the network is asked is the same
     assert (timesteps[1:] - 1000 // 7 != timesteps[:-1]).any()
-    ours = draw(SAMPLERS["ddim"](respace(FULL, timesteps), **options("v")))
+    ours = draw(make("ddim", respace(FULL, timesteps), "v"))
     assert np.abs(ours - golden["ddim_of_seven"]).max() > 1e-3
     # Their last step is to t=0, which holds noise of 0.01. Ours returns the image of a network that knows it; 1e-5.
     assert timesteps[0] - 1000 // 7 == 0
     image = np.array([-0.9, 0.2, 0.7, 1.0])
-    sampled = SAMPLERS["ddim"](shorten(FULL, 7), **options("v"))
+    sampled = make("ddim", shorten(FULL, 7), "v")
     _, _, x = walk(sampled, oracle_denoiser(FULL, image, "v"), some_keys(3))
     np.testing.assert_allclose(x.reshape(3, 4), np.tile(image, (3, 1)), atol=1e-5)
 

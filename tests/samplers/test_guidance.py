@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.parameterization import PREDICTIONS, Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.samplers.guidance import Guidance, cfg_combine, classifier_free_guidance
 
@@ -56,14 +56,15 @@ def test_both_guesses_come_from_one_call():
     assert sorted(sizes) == [4, 8]
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x_start", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_it_means_the_same_for_every_prediction(prediction):
     """The guess of x_start is that of guided guesses of x_start: 1e-5 of its size."""
     x_t, t, _ = some()
+    parameterization, level = Parameterization(prediction, "fixed_small", clip_denoised=False), SCHEDULE.level(t)
     outputs = [jax.random.normal(jax.random.key(i), x_t.shape) for i in (1, 2)]
-    guesses = [gaussian.predict_xstart(SCHEDULE, out, x_t, t, prediction=prediction) for out in outputs]
+    guesses = [parameterization.predict_x0(out, x_t, level) for out in outputs]
     of_outputs = cfg_combine(*outputs, guidance(scale=3.0))
-    out = gaussian.predict_xstart(SCHEDULE, of_outputs, x_t, t, prediction=prediction)
+    out = parameterization.predict_x0(of_outputs, x_t, level)
     expected = cfg_combine(*guesses, guidance(scale=3.0))
     np.testing.assert_allclose(out, expected, atol=1e-5 * float(jnp.abs(expected).max()))
 

@@ -1,12 +1,13 @@
 """What makes no sense is refused with one line that says why; and what each sampler costs."""
 
 import pytest
-from exact_denoisers import FULL, SETTINGS, build, shorten
+from exact_denoisers import FULL, SETTINGS, build, make, shorten
 
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import schedule_from_betas
-from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers import SAMPLERS, make_sampler
 
-OPTIONS = {"prediction": "v", "variance": "fixed_small", "clip_denoised": True}
+V = Parameterization("v", "fixed_small", clip_denoised=True)
 NO_SIGNAL = schedule_from_betas([0.1, 0.5, 1.0])  # zero terminal SNR
 
 
@@ -14,39 +15,42 @@ NO_SIGNAL = schedule_from_betas([0.1, 0.5, 1.0])  # zero terminal SNR
 def test_an_eta_out_of_range_is_refused(eta):
     """At 1.5 the noise of a late step (beta-tilde near 1 - alpha_bar_prev) would exceed all the noise that x_prev holds."""
     with pytest.raises(ValueError, match="eta"):
-        SAMPLERS["ddim"](shorten(FULL, 5), prediction="eps", variance="fixed_small", clip_denoised=True, eta=eta)
+        make("ddim", shorten(FULL, 5), "eps", eta=eta)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
 def test_eta_is_ddims(name):
-    with pytest.raises(ValueError, match=f"that {name} does not read"):
-        SAMPLERS[name](shorten(FULL, 5), **OPTIONS, eta=0.5)
+    with pytest.raises(ValueError, match=f"^the sampler {name} has no option 'eta': it has "):
+        make_sampler(name, shorten(FULL, 5), V, eta=0.5)
+
+
+def test_a_sampler_has_its_own_options_alone():
+    with pytest.raises(ValueError, match=r"^the sampler unipc has no option 'churn': it has order$"):
+        make_sampler("unipc", FULL, V, churn=1.0)
+    with pytest.raises(ValueError, match=r"^the sampler dpmpp_2m has no option 'order': it has none$"):
+        make_sampler("dpmpp_2m", FULL, V, order=3)
+    with pytest.raises(ValueError, match=r"^unknown sampler 'plms': choose one of ancestral, ddim, "):
+        make_sampler("plms", FULL, V)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_eps_from_pure_noise_is_refused(name):
     with pytest.raises(ValueError, match=r"zero terminal SNR") as raised:
-        SAMPLERS[name](NO_SIGNAL, **(OPTIONS | {"prediction": "eps"}))
+        make(name, NO_SIGNAL, "eps")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["heun", "ode"])
 def test_infinite_sigma_is_refused_by_those_that_step_in_it(name):
     with pytest.raises(ValueError, match="infinite") as raised:
-        SAMPLERS[name](NO_SIGNAL, **OPTIONS)
+        make_sampler(name, NO_SIGNAL, V)
     assert "dpmpp_2m" in str(raised.value)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_unknown_prediction_is_refused(name):
-    with pytest.raises(ValueError, match="unknown prediction 'noise': choose one of eps, x_start, v"):
-        SAMPLERS[name](FULL, **(OPTIONS | {"prediction": "noise"}))
 
 
 @pytest.mark.parametrize("order", [0, 4, 2.5])
 def test_orders_that_unipc_does_not_have(order):
     with pytest.raises(ValueError, match="order 1, 2 or 3"):
-        SAMPLERS["unipc"](FULL, **OPTIONS, order=order)
+        make_sampler("unipc", FULL, V, order=order)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +66,12 @@ def test_orders_that_unipc_does_not_have(order):
 )
 def test_churn_out_of_range_is_refused(changes):
     with pytest.raises(ValueError, match="out of heun's range"):
-        SAMPLERS["heun"](shorten(FULL, 5), **OPTIONS, trained=FULL, **changes)
+        make_sampler("heun", shorten(FULL, 5), V, trained=FULL, **changes)
 
 
 def test_churn_needs_the_timesteps_between():
     with pytest.raises(ValueError, match="needs the trained chain"):
-        SAMPLERS["heun"](shorten(FULL, 5), **OPTIONS, churn=10.0)
+        make_sampler("heun", shorten(FULL, 5), V, churn=10.0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from exact_denoisers import COV, FULL, MEAN, SHAPE, D, gaussian_denoiser, oracle_denoiser, shorten
 
-from ddpm_jax.diffusion.gaussian import PREDICTIONS
+from ddpm_jax.diffusion.parameterization import PREDICTIONS, Parameterization
 from ddpm_jax.diffusion.schedules import schedule_from_betas
-from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.samplers import sampler
+from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.inversion import ddim_inversion, invert, slerp
 
 ROOT = np.linalg.cholesky(COV)
@@ -20,15 +21,19 @@ def images(count=5):
     return jnp.asarray(rows.reshape(-1, *SHAPE), jnp.float32)
 
 
+def predicting(prediction):
+    return Parameterization(prediction, "fixed_small", clip_denoised=False).denoise
+
+
 def there_and_back(num_steps, turns=1, prediction="v", spacing="logsnr", clip_denoised=False, x=None):
     """(images, x_T, images again) with the exact denoiser."""
     schedule = shorten(FULL, num_steps, spacing)
     denoise_fn = gaussian_denoiser(FULL, MEAN, COV, prediction)
-    options = {"prediction": prediction, "variance": "fixed_small", "clip_denoised": clip_denoised}
+    predict_x0 = Parameterization(prediction, "fixed_small", clip_denoised).denoise
     x = images() if x is None else x
-    latent = invert(ddim_inversion(schedule, **options, turns=turns), denoise_fn, x)
-    ddim = SAMPLERS["ddim"](schedule, **options)
-    back = sampler.run_steps(ddim, denoise_fn, sampler.init_state_from(ddim, latent), None, first_step=0, count=num_steps).x
+    latent = invert(ddim_inversion(schedule, predict_x0, turns=turns), denoise_fn, x)
+    down = ddim(schedule, predict_x0)
+    back = sampler.run_steps(down, denoise_fn, sampler.init_state_from(down, latent), None, first_step=0, count=num_steps).x
     return np.array(x), np.array(latent), np.array(back)
 
 
@@ -68,14 +73,14 @@ def test_a_network_that_knows_the_image_sees_no_noise_in_it():
     x = images(1)
     for num_steps in (1, 2, 5):
         schedule = shorten(FULL, num_steps)
-        inversion = ddim_inversion(schedule, prediction="x_start", variance="fixed_small")
+        inversion = ddim_inversion(schedule, predicting("x_start"))
         latent = invert(inversion, oracle_denoiser(FULL, np.array(x).reshape(D), "x_start"), x)
         np.testing.assert_allclose(latent, schedule.sqrt_alphas_cumprod[-1] * x, atol=1e-5)
 
 
 def test_it_climbs_the_timesteps_and_keeps_its_guesses():
     schedule = shorten(FULL, 4, "quadratic")
-    inversion = ddim_inversion(schedule, prediction="x_start", variance="fixed_small", turns=2)
+    inversion = ddim_inversion(schedule, predicting("x_start"), turns=2)
     assert inversion.evaluations == 8
 
     def clock(x_t, t):
@@ -91,7 +96,7 @@ def test_it_climbs_the_timesteps_and_keeps_its_guesses():
 
 def test_stretches_make_the_whole():
     schedule = shorten(FULL, 6)
-    inversion = ddim_inversion(schedule, prediction="v", variance="fixed_small")
+    inversion = ddim_inversion(schedule, predicting("v"))
     denoise_fn, x = gaussian_denoiser(FULL, MEAN, COV, "v"), images()
     advance = jax.jit(lambda state, first: sampler.run_steps(inversion, denoise_fn, state, None, first_step=first, count=2))
     state = sampler.init_state_from(inversion, x)
@@ -102,9 +107,9 @@ def test_stretches_make_the_whole():
 
 def test_what_cannot_be_inverted_is_refused():
     with pytest.raises(ValueError, match="at least one turn"):
-        ddim_inversion(FULL, prediction="v", variance="fixed_small", turns=0)
+        ddim_inversion(FULL, predicting("v"), turns=0)
     with pytest.raises(ValueError, match="infinite"):
-        ddim_inversion(schedule_from_betas([0.5, 1.0]), prediction="v", variance="fixed_small")
+        ddim_inversion(schedule_from_betas([0.5, 1.0]), predicting("v"))
 
 
 def test_slerp_goes_along_the_circle():

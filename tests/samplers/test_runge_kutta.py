@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from exact_denoisers import FULL, shorten, some_keys
 
-from ddpm_jax.diffusion.schedules import SPACINGS, make_schedule, respace
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import make_schedule, respace
+from ddpm_jax.diffusion.spacings import SPACINGS
 from ddpm_jax.samplers import sampler
 from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.rk4 import rk4, tableau_between
 from ddpm_jax.samplers.runge_kutta import fourth_order_coefficients, heun_tableau, schedule_indices, third_order_coefficients
 
-OPTIONS = {"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False}
+PREDICT_X0 = Parameterization("x_start", "fixed_small", clip_denoised=False).denoise
 
 
 def conditions(a, b):
@@ -96,11 +98,11 @@ def seen(sampled):
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_evaluations_are_counted_and_at_timesteps_of_training(spacing):
     schedule = shorten(FULL, 4, spacing)
-    by_heun = heun(schedule, **OPTIONS)
+    by_heun = heun(schedule, PREDICT_X0)
     asked = seen(by_heun)
     assert by_heun.evaluations == len(asked) == 7
     assert sorted(set(asked)) == schedule.timesteps.tolist()
-    exact = rk4(schedule, **OPTIONS, trained=FULL)
+    exact = rk4(schedule, PREDICT_X0, trained=FULL)
     asked = seen(exact)
     assert exact.evaluations == len(asked) == (13 if schedule.timesteps[0] == 0 else 17)
     assert asked == sorted(asked, reverse=True)  # one of two equal ones ends a step, the other begins the next
@@ -111,7 +113,7 @@ def test_evaluations_are_counted_and_at_timesteps_of_training(spacing):
 def test_churn_goes_up_to_a_timestep_before_it_goes_down():
     """S_churn / N = 0.4, within S_min .. S_max only: the network is asked at the sigma nearest to 1.4 times the step's."""
     schedule = shorten(FULL, 5, "karras")  # sigma 0.01, 0.5, 6.4, 37 and 157
-    sampled = heun(schedule, **OPTIONS, trained=FULL, churn=2.0, churn_min=0.1, churn_max=50.0)
+    sampled = heun(schedule, PREDICT_X0, trained=FULL, churn=2.0, churn_min=0.1, churn_max=50.0)
     asked, sigmas = seen(sampled), FULL.sqrt_recipm1_alphas_cumprod
     own = schedule.timesteps[::-1]
     assert asked[0] == own[0]

@@ -19,8 +19,9 @@ from exact_denoisers import (
     shorten,
 )
 
-from ddpm_jax.diffusion.gaussian import PREDICTIONS
-from ddpm_jax.diffusion.schedules import SPACINGS, respace, schedule_from_betas
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
+from ddpm_jax.diffusion.schedules import respace, schedule_from_betas
+from ddpm_jax.diffusion.spacings import SPACINGS
 from ddpm_jax.samplers import SAMPLERS
 
 ORDERS = {

@@ -12,14 +12,15 @@ from exact_denoisers import (
     D,
     build,
     curved,
+    make,
     oracle_denoiser,
     shorten,
     some_keys,
     walk,
 )
 
-from ddpm_jax.diffusion import gaussian
-from ddpm_jax.diffusion.gaussian import PREDICTIONS
+from ddpm_jax.diffusion import variances
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.samplers import SAMPLERS, sampler
 
 
@@ -68,8 +69,8 @@ def test_guesses_are_clipped_where_asked_and_steps_go_by_the_clipped_ones(settin
 def test_a_network_that_learns_its_variance_is_asked_for_the_rest(setting):
     """Of twice the channels, all but ancestral read the first half: the chain of a network without the second."""
     name, options = SETTINGS[setting]
-    options = {"prediction": "v", "clip_denoised": False, "trained": FULL} | options
-    one, two = (SAMPLERS[name](shorten(FULL, 3), **options, variance=variance) for variance in ("fixed_small", "learned_range"))
+    options = {"trained": FULL} | options
+    one, two = (make(name, shorten(FULL, 3), "v", variance, **options) for variance in ("fixed_small", "learned_range"))
 
     def doubled(x_t, t):
         return jnp.concatenate([curved(x_t, t), 1e6 * x_t], axis=-1)
@@ -79,10 +80,9 @@ def test_a_network_that_learns_its_variance_is_asked_for_the_rest(setting):
 
 
 def test_any_learned_variance_is_split_off(monkeypatch):
-    """Not only the one called learned_range: the list of learned variances decides."""
-    monkeypatch.setitem(gaussian.VARIANCES, "learned", gaussian.VARIANCES["learned_range"])
-    monkeypatch.setattr(gaussian, "LEARNED_VARIANCES", frozenset({"learned_range", "learned"}))
-    sampled = SAMPLERS["ddim"](shorten(FULL, 3), prediction="v", variance="learned", clip_denoised=False)
+    """Not only the one called learned_range: the table of variances decides."""
+    monkeypatch.setitem(variances.VARIANCES, "learned", variances.VARIANCES["learned_range"])
+    sampled = make("ddim", shorten(FULL, 3), "v", "learned")
     x = walk(sampled, lambda x_t, t: jnp.concatenate([curved(x_t, t), 1e6 * x_t], axis=-1), some_keys(2))[2]
     assert x.shape == (2, *SHAPE)
 
@@ -92,8 +92,7 @@ def test_any_learned_variance_is_split_off(monkeypatch):
 def test_the_network_is_given_the_timesteps_of_training_in_descending_order(name, spacing):
     """A network that answers with t itself, as its guess of x_start: the kept guesses are the times it saw."""
     schedule = shorten(FULL, 5, spacing)
-    options = {"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False, "eta": 0.0}
-    sampled = SAMPLERS[name](schedule, **options, trained=FULL)
+    sampled = make(name, schedule, trained=FULL)
 
     def clock(x_t, t):
         assert t.dtype == jnp.int32

@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ddpm_jax.cpu.gradients import shard_map_grads
 from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule, schedule_from_betas
 from ddpm_jax.diffusion.timestep_sampling import LossHistory, TimestepSampler, make_timestep_sampler
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runtime.mesh import share_gradients
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
@@ -50,7 +51,7 @@ def make_step(**changes):
         "apply_fn": network,
         "schedule": SCHEDULE,
         "optimizer": SGD,
-        "prediction": "eps",
+        "parameterization": Parameterization("eps", "fixed_large", clip_denoised=True),
         "loss": "simple",
         "ema_decay": 0.99,
         "random_flip": False,
@@ -280,7 +281,7 @@ def test_the_mean_of_the_gradients_is_clipped_not_each():
     np.testing.assert_allclose(metrics["grad_norm"], one_step()[1]["grad_norm"], rtol=1e-5)  # before clipping
 
 
-@pytest.mark.parametrize("shared_by", ["XLA", "share_gradients"])
+@pytest.mark.parametrize("shared_by", ["XLA", "shard_map_grads"])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
     """Two steps, with flips, t drawn by the losses, dropout if XLA shares it out: 1e-5, float32 sums in another order."""
@@ -288,7 +289,7 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
     history = LossHistory(
         jnp.asarray(np.random.default_rng(0).uniform(1, 9, (100, 10)), jnp.float32), jnp.full(100, 10, jnp.int32)
     )
-    own = shared_by == "share_gradients"
+    own = shared_by == "shard_map_grads"
 
     def run(devices):
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
@@ -297,7 +298,7 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
             random_flip=True,
             accumulation_steps=accumulation_steps,
             timestep_sampler=sampler,
-            share=functools.partial(share_gradients, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
+            share=functools.partial(shard_map_grads, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
         )
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         state = jax.jit(

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models import cpu_norm
-from ddpm_jax.models.layers import Norm
+from ddpm_jax import cpu
+from ddpm_jax.cpu.group_norm import group_norm
+from ddpm_jax.models import layers
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((2, 4, 4, 128), 32), ((3, 8, 8, 16), 4), ((2, 2, 4, 384), 32)])
@@ -22,7 +23,7 @@ def test_the_form_is_the_plain_norm_and_so_are_its_gradients(shape, groups):
         return nn.GroupNorm(groups, epsilon=1e-6).apply({"params": {"scale": scale, "bias": bias}}, x)
 
     def form(x, scale, bias):
-        return cpu_norm.group_norm(x, scale, bias, groups=groups, epsilon=1e-6)
+        return group_norm(x, scale, bias, groups=groups, epsilon=1e-6, reference=layers.group_norm)
 
     def everything(norm):
         return jax.jit(lambda *args: (norm(*args), jax.vjp(norm, *args)[1](weights)))(x, scale, bias)
@@ -33,9 +34,10 @@ def test_the_form_is_the_plain_norm_and_so_are_its_gradients(shape, groups):
 
 def test_other_platforms_keep_the_plain_norm():
     """Which has no matmul. bfloat16's keeps it everywhere: there the fast variance would cancel."""
-    x = jnp.ones((2, 4, 4, 16))
+    norm_fn = cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm)["norm_fn"]
     for dtype, platform, dots in ((jnp.float32, "cpu", 2), (jnp.float32, "tpu", 0), (jnp.bfloat16, "cpu", 0)):
-        norm = Norm(4, dtype)
+        x = jnp.ones((2, 4, 4, 16), dtype)
+        norm = layers.Norm(4, dtype, norm_fn)
         params = norm.init(jax.random.key(0), x)
         assert jax.tree.map(jnp.shape, params) == {"params": {"group_norm": {"bias": (16,), "scale": (16,)}}}
         text = jax.jit(norm.apply).trace(params, x).lower(lowering_platforms=(platform,)).as_text()

@@ -1,19 +1,27 @@
 """The CPU's forms of a 3x3 convolution against the plain ones: outputs, gradients, forward mode, and where they are taken."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models import cpu_conv
+from ddpm_jax.cpu import conv
+from ddpm_jax.models import layers
 from ddpm_jax.runtime import mesh as meshes
 
+
+def plain_upsample_conv(x, kernel):
+    return layers.upsample_conv(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 FORMS = {
-    "winograd": (cpu_conv.convolve, cpu_conv._plain),
-    "doubled": (cpu_conv.convolve_doubled, cpu_conv._plain_doubled),
+    "winograd": (conv.convolve, conv._conv),
+    "upsampling": (functools.partial(conv.upsample_conv, reference=layers.upsample_conv), plain_upsample_conv),
 }
 # [H, W, C, O] as in the published networks, one pixel and uneven ones among them.
-SHAPES = {"winograd": [(4, 8, 128, 64), (3, 4, 64, 96)], "doubled": [(4, 4, 32, 48), (1, 3, 8, 8)]}
+SHAPES = {"winograd": [(4, 8, 128, 64), (3, 4, 64, 96)], "upsampling": [(4, 4, 32, 48), (1, 3, 8, 8)]}
 CASES = [(name, shape) for name in FORMS for shape in SHAPES[name]]
 
 
@@ -131,18 +139,24 @@ def test_bfloat16_and_narrow_images_take_the_plain_convolution(name):
         {"feature_group_count": 2},
         {"batch_group_count": 2},
         {"precision": "highest"},
+        {"preferred_element_type": jnp.bfloat16},
+        {"padding": "VALID"},
+        {"padding": ((1, 1), (1, 1))},
         {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
         {"something_new": 1},
     ],
 )
 def test_options_that_would_change_the_result_are_refused(name, option):
     """They were ignored: with a dilation of 2 the result was that of none."""
-    x, kernel, _, _ = arrays((4, 4, 4, 4))
+    x, kernel, _, _ = arrays((4, 4, 64, 64))
     with pytest.raises(ValueError, match=f"have no {next(iter(option))}="):
         FORMS[name][0](x, kernel, **option)
 
 
-def test_strides_are_no_part_of_doubling():
+def test_upsampling_refuses_strides_and_other_sizes_of_kernels():
     x, kernel, _, _ = arrays((4, 4, 4, 4))
-    with pytest.raises(ValueError, match="strides"):
-        cpu_conv.convolve_doubled(x, kernel, (2, 2))
+    form, _ = FORMS["upsampling"]
+    with pytest.raises(ValueError, match=r"not \(2, 2\)"):
+        form(x, kernel, (2, 2))
+    with pytest.raises(ValueError, match=r"and \(1, 1\)"):
+        form(x, kernel[1:2, 1:2])

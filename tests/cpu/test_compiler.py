@@ -7,7 +7,7 @@ import sys
 import pytest
 from jaxlib import version
 
-from ddpm_jax.runtime import compiler
+from ddpm_jax.cpu import compiler
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
@@ -24,14 +24,14 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 )
 def test_the_flag_is_set_where_it_helps(before, width, known, after, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", before)
-    monkeypatch.setattr(version, "__version__", compiler._KNOWN_TO[0] if known else "99.0")
-    compiler.set_cpu_flags(width)
+    monkeypatch.setattr(version, "__version__", compiler._VERSIONS_WITH_FLAG[0] if known else "99.0")
+    compiler.set_xla_flags(width)
     assert os.environ["XLA_FLAGS"] == after
 
 
 def test_xla_takes_the_flag(repository):
     """In a fresh process: XLA would end it over a flag that it does not know."""
-    code = "from ddpm_jax.runtime import compiler; compiler.set_cpu_flags(128); import jax; jax.numpy.ones(1) + 1"
+    code = "from ddpm_jax.cpu import compiler; compiler.set_xla_flags(128); import jax; jax.numpy.ones(1) + 1"
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -50,7 +50,7 @@ def test_xla_takes_the_flag(repository):
     ],
 )
 def test_devices_share_the_batch_evenly_and_get_enough_of_it(batch_size, cores, devices):
-    assert compiler.devices_for(batch_size, cores) == devices
+    assert compiler.num_cpu_devices(batch_size, cores) == devices
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_devices_share_the_batch_evenly_and_get_enough_of_it(batch_size, cores, 
 def test_narrow_networks_get_a_device_of_each_core_unless_a_person_said_how_many(width, variables, devices, repository):
     """In a fresh process, as if it had seven cores."""
     code = f"""
-from ddpm_jax.runtime import compiler
-compiler.cores = lambda: 7
-compiler.set_cpu_devices({width}, 7 * compiler.LEAST_IMAGES)
+from ddpm_jax.cpu import compiler
+compiler.available_cpus = lambda: 7
+compiler.set_num_devices({width}, 7 * compiler.MIN_IMAGES_PER_DEVICE)
 import jax; print(len(jax.devices()))
 """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | variables
@@ -77,11 +77,11 @@ import jax; print(len(jax.devices()))
     assert result.stdout.split() == [devices]
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
+def test_available_cpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0: {2, 5}}[process], raising=False)
-    assert compiler.cores() == 2
+    assert compiler.available_cpus() == 2
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
-    assert compiler.cores() == 7
+    assert compiler.available_cpus() == 7
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert compiler.cores() == 1
+    assert compiler.available_cpus() == 1
