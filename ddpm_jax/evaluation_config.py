@@ -193,9 +193,9 @@ def build_scorer(
                 trained_on=trained_on if has_classes else None,
             )
         else:
-            source = source or load_compared(config)
+            compared = source or load_compared(config)
     if found is None:
-        found = reference.measure_reference(source, collector, identity)
+        found = reference.measure_reference(compared, collector, identity)
     else:
         found = reference.with_features(found, collector, evaluation.metrics)
     num_classes = config.data.num_classes if has_classes else 0
@@ -258,7 +258,7 @@ def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callab
 
     def scores(params: Any) -> dict[str, float]:
         with distributed.show_progress(number) as report:
-            made = sampler.generate_all(params, key, num_images=number, labels=labels, report=report)
+            made = sampler.generate_all(params, key, num_images=number, cond=labels, report=report)
         return loggable_scalars(scorer.of_images(made.images))
 
     return scores

@@ -91,7 +91,7 @@ def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
 
 def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
     """All of config.sampling.num_images images in one; shows progress."""
-    return _generate(config, sampler, params, config.sampling.num_images, labels=data_config.sampling_labels(config))
+    return _generate(config, sampler, params, config.sampling.num_images, cond=data_config.sampling_labels(config))
 
 
 def _generate(
@@ -131,7 +131,7 @@ class EditContext:
         self, sampler: BatchedSampler, labels: np.ndarray | None, given: Any, count: int, *, unit: str = "images"
     ) -> np.ndarray:
         """What the sampler makes of `given`, a pytree of arrays [count, ...]: [count, ...], with progress."""
-        return _generate(self.config, sampler, self.params, count, labels=labels, given=given, unit=unit).images
+        return _generate(self.config, sampler, self.params, count, cond=labels, given=given, unit=unit).images
 
     def claim(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
         """The folder for the results, made before they are: in the first process; None in the others.

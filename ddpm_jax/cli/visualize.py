@@ -302,11 +302,11 @@ def reverse_words(config: ConfigDict) -> str:
 
 def class_labels(config: ConfigDict, drawn: GeneratedBatch, names: tuple[str, ...] = ()) -> list[str]:
     """For each image the class that was asked for, by its name or number; empty for a model without classes."""
-    if drawn.labels is None:
+    if drawn.cond is None:
         return []
     if config.sampling.guidance_scale == 0:
-        return ["no class"] * len(drawn.labels)
-    return [f"class {names[label] if label < len(names) else label}" for label in drawn.labels.tolist()]
+        return ["no class"] * len(drawn.cond)
+    return [f"class {names[label] if label < len(names) else label}" for label in drawn.cond.tolist()]
 
 
 def class_note(config: ConfigDict) -> list[str]:

@@ -1,11 +1,12 @@
 """Generate only the images that a folder does not hold yet, so that a command that was killed continues where it stopped."""
 
+import functools
+import operator
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.runtime import distributed
@@ -17,7 +18,7 @@ def generate_missing(
     params: Any,
     key: jax.Array,
     gaps: Sequence[range],
-    labels: np.ndarray | None,
+    cond: Any,
     write: Callable[[int, GeneratedBatch], None],
     *,
     num_images: int,
@@ -32,7 +33,7 @@ def generate_missing(
       params: what the sampler takes.
       key: the root of the images' keys.
       gaps: of the first process, the missing indices as ranges; not read in the others.
-      labels: int32 [num_images], or None.
+      cond: pytree of arrays [num_images, ...], or None.
       write: (index of the first image, batch), called in the first process alone.
       num_images: how many images there are to be.
       split_at: a range does not cross this index, so that images from there on can have another sampler.
@@ -42,7 +43,7 @@ def generate_missing(
       UserError: what `write` raises.
     """
     bounds = distributed.broadcast_ints([bound for gap in gaps for bound in (gap.start, gap.stop)])
-    missing = []
+    missing: list[tuple[int, int]] = []
     for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
         middle = [split_at] if start < split_at < stop else []
         missing += zip([start, *middle], [*middle, stop], strict=True)
@@ -56,8 +57,8 @@ def generate_missing(
                 key,
                 num_images=stop - start,
                 first_image=start,
-                labels=None if labels is None else labels[start:stop],
-                report=lambda images, start=start: report(start + images),
+                cond=jax.tree.map(operator.itemgetter(slice(start, stop)), cond),
+                report=functools.partial(_report_from, report, start),
             )
             first = start
             for batch in batches:
@@ -67,13 +68,17 @@ def generate_missing(
                 first += len(batch.images)
 
 
+def _report_from(report: Callable[[float], None], start: int, images: float) -> None:
+    report(start + images)
+
+
 def generate_into_cache(
     folder: pathlib.Path,
     identity: dict[str, Any],
     sampler: BatchedSampler,
     params: Any,
     key: jax.Array,
-    labels: np.ndarray | None,
+    cond: Any,
     *,
     num_images: int,
     defaults: dict[str, Any],
@@ -83,7 +88,7 @@ def generate_into_cache(
     Args:
       folder: of the cache.
       identity: of the images, as JSON can hold it.
-      sampler, params, key, labels, num_images: as `generate_missing` takes them.
+      sampler, params, key, cond, num_images: as `generate_missing` takes them.
       defaults: values of fields of the identity that an older cache does not have.
 
     Raises:
@@ -95,7 +100,7 @@ def generate_into_cache(
         gaps = cache.missing(num_images) if primary else []
 
     def write(first: int, batch: GeneratedBatch) -> None:
-        cache.write(first, batch.images, batch.labels)
+        cache.write(first, batch.images, batch.cond)
 
-    generate_missing(lambda first: sampler, params, key, gaps, labels, write, num_images=num_images)
+    generate_missing(lambda first: sampler, params, key, gaps, cond, write, num_images=num_images)
     return cache

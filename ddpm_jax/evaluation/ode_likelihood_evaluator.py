@@ -47,7 +47,7 @@ class OdeLikelihoodEvaluator:
         self,
         schedule: NoiseSchedule,
         parameterization: Parameterization,
-        make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
+        make_denoise_fn: Callable[[Any, Any], DenoiseFn],
         mesh: Mesh,
         *,
         batch_size: int,
@@ -61,7 +61,7 @@ class OdeLikelihoodEvaluator:
         Args:
           schedule: the chain of T steps that the network was trained on.
           parameterization: what the output of the network means; its clipping is not applied.
-          make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn, which is asked with floating t.
+          make_denoise_fn: (params, cond) -> denoise_fn, which is asked with floating t.
           mesh: of one axis, "data"; each device takes its share of every batch.
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
           probes: random directions for each image; 0 for the exact trace, D derivatives in each evaluation.
@@ -79,14 +79,14 @@ class OdeLikelihoodEvaluator:
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
 
-        def measure(params: Any, labels: jax.Array | None, images: jax.Array, key_data: jax.Array):
+        def measure(params: Any, cond: Any, images: jax.Array, key_data: jax.Array):
             keys = jax.random.wrap_key_data(key_data)
 
-            def one(x: jax.Array, label: jax.Array | None, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
+            def one(x: jax.Array, cond: Any, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
                 return ode_likelihood.ode_log_likelihood(
                     schedule,
                     parameterization,
-                    make_denoise_fn(params, None if label is None else label[None]),
+                    make_denoise_fn(params, jax.tree.map(lambda array: array[None], cond)),
                     x,
                     key,
                     probes=probes,
@@ -95,7 +95,7 @@ class OdeLikelihoodEvaluator:
                     max_steps=max_steps,
                 )
 
-            return jax.vmap(one)(ode_likelihood.dequantize(images, keys), labels, keys)
+            return jax.vmap(one)(ode_likelihood.dequantize(images, keys), cond, keys)
 
         in_specs = (REPLICATED, SHARDED, SHARDED, SHARDED)
         # check_vma would have every loop's carry marked as differing between devices, which diffrax's are not. It guards
@@ -107,7 +107,7 @@ class OdeLikelihoodEvaluator:
         params: Any,
         key: jax.Array,
         images: np.ndarray,
-        labels: np.ndarray | None = None,
+        cond: Any = None,
         *,
         first_image: int = 0,
         report: Callable[[float], None] = lambda images: None,
@@ -118,18 +118,17 @@ class OdeLikelihoodEvaluator:
           params: what `make_denoise_fn` takes, replicated over the mesh.
           key: the root; image i draws from fold_in(key, first_image + i). Another key is another draw of u and z.
           images: uint8 [N, H, W, C], the same on every host.
-          labels: int [N] for a conditional network.
+          cond: pytree of arrays [N, ...] for a conditional network.
           first_image: index of the first.
           report: called with the number of images done.
 
         Raises:
           UserError: the solver gave up on an image.
         """
-        labels = None if labels is None else np.asarray(labels, np.int32)
         done = 0
         for found in self._driver.run(
             lambda batch: self._measure(params, batch.inputs[1], batch.inputs[0], batch.key_data),
-            self._driver.split((images, labels), len(images)),
+            self._driver.split((images, cond), len(images)),
             key=key,
             first_image=first_image,
             report=report,

@@ -80,7 +80,7 @@ class SampleFolder:
         if self._keeps_stages and first < KEPT_IMAGES:
             some = GeneratedBatch(*(array if array is None else array[: KEPT_IMAGES - first] for array in batch))
             kept = trajectory_images(some)
-        self._shards.write(first, batch.images, batch.labels, **kept)
+        self._shards.write(first, batch.images, batch.cond, **kept)
         if "png" in self._formats:
             self._write_pngs(first, batch.images, frozenset())
 
@@ -203,8 +203,8 @@ def trajectory_images(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
 
 def pictures_of(drawn: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
     """A grid of the images, and strips of the kept stages: suffix of a file's name -> uint8 [H', W', C]."""
-    names = row_names(drawn.labels, class_names)
-    pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.labels, names)}
+    names = row_names(drawn.cond, class_names)
+    pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.cond, names)}
     return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(drawn).items()}
 
 

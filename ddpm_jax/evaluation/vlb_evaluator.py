@@ -53,7 +53,7 @@ class VlbEvaluator:
         self,
         schedule: NoiseSchedule,
         parameterization: Parameterization,
-        make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
+        make_denoise_fn: Callable[[Any, Any], DenoiseFn],
         mesh: Mesh,
         *,
         decoder: str = "exact",
@@ -65,7 +65,7 @@ class VlbEvaluator:
         Args:
           schedule: the chain of T steps that the network was trained on.
           parameterization: what the output of the network means.
-          make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn.
+          make_denoise_fn: (params, cond) -> denoise_fn.
           mesh: of one axis, "data"; each device takes its share of every batch.
           decoder: of L_0, one of `likelihood.DECODERS`.
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
@@ -94,10 +94,8 @@ class VlbEvaluator:
             t = jnp.broadcast_to(jnp.arange(steps, dtype=jnp.int32), (key_data.shape[0], steps))
             return t, jnp.ones(t.shape)
 
-        def advance(
-            params: Any, labels: jax.Array | None, images: jax.Array, key_data: jax.Array, t: jax.Array, first: jax.Array
-        ):
-            keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, labels)
+        def advance(params: Any, cond: Any, images: jax.Array, key_data: jax.Array, t: jax.Array, first: jax.Array):
+            keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, cond)
             x_start = pixels.from_uint8(images)
             parts = (schedule, parameterization, denoise_fn, x_start)
             if timesteps_per_image:
@@ -122,7 +120,7 @@ class VlbEvaluator:
         params: Any,
         key: jax.Array,
         images: np.ndarray,
-        labels: np.ndarray | None = None,
+        cond: Any = None,
         *,
         first_image: int = 0,
         report: Callable[[float], None] = lambda images: None,
@@ -133,22 +131,21 @@ class VlbEvaluator:
           params: what `make_denoise_fn` takes, replicated over the mesh.
           key: the root; image i draws from fold_in(key, first_image + i).
           images: uint8 [N, H, W, C], the same on every host.
-          labels: int [N] for a conditional network.
+          cond: pytree of arrays [N, ...] for a conditional network.
           first_image: index of the first.
           report: called with the number of images done, fractions of a batch included, as work goes on.
         """
 
         def compute(batch: Batch) -> tuple:
-            images, labels = batch.inputs
+            images, cond = batch.inputs
             t, weights = self._choose(batch.key_data)
             columns = []
             for first in batch.chunks(self.terms, self.chunk_size):
-                terms = self._advance(params, labels, images, batch.key_data, t, jnp.int32(first))
+                terms = self._advance(params, cond, images, batch.key_data, t, jnp.int32(first))
                 columns.append(jax.block_until_ready(terms))  # or progress would be that of the dispatch
             return t, weights, columns, self._prior(images)
 
-        labels = None if labels is None else np.asarray(labels, np.int32)
-        batches = self._driver.split((images, labels), len(images))
+        batches = self._driver.split((images, cond), len(images))
         for t, weights, columns, prior in self._driver.run(compute, batches, key=key, first_image=first_image, report=report):
             terms = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
             yield VlbBatch(t, *(array.astype(np.float64) for array in (weights, *terms, prior)))

@@ -7,6 +7,8 @@ neither on the batch size nor on the number of devices.
 """
 
 import dataclasses
+import functools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -70,7 +72,7 @@ class BatchDriver:
         """(images, inputs) of each batch, for `run`, of a pytree of arrays [num_images, ...]."""
         for start in range(0, num_images, self.batch_size):
             stop = min(start + self.batch_size, num_images)
-            yield stop - start, jax.tree.map(lambda array, start=start, stop=stop: array[start:stop], inputs)
+            yield stop - start, jax.tree.map(operator.itemgetter(slice(start, stop)), inputs)
 
     def run(
         self,
@@ -109,7 +111,7 @@ class BatchDriver:
                 key_data=None if key is None else _image_key_data(key, indices),
                 first=first_image + done,
                 count=count,
-                report=lambda fraction, done=done, count=count: report(done + count * fraction),
+                report=functools.partial(_report_part, report, done, count),
             )
             done += count
             pending.append((done, count, compute(batch)))
@@ -125,6 +127,10 @@ class BatchDriver:
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`: the size of chunks that all have one length."""
     return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
+
+
+def _report_part(report: Callable[[float], None], done: int, count: int, fraction: float) -> None:
+    report(done + count * fraction)
 
 
 def _gather(count: int, arrays: Any) -> Any:

@@ -26,13 +26,13 @@ class GeneratedBatch(NamedTuple):
 
     Attributes:
       images: uint8 [n, H, W, C]; or whatever else `finish` makes.
-      labels: int32 [n], or None from an unconditional network.
+      cond: what the network was given of each image, a pytree of arrays [n, ...] such as int32 classes; None without.
       saved_x: float32 [n, S, H, W, C], x_t before each kept step.
       saved_pred_xstart: float32 [n, S, H, W, C], the guess of x_start at each kept step.
     """
 
     images: np.ndarray
-    labels: np.ndarray | None
+    cond: Any
     saved_x: np.ndarray
     saved_pred_xstart: np.ndarray
 
@@ -47,7 +47,7 @@ class BatchedSampler:
     def __init__(
         self,
         sampler: Sampler,
-        make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
+        make_denoise_fn: Callable[[Any, Any], DenoiseFn],
         mesh: Mesh,
         *,
         image_shape: Sequence[int],
@@ -60,7 +60,7 @@ class BatchedSampler:
 
         Args:
           sampler: built by `SAMPLERS[name]`.
-          make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn.
+          make_denoise_fn: (params, cond) -> denoise_fn.
           mesh: of one axis, "data"; each device takes its share of every batch.
           image_shape: (H, W, C).
           batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
@@ -80,9 +80,9 @@ class BatchedSampler:
             return begin(keys, given) if begin else chain.init_state(sampler, keys, image_shape, keep=len(save_steps))
 
         def advance(
-            params: Any, labels: jax.Array | None, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array
+            params: Any, cond: Any, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array
         ) -> chain.SamplerState:
-            keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, labels)
+            keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, cond)
             return chain.run_steps(
                 sampler, denoise_fn, state, keys, first_step=first_step, count=self.chunk_size, save_steps=save_steps
             )
@@ -100,7 +100,7 @@ class BatchedSampler:
         *,
         num_images: int,
         first_image: int = 0,
-        labels: np.ndarray | None = None,
+        cond: Any = None,
         given: Any = None,
         report: Callable[[float], None] = lambda images: None,
     ) -> Iterator[GeneratedBatch]:
@@ -111,7 +111,7 @@ class BatchedSampler:
           key: the root; image i draws all its noise from fold_in(key, i).
           num_images: how many images.
           first_image: index of the first, to go on where another call stopped.
-          labels: int [num_images], one per image for a conditional network.
+          cond: pytree of arrays [num_images, ...] for a conditional network.
           given: a pytree of arrays [num_images, ...] for `begin`.
           report: called with the number of images done, fractions of a batch included, as work goes on.
 
@@ -120,22 +120,20 @@ class BatchedSampler:
         """
 
         def compute(batch: Batch) -> GeneratedBatch:
-            labels, given = batch.inputs
+            cond, given = batch.inputs
             state = self._begin(batch.key_data, given)
             for first_step in batch.chunks(self.sampler.num_steps, self.chunk_size):
-                state = self._advance(params, labels, state, batch.key_data, jnp.int32(first_step))
+                state = self._advance(params, cond, state, batch.key_data, jnp.int32(first_step))
                 if bad := int(self._count_not_finite(state.x, jnp.int32(batch.count))):
                     raise NonFiniteSamples(self._not_finite(bad, batch.first, batch.count, first_step))
-            return GeneratedBatch(self._finish(state.x), labels, state.saved_x, state.saved_pred_xstart)
+            return GeneratedBatch(self._finish(state.x), cond, state.saved_x, state.saved_pred_xstart)
 
-        labels = None if labels is None else np.asarray(labels, np.int32)
-        batches = self._driver.split((labels, given), num_images)
+        batches = self._driver.split((cond, given), num_images)
         return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
 
     def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
         """As `generate`, all images in one."""
-        columns = zip(*self.generate(params, key, **options), strict=True)
-        return GeneratedBatch(*(None if column[0] is None else np.concatenate(column) for column in columns))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.generate(params, key, **options))
 
     def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
         last, steps = first_step + self.chunk_size, self.sampler.num_steps

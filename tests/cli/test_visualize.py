@@ -138,10 +138,10 @@ def test_every_sampler_is_named(tiny_config):
 def test_an_unconditional_model_has_no_classes_to_show(tiny_config):
     config = tiny_config(FIELDS | {"model.class_conditional": False})
     nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
-    drawn = GeneratedBatch(images=nothing[:, 0], labels=None, saved_x=nothing, saved_pred_xstart=nothing)
+    drawn = GeneratedBatch(images=nothing[:, 0], cond=None, saved_x=nothing, saved_pred_xstart=nothing)
     assert visualize.class_labels(config, drawn) == visualize.class_note(config) == []
     config = tiny_config(FIELDS | {"sampling.guidance_scale": 0.0})
-    drawn = GeneratedBatch(images=nothing[:, 0], labels=np.arange(2), saved_x=nothing, saved_pred_xstart=nothing)
+    drawn = GeneratedBatch(images=nothing[:, 0], cond=np.arange(2), saved_x=nothing, saved_pred_xstart=nothing)
     assert visualize.class_labels(config, drawn) == ["no class", "no class"]
     assert visualize.class_note(config) == []
 
@@ -254,7 +254,7 @@ def test_from_the_command_line(trained, tmp_path, main):
 
 def test_classes_are_named_where_their_names_are_known(tiny_config):
     nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
-    drawn = GeneratedBatch(images=nothing[:, 0], labels=np.array([1, 2]), saved_x=nothing, saved_pred_xstart=nothing)
+    drawn = GeneratedBatch(images=nothing[:, 0], cond=np.array([1, 2]), saved_x=nothing, saved_pred_xstart=nothing)
     assert visualize.class_labels(tiny_config(FIELDS), drawn, ("daisy", "rose")) == ["class rose", "class 2"]
 
 

@@ -331,7 +331,7 @@ def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
         UsageError, match=r"no weights at .*nowhere.pth: give the file pt_inception-2015-12-05-6726825d.pth from http"
     ):
         features.make_extractor("inception", weights=str(tmp_path / "nowhere.pth"))
-    with pytest.raises(UsageError, match=r"evaluation\.weights is of Inception, but config\.evaluation\.features is pixels"):
+    with pytest.raises(UsageError, match=r"evaluation\.inception_path is of Inception, but .*features is pixels"):
         features.make_extractor("pixels", weights=str(stored))
 
 
