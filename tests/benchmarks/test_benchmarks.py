@@ -47,7 +47,7 @@ def test_speed_is_told_as_rates_and_share_of_the_ceiling(printed, script, argume
 
 
 def test_the_input_is_set_against_the_step(printed):
-    out = printed("input", "--rounds=1", "--batch_size=8")
+    out = printed("data_pipeline", "--rounds=1", "--batch_size=8")
     delivers, takes = (float(re.search(rf"{what} +([\d.,]+)", out)[1].replace(",", "")) for what in ("delivers", "takes"))
     assert float(re.search(r"ratio +([\d.,]+)x", out)[1]) == pytest.approx(delivers / takes, rel=0.05, abs=0.06)
 
