@@ -41,7 +41,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import image_folder
 from ddpm_jax import build, config_validation
-from ddpm_jax.cli import load_params, sample, train
+from ddpm_jax.cli import common, train
 from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.noise_level import extract
@@ -128,14 +128,14 @@ def generated(options: argparse.Namespace):
         if options.exact:
             yield f"perfect network: {name}", generate_exact(row_config, mesh, photographs)
         else:
-            params, _ = load_params.restore(row_config, folder, mesh)
-            yield name, sample.draw(row_config, build.build_batched_sampler(row_config, mesh), params).images
+            params, _ = common.restore_params(row_config, folder, mesh)
+            yield name, common.generate(row_config, build.build_batched_sampler(row_config, mesh), params).images
 
 
 def print_guesses(options: argparse.Namespace) -> None:
     """The mean color of the network's x̂_0 against that of the perfect network's, at each t."""
     config, mesh = prepare(options)
-    params, _ = load_params.restore(config, train_small(options, config), mesh)
+    params, _ = common.restore_params(config, train_small(options, config), mesh)
     images = load_photographs(options.photographs, options.image_size, options.gray)
     schedule, exact = build.build_schedule(config), perfect_network(build.build_schedule(config))
     data = jnp.asarray(pixels.from_uint8(images)).reshape(len(images), -1)
@@ -253,7 +253,7 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
         image_shape=build.image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
     )
-    return sample.draw(config, generator, data).images
+    return common.generate(config, generator, data).images
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import build, cpu
+from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
 
@@ -25,7 +26,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
     parser.add_argument(
-        "--stream", type=int, default=0, help="so many images of the config's data set, through features.extract"
+        "--stream", type=int, default=0, help="so many images of the config's data set, through feature_extraction.extract"
     )
     parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
     options = parser.parse_args()
@@ -64,7 +65,7 @@ def stream(config, variables, number: int, batch_size: int) -> None:
     apply = functools.partial(features.apply_inception, group_size=cpu.inception_group_size())
     extractor = features.FeatureExtractor("inception", apply, {}, variables)
     begin, marks = time.perf_counter(), []
-    for part in features.extract(extractor, meshes.make_mesh(), batches, batch_size=batch_size):
+    for part in feature_extraction.extract(extractor, meshes.make_mesh(), batches, batch_size=batch_size):
         marks.append((time.perf_counter(), len(part.features)))
     print(f"{number:,} images of {source.name} {source.split}; the first {marks[0][1]} after {marks[0][0] - begin:.1f} s")
     if len(marks) > 1:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax import build
-from ddpm_jax.cli import load_params
+from ddpm_jax.cli import common
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.parameterization import predict_eps_from_xstart
 from ddpm_jax.runtime import mesh as meshes
@@ -43,8 +43,8 @@ def main() -> None:
 
     folder = pathlib.Path(options.workdir).expanduser().absolute()
     config = ConfigDict(workdir.read_config(str(folder)))
-    params, step = load_params.restore(config, folder, meshes.make_mesh())
-    schedule, source = build.build_schedule(config), build.build_source(config)
+    params, step = common.restore_params(config, folder, meshes.make_mesh())
+    schedule, source = build.build_schedule(config), build.build_source(config, report=lambda line: None)
     parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
     every = source.batch(np.arange(len(source)))
     images, labels = np.asarray(pixels.from_uint8(every["image"])), every["label"]

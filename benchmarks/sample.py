@@ -39,7 +39,7 @@ def main() -> None:
     batch_size, evaluations = generator.batch_size, generator.sampler.evaluations
 
     def draw():
-        return list(generator.generate(state.params, jax.random.key(1), num_images=batch_size, labels=labels))
+        return list(generator.generate(state.params, jax.random.key(1), num_images=batch_size, cond=labels))
 
     make_denoise_fn = build.build_denoise_fn(config)
     x_t, t = jnp.zeros((batch_size, *build.image_shape(config))), jnp.zeros(batch_size, jnp.int32)

@@ -17,8 +17,6 @@ from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.diffusion import loss_weighting, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
-from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.models import layers, unet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers import make_sampler
@@ -245,18 +243,23 @@ def build_source(config: ConfigDict) -> ImageSource:
     return source
 
 
-def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
-    """(params, labels int32 [B] or None) -> denoise_fn(x_t, t) -> model output: the network as a sampler sees it."""
+def null_cond(config: ConfigDict) -> np.int32:
+    """The condition of an image without a class."""
+    return np.int32(config.data.num_classes)
+
+
+def build_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
+    """(params, cond) -> denoise_fn(x_t, t) -> model output: the network as a sampler sees it. cond: int32 [B] or None."""
     model, parameterization = build_model(config), build_parameterization(config)
 
-    def make_denoise_fn(params: Any, labels: jax.Array | None) -> DenoiseFn:
-        return lambda x_t, t: model.apply({"params": params}, x_t, parameterization.network_time(t), labels)
+    def make_denoise_fn(params: Any, cond: Any) -> DenoiseFn:
+        return lambda x_t, t: model.apply({"params": params}, x_t, parameterization.network_time(t), cond)
 
     return make_denoise_fn
 
 
-def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
-    """As `build_denoise_fn`, guided towards its labels as config.sampling says."""
+def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
+    """As `build_denoise_fn`, guided towards its conditions as config.sampling says."""
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
@@ -270,11 +273,11 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
             num_channels=config.data.channels,
         )
 
-    def make_guided(params: Any, labels: jax.Array) -> DenoiseFn:
-        def network(x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-            return make_denoise_fn(params, labels)(x_t, t)
+    def make_guided(params: Any, cond: Any) -> DenoiseFn:
+        def network(x_t: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+            return make_denoise_fn(params, cond)(x_t, t)
 
-        return classifier_free_guidance(network, labels, config.data.num_classes, how)
+        return classifier_free_guidance(network, cond, null_cond(config), how)
 
     return make_guided
 
@@ -284,8 +287,8 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
-        labels = jnp.zeros(1, jnp.int32) if model.num_classes else None
-        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), labels)["params"]
+        cond = jnp.zeros(1, jnp.int32) if model.num_classes else None
+        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
     return lambda key: create_state(
@@ -294,15 +297,14 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
+    """(state, batch of a data source, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
     model, parameterization = build_model(config), build_parameterization(config)
 
-    def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, dropout_key: jax.Array) -> jax.Array:
-        labels = labels if model.num_classes else None
+    def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         time = parameterization.network_time(t)
-        return model.apply({"params": params}, x_t, time, labels, deterministic=False, rngs={"dropout": dropout_key})
+        return model.apply({"params": params}, x_t, time, cond, deterministic=False, rngs={"dropout": dropout_key})
 
-    return functools.partial(
+    take_step = functools.partial(
         train_step,
         apply_fn=apply_fn,
         schedule=build_schedule(config),
@@ -313,12 +315,18 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         random_flip=config.data.random_flip,
         weighting=build_weighting(config),
         timestep_sampler=build_timestep_sampler(config),
-        label_dropout=config.model.label_dropout,
-        null_label=config.data.num_classes,
+        cond_dropout=config.model.label_dropout,
+        null_cond=null_cond(config),
         averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
         **cpu.train_step_options(mesh, stochastic=model.stochastic),
     )
+
+    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        cond = {"cond": batch["label"]} if model.num_classes else {}
+        return take_step(state, {"image": batch["image"], **cond}, key)
+
+    return step
 
 
 def build_batched_sampler(
@@ -357,32 +365,3 @@ def build_batched_sampler(
         begin=begin,
         finish=finish,
     )
-
-
-def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
-    """The driver that measures the variational bound as config.evaluation says."""
-    with config_errors("evaluation.vlb_num_timesteps"):
-        return VlbEvaluator(
-            build_schedule(config),
-            build_parameterization(config),
-            build_denoise_fn(config),
-            mesh,
-            decoder=config.evaluation.vlb_decoder,
-            batch_size=config.evaluation.batch_size,
-            timesteps_per_image=config.evaluation.vlb_num_timesteps,
-        )
-
-
-def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelihoodEvaluator:
-    """The driver that measures the likelihood under the probability flow as config.evaluation says."""
-    with config_errors("evaluation, ode_bits_per_dim"):
-        return OdeLikelihoodEvaluator(
-            build_schedule(config),
-            build_parameterization(config),
-            build_denoise_fn(config),
-            mesh,
-            batch_size=config.evaluation.batch_size,
-            probes=config.evaluation.hutchinson_samples,
-            rtol=config.evaluation.ode_tolerance,
-            atol=config.evaluation.ode_tolerance,
-        )

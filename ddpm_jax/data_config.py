@@ -1,16 +1,22 @@
 """What a config leaves to the data set: how many classes there are, what they are called, which gray levels are white."""
 
 import difflib
+import logging
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.source import ImageSource
-from ddpm_jax.user_messages import UsageError
+from ddpm_jax.runtime import run_record, workdir
+from ddpm_jax.user_messages import UsageError, UserError
+
+logger = logging.getLogger(__name__)
 
 
 def wrong_number(config: ConfigDict, source: ImageSource) -> str:
@@ -76,3 +82,45 @@ def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) 
     if class_counts is not None:
         return class_sequence(class_counts, config.sampling.num_images)
     return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes
+
+
+def edit_labels(config: ConfigDict, count: int, own: np.ndarray | None) -> np.ndarray | None:
+    """int32 [count], classes of images to edit: config.sampling.label, their own, or no class; None for an unconditional model.
+
+    Raises:
+      UsageError: the class is unknown, and the model was not trained without one.
+    """
+    if not config.model.class_conditional:
+        return None
+    if config.sampling.label >= 0:
+        return np.full(count, config.sampling.label, np.int32)
+    if own is not None:
+        return np.asarray(own, np.int32)
+    if config.model.label_dropout:
+        return np.full(count, config.data.num_classes, np.int32)
+    raise UsageError(
+        "config.sampling.label is missing: this model draws a class, and image files do not say theirs; "
+        f"choose one of 0..{config.data.num_classes - 1}"
+    )
+
+
+def check_trained_on(run_folder: pathlib.Path, new: Mapping[str, Any], has_classes: bool) -> None:
+    """Compare the set with the one that the run was trained on so far.
+
+    Raises:
+      UserError: a class-conditional run was trained on other classes.
+    """
+    old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
+    if old is None:
+        return
+    classes = data_identity.class_changes(old, new)
+    if has_classes and classes:
+        raise UserError(
+            f"{run_folder} was trained on other classes than {new['name']} has: {classes}. Put them back, or choose another "
+            "--workdir for a new run"
+        )
+    if changed := data_identity.content_changes(old, new):
+        changed += f"; classes {classes}" if classes else ""  # which this model does not use
+        logger.warning(
+            f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these"
+        )

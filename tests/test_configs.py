@@ -10,8 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import defaults
-from ddpm_jax import build, config_validation
-from ddpm_jax.cli import pictures, sample
+from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
@@ -65,11 +64,11 @@ def test_pictures_cost_little(name):
     """Along the way at most 20 evaluations an image, but for the digits, whose 50 cost 26 steps of 2,500; the last picture
     costs less than the training, and is left out after two steps."""
     config = load(name)
-    quick, full = pictures.quick_config(config), pictures.few_images(config)
+    quick, full = sampling_config.quick_config(config), sampling_config.few_images(config)
     config_validation.check_config(quick)
     assert build.build_sampler(quick).evaluations <= (50 if name == "digits" else 20)
-    assert pictures.cost_in_steps(quick) <= pictures.cost_in_steps(full) < config.train.num_steps / 50
-    assert pictures.cost_in_steps(full) > 2
+    assert sampling_config.cost_in_steps(quick) <= sampling_config.cost_in_steps(full) < config.train.num_steps / 50
+    assert sampling_config.cost_in_steps(full) > 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +106,7 @@ def test_takes_a_step_shrunk(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_own_sampling_is_not_warned_of(name):
-    assert sample.sampling_warnings(load(name)) == []
+    assert sampling_config.sampling_warnings(load(name)) == []
 
 
 def test_photographs_of_ones_own_are_not_tinted():

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build
-from ddpm_jax.cli import edit
+from ddpm_jax.cli import common
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
 from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, init_state_sdedit
@@ -19,33 +19,22 @@ from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, init_st
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Draw config.edit.samples_per_image of each of config.edit's images; the exit code.
-
-    Args:
-      config: resolved.
-      folder: workdir of the run that trained the model.
-      output: where to write; by default a folder in the workdir's samples/.
-      defaults: values of fields that the workdir's config is too old to have.
-
-    Raises:
-      UserError, UsageError: as `edit.begin`.
-    """
-    job = edit.setup(config, folder, output, defaults)
+    """Generate config.edit.samples_per_image images from each of config.edit's images."""
+    job = common.open_edit(config, folder, output, defaults)
     variants, count = config.edit.samples_per_image, len(job.originals) * config.edit.samples_per_image
     name = f"-strength_{config.edit.strength:g}-{variants}_variants"
-    target = edit.claim(job, output, mode="image_to_image", name=name)
+    target = job.claim(output, mode="image_to_image", name=name)
     with distributed.raise_on_all_processes():
         sampler = build.build_sampler(config, strength=config.edit.strength)
         generator = build.build_batched_sampler(
             config, job.mesh, (), sampler=sampler, begin=make_begin(sampler, config.edit.strength)
         )
-    x_start = edit.repeat_rows(np.asarray(pixels.from_uint8(job.originals)), variants)
-    drawn = edit.draw(job, generator, edit.repeat_rows(job.labels, variants), x_start, count, what="images")
+    x_start = common.repeat_rows(np.asarray(pixels.from_uint8(job.originals)), variants)
+    drawn = job.generate(generator, common.repeat_rows(job.labels, variants), x_start, count)
     drawn = drawn.reshape(len(job.originals), variants, *drawn.shape[1:])
     top = sampler.schedule.timesteps[-1]
     start_words = f"from t={top}" if config.edit.strength < 1 else "from pure noise"
-    edit.write_outputs(
-        job,
+    job.write(
         target,
         mode="image_to_image",
         words=f"strength {config.edit.strength:g}: {start_words} by {config.sampling.sampler} in {sampler.num_steps} steps",

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build
-from ddpm_jax.cli import edit
+from ddpm_jax.cli import common
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
 from ddpm_jax.samplers.inversion import slerp
@@ -19,26 +19,16 @@ from ddpm_jax.user_messages import UsageError
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Draw the way from each of config.edit's images to the next: config.edit.num_frames pictures; the exit code.
-
-    Args:
-      config: resolved.
-      folder: workdir of the run that trained the model.
-      output: where to write; by default a folder in the workdir's samples/.
-      defaults: values of fields that the workdir's config is too old to have.
-
-    Raises:
-      UserError, UsageError: as `edit.begin`; fewer than two images, or a sampler that has no inverse.
-    """
+    """Generate config.edit.num_frames images between each of config.edit's images and the next."""
     with distributed.raise_on_all_processes():
         check_interpolation(config)
-    job = edit.setup(config, folder, output, defaults)
+    job = common.open_edit(config, folder, output, defaults)
     if len(job.originals) < 2:
         raise UsageError(
             "interpolation needs two images or more: set config.edit.num_images=2, or name two files in config.edit.images"
         )
     name = f"-turns_{config.edit.inversion_iters}-{config.edit.num_frames}_frames"
-    target = edit.claim(job, output, mode="interpolate", name=name)
+    target = job.claim(output, mode="interpolate", name=name)
     with distributed.raise_on_all_processes():
         up, down = build.build_inversion(config), build.build_sampler(config)
         climb = build.build_batched_sampler(
@@ -48,22 +38,21 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             config, job.mesh, (), sampler=down, begin=lambda keys, x: init_state_from(down, x)
         )
     x_start = np.asarray(pixels.from_uint8(job.originals))
-    latents = edit.draw(job, climb, job.labels, x_start, len(x_start), what="latents")
+    latents = job.generate(climb, job.labels, x_start, len(x_start), unit="latents")
 
     frames, pairs = config.edit.num_frames, len(latents) - 1
     shares = np.tile(np.linspace(0, 1, frames, dtype=np.float32), pairs)
-    first, second = edit.repeat_rows(latents[:-1], frames), edit.repeat_rows(latents[1:], frames)
+    first, second = common.repeat_rows(latents[:-1], frames), common.repeat_rows(latents[1:], frames)
     between = np.asarray(slerp(jnp.asarray(first), jnp.asarray(second), jnp.asarray(shares)))
     # A class is no point between two: the way changes it in the middle.
     labels = job.labels
     if labels is not None:
-        labels = np.where(shares < 0.5, edit.repeat_rows(labels[:-1], frames), edit.repeat_rows(labels[1:], frames))
-    drawn = edit.draw(job, descend, labels, between, pairs * frames, what="images")
+        labels = np.where(shares < 0.5, common.repeat_rows(labels[:-1], frames), common.repeat_rows(labels[1:], frames))
+    drawn = job.generate(descend, labels, between, pairs * frames)
     drawn = drawn.reshape(pairs, frames, *drawn.shape[1:])
 
     ends = drawn[:, [0, -1]].astype(float) - np.stack([job.originals[:-1], job.originals[1:]], axis=1)
-    edit.write_outputs(
-        job,
+    job.write(
         target,
         mode="interpolate",
         words=(

@@ -5,37 +5,34 @@ bits: the state is the checkpoint's, and data and noise of step n follow from (s
 """
 
 import contextlib
-import datetime
 import functools
 import logging
-import math
 import pathlib
 import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, cpu, data_config
-from ddpm_jax.cli import load_params
-from ddpm_jax.cli.pictures import Pictures, parameter_count, sample_command
+from ddpm_jax import build, config_validation, cpu, data_config, sampling_config
+from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
-from ddpm_jax.runtime import config_changes, distributed, rng, run_record, versions, workdir
+from ddpm_jax.evaluation import sample_files
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
-from ddpm_jax.samplers.batched import NonFiniteSamples
+from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 from ddpm_jax.training import optimizer as optimizers
+from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.user_messages import UsageError, UserError
+from ddpm_jax.user_messages import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +41,14 @@ logger = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigDict | None = None) -> int:
     """Train to config.train.num_steps; the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
 
-    Args:
-      config: resolved.
-      folder: workdir, made if need be.
-      profile: FIRST:LAST, the steps to trace, or "".
-      defaults: values of fields that the workdir's config is too old to have.
-
-    Raises:
-      UserError, UsageError: what the person can mend; the last good checkpoint stays.
+    `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint stays.
     """
     started = time.monotonic()
     mesh = meshes.make_mesh()
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
-        load_params.check_kept(config)
-        profiled_steps = parse_profile(profile)
+        check_kept(config)
+        profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
     with distributed.hold_workdir(run_folder) as check_held:
@@ -79,17 +69,16 @@ def _train(
     check_held: Callable[[], None],
 ) -> int:
     """As `run`, once the workdir is there, held and of this config; `check_held` comes before each save."""
-    is_writer = distributed.is_primary_process()
-    evaluation = None
+    is_writer, scores = distributed.is_primary_process(), None
     with distributed.raise_on_all_processes():
         source = build.build_source(config)
-        check_data(run_folder, identity.identity_of(source), config.model.class_conditional)
+        data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # so that a wrong field of config.sampling is found now
     if config.train.eval_every:
-        from ddpm_jax.cli import evaluate  # half a second of import that other runs need not pay
+        from ddpm_jax import evaluation_config  # half a second of import that other runs need not pay
 
-        evaluation = evaluate.PeriodicEvaluator(config, mesh)
+        scores = evaluation_config.build_periodic_scores(config, mesh)
 
     with CheckpointManager(
         workdir.checkpoint_folder(run_folder),
@@ -113,7 +102,13 @@ def _train(
             ) as logbook,
         ):
             pictures = Pictures(config, mesh, run_folder, logbook, source.class_names)
-            log = DelayedMetricLogger(config, logbook, start_step, checkpoints)
+            log = DelayedMetricLogger(
+                logbook,
+                checkpoints,
+                log_every=config.train.log_every,
+                learning_rate=build.build_learning_rate(config),
+                remedies=remedies(config),
+            )
             everywhere = meshes.replicated(mesh)
             train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
@@ -130,20 +125,20 @@ def _train(
                 ),
                 meshes.batch_sharding(mesh),
             )
-            with contextlib.closing(batches), profiling(run_folder, profiled_steps if is_writer else range(0)) as trace:
+            traced = profiled_steps if is_writer else range(0)
+            with contextlib.closing(batches), profiling.profiling(run_folder / "profile", traced) as trace:
                 for step in range(start_step, config.train.num_steps):
                     stop = interrupt.check()
                     if step > start_step:
-                        due = DueActions(config, step)
-                        if due.picture:
+                        if is_due(step, config.train.sample_every):
                             log.flush()
                             with logbook.pause():
                                 pictures.along_the_way(state)
-                        if due.evaluation:
+                        if is_due(step, config.train.eval_every):
                             log.flush()
                             with logbook.pause():
-                                score(config, evaluation, state, logbook)
-                        if due.checkpoint or stop:
+                                score(config, scores, state, logbook)
+                        if stop or is_due(step, config.train.checkpoint_every):
                             log.flush()  # nothing unsound is ever saved
                             check_held()
                             checkpoints.save(step, state.fields())
@@ -166,13 +161,13 @@ def _train(
                 check_held()
                 # Before the last picture, which may take as long as the training did.
                 checkpoints.save(step, state.fields(), wait=True)
-            ending = f"done: {step:,} steps; make pictures with: {sample_command(run_folder)}"
+            ending = f"done: {step:,} steps; make pictures with: {sampling_config.sample_command(run_folder)}"
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
                     ending = pictures.last(state)
-            if step == config.train.num_steps and evaluation:
+            if step == config.train.num_steps and scores:
                 with logbook.pause():
-                    score(config, evaluation, state, logbook)
+                    score(config, scores, state, logbook)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "before the first step, so nothing is saved"
@@ -180,28 +175,6 @@ def _train(
                 return interrupt.exit_code
             logger.info(ending)
     return 0
-
-
-def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bool) -> None:
-    """Compare the set with the one that the run was trained on so far.
-
-    Raises:
-      UserError: a class-conditional run was trained on other classes.
-    """
-    old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
-    if old is None:
-        return
-    classes = identity.class_changes(old, new)
-    if has_classes and classes:
-        raise UserError(
-            f"{run_folder} was trained on other classes than {new['name']} has: {classes}. Put them back, or choose another "
-            "--workdir for a new run"
-        )
-    if changed := identity.content_changes(old, new):
-        changed += f"; classes {classes}" if classes else ""  # which this model does not use
-        logger.warning(
-            f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these"
-        )
 
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
@@ -220,14 +193,10 @@ def record_start(
         run_folder,
         fields,
         step,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
-        versions=versions.program_versions(),
-        commit=versions.program_commit(),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
-        host=socket.gethostname(),
-        command=sys.argv,
+        **versions.start_facts(),
     )
 
 
@@ -245,76 +214,9 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
     return TrainState.from_fields(fields), step
 
 
-class DueActions:
-    """What is to be done before step `step` is taken, on the state after `step` steps."""
-
-    def __init__(self, config: ConfigDict, step: int):
-        self.checkpoint = step % config.train.checkpoint_every == 0
-        self.picture = bool(config.train.sample_every) and step % config.train.sample_every == 0
-        self.evaluation = bool(config.train.eval_every) and step % config.train.eval_every == 0
-
-
-class DelayedMetricLogger:
-    """Holds the metrics of a step back until the next one is under way, so that the device never waits for the host."""
-
-    def __init__(self, config: ConfigDict, logbook: TrainLogger, start_step: int, checkpoints: CheckpointManager):
-        self._every = config.train.log_every
-        self._learning_rate = build.build_learning_rate(config)
-        remedies = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
-        remedies += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
-        remedies += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
-        self._remedies = " or ".join(remedies)
-        self._logbook = logbook
-        self._checkpoints = checkpoints
-        self._start_step = start_step
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._interval: list[dict[str, np.ndarray]] = []
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of the step after which `step` steps are done; log those of the one before."""
-        self.flush()
-        self._pending = (step, metrics)
-
-    def flush(self) -> None:
-        """Log what is held back.
-
-        Raises:
-          UserError: the loss or the gradient is not finite.
-        """
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        metrics = jax.device_get(metrics)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(metrics[name]):
-                raise UserError(self._not_finite(name, step))
-        self._interval.append(metrics)
-        if step % self._every == 0:
-            self._logbook.scalars(step, self._averages(step))
-            self._interval.clear()
-        else:
-            self._logbook.tick(step)
-
-    def _averages(self, step: int) -> dict[str, float]:
-        """Over the steps since the last such line; `loss_q1` is of the quarter of the chain with the least noise."""
-        total = {name: sum(metrics[name] for metrics in self._interval) for name in self._interval[0]}
-        number = len(self._interval)
-        scalars = {"loss": total["loss"] / number, "grad_norm": total["grad_norm"] / number}
-        scalars["param_norm"] = self._interval[-1]["param_norm"]
-        scalars["learning_rate"] = self._learning_rate(step - 1)
-        scalars |= self._logbook.rates()
-        for quartile, (losses, count) in enumerate(zip(total["quartile_sum"], total["quartile_count"], strict=True), 1):
-            if count:
-                scalars[f"loss_q{quartile}"] = losses / count
-        return {name: float(value) for name, value in scalars.items()}
-
-    def _not_finite(self, name: str, step: int) -> str:
-        self._checkpoints.wait()
-        latest = self._checkpoints.latest_step()
-        saved = "no checkpoint was saved yet" if latest is None else f"the last good checkpoint is of step {latest:,}"
-        again = "start again" if latest is None else "resume"
-        return f"{name} is not finite at step {step:,}; {saved}. To {again}, give the command {self._remedies}"
+def is_due(step: int, every: int) -> bool:
+    """Whether what is done every so many steps (0: never) is done on the state after `step` steps."""
+    return bool(every) and step % every == 0
 
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
@@ -323,43 +225,111 @@ def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> 
     with distributed.raise_on_all_processes():
         if is_writer:
             write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
-    return f"{parameter_count(params):,} parameters, listed in {file}"
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, listed in {file}"
 
 
-def score(config: ConfigDict, evaluation: Any, state: TrainState, logbook: TrainLogger) -> None:
+def check_kept(config: ConfigDict) -> None:
+    """Raises a UsageError where training is to sample with parameters that can only be made after it."""
+    if build.params_field(config) is None:
+        kept = ", ".join((*build.STATE_FIELDS, *build.build_ema_tracker(config).names))
+        raise UsageError(f"config.sampling.params={config.sampling.params} is made after training: train with one of {kept}")
+
+
+def params_of(config: ConfigDict, state: TrainState) -> Any:
+    """The parameters that config.sampling names, of those that training keeps."""
+    return state.fields()[build.params_field(config)]
+
+
+def remedies(config: ConfigDict) -> str:
+    """Flags to try where a loss is not finite."""
+    flags = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
+    flags += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
+    flags += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
+    return " or ".join(flags)
+
+
+def score(config: ConfigDict, scores: Callable[[Any], dict[str, float]], state: TrainState, logbook: TrainLogger) -> None:
     """Log the scores of images generated by the state's weights; without any where they are not finite."""
     try:
-        logbook.scalars(int(state.step), evaluation.scores(load_params.from_state(config, state)))
+        logbook.scalars(int(state.step), scores(params_of(config, state)))
     except NonFiniteSamples as error:  # the weights train on: their loss has a check of its own
         logger.info(f"no scores of step {int(state.step):,}: {error}")
 
 
-def parse_profile(text: str) -> range:
-    """FIRST:LAST -> the steps to trace, LAST not among them."""
-    if not text:
-        return range(0)
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise UsageError(f"--profile={text} must be FIRST:LAST, such as 20:25")
-    return range(int(first), int(last))
+class Pictures:
+    """Makes samples/step_N.png, with the weights and classes of config.sampling.
 
+    Along the way by `quick` settings, at the end by config.sampling's own where that costs no more than the training did.
 
-@contextlib.contextmanager
-def profiling(run_folder: pathlib.Path, steps: range) -> Iterator:
-    """A function to call before each step: it starts and ends the trace. View it with TensorBoard or xprof."""
-    tracing = False
+    Args:
+      config: resolved.
+      mesh: whose devices generate.
+      run_folder: the workdir; the pictures go into its samples/.
+      logbook: what is said is said there, and TensorBoard gets the pictures.
+      class_names: of label 0, 1, ...; () where the data set has none.
 
-    def trace(step: int) -> None:
-        nonlocal tracing
-        if tracing and step not in steps:
-            jax.profiler.stop_trace()
-            tracing = False
-        elif not tracing and step in steps:
-            jax.profiler.start_trace(str(run_folder / "profile"))
-            tracing = True
+    Raises:
+      UsageError: config.sampling names a sampler that cannot be built.
+    """
 
-    try:
-        yield trace
-    finally:
-        if tracing:
-            jax.profiler.stop_trace()
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: jax.sharding.Mesh,
+        run_folder: pathlib.Path,
+        logbook: TrainLogger,
+        class_names: Sequence[str] = (),
+    ):
+        self._config, self._mesh, self._logbook = config, mesh, logbook
+        self._folder = workdir.sample_folder(run_folder)
+        self._run_folder = run_folder
+        self._class_names = class_names
+        self._quick, self._full = sampling_config.quick_config(config), sampling_config.few_images(config)
+        self._generators: dict[str, BatchedSampler] = {}
+
+    def along_the_way(self, state: TrainState) -> None:
+        """A picture of few solver steps."""
+        self._draw(self._quick, state)
+
+    def last(self, state: TrainState) -> str:
+        """The picture of the finished run; the line that says where it is, or with which command to make it."""
+        done, full = f"done: {int(state.step):,} steps", self._full.sampling
+        affordable = [
+            config
+            for config in (self._full, self._quick)
+            if sampling_config.cost_in_steps(config) <= self._config.train.num_steps
+        ]
+        if not affordable:
+            flags = sampling_config.changed_flags(self._full, self._quick)
+            command = sampling_config.sample_command(self._run_folder, *flags, "--config.sampling.num_images=16")
+            return f"{done}; no picture was made, since it would take longer than the training; make one with: {command}"
+        files = self._draw(affordable[0], state)
+        seen = f"see {' and '.join(map(str, files))}" if files else "no picture was made"
+        if affordable[0] is self._full and files:
+            return f"{done}; {seen}"
+        command = sampling_config.sample_command(self._run_folder)
+        return f"{done}; {seen}; {full.num_images} images by {full.sampler} in {full.num_steps:,} steps: {command}"
+
+    def _draw(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
+        step = int(state.step)
+        try:
+            drawn = common.generate(config, self._generator(config), params_of(config, state))
+        except NonFiniteSamples as error:  # the weights train on: their loss has a check of its own
+            logger.info(f"no picture of step {step:,}: {error}")
+            return []
+        pictures = sample_files.pictures_of(drawn, self._class_names)
+        files = [self._folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
+        with distributed.raise_on_all_processes():
+            if distributed.is_primary_process():
+                with common.writing_to(self._folder):
+                    self._folder.mkdir(exist_ok=True)
+                    for file, image in zip(files, pictures.values(), strict=True):
+                        image_grid.save_png(file, image)
+        self._logbook.image(step, "samples", pictures[""])
+        return files
+
+    def _generator(self, config: ConfigDict) -> BatchedSampler:
+        key = config.sampling.to_json()
+        if key not in self._generators:
+            self._generators[key] = build.build_batched_sampler(config, self._mesh)
+        return self._generators[key]

@@ -19,17 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation
-from ddpm_jax.cli import load_params, sample
-from ddpm_jax.diffusion import gaussian, likelihood, pixels
+from ddpm_jax import build, sampling_config
+from ddpm_jax.cli import common
+from ddpm_jax.diffusion import gaussian, pixels, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.spacings import trailing_timesteps
+from ddpm_jax.evaluation import manifest
+from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import filmstrip, image_grid
-from ddpm_jax.runtime import distributed, manifest, rng, workdir
-from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import distributed, rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
+from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
 MOST_IMAGES = 16
@@ -45,24 +47,9 @@ ONE_NOISE = (
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Draw the pictures that config.visualize and config.sampling ask for; the exit code.
-
-    Args:
-      config: resolved.
-      folder: workdir of a run; where it holds no checkpoint (or nothing at all), forward.png is all there is.
-      output: where to write; by default a folder in the workdir's samples/.
-      defaults: values of fields that the workdir's config is too old to have.
-
-    Raises:
-      UserError, UsageError: wrong fields, no data set, another model, an output folder that cannot be written.
-    """
-    with distributed.raise_on_all_processes():
-        config_validation.check_config(config)
-        check_illustrate(config)
-        sample.check_output(output)
+    """Write the pictures that config.visualize and config.sampling name; without a checkpoint forward.png alone."""
+    run_folder, mesh = common.open_run(config, folder, output, defaults, check=check_visualize, exists=False)
     config = with_few_images(config)
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    mesh = meshes.make_mesh()
     with distributed.raise_on_all_processes():
         schedule = build.build_schedule(config)
         images = real_images(config)
@@ -74,14 +61,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
     trained = distributed.all_processes(has_checkpoint(config, run_folder))
     if trained:
-        params, step = load_params.restore(config, run_folder, mesh)
+        params, step = common.restore_params(config, run_folder, mesh)
         with distributed.raise_on_all_processes():
             generator, reverse_t = build_reverse(config, mesh)
-        name = f"visualize-{sample.run_name(config, step)}"
-        said = (
-            f"step {step:,}, {config.sampling.params} weights, {sample.describe_sampling(config)}, seed {config.sampling.seed}"
-        )
-        identity = sample.identity_of(config, "visualize", step, params)
+        name = f"visualize-{sampling_config.run_name(config, step)}"
+        words, seed = sampling_config.describe_sampling(config), config.sampling.seed
+        said = f"step {step:,}, {config.sampling.params} weights, {words}, seed {seed}"
+        identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params))
     identity |= {"visualize": config.visualize.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
@@ -89,14 +75,14 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             target = manifest.claim(identity, names=PICTURES, default=default, output=output)
 
     if trained:
-        drawn = sample.draw_with_progress(config, generator, params)
-        classes = class_labels(config, drawn, sample.class_names_of(run_folder))
+        drawn = common.generate(config, generator, params)
+        classes = class_labels(config, drawn, common.class_names_of(run_folder))
         pictures["reverse.png"] = reverse_picture(config, reverse_t, drawn, classes)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, drawn, classes)
 
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
-            with sample.translate_write_errors(target):
+            with common.writing_to(target):
                 for file, picture in pictures.items():
                     image_grid.save_png(target / file, picture)
             print(said)
@@ -104,8 +90,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     return 0
 
 
-def check_illustrate(config: ConfigDict) -> None:
-    """Raises a UsageError that names the field of config.illustrate that is wrong."""
+def check_visualize(config: ConfigDict) -> None:
+    """Raises a UsageError that names the field of config.visualize that is wrong."""
     visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
     if not 1 <= visualize.num_images <= MOST_IMAGES:
         raise UsageError(f"config.visualize.num_images is {visualize.num_images}: choose 1..{MOST_IMAGES}")
@@ -182,17 +168,6 @@ def forward_stages(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray, n
     return np.stack([np.asarray(x) for x in (x_start, *noisy)], axis=1)
 
 
-def bits_to_noise(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """KL(q(x_t | x_0) ‖ N(0, I)) in bits per dimension: float64 [K, N] for t [K] and images uint8 [N, H, W, C]."""
-    with jax.enable_x64(True):  # near T-1 it is a millionth of what it is at t=0
-        x_start = jnp.asarray(images, jnp.float64) / 127.5 - 1.0
-
-        def at(step: jax.Array) -> jax.Array:
-            return likelihood.prior_bits_per_dim(schedule, x_start, jnp.full(len(images), step, jnp.int32))
-
-        return np.asarray(jax.lax.map(at, jnp.asarray(t, jnp.int32)))
-
-
 def forward_picture(
     config: ConfigDict, schedule: NoiseSchedule, images: np.ndarray, column_t: np.ndarray, x_t: np.ndarray
 ) -> np.ndarray:
@@ -202,7 +177,7 @@ def forward_picture(
     signal = schedule.alphas_cumprod[t]
     noise = np.square(schedule.sqrt_one_minus_alphas_cumprod[t])
     decibel = -20 * np.log10(schedule.sqrt_recipm1_alphas_cumprod[t])
-    bits = bits_to_noise(schedule, images, t)
+    bits = vlb.bits_to_noise(schedule, images, t)
     panels = [
         filmstrip.Panel(
             r"What $x_t$ is made of: power of signal and noise",
@@ -252,13 +227,13 @@ def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[BatchedS
 
 def reverse_picture(config: ConfigDict, t: np.ndarray, drawn: GeneratedBatch, classes: list[str]) -> np.ndarray:
     """For each chain a row of x_t, and beneath it the network's estimate of the image: uint8 [H', W', 3]."""
-    stages = sample.trajectory_images(drawn)
+    stages = trajectory_images(drawn)
     rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
     clipped = ", clipped to [-1, 1]" if config.diffusion.clip_denoised else ""
     return filmstrip.sheet(
         rows.reshape(-1, *rows.shape[2:]),
         title=r"Reverse: noise becomes an image; below each $x_t$ the network's estimate of the image"
-        f"   ({sample.describe_sampling(config)}, seed {config.sampling.seed})",
+        f"   ({sampling_config.describe_sampling(config)}, seed {config.sampling.seed})",
         column_labels=[*time_labels(t), "sample"],
         row_labels=[r"$x_t$", "pred_xstart"] * len(rows),
         end_labels=[label for name in classes for label in (name, "")],
@@ -276,7 +251,7 @@ def chain_picture(
     classes: list[str],
 ) -> np.ndarray:
     """Image, noise, image, on one line for each of a few chains: uint8 [H', W', 3]."""
-    reverse = sample.trajectory_images(drawn)["x_t"]
+    reverse = trajectory_images(drawn)["x_t"]
     half = min(config.visualize.num_stages // 2, reverse.shape[1] - 1)
     there = np.linspace(0, x_t.shape[1] - 1, half + 1).round().astype(int)
     back = np.linspace(0, reverse.shape[1] - 1, half + 1).round().astype(int)[1:]
@@ -327,11 +302,11 @@ def reverse_words(config: ConfigDict) -> str:
 
 def class_labels(config: ConfigDict, drawn: GeneratedBatch, names: tuple[str, ...] = ()) -> list[str]:
     """For each image the class that was asked for, by its name or number; empty for a model without classes."""
-    if drawn.labels is None:
+    if drawn.cond is None:
         return []
     if config.sampling.guidance_scale == 0:
-        return ["no class"] * len(drawn.labels)
-    return [f"class {names[label] if label < len(names) else label}" for label in drawn.labels.tolist()]
+        return ["no class"] * len(drawn.cond)
+    return [f"class {names[label] if label < len(names) else label}" for label in drawn.cond.tolist()]
 
 
 def class_note(config: ConfigDict) -> list[str]:

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import ode_likelihood
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, BatchDriver
 from ddpm_jax.runtime.errors import NumericalError
 
 
@@ -39,6 +38,8 @@ class OdeLikelihoodEvaluator:
 
     Attributes:
       batch_size: images at a time over all devices.
+      probes: random directions for each image; 0 for the exact trace.
+      rtol: error allowed in a step, relative.
       start_sigma: the noise level at which the flow ends and densities are taken, in units of [-1, 1].
     """
 
@@ -46,7 +47,7 @@ class OdeLikelihoodEvaluator:
         self,
         schedule: NoiseSchedule,
         parameterization: Parameterization,
-        make_denoise_fn: Callable[[Any, jax.Array | None], DenoiseFn],
+        make_denoise_fn: Callable[[Any, Any], DenoiseFn],
         mesh: Mesh,
         *,
         batch_size: int,
@@ -60,7 +61,7 @@ class OdeLikelihoodEvaluator:
         Args:
           schedule: the chain of T steps that the network was trained on.
           parameterization: what the output of the network means; its clipping is not applied.
-          make_denoise_fn: (params, labels int32 [B] or None) -> denoise_fn, which is asked with floating t.
+          make_denoise_fn: (params, cond) -> denoise_fn, which is asked with floating t.
           mesh: of one axis, "data"; each device takes its share of every batch.
           batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
           probes: random directions for each image; 0 for the exact trace, D derivatives in each evaluation.
@@ -72,20 +73,20 @@ class OdeLikelihoodEvaluator:
           ValueError: probes, a tolerance, the chain or the prediction are out of range; see `flow_likelihood.check`.
         """
         ode_likelihood.validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
-        self.mesh = mesh
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._driver = BatchDriver(mesh, batch_size)
+        self.batch_size = self._driver.batch_size
+        self.probes, self.rtol = probes, rtol
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
-        sharded, replicated = P(*mesh.axis_names), P()
 
-        def measure(params: Any, labels: jax.Array | None, images: jax.Array, key_data: jax.Array):
+        def measure(params: Any, cond: Any, images: jax.Array, key_data: jax.Array):
             keys = jax.random.wrap_key_data(key_data)
 
-            def one(x: jax.Array, label: jax.Array | None, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
+            def one(x: jax.Array, cond: Any, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
                 return ode_likelihood.ode_log_likelihood(
                     schedule,
                     parameterization,
-                    make_denoise_fn(params, None if label is None else label[None]),
+                    make_denoise_fn(params, jax.tree.map(lambda array: array[None], cond)),
                     x,
                     key,
                     probes=probes,
@@ -94,19 +95,19 @@ class OdeLikelihoodEvaluator:
                     max_steps=max_steps,
                 )
 
-            return jax.vmap(one)(ode_likelihood.dequantize(images, keys), labels, keys)
+            return jax.vmap(one)(ode_likelihood.dequantize(images, keys), cond, keys)
 
-        in_specs = (replicated, sharded, sharded, sharded)
+        in_specs = (REPLICATED, SHARDED, SHARDED, SHARDED)
         # check_vma would have every loop's carry marked as differing between devices, which diffrax's are not. It guards
         # collectives and the gradients through them; there are none here.
-        self._measure = jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=in_specs, out_specs=sharded, check_vma=False))
+        self._measure = jax.jit(self._driver.shard(measure, in_specs, check_vma=False))
 
     def measure(
         self,
         params: Any,
         key: jax.Array,
         images: np.ndarray,
-        labels: np.ndarray | None = None,
+        cond: Any = None,
         *,
         first_image: int = 0,
         report: Callable[[float], None] = lambda images: None,
@@ -117,46 +118,30 @@ class OdeLikelihoodEvaluator:
           params: what `make_denoise_fn` takes, replicated over the mesh.
           key: the root; image i draws from fold_in(key, first_image + i). Another key is another draw of u and z.
           images: uint8 [N, H, W, C], the same on every host.
-          labels: int [N] for a conditional network.
+          cond: pytree of arrays [N, ...] for a conditional network.
           first_image: index of the first.
           report: called with the number of images done.
 
         Raises:
           NumericalError: the solver gave up on an image.
         """
-        for done in range(0, len(images), self.batch_size):
-            count = min(self.batch_size, len(images) - done)
-            # The last batch is filled up with its own last image: no second compilation.
-            rows = done + np.minimum(np.arange(self.batch_size), count - 1)
-            batch = self._on_devices(images[rows])
-            device_labels = None if labels is None else self._on_devices(np.asarray(labels, np.int32)[rows])
-            key_data = _image_key_data(key, self._on_devices((first_image + rows).astype(np.int32)))
-            found = self._on_host(self._measure(params, device_labels, batch, key_data))
-            finished = found.finished[:count]
-            if not finished.all():
+        done = 0
+        for found in self._driver.run(
+            lambda batch: self._measure(params, batch.inputs[1], batch.inputs[0], batch.key_data),
+            self._driver.split((images, cond), len(images)),
+            key=key,
+            first_image=first_image,
+            report=report,
+        ):
+            if not found.finished.all():
+                image = first_image + done + int(np.argmin(found.finished))
                 raise NumericalError(
-                    f"the flow of image {first_image + done + int(np.argmin(finished))} did not end within {self._limits}: "
+                    f"the flow of image {image} did not end within {self._limits}: "
                     "set `rtol` to a larger value (and check that the weights are finite)"
                 )
-            nats, prior_nats = (np.asarray(column, np.float64)[:count] for column in (found.nats, found.prior_nats))
-            report(done + count)
+            done += len(found.finished)
             yield OdeLikelihoodBatch(
-                bits=ode_likelihood.bits_per_dim(nats),
-                prior_bits=-prior_nats / np.log(2.0),
-                evaluations=found.evaluations[:count],
+                bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
+                prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),
+                evaluations=found.evaluations,
             )
-
-    def _on_devices(self, rows: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(self.mesh, P(*self.mesh.axis_names))
-        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-
-    def _on_host(self, arrays: Any) -> Any:
-        if jax.process_count() > 1:
-            return multihost_utils.process_allgather(arrays, tiled=True)
-        return jax.device_get(arrays)
-
-
-@jax.jit
-def _image_key_data(key: jax.Array, indices: jax.Array) -> jax.Array:
-    """uint32 [B, 2]: the key of each image."""
-    return jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.runtime import manifest
+from ddpm_jax.evaluation import manifest
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import InvalidDataError, os_errors
 

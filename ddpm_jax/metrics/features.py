@@ -10,17 +10,14 @@ import functools
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
 CHOICES = "inception, pixels, pixels_16 (or another size), or module:function of your own"
 
@@ -114,61 +111,6 @@ def _fault(error: Exception) -> str:
     own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
     place = f" (line {own[-1].lineno} of {own[-1].filename})" if own and "<frozen" not in own[-1].filename else ""
     return f"{error_line(error, most=200, kind=True)}{place}"
-
-
-def extract(
-    extractor: FeatureExtractor,
-    mesh: Mesh,
-    batches: Iterable[np.ndarray],
-    *,
-    batch_size: int,
-    report: Callable[[int], None] = lambda images: None,
-) -> Iterator[Features]:
-    """Features of images, batch by batch, NumPy, on every host; over all devices.
-
-    While the devices compute one batch, the host reads the next.
-
-    Args:
-      extractor: from `make_extractor`.
-      mesh: of one axis; each device takes its share of every batch.
-      batches: uint8 [b, H, W, C] each, b at most batch_size, all of one H, W, C; the same on every host.
-      batch_size: images that the devices take at once; shorter batches are filled up, so that one compilation serves all.
-      report: called with the number of images done.
-
-    Raises:
-      InvalidDataError: a feature is not finite, or images of another size.
-    """
-    size = -(-batch_size // mesh.size) * mesh.size
-    sharding = NamedSharding(mesh, P(*mesh.axis_names))
-    apply = jax.jit(extractor.apply, out_shardings=sharding)
-    variables = jax.device_put(extractor.variables, NamedSharding(mesh, P()))
-    shape, done = None, 0
-    pending: list[tuple[int, Features]] = []
-
-    def finish() -> Features:
-        nonlocal done
-        count, computed = pending.pop(0)
-        arrays = (
-            multihost_utils.process_allgather(computed, tiled=True) if jax.process_count() > 1 else jax.device_get(computed)
-        )
-        result = Features(*(None if array is None else np.asarray(array)[:count] for array in arrays))
-        if not np.isfinite(result.features).all():
-            raise InvalidDataError(f"{extractor.name} gives features that are not finite for images {done}..{done + count - 1}")
-        done += count
-        report(done)
-        return result
-
-    for images in batches:
-        shape = shape or images.shape[1:]
-        if images.shape[1:] != shape:
-            raise InvalidDataError(f"images of {list(images.shape[1:])} follow images of {list(shape)}: all must have one size")
-        rows = images[np.minimum(np.arange(size), len(images) - 1)]
-        on_devices = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
-        pending.append((len(images), apply(variables, on_devices)))
-        if len(pending) > 1:
-            yield finish()
-    while pending:
-        yield finish()
 
 
 def _inception(weights: str, group_size: int | None, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
 from ddpm_jax.metrics import inception
 from ddpm_jax.metrics.download import download
@@ -255,29 +256,12 @@ def _shapes() -> dict[str, Any]:
 
 def flatten(variables: dict[str, Any]) -> dict[str, Any]:
     """{"params": {"Mixed_5b": {"branch1x1": {"kernel": a}}}} -> {"Mixed_5b/branch1x1/kernel": a}, names in order."""
-    found = {}
-
-    def walk(tree: dict[str, Any], path: str) -> None:
-        for name, value in sorted(tree.items()):
-            if isinstance(value, dict):
-                walk(value, f"{path}{name}/")
-            else:
-                found[path + name] = value
-
-    walk(variables["params"], "")
-    return found
+    return dict(sorted(traverse_util.flatten_dict(variables["params"], sep="/").items()))
 
 
 def _nested(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """The inverse of `flatten`."""
-    params: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        *path, leaf = name.split("/")
-        place = params
-        for part in path:
-            place = place.setdefault(part, {})
-        place[leaf] = tensor
-    return {"params": params}
+    return {"params": traverse_util.unflatten_dict(tensors, sep="/")}
 
 
 def _crc32(tensors: dict[str, np.ndarray]) -> int:

@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from ddpm_jax.runtime import config_changes, run_record, workdir
 from ddpm_jax.runtime.errors import DistributedError, ExpectedError, InvalidArgumentError, error_line, os_errors
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
+from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.runtime.run_lock import RunLock
 
 SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show one host what another has written
@@ -41,6 +42,13 @@ _PEER_LOST_PATTERNS = ("gloo", "nccl", "connection reset", "connection closed", 
 def is_primary_process() -> bool:
     """Whether this is the one process that writes files and says what goes on."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def show_progress(total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
+    """Context: a function to call with how many of `total` are done, fractions included; process 0 shows it on stderr."""
+    with Progress(total, unit) as progress:
+        yield progress.update if is_primary_process() else lambda done: None
 
 
 @contextlib.contextmanager

@@ -16,11 +16,9 @@ import numpy as np
 
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
-from ddpm_jax.runtime.progress import Progress, StatusLine, Throughput, progress_parts
+from ddpm_jax.runtime.progress import StatusLine, Throughput, progress_parts
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["Progress", "TensorBoardWriter", "TrainLogger"]
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

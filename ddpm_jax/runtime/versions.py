@@ -1,9 +1,13 @@
 """Which program this is: versions of the libraries that its numbers depend on, and the commit of its source."""
 
+import datetime
 import importlib.metadata
 import platform
+import socket
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import ddpm_jax
 
@@ -34,3 +38,14 @@ def program_commit() -> str | None:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def start_facts() -> dict[str, Any]:
+    """When and where which program was started, for the record of a run."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": program_versions(),
+        "commit": program_commit(),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+    }

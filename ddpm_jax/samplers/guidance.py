@@ -16,13 +16,15 @@ Both guesses come from one call of the network, on a batch twice as large. Outsi
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion import conditioning
 from ddpm_jax.diffusion.parameterization import DenoiseFn
 
-LabelledDenoiseFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+ConditionalDenoiseFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,28 +66,28 @@ def guided_timesteps(guidance_interval: Sequence[float], num_timesteps: int) -> 
     return first_t, last_t
 
 
-def classifier_free_guidance(network: LabelledDenoiseFn, labels: jax.Array, null_label: int, guidance: Guidance) -> DenoiseFn:
-    """The network as a sampler sees it, guided towards its labels.
+def classifier_free_guidance(network: ConditionalDenoiseFn, cond: Any, null_cond: Any, guidance: Guidance) -> DenoiseFn:
+    """The network as a sampler sees it, guided towards its conditions.
 
     Args:
-      network: (x_t [N, H, W, C], t int32 [N], labels int32 [N]) -> model output [N, H, W, C or 2C].
-      labels: int32 [B].
-      null_label: the label that stands for ∅.
+      network: (x_t [N, H, W, C], t int32 [N], cond) -> model output [N, H, W, C or 2C].
+      cond: pytree of arrays [B, ...].
+      null_cond: the condition ∅, a pytree of arrays without B.
       guidance: how.
 
     Returns:
       (x_t [B, H, W, C], t int32 [B], the same for all) -> model output.
     """
-    without = jnp.full_like(labels, null_label)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        twice = network(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), jnp.concatenate([labels, without]))
-        conditional, unconditional = jnp.split(twice, 2)
+        nulls = conditioning.replace_by_null(cond, null_cond, jnp.ones(x_t.shape[0], bool))
+        x_t, t, both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_t, t, cond), (x_t, t, nulls))
+        conditional, unconditional = jnp.split(network(x_t, t, both), 2)
         return cfg_combine(conditional, unconditional, guidance)
 
     def denoise_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
         inside = (t[0] >= guidance.first_t) & (t[0] <= guidance.last_t)  # a sampler asks for one t at a time
-        return jax.lax.cond(inside, guided, lambda x_t, t: network(x_t, t, labels), x_t, t)
+        return jax.lax.cond(inside, guided, lambda x_t, t: network(x_t, t, cond), x_t, t)
 
     return denoise_fn
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.diffusion import gaussian, losses, pixels
+from ddpm_jax.diffusion import conditioning, gaussian, losses, pixels
 from ddpm_jax.diffusion.loss_weighting import Weighting
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -20,13 +20,13 @@ from ddpm_jax.training import ema, ema_tracker
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState
 
-# (params, x_t, t, labels, dropout_key) -> model output
-ApplyFn = Callable[[Any, jax.Array, jax.Array, jax.Array | None, jax.Array], jax.Array]
+# (params, x_t, t, cond, dropout_key) -> model output
+ApplyFn = Callable[[Any, jax.Array, jax.Array, Any, jax.Array], jax.Array]
 
 
 def train_step(
     state: TrainState,
-    batch: dict[str, jax.Array],
+    batch: dict[str, Any],
     key: jax.Array,
     *,
     apply_fn: ApplyFn,
@@ -38,8 +38,8 @@ def train_step(
     random_flip: bool,
     weighting: Weighting | None = None,
     timestep_sampler: TimestepSampler | None = None,
-    label_dropout: float = 0.0,
-    null_label: int = -1,
+    cond_dropout: float = 0.0,
+    null_cond: Any = None,
     averaging: EmaTracker = ema_tracker.NONE,
     accumulation_steps: int = 1,
     unroll: bool = False,
@@ -49,7 +49,7 @@ def train_step(
 
     Args:
       state: before the step.
-      batch: image uint8 [B, H, W, C]; label int32 [B] for a conditional network.
+      batch: image uint8 [B, H, W, C]; cond, a pytree of arrays [B, ...], for a conditional network.
       key: the run's training key; the step is folded into it here.
       apply_fn: the network, with dropout.
       schedule: the chain it is trained on.
@@ -60,8 +60,8 @@ def train_step(
       random_flip: mirror each image left to right with probability 1/2.
       weighting: of the mean squared error, from `weightings.make_weighting`.
       timestep_sampler: how t is drawn; uniformly by default.
-      label_dropout: probability with which an example learns without its class.
-      null_label: the label that it then has.
+      cond_dropout: probability with which an example learns without its condition.
+      null_cond: the condition that it then has, a pytree of arrays without B.
       averaging: which averages of the parameters `state` has beside the first.
       accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
       unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
@@ -74,7 +74,7 @@ def train_step(
       `quartile_count`, [4]); all float32.
     """
     key = jax.random.fold_in(key, state.step)
-    flip_key, t_key, noise_key, dropout_key, label_key = (jax.random.fold_in(key, purpose) for purpose in range(5))
+    flip_key, t_key, noise_key, dropout_key, cond_key = (jax.random.fold_in(key, purpose) for purpose in range(5))
     timestep_sampler = timestep_sampler or make_timestep_sampler("uniform", schedule.num_timesteps)
 
     images = batch["image"]
@@ -85,18 +85,18 @@ def train_step(
     t, weights = timestep_sampler.draw(state.timestep_sampler_state, t_key, size)
     noise = jax.random.normal(noise_key, images.shape)
     examples = {"x_start": pixels.from_uint8(images), "t": t, "weight": weights, "noise": noise}
-    if "label" in batch:
-        examples["label"] = batch["label"]
-        if label_dropout:
-            dropped = jax.random.bernoulli(label_key, label_dropout, (size,))
-            examples["label"] = jnp.where(dropped, null_label, batch["label"])
+    if "cond" in batch:
+        examples["cond"] = batch["cond"]
+        if cond_dropout:
+            dropped = jax.random.bernoulli(cond_key, cond_dropout, (size,))
+            examples["cond"] = conditioning.replace_by_null(batch["cond"], null_cond, dropped)
 
-    def mean_loss(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def mean_loss(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_start, t, noise = examples["x_start"], examples["t"], examples["noise"]
         x_t = gaussian.q_sample(schedule, x_start, t, noise)
 
         def denoise_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return apply_fn(params, x_t, t, examples.get("label"), dropout_key)
+            return apply_fn(params, x_t, t, examples.get("cond"), dropout_key)
 
         level = schedule.level(t)._replace(time=t)  # in the chain that the network is trained on, t is its time: no lookup
         output = parameterization.evaluate(denoise_fn, x_t, level)
@@ -106,7 +106,7 @@ def train_step(
 
     gradient = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def gradients(params: Any, examples: dict[str, jax.Array], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+    def gradients(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         if accumulation_steps == 1:
             (mean, values), grads = gradient(params, examples, dropout_key)
             return mean, grads, values

@@ -135,12 +135,12 @@ def test_colors_of_the_perfect_network(colors):
 def test_colors_of_a_small_network(colors, photographs, monkeypatch):
     """Untrained, for the time that training takes: the config that would be trained arrives, and each --sample has a row."""
     from ddpm_jax import build
-    from ddpm_jax.cli import load_params, train
+    from ddpm_jax.cli import common, train
 
     trained = []
     monkeypatch.setattr(train, "run", lambda config, folder: trained.append((config, folder)) or 0)
     params = lambda config: build.build_init(config)(jax.random.key(0)).params  # noqa: E731
-    monkeypatch.setattr(load_params, "restore", lambda config, folder, mesh: (params(config), 0))
+    monkeypatch.setattr(common, "restore_params", lambda config, folder, mesh: (params(config), 0))
 
     run = photographs.parent / "run"
     fields = ["--train", "diffusion.prediction=x_start", "model.ch_mult=(1,)", "model.ch=8", "model.attn_resolutions=()"]

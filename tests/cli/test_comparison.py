@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import compute_stats, sample_metrics
+from ddpm_jax import build, evaluation_config
+from ddpm_jax.cli import compute_stats
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource
+from ddpm_jax.evaluation import sample_metrics
 from ddpm_jax.runtime.mesh import make_mesh
 from ddpm_jax.user_messages import UserError
 
@@ -29,7 +31,7 @@ def flowers(monkeypatch):
     source = ArraySource(
         images, labels, num_classes=2, class_names=names, fingerprint=fingerprint, name="flowers", split="train"
     )
-    monkeypatch.setattr(compute_stats.build, "build_source", lambda config, report=print: source)
+    monkeypatch.setattr(build, "build_source", lambda config, report=print: source)
     return source
 
 
@@ -46,7 +48,7 @@ def compare(file, tiny_config):
 
     def make(trained_on, fields=None):
         config = tiny_config(FIELDS | {"evaluation.reference": str(file)} | (fields or {}))
-        return sample_metrics.SampleScorer(config, make_mesh(), None, trained_on)
+        return evaluation_config.build_scorer(config, make_mesh(), None, trained_on)
 
     return make
 
@@ -55,9 +57,9 @@ def test_repeated_images_are_noted_where_precision_is_affected(compare, flowers)
     trained_on = identity.identity_of(flowers)
     compared = compare(trained_on)
     repeated = "1 of the 12 reference images are copies of others: this lowers precision and recall and raises kid"
-    assert repeated in compared.notes()
+    assert repeated in compared.notes(8)
     assert compared.reference.provenance["repeated_images"] == 1
-    assert repeated not in compare(trained_on, {"evaluation.metrics": ("frechet",)}).notes()
+    assert repeated not in compare(trained_on, {"evaluation.metrics": ("frechet",)}).notes(8)
     images = flowers.batch(np.arange(12))["image"]
     assert compared.of_images(images)["repeated"] == 1
     assert "repeated" not in compared.of_images(np.delete(images, 5, axis=0))
@@ -76,14 +78,14 @@ def test_kid_compares_in_the_order_of_torch_fidelity(compare, flowers, monkeypat
 def test_statistics_of_other_images_than_were_trained_on_are_noted(compare, flowers):
     trained_on = identity.identity_of(flowers)
     about = "the reference images are not those that the model was trained on"
-    assert not any(about in note for note in compare(trained_on).notes())
+    assert not any(about in note for note in compare(trained_on).notes(8))
     changed = compare(trained_on | {"fingerprint": "another", "count": 11})
-    (note,) = [note for note in changed.notes() if about in note]
+    (note,) = [note for note in changed.notes(8) if about in note]
     assert "11 images before, 12 now" in note
     part = trained_on | {"fingerprint": "another", "split": "train[:90%]"}  # not the same by intent
     of_folder = "the reference images are of flowers, the model was trained on images of trees"
-    assert not any(about in note or of_folder in note for note in compare(part).notes())
-    assert of_folder in compare(part | {"name": "trees"}).notes()
+    assert not any(about in note or of_folder in note for note in compare(part).notes(8))
+    assert of_folder in compare(part | {"name": "trees"}).notes(8)
 
 
 def test_statistics_of_other_classes_are_refused(compare, flowers):
@@ -96,8 +98,8 @@ def test_statistics_of_other_classes_are_refused(compare, flowers):
 
 def test_statistics_remember_the_proportions_of_the_classes(compare, flowers):
     compared = compare(identity.identity_of(flowers))
-    assert compared.class_counts.tolist() == [3, 1]
-    assert compare(None, {"evaluation.class_proportions": "uniform"}).class_counts is None
+    assert compared.classes.counts.tolist() == [3, 1]
+    assert compare(None, {"evaluation.class_proportions": "uniform"}).classes.counts is None
 
 
 def test_statistics_are_replaced_by_the_same_and_by_nothing_else(file, tiny_config):

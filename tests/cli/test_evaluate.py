@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import compute_stats, evaluate, load_params, sample, train
+from ddpm_jax import evaluation_config
+from ddpm_jax.cli import common, compute_stats, evaluate, sample, train
 from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import metric_logger, run_record
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
+from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
 FIELDS = {
@@ -328,7 +330,7 @@ def test_the_flow_has_a_likelihood_of_its_own(trained, tiny_config, tmp_path):
     assert found["trace"] == "Hutchinson, probes: 1"
     assert "not comparable" in found["kind"]
     assert found["evaluations"] > 6
-    with pytest.raises(UsageError, match="probes"):
+    with pytest.raises(UsageError, match="hutchinson_samples is -1"):
         evaluate.run(tiny_config(fields | {"evaluation.hutchinson_samples": -1}), str(trained), output=str(tmp_path))
 
 
@@ -339,7 +341,7 @@ def test_a_run_that_is_measured_along_the_way_is_the_same_run(trained, tiny_conf
     def left(folder):
         """Rows of metrics.jsonl, without time and speed, and a fingerprint of the weights."""
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        params, step = load_params.restore(tiny_config(fields), folder, meshes.make_mesh())
+        params, step = common.restore_params(tiny_config(fields), folder, meshes.make_mesh())
         assert step == 6
         clock = ("time", "steps_per_second", "images_per_second")
         rows = [{name: value for name, value in row.items() if name not in clock} for row in rows]
@@ -401,6 +403,6 @@ def test_a_workdir_that_cannot_be_written_is_found_before_the_images_are_read(tr
     run = tmp_path / "run"
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
     (run / "eval").write_text("in the way")
-    monkeypatch.setattr(evaluate, "Comparison", None)
+    monkeypatch.setattr(evaluation_config, "build_scorer", None)
     with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another --output"):
         evaluate.run(tiny_config(FIELDS), str(run))

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from ddpm_jax import build, evaluation_config
 from ddpm_jax.cli import compute_stats
-from ddpm_jax.cli.sample_metrics import SampleScorer
 from ddpm_jax.metrics import inception_weights
 from ddpm_jax.metrics import reference_stats as reference_file
 from ddpm_jax.runtime import mesh as meshes
@@ -35,10 +35,8 @@ class First:
 
 @pytest.fixture
 def few(monkeypatch):
-    build_source = compute_stats.build.build_source
-    monkeypatch.setattr(
-        compute_stats.build, "build_source", lambda *arguments, **options: First(build_source(*arguments, **options))
-    )
+    build_source = build.build_source
+    monkeypatch.setattr(build, "build_source", lambda *arguments, **options: First(build_source(*arguments, **options)))
 
 
 @pytest.fixture
@@ -63,8 +61,9 @@ def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few
     assert np.isfinite(made.features).all()
     assert made.provenance["extractor"]["weights_sha256"] == hashlib.sha256(b"random").hexdigest()
     json.dumps(made.provenance)
-    comparison = SampleScorer(tiny_config(fields | {"evaluation.reference": str(file)}), meshes.make_mesh())
-    assert any("weights are not the published ones: the Fréchet distance is not an FID" in note for note in comparison.notes())
+    comparison = evaluation_config.build_scorer(tiny_config(fields | {"evaluation.reference": str(file)}), meshes.make_mesh())
+    note = "weights are not the published ones: the Fréchet distance is not an FID"
+    assert any(note in line for line in comparison.notes(COUNT))
 
 
 def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_path):
@@ -72,5 +71,5 @@ def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_
     with pytest.raises(InvalidArgumentError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
         compute_stats.run(tiny_config(fields), str(tmp_path))
     with pytest.raises(InvalidArgumentError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
-        SampleScorer(tiny_config(fields), meshes.make_mesh())
+        evaluation_config.build_scorer(tiny_config(fields), meshes.make_mesh())
     assert list(pathlib.Path(tmp_path).rglob("*.npz")) == []

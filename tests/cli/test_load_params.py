@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import build
-from ddpm_jax.cli import evaluate, load_params, sample, train
+from ddpm_jax.cli import common, evaluate, sample, train
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import ConflictError
 from ddpm_jax.training import ema
@@ -41,7 +41,7 @@ def restored(trained, tiny_config, kept):
         if (name, step) in kept:
             return kept[name, step]
         config = tiny_config(FIELDS | {"sampling.params": name, "sampling.checkpoint_step": step})
-        params, found = load_params.restore(config, trained, meshes.make_mesh())
+        params, found = common.restore_params(config, trained, meshes.make_mesh())
         assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(params))
         vector = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
         if build.params_field(config):  # what is made of several is made anew, and tells so
@@ -140,10 +140,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (
-            {"sampling.params": "eam"},
-            r"sampling\.params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or",
-        ),
+        ({"sampling.params": "eam"}, r"params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
         ({"sampling.params": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.params": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.params": "decay_0.6"}, r"'decay_0\.6': choose one of"),
@@ -173,4 +170,4 @@ def test_a_run_keeps_the_averages_it_began_with(trained, tiny_config):
         train.run(tiny_config(FIELDS | {"ema.power_sigma_rel": (0.1,)}), str(trained))
     config = tiny_config(FIELDS | {"sampling.params": "power_0.2", "sampling.checkpoint_step": 99})
     with pytest.raises(UserError, match=r"no checkpoint of step 99 .* could be made of"):
-        load_params.restore(config, trained, meshes.make_mesh())
+        common.restore_params(config, trained, meshes.make_mesh())

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import sample, sample_files, train
+from ddpm_jax import sampling_config
+from ddpm_jax.cli import sample, train
+from ddpm_jax.evaluation import sample_files
 from ddpm_jax.runtime import workdir
-from ddpm_jax.runtime.errors import ExpectedError, NumericalError
+from ddpm_jax.runtime.errors import ExpectedError, InvalidDataError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.user_messages import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -86,20 +87,20 @@ def test_few_ancestral_steps_under_fixed_large_are_warned_of(draw, tiny_config, 
     ancestral = {"sampling.sampler": "ancestral"}
     draw(ancestral)
     assert "note: ancestral sampling in 4 of 100 steps under fixed_large" in capsys.readouterr().out
-    assert sample.sampling_warnings(tiny_config(ancestral | {"sampling.num_steps": 10}))
+    assert sampling_config.sampling_warnings(tiny_config(ancestral | {"sampling.num_steps": 10}))
     for sound in ({}, {"sampling.num_steps": 11} | ancestral, {"diffusion.variance": "fixed_small"} | ancestral):
-        assert sample.sampling_warnings(tiny_config(sound | {"sampling.spacing": "trailing"})) == []
+        assert sampling_config.sampling_warnings(tiny_config(sound | {"sampling.spacing": "trailing"})) == []
 
 
 def test_a_spacing_that_starts_far_below_the_noise_is_warned_of(tiny_config):
     """By what it does to brightness; the cases are those of docs/colors.md."""
     cosine = {"diffusion.schedule": "cosine", "diffusion.num_timesteps": 1000, "data.image_size": 64, "data.channels": 3}
-    (note,) = sample.sampling_warnings(tiny_config(cosine | {"sampling.num_steps": 50}))
+    (note,) = sampling_config.sampling_warnings(tiny_config(cosine | {"sampling.num_steps": 50}))
     assert note.startswith("spacing leading starts from pure noise at t=980")
     assert "pulled up to 63% of the way to mid-gray, with sampling.spacing=trailing 0%" in note
     linear = cosine | {"diffusion.schedule": "linear", "data.image_size": 32}
     for sound in (cosine | {"sampling.spacing": "trailing"}, cosine | {"sampling.spacing": "logsnr"}, linear):
-        assert sample.sampling_warnings(tiny_config({"sampling.num_steps": 50} | sound)) == []
+        assert sampling_config.sampling_warnings(tiny_config({"sampling.num_steps": 50} | sound)) == []
 
 
 def test_a_class_can_be_asked_for(draw):
@@ -170,7 +171,7 @@ def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path,
     for file in target.glob("*.npz"):  # without them, the PNG files are the source
         file.unlink()
     (target / "png" / names[3]).write_bytes(whole[:45] + b"damaged" + whole[52:])
-    with pytest.raises(UserError, match=rf"{names[3]} is damaged \(.*\): remove it, and start the same command again"):
+    with pytest.raises(InvalidDataError, match=rf"{names[3]} is damaged \(.*\): remove it, and start the same command again"):
         run("npz")
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build, config_validation
-from ddpm_jax.cli import pictures, train
-from ddpm_jax.runtime import progress
+from ddpm_jax import build, config_validation, sampling_config
+from ddpm_jax.cli import train
+from ddpm_jax.runtime import profiling, progress
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
@@ -170,10 +170,10 @@ def test_a_first_try_is_short(tmp_path, tiny_config, monkeypatch, capfd, command
 )
 def test_pictures_are_quick_along_the_way_and_full_at_the_end(tiny_config, fields, expected):
     config = tiny_config(MANY | fields)
-    quick, full = pictures.quick_config(config), pictures.few_images(config)
-    last = full if pictures.cost_in_steps(full) <= config.train.num_steps else quick
+    quick, full = sampling_config.quick_config(config), sampling_config.few_images(config)
+    last = full if sampling_config.cost_in_steps(full) <= config.train.num_steps else quick
     assert [quick.sampling.num_steps, last.sampling.num_steps] == expected
-    assert pictures.cost_in_steps(last) <= config.train.num_steps
+    assert sampling_config.cost_in_steps(last) <= config.train.num_steps
 
 
 def test_quick_pictures_suit_every_schedule_and_sampler(tiny_config):
@@ -190,7 +190,7 @@ def test_quick_pictures_suit_every_schedule_and_sampler(tiny_config):
         },
         {"sampling.num_images": 50_000},
     ):
-        quick = pictures.quick_config(tiny_config(MANY | fields))
+        quick = sampling_config.quick_config(tiny_config(MANY | fields))
         config_validation.check_config(quick)
         build.build_sampler(quick)
         assert quick.sampling.num_steps <= 20
@@ -215,7 +215,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
     assert [name for _, _, files in os.walk(tmp_path / "profile") for name in files if name.endswith(".xplane.pb")]
     for wrong in ("2", "4:2", "a:b", "2:"):
         with pytest.raises(UsageError, match="FIRST:LAST"):
-            train.parse_profile(wrong)
+            profiling.parse_steps(wrong)
 
 
 @pytest.mark.parametrize(

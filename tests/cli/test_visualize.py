@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import build
-from ddpm_jax.cli import load_params, sample, visualize
-from ddpm_jax.diffusion import pixels
+from ddpm_jax.cli import common, sample, visualize
+from ddpm_jax.diffusion import pixels, vlb
 from ddpm_jax.plotting import filmstrip
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import CheckpointError, ConflictError, FileAccessError
@@ -139,10 +139,10 @@ def test_every_sampler_is_named(tiny_config):
 def test_an_unconditional_model_has_no_classes_to_show(tiny_config):
     config = tiny_config(FIELDS | {"model.class_conditional": False})
     nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
-    drawn = GeneratedBatch(images=nothing[:, 0], labels=None, saved_x=nothing, saved_pred_xstart=nothing)
+    drawn = GeneratedBatch(images=nothing[:, 0], cond=None, saved_x=nothing, saved_pred_xstart=nothing)
     assert visualize.class_labels(config, drawn) == visualize.class_note(config) == []
     config = tiny_config(FIELDS | {"sampling.guidance_scale": 0.0})
-    drawn = GeneratedBatch(images=nothing[:, 0], labels=np.arange(2), saved_x=nothing, saved_pred_xstart=nothing)
+    drawn = GeneratedBatch(images=nothing[:, 0], cond=np.arange(2), saved_x=nothing, saved_pred_xstart=nothing)
     assert visualize.class_labels(config, drawn) == ["no class", "no class"]
     assert visualize.class_note(config) == []
 
@@ -150,9 +150,9 @@ def test_an_unconditional_model_has_no_classes_to_show(tiny_config):
 def test_the_way_back_starts_from_the_noise_of_the_way_there(trained, tiny_config):
     config = visualize.with_few_images(tiny_config(FIELDS))
     mesh = meshes.make_mesh()
-    params, _ = load_params.restore(config, trained, mesh)
+    params, _ = common.restore_params(config, trained, mesh)
     generator, t = visualize.build_reverse(config, mesh)
-    drawn = sample.draw(config, generator, params)
+    drawn = common.generate(config, generator, params)
     noise = visualize.starting_noise(config)
     np.testing.assert_allclose(drawn.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two programs: equal but for rounding
     assert (np.diff(t) < 0).all()
@@ -187,7 +187,7 @@ def test_bits_to_noise_in_closed_form(tiny_config):
     """½ [acp mean(x²) - acp - log(1 - acp)] / log 2 of each image; 1e-6, where float32 would lose it."""
     config = tiny_config(FIELDS)
     schedule, images, t = build.build_schedule(config), digits(config), np.array([0, 50, 99])
-    bits = visualize.bits_to_noise(schedule, images, t)
+    bits = vlb.bits_to_noise(schedule, images, t)
     assert bits.dtype == np.float64
     power = np.square(images / 127.5 - 1).mean(axis=(1, 2, 3))
     cumprod = schedule.alphas_cumprod[t][:, None]
@@ -235,8 +235,8 @@ def test_what_cannot_be_drawn_is_said_in_one_line(trained, tiny_config, tmp_path
     refused(r"visualize\.num_images is 0: choose 1\.\.16", {"visualize.num_images": 0})
     refused(r"visualize\.num_stages is 4: choose 5\.\.24", {"visualize.num_stages": 4})
     refused(r"visualize\.num_stages is 25", {"visualize.num_stages": 25})
-    refused(r"first_image is -1", {"visualize.start_index": -1})
-    refused(r"digits holds 1,500 images.*first_image=1498", {"visualize.start_index": 1498})
+    refused(r"start_index is -1", {"visualize.start_index": -1})
+    refused(r"digits holds 1,500 images.*start_index=1498", {"visualize.start_index": 1498})
     refused(r"num_timesteps is 3: too few", {"diffusion.num_timesteps": 3, "sampling.num_steps": 2})
     refused(r"config\.sampling", {"sampling.num_steps": 101})
     refused(r"there are 2, 4, 6", {"sampling.checkpoint_step": 5}, CheckpointError)
@@ -255,7 +255,7 @@ def test_from_the_command_line(trained, tmp_path, main):
 
 def test_classes_are_named_where_their_names_are_known(tiny_config):
     nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
-    drawn = GeneratedBatch(images=nothing[:, 0], labels=np.array([1, 2]), saved_x=nothing, saved_pred_xstart=nothing)
+    drawn = GeneratedBatch(images=nothing[:, 0], cond=np.array([1, 2]), saved_x=nothing, saved_pred_xstart=nothing)
     assert visualize.class_labels(tiny_config(FIELDS), drawn, ("daisy", "rose")) == ["class rose", "class 2"]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
 
@@ -81,7 +82,7 @@ def test_the_extractor_is_the_network_with_its_resize(golden, images, variables,
     apply = functools.partial(features.apply_inception, group_size=8)
     extractor = features.FeatureExtractor("inception", apply, {}, variables)
     many = images["32"][np.arange(9) % 2]
-    (got,) = features.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
+    (got,) = feature_extraction.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
     which = np.arange(len(many)) % 2
     assert_equal_to(golden["32_features"][which], got.features)
     assert_equal_to(golden["32_logits"][which], got.logits)

@@ -21,7 +21,7 @@ from ddpm_jax.metrics import download as downloads
 from ddpm_jax.metrics import features
 from ddpm_jax.metrics import inception_weights as weights
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, UnavailableError
-from ddpm_jax.runtime.metric_logger import Progress
+from ddpm_jax.runtime.progress import Progress
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "inception.npz"
 

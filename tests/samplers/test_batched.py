@@ -18,7 +18,7 @@ from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 
 SHAPE = (4, 4, 1)
 N = 11
-STEPS = 40  # taken in stretches of 20
+STEPS = 40  # taken in chunks of 20
 PARAMS = {"scale": np.float32(2.0)}
 KEPT = (0, 17, 39)
 
@@ -67,13 +67,13 @@ def test_images_are_the_same_at_any_batch_size_and_on_any_devices(reference, dev
     batches = list(made.generate(PARAMS, jax.random.key(0), num_images=N))
     sizes = [len(batch.images) for batch in batches]
     assert sizes == [made.batch_size] * (N // made.batch_size) + [N % made.batch_size] * (N % made.batch_size > 0)
-    assert all(batch.images.dtype == np.uint8 and batch.labels is None for batch in batches)
+    assert all(batch.images.dtype == np.uint8 and batch.cond is None for batch in batches)
     assert all(batch.saved_x.shape == batch.saved_pred_xstart.shape == (len(batch.images), 0, *SHAPE) for batch in batches)
     np.testing.assert_array_equal(images(batches), reference[0])
 
 
 def test_kept_steps_are_those_of_the_scan(reference):
-    """On eight devices, in stretches, over two batches: x_t and pred_xstart of steps 0, 17 and 39; 1e-4."""
+    """On eight devices, in chunks, over two batches: x_t and pred_xstart of steps 0, 17 and 39; 1e-4."""
     batches = list(generator(8, 8, save_steps=KEPT).generate(PARAMS, jax.random.key(0), num_images=N))
     np.testing.assert_array_equal(images(batches), reference[0])
     for field, want in (("saved_x", reference[1]), ("saved_pred_xstart", reference[2])):
@@ -94,7 +94,7 @@ def four():
     return generator(2, 4, counted), traces
 
 
-def test_one_compilation_serves_all_batches_stretches_params_and_keys(four):
+def test_one_compilation_serves_all_batches_chunks_params_and_keys(four):
     made, traces = four
     first = images(made.generate(PARAMS, jax.random.key(0), num_images=4))
     compiled = []
@@ -135,7 +135,7 @@ def test_params_reach_the_network(four, reference):
 
 
 def test_report_counts_up_to_the_number_of_images(four):
-    """2 stretches for each of 3 batches: in fractions, always on, to 11 exactly."""
+    """2 chunks for each of 3 batches: in fractions, always on, to 11 exactly."""
     made, _ = four
     reports = []
     list(made.generate(PARAMS, jax.random.key(0), num_images=N, report=reports.append))
@@ -154,9 +154,22 @@ def test_labels_reach_their_images_in_order(devices, batch_size):
         assert labels.dtype == jnp.int32
         return lambda x_t, t: jnp.broadcast_to(pixels.from_uint8(labels)[:, None, None, None], x_t.shape)
 
-    batches = list(generator(devices, batch_size, painter).generate({}, jax.random.key(0), num_images=N, labels=labels))
-    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in batches]), labels)
+    batches = list(generator(devices, batch_size, painter).generate({}, jax.random.key(0), num_images=N, cond=labels))
+    np.testing.assert_array_equal(np.concatenate([batch.cond for batch in batches]), labels)
     np.testing.assert_array_equal(images(batches), np.broadcast_to(labels[:, None, None, None], (N, *SHAPE)))
+
+
+def test_conditions_may_be_any_pytree():
+    """Two arrays of each image, of which the network paints the sum; what comes back is what was given."""
+    cond = {"label": np.arange(N, dtype=np.int32), "text": np.ones((N, 3), np.float32)}
+
+    def painter(params, cond):
+        level = pixels.from_uint8(cond["label"] + cond["text"].sum(axis=1))
+        return lambda x_t, t: jnp.broadcast_to(level[:, None, None, None], x_t.shape)
+
+    made = generator(2, 4, painter).generate_all({}, jax.random.key(0), num_images=N, cond=cond)
+    np.testing.assert_array_equal(made.images[:, 0, 0, 0], np.arange(N) + 3)
+    jax.tree.map(np.testing.assert_array_equal, made.cond, cond)
 
 
 def test_images_that_become_nan_are_an_error_and_not_black(monkeypatch):

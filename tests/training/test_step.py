@@ -97,7 +97,7 @@ def spy(params, x_t, t, labels, dropout_key):
         "dropout": jax.random.uniform(dropout_key, (2,)) ** jnp.array([1.0, 2.0]),
     }
     if labels is not None:
-        seen["label"] = labels.astype(jnp.float32)
+        seen["cond"] = labels.astype(jnp.float32)
     return jnp.zeros_like(x_t) + sum(reveal(params[name], value) for name, value in seen.items())
 
 
@@ -105,8 +105,8 @@ def spied(batch, *, steps=1, key=None, **changes):
     """What the network was given in each step, and the metrics."""
     shape = batch["image"].shape
     room = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
-    if "label" in batch:
-        room["label"] = jnp.zeros(shape[:1])
+    if "cond" in batch:
+        room["cond"] = jnp.zeros(shape[:1])
     step = jax.jit(make_step(apply_fn=spy, **changes))
     state, results = new_state(SGD, lambda key: room), []
     for _ in range(steps):
@@ -177,10 +177,10 @@ def flip_examples(random_flip, steps=1):
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1)).astype(np.uint8)
     number = np.arange(400)
     images[:, 0, 0, 0], images[:, 0, 3, 0] = number % 250, 255
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(number, jnp.int32)}
+    batch = {"image": jnp.asarray(images), "cond": jnp.asarray(number, jnp.int32)}
     results = spied(batch, steps=steps, random_flip=random_flip, schedule=schedule_from_betas([1e-10] * 4))
     for seen, _ in results:
-        np.testing.assert_array_equal(seen["label"], number)
+        np.testing.assert_array_equal(seen["cond"], number)
     return images, [np.asarray(pixels.to_uint8(seen["x_t"])) for seen, _ in results]
 
 
@@ -203,11 +203,11 @@ def test_without_random_flip_images_stay_as_they_are():
 
 def test_some_examples_learn_without_their_class_each_by_its_own_coin():
     """100 of 400 labels, standard deviation 8.7, five allowed; the others stay, and another step drops others."""
-    batch = make_batch(400, (1, 1, 1)) | {"label": jnp.arange(400, dtype=jnp.int32) % 10}
+    batch = make_batch(400, (1, 1, 1)) | {"cond": jnp.arange(400, dtype=jnp.int32) % 10}
     dropped = []
-    for seen, _ in spied(batch, steps=2, label_dropout=0.25, null_label=10):
-        missing = seen["label"] == 10
-        np.testing.assert_array_equal(seen["label"][~missing], np.asarray(batch["label"])[~missing])
+    for seen, _ in spied(batch, steps=2, cond_dropout=0.25, null_cond=np.int32(10)):
+        missing = seen["cond"] == 10
+        np.testing.assert_array_equal(seen["cond"][~missing], np.asarray(batch["cond"])[~missing])
         assert abs(missing.sum() - 100) < 5 * 8.7
         dropped.append(missing)
     assert (dropped[0] != dropped[1]).any()
@@ -410,7 +410,7 @@ def trained():
     model = UNet(out_channels=1, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_classes=4, dtype=jnp.bfloat16)
     row = jnp.linspace(0, 255, 8).astype(jnp.uint8)
     images = jnp.stack([jnp.tile(row[:, None], (1, 8)), jnp.tile(row[None], (8, 1))] * 6)[..., None]
-    batch = {"image": images, "label": jnp.arange(12, dtype=jnp.int32) % 3}
+    batch = {"image": images, "cond": jnp.arange(12, dtype=jnp.int32) % 3}
 
     def init(key):
         """Ho's start, but drawn by NumPy: to compile Flax's own takes longer than to compile the training step."""

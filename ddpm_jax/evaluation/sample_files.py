@@ -17,8 +17,8 @@ from ddpm_jax.diffusion import pixels
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import npz
+from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.samplers.batched import GeneratedBatch
-from ddpm_jax.user_messages import UserError
 
 OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # names that a folder of other things may not have
 STAGES = ("x_t", "pred_xstart")
@@ -71,14 +71,14 @@ class SampleFolder:
         """Keep the images first, first + 1, ... of a batch; PNG files of them appear at once.
 
         Raises:
-          UserError: the piece cannot be written.
+          InvalidDataError: the piece cannot be written.
           OSError: a PNG file cannot.
         """
         kept = {}
         if self._keeps_stages and first < KEPT_IMAGES:
             some = GeneratedBatch(*(array if array is None else array[: KEPT_IMAGES - first] for array in batch))
             kept = trajectory_images(some)
-        self._shards.write(first, batch.images, batch.labels, **kept)
+        self._shards.write(first, batch.images, batch.cond, **kept)
         if "png" in self._formats:
             self._write_pngs(first, batch.images, frozenset())
 
@@ -86,7 +86,7 @@ class SampleFolder:
         """Make all files out of the images, grid.png last, and remove the pieces.
 
         Raises:
-          UserError: images are missing.
+          InvalidDataError: images are missing.
           OSError: a file cannot be written.
         """
         stages = self._stages()
@@ -186,7 +186,7 @@ class SampleFolder:
             if image.shape != self._shape[1:]:
                 raise ValueError(f"an image of {image.shape}, not {self._shape[1:]}")
         except (OSError, SyntaxError, ValueError, zlib.error) as error:  # Pillow raises any of these
-            raise UserError(f"{file} is damaged ({error}): remove it, and start the same command again") from error
+            raise InvalidDataError(f"{file} is damaged ({error}): remove it, and start the same command again") from error
         return image
 
 
@@ -197,6 +197,13 @@ def trajectory_images(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
     finished = drawn.images[:, None]
     stages = dict(zip(STAGES, (drawn.saved_x, drawn.saved_pred_xstart), strict=True))
     return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), finished], axis=1) for name, x in stages.items()}
+
+
+def pictures_of(drawn: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """A grid of the images, and strips of the kept stages: suffix of a file's name -> uint8 [H', W', C]."""
+    names = row_names(drawn.cond, class_names)
+    pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.cond, names)}
+    return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(drawn).items()}
 
 
 def chain_strip(stages: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ddpm_jax.runtime import report as reports
+from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import os_errors
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Results:
         with os_errors(f"cannot make the folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{words}-{result.metric}-{result.group}.json"
-        reports.write_json(file, dataclasses.asdict(result))
+        write_json(file, dataclasses.asdict(result))
         return file
 
     def read(self) -> list[Result]:
@@ -95,9 +95,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    fields: dict[str, Any] = {}
-    for name, part in value.items():
-        fields |= flatten(part, f"{prefix}{name}.") if isinstance(part, dict) else {prefix + name: part}
-    return fields
+def write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Write numbers and their provenance; NaN and infinity, which JSON does not have, become null.
+
+    Raises:
+      FileAccessError: the file cannot be written.
+    """
+    write_atomically(file, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    return value

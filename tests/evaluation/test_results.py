@@ -6,8 +6,8 @@ import multiprocessing
 
 import pytest
 
+from ddpm_jax.evaluation.results import Result, Results, digest, join, write_json
 from ddpm_jax.runtime.errors import FileAccessError
-from ddpm_jax.runtime.results import Result, Results, digest, flatten, join
 
 ONE = Result("drawn", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
 
@@ -78,5 +78,11 @@ def test_programs_that_write_at_once_lose_nothing(tmp_path):
 
 
 def test_names_and_digests():
-    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}
     assert digest({"a": 1, "b": 2}) == digest(json.loads('{"b": 2, "a": 1}')) != digest({"a": 1, "b": 3})
+
+
+def test_json_holds_all_but_what_it_has_no_word_for(tmp_path):
+    write_json(tmp_path / "r.json", {"a": 1.5, "b": [float("nan"), {"c": float("inf")}], "d": "x", "e": (1, True)})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": 1.5, "b": [None, {"c": None}], "d": "x", "e": [1, True]}
+    with pytest.raises(FileAccessError, match="cannot write"):
+        write_json(tmp_path / "nowhere" / "r.json", {})

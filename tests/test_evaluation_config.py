@@ -1,4 +1,4 @@
-"""Images are held out by their pixels, not by the name of their split; each shipped config can be evaluated."""
+"""What a config has measured: images held out by their pixels, not by the name of their split; features that compare."""
 
 import pathlib
 
@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from configs import digits, image_folder
-from ddpm_jax.cli import compute_stats, evaluate, sample_metrics
-from ddpm_jax.cli.held_out import find_held_out
+from ddpm_jax import build
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
+from ddpm_jax.evaluation import reference
+from ddpm_jax.evaluation_config import check_evaluation, find_held_out, metrics_of
 from ddpm_jax.metrics import features
+from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.user_messages import UsageError
 
 CONFIGS = sorted(pathlib.Path(digits.__file__).parent.glob("*.py"))
@@ -29,11 +31,16 @@ def sets(monkeypatch, **splits):
             raise NoSuchSplit(f"the set has no split {config.data.split!r}")
         return source(splits[config.data.split], config.data.split)
 
-    monkeypatch.setattr(compute_stats.build, "build_source", build_source)
+    monkeypatch.setattr(build, "build_source", build_source)
 
 
 def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 1), dtype=np.uint8)
+
+
+def _check_features(config):
+    extractor = features.make_extractor(config.evaluation.features)
+    reference.check_features(extractor, build.image_shape(config), config.evaluation.metrics)
 
 
 def config_of(**evaluation):
@@ -55,7 +62,7 @@ def config_of(**evaluation):
 def test_what_was_trained_on_is_not_held_out(monkeypatch, held_out, match):
     sets(monkeypatch, train=images(20), other=held_out)
     match = rf"heldout_split is 'other', but {match}.*config\.data\.split='train\[:90%\]'"
-    with pytest.raises(UsageError, match=match) as caught:
+    with pytest.raises(InvalidArgumentError, match=match) as caught:
         find_held_out(config_of(heldout_split="other"))
     assert "\n" not in str(caught.value)
 
@@ -87,11 +94,11 @@ def test_auto_takes_what_there_is(monkeypatch):
     sets(monkeypatch, train=images(20))
     found = find_held_out(config_of())
     assert found.source is None
-    assert evaluate.metrics_of(config_of(), found) == ("frechet", "kid", "precision_recall")
+    assert metrics_of(config_of(), found) == ("frechet", "kid", "precision_recall")
     with pytest.raises(UsageError, match="bits/dim needs images that were not trained on"):
-        evaluate.metrics_of(config_of(metrics=("bits_per_dim",)), found)
+        metrics_of(config_of(metrics=("bits_per_dim",)), found)
     with pytest.raises(
-        UsageError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"
+        InvalidArgumentError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"
     ):
         find_held_out(config_of(heldout_split="test"))
 
@@ -112,17 +119,17 @@ def test_each_shipped_config_can_be_evaluated(monkeypatch, name, splits):
     if name != "digits" and config.evaluation.heldout_split != "auto":
         held[config.evaluation.heldout_split] = images(5, 9)
     sets(monkeypatch, **held)
-    evaluate.check_evaluation(config)
+    check_evaluation(config)
     found = find_held_out(config)
-    wanted = evaluate.metrics_of(config, found)
+    wanted = metrics_of(config, found)
     assert "frechet" in wanted
     assert ("bits_per_dim" in wanted) == (found.source is not None)
     if config.evaluation.features != "inception":  # 2,048 of any image; its weights are not here
-        sample_metrics.check_features(config, features.make_extractor(config.evaluation.features))
+        _check_features(config)
 
 
 def test_features_of_too_many_pixels_are_refused():
     config = config_of(features="pixels")
     config.data.image_size = 256
-    with pytest.raises(UsageError, match=r"compares 196,608 numbers of each image of 256x256x3: .* pixels_16"):
-        sample_metrics.check_features(config, features.make_extractor("pixels"))
+    with pytest.raises(InvalidArgumentError, match=r"compares 196,608 numbers of each image of 256x256x3: .* pixels_16"):
+        _check_features(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 MANIFEST = "manifest.json"
@@ -57,9 +58,9 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[
       identity: of the new results.
       defaults: values of fields of `identity` that are younger than the folder; others of them are not looked at.
     """
-    new = _flat(json.loads(json.dumps(identity)))
-    younger = {name: value for name, value in _flat(json.loads(json.dumps(defaults or {}))).items() if name in new}
-    old = younger | _flat(read(folder))
+    new = flatten(json.loads(json.dumps(identity)))
+    younger = {name: value for name, value in flatten(json.loads(json.dumps(defaults or {}))).items() if name in new}
+    old = younger | flatten(read(folder))
     differing = [
         f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
@@ -101,13 +102,3 @@ def _numbered(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     yield folder
     for number in itertools.count(2):
         yield folder.with_name(f"{folder.name}-{number}")
-
-
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

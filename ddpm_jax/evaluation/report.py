@@ -4,20 +4,20 @@ All are made again from all results each time, and hold nothing that the results
 """
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax.cli.sample_metrics import loggable_scalars
+from ddpm_jax.evaluation.results import Result, digest, write_json
 from ddpm_jax.plotting import charts, image_grid
-from ddpm_jax.runtime import report
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.runtime.metric_logger import TensorBoardWriter
-from ddpm_jax.runtime.results import Result, digest, flatten
 from ddpm_jax.training.ema_tracker import parse_power_std
 
 KINDS = ("drawn", "bits_per_dim", "ode_bits_per_dim")  # of one checkpoint; "real" is of none
 ABOUT = "All results of this folder: each is a file in results/, and step_N.json has the details of a checkpoint's."
-FORMAT = 2  # of the reports; those without are of versions that wrote one evaluation over another
 # Fields of keys that columns of every table show already.
 SHOWN = (
     "step",
@@ -41,7 +41,7 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
       results: all that it holds, joined.
 
     Raises:
-      UserError, OSError: a file cannot be written.
+      FileAccessError: a file cannot be written.
     """
     results = sorted(results, key=_order)
     stems: dict[str, list[Result]] = {}
@@ -49,12 +49,9 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
         if result.kind in KINDS:
             stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
     for name, some in stems.items():
-        file = target / f"{name}.json"
-        _keep_older(file)
-        report.write_json(file, checkpoint_report(some, [result for result in results if result.kind == "real"]))
+        write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
     text = table(results)
-    _keep_older(target / "table.md", ABOUT)
-    report.write_text(target / "table.md", f"{text}\n{ABOUT}\n")
+    write_atomically(target / "table.md", f"{text}\n{ABOUT}\n")
     for file, picture in sweep_charts(results).items():
         image_grid.save_png(target / file, picture)
     return text
@@ -68,7 +65,7 @@ def stem(step: int, weights: str) -> str:
 def checkpoint_report(results: list[Result], real: list[Result]) -> dict[str, Any]:
     """All results of one checkpoint and one choice of its weights, and what held-out real images score."""
     key = results[0].key
-    found: dict[str, Any] = {"format": FORMAT, "step": key["step"], "weights": key["weights"]}
+    found: dict[str, Any] = {"step": key["step"], "weights": key["weights"]}
     for kind in KINDS:
         found[kind] = [result.row | result.details for result in results if result.kind == kind]
     references = [result.key["reference"] for result in results if result.kind == "drawn"]
@@ -79,7 +76,25 @@ def checkpoint_report(results: list[Result], real: list[Result]) -> dict[str, An
 def table(results: list[Result]) -> str:
     """Rows as a Markdown table; below it, the notes on them."""
     rows, notes = rows_and_notes(results)
-    return report.markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
+    return markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table, columns in the order in which they first come; a number that a row lacks is left out.
+
+    Whole numbers get commas, others four digits.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, ["---"] * len(columns), *([_words(row.get(name)) for name in columns] for row in rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -123,14 +138,6 @@ def _order(result: Result) -> tuple:
     kind = ("real", *KINDS).index(result.kind)
     return (bool(kind), result.key.get("step", 0), str(result.key.get("weights", "")), kind, str(result.row.get("sampler")),
             result.row.get("evaluations", 0), str(sorted(flatten(result.key).items())))  # fmt: skip
-
-
-def _keep_older(file: pathlib.Path, mark: str = '"format": ') -> None:
-    """Rename what an older version wrote, of one evaluation, before the first report of all takes its name."""
-    if file.exists() and mark not in file.read_text(encoding="utf-8", errors="replace"):
-        older = file.with_name(f"{file.stem}-before{file.suffix}")
-        if not older.exists():
-            file.rename(older)
 
 
 def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
@@ -188,6 +195,16 @@ def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None,
         reference = key["reference"]
         title += f": {key['features']['features']}, {reference.get('set')} {reference.get('split') or ''}"
     return charts.Chart(title, x_label, "Fréchet distance", curves, True, True, flat)
+
+
+def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a row of the table as curves have them: {"evaluation/frechet": ...}."""
+    left_out = ("step", "evaluations")  # the one is their axis, the other never changes
+    return {
+        f"evaluation/{name}": float(value)
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in left_out
+    }
 
 
 def record(events: TensorBoardWriter, result: Result) -> None:

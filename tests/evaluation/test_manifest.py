@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_jax.runtime import manifest
+from ddpm_jax.evaluation import manifest
 from ddpm_jax.runtime.errors import ConflictError
 
 KIND = {"mode": "sample", "sampling": {"seed": 0, "spacing": (1, 2)}, "step": 6}

@@ -1,0 +1,258 @@
+"""What the modes share: the run that a mode reads, folders for its results, progress, and writing."""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, config_validation, data_config, sampling_config
+from ddpm_jax.data import decode
+from ddpm_jax.data.source import center_crop_and_resize
+from ddpm_jax.evaluation import manifest
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.training import load_params
+from ddpm_jax.user_messages import UsageError, UserError
+
+
+def open_run(
+    config: ConfigDict,
+    folder: str,
+    output: str,
+    defaults: ConfigDict | None,
+    *,
+    check: Callable[[ConfigDict], None] = lambda config: None,
+    exists: bool = True,
+) -> tuple[pathlib.Path, jax.sharding.Mesh]:
+    """The workdir of the run that a mode reads, and all devices.
+
+    Args:
+      config, folder, output, defaults: as `run` of each mode takes them.
+      check: raises where fields that only this mode reads are wrong.
+      exists: whether there must be a run.
+
+    Raises:
+      UserError, UsageError: wrong fields, no run or another one, an output folder that cannot be written.
+    """
+    with distributed.raise_on_all_processes():
+        config_validation.check_config(config)
+        check(config)
+        if exists:
+            workdir.read_config(folder)
+        if output and distributed.is_primary_process():
+            paths.make_output_folder(paths.output_path(output, ""))
+    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
+    return run_folder, meshes.make_mesh()
+
+
+@contextlib.contextmanager
+def writing_to(target: pathlib.Path) -> Iterator[None]:
+    """Turn what the system says about a folder that cannot be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise paths.cannot_write(target, error) from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"a file in {target} is damaged ({error}): remove the folder, or choose another --output") from error
+
+
+def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
+    """The parameters that config.sampling names, replicated over the mesh, and the step they are from.
+
+    Raises:
+      UserError: no checkpoint, or none that the average can be made of.
+    """
+    state = jax.eval_shape(build.build_init(config), rng.purpose_key(config.seed, "init"))
+    sharding, step = meshes.replicated(mesh), config.sampling.checkpoint_step
+    return load_params.restore(
+        workdir.checkpoint_folder(run_folder),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state.params),
+        config.sampling.params,
+        field=build.params_field(config),
+        power_sigma_rel=config.ema.power_sigma_rel,
+        step=None if step == -1 else step,
+    )
+
+
+def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
+    """The names of label 0, 1, ... in the set that the run was trained on; () where they are not known."""
+    return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
+
+
+def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
+    """All of config.sampling.num_images images in one; shows progress."""
+    return _generate(config, sampler, params, config.sampling.num_images, cond=data_config.sampling_labels(config))
+
+
+def _generate(
+    config: ConfigDict, sampler: BatchedSampler, params: Any, num_images: int, *, unit: str = "images", **options: Any
+) -> GeneratedBatch:
+    key = rng.purpose_key(config.sampling.seed, "sample")
+    with distributed.show_progress(num_images, unit) as report:
+        return sampler.generate_all(params, key, num_images=num_images, report=report, **options)
+
+
+# The modes that start from images: inpaint, image_to_image, interpolate.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EditContext:
+    """Images to begin with, and the network.
+
+    Attributes:
+      config: resolved.
+      run_folder: of the run that trained the model.
+      mesh: whose devices generate.
+      originals: uint8 [N, H, W, C].
+      labels: int32 [N] of a class-conditional model, else None.
+      params: the parameters that config.sampling names.
+      step: the step that they are from.
+    """
+
+    config: ConfigDict
+    run_folder: pathlib.Path
+    mesh: jax.sharding.Mesh
+    originals: np.ndarray
+    labels: np.ndarray | None
+    params: Any
+    step: int
+
+    def generate(
+        self, sampler: BatchedSampler, labels: np.ndarray | None, given: Any, count: int, *, unit: str = "images"
+    ) -> np.ndarray:
+        """What the sampler makes of `given`, a pytree of arrays [count, ...]: [count, ...], with progress."""
+        return _generate(self.config, sampler, self.params, count, cond=labels, given=given, unit=unit).images
+
+    def claim(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
+        """The folder for the results, made before they are: in the first process; None in the others.
+
+        Args:
+          output: folder; by default one of the workdir's samples/.
+          mode: of the program, the beginning of the default folder's name.
+          name: the end of that name: the options of this mode.
+          more: arrays that decide on the results beside the images and config.edit, such as a mask.
+
+        Raises:
+          UserError: the folder cannot be written, or holds other results.
+        """
+        with distributed.raise_on_all_processes():
+            if not distributed.is_primary_process():
+                return None
+            config, edit, digest = self.config, self.config.edit, hashlib.sha256()
+            for array in jax.tree.leaves((self.originals, self.labels, more)):
+                digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())
+            inputs = digest.hexdigest()
+            files = f"files_{inputs[:8]}" if edit.images else f"{edit.split or config.data.split}_{edit.start_index}"
+            files = re.sub(r"[^\w.-]+", "_", files).strip("_")
+            stem = f"{mode}-{sampling_config.run_name(config, self.step)}{name}-{files}-{len(self.originals)}_images"
+            fields = {field: value for field, value in edit.to_dict().items() if field not in ("images", "mask")}
+            identity = sampling_config.identity_of(config, mode, self.step, load_params.params_sha256(self.params))
+            identity |= {"edit": fields, "inputs_sha256": inputs}
+            default = workdir.sample_folder(self.run_folder) / stem
+            return manifest.claim(identity, names=("images.npz", f"{mode}.png"), default=default, output=output)
+
+    def write(
+        self,
+        target: pathlib.Path | None,
+        *,
+        mode: str,
+        words: str,
+        rows: Sequence[np.ndarray],
+        arrays: dict[str, np.ndarray],
+    ) -> None:
+        """Write <mode>.png and images.npz.
+
+        Args:
+          target: from `claim`.
+          mode: for the picture's name.
+          words: for the user, what was done.
+          rows: uint8 [N, H, W, C] each, the columns of the picture.
+          arrays: of images.npz.
+        """
+        sampling = self.config.sampling
+        with distributed.raise_on_all_processes():
+            if distributed.is_primary_process():
+                with writing_to(target):
+                    npz.write(target / "images.npz", arrays)
+                    image_grid.save_png(target / f"{mode}.png", image_grid.strip(np.stack(rows, axis=1)))
+                print(f"step {self.step:,}, {sampling.params} weights, {words}, seed {sampling.seed}")
+                print(f"pictures in {target}: images.npz, {mode}.png")
+
+
+def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> EditContext:
+    """Check, read the images and restore the weights.
+
+    Raises:
+      UserError, UsageError: no run or checkpoint, another model, wrong fields, an image that cannot be read, an output
+        folder that cannot be written.
+    """
+    run_folder, mesh = open_run(config, folder, output, defaults, check=check_edit)
+    with distributed.raise_on_all_processes():
+        originals, own_labels = _read_originals(config)
+        labels = data_config.edit_labels(config, len(originals), own_labels)
+    params, step = restore_params(config, run_folder, mesh)
+    return EditContext(config, run_folder, mesh, originals, labels, params, step)
+
+
+def check_edit(config: ConfigDict) -> None:
+    """Raise a UsageError that names the field of config.edit that is wrong."""
+    edit = config.edit
+    for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
+        if edit[field] < 1:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
+    for field in ("start_index", "jump_length"):
+        if edit[field] < 0:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be 0 or more")
+    if edit.num_frames < 2:
+        raise UsageError(f"config.edit.num_frames is {edit.num_frames}: both images are frames, so it must be 2 or more")
+    if not 0 < edit.strength <= 1:
+        raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
+
+
+def read_image(path: str, *, size: int, channels: int, background: str = "black", levels: Sequence[float] = ()) -> np.ndarray:
+    """uint8 [size, size, channels]: a file cut to the square in its middle and resized.
+
+    Raises:
+      UserError: it is not there, or no image.
+    """
+    path = str(paths.expand(path))
+    try:
+        image = decode.read_image(path, decode.parse_background(background), tuple(levels))
+    except decode.ImageDecodeError as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
+    return center_crop_and_resize(image, size, channels)
+
+
+def repeat_rows(array: np.ndarray | None, times: int) -> np.ndarray | None:
+    """Each row so many times, one after the other."""
+    return None if array is None else np.repeat(array, times, axis=0)
+
+
+def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 [N, H, W, C], the images of config.edit, and their labels int32 [N] where the data set has any."""
+    edit, data = config.edit, config.data
+    if edit.images:
+        options = {"size": data.image_size, "channels": data.channels}
+        options |= {"background": data.background, "levels": data.value_range}
+        return np.stack([read_image(path, **options) for path in edit.images]), None
+    of_split = config.copy_and_resolve_references()
+    of_split.data.split = edit.split or data.split
+    source = build.build_source(of_split)
+    last = edit.start_index + edit.num_images
+    if last > len(source):
+        raise UsageError(
+            f"config.edit.start_index={edit.start_index} and config.edit.num_images={edit.num_images} ask for images up to "
+            f"{last - 1}, but the last one of {data.name} {source.split} is {len(source) - 1}"
+        )
+    batch = source.batch(np.arange(edit.start_index, last))
+    return batch["image"], batch.get("label")

@@ -1,0 +1,222 @@
+"""What config.sampling decides, in words and as data: names of folders, the identity of images, warnings, cheaper settings."""
+
+import math
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.diffusion import initial_noise
+from ddpm_jax.evaluation.results import digest
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime.config_changes import flatten
+from ddpm_jax.user_messages import UsageError
+
+GRAY = 0.1  # of the way to mid-gray: what images may be pulled further by the spacing without a note
+WARN_STEP_FRACTION = 10  # parts of the chain: below one of them, the variance of fixed_large is known to spoil images
+# Fields of config.sampling that change no picture, so that images made with other values of them may be mixed.
+FREE = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
+# Fields outside config.sampling that may differ from the trained run's, and change its images.
+CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
+FORWARD_PASSES = 3  # a training step on an image, in network evaluations of it
+QUICK = (("dpmpp_2m", "logsnr"), ("ddim", "trailing"))  # the first that the schedule and prediction allow
+
+
+# Names and identities.
+
+
+def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) -> dict[str, Any]:
+    """Everything that decides what pictures a mode makes of a run, as JSON can hold it."""
+    return {
+        "mode": mode,
+        "step": step,
+        "weights_sha256": params_sha256,
+        "sampling": _deciding(config),
+        "diffusion": config.diffusion.to_dict(),
+        "dtype": config.model.dtype,
+    }
+
+
+def cache_identity(
+    config: ConfigDict, trained: dict[str, Any], step: int, params_sha256: str, class_counts: np.ndarray | None
+) -> dict[str, Any]:
+    """What decides on cached images: two sets with the same are the same, image by image, as far as they go.
+
+    Args:
+      config: of this call.
+      trained: the config with which that checkpoint was trained; fields outside of sampling are listed where the call differs.
+      step: of the checkpoint.
+      params_sha256: of its parameters.
+      class_counts: as `data_config.sampling_labels` takes them.
+    """
+    identity = _deciding(config) | {"step": step, "weights_sha256": params_sha256} | changed_fields(config, trained)
+    # Where classes come 0, 1, .., K-1, 0, 1, .. or not at all, nothing has to say in which proportions they come.
+    fixed = not config.model.class_conditional or config.sampling.label >= 0
+    if fixed or class_counts is None or len(set(np.asarray(class_counts).tolist())) == 1:
+        return identity
+    return identity | {"class_counts": [int(count) for count in class_counts]}
+
+
+def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any]:
+    """Those of `CHANGEABLE` in which this call differs from the run that trained the model: dotted name -> value."""
+    then = flatten(trained)
+    now = {field: config[field.partition(".")[0]][field.partition(".")[2]] for field in CHANGEABLE}
+    return {field: value for field, value in now.items() if then.get(field, value) != value}
+
+
+def _deciding(config: ConfigDict) -> dict[str, Any]:
+    return {name: value for name, value in config.sampling.to_dict().items() if name not in FREE}
+
+
+def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
+    """The name of the folder of cached images."""
+    name = run_name(config, identity["step"])
+    for field in CHANGEABLE:
+        if field in identity:
+            name += f"-{field.partition('.')[2]}_{identity[field]}"
+    return name + (f"-classes_{digest(identity['class_counts'])}" if "class_counts" in identity else "")
+
+
+def run_name(config: ConfigDict, step: int) -> str:
+    """A folder's name that says how images are generated, but not how many."""
+    sampling = config.sampling
+    name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
+    for field, value in nondefault_options(config).items():
+        name += f"-{value}" if field == "spacing" else f"-{field}_{value}"
+    if sampling.params != "ema":
+        name += f"-{sampling.params}"
+    if sampling.label != -1:
+        name += f"-label_{sampling.label}"
+    return name
+
+
+def folder_name(config: ConfigDict, step: int) -> str:
+    """As `run_name`, with the number of images and of stages kept: the name of the folder that holds exactly these."""
+    sampling = config.sampling
+    keep = f"-keep_{sampling.num_intermediates}" if sampling.num_intermediates else ""
+    return f"{run_name(config, step)}-{sampling.num_images}_images{keep}"
+
+
+# Words.
+
+
+def describe_sampling(config: ConfigDict) -> str:
+    """The sampler, its steps and what else decides on the images."""
+    sampling, options = config.sampling, nondefault_options(config)
+    words = f"{sampling.sampler} in {sampling.num_steps} steps"
+    return ", ".join([words, *(f"{field} {value}" for field, value in options.items())])
+
+
+def sampler_words(config: ConfigDict) -> str:
+    """The sampler with what changes its images, for a table."""
+    sampling, options = config.sampling, nondefault_options(config)
+    words = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
+    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *words])
+
+
+def nondefault_options(config: ConfigDict) -> dict[str, str]:
+    """What else than the sampler and its steps decides on the images, where it is not as usual: name -> value in short."""
+    sampling = config.sampling
+    found = {}
+    if sampling.sampler == "ddim" and sampling.eta:
+        found["eta"] = f"{sampling.eta:g}"
+    if sampling.sampler == "unipc" and sampling.order != 2:
+        found["order"] = str(sampling.order)
+    if sampling.sampler == "heun" and sampling.churn:
+        low, high = sampling.churn_interval
+        found["churn"] = f"{sampling.churn:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1e6) else "")
+        if sampling.churn_noise != 1:
+            found["noise"] = f"{sampling.churn_noise:g}"
+    if sampling.spacing != "leading":
+        found["spacing"] = sampling.spacing
+    if sampling.guidance_scale != 1:
+        low, high = sampling.guidance_interval
+        found["guidance"] = f"{sampling.guidance_scale:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1) else "")
+        if sampling.guidance_rescale:
+            found["rescale"] = f"{sampling.guidance_rescale:g}"
+    return found
+
+
+def sampling_warnings(config: ConfigDict) -> list[str]:
+    """Of a choice that is known to spoil the images; empty where there is none."""
+    process, sampling = config.diffusion, config.sampling
+    steps, trained = sampling.num_steps, process.num_timesteps
+    notes = []
+    if sampling.sampler == "ancestral" and process.variance == "fixed_large" and steps <= trained // WARN_STEP_FRACTION:
+        notes.append(
+            f"ancestral sampling in {steps:,} of {trained:,} steps under fixed_large leaves noise in the images (published for "
+            "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): take more steps, or ddim or dpmpp_2m"
+        )
+    dimension = math.prod(build.image_shape(config))
+    chain, whole = build.sampling_schedule(config), build.build_schedule(config)
+    pull, least = (initial_noise.pull_to_gray(schedule, dimension) for schedule in (chain, whole))
+    if pull > least + GRAY:
+        notes.append(
+            f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains a part of "
+            f"the image: brightness and colors are pulled up to {pull:.0%} of the way to mid-gray, with "
+            f"sampling.spacing=trailing {least:.0%} (docs/colors.md)"
+        )
+    return notes
+
+
+# Cheaper settings.
+
+
+def few_images(config: ConfigDict) -> ConfigDict:
+    """The config with config.sampling generating no more images than a grid shows."""
+    config = config.copy_and_resolve_references()
+    config.sampling.num_images = min(config.sampling.num_images, image_grid.MAX_IMAGES)
+    return config
+
+
+def quick_config(config: ConfigDict) -> ConfigDict:
+    """As `few_images`, with config.train.sample_num_steps solver steps, where config.sampling takes more evaluations.
+
+    Raises:
+      UsageError: config.sampling names a sampler that cannot be built.
+    """
+    full, steps = few_images(config), config.train.sample_num_steps
+    if not steps or build.build_sampler(full).evaluations <= steps:
+        return full
+    for sampler, spacing in QUICK:
+        quick = full.copy_and_resolve_references()
+        quick.sampling.update(sampler=sampler, spacing=spacing, num_steps=min(steps, config.diffusion.num_timesteps))
+        quick.sampling.update(eta=0.0, order=2, churn=0.0)  # which only other samplers read
+        quick.sampling.num_intermediates = min(quick.sampling.num_intermediates, quick.sampling.num_steps)
+        try:
+            build.build_sampler(quick)
+        except UsageError:
+            continue
+        return quick
+    return full
+
+
+def cost_in_steps(config: ConfigDict) -> float:
+    """What a picture by config.sampling costs, in training steps."""
+    sampling = config.sampling
+    evaluations = build.build_sampler(config).evaluations * (1 if sampling.guidance_scale == 1 else 2)
+    return evaluations * sampling.num_images / (FORWARD_PASSES * config.train.batch_size)
+
+
+def changed_flags(config: ConfigDict, other: ConfigDict) -> list[str]:
+    """The flags that change config.sampling to that of `other`."""
+    sampling = other.sampling
+    return [f"--config.sampling.{name}={sampling[name]}" for name in sampling if sampling[name] != config.sampling[name]]
+
+
+def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
+    """The command line that generates images from this run, as it works when pasted."""
+    program = ["python", "main.py"]
+    if pathlib.Path(sys.argv[0]).name == "main.py":
+        program = [_short(sys.executable), sys.argv[0]]
+    return shlex.join([*program, f"--workdir={_short(str(run_folder))}", "--mode=sample", *flags])
+
+
+def _short(path: str) -> str:
+    """The path relative to the current folder, where it is below it."""
+    here = str(pathlib.Path.cwd()) + "/"
+    return path.removeprefix(here) or path
