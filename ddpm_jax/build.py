@@ -175,7 +175,7 @@ def build_inversion(config: ConfigDict) -> Sampler:
     """The way from an image to the noise that the ddim of config.sampling makes it from."""
     try:
         predict_x0 = build_parameterization(config).denoise
-        return ddim_inversion(sampling_schedule(config), predict_x0, turns=config.edit.inversion_iters)
+        return ddim_inversion(sampling_schedule(config), predict_x0, num_fixed_point_iters=config.edit.inversion_iters)
     except ValueError as error:
         raise UsageError(f"config.edit: {error}") from error
 

@@ -128,10 +128,8 @@ def test_every_sampler_draws_from_what_was_trained(name):
             return linear(params, x_t)
 
         for index in range(made.num_steps)[::-1]:
-            x, _, memory = made.step(
-                lambda x, t, params=params: linear(params, x), state.x, state.memory, jnp.int32(index), keys
-            )
-            state = state.replace(x=x, memory=memory)
+            x, _, carry = made.step(lambda x, t, params=params: linear(params, x), state.x, state.carry, jnp.int32(index), keys)
+            state = state.replace(x=x, carry=carry)
             drawn.append(x)
         assert drawn[-1].shape == (2, *SHAPE)
         assert np.isfinite(drawn).all()

@@ -142,7 +142,7 @@ class Measurement:
             case, generator, params, identity, counts, self._target, self._defaults.get("sampling", {})
         )
         row = {"images": "drawn", "step": found["step"], "weights": found["weights"], "sampler": sampler_words(case)}
-        row["evaluations"] = generator.sampler.evaluations
+        row["evaluations"] = generator.sampler.nfe
         row |= self._changed_words(case, found)
         row |= comparison.of_batches(shards.batches(number, case.evaluation.batch_size), number)
         classes = comparison.classes(data_config.sampling_labels(case, counts))

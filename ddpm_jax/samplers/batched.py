@@ -81,7 +81,7 @@ class BatchedSampler:
         # JAX's check for reused keys cannot see through a shard_map.
         def begin_batch(key_data: jax.Array, given: Any) -> chain.SamplerState:
             keys = jax.random.wrap_key_data(key_data)
-            return begin(keys, given) if begin else chain.init_state(sampler, keys, image_shape, keep=len(save_steps))
+            return begin(keys, given) if begin else chain.init_state(sampler, keys, image_shape, num_saved=len(save_steps))
 
         def advance(
             params: Any, labels: jax.Array | None, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array

@@ -218,7 +218,7 @@ SNR = loss_weighting.make_weighting("snr")
     ("parameterization", "options", "message"),
     [
         (predicting("eps"), {"loss": "l1"}, r"'l1'.*simple, vlb, vlb_mean, hybrid, hybrid_mean$"),
-        (predicting("eps", "learned_range"), {}, r"would leave .* learned_range untrained: choose the loss hybrid or vlb$"),
+        (predicting("eps", "learned_range"), {}, r"does not train .* learned_range: choose the loss hybrid or vlb$"),
         (
             predicting("eps", "fixed_large"),
             {"loss": "hybrid"},
