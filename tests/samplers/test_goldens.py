@@ -40,7 +40,7 @@ def draw(golden, monkeypatch):
     """(sampler) -> its samples [3, 4], from the file's x_T, network and noise."""
     noise = jnp.asarray(np.concatenate([golden["x_T"][None], golden["noise"]])).reshape(-1, 3, 2, 2, 1)
     for module in (sampler, ddim, multistep):
-        monkeypatch.setattr(module, "images_noise", lambda keys, purpose, shape: noise[purpose])
+        monkeypatch.setattr(module, "per_image_noise", lambda keys, purpose, shape: noise[purpose])
     network_in, network_time, network_out = (jnp.asarray(golden[f"network_{name}"]) for name in ("in", "time", "out"))
 
     def network(x_t, t):
