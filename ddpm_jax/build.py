@@ -209,7 +209,7 @@ def params_field(config: ConfigDict) -> str | None:
     if name in STATE_FIELDS:
         return STATE_FIELDS[name]
     try:
-        return build_ema_tracker(config).kept(name)
+        return build_ema_tracker(config).resolve(name)
     except ValueError as error:
         raise UsageError(f"config.sampling.params is {name!r}: {error}") from error
 
