@@ -82,7 +82,7 @@ def compare(trained: NoiseSchedule, kinds: tuple, budgets: list[int], only_spaci
     """Print ours and theirs for each sampler, spacing and budget that both have, and where ours is the worse of the two."""
     ours_network, worse, skipped = mixture.make_network(trained), [], []
     for title, settings, seeds, error_of, floor in kinds:
-        starts = [np.asarray(mixture.chain.images_noise(keys, 0, mixture.SHAPE)).reshape(-1, 3) for keys in seeds]
+        starts = [np.asarray(mixture.chain.per_image_noise(keys, 0, mixture.SHAPE)).reshape(-1, 3) for keys in seeds]
         print(f"\n{title}: ours / diffusers {diffusers.__version__}\n")
         print(f"| sampler | spacing | {' | '.join(map(str, budgets))} |\n|{'---|' * (len(budgets) + 2)}")
         for label in settings:

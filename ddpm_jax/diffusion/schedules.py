@@ -265,25 +265,25 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, f
       ValueError: `timesteps` is empty, not strictly ascending or out of range; or omits the last index of a chain with zero
         terminal SNR, so that the initial noise would not match training.
     """
-    kept = np.asarray(timesteps)
+    indices = np.asarray(timesteps)
     num_timesteps = schedule.num_timesteps
-    if kept.ndim != 1 or kept.size == 0 or not np.issubdtype(kept.dtype, np.integer):
-        raise ValueError(f"timesteps must be a list of at least one integer, not {kept.dtype} of shape {kept.shape}")
-    if kept.min() < 0 or kept.max() >= num_timesteps:
-        raise ValueError(f"timesteps must be in 0..{num_timesteps - 1}, got {kept.min()} to {kept.max()}")
-    if (kept[1:] <= kept[:-1]).any():
+    if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"timesteps must be a list of at least one integer, not {indices.dtype} of shape {indices.shape}")
+    if indices.min() < 0 or indices.max() >= num_timesteps:
+        raise ValueError(f"timesteps must be in 0..{num_timesteps - 1}, got {indices.min()} to {indices.max()}")
+    if (indices[1:] <= indices[:-1]).any():
         raise ValueError("timesteps must be strictly ascending")
-    if from_noise and schedule.has_zero_terminal_snr and kept[-1] != num_timesteps - 1:
+    if from_noise and schedule.has_zero_terminal_snr and indices[-1] != num_timesteps - 1:
         raise ValueError(
             f"a chain with zero terminal SNR must be sampled from its last timestep, {num_timesteps - 1}, not "
-            f"{kept[-1]}: set spacing=trailing"
+            f"{indices[-1]}: set spacing=trailing"
         )
-    segments = [slice(start, end + 1) for start, end in zip([0, *(kept[:-1] + 1)], kept, strict=True)]
+    segments = [slice(start, end + 1) for start, end in zip([0, *(indices[:-1] + 1)], indices, strict=True)]
     alphas = np.array([np.prod(schedule.alphas[segment]) for segment in segments])
     betas = np.array(
         [_cumulative_noise_variance(schedule.betas[segment], schedule.alphas[segment])[-1] for segment in segments]
     )
-    return _tables(betas, alphas, schedule.timesteps[kept], schedule.train_timesteps)
+    return _tables(betas, alphas, schedule.timesteps[indices], schedule.train_timesteps)
 
 
 def _betas_from_alpha_bar(alpha_bar: Callable[[np.ndarray], np.ndarray], num_timesteps: int, max_beta: float) -> np.ndarray:

@@ -42,7 +42,7 @@ def test_errors_are_those_of_the_page_and_no_larger_than_diffusers(mixture, sche
     """In 10 evaluations, within 5%, the rounding of the page among it. At most 1.02 of diffusers' error."""
     trained = mixture.schedules.make_schedule(schedule, mixture.STEPS)
     keys = jax.random.split(jax.random.key(0), 50_000)[:1000]
-    x_T = np.asarray(mixture.chain.images_noise(keys, 0, mixture.SHAPE))
+    x_T = np.asarray(mixture.chain.per_image_noise(keys, 0, mixture.SHAPE))
     exact = mixture.solve_flow(trained, x_T, steps=400)
     sampler = mixture.make_sampler(trained, mixture.FLOWS[label], spacing, 10)
     samples = mixture.run(sampler, mixture.make_network(trained), keys)

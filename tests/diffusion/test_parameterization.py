@@ -89,7 +89,7 @@ def test_v_matches_its_definition():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_target_velocity_and_error_scale_are_consistent(prediction):
     """In float64, between timesteps: `target` converts back to the image, 1e-9; the velocity is dx/dφ of
-    x = cos φ x_0 + sin φ ε, 1e-9; and an error in x_start scales as `error_scale` says, 1e-9.
+    x = cos φ x_0 + sin φ ε, 1e-9; and an error in x_start scales by `error_scale`, 1e-9.
     """
     with jax.enable_x64(True):
         schedule, angle = make_schedule("cosine", 500), jnp.array([0.1, 0.7, 1.4])
@@ -187,16 +187,16 @@ def test_time_input_is_scaled_to_1000():
 
 def test_denoise_is_one_evaluation_and_clips():
     """`denoise` evaluates the network at x_t and the level's time, drops a learned variance, and clips."""
-    schedule, x_t, asked = make_schedule("linear", 500), standard_normal(5), []
+    schedule, x_t, calls = make_schedule("linear", 500), standard_normal(5), []
 
     def denoise_fn(x, t):
-        asked.append((x, t))
+        calls.append((x, t))
         return jnp.concatenate([3 * x, 1e6 * x], axis=-1)
 
     read = predicting("x_start", "learned_range", clip_denoised=True)
     pred_xstart = read.denoise(denoise_fn, x_t, schedule.level(T))
     np.testing.assert_array_equal(pred_xstart, np.clip(3 * x_t, -1, 1))
-    ((x, t),) = asked
+    ((x, t),) = calls
     np.testing.assert_array_equal(x, x_t)
     np.testing.assert_array_equal(t, T)
 

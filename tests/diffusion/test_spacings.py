@@ -70,11 +70,11 @@ def test_noise_spacings_take_equal_steps_up_to_rounding(name, spacing, scale):
     """Each target level is at most half a timestep from the one taken."""
     schedule = schedules.make_schedule(name, 4000)
     levels = scale(schedule.sqrt_recipm1_alphas_cumprod)
-    taken = spacings.spaced_timesteps(4000, 12, spacing, schedule=schedule)
+    timesteps = spacings.spaced_timesteps(4000, 12, spacing, schedule=schedule)
     jump = int(schedule.sqrt_recipm1_alphas_cumprod[-1] > spacings.MAX_SIGMA)  # the step from T-1 is separate
-    aims = np.linspace(levels[0], levels[taken[-1 - jump]], 12 - jump)
-    gaps = np.maximum(np.gradient(levels)[taken], 0)[: 12 - jump]
-    assert (np.abs(levels[taken][: 12 - jump] - aims) <= 0.6 * gaps + 1e-9).all()
+    aims = np.linspace(levels[0], levels[timesteps[-1 - jump]], 12 - jump)
+    gaps = np.maximum(np.gradient(levels)[timesteps], 0)[: 12 - jump]
+    assert (np.abs(levels[timesteps][: 12 - jump] - aims) <= 0.6 * gaps + 1e-9).all()
 
 
 @pytest.mark.parametrize("spacing", spacings.SPACINGS_BY_NOISE)
@@ -85,10 +85,10 @@ def test_no_steps_above_max_sigma(spacing):
         schedules.schedule_from_betas(np.append(np.linspace(1e-4, 0.02, 999), 1.0)),
     ):
         for num_steps in (2, 3, 10):
-            taken = spacings.spaced_timesteps(1000, num_steps, spacing, schedule=schedule)
-            assert taken[-1] == 999
-            assert schedule.sqrt_recipm1_alphas_cumprod[taken[-2]] <= spacings.MAX_SIGMA
-            assert num_steps == 2 or taken[0] == 0
+            timesteps = spacings.spaced_timesteps(1000, num_steps, spacing, schedule=schedule)
+            assert timesteps[-1] == 999
+            assert schedule.sqrt_recipm1_alphas_cumprod[timesteps[-2]] <= spacings.MAX_SIGMA
+            assert num_steps == 2 or timesteps[0] == 0
 
 
 @pytest.mark.parametrize("spacing", spacings.SPACINGS_BY_NOISE)

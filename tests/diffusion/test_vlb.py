@@ -61,7 +61,7 @@ def density_bits(mse, variance):
     return 0.5 * np.log2(2 * np.pi * variance) + mse / (2 * variance * np.log(2))
 
 
-image_prior_bits = jax.jit(vlb.prior_bpd, static_argnums=0)
+prior_bpd = jax.jit(vlb.prior_bpd, static_argnums=0)
 
 
 @jax.jit
@@ -85,7 +85,7 @@ def test_exact_network_with_the_optimal_variance_reaches_the_entropy():
     assert (np.abs(learned[1:]) < 1).all()  # it is between the paper's two extremes
     x_start = gaussian_images(160, 8, v)
     terms = all_terms(schedule, exact_network(schedule, v, learned), x_start, jax.random.key(0), LEARNED)
-    prior = np.asarray(image_prior_bits(schedule, x_start), np.float64)
+    prior = np.asarray(prior_bpd(schedule, x_start), np.float64)
     steps = np.asarray(terms.bits, np.float64)[1:].sum(axis=0)
     total = prior + steps + density_bits(np.asarray(terms.xstart_mse, np.float64)[0], right[0])
     # Subtracting each image's own log density leaves only the variance from the noise in x_t.
@@ -124,7 +124,7 @@ def test_the_gap_to_the_entropy_decreases_with_the_number_of_steps():
         learned = np.append(1.0, np.full(num_timesteps - 1, -1.0))
         network = exact_network(schedule, learned=learned)
         terms = all_terms(schedule, network, x_start, jax.random.key(1), LEARNED)
-        prior = np.asarray(image_prior_bits(schedule, x_start), np.float64)
+        prior = np.asarray(prior_bpd(schedule, x_start), np.float64)
         bits, error = (np.asarray(field, np.float64) for field in (terms.bits, terms.xstart_mse))
         m, cumprod = exact_error(schedule), schedule.alphas_cumprod
         np.testing.assert_allclose(error[:, :100].mean(axis=1), m, rtol=5 * math.sqrt(2 / smooth.size))
@@ -258,7 +258,7 @@ def test_coding_curve_of_gaussian_data_respects_the_shannon_limit():
     schedule = make_schedule("cosine", 64)
     x_start = gaussian_images(256, 8, V)
     terms = all_terms(schedule, exact_network(schedule), x_start, jax.random.key(2))
-    rate, rmse = vlb.rate_distortion_curve(np.asarray(image_prior_bits(schedule, x_start)), terms)
+    rate, rmse = vlb.rate_distortion_curve(np.asarray(prior_bpd(schedule, x_start)), terms)
     limit = 0.5 * np.log2(V / np.square(rmse / 127.5))
     assert (np.diff(rate) < 0).all()
     assert (rate > limit - 0.04).all()  # rmse is known to 1 %
@@ -291,7 +291,7 @@ def fast():
     distance = np.abs(x[..., None] - pred_xstart)
     probability = tail((distance - 1 / 255) / np.sqrt(variance[0])) - tail((distance + 1 / 255) / np.sqrt(variance[0]))
     decoder = -(np.log2(np.maximum(probability, 1e-12)) @ (node_weights / node_weights.sum())).mean()
-    prior = np.asarray(image_prior_bits(schedule, x_start), np.float64).mean()
+    prior = np.asarray(prior_bpd(schedule, x_start), np.float64).mean()
     return schedule, x_start, prior + steps[1:].sum() + decoder
 
 
@@ -307,7 +307,7 @@ def estimates(schedule, x_start, num_strata, repeats):
         return vlb.scan_sampled_vlb_terms(schedule, X_START, denoise_fn, x_start, t, keys), weights
 
     terms, weights = jax.device_get(run(jax.random.split(jax.random.key(11), repeats)))
-    prior = np.asarray(image_prior_bits(schedule, x_start))
+    prior = np.asarray(prior_bpd(schedule, x_start))
     return [vlb.estimate_vlb(prior, VlbTerms(*(field[i] for field in terms)), weights[i]) for i in range(repeats)]
 
 

@@ -82,44 +82,44 @@ def test_rk4_uses_the_highest_order_that_the_timesteps_allow():
 
 def record_calls(sampled):
     """The timesteps of all network evaluations, in order."""
-    asked = []
+    calls = []
 
     def network(x_t, t):
-        asked.append(int(t[0]))
+        calls.append(int(t[0]))
         return x_t
 
     x = sampler.per_image_noise(some_keys(1), 0, (1, 1, 1))
     with jax.disable_jit():
         for i in range(sampled.num_steps):
             x, _, _ = sampled.step(network, x, (), jnp.int32(sampled.num_steps - 1 - i), some_keys(1))
-    return asked
+    return calls
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_nfe_counts_evaluations_at_timesteps_of_training(spacing):
     schedule = shorten(FULL, 4, spacing)
     by_heun = heun(schedule, PREDICT_X0)
-    asked = record_calls(by_heun)
-    assert by_heun.nfe == len(asked) == 7
-    assert sorted(set(asked)) == schedule.timesteps.tolist()
+    calls = record_calls(by_heun)
+    assert by_heun.nfe == len(calls) == 7
+    assert sorted(set(calls)) == schedule.timesteps.tolist()
     exact = rk4(schedule, PREDICT_X0, trained=FULL)
-    asked = record_calls(exact)
-    assert exact.nfe == len(asked) == (13 if schedule.timesteps[0] == 0 else 17)
-    assert asked == sorted(asked, reverse=True)  # of two equal ones, one ends a step and the other starts the next
-    assert asked[-1] == 0
-    assert set(schedule.timesteps.tolist()) <= set(asked)
+    calls = record_calls(exact)
+    assert exact.nfe == len(calls) == (13 if schedule.timesteps[0] == 0 else 17)
+    assert calls == sorted(calls, reverse=True)  # of two equal ones, one ends a step and the other starts the next
+    assert calls[-1] == 0
+    assert set(schedule.timesteps.tolist()) <= set(calls)
 
 
 def test_churn_steps_up_to_a_timestep_before_it_steps_down():
     """S_churn / N = 0.4, within S_min .. S_max only: the network is evaluated at the sigma nearest to 1.4 times the step's."""
     schedule = shorten(FULL, 5, "karras")  # sigma 0.01, 0.5, 6.4, 37 and 157
     sampled = heun(schedule, PREDICT_X0, trained=FULL, churn=2.0, churn_min=0.1, churn_max=50.0)
-    asked, sigmas = record_calls(sampled), FULL.sqrt_recipm1_alphas_cumprod
+    calls, sigmas = record_calls(sampled), FULL.sqrt_recipm1_alphas_cumprod
     own = schedule.timesteps[::-1]
-    assert asked[0] == own[0]
-    assert asked[1::2] == own[1:].tolist()
-    np.testing.assert_allclose(sigmas[asked[2:-1:2]] / sigmas[own[1:-1]], 1.4, rtol=0.01)
-    assert asked[-1] == own[-1] == 0
+    assert calls[0] == own[0]
+    assert calls[1::2] == own[1:].tolist()
+    np.testing.assert_allclose(sigmas[calls[2:-1:2]] / sigmas[own[1:-1]], 1.4, rtol=0.01)
+    assert calls[-1] == own[-1] == 0
 
 
 def test_a_chain_that_is_not_a_respacing_is_rejected():

@@ -74,7 +74,7 @@ def test_carry_and_inner_loops_work_in_the_batched_sampler(setting):
     sampled = build(setting, shorten(FULL, 20, "karras"), "v", clip_denoised=True)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     made = BatchedSampler(sampled, lambda params, labels: gentle, mesh, image_shape=SHAPE, batch_size=4)
-    made.chunk = 4
+    made.stretch = 4
     (batch,) = made.generate({}, jax.random.key(0), num_images=4)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), jnp.arange(4))
     state = jax.jit(lambda keys: sampler.sample(sampled, gentle, keys, SHAPE))(keys)

@@ -104,11 +104,11 @@ def spy(params, x_t, t, labels, dropout_key):
 def spied(batch, *, steps=1, key=None, **changes):
     """The network's inputs in each step, and the metrics."""
     shape = batch["image"].shape
-    room = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
+    params = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
     if "label" in batch:
-        room["label"] = jnp.zeros(shape[:1])
+        params["label"] = jnp.zeros(shape[:1])
     step = jax.jit(make_step(apply_fn=spy, **changes))
-    state, results = new_state(SGD, lambda key: room), []
+    state, results = new_state(SGD, lambda key: params), []
     for _ in range(steps):
         before = state.params
         state, metrics = step(state, batch, jax.random.key(0) if key is None else key)
