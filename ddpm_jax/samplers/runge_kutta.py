@@ -104,8 +104,9 @@ def runge_kutta(
 
         def stage(j: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             eps, step_pred_xstart = results
+            trained_index = jnp.asarray(stages)[index, j]
             x = jnp.asarray(stage_x, x_t.dtype)[index, j] * x_t + combine(jnp.asarray(stage_eps, x_t.dtype)[index, j], eps)
-            level = trained.level(jnp.full(x.shape[:1], jnp.asarray(stages)[index, j], jnp.int32))
+            level = trained.level(jnp.full(x.shape[:1], trained_index, jnp.int32))
             pred_xstart = predict_x0(denoise_fn, x, level)
             eps = eps.at[j].set(predict_eps_from_xstart(x, level, pred_xstart))
             # pred_xstart of a step is that of its first stage, but of its last stage in the last step, where it is the sample.
