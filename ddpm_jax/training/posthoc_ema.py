@@ -71,7 +71,7 @@ def solve_posthoc_weights(
     if not len(times) or times.shape != gammas.shape:
         raise ValueError(f"{len(steps)} steps and {len(stds)} standard deviations: each snapshot needs one of both")
     if times.min() < 1 or not 1 <= target_step <= times.max():
-        raise ValueError(f"an average at step {target_step} needs snapshots up to at least this step, not {steps}")
+        raise ValueError(f"an average at step {target_step} needs snapshots from step 1 up to this step or later, not {steps}")
     target = np.array([target_step]), np.array([power_gamma(target_std)])
     gram = inner_products(times, gammas, times, gammas)
     overlap = inner_products(times, gammas, *target)[:, 0]
