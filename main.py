@@ -20,8 +20,9 @@ except ModuleNotFoundError as error:  # the first thing that goes wrong outside 
     sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
 
 from configs import defaults
-from ddpm_jax import config_file
-from ddpm_jax.runtime.errors import UsageError, UserError, format_flag_error
+from ddpm_jax import config_file, user_messages
+from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.user_messages import UsageError, format_flag_error
 
 # JAX, TensorFlow and the programs are imported after the flags are parsed, so that --help and typos are answered at once.
 MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")
@@ -67,7 +68,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list once")
-    except UserError as error:
+    except ExpectedError as error:
         stop(error)
     except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
         stop(UsageError(format_flag_error(error)))
@@ -95,6 +96,7 @@ def _with_home(argument: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Set JAX up and hand over to the program of the mode."""
+    user_messages.configure_logging(defaults.get_config().to_dict())
     try:
         if len(argv) > 1:
             raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
@@ -125,14 +127,14 @@ def main(argv: list[str]) -> None:
         program = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # no mode pays for what another needs
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
         code = program.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)
-    except UserError as error:
+    except ExpectedError as error:
         stop(error)
     sys.exit(code)
 
 
-def stop(error: UserError) -> None:
+def stop(error: ExpectedError) -> None:
     """End with one line."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {user_messages.name_fields(str(error), defaults.get_config().to_dict())}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -48,7 +48,7 @@ from ddpm_jax.diffusion.noise_level import extract
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"  # of compiled programs
@@ -106,7 +106,7 @@ def row(name: str, found: ColorStatistics) -> str:
 def load_photographs(folder: str, size: int, gray: bool) -> np.ndarray:
     """uint8 [N, size, size, 3]; with `gray` all three channels are the brightness."""
     channels = 1 if gray else 3
-    source = load_image_folder(folder, image_size=size, channels=channels, in_memory=True, report=lambda line: None)
+    source = load_image_folder(folder, image_size=size, channels=channels, in_memory=True)
     images = source.batch(np.arange(len(source)))["image"]
     return np.repeat(images, 3, axis=-1) if gray else images
 
@@ -259,5 +259,5 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except ExpectedError as error:
         sys.exit(f"error: {error}")

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from configs import defaults
 from ddpm_jax import config_file
 from ddpm_jax.runtime import workdir
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.user_messages import UserError
 
 
 def get_config(folder: str) -> ConfigDict:

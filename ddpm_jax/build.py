@@ -21,7 +21,6 @@ from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.models import layers, unet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
@@ -32,6 +31,7 @@ from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
+from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
@@ -102,10 +102,8 @@ def build_parameterization(config: ConfigDict) -> Parameterization:
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     """The chain of T steps that the network is trained on."""
     process = config.diffusion
-    try:
+    with config_errors("diffusion"):
         return schedules.make_schedule(process.schedule, process.num_timesteps, zero_terminal_snr=process.zero_terminal_snr)
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
 
 
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
@@ -120,11 +118,9 @@ def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """How the squared error at each t counts."""
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
-    try:
+    with config_errors("diffusion"):
         weighting = loss_weighting.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
         return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
 
 
 def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
@@ -151,7 +147,7 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     check_sampler_options(config)
     if "churn_interval" in options:
         options["churn_min"], options["churn_max"] = options.pop("churn_interval")
-    try:
+    with config_errors("sampling"):
         return make_sampler(
             sampling.sampler,
             sampling_schedule(config, strength),
@@ -159,25 +155,19 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
             trained=build_schedule(config),
             **options,
         )
-    except ValueError as error:
-        raise UsageError(f"config.sampling: {error}") from error
 
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
     """That sampler, as it fills in what is missing of an image."""
-    try:
+    with config_errors("sampling.sampler and config.edit"):
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
-    except ValueError as error:
-        raise UsageError(f"config.sampling.sampler and config.edit: {error}") from error
 
 
 def build_inversion(config: ConfigDict) -> Sampler:
     """The way from an image to the noise that the ddim of config.sampling makes it from."""
-    try:
+    with config_errors("edit"):
         predict_x0 = build_parameterization(config).denoise
         return ddim_inversion(sampling_schedule(config), predict_x0, num_fixed_point_iters=config.edit.inversion_iters)
-    except ValueError as error:
-        raise UsageError(f"config.edit: {error}") from error
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -196,10 +186,8 @@ def build_ema_tracker(config: ConfigDict) -> EmaTracker:
     """The averages of the parameters that are kept beside the first."""
     options = {name: tuple(config.ema[name]) for name in ("extra_decays", "power_sigma_rel")}
     for name, values in options.items():
-        try:
+        with config_errors(f"ema.{name}"):
             EmaTracker(**{name: values})
-        except ValueError as error:
-            raise UsageError(f"config.ema.{name}: {error}") from error
     return EmaTracker(**options)
 
 
@@ -208,18 +196,15 @@ def params_field(config: ConfigDict) -> str | None:
     name = config.sampling.params
     if name in STATE_FIELDS:
         return STATE_FIELDS[name]
-    try:
+    with config_errors(f"sampling.params is {name!r}"):
         return build_ema_tracker(config).resolve(name)
-    except ValueError as error:
-        raise UsageError(f"config.sampling.params is {name!r}: {error}") from error
 
 
-def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> ImageSource:
-    """The images that config.data names. Reading and preparing a large set is told to `report`.
+def build_source(config: ConfigDict) -> ImageSource:
+    """The images that config.data names. Reading and preparing a large set is logged.
 
     Raises:
-      UserError: the set is not there and cannot be prepared.
-      UsageError: it is there, but not as the config says.
+      ValueError, OSError, RuntimeError: the set is not there, or not as the config says; classes of `runtime/errors.py`.
     """
     data = config.data
     if data.name == "digits":
@@ -237,7 +222,6 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
-            report=report,
         )
     else:
         from ddpm_jax.data import tfds
@@ -250,7 +234,6 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             channels=data.channels,
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
-            report=report,
         )
     if (source.image_size, source.channels) != (data.image_size, data.channels):
         raise UsageError(
@@ -277,7 +260,7 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    try:
+    with config_errors("sampling"):
         first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
         how = Guidance(
             scale=sampling.guidance_scale,
@@ -286,8 +269,6 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | No
             rescale=sampling.guidance_rescale,
             num_channels=config.data.channels,
         )
-    except ValueError as error:
-        raise UsageError(f"config.sampling: {error}") from error
 
     def make_guided(params: Any, labels: jax.Array) -> DenoiseFn:
         def network(x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
@@ -380,7 +361,7 @@ def build_batched_sampler(
 
 def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
     """The driver that measures the variational bound as config.evaluation says."""
-    try:
+    with config_errors("evaluation.vlb_num_timesteps"):
         return VlbEvaluator(
             build_schedule(config),
             build_parameterization(config),
@@ -390,13 +371,11 @@ def build_vlb_evaluator(config: ConfigDict, mesh: Mesh) -> VlbEvaluator:
             batch_size=config.evaluation.batch_size,
             timesteps_per_image=config.evaluation.vlb_num_timesteps,
         )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation.vlb_num_timesteps: {error}") from error
 
 
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelihoodEvaluator:
     """The driver that measures the likelihood under the probability flow as config.evaluation says."""
-    try:
+    with config_errors("evaluation, ode_bits_per_dim"):
         return OdeLikelihoodEvaluator(
             build_schedule(config),
             build_parameterization(config),
@@ -407,5 +386,3 @@ def build_ode_likelihood_evaluator(config: ConfigDict, mesh: Mesh) -> OdeLikelih
             rtol=config.evaluation.ode_tolerance,
             atol=config.evaluation.ode_tolerance,
         )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation, ode_bits_per_dim: {error}") from error

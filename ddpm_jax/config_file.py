@@ -14,7 +14,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax.runtime.errors import UsageError, UserError, did_you_mean, format_flag_error
+from ddpm_jax.runtime.errors import ExpectedError, error_line
+from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -31,9 +32,15 @@ class ConfigFileParser(flags.ArgumentParser):
         self._defaults = defaults
 
     def parse(self, argument: str) -> ConfigDict:
-        """See the class. Raises UsageError where the file is not such a config, UserError where the file raises one."""
-        config = load(argument)
-        _compare(config, self._defaults, f"--config={argument}")
+        """See the class. Raises UserError where the file is not such a config, or raises an ExpectedError itself."""
+        try:
+            config = load(argument)
+            _compare(config, self._defaults, f"--config={argument}")
+        except ExpectedError as error:
+            # absl would catch a ValueError, and put words of its own before the line.
+            passed_on = UserError(str(error))
+            passed_on.exit_code = error.exit_code
+            raise passed_on from error
         config.lock()
         return config
 
@@ -47,7 +54,7 @@ def load(argument: str) -> ConfigDict:
 
     Raises:
       UsageError: there is no such file, it fails, or it returns something else.
-      UserError: raised by the file itself.
+      ExpectedError: raised by the file itself.
     """
     path, colon, given = argument.partition(":")
     file = pathlib.Path(path).expanduser()
@@ -71,7 +78,7 @@ def load(argument: str) -> ConfigDict:
             )
             raise UsageError(f"--config={argument}: {fault}") from None
         config = get_config(*arguments)
-    except UserError:
+    except ExpectedError:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"--config={argument} fails{_place(error, file)}: {_reason(error)}") from error
@@ -149,10 +156,11 @@ def _reason(error: BaseException) -> str:
         return f"{error.msg} (SyntaxError)"
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {error.code})"
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in text:  # of a locked ConfigDict
+    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in str(
+        error
+    ):  # a locked ConfigDict
         return format_flag_error(error)
-    return f"{text} ({type(error).__name__})"
+    return error_line(error, kind=True)
 
 
 def repeated_lists(flag_values: flags.FlagValues, arguments: list[str]) -> str:

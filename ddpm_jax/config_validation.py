@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import build
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.user_messages import UsageError, config_errors
 
 LISTS = {  # field -> what its elements are; single values have their types checked where flags are parsed
     "model.ch_mult": int,
@@ -153,15 +153,13 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError(
             f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
         )
-    try:
+    with config_errors("diffusion"):
         losses.check_loss(
             build.build_schedule(config),
             build.build_parameterization(config),
             loss=process.loss,
             weighting=build.build_weighting(config),
         )
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
 
 
 def check_lists(config: ConfigDict) -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.source import ImageSource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.user_messages import UsageError
 
 
 def wrong_number(config: ConfigDict, source: ImageSource) -> str:

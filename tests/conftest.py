@@ -1,7 +1,9 @@
 """Settings every test runs under. Strict on purpose: what JAX can check, it checks."""
 
+import contextlib
 import gc
 import importlib.metadata
+import logging
 import os
 import pathlib
 
@@ -19,6 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
+from configs import defaults
+from ddpm_jax import user_messages
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
 
@@ -29,19 +34,19 @@ jax.config.update("jax_debug_key_reuse", True)
 # Files of tests by what they took, the longest first. A worker takes one file at a time: a long one that begins last is
 # waited for by all. `pytest --durations=50` measures; the others come afterwards, in the usual order.
 LONGEST_FIRST = (
-    "programs/test_processes.py",
-    "programs/test_resume.py",
+    "cli/test_processes.py",
+    "cli/test_resume.py",
     "test_configs.py",
     "benchmarks/test_benchmarks.py",
-    "programs/test_bad_inputs.py",
-    "programs/test_evaluate.py",
-    "programs/test_weights.py",
-    "programs/test_options.py",
-    "programs/test_main.py",
+    "cli/test_bad_inputs.py",
+    "cli/test_evaluate.py",
+    "cli/test_load_params.py",
+    "cli/test_options.py",
+    "cli/test_main.py",
     "test_notebook.py",
-    "programs/test_illustrate.py",
-    "programs/test_edit.py",
-    "programs/test_train.py",
+    "cli/test_visualize.py",
+    "cli/test_edit.py",
+    "cli/test_train.py",
     "test_combinations.py",
     "models/test_unet.py",
 )
@@ -68,6 +73,52 @@ def _drop_compiled_programs():
     if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY_BYTES:
         jax.clear_caches()
         gc.collect()
+
+
+class _Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _logged():
+    """The lines that the package logs meanwhile, as they come."""
+    logger, handler = logging.getLogger("ddpm_jax"), _Lines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def logged():
+    """Context manager: the lines that the package logs inside."""
+    return _logged
+
+
+@pytest.fixture
+def log_lines():
+    """The lines that the package logs in a test, as they come."""
+    with _logged() as lines:
+        yield lines
+
+
+@pytest.fixture
+def printed_log():
+    """Log lines are on stderr, as main.py has them printed."""
+    logger = logging.getLogger("ddpm_jax")
+    user_messages.configure_logging(defaults.get_config().to_dict())
+    yield
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

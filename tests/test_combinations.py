@@ -16,10 +16,10 @@ from ddpm_jax import build, config_validation
 from ddpm_jax.diffusion import loss_weighting, losses, schedules, timestep_sampling
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.variances import VARIANCES
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers import SAMPLERS, sampler
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
+from ddpm_jax.user_messages import UsageError
 
 SHAPE = (2, 2, 1)
 TABLE = list(itertools.product((False, True), PREDICTIONS, VARIANCES, losses.LOSSES, loss_weighting.WEIGHTINGS))

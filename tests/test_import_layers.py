@@ -12,6 +12,7 @@ LAYERS = {
     "cli": 4,
     "config_validation": 3.5,
     "config_file": 3.5,
+    "user_messages": 2.2,
     "data_config": 2.5,
     "build": 3,
     "training": 2,
@@ -25,7 +26,7 @@ LAYERS = {
     "runtime": 1,
     "plotting": 1,
 }
-SHARED = "ddpm_jax.runtime.errors"  # below all layers
+SHARED = ("ddpm_jax.runtime.errors", "ddpm_jax.runtime.atomic")  # below all layers
 CONFIG_READERS = ("cli", "config_validation", "build", "config_file", "data_config")
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Who may import a library that has one home: all other modules go through it.
@@ -110,7 +111,17 @@ def test_imports_go_down(file):
 def test_the_check_sees_what_it_should():
     assert upward("diffusion", {"ddpm_jax.models.unet.UNet"})
     assert upward("samplers", {"ddpm_jax.build.build_model"})
-    assert not upward("samplers", {"ddpm_jax.diffusion.gaussian", "ddpm_jax.samplers.ddim", SHARED + ".UsageError"})
+    assert not upward(
+        "samplers", {"ddpm_jax.diffusion.gaussian", "ddpm_jax.samplers.ddim", "ddpm_jax.runtime.errors.InvalidArgumentError"}
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_errors_of_the_command_line_are_raised_by_it(file):
+    """Below, a caller gets a ValueError, an OSError or a RuntimeError, and needs to know no class of this program."""
+    own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own not in CONFIG_READERS and own != "user_messages":
+        assert not {name for name in imports(file) if name.endswith((".UserError", ".UsageError"))}
 
 
 @pytest.mark.parametrize("library", HOMES)

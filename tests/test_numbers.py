@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from ddpm_jax import build, config_validation
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.guidance import guided_timesteps
+from ddpm_jax.user_messages import UsageError
 
 
 def make_config(changes):

@@ -24,8 +24,9 @@ from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime import distributed, paths, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from ddpm_jax.runtime.metric_logger import Progress
+from ddpm_jax.user_messages import UserError
 
 
 @distributed.distributed_main()
@@ -70,14 +71,13 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     try:
         return features.make_extractor(
             evaluation.features,
-            weights=evaluation.inception_path,
+            inception_path=evaluation.inception_path,
             group_size=cpu.inception_group_size(),
-            report=distributed.log_once,
             progress=Progress,
         )
-    except UsageError:
+    except InvalidArgumentError:
         raise
-    except UserError as error:
+    except ExpectedError as error:
         if evaluation.features != "inception":
             raise
         raise UserError(f"{error}; or compare without a network: --config.evaluation.features=pixels_16") from error
@@ -98,7 +98,7 @@ def real_source(config: ConfigDict, split: str = "") -> ImageSource:
     other = config.copy_and_resolve_references()
     other.data.split = split or split_of(config)
     try:
-        return build.build_source(other, report=distributed.log_once)
+        return build.build_source(other)
     except NoSuchSplit as error:
         if split or not config.evaluation.split:
             raise
@@ -117,7 +117,7 @@ def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:
         if held is None:
             raise UserError(f"{target} holds statistics of unknown origin")
         reference_stats.check_matches(target, held, wanted)
-    except UserError as error:
+    except ExpectedError as error:
         raise UserError(f"{error}; it is not replaced: {advice}") from error
 
 

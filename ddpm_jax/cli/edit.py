@@ -22,9 +22,9 @@ from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, manifest, npz, paths, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.metric_logger import Progress
 from ddpm_jax.samplers.batched import BatchedSampler
+from ddpm_jax.user_messages import UsageError, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

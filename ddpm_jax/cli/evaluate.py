@@ -9,6 +9,7 @@ Each result is kept in eval/results/; an evaluation adds to those before and rep
 
 import functools
 import itertools
+import logging
 import pathlib
 import sys
 import time
@@ -29,10 +30,12 @@ from ddpm_jax.diffusion import likelihood
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, report, rng, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.metric_logger import Progress, TensorBoardWriter
 from ddpm_jax.runtime.results import Result, Results, join
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.user_messages import UsageError
+
+logger = logging.getLogger(__name__)
 
 BOUNDS = ("bits_per_dim", "ode_bits_per_dim")  # of images held out
 METRICS = (*SAMPLE_METRICS, *BOUNDS)
@@ -76,7 +79,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
-    with TensorBoardWriter(run_folder, distributed.log_once, beside=f"{target}/step_N.json") as events:
+    with TensorBoardWriter(run_folder, beside=f"{target}/step_N.json") as events:
         for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, weights_of(config)):
             config.sampling.update(checkpoint_step=checkpoint_step, params=name)
             params, step = load_params.restore(config, run_folder, mesh)
@@ -121,7 +124,7 @@ class Measurement:
     ):
         self._config, self._run_folder = config, run_folder
         self._target, self._defaults, self._held_out = target, defaults, held_out
-        self._results = Results(target / "results", distributed.log_once)
+        self._results = Results(target / "results")
         self._wanted = metrics_of(config, held_out)
         self._added: list[Result] = []
 
@@ -371,4 +374,4 @@ def _program() -> dict[str, Any]:
 def say(row: dict[str, Any]) -> None:
     """Print a result as soon as it is there."""
     words = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
-    distributed.log_once(" · ".join(words))
+    logger.info(" · ".join(words))

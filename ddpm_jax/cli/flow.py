@@ -1,6 +1,7 @@
 """The part of --mode=evaluate that measures the likelihood under the probability flow: of dequantised images."""
 
 import hashlib
+import logging
 import math
 import sys
 from typing import Any
@@ -14,17 +15,19 @@ from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodBatch, Ode
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.runtime.metric_logger import Progress
 
+logger = logging.getLogger(__name__)
+
 
 def measure_flow(
     config: ConfigDict, meter: OdeLikelihoodEvaluator, params: Any, source: ImageSource
 ) -> tuple[dict[str, Any], dict[str, float | int]]:
     """The likelihood of the first images of the source, as many as the config says: for the report, and for the table."""
     count = min(config.evaluation.num_heldout_images or len(source), len(source))
-    if not config.evaluation.hutchinson_samples and distributed.is_primary_process():
+    if not config.evaluation.hutchinson_samples:
         size = math.prod(source.batch(np.arange(1))["image"].shape)
         line = f"the exact trace: {size:,} derivatives of the network in each of the hundreds of evaluations of an image; "
         line += f"config.evaluation.hutchinson_samples=1 estimates it in about 1/{round((1 + 2 * size) / 3):,} of the time"
-        print(line, file=sys.stderr, flush=True)
+        logger.info(line)
     key, parts, digest = rng.purpose_key(config.sampling.seed, "flow"), [], hashlib.sha256()
     with Progress(count, unit="images", out=sys.stderr) as progress:
         tell = progress.update if distributed.is_primary_process() else lambda images: None

@@ -84,7 +84,6 @@ def generate_into_cache(
             identity,
             defaults=defaults,
             is_writer=distributed.is_primary_process(),
-            report=distributed.log_once,
         )
         gaps = shards.missing(config.sampling.num_images) if distributed.is_primary_process() else []
     sample.generate_missing(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli import compute_stats
 from ddpm_jax.data import duplicates, identity
 from ddpm_jax.data.source import ArraySource, ImageSource, NoSuchSplit
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.user_messages import UsageError
 
 AUTO = "auto"
 USUAL = ("test", "validation", "val", "valid")  # splits that auto looks for, in this order

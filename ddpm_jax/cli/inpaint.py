@@ -9,8 +9,8 @@ from ddpm_jax import build
 from ddpm_jax.cli import edit
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.repaint import InpaintingInputs, default_jump_length, init_inpainting_state
+from ddpm_jax.user_messages import UsageError
 
 GRAY = 128  # what the picture shows in place of what is missing
 NAMED_MASKS = ("center", "left", "right", "top", "bottom")

@@ -12,9 +12,9 @@ from ddpm_jax import build
 from ddpm_jax.cli import edit
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.inversion import slerp
 from ddpm_jax.samplers.sampler import init_state_from
+from ddpm_jax.user_messages import UsageError
 
 
 @distributed.distributed_main()

@@ -7,8 +7,8 @@ kept: EDM2 (2312.02696), section 3.2, by `training/posthoc_ema.py`.
 
 import hashlib
 import itertools
+import logging
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build
-from ddpm_jax.runtime import distributed, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime import rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.training import ema_tracker, posthoc_ema
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError, UserError
+
+logger = logging.getLogger(__name__)
 
 FAR = 0.02  # of profiles: from here on, an average made afterwards is not quite of the length that it is called
 
@@ -71,13 +73,12 @@ def _make(config: ConfigDict, checkpoints: CheckpointManager, abstract: Any, tar
         target_step=steps[-1],
         target_std=ema_tracker.parse_power_std(name),
     )
-    if distributed.is_primary_process():
-        line = f"{name} at step {steps[-1]:,} out of {len(snapshots)} averages of {len(steps)} checkpoints"
-        line += f", {100 * recipe.profile_error:.2g}% from its profile"
-        if recipe.profile_error > FAR:
-            line += ": too few lengths or checkpoints for this one; "
-            line += "keep more (config.train.keep_period and checkpoint_every) or choose another"
-        print(line, file=sys.stderr, flush=True)
+    line = f"{name} at step {steps[-1]:,} out of {len(snapshots)} averages of {len(steps)} checkpoints"
+    line += f", {100 * recipe.profile_error:.2g}% from its profile"
+    if recipe.profile_error > FAR:
+        line += ": too few lengths or checkpoints for this one; "
+        line += "keep more (config.train.keep_period and checkpoint_every) or choose another"
+    logger.info(line)
 
     def trees() -> Iterator[Any]:
         fields = {ema_tracker.power_name(std): abstract for std in config.ema.power_sigma_rel}

@@ -4,6 +4,7 @@ What a picture costs is counted in training steps: a step computes the network f
 forward pass, for each image of its batch. So the decision is the same on every machine and after every resume.
 """
 
+import logging
 import pathlib
 import shlex
 import sys
@@ -17,10 +18,12 @@ from ddpm_jax import build
 from ddpm_jax.cli import load_params, sample, sample_files
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, workdir
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError
+
+logger = logging.getLogger(__name__)
 
 FORWARD_PASSES = 3  # a training step on an image, in network evaluations of it
 QUICK = (("dpmpp_2m", "logsnr"), ("ddim", "trailing"))  # the first that the schedule and prediction allow
@@ -85,7 +88,7 @@ class Pictures:
         try:
             drawn = sample.draw_with_progress(config, self._generator(config), load_params.from_state(config, state))
         except NonFiniteSamples as error:  # the weights train on: their loss has a check of its own
-            self._logbook.say(f"no picture of step {step:,}: {error}")
+            logger.info(f"no picture of step {step:,}: {error}")
             return []
         names = sample_files.row_names(drawn.labels, self._class_names)
         pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.labels, names)}

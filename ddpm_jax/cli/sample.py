@@ -6,6 +6,7 @@ killed continues where it stopped.
 
 import contextlib
 import functools
+import logging
 import math
 import pathlib
 import sys
@@ -22,9 +23,12 @@ from ddpm_jax.cli.sample_files import CHAINS_SHOWN, KEPT_IMAGES, OUTPUTS, Sample
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.runtime import distributed, manifest, paths, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 from ddpm_jax.runtime.metric_logger import Progress
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.user_messages import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CHAINS_SHOWN", "draw", "draw_with_progress", "generate_missing", "run", "trajectory_images"]
 
@@ -77,7 +81,6 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
                 class_names=class_names_of(run_folder),
                 formats=build.FORMATS[sampling.format],
                 keeps_stages=bool(sampling.num_intermediates),
-                report=distributed.log_once,
             )
             gaps = files.missing()
 
@@ -142,7 +145,7 @@ def generate_missing(
         missing += zip([start, *middle], [*middle, stop], strict=True)
     there = number - sum(stop - start for start, stop in missing)
     if there:
-        distributed.log_once(f"{there:,} of {number:,} images are there already")
+        logger.info(f"{there:,} of {number:,} images are there already")
     key = rng.purpose_key(config.sampling.seed, "sample")
     with Progress(number, unit="images", out=sys.stderr) as progress:
         tell = progress.update if distributed.is_primary_process() else lambda images: None
@@ -221,6 +224,8 @@ def translate_write_errors(target: pathlib.Path) -> Iterator[None]:
     """Turn what the system says about a folder that cannot be written into one line."""
     try:
         yield
+    except FileAccessError:  # the library has said which file
+        raise
     except OSError as error:
         raise paths.cannot_write(target, error) from error
     except zipfile.BadZipFile as error:

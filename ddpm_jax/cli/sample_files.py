@@ -17,8 +17,8 @@ from ddpm_jax.diffusion import pixels
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import npz
-from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.samplers.batched import GeneratedBatch
+from ddpm_jax.user_messages import UserError
 
 OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # names that a folder of other things may not have
 STAGES = ("x_t", "pred_xstart")
@@ -40,7 +40,6 @@ class SampleFolder:
       class_names: of label 0, 1, ...; () where they are not known.
       formats: of "npz", "png", "guided_diffusion".
       keeps_stages: whether x_t and pred_xstart of the first images are kept.
-      report: called with a line for each damaged piece.
     """
 
     def __init__(
@@ -54,10 +53,9 @@ class SampleFolder:
         class_names: Sequence[str],
         formats: Sequence[str],
         keeps_stages: bool = False,
-        report: Callable[[str], None] = lambda line: None,
     ):
         self.folder = folder
-        self._shards = SampleCache(folder, identity, report=report)
+        self._shards = SampleCache(folder, identity)
         self._shape = (num_images, *image_shape)
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages

@@ -23,7 +23,8 @@ from ddpm_jax.metrics.moments import sample_warnings
 from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime import distributed, paths
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.user_messages import UsageError, UserError
 
 SAMPLE_METRICS = ("frechet", "kid", "inception_score", "precision_recall")  # of drawn images against real ones
 FEATURE_METRICS = {"kid", "precision_recall"}  # that need features, where the others need their moments or logits
@@ -146,7 +147,7 @@ class SampleScorer:
                 scores["precision"], scores["recall"] = self._manifold.compare(found.features)
             if wanted & FEATURE_METRICS and len(found.features) < count:
                 scores["compared"] = len(found.features)
-        except (ValueError, UserError) as error:  # of the reference's dimension, too few, or without logits
+        except (ValueError, ExpectedError) as error:  # of the reference's dimension, too few, or without logits
             raise UserError(f"cannot compare {count:,} images: {error}") from error
         if repeated := duplicates.count_repeated(hashes):
             scores["repeated"] = repeated

@@ -7,6 +7,7 @@ bits: the state is the checkpoint's, and data and noise of step n follow from (s
 import contextlib
 import datetime
 import functools
+import logging
 import math
 import pathlib
 import signal
@@ -27,13 +28,16 @@ from ddpm_jax.cli.pictures import Pictures, parameter_count, sample_command
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.runtime import config_changes, distributed, rng, run_record, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError, UserError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
 from ddpm_jax.samplers.batched import NonFiniteSamples
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError, UserError
+
+logger = logging.getLogger(__name__)
 
 
 @distributed.distributed_main()
@@ -50,8 +54,6 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
       UserError, UsageError: what the person can mend; the last good checkpoint stays.
     """
     started = time.monotonic()
-    is_writer = distributed.is_primary_process()
-    say = _say if is_writer else lambda line: None
     mesh = meshes.make_mesh()
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
@@ -59,10 +61,10 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         profiled_steps = parse_profile(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
-    with distributed.hold_workdir(run_folder, say) as check_held:
+    with distributed.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
             run_record.check_resume(run_folder, config.to_dict(), build.as_dict(defaults))
-        options = {"started": started, "profiled_steps": profiled_steps, "say": say, "check_held": check_held}
+        options = {"started": started, "profiled_steps": profiled_steps, "check_held": check_held}
         return _train(config, run_folder, mesh, defaults=defaults, **options)
 
 
@@ -74,15 +76,14 @@ def _train(
     defaults: ConfigDict | None,
     started: float,
     profiled_steps: range,
-    say: Callable[[str], None],
     check_held: Callable[[], None],
 ) -> int:
     """As `run`, once the workdir is there, held and of this config; `check_held` comes before each save."""
     is_writer = distributed.is_primary_process()
     evaluation = None
     with distributed.raise_on_all_processes():
-        source = build.build_source(config, report=say)
-        check_data(run_folder, identity.identity_of(source), config.model.class_conditional, say)
+        source = build.build_source(config)
+        check_data(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # so that a wrong field of config.sampling is found now
     if config.train.eval_every:
@@ -94,13 +95,12 @@ def _train(
         workdir.checkpoint_folder(run_folder),
         max_to_keep=config.train.max_to_keep,
         keep_period=config.train.keep_period,
-        report=say,
     ) as checkpoints:
         state, start_step = initial_state(config, checkpoints, mesh)
-        say(write_parameters(run_folder, state.params, is_writer))
-        say(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
+        logger.info(write_parameters(run_folder, state.params, is_writer))
+        logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
-            say(resume_line(config, run_folder, start_step, defaults))
+            logger.info(resume_line(config, run_folder, start_step, defaults))
         with (
             GracefulShutdown(distributed.PreemptionSync(mesh) if jax.process_count() > 1 else None) as interrupt,
             TrainLogger(
@@ -159,7 +159,7 @@ def _train(
                             if is_writer:
                                 record_start(config, run_folder, start_step, mesh, defaults)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
-                        logbook.say(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
+                        logger.info(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
             log.flush()
             step = int(state.step)
             if step > start_step:  # else there is nothing new, and no record of a step
@@ -176,13 +176,13 @@ def _train(
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "before the first step, so nothing is saved"
-                logbook.say(f"stopped by {name}: {saved}; run the same command again to resume")
+                logger.info(f"stopped by {name}: {saved}; run the same command again to resume")
                 return interrupt.exit_code
-            logbook.say(ending)
+            logger.info(ending)
     return 0
 
 
-def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bool, say: Callable[[str], None]) -> None:
+def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bool) -> None:
     """Compare the set with the one that the run was trained on so far.
 
     Raises:
@@ -199,7 +199,9 @@ def check_data(run_folder: pathlib.Path, new: identity.Identity, has_classes: bo
         )
     if changed := identity.content_changes(old, new):
         changed += f"; classes {classes}" if classes else ""  # which this model does not use
-        say(f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these")
+        logger.warning(
+            f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these"
+        )
 
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
@@ -320,7 +322,7 @@ def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> 
     file = run_folder / "parameters.txt"
     with distributed.raise_on_all_processes():
         if is_writer:
-            workdir.write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+            write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     return f"{parameter_count(params):,} parameters, listed in {file}"
 
 
@@ -329,7 +331,7 @@ def score(config: ConfigDict, evaluation: Any, state: TrainState, logbook: Train
     try:
         logbook.scalars(int(state.step), evaluation.scores(load_params.from_state(config, state)))
     except NonFiniteSamples as error:  # the weights train on: their loss has a check of its own
-        logbook.say(f"no scores of step {int(state.step):,}: {error}")
+        logger.info(f"no scores of step {int(state.step):,}: {error}")
 
 
 def parse_profile(text: str) -> range:
@@ -361,7 +363,3 @@ def profiling(run_folder: pathlib.Path, steps: range) -> Iterator:
     finally:
         if tracing:
             jax.profiler.stop_trace()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ pictures state both, which sampler made the reverse chain, and the class that a 
 
 import hashlib
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +28,9 @@ from ddpm_jax.plotting import filmstrip, image_grid
 from ddpm_jax.runtime import distributed, manifest, rng, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
+from ddpm_jax.user_messages import UsageError
 
 MOST_IMAGES = 16
 PICTURES = ("forward.png", "reverse.png", "chain.png")
@@ -143,7 +142,7 @@ def real_images(config: ConfigDict) -> np.ndarray:
     Raises:
       UsageError: the set ends before.
     """
-    source = build.build_source(config, report=lambda line: print(line, file=sys.stderr, flush=True))
+    source = build.build_source(config)
     first, number = config.visualize.start_index, config.visualize.num_images
     if first + number > len(source):
         raise UsageError(

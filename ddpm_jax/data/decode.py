@@ -13,13 +13,13 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from ddpm_jax.data.value_range import DeepLevels, find_range
 from ddpm_jax.data.value_range import to_uint8 as levels_to_uint8
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
 # Only these are tried, whatever a file is called: Pillow would hand others, such as EPS, to programs outside.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-class ImageDecodeError(Exception):
+class ImageDecodeError(ValueError):
     """A file that is no readable image. The message is the reason, in a few words."""
 
 
@@ -103,22 +103,24 @@ def to_uint8(picture: Image.Image, background: tuple[int, int, int], value_range
             if is_deep(picture)
             else _decode_8bit(picture, background)
         )
+    except ImageDecodeError:
+        raise
     except ValueError as error:  # Pillow has no way from this mode, such as LAB, to RGB
-        raise ImageDecodeError(f"damaged: {' '.join(str(error).split())[:100] or 'ValueError'}") from error
+        raise ImageDecodeError(f"damaged: {error_line(error)}") from error
 
 
 def parse_background(name: str) -> tuple[int, int, int]:
     """A colour by name or #rrggbb, as RGB 0..255.
 
     Raises:
-      UsageError: no such colour, or one that is itself transparent.
+      InvalidArgumentError: no such colour, or one that is itself transparent.
     """
     try:
         colour = ImageColor.getrgb(name)
     except ValueError:
         colour = ()
     if len(colour) != 3:
-        raise UsageError(f"config.data.background is {name!r}: give a colour's name, such as white, or #rrggbb")
+        raise InvalidArgumentError(f"`background` is {name!r}: give a colour's name, such as white, or #rrggbb")
     return colour
 
 
@@ -161,10 +163,7 @@ def _reason(error: Exception, file: str | BinaryIO) -> str:
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image" if _size(file) else "empty file"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    words = " ".join(str(error).split())[:100]
-    return words if isinstance(error, OSError) and words else f"damaged: {words or type(error).__name__}"
+    return error_line(error) if isinstance(error, OSError) and str(error) else f"damaged: {error_line(error)}"
 
 
 def _size(file: str | BinaryIO) -> int:

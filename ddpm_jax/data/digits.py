@@ -31,7 +31,7 @@ def load_digits(split: str) -> ArraySource:
     try:
         parts = splits.select(split, {"train": NUM_TRAIN, "test": NUM_TEST, "all": NUM_TRAIN + NUM_TEST})
     except ValueError as error:
-        raise NoSuchSplit(f"digits has {error} (config.data.split, or the field that names this split)") from error
+        raise NoSuchSplit(f"digits has {error} (`split`, or the field that names this split)") from error
     from sklearn.datasets import load_digits as sklearn_digits  # a second of import that other sets need not pay
 
     digits = sklearn_digits()

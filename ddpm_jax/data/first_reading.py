@@ -5,16 +5,18 @@ That is: which files are broken, a digest of each, the levels that it uses, and 
 
 import hashlib
 import io
+import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ddpm_jax.data import decode, identity, value_range
 from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
 
@@ -39,15 +41,15 @@ class FirstReading:
         self.broken: dict[int, str] = {}
         self._deep: dict[int, value_range.DeepLevels] = {}
 
-    def read_all(self, num_threads: int | None, report: Callable[[str], Any]) -> None:
+    def read_all(self, num_threads: int | None) -> None:
         """Reads every file; `broken` has index -> reason then."""
-        self._for_each(range(len(self._paths)), (), num_threads, report)
+        self._for_each(range(len(self._paths)), (), num_threads)
 
-    def read_deep(self, levels: Sequence[float], num_threads: int | None, report: Callable[[str], Any]) -> tuple[float, ...]:
+    def read_deep(self, levels: Sequence[float], num_threads: int | None) -> tuple[float, ...]:
         """Reads the deep files again, with the range `levels`, or the one found; that range, () where there is none.
 
         Raises:
-          UsageError: there is none that fits.
+          InvalidArgumentError: there is none that fits.
         """
         if not self._deep:
             return tuple(levels)
@@ -56,10 +58,10 @@ class FirstReading:
             try:
                 levels = value_range.find_range(list(self._deep.values()))
             except ValueError as error:
-                raise UsageError(f"config.data.value_range is not set, and in {self._folder} {error}") from error
+                raise InvalidArgumentError(f"`levels` is not set, and in {self._folder} {error}") from error
         named = {self._paths[index]: measured for index, measured in self._deep.items()}
-        report(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
-        self._for_each(sorted(self._deep), tuple(levels), num_threads, report)
+        logger.info(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
+        self._for_each(sorted(self._deep), tuple(levels), num_threads)
         return tuple(float(level) for level in levels)
 
     def fingerprint(self, kept: Sequence[int] | None, prefix: str = "") -> str:
@@ -81,9 +83,7 @@ class FirstReading:
         chosen = slice(None) if kept is None else list(kept)
         return self._least[chosen], self._most[chosen]
 
-    def _for_each(
-        self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None, report: Callable[[str], Any]
-    ) -> None:
+    def _for_each(self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None) -> None:
         def work(positions: range) -> None:
             for index in (indices[position] for position in positions):
                 try:
@@ -94,14 +94,14 @@ class FirstReading:
         title = f"{self._folder}: {'checked' if self._images is None else 'read'}"
         with warnings.catch_warnings():  # here and not in the threads: they share one set of filters
             warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF metadata, large photographs: nothing to be done
-            for_each_chunk(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads, report=report)
+            for_each_chunk(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads)
 
     def _read(self, index: int, levels: tuple[float, ...]) -> None:
         try:
             with open(os.path.join(self._folder, self._paths[index]), "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise decode.ImageDecodeError((error.strerror or str(error)).lower()) from error
+            raise decode.ImageDecodeError(error_line(error)) from error
         self._digests[index] = hashlib.sha256(content).digest()
         with decode.open_image(io.BytesIO(content)) as picture:
             if decode.is_deep(picture) and not levels:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.data import splits
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError, error_line
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMED = 5
@@ -21,7 +21,7 @@ def find_images(folder: str) -> tuple[list[str], collections.Counter]:
     followed, but not in circles. What begins with a dot is passed over and not counted.
 
     Raises:
-      UserError: the folder, or one below it, is not there or cannot be looked into.
+      FileAccessError: the folder, or one below it, is not there or cannot be looked into.
     """
     paths, others = [], collections.Counter()
     pending = [("", (os.path.realpath(folder),))]  # prefix of the paths, and the folders that it lies in
@@ -32,11 +32,11 @@ def find_images(folder: str) -> tuple[list[str], collections.Counter]:
             with os.scandir(where) as found:
                 entries = [entry for entry in found if not entry.name.startswith(".")]
         except NotADirectoryError as error:
-            raise UserError(f"{where} is a file: name the folder of your images with --config.data.data_dir=PATH") from error
+            raise FileAccessError(f"{where} is a file: name the folder of your images with `folder=PATH`") from error
         except FileNotFoundError as error:
-            raise UserError(f"there is no folder {where}: check --config.data.data_dir") from error
+            raise FileAccessError(f"there is no folder {where}: check `folder`") from error
         except OSError as error:
-            raise UserError(f"cannot look into {where}: {(error.strerror or str(error)).lower()}") from error
+            raise FileAccessError(f"cannot look into {where}: {error_line(error)}") from error
         for entry in entries:
             extension = os.path.splitext(entry.name)[1].lower()
             if entry.is_dir():
@@ -60,20 +60,20 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
 
     Raises:
       NoSuchSplit: no such split.
-      UserError: images at the top beside subfolders, or a split with classes that the training set does not have.
+      InvalidDataError: images at the top beside subfolders, or a split with classes that the training set does not have.
     """
     own = splits_of(found)
     parts = {name: [path for path in found if path.startswith(f"{name}/")] for name in own} or {"train": list(found)}
     classes = {name: class_names(folder, files, f"{name}/" if own else "") for name, files in parts.items()}
     for name, names in classes.items():
         if more := sorted(set(names) - set(classes["train"])):
-            raise UserError(
+            raise InvalidDataError(
                 f"{os.path.join(folder, name)} has the class {listed(more, 3)}, which {os.path.join(folder, 'train')} has "
                 "not: every split must have the classes of train; add images of it there, or remove it here"
             )
     for name, names in classes.items():
         if classes["train"] and not names:
-            raise UserError(
+            raise InvalidDataError(
                 f"{os.path.join(folder, name)} has no folders of classes, and {os.path.join(folder, 'train')} has "
                 f"({listed(classes['train'], 3)}): sort its images into such folders, or remove it"
             )
@@ -91,7 +91,7 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
             where = "splits, its folders," if own else "no folders train and test, so its splits"
             names = ", ".join([*parts, "all"])
             raise NoSuchSplit(
-                f"{folder} has no split {split!r} (config.data.split, or the field that names this split): it has {where} "
+                f"{folder} has no split {split!r} (`split`, or the field that names this split): it has {where} "
                 f"are {names}, and each has slices such as train[:90%]"
             ) from error
         chosen = []
@@ -99,7 +99,7 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
             order = splits.mixed_order(parts[name], labels_of(parts[name]))
             chosen += [parts[name][index] for index in order[positions.start : positions.stop]]
     if not chosen:
-        raise UsageError(f"the split {split!r} of {folder} is empty: {len(found):,} images are there in all")
+        raise InvalidArgumentError(f"the split {split!r} of {folder} is empty: {len(found):,} images are there in all")
     chosen.sort()
     return chosen, labels_of(chosen), classes["train"]
 
@@ -116,13 +116,13 @@ def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str
     Sorted by name, or by number where all of them are whole numbers: 2 comes before 10.
 
     Raises:
-      UserError: images are in both places.
+      InvalidDataError: images are in both places.
     """
     inner = [path.removeprefix(prefix) for path in paths]
     top = [path for path in inner if "/" not in path]
     names = sorted({path.split("/")[0] for path in inner if "/" in path})
     if top and names:
-        raise UserError(
+        raise InvalidDataError(
             f"{os.path.join(folder, prefix).rstrip('/')} holds images both at its top ({listed(top, 1)}) and in subfolders "
             f"({listed(names, 3)}): subfolders are classes, so move the first into one, or all to the top"
         )
@@ -133,10 +133,10 @@ def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str
 
 def class_prefixes(source: ImageSource) -> str:
     """How a folder without classes gets them, for an error; names what its files seem to have in common."""
-    advice = "put the images of each class into a folder of its own, directly in config.data.data_dir"
+    advice = "put the images of each class into a folder of its own, directly in `folder`"
     try:
         paths = find_images(source.name)[0]
-    except UserError:
+    except FileAccessError:
         return advice
     stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     prefixes = collections.Counter(stem.rstrip("0123456789").rstrip("-_. ()") for stem in stems)

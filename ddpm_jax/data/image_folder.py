@@ -4,12 +4,13 @@
     photos/cats/... , photos/dogs/...         label 0 for cats, 1 for dogs
     photos/train/cats/... , photos/test/...   splits `train` and `test` (`splits.py`), each with classes or without
 
-Every file is read once before training begins, so that a broken one shows then and not after a night.
+Every file is read once before training begins, so that a broken one shows then and not after a night. What was found, left
+out or is odd about the levels is logged.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
+
+logger = logging.getLogger(__name__)
 
 ON_DECODE_ERROR = ("error", "skip")
 NAMED_IN_ERROR = 5
@@ -35,7 +38,6 @@ def load_image_folder(
     levels: Sequence[float] = (),
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> ImageSource:
     """The images of a folder, each read by `decode.read_image` and made to fit by `source.fit_image`.
 
@@ -61,32 +63,32 @@ def load_image_folder(
       in_memory: True keeps all images decoded in memory, False reads them again when they are asked for (all are
         still read once at first, to find the broken), "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
-      report: called with a line about what was found, left out, is odd about the levels, or takes time.
 
     Returns:
       A source whose name is the folder's absolute path; its batches have "label" where there are classes. Its fingerprint
       is of the paths and contents of the files that it holds.
 
     Raises:
-      UsageError: no folder, an unknown split, background, on_decode_error or number of channels, or no range is found.
-      UserError: the folder is not there or holds no image, images lie both at its top and in subfolders, a file
+      InvalidArgumentError: no folder, or an unknown split, background, on_decode_error or number of channels; or no range fits.
+      FileAccessError: the folder is not there.
+      InvalidDataError: the folder holds no image, images lie both at its top and in subfolders, a file
         is broken (on_decode_error "error"), no image of the folder or of a class can be read, or the splits differ in classes.
     """
     if channels not in (1, 3):
-        raise UsageError(f"config.data.channels is {channels}: it must be 1 (gray) or 3 (RGB)")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     if on_decode_error not in ON_DECODE_ERROR:
-        raise UsageError(f"config.data.on_decode_error is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
+        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
     if not folder:
-        raise UsageError("config.data.data_dir is empty: name the folder of your images with --config.data.data_dir=PATH")
+        raise InvalidArgumentError("`folder` is empty: name the folder of your images with `folder=PATH`")
     color = decode.parse_background(background)
 
     folder = os.path.abspath(os.path.expanduser(folder))
     found, others = find_images(folder)
     if others and found:
-        report(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
+        logger.info(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
     if not found:
         also = f", and found only {counted(others)}" if others else ""
-        raise UserError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
+        raise InvalidDataError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
     paths, labels, classes = choose_examples(folder, found, split)
     has_splits = bool(splits_of(found))
     part = f" (split {split}; the folders {', '.join(splits_of(found))} are splits)" if has_splits else ""
@@ -99,20 +101,20 @@ def load_image_folder(
     shape = (image_size, image_size, channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, list(paths), color, shape, images)
-    first.read_all(num_threads, report)
-    kept = _without_broken(folder, paths, labels, classes, first.broken, on_decode_error, report) if first.broken else None
-    levels = first.read_deep(levels, num_threads, report)
+    first.read_all(num_threads)
+    kept = _without_broken(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
+    levels = first.read_deep(levels, num_threads)
     if kept is not None:
         if images is not None:
             for new, old in enumerate(kept):  # in place: a second copy may not fit
                 images[new] = images[old]
             images = images[: len(kept)]
         paths, labels = [paths[index] for index in kept], None if labels is None else labels[kept]
-    report(_summary(folder, part, len(paths), classes, labels))
+    logger.info(_summary(folder, part, len(paths), classes, labels))
     for line in value_range.level_warnings(*first.extremes(kept), first.deep()):
-        report(f"warning: {folder}: {line}")
+        logger.warning(f"warning: {folder}: {line}")
     if first.all_equal(kept):
-        report(f"warning: {folder}: all {len(paths):,} files are the same image: check config.data.data_dir")
+        logger.warning(f"warning: {folder}: all {len(paths):,} files are the same image: check `folder`")
     of_set = {
         "num_classes": len(classes),
         "class_names": classes,
@@ -128,9 +130,9 @@ def load_image_folder(
         try:
             image = read(paths[index], levels)
         except decode.ImageDecodeError as error:  # it could be read when the run began
-            raise UserError(
+            raise InvalidDataError(
                 f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back, "
-                "or resume without it: --config.data.on_decode_error=skip"
+                "or resume without it: `on_decode_error='skip'`"
             ) from error
         return image, None if labels is None else int(labels[index])
 
@@ -144,27 +146,25 @@ def _without_broken(
     classes: Sequence[str],
     broken: dict[int, str],
     on_decode_error: str,
-    report: Callable[[str], Any],
 ) -> list[int]:
     """Indices of the images that can be read, where going on without the others is wanted and possible."""
     named = [f"{paths[index]} ({broken[index]})" for index in sorted(broken)]
     if len(broken) == len(paths):
-        raise UserError(
-            f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; "
-            "check --config.data.data_dir"
+        raise InvalidDataError(
+            f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; check `folder`"
         )
     if on_decode_error == "error":
-        raise UserError(
+        raise InvalidDataError(
             f"{len(broken):,} of {len(paths):,} images in {folder} cannot be read: {listed(named, NAMED_IN_ERROR)}; "
-            "repair or remove them, or train without them: --config.data.on_decode_error=skip"
+            "repair or remove them, or train without them: `on_decode_error='skip'`"
         )
     kept = [index for index in range(len(paths)) if index not in broken]
     if labels is not None and (lost := sorted(set(labels.tolist()) - set(labels[kept].tolist()))):
         names = [classes[label] for label in lost]
-        raise UserError(
+        raise InvalidDataError(
             f"no image of class {listed(names, NAMED_IN_ERROR)} in {folder} can be read: repair its files, or remove its folder"
         )
-    report(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")
+    logger.info(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")
     return kept
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data.source import Batch, ImageSource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
@@ -79,14 +79,16 @@ def batches(
       (`.close()`) or forgotten.
 
     Raises:
-      UsageError: batch_size is not a positive multiple of process_count, seed is negative, or the set is empty.
+      InvalidArgumentError: batch_size is not a positive multiple of process_count, seed is negative, or the set is empty.
     """
     if batch_size < 1 or batch_size % process_count:
-        raise UsageError(f"train.batch_size is {batch_size}: it must be a positive multiple of the {process_count} processes")
+        raise InvalidArgumentError(
+            f"`batch_size` is {batch_size}: it must be a positive multiple of the {process_count} processes"
+        )
     if seed < 0:
-        raise UsageError(f"seed is {seed}: it must not be negative")
+        raise InvalidArgumentError(f"`seed` is {seed}: it must not be negative")
     if len(source) == 0:
-        raise UsageError(f"data set {source.name}, split {source.split}, is empty")
+        raise InvalidArgumentError(f"data set {source.name}, split {source.split}, is empty")
     if not 0 <= process_index < process_count or start_step < 0:
         raise ValueError(f"no process {process_index} of {process_count}, or negative step {start_step}")
     local_size = batch_size // process_count

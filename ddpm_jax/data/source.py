@@ -6,16 +6,19 @@ do not fit. Images stay uint8 until they are on the device.
 """
 
 import concurrent.futures
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
+
+logger = logging.getLogger(__name__)
 
 # Bicubic over the source pixels that each target pixel covers (Pillow's resize is antialiased when
 # it shrinks). Sharper than BOX and BILINEAR, rings less at edges than LANCZOS, and serves enlarging as
@@ -26,7 +29,7 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" stil
 Batch = dict[str, np.ndarray]
 
 
-class NoSuchSplit(UsageError):
+class NoSuchSplit(InvalidArgumentError):
     """A set does not have the split that was named."""
 
 
@@ -38,7 +41,7 @@ class ImageSource(Protocol):
       name: the set's name, for reports.
       split: which part of it, e.g. "train".
       image_size: height and width of every image.
-      channels: 1 (grey) or 3 (RGB).
+      channels: 1 (gray) or 3 (RGB).
       num_classes: labels are 0 .. num_classes-1; 0 where there are no labels.
       class_names: what label i means, for each i; () where there are no labels or nothing is known.
       fingerprint: the same for sets of the same images, and for no others; "" where nothing is known.
@@ -172,16 +175,16 @@ def center_crop_and_resize(image: np.ndarray, image_size: int, channels: int) ->
     with `RESIZE_FILTER`. An image that already fits comes back bit for bit.
 
     Args:
-      image: uint8 [H, W] or [H, W, C], C in 1 (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha).
+      image: uint8 [H, W] or [H, W, C], C in 1 (gray), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha).
       image_size: height and width wanted.
       channels: 1 or 3.
 
     Raises:
-      UsageError: channels is neither 1 nor 3.
+      InvalidArgumentError: channels is neither 1 nor 3.
       ValueError: `image` is not such an array.
     """
     if channels not in (1, 3):
-        raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
@@ -216,17 +219,15 @@ def for_each_chunk(
     chunk: int,
     title: str,
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> None:
-    """Go through all examples once, in threads, and say every few seconds how far it is.
+    """Go through all examples once, in threads, and log every few seconds how many are done.
 
     Args:
       work: called with the ranges of `chunk` indices that make up 0 .. count-1, several at once.
       count: number of examples.
       chunk: examples at a time.
-      title: of what is reported: "<title> 512 of 1,797 images".
+      title: of the log lines: "<title> 512 of 1,797 images".
       num_threads: ranges at work at once.
-      report: called with each line.
 
     Raises whatever `work` raises; what has not begun is then left out.
     """
@@ -240,7 +241,7 @@ def for_each_chunk(
                 done += tasks[task]
                 if time.monotonic() - last > 3:
                     last = time.monotonic()
-                    report(f"{title} {done:,} of {count:,} images")
+                    logger.info(f"{title} {done:,} of {count:,} images")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -9,12 +9,12 @@ import difflib
 import glob
 import importlib.util
 import io
+import logging
 import os
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,9 @@ from ddpm_jax.data.source import (
     fits_in_memory,
     for_each_chunk,
 )
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, error_line
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256  # examples that a thread reads and decodes at a time
 
@@ -42,7 +44,6 @@ def load_tfds(
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> ImageSource:
     """A split of a TFDS image set, every image made to fit by `fit_image`.
 
@@ -59,16 +60,15 @@ def load_tfds(
       in_memory: True decodes the split once into memory, False reads examples when they are asked for,
         "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
-      report: called with a line about what takes time.
 
     Raises:
-      UsageError: no such set, config, version or split; not an image set; channels not 1 or 3.
-      UserError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
+      InvalidArgumentError: no such set, config, version or split; not an image set; channels not 1 or 3.
+      UnavailableError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
     """
     if channels not in (1, 3):
-        raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     data_dir = os.path.expanduser(data_dir)
-    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir, report)
+    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)
     records = _open_records(name, split, builder, image_key)
     of_set = {
@@ -84,9 +84,7 @@ def load_tfds(
         return center_crop_and_resize(decode_image(record[image_key]), image_size, channels), label
 
     if fits_in_memory(in_memory, len(records) * image_size * image_size * channels):
-        images, labels = _decode_all(
-            records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
-        )
+        images, labels = _decode_all(records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads)
         labels = labels if label_key else None
         return ArraySource(images, labels, **of_set)
     return LazySource(
@@ -131,7 +129,7 @@ def _find_prepared(name: str, data_dir: str):
         raise _unreadable(name, data_dir, error) from error
 
 
-def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
+def _prepare(name: str, data_dir: str):
     """Downloads and prepares a set; its builder. Every way in which this fails is outside the program."""
     import tensorflow_datasets as tfds
 
@@ -141,18 +139,18 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
         raise _unknown(name) from error
     except Exception as error:  # e.g. a version that does not exist; the reason follows a dump of the arguments
         reason = str(error).split('}": ')[-1].splitlines() or [type(error).__name__]
-        raise _unknown_config(name) or UsageError(f"data set {name}: {reason[0]}") from error
+        raise _unknown_config(name) or InvalidArgumentError(f"data set {name}: {reason[0]}") from error
 
     _choose_features(name, builder.info.features)  # before a download of gigabytes
     where = builder.data_dir
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(
+        raise UnavailableError(
             f"data set {name} is not prepared in {where}, and preparing it needs tensorflow: "
-            "pip install tensorflow-cpu, or set --config.data.data_dir to where it is prepared"
+            "pip install tensorflow-cpu, or set `data_dir` to where it is prepared"
         )
     downloads = os.path.join(builder.data_dir_root, "downloads")
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not glob.glob(os.path.join(downloads, "manual", "*")):
-        raise UserError(
+        raise UnavailableError(
             f"data set {name} must be downloaded by hand: put its files into {os.path.join(downloads, 'manual')} "
             f"as https://www.tensorflow.org/datasets/catalog/{builder.name} says"
         )
@@ -160,27 +158,29 @@ def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
     if not glob.glob(os.path.join(downloads, "**", "*.INFO"), recursive=True):
         host = _unreachable_host(list(builder.url_infos or ()))
         if host:
-            raise UserError(
+            raise UnavailableError(
                 f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
-                "check the network, or set --config.data.data_dir to where it is prepared"
+                "check the network, or set `data_dir` to where it is prepared"
             )
-    with _prepare_lock(name, builder, report):
+    with _prepare_lock(name, builder):
         if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
             return prepared
-        report(f"data set {name}: downloading and preparing it in {where}, once")
+        logger.info(f"data set {name}: downloading and preparing it in {where}, once")
         try:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:
             # Where files cannot be locked, another process may have been at it, and done.
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UnavailableError):
                 if prepared := _find_prepared(name, data_dir):
                     return prepared
-            raise UserError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
+            raise UnavailableError(
+                f"data set {name} could not be prepared in {where}: {error_line(error, most=300, kind=True)}"
+            ) from error
     return builder
 
 
 @contextlib.contextmanager
-def _prepare_lock(name: str, builder, report: Callable[[str], Any]) -> Iterator[None]:
+def _prepare_lock(name: str, builder) -> Iterator[None]:
     """Lets in one process after another, of this host or, on a shared filesystem that knows locks, of all hosts.
 
     So a shared data_dir is prepared once, and a local one once a host. The lock goes with the process that holds it.
@@ -195,7 +195,7 @@ def _prepare_lock(name: str, builder, report: Callable[[str], Any]) -> Iterator[
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
+                logger.info(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -234,9 +234,11 @@ def _choose_features(name: str, features) -> tuple[str, str, int]:
         found = (
             f"several ({', '.join(images)}) and none called image" if images else f"none among {', '.join(items) or 'nothing'}"
         )
-        raise UsageError(f"data set {name} is not a set of images: one image feature is needed, there are {found}")
+        raise InvalidArgumentError(f"data set {name} is not a set of images: one image feature is needed, there are {found}")
     if np.dtype(items[image_key].np_dtype) != np.uint8:
-        raise UsageError(f"data set {name} has {np.dtype(items[image_key].np_dtype)} images: only 8-bit ones can be read")
+        raise InvalidArgumentError(
+            f"data set {name} has {np.dtype(items[image_key].np_dtype)} images: only 8-bit ones can be read"
+        )
     label_key = "label" if "label" in labels else labels[0] if len(labels) == 1 else ""
     return image_key, label_key, items[label_key].num_classes or 0 if label_key else 0
 
@@ -245,14 +247,15 @@ def _open_records(name: str, split: str, builder, image_key: str):
     """Sequence of examples with the image still encoded, checked by reading one."""
     import tensorflow_datasets as tfds
 
+    sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
     try:
-        sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
-        if builder.info.splits[split].num_examples == 0:
-            raise UsageError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
+        count = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
         raise NoSuchSplit(
             f"data set {name} has no split {split!r}: choose one of {', '.join(sizes)}, or a part such as train[:90%]"
         ) from error
+    if count == 0:
+        raise InvalidArgumentError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
     images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
     # Of the image features only one is decoded, and that by us (`decode_image`).
     decoders = {key: tfds.decode.SkipDecoding() for key in images}
@@ -261,9 +264,9 @@ def _open_records(name: str, split: str, builder, image_key: str):
         decode_image(records[0][image_key])
     except NotImplementedError as error:
         where, kind = builder.data_dir, builder.info.file_format.value
-        raise UserError(
+        raise UnavailableError(
             f"data set {name} in {where} is prepared as {kind}, which has no random access: "
-            "set --config.data.data_dir to another folder, where it is then prepared as array_record"
+            "set `data_dir` to another folder, where it is then prepared as array_record"
         ) from error
     except Exception as error:  # missing or cut-off files: the reader has no exception of its own for them
         raise _unreadable(name, builder.data_dir, error) from error
@@ -271,7 +274,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
 
 
 def _decode_all(
-    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None, report: Callable[[str], Any]
+    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """All examples: images uint8 [N, *shape], labels int64 [N]. Says how far it is every few seconds."""
     count = len(records)
@@ -282,21 +285,21 @@ def _decode_all(
             images[index], label = read_one(record)
             labels[index] = label or 0
 
-    for_each_chunk(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads, report=report)
+    for_each_chunk(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads)
     return images, labels
 
 
-def _unknown(name: str) -> UsageError:
+def _unknown(name: str) -> InvalidArgumentError:
     import tensorflow_datasets as tfds
 
     wanted = name.split("/")[0].split(":")[0].lower().replace("-", "_")
     known = tfds.list_builders(with_community_datasets=False)
     close = [n for n in {wanted, wanted.replace("_", "")} if n in known] or difflib.get_close_matches(wanted, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "its names are at https://www.tensorflow.org/datasets/catalog"
-    return UsageError(f"TFDS has no data set {name!r}: {hint}")
+    return InvalidArgumentError(f"TFDS has no data set {name!r}: {hint}")
 
 
-def _unknown_config(name: str) -> UsageError | None:
+def _unknown_config(name: str) -> InvalidArgumentError | None:
     """The error where `name` is "set/config" of a set that has no such config, else None."""
     import tensorflow_datasets as tfds
 
@@ -306,16 +309,11 @@ def _unknown_config(name: str) -> UsageError | None:
         return None
     close = difflib.get_close_matches(config, configs, n=3) or configs[:8]
     hint = f"there is {', '.join(close)}" if close else f"it has no configs, write just {base}"
-    return UsageError(f"data set {base} has no config {config!r}: {hint}")
+    return InvalidArgumentError(f"data set {base} has no config {config!r}: {hint}")
 
 
-def _unreadable(name: str, where: str, error: Exception) -> UserError:
-    return UserError(
-        f"data set {name} in {where or 'the default data_dir'} cannot be read ({_one_line(error)}): "
-        "remove its folder to have it prepared again, or set another data.data_dir"
+def _unreadable(name: str, where: str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"data set {name} in {where or 'the default data_dir'} cannot be read ({error_line(error, most=300, kind=True)}): "
+        "remove its folder to have it prepared again, or set another `data_dir`"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

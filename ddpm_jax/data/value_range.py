@@ -54,7 +54,7 @@ def find_range(levels: Sequence[DeepLevels]) -> tuple[float, float]:
             return 0.0, float(white)
     raise ValueError(
         f"gray levels run from {least:g} to {most:g}, which is no usual range: say which levels are black and white, such as "
-        f"--config.data.value_range='({least:g},{most:g})'"
+        f"`levels=({least:g},{most:g})`"
     )
 
 
@@ -81,7 +81,7 @@ def describe_range(levels: Mapping[str, DeepLevels], value_range: tuple[float, f
     )
     if outside:
         line += f"; {outside:,} of them have levels outside, which are clipped"
-    return line + (", set --config.data.value_range if that is wrong" if found else "")
+    return line + (", set `levels` if that is wrong" if found else "")
 
 
 def level_warnings(least: np.ndarray, most: np.ndarray, deep: Sequence[DeepLevels] = ()) -> list[str]:
@@ -101,7 +101,7 @@ def level_warnings(least: np.ndarray, most: np.ndarray, deep: Sequence[DeepLevel
     if highest - lowest < LITTLE:
         used = f"all {count:,} images use the levels {lowest} to {highest} of 0..255, under 1/16 of the range"
         return [f"{used}; if that is not meant: {_advice(deep)}"]
-    field = ", or set the levels that are black and white with --config.data.value_range" if deep else ""
+    field = ", or set the levels that are black and white with `levels`" if deep else ""
     advice = f"if that is not meant, check these files{field}"
     constant, little = least == most, most.astype(int) - least < LITTLE
     kinds = (
@@ -121,5 +121,5 @@ def _advice(deep: Sequence[DeepLevels]) -> str:
         return "check these files (files of 8 bits are read as they are, so only another export changes their levels)"
     least, most = min(level.least for level in deep), max(level.most for level in deep)
     if least == most:
-        return "check these files, or say which levels are black and white with --config.data.value_range"
-    return f"set the levels that are black and white, such as --config.data.value_range='({least:g},{most:g})'"
+        return "check these files, or say which levels are black and white with `levels`"
+    return f"set the levels that are black and white, such as `levels=({least:g},{most:g})`"

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import ode_likelihood
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import NumericalError
 
 
 class OdeLikelihoodBatch(NamedTuple):
@@ -122,7 +122,7 @@ class OdeLikelihoodEvaluator:
           report: called with the number of images done.
 
         Raises:
-          UserError: the solver gave up on an image.
+          NumericalError: the solver gave up on an image.
         """
         for done in range(0, len(images), self.batch_size):
             count = min(self.batch_size, len(images) - done)
@@ -134,9 +134,9 @@ class OdeLikelihoodEvaluator:
             found = self._on_host(self._measure(params, device_labels, batch, key_data))
             finished = found.finished[:count]
             if not finished.all():
-                raise UserError(
+                raise NumericalError(
                     f"the flow of image {first_image + done + int(np.argmin(finished))} did not end within {self._limits}: "
-                    "set config.evaluation.ode_tolerance to a larger value (and check that the weights are finite)"
+                    "set `rtol` to a larger value (and check that the weights are finite)"
                 )
             nats, prior_nats = (np.asarray(column, np.float64)[:count] for column in (found.nats, found.prior_nats))
             report(done + count)

@@ -4,16 +4,20 @@ Each piece is one file, images_FIRST.npz, written completely or not at all; what
 manifest says what the images are, so that no two kinds ever mix.
 """
 
+import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.runtime import manifest
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import InvalidDataError, os_errors
+
+logger = logging.getLogger(__name__)
 
 
 class SampleCache:
@@ -24,10 +28,10 @@ class SampleCache:
       identity: what the images are, of what JSON can hold.
       defaults: values of fields of the identity that an older folder does not have.
       is_writer: whether this process may make the folder and its manifest.
-      report: called with a line for each piece that is damaged and will be generated again.
 
     Raises:
-      UserError: the folder holds images of another kind (names each field), or cannot be written.
+      ConflictError: the folder holds images of another kind (names each field).
+      FileAccessError: it cannot be written.
     """
 
     def __init__(
@@ -37,18 +41,14 @@ class SampleCache:
         *,
         defaults: dict[str, Any] | None = None,
         is_writer: bool = True,
-        report: Callable[[str], None] = lambda line: None,
     ):
         self.folder = pathlib.Path(folder).absolute()
-        self._report = report
         self._sound: dict[tuple[str, int, int], int] = {}  # (name, size, time of change) -> images, of pieces read before
         if (self.folder / manifest.MANIFEST).exists():
             manifest.require_same(self.folder, identity, defaults)
         elif is_writer:
-            try:
+            with os_errors(f"cannot make the folder {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
             manifest.write(self.folder, identity)
 
     def missing(self, num_images: int) -> list[range]:
@@ -74,30 +74,22 @@ class SampleCache:
           **more: other arrays with a row for each of the first of these images, for `rows`.
 
         Raises:
-          UserError: they cannot be written.
+          FileAccessError: they cannot be written.
         """
         file = self._file(first)
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            with partial.open("wb") as out:
-                np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
-                out.flush()
-                os.fsync(out.fileno())
-            partial.replace(file)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write {file}: {(error.strerror or str(error)).lower()}; what was generated before is kept"
-            ) from error
+        with os_errors(f"cannot write {file}", "; what was generated before is kept"), open_atomic(file) as out:
+            np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
 
     def batches(self, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
         """Images 0 .. num_images-1 in order, uint8 [b, H, W, C] with b at most batch_size; one piece in memory at a time.
 
         Raises:
-          UserError: some are missing.
+          InvalidDataError: some are missing.
         """
         if gaps := self.missing(num_images):
-            raise UserError(f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: start the same command again")
+            raise InvalidDataError(
+                f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: start the same command again"
+            )
         done = 0
         for first, count in self._pieces():
             if first + count <= done or done >= num_images:
@@ -124,7 +116,7 @@ class SampleCache:
 
     def clear(self) -> None:
         """Remove all pieces, and what a kill left of one; the manifest stays."""
-        for pattern in ("images_*.npz", ".images_*.npz.partial"):
+        for pattern in ("images_*.npz", ".images_*.npz.*"):
             for file in self.folder.glob(pattern):
                 file.unlink()
 
@@ -139,7 +131,7 @@ class SampleCache:
                     self._sound[known] = len(_read(file))
                 pieces.append((int(file.stem.removeprefix("images_")), self._sound[known]))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                self._report(f"{file} is damaged ({type(error).__name__}): its images are generated again")
+                logger.warning(f"{file} is damaged ({type(error).__name__}): its images are generated again")
         return pieces
 
     def _file(self, first: int) -> pathlib.Path:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 FLAT_CONTRAST = 24.0  # an image whose contrast is lower is nearly flat; of 600 photographs of flowers at 32x32, 4% are
 CHUNK = 256  # images that are in float64 at once
@@ -88,11 +88,11 @@ def summarize(colors: ImageColors) -> ColorStatistics:
     """The statistics of a set of images from those of each image.
 
     Raises:
-      UserError: no image.
+      InvalidDataError: no image.
     """
     count = len(colors.contrast)
     if not count:
-        raise UserError("color statistics need at least one image, and there is none")
+        raise InvalidDataError("color statistics need at least one image, and there is none")
     brightness, casts = colors.channels.mean(axis=1), np.ptp(colors.channels, axis=1)
     return ColorStatistics(
         count=count,
@@ -111,7 +111,7 @@ def color_statistics(images: np.ndarray) -> ColorStatistics:
     """The statistics of a set of images, uint8 [N, H, W, C], C = 1 or 3.
 
     Raises:
-      UserError: no image.
+      InvalidDataError: no image.
       ValueError: another shape or type.
     """
     return summarize(image_colors(images))

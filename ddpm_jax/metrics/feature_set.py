@@ -45,7 +45,7 @@ def accumulate_features(
       logits: whether the logits are.
 
     Raises:
-      UserError: a value that is not finite, or fewer than two images where mean and covariance are wanted.
+      InvalidDataError: a value that is not finite, or fewer than two images where mean and covariance are wanted.
       ValueError: no logits where they are wanted, or another number of images.
     """
     indices, moments, done, filled = subsample_indices(count, kept), Moments(), 0, 0
@@ -62,7 +62,7 @@ def accumulate_features(
         filled, done = filled + len(here), done + len(vectors)
         if logits:
             if own_logits is None:
-                raise ValueError("these features come without logits: leave inception_score out of config.evaluation.metrics")
+                raise ValueError("these features come without logits: leave inception_score out of `metrics`")
             all_logits.append(own_logits)
     if done != count:
         raise ValueError(f"features of {done} images, where {count} were announced")

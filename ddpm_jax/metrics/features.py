@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line
 
 CHOICES = "inception, pixels, pixels_16 (or another size), or module:function of your own"
 
@@ -54,16 +54,11 @@ class FeatureExtractor:
     variables: Any = None
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def make_extractor(
     name: str,
     *,
-    weights: str = "",
+    inception_path: str = "",
     group_size: int | None = None,
-    report: Callable[[str], Any] = _say,
     progress: Callable[[int, str], Any] | None = None,
 ) -> FeatureExtractor:
     """The extractor of that name: inception, pixels, pixels_SIZE, or module:function.
@@ -73,21 +68,19 @@ def make_extractor(
 
     Args:
       name: as above.
-      weights: file of Inception's weights; "" to have them found or downloaded.
+      inception_path: file of Inception's weights; "" to have them found or downloaded.
       group_size: of Inception, as `inception.apply` takes it.
-      report: called with a line about what takes time or is passed over.
       progress: of a download, as `metrics.download` takes it.
 
     Raises:
-      UsageError: no such extractor, module, function or file, or weights for an extractor that has none.
-      UserError: Inception's weights are damaged, of another network, or neither here nor to be had.
+      InvalidArgumentError: no such extractor, module, function or file, or weights for an extractor that has none.
+      InvalidDataError: Inception's weights are damaged or of another network.
+      UnavailableError: they are neither here nor can they be downloaded.
     """
     if name == "inception":
-        return _inception(weights, group_size, report, progress)
-    if weights:
-        raise UsageError(
-            f"config.evaluation.inception_path is of Inception, but config.evaluation.features is {name}: leave one out"
-        )
+        return _inception(inception_path, group_size, progress)
+    if inception_path:
+        raise InvalidArgumentError(f"`inception_path` is of Inception, but `features` is {name}: leave one out")
     if name == "pixels":
         return FeatureExtractor(name, _pixels, {"features": "pixels", "scale": "0..1"})
     size = name.removeprefix("pixels_")
@@ -96,32 +89,31 @@ def make_extractor(
         return FeatureExtractor(name, shrink, {"features": name, "scale": "0..1", "resize": "mean over the covered area"})
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
-        raise UsageError(f"config.evaluation.features is {name!r}: choose {CHOICES}")
+        raise InvalidArgumentError(f"`features` is {name!r}: choose {CHOICES}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the person's command
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # of the user's module
-        raise UsageError(f"config.evaluation.features is {name}, which cannot be imported: {_words(error)}") from error
+        raise InvalidArgumentError(f"`features` is {name}, which cannot be imported: {_fault(error)}") from error
 
     def apply(_: None, images: jax.Array) -> Features:
         try:
             result = function(images)
         except Exception as error:  # of the user's function
             shape = list(images.shape)
-            raise UsageError(f"config.evaluation.features is {name}, which fails for uint8 {shape}: {_words(error)}") from error
+            raise InvalidArgumentError(f"`features` is {name}, which fails for uint8 {shape}: {_fault(error)}") from error
         return _checked(name, result, len(images))
 
     return FeatureExtractor(name, apply, {"features": name})
 
 
-def _words(error: Exception) -> str:
-    """What happened and in which line of which file, in one line."""
+def _fault(error: Exception) -> str:
+    """What failed in the user's module, and in which line of which file."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
-    place = f" in line {own[-1].lineno} of {own[-1].filename}" if own and "<frozen" not in own[-1].filename else ""
-    text = " ".join(str(error).split())
-    return f"{text[:200]}{'...' if len(text) > 200 else ''} ({type(error).__name__}{place})"
+    place = f" (line {own[-1].lineno} of {own[-1].filename})" if own and "<frozen" not in own[-1].filename else ""
+    return f"{error_line(error, most=200, kind=True)}{place}"
 
 
 def extract(
@@ -144,7 +136,7 @@ def extract(
       report: called with the number of images done.
 
     Raises:
-      UserError: a feature is not finite, or images of another size.
+      InvalidDataError: a feature is not finite, or images of another size.
     """
     size = -(-batch_size // mesh.size) * mesh.size
     sharding = NamedSharding(mesh, P(*mesh.axis_names))
@@ -161,7 +153,7 @@ def extract(
         )
         result = Features(*(None if array is None else np.asarray(array)[:count] for array in arrays))
         if not np.isfinite(result.features).all():
-            raise UserError(f"{extractor.name} gives features that are not finite for images {done}..{done + count - 1}")
+            raise InvalidDataError(f"{extractor.name} gives features that are not finite for images {done}..{done + count - 1}")
         done += count
         report(done)
         return result
@@ -169,7 +161,7 @@ def extract(
     for images in batches:
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
-            raise UserError(f"images of {list(images.shape[1:])} follow images of {list(shape)}: all must have one size")
+            raise InvalidDataError(f"images of {list(images.shape[1:])} follow images of {list(shape)}: all must have one size")
         rows = images[np.minimum(np.arange(size), len(images) - 1)]
         on_devices = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
         pending.append((len(images), apply(variables, on_devices)))
@@ -179,15 +171,10 @@ def extract(
         yield finish()
 
 
-def _inception(
-    weights: str,
-    group_size: int | None,
-    report: Callable[[str], Any],
-    progress: Callable[[int, str], Any] | None,
-) -> FeatureExtractor:
+def _inception(weights: str, group_size: int | None, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:
     from ddpm_jax.metrics import inception, inception_weights  # who compares pixels needs neither it nor safetensors
 
-    found = inception_weights.load_weights(weights, report=report, progress=progress)
+    found = inception_weights.load_weights(weights, progress=progress)
     provenance = {
         "features": "inception",
         "weights_sha256": found.sha256,
@@ -229,7 +216,7 @@ def feature_size(extractor: FeatureExtractor, image_shape: tuple[int, int, int])
     """D, the numbers in the features of an image [H, W, C]; nothing is computed.
 
     Raises:
-      UsageError: the user's own function gives something else than features.
+      InvalidArgumentError: the user's own function gives something else than features.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     return jax.eval_shape(extractor.apply, extractor.variables, image).features.shape[1]
@@ -240,5 +227,7 @@ def _checked(name: str, output: jax.Array | tuple[jax.Array, jax.Array], count: 
     arrays = output if isinstance(output, tuple) else (output,)
     shapes = [list(jnp.shape(array)) for array in arrays]
     if not 1 <= len(arrays) <= 2 or any(len(shape) != 2 or shape[0] != count for shape in shapes):
-        raise UsageError(f"{name} gives {shapes} for {count} images: it must give [B, D], or [B, D] and logits [B, K]")
+        raise InvalidArgumentError(
+            f"{name} gives {shapes} for {count} images: it must give [B, D], or [B, D] and logits [B, K]"
+        )
     return Features(*(array.astype(jnp.float32) for array in arrays))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg.lapack
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 # Largest element of C - A A^T, in units of the largest of C, with which the triangular factor A counts as one of C.
 FACTOR_TOLERANCE = 1e-10
@@ -36,7 +36,7 @@ def fit_gaussian(features: np.ndarray) -> Gaussian:
     """Features [N, D], N at least 2, to their Gaussian. `statistics.Moments` does it in batches.
 
     Raises:
-      UserError: fewer than two vectors, or a value that is not finite.
+      InvalidDataError: fewer than two vectors, or a value that is not finite.
       ValueError: another shape.
     """
     features = check_features(features).astype(np.float64)
@@ -52,7 +52,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     From itself a Gaussian is at 0 within 1e-12 of its trace. With D = 2048 it takes seconds.
 
     Raises:
-      UserError: vectors of different dimension, or a value that is not finite.
+      InvalidDataError: vectors of different dimension, or a value that is not finite.
       ValueError: a covariance that is not [D, D].
     """
     for gaussian in (a, b):
@@ -60,7 +60,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         if gaussian.mean.ndim != 1 or gaussian.covariance.shape != (size, size):
             raise ValueError(f"mean {gaussian.mean.shape} and covariance {gaussian.covariance.shape} are not [D] and [D, D]")
         if not (np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()):
-            raise UserError("a mean or covariance has a value that is not finite: compute the statistics again")
+            raise InvalidDataError("a mean or covariance has a value that is not finite: compute the statistics again")
     check_dimensions(a.mean.size, b.mean.size)
     cross = _factor(a.covariance).T @ _factor(b.covariance)
     trace_of_root = np.linalg.svd(cross, compute_uv=False).sum() if cross.size else 0.0
@@ -72,7 +72,7 @@ def check_features(features: np.ndarray) -> np.ndarray:
     """`features` as they are, if they are finite real numbers [N, D].
 
     Raises:
-      UserError: a value that is not finite.
+      InvalidDataError: a value that is not finite.
       ValueError: another shape, or no numbers.
     """
     features = np.asarray(features)
@@ -80,7 +80,7 @@ def check_features(features: np.ndarray) -> np.ndarray:
         raise ValueError(f"features must be numbers [N, D], not {features.dtype} {list(features.shape)}")
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
-        raise UserError(
+        raise InvalidDataError(
             f"the features of {np.sum(~finite):,} of {len(features):,} images are not finite, first those of number "
             f"{int(np.argmin(finite))}: look at that image, and at the weights of the feature network"
         )
@@ -88,15 +88,17 @@ def check_features(features: np.ndarray) -> np.ndarray:
 
 
 def check_enough(count: int) -> None:
-    """Raises UserError for fewer than two vectors."""
+    """Raises InvalidDataError for fewer than two vectors."""
     if count < 2:
-        raise UserError(f"{count} image{'s' * (count != 1)} of features: a covariance needs at least 2; measure more images")
+        raise InvalidDataError(
+            f"{count} image{'s' * (count != 1)} of features: a covariance needs at least 2; measure more images"
+        )
 
 
 def check_dimensions(a: int, b: int) -> None:
-    """Raises UserError where two sets have vectors of different size."""
+    """Raises InvalidDataError where two sets have vectors of different size."""
     if a != b:
-        raise UserError(
+        raise InvalidDataError(
             f"features of {a:,} and of {b:,} dimensions cannot be compared: "
             "take the same feature extractor and image size for both"
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.metrics.frechet import check_features
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 class InceptionScore(NamedTuple):
@@ -32,14 +32,14 @@ def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> InceptionSco
     The parts are images i N // num_splits .. (i + 1) N // num_splits - 1.
 
     Raises:
-      UserError: a value that is not finite, or fewer images than parts.
+      InvalidDataError: a value that is not finite, or fewer images than parts.
       ValueError: another shape, or num_splits below 1.
     """
     logits = check_features(logits)
     if num_splits < 1:
         raise ValueError(f"num_splits is {num_splits}, which is not at least 1")
     if len(logits) < num_splits:
-        raise UserError(f"an Inception Score of {num_splits} parts needs at least as many images, not {len(logits)}")
+        raise InvalidDataError(f"an Inception Score of {num_splits} parts needs at least as many images, not {len(logits)}")
     bounds = [index * len(logits) // num_splits for index in range(num_splits + 1)]
     scores = [_score(logits[begin:end].astype(np.float64)) for begin, end in itertools.pairwise(bounds)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), num_splits)

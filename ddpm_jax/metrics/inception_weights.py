@@ -9,13 +9,12 @@ are one convolution with kernel W * scale / sqrt(var + 0.001) and bias shift - m
 float64. The folded weights lie in the cache folder under the hash of the file that they come from.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
-import secrets
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,10 @@ import safetensors.numpy
 from ddpm_jax.metrics import inception
 from ddpm_jax.metrics.download import download
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line, os_errors
+
+logger = logging.getLogger(__name__)
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
@@ -59,9 +61,7 @@ class InceptionWeights(NamedTuple):
         return self.sha256 == SHA256
 
 
-def load_weights(
-    path: str = "", *, report: Callable[[str], Any] = print, progress: Callable[[int, str], Any] | None = None
-) -> InceptionWeights:
+def load_weights(path: str = "", *, progress: Callable[[int, str], Any] | None = None) -> InceptionWeights:
     """The weights: from `path`, or from where tools keep them, or downloaded.
 
     Without a path: the converted file in our cache folder, else NAME (or torch-fidelity's name for it) in
@@ -70,36 +70,35 @@ def load_weights(
 
     Args:
       path: a .pth file of any hash, or a safetensors file that this function has made.
-      report: called with a line about what takes time or is passed over.
       progress: of the download, as `download` takes it.
 
     Raises:
-      UsageError: no file at `path`.
-      UserError: the file is cut off, damaged, of another network, or holds more than arrays; or there is no file and no
-        network.
+      InvalidArgumentError: no file at `path`.
+      InvalidDataError: the file is cut off, damaged, of another network, or holds more than arrays.
+      UnavailableError: there is no file and no network.
     """
     if path:
         file = Path(path).expanduser()
         if not file.is_file():
-            raise UsageError(
+            raise InvalidArgumentError(
                 f"no weights at {path}: give the file {NAME} from {URL}, or no path to have it found or downloaded"
             )
-        return _read_converted(file) if file.suffix == ".safetensors" else _convert(file, _sha256(file), report)
+        return _read_converted(file) if file.suffix == ".safetensors" else _convert(file, _sha256(file))
     converted = converted_file(SHA256)
     if converted.is_file():
         try:
             return _read_converted(converted)
-        except UserError as error:
-            report(f"passed over: {error}")
+        except InvalidDataError as error:
+            logger.warning(f"passed over: {error}")
     for file in _search_paths():
         if file.is_file():
             sha256 = _sha256(file)
             if sha256 == SHA256:
-                return _convert(file, sha256, report)
-            report(f"passed over: {file} is damaged, its SHA-256 is {sha256[:8]}.. instead of {SHA256[:8]}..")
+                return _convert(file, sha256)
+            logger.warning(f"passed over: {file} is damaged, its SHA-256 is {sha256[:8]}.. instead of {SHA256[:8]}..")
     file = cache_folder() / NAME
-    download(URL, file, sha256=SHA256, size=SIZE, title="Inception weights", report=report, progress=progress)
-    return _convert(file, SHA256, report)
+    download(URL, file, sha256=SHA256, size=SIZE, title="Inception weights", progress=progress)
+    return _convert(file, SHA256)
 
 
 def cache_folder() -> Path:
@@ -120,26 +119,23 @@ def _search_paths() -> list[Path]:
     return [folder / name for folder in dict.fromkeys([*folders, cache_folder()]) for name in (NAME, *ALIASES)]
 
 
-def _convert(file: Path, sha256: str, report: Callable[[str], Any]) -> InceptionWeights:
+def _convert(file: Path, sha256: str) -> InceptionWeights:
     """Weights of a .pth file, by way of its converted copy in the cache folder."""
     copy = converted_file(sha256)
     if copy.is_file():
         try:
             return _read_converted(copy)._replace(file=str(file))
-        except UserError as error:
-            report(f"made anew: {error}")
+        except InvalidDataError as error:
+            logger.warning(f"made anew: {error}")
     variables = from_state_dict(read_torch_file(file), str(file))
     tensors = flatten(variables)
     metadata = {"format": FORMAT, "source": file.name, "source_sha256": sha256, "crc32": json.dumps(_crc32(tensors))}
-    partial = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.partial")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(safetensors.numpy.save(tensors, metadata))
-        os.replace(partial, copy)
+        with open_atomic(copy, shared=True) as out:
+            out.write(safetensors.numpy.save(tensors, metadata))
     except OSError as error:  # a home that cannot be written costs the conversion each time, no more
-        report(f"the converted Inception weights cannot be kept in {copy.parent}: {error.strerror or error}")
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        logger.warning(f"the converted Inception weights cannot be kept in {copy.parent}: {error_line(error)}")
     return InceptionWeights(variables, sha256, str(file))
 
 
@@ -147,22 +143,22 @@ def _read_converted(file: Path) -> InceptionWeights:
     """Weights of a safetensors file that `_convert` has made.
 
     Raises:
-      UserError: it was not, or has changed since.
+      InvalidDataError: it was not, or has changed since.
     """
     remedy = f"remove it, and have it made anew from {NAME}"
     try:
         with safetensors.safe_open(file, framework="numpy") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
+                raise InvalidDataError(f"{file} is not one of this program's files of Inception weights: give the file {NAME}")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"the converted weights {file} cannot be read ({error}): {remedy}") from error
+        raise InvalidDataError(f"the converted weights {file} cannot be read ({error_line(error)}): {remedy}") from error
     sound = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
         name: (shape, np.float32) for name, shape in flatten(_shapes()).items()
     }
     if not sound or str(_crc32(tensors)) != metadata.get("crc32"):
-        raise UserError(f"the converted weights {file} have changed since they were made: {remedy}")
+        raise InvalidDataError(f"the converted weights {file} have changed since they were made: {remedy}")
     return InceptionWeights(_nested(tensors), metadata.get("source_sha256", ""), str(file))
 
 
@@ -175,7 +171,7 @@ def from_state_dict(state: dict[str, np.ndarray], title: str = "the state dict")
       title: what an error calls it.
 
     Raises:
-      UserError: of another network, or of values that are no weights; names the first few.
+      InvalidDataError: of another network, or of values that are no weights; names the first few.
     """
     shapes = state_dict_shapes()
     wrong = [
@@ -187,7 +183,7 @@ def from_state_dict(state: dict[str, np.ndarray], title: str = "the state dict")
     wrong = wrong or [f"{name} is negative" for name in shapes if name.endswith("running_var") and (state[name] < 0).any()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{title} is not the Inception of the FID ({', '.join(wrong[:3])}{more}): fetch {URL}")
+        raise InvalidDataError(f"{title} is not the Inception of the FID ({', '.join(wrong[:3])}{more}): fetch {URL}")
     tensors = {}
     for name in flatten(_shapes()):
         layer, _, leaf = name.rpartition("/")
@@ -292,8 +288,5 @@ def _crc32(tensors: dict[str, np.ndarray]) -> int:
 
 
 def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from error
+    with os_errors(f"cannot read the weights {file}"), file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.metrics.frechet import check_dimensions, check_features
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 MIN_SAMPLES = 4  # vectors of a set: two for a subset, which is at most half of the set
 SEED = 2020  # torch-fidelity's: with it and subsets of the same size, both draw the same
@@ -57,7 +57,7 @@ def kernel_distance(
     ones. Where both distributions are the same it is too large, by a factor of up to about 3.
 
     Raises:
-      UserError: fewer than 4 vectors, other dimensions, or a value that is not finite.
+      InvalidDataError: fewer than 4 vectors, other dimensions, or a value that is not finite.
       ValueError: another shape, num_subsets below 2, or subset_size below 2.
     """
     a, b = check_features(a), check_features(b)
@@ -66,7 +66,7 @@ def kernel_distance(
         raise ValueError(f"num_subsets {num_subsets} and subset_size {subset_size} must both be at least 2")
     smaller = min(len(a), len(b))
     if smaller < MIN_SAMPLES:
-        raise UserError(
+        raise InvalidDataError(
             f"a kernel distance needs at least {MIN_SAMPLES} images in each set, not {smaller}; measure more images"
         )
     size = min(subset_size, smaller // 2)

@@ -65,7 +65,7 @@ class Moments:
         """Adds vectors [n, D]; n may be 0. After an error, nothing of them is added.
 
         Raises:
-          UserError: a value that is not finite, or another D than before.
+          InvalidDataError: a value that is not finite, or another D than before.
           ValueError: another shape.
         """
         features = check_features(features)
@@ -88,7 +88,7 @@ class Moments:
         """Those of both sets together; neither is changed. In any order the same, up to rounding.
 
         Raises:
-          UserError: vectors of different dimension.
+          InvalidDataError: vectors of different dimension.
         """
         merged = Moments.of(self.count, self.mean, self.scatter)
         if not other.count:
@@ -104,7 +104,7 @@ class Moments:
         """Mean and covariance, divided by count - 1.
 
         Raises:
-          UserError: fewer than two vectors.
+          InvalidDataError: fewer than two vectors.
         """
         check_enough(self.count)
         return Gaussian(self.mean.copy(), self.scatter / (self.count - 1))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddpm_jax.metrics.frechet import check_dimensions, check_features
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 BLOCK = 2**25  # distances in memory at once: 256 MiB
 COLUMNS = 4096  # vectors in float64 at once
@@ -29,7 +29,7 @@ class Manifold:
       k: which nearest neighbour a ball reaches to; below N.
 
     Raises:
-      UserError: too few vectors for k, or a value that is not finite.
+      InvalidDataError: too few vectors for k, or a value that is not finite.
       ValueError: another shape, or k below 1.
     """
 
@@ -51,7 +51,7 @@ class Manifold:
         beyond that of the vectors does not grow.
 
         Raises:
-          UserError: too few vectors, of other dimensions, or a value that is not finite.
+          InvalidDataError: too few vectors, of other dimensions, or a value that is not finite.
           ValueError: another shape.
         """
         drawn = check_features(drawn)
@@ -74,7 +74,7 @@ class Manifold:
 
     def _check_enough(self, vectors: np.ndarray) -> None:
         if len(vectors) <= self.k:
-            raise UserError(
+            raise InvalidDataError(
                 f"precision and recall look at {self.k} neighbours and need at least {self.k + 1} images in each set, not "
                 f"{len(vectors)}; measure more images"
             )

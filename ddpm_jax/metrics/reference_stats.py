@@ -17,7 +17,8 @@ import numpy as np
 from ddpm_jax.metrics import statistics_files
 from ddpm_jax.metrics.frechet import Gaussian
 from ddpm_jax.metrics.moments import gaussian_of
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, os_errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,41 +70,40 @@ def save(file: str | os.PathLike, reference: Reference) -> None:
     """Write atomically.
 
     Raises:
-      UserError: the file cannot be written.
+      FileAccessError: the file cannot be written.
     """
     file = pathlib.Path(file)
-    partial = file.with_name(f"{file.name}.partial")
     arrays = {"mu": reference.gaussian.mean, "sigma": reference.gaussian.covariance}
     if reference.features is not None:
         arrays["features"] = reference.features
-    try:
-        with partial.open("wb") as out:
-            np.savez(out, provenance=np.array(json.dumps(reference.provenance)), **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {file}: {(error.strerror or str(error)).lower()}") from error
+    with os_errors(f"cannot write {file}"), open_atomic(file) as out:
+        np.savez(out, provenance=np.array(json.dumps(reference.provenance)), **arrays)
 
 
 def load(file: str | os.PathLike) -> Reference:
     """Read a file of ours, or one of another tool (`statistics_files` lists them).
 
     Raises:
-      UserError: it is not there, damaged, or does not hold such statistics.
+      FileAccessError: it is not there.
+      InvalidDataError: it is damaged, or does not hold such statistics.
     """
     file = pathlib.Path(file).expanduser()
     try:
         held = statistics_files.read_arrays(file)
         provenance = json.loads(str(held["provenance"])) if "provenance" in held else None
     except FileNotFoundError as error:
-        raise UserError(f"there are no statistics at {file}: make them with --mode=compute_stats --output={file}") from error
+        raise FileAccessError(
+            f"there are no statistics at {file}: make them with --mode=compute_stats --output={file}"
+        ) from error
+    except InvalidDataError:  # of `read_arrays`, with a reason of its own
+        raise
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged or holds no arrays ({type(error).__name__}): make it again") from error
+        raise InvalidDataError(f"{file} is damaged or holds no arrays ({type(error).__name__}): make it again") from error
     features, images = held.get("features"), held.get("images")
     if features is not None and (features.ndim != 2 or not np.isfinite(features).all()):
-        raise UserError(f"{file} holds features {list(features.shape)} that are not finite numbers [N, D]: make it again")
+        raise InvalidDataError(
+            f"{file} holds features {list(features.shape)} that are not finite numbers [N, D]: make it again"
+        )
     missing = [name for name in ("mu", "sigma") if name not in held]
     counted = next((held[name] for name in ("images", "features") if name in held and len(missing) == 2), ())
     known = int(held["count"]) if "count" in held else len(counted) or None
@@ -111,22 +111,24 @@ def load(file: str | os.PathLike) -> Reference:
     if len(missing) == 2 and (images is not None or features is not None):
         return Reference(None if features is None else gaussian_of(features), features, provenance, **others)
     if missing:
-        raise UserError(f"{file} holds no {' and no '.join(missing)}: it is no file of reference statistics")
+        raise InvalidDataError(f"{file} holds no {' and no '.join(missing)}: it is no file of reference statistics")
     mean, covariance = held["mu"], held["sigma"]
     if mean.ndim != 1 or covariance.shape != mean.shape * 2:
-        raise UserError(f"{file} holds mu {list(mean.shape)} and sigma {list(covariance.shape)}: they must be [D] and [D, D]")
+        raise InvalidDataError(
+            f"{file} holds mu {list(mean.shape)} and sigma {list(covariance.shape)}: they must be [D] and [D, D]"
+        )
     if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mean, covariance)):
-        raise UserError(f"{file} holds statistics that are not finite numbers: make it again")
+        raise InvalidDataError(f"{file} holds statistics that are not finite numbers: make it again")
     if not np.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8 + 1e-6 * np.abs(covariance).max(initial=0)):
-        raise UserError(f"{file} holds a sigma that is not symmetric: it is no covariance")
+        raise InvalidDataError(f"{file} holds a sigma that is not symmetric: it is no covariance")
     if features is not None and features.shape[1] != len(mean):
-        raise UserError(f"{file} holds features {list(features.shape)} beside mu {list(mean.shape)}: make it again")
+        raise InvalidDataError(f"{file} holds features {list(features.shape)} beside mu {list(mean.shape)}: make it again")
     gaussian = Gaussian(np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
     return Reference(gaussian, features, provenance, **others)
 
 
 def check_matches(file: str | os.PathLike, found: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
-    """Raises a UserError that names each field of `wanted` that the file's provenance has otherwise; none is no error."""
+    """Raises an InvalidDataError that names each field of `wanted` that differs in the file's provenance; none is no error."""
     if found is None:
         return
     differing = [
@@ -135,4 +137,4 @@ def check_matches(file: str | os.PathLike, found: dict[str, Any] | None, wanted:
         if found.get(name) != value
     ]
     if differing:
-        raise UserError(f"{file} holds statistics of something else: {'; '.join(differing)}")
+        raise InvalidDataError(f"{file} holds statistics of something else: {'; '.join(differing)}")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 NAMES = ("mu", "sigma", "features", "provenance")  # of our own files
 MAKE = "write mu [D] and sigma [D, D] with numpy.savez, or make the file with --mode=compute_stats"
@@ -39,7 +39,7 @@ def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: it is not there.
-      UserError: it is damaged, or of another kind; says which.
+      InvalidDataError: it is damaged, or of another kind; says which.
     """
     try:
         with file.open("rb") as opened:
@@ -51,18 +51,18 @@ def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
                 return _from_one_array(file, np.load(opened, allow_pickle=False))
             if start[:1] == b"\x80":
                 return _from_pickle(file, opened)
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, InvalidDataError):
         raise
     except Exception as error:  # a damaged file shows in whichever way
-        raise UserError(f"{file} is damaged or holds no arrays ({type(error).__name__}): make it again") from error
-    raise UserError(f"{file} is damaged or holds no arrays: {MAKE}")
+        raise InvalidDataError(f"{file} is damaged or holds no arrays ({type(error).__name__}): make it again") from error
+    raise InvalidDataError(f"{file} is damaged or holds no arrays: {MAKE}")
 
 
 def _from_npz(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(opened) as archive:
         members = archive.namelist()
     if any(name.endswith("data.pkl") for name in members):
-        raise UserError(f"{file} is a file of PyTorch: load it there, and {MAKE}")
+        raise InvalidDataError(f"{file} is a file of PyTorch: load it there, and {MAKE}")
     opened.seek(0)
     with np.load(opened, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in NAMES if name in arrays}
@@ -74,7 +74,7 @@ def _from_npz(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
                 found["labels"] = labels
         elif not found:
             listed = ", ".join(f"{name} {list(arrays[name].shape)}" for name in arrays.files[:6])
-            raise UserError(f"{file} holds no mu and no sigma, but {listed or 'nothing'}: {MAKE}")
+            raise InvalidDataError(f"{file} holds no mu and no sigma, but {listed or 'nothing'}: {MAKE}")
     return found
 
 
@@ -83,12 +83,12 @@ def _from_one_array(file: pathlib.Path, array: np.ndarray) -> dict[str, np.ndarr
     if array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] in (1, 3):
         return {"images": array}
     if array.ndim == 4 and array.dtype == np.uint8:
-        raise UserError(f"{what}: images must be [N, H, W, C] with C 1 or 3, transpose it with numpy")
+        raise InvalidDataError(f"{what}: images must be [N, H, W, C] with C 1 or 3, transpose it with numpy")
     if array.ndim == 4:
-        raise UserError(f"{what}: images must be uint8, 0..255, convert it with numpy")
+        raise InvalidDataError(f"{what}: images must be uint8, 0..255, convert it with numpy")
     if array.ndim == 2 and array.dtype.kind == "f":
         return {"features": array}
-    raise UserError(f"{what}: it must be images uint8 [N, H, W, C] or features [N, D] of some float type")
+    raise InvalidDataError(f"{what}: it must be images uint8 [N, H, W, C] or features [N, D] of some float type")
 
 
 def _from_pickle(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ def _from_pickle(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
     if isinstance(held, np.ndarray):
         return _from_one_array(file, held)
     if not isinstance(held, dict):
-        raise UserError(f"{file} is a pickle of {type(held).__name__}: {MAKE}")
+        raise InvalidDataError(f"{file} is a pickle of {type(held).__name__}: {MAKE}")
     if isinstance(held.get("fid"), dict):
         held = held["fid"]
     if "mu" in held and "sigma" in held:
@@ -108,7 +108,9 @@ def _from_pickle(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
         return {"mu": mean, "sigma": covariance, "count": np.int64(count)}
     if held.get("all_features"):
         return {"features": np.concatenate([np.asarray(part) for part in held["all_features"]])}
-    raise UserError(f"{file} is a pickle with {', '.join(map(str, list(held)[:6])) or 'nothing'}, no mu and sigma: {MAKE}")
+    raise InvalidDataError(
+        f"{file} is a pickle with {', '.join(map(str, list(held)[:6])) or 'nothing'}, no mu and sigma: {MAKE}"
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -121,7 +123,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle may name."""
         if (module, name) not in ALLOWED:
-            raise UserError(
+            raise InvalidDataError(
                 f"{self._path} is a pickle of more than arrays ({module}.{name}), which could run any program: "
                 f"load it with the tool that wrote it, and {MAKE}"
             )

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError, error_line, os_errors
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -40,24 +40,23 @@ def read_torch_file(file: Path) -> dict[str, np.ndarray]:
     """The tensors of a saved state dict, by name, each in its own memory.
 
     Raises:
-      UserError: the file cannot be read, is cut off or damaged, is not of `torch.save`, holds anything but a flat dictionary
-        of tensors, or names anything that a state dict does not need. Nothing of it has been executed.
+      FileAccessError: the file cannot be read.
+      InvalidDataError: it is cut off or damaged, is not of `torch.save`, holds anything but a flat dictionary of tensors,
+        or names anything that a state dict does not need. Nothing of it has been executed.
     """
-    try:
+    with os_errors(f"cannot read the weights {file}"):
         if file.stat().st_size > MAX_BYTES:
-            raise UserError(f"{file} has {file.stat().st_size / 2**30:,.1f} GiB: too much for Inception weights (95 MB)")
+            raise InvalidDataError(f"{file} has {file.stat().st_size / 2**30:,.1f} GiB: too much for Inception weights (95 MB)")
         data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the weights {file}: {error.strerror or error}") from error
     if not data:
-        raise UserError(f"the weights file {file} is empty: fetch it again")
+        raise InvalidDataError(f"the weights file {file} is empty: fetch it again")
     try:
         state = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
         return _checked(state)
     except _InvalidFile as error:
-        raise UserError(f"{file} {error}") from error
+        raise InvalidDataError(f"{file} {error}") from error
     except Exception as error:  # a pickle of nonsense fails in every way there is
-        raise UserError(f"{file} is cut off or damaged ({_reason(error)}): fetch it again") from error
+        raise InvalidDataError(f"{file} is cut off or damaged ({error_line(error, kind=True)}): fetch it again") from error
 
 
 class _InvalidFile(Exception):
@@ -269,8 +268,3 @@ def _checked(state: Any) -> dict[str, np.ndarray]:
             f"is not a flat dictionary of tensors ({str(wrong[0])[:40]!r} is something else): save a state_dict()"
         )
     return {name: tensor.array() for name, tensor in state.items()}
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

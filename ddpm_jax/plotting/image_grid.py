@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_jax.runtime.atomic import open_atomic
+
 # Grids are enlarged by integer factors, so that images are about this many pixels high.
 VISIBLE_HEIGHT = 64
 LONGEST_SIDE = 4096
@@ -131,9 +133,8 @@ def strip(stages: np.ndarray) -> np.ndarray:
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C], C = 1 (gray) or 3 (RGB), atomically."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with open_atomic(path, sync=False) as out:  # a set has many thousands; `is_whole_png` finds a part
+        picture.save(out, format="PNG")
 
 
 def read_png(path: pathlib.Path) -> np.ndarray:

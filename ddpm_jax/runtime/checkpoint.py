@@ -11,9 +11,8 @@ Every process of a run makes the same calls in the same order.
 """
 
 import functools
+import logging
 import os
-import re
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -28,8 +27,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError, error_line, os_errors
 from ddpm_jax.runtime.orbax_logs import silence_orbax
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
 Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and what makes the wanted layout of it
@@ -46,11 +47,10 @@ class CheckpointManager:
       max_to_keep: how many of the newest stay.
       keep_period: steps divisible by this stay for ever; 0 keeps none of them.
       read_only: never writes, renames or deletes: for reading beside a training that runs.
-      report: takes the one line that tells of a damaged checkpoint; by default it goes to stderr.
 
     Raises:
-      UsageError: `max_to_keep` under 1 or `keep_period` negative.
-      UserError: the folder cannot be made.
+      InvalidArgumentError: `max_to_keep` under 1 or `keep_period` negative.
+      FileAccessError: the folder cannot be made.
     """
 
     def __init__(
@@ -60,20 +60,18 @@ class CheckpointManager:
         max_to_keep: int,
         keep_period: int = 0,
         read_only: bool = False,
-        report: Callable[[str], None] | None = None,
     ) -> None:
         if max_to_keep < 1:
-            raise UsageError(f"max_to_keep is {max_to_keep}: at least the newest checkpoint must stay")
+            raise InvalidArgumentError(f"max_to_keep is {max_to_keep}: at least the newest checkpoint must stay")
         if keep_period < 0:
-            raise UsageError(f"keep_period is {keep_period}: give a number of steps, or 0 to keep only the newest")
+            raise InvalidArgumentError(f"keep_period is {keep_period}: give a number of steps, or 0 to keep only the newest")
         silence_orbax()
         _disable_replica_parallel()
         self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
         self._read_only = read_only
-        self._report = report or (lambda line: print(line, file=sys.stderr))
         self._background: threading.Thread | None = None
         self._background_error: Exception | None = None
-        self._failure: UserError | None = None
+        self._failure: FileAccessError | None = None
         self._manager: ocp.CheckpointManager | None = None
         if read_only and not all_processes(self.directory.is_dir()):
             return
@@ -87,13 +85,11 @@ class CheckpointManager:
             cleanup_tmp_directories=not read_only,
             preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
         )
-        try:
+        with os_errors(f"cannot use the checkpoint folder {self.directory}"):
             with raise_on_all_processes():  # before Orbax has all processes wait for each other
                 if not read_only:
                     self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
-            raise UserError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order: what process 0 sees. One still being written is not among them."""
@@ -118,7 +114,7 @@ class CheckpointManager:
           False where `step` has a checkpoint already, which then stays as it is.
 
         Raises:
-          UserError: this or the save before could not be written (disk full, folder gone).
+          FileAccessError: this or the save before could not be written (disk full, folder gone).
           ValueError: `step` lies before the newest checkpoint: it belongs to another past.
         """
         assert self._manager is not None, "closed"
@@ -161,7 +157,7 @@ class CheckpointManager:
           The state, and its step.
 
         Raises:
-          UserError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
+          CheckpointError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
         """
         layouts = [(abstract_state, lambda state: state)] + ([older] if older else [])
         state, step = self._restore(layouts, step, whole=True)
@@ -179,7 +175,7 @@ class CheckpointManager:
         """Waits until the last save is on the disk.
 
         Raises:
-          UserError: it could not be written.
+          FileAccessError: it could not be written.
         """
         if self._background is None:
             return
@@ -192,7 +188,7 @@ class CheckpointManager:
         """Waits for the last save and ends the background threads. May be called twice.
 
         Raises:
-          UserError: the last save could not be written, and nobody was told yet.
+          FileAccessError: the last save could not be written, and nobody was told yet.
         """
         try:
             self.wait()
@@ -207,7 +203,7 @@ class CheckpointManager:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self.close()
-        except UserError:
+        except ExpectedError:
             if kind is None:  # another error is on its way already: that one is the cause
                 raise
 
@@ -215,15 +211,15 @@ class CheckpointManager:
         self.wait()
         steps = self.steps()
         if not steps:
-            raise UserError(f"no checkpoint in {self.directory}")
+            raise CheckpointError(f"no checkpoint in {self.directory}")
         if step is not None:
             if step not in steps:
                 there = ", ".join(map(str, steps))
-                wanted = f"no checkpoint of step {step} in {self.directory}, which config.sampling.checkpoint_step names"
-                raise UserError(f"{wanted}; there are {there}")
+                wanted = f"no checkpoint of step {step} in {self.directory}, which `checkpoint_step` names"
+                raise CheckpointError(f"{wanted}; there are {there}")
             state, cause = self._try(step, layouts, whole)
             if state is None:
-                raise UserError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
+                raise CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
             return state, step
         damaged: dict[int, str] = {}
         for candidate in reversed(steps):
@@ -235,9 +231,9 @@ class CheckpointManager:
             if all_processes((self.directory / str(candidate)).is_dir()):  # else the training beside has deleted it meanwhile
                 damaged[candidate] = cause
         if not damaged:
-            raise UserError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
+            raise CheckpointError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
         listed = ", ".join(map(str, sorted(damaged)))
-        raise UserError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
+        raise CheckpointError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
 
     def _try(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
         """The state, or None and what is wrong with the files. All processes agree on which."""
@@ -252,7 +248,7 @@ class CheckpointManager:
             wrong = [_differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole) for fields in wanted]
             if all(wrong):
                 more = f" and {len(wrong[0]) - 3} more" if len(wrong[0]) > 3 else ""
-                raise UserError(
+                raise CheckpointError(
                     f"the checkpoint of step {step} is of another model: {'; '.join(wrong[0][:3])}{more}. Take the config of "
                     "the run (--workdir without --config does), or another --workdir"
                 )
@@ -285,7 +281,7 @@ class CheckpointManager:
                     if is_primary_process():
                         folder.rename(new)
                 line += f" and now called {new.name}"
-            self._report(f"{line}; going on from step {good}")
+            logger.warning(f"{line}; going on from step {good}")
         if damaged and not self._read_only:
             self._manager.reload()
 
@@ -297,11 +293,11 @@ class CheckpointManager:
         except Exception as error:  # whatever it was: tensorstore has no type for a full disk
             self._background_error = error
 
-    def _fail(self, error: Exception) -> UserError:
+    def _fail(self, error: Exception) -> FileAccessError:
         # Writes that never began are told of by Python when the program ends, after the line that matters.
         warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
-        self._failure = UserError(
-            f"cannot write a checkpoint into {self.directory}: {_cause(error)}. "
+        self._failure = FileAccessError(
+            f"cannot write a checkpoint into {self.directory}: {error_line(error)}. "
             "Those written before are whole: once that is mended, the same command goes on from the last of them"
         )
         return self._failure
@@ -312,11 +308,11 @@ def _catch_corruption(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
     try:
         return work(), ""
     except PermissionError as error:
-        raise UserError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
-    except (UserError, *_NOT_CORRUPTION):
+        raise FileAccessError(f"cannot read the checkpoint {folder}: {error_line(error)}") from error
+    except (ExpectedError, *_NOT_CORRUPTION):
         raise
     except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
-        return None, _cause(error)
+        return None, error_line(error)
 
 
 def _wrap_leaf(tree: Any) -> Any:
@@ -368,16 +364,6 @@ def _free_name(path: Path) -> Path:
     while new.exists():
         number, new = number + 1, path.with_name(f"{path.name}.{number}")
     return new
-
-
-def _cause(error: BaseException) -> str:
-    """One short line of an error that may have many, with file specifications in them."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # what tensorstore makes of an OSError
-        return os.strerror(int(code[1])).lower()
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _disable_replica_parallel() -> None:

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddpm_jax.runtime.workdir import write_atomically
+from ddpm_jax.runtime.atomic import write_atomically
 
 SUMS = "checksums.json"
 
@@ -15,7 +15,7 @@ def write_sums(folder: Path) -> None:
 
     Raises:
       OSError: a file cannot be read.
-      UserError: checksums.json cannot be written.
+      FileAccessError: checksums.json cannot be written.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     sums = {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc32(file)] for file in files}

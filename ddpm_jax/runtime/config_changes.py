@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError
 
 # Fields that may differ between the processes of one job: where the data is and how fast it is read, not what it is.
 PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
@@ -130,12 +130,12 @@ def rule_of(field: str) -> Rule:
 
 
 def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises UserError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
+    """Raises ConflictError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
     _check(folder, recorded, config, lambda rule: rule.resume, "which a resume cannot change")
 
 
 def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises UserError where `config` changes what a mode that reads the run must keep; names each field."""
+    """Raises ConflictError where `config` changes what a mode that reads the run must keep; names each field."""
     _check(folder, recorded, config, lambda rule: rule.reading, "which its checkpoints do not fit")
 
 
@@ -190,7 +190,7 @@ def _check(
         reason = "" if part(rule) is _whole else f" ({rule.why})"
         differing.append(f"{field} was {_show(before)}, now {_show(after)}{reason}")
     if differing:
-        raise UserError(
+        raise ConflictError(
             f"{folder} holds a run with another config, {said}: {'; '.join(differing)}. "
             "Put the old values back, or choose another --workdir"
         )

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddpm_jax.runtime import config_changes, run_record, workdir
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import DistributedError, ExpectedError, InvalidArgumentError, error_line, os_errors
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.run_lock import RunLock
 
@@ -43,12 +43,6 @@ def is_primary_process() -> bool:
     return jax.process_index() == 0
 
 
-def log_once(line: str) -> None:
-    """Tell on stderr, once of all processes."""
-    if is_primary_process():
-        print(line, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def raise_on_all_processes() -> Iterator[None]:
     """Context: what fails in one process fails in all, so that none waits for one that is gone.
@@ -56,7 +50,8 @@ def raise_on_all_processes() -> Iterator[None]:
     Every process must come here, and inside nothing may wait for another.
 
     Raises:
-      UserError, UsageError: the error of the first process that failed; one that failed itself raises its own.
+      DistributedError, InvalidArgumentError: another process failed; with the message of the first that did. A process that
+        failed itself raises its own error.
     """
     if jax.process_count() == 1:
         yield
@@ -72,7 +67,8 @@ def raise_on_all_processes() -> Iterator[None]:
     for index, message in enumerate(told):
         if message[0]:
             text = bytes(message[1:]).rstrip(b"\0").decode(errors="ignore")
-            raise (UsageError if message[0] == UsageError.exit_code else UserError)(f"process {index} stopped: {text}")
+            kind = InvalidArgumentError if message[0] == InvalidArgumentError.exit_code else DistributedError
+            raise kind(f"process {index} stopped: {text}")
 
 
 def all_processes(mine: bool) -> bool:
@@ -107,8 +103,10 @@ def prepare_workdir(
       The folder's absolute path.
 
     Raises:
-      UsageError: the processes were given different configs.
-      UserError: the folder cannot be written, the processes do not see one and the same folder, or the run is another.
+      InvalidArgumentError: the processes were given different configs.
+      FileAccessError: the folder cannot be written.
+      DistributedError: the processes do not see one and the same folder.
+      ConflictError: the run in it is another.
     """
     check_same_config(config)
     with raise_on_all_processes():
@@ -123,7 +121,7 @@ def prepare_workdir(
 
 
 @contextlib.contextmanager
-def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def hold_workdir(folder: Path) -> Iterator[Callable[[], None]]:
     """Context: no other training in `folder`, of this machine or another. Process 0 holds the lock for the whole job.
 
     Yields:
@@ -131,11 +129,11 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
       anything is saved.
 
     Raises:
-      UserError: another training has it.
+      ConflictError: another training has it.
     """
     lock = None
     try:
-        lock = _acquire(folder, report)
+        lock = _acquire(folder)
 
         def check() -> None:
             with raise_on_all_processes():
@@ -148,12 +146,12 @@ def hold_workdir(folder: Path, report: Callable[[str], None]) -> Iterator[Callab
             lock.release()
 
 
-def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
-    """The lock in process 0, None in the others; all wait for it. Raises UserError in all where another training has it."""
+def _acquire(folder: Path) -> RunLock | None:
+    """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all where another training has it."""
     if jax.process_count() == 1:
-        return RunLock(folder, report=report)
+        return RunLock(folder)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        attempt = pool.submit(RunLock, folder, report=report) if is_primary_process() else None
+        attempt = pool.submit(RunLock, folder) if is_primary_process() else None
         # A collective fails where one process keeps the others waiting for 30 s, and the lock may take longer.
         while not all_processes(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
             pass
@@ -162,7 +160,7 @@ def _acquire(folder: Path, report: Callable[[str], None]) -> RunLock | None:
 
 
 def check_same_config(config: dict[str, Any]) -> None:
-    """Raises UsageError in every process unless all have the same config, but for the fields of `config_changes.PER_HOST`."""
+    """Raises InvalidArgumentError in all processes unless they have one config, but for fields of `config_changes.PER_HOST`."""
     if jax.process_count() == 1:
         return
     fixed = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
@@ -174,13 +172,13 @@ def check_same_config(config: dict[str, Any]) -> None:
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     other = [index for index, theirs in enumerate(digests) if np.any(theirs != digests[0])]
     if other:
-        raise UsageError(
+        raise InvalidArgumentError(
             f"process {', '.join(map(str, other))} got another config than process 0: give every process the same command"
         )
 
 
 def check_shared(folder: Path) -> None:
-    """Raises UserError in every process unless all see one and the same `folder`. Process 0 can write into it."""
+    """Raises DistributedError in every process unless all see one and the same `folder`. Process 0 can write into it."""
     if jax.process_count() == 1:
         return
     name = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
@@ -188,13 +186,11 @@ def check_shared(folder: Path) -> None:
     try:
         with raise_on_all_processes():
             if is_primary_process():
-                try:
+                with os_errors(f"cannot write into {folder}"):
                     mark.touch()
-                except OSError as error:
-                    raise UserError(f"cannot write into {folder}: {(error.strerror or str(error)).lower()}") from error
         with raise_on_all_processes():
             if not is_primary_process() and not _appears(mark):
-                raise UserError(
+                raise DistributedError(
                     f"process {jax.process_index()} does not see what process 0 writes into {folder}: "
                     "take a --workdir on a filesystem that all hosts share"
                 )
@@ -240,7 +236,7 @@ def distributed_main() -> Iterator[None]:
     fail alike, all end at once and as usual.
 
     Raises:
-      UserError: a collective failed because another process is gone.
+      DistributedError: a collective failed because another process is gone.
     """
     try:
         yield
@@ -250,11 +246,10 @@ def distributed_main() -> Iterator[None]:
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         threading.Thread(target=_exit_after_grace_period, args=(code,), daemon=True).start()
         # JAX raises now the one, now the other kind.
-        lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and not isinstance(error, ExpectedError)
         if lost and any(word in str(error).lower() for word in _PEER_LOST_PATTERNS):
-            cause = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"another process of the job is gone ({cause}); "
+            raise DistributedError(
+                f"another process of the job is gone ({error_line(error)}); "
                 "start the same command again on every host: it goes on from the last checkpoint"
             ) from error
         raise
@@ -271,8 +266,8 @@ def _encode(error: Exception | None) -> np.ndarray:
     """uint8 [MESSAGE_BYTES]: exit code, or 0 for no error, and the message."""
     row = np.zeros(MESSAGE_BYTES, np.uint8)
     if error is not None:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        data = " ".join(text.split()).encode()[: MESSAGE_BYTES - 1]
+        line = error_line(error, most=MESSAGE_BYTES, kind=not isinstance(error, ExpectedError))
+        data = line.encode()[: MESSAGE_BYTES - 1]
         row[0] = getattr(error, "exit_code", 1)
         row[1 : 1 + len(data)] = np.frombuffer(data, np.uint8)
     return row

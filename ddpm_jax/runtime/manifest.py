@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from ddpm_jax.runtime import paths
-from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.runtime.workdir import write_atomically
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 MANIFEST = "manifest.json"
 
@@ -23,8 +23,9 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
       output: the folder that the user named, or "".
 
     Raises:
-      UserError: `output` holds files of these names that no manifest explains, or results of another kind (each
-        difference is named); or the folder cannot be made or written.
+      ConflictError: `output` holds files of these names that no manifest explains, or results of another kind (each
+        difference is named).
+      FileAccessError: the folder cannot be made or written.
     """
     if output:
         folder = paths.output_path(output, default)
@@ -32,7 +33,9 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
         if (folder / MANIFEST).exists():
             require_same(folder, identity)
         elif found := [name for name in names if (folder / name).exists()]:
-            raise UserError(f"{folder} holds another {' and '.join(found)}: name a new folder by --output, or move that away")
+            raise ConflictError(
+                f"{folder} holds another {' and '.join(found)}: name a new folder by --output, or move that away"
+            )
     else:
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
         paths.make_output_folder(folder)
@@ -47,7 +50,7 @@ def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
 
 
 def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Raise a UserError that names each difference unless the folder's manifest says the same.
+    """Raise a ConflictError that names each difference unless the folder's manifest says the same.
 
     Args:
       folder: with a manifest.
@@ -63,20 +66,22 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[
         if old.get(name) != new.get(name)
     ]
     if differing:
-        raise UserError(f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output")
+        raise ConflictError(
+            f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output"
+        )
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """The folder's manifest.
 
     Raises:
-      UserError: it cannot be read, or is not a JSON object.
+      InvalidDataError: it cannot be read, or is not a JSON object.
     """
     file = folder / MANIFEST
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
+        raise InvalidDataError(
             f"{file} cannot be read ({type(error).__name__}): remove its folder, and generate the images again"
         ) from error
 
@@ -88,7 +93,7 @@ def _is_free(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
         return not any(not file.name.startswith(".") for file in folder.iterdir())
     try:
         return read(folder) == json.loads(json.dumps(identity))
-    except UserError:
+    except InvalidDataError:
         return False
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError, error_line
 
 DATA_AXIS = "data"
 
@@ -49,15 +49,15 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     """Checks that every process, and every device in every micro-batch, gets the same number of images.
 
     Raises:
-      UsageError: `batch_size` is no positive multiple of devices x accumulation_steps; names the nearest that are.
+      InvalidArgumentError: `batch_size` is no positive multiple of devices x accumulation_steps; names the nearest that are.
         Or the processes have different numbers of devices.
     """
     counts = Counter(device.process_index for device in mesh.devices.flat)
     if len(set(counts.values())) > 1:
         listed = ", ".join(str(count) for _, count in sorted(counts.items()))
-        raise UsageError(f"the processes have {listed} devices: give each of them the same number")
+        raise InvalidArgumentError(f"the processes have {listed} devices: give each of them the same number")
     if accumulation_steps < 1:
-        raise UsageError(f"config.optimizer.accumulation_steps is {accumulation_steps}, and must be at least 1")
+        raise InvalidArgumentError(f"`accumulation_steps` is {accumulation_steps}, and must be at least 1")
     unit = mesh.size * accumulation_steps
     if batch_size > 0 and batch_size % unit == 0:
         return
@@ -66,7 +66,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     parts = f"{mesh.size} device{'s' * (mesh.size > 1)}"
     if accumulation_steps > 1:
         parts += f" x {accumulation_steps} accumulation steps"
-    raise UsageError(f"config.train.batch_size is {batch_size}, which does not divide evenly over {parts}: use {nearest}")
+    raise InvalidArgumentError(f"`batch_size` is {batch_size}, which does not divide evenly over {parts}: use {nearest}")
 
 
 def initialize_distributed(
@@ -82,23 +82,23 @@ def initialize_distributed(
       Whether this process belongs to a distributed run.
 
     Raises:
-      UsageError: only some of the three are given, or they contradict each other.
-      UserError: the other processes, or the service that lists them, cannot be reached.
+      InvalidArgumentError: only some of the three are given, or they contradict each other.
+      DistributedError: the other processes, or the service that lists them, cannot be reached.
     """
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [flag for flag, value in given.items() if value is None or value == ""]
     if 0 < len(missing) < len(given):
-        raise UsageError(f"{', '.join(given)} belong together: {' and '.join(missing)} missing")
+        raise InvalidArgumentError(f"{', '.join(given)} belong together: {' and '.join(missing)} missing")
     explicit = not missing
     options: dict[str, Any] = {}
     if explicit:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"--coordinator={coordinator} must be HOST:PORT, the address of process 0")
+            raise InvalidArgumentError(f"--coordinator={coordinator} must be HOST:PORT, the address of process 0")
         if num_processes < 1:
-            raise UsageError(f"--num_processes={num_processes} must be at least 1")
+            raise InvalidArgumentError(f"--num_processes={num_processes} must be at least 1")
         if not 0 <= process_id < num_processes:
-            raise UsageError(
+            raise InvalidArgumentError(
                 f"--process_id={process_id} must be between 0 and {num_processes - 1}, one less than --num_processes"
             )
         options = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
@@ -121,13 +121,13 @@ def initialize_distributed(
         if not explicit and "coordinator_address" in str(error):
             return False
         if _is_network_error(error):  # requests has ValueErrors too
-            raise UserError(_not_found(_first_cause(error))) from error
-        raise UsageError(f"cannot join the other processes{where}: {' '.join(str(error).split())}") from error
+            raise DistributedError(_not_found(_first_cause(error))) from error
+        raise InvalidArgumentError(f"cannot join the other processes{where}: {error_line(error)}") from error
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
+        raise DistributedError(f"cannot join the other processes{where}: {error_line(error)}") from error
     except RuntimeError as error:
         if "distributed.initialize" not in str(error):  # a launcher's variables or a service's answer that JAX cannot use
-            raise UserError(_not_found(str(error))) from error
+            raise DistributedError(_not_found(str(error))) from error
         # A device was used already. That does no harm where there is no other process; elsewhere it is a defect.
         if explicit or jax.default_backend() == "tpu" or any(name in os.environ for name in _CLUSTERED):
             raise
@@ -135,7 +135,7 @@ def initialize_distributed(
     except Exception as error:
         if not _is_network_error(error):
             raise
-        raise UserError(_not_found(_first_cause(error))) from error
+        raise DistributedError(_not_found(_first_cause(error))) from error
     return True
 
 
@@ -148,7 +148,7 @@ def _first_cause(error: BaseException) -> str:
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause
     error = getattr(error, "reason", error)  # of a URLError
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return error_line(error)
 
 
 def _not_found(reason: str) -> str:

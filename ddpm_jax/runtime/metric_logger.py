@@ -1,6 +1,7 @@
 """What a run tells while it trains: a progress line, metrics.jsonl, TensorBoard."""
 
 import json
+import logging
 import math
 import os
 import queue
@@ -13,9 +14,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
 from ddpm_jax.runtime.progress import Progress, StatusLine, Throughput, progress_parts
-from ddpm_jax.runtime.workdir import write_atomically
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Progress", "TensorBoardWriter", "TrainLogger"]
 
@@ -38,7 +41,7 @@ class TrainLogger:
       out: where lines go, by default stderr; a terminal's line is rewritten in place.
 
     Raises:
-      UserError: metrics.jsonl cannot be written.
+      FileAccessError: metrics.jsonl cannot be written.
     """
 
     def __init__(
@@ -63,15 +66,13 @@ class TrainLogger:
         self._on_line = on_line
         self._step = 0
         self._shown: dict[str, float] = {}
-        self._events = TensorBoardWriter(self._file.parent, self.say) if is_writer and tensorboard else None
+        self._events = TensorBoardWriter(self._file.parent) if is_writer and tensorboard else None
         self._metrics: TextIO | None = None
         if is_writer:
             if start_step is not None:
                 _truncate_after(self._file, start_step)
-            try:
+            with os_errors(f"cannot write {self._file}"):
                 self._metrics = self._file.open("a", encoding="utf-8")
-            except OSError as error:
-                raise self._write_error(error) from error
 
     def tick(self, step: int) -> None:
         """`step` steps are done. Prints the progress line now and then."""
@@ -88,18 +89,16 @@ class TrainLogger:
         """Records numbers of `step`, which is done, and prints the progress line with those that it shows.
 
         Raises:
-          UserError: metrics.jsonl cannot be written.
+          FileAccessError: metrics.jsonl cannot be written.
         """
         if not self._is_writer:
             return
         values = {name: float(value) for name, value in values.items()}
         # JSON has no NaN and no infinity.
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        try:
+        with os_errors(f"cannot write {self._file}"):
             self._metrics.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **numbers}) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise self._write_error(error) from error
         if self._events is not None:
             self._events.scalars(step, values)
         self._shown |= {name: values[name] for name in self._on_line if name in values}
@@ -117,11 +116,6 @@ class TrainLogger:
         """Records a picture, uint8 [H, W, C], in TensorBoard."""
         if self._is_writer and self._events is not None:
             self._events.image(step, name, grid)
-
-    def say(self, line: str) -> None:
-        """Prints one line that stays."""
-        if self._is_writer:
-            self._line.say(line)
 
     def pause(self) -> Any:
         """Context whose time counts as no training: sampling, evaluating, saving."""
@@ -146,22 +140,20 @@ class TrainLogger:
         begin, *speed = progress_parts(self._step, self._total, "steps", "step ", self._rate, self._batch_size)
         self._line.show(" · ".join([begin, *shown, *speed]))
 
-    def _write_error(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}")
-
 
 class TensorBoardWriter:
     """TensorBoard's events, written by a thread: importing tensorflow takes seconds, and nobody need wait. A context.
 
+    Where they cannot be written, one line is logged: no picture of a number is worth a run.
+
     Args:
       workdir: the run's folder; they go into its tensorboard/.
-      say: called with one line where they cannot be written. No picture of a number is worth a run.
       beside: the file that has the same numbers.
     """
 
-    def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None], beside: str = METRICS) -> None:
+    def __init__(self, workdir: str | os.PathLike, beside: str = METRICS) -> None:
         self._folder = Path(workdir).absolute() / TENSORBOARD
-        self._say, self._beside = say, beside
+        self._beside = beside
         self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._off = False
@@ -220,8 +212,7 @@ class TensorBoardWriter:
                 writer.close()
         except Exception as error:  # an import may fail in any way
             self._off = True
-            cause = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            self._say(f"TensorBoard is off ({cause}); {self._beside} has the same numbers")
+            logger.warning(f"TensorBoard is off ({error_line(error)}); {self._beside} has the same numbers")
 
 
 def _load_writers() -> Callable[[str], Any]:
@@ -244,7 +235,7 @@ def _truncate_after(file: Path, start_step: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     # From the beginning, not even those of step 0 stay: it evaluates and draws the untrained model again.
     lines = text.splitlines(keepends=True) if start_step > 0 else []
     kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)

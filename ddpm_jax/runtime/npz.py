@@ -3,13 +3,14 @@
 The files are those of np.savez, and np.load opens them: uncompressed, with ZIP64, so that they may be larger than 4 GiB.
 """
 
-import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from ddpm_jax.runtime.atomic import open_atomic
 
 
 class Rows(NamedTuple):
@@ -33,22 +34,13 @@ def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray | Rows]) -> None:
       OSError: it cannot be written.
       ValueError: the chunks of an array are not the rows that its shape announces.
     """
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("wb") as out:
-            with zipfile.ZipFile(out, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        if isinstance(array, Rows):
-                            _write_rows(member, name, array)
-                        else:
-                            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with open_atomic(file) as out, zipfile.ZipFile(out, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if isinstance(array, Rows):
+                    _write_rows(member, name, array)
+                else:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def rows(file: pathlib.Path, name: str, batch_size: int) -> Iterator[np.ndarray]:

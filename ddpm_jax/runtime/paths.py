@@ -4,19 +4,19 @@ import os
 import pathlib
 import tempfile
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError, error_line
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
     """The absolute path of `path`, with `~` and `~user` replaced by the home folder.
 
     Raises:
-      UserError: `~user` of a user that this machine does not have.
+      FileAccessError: `~user` of a user that this machine does not have.
     """
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("~"):
         user = text.split("/")[0]
-        raise UserError(f"{text} is not a path of this machine: it has no home folder {user}; write the path in full")
+        raise FileAccessError(f"{text} is not a path of this machine: it has no home folder {user}; write the path in full")
     return pathlib.Path(os.path.abspath(text))
 
 
@@ -24,12 +24,14 @@ def output_path(text: str, default: str | os.PathLike) -> pathlib.Path:
     """The path that --output names; `default` where it is empty.
 
     Raises:
-      UserError: an address such as gs://bucket/x.
+      FileAccessError: an address such as gs://bucket/x.
     """
     if not text:
         return expand(default)
     if "://" in text:
-        raise UserError(f"--output={text} is not a path of this machine: name a local one and copy it, or mount the bucket")
+        raise FileAccessError(
+            f"--output={text} is not a path of this machine: name a local one and copy it, or mount the bucket"
+        )
     return expand(text)
 
 
@@ -37,7 +39,7 @@ def make_output_folder(folder: pathlib.Path) -> None:
     """Make the folder, parents included, and try to write into it.
 
     Raises:
-      UserError: it cannot be made or written; one line that names --output.
+      FileAccessError: it cannot be made or written; one line that names --output.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,14 +53,14 @@ def make_output_parent(file: pathlib.Path) -> None:
     """As `make_output_folder`, of the folder that `file` is to be written into.
 
     Raises:
-      UserError: the folder cannot be made or written, or `file` is a folder.
+      FileAccessError: the folder cannot be made or written, or `file` is a folder.
     """
     make_output_folder(file.parent)
     if file.is_dir():
-        raise UserError(f"cannot write to {file}: it is a folder; choose another --output")
+        raise FileAccessError(f"cannot write to {file}: it is a folder; choose another --output")
 
 
-def cannot_write(target: pathlib.Path, error: OSError) -> UserError:
+def cannot_write(target: pathlib.Path, error: OSError) -> FileAccessError:
     """The one line for an output that the system does not let us write."""
-    reason = "it is a file" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
-    return UserError(f"cannot write to {target}: {reason}; choose another --output")
+    reason = "it is a file" if isinstance(error, FileExistsError) else error_line(error)
+    return FileAccessError(f"cannot write to {target}: {reason}; choose another --output")

@@ -3,6 +3,7 @@
 Speed is that of the recent past only; neither compilation counts, nor what happens inside `pause()`.
 """
 
+import logging
 import math
 import shutil
 import sys
@@ -11,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 WINDOW_S = 30.0  # speed is the mean over this long
 MIN_WINDOW_S = 0.5  # and over no less: what happens to be told of at the same moment has no speed
@@ -58,7 +59,13 @@ class Throughput:
 
 
 class StatusLine:
-    """One line that is rewritten in a terminal, and printed now and then into a file."""
+    """One line that is rewritten in a terminal, and printed now and then into a file.
+
+    Attributes:
+      shown: the line that a terminal shows now, or None: what is printed must make room for it.
+    """
+
+    shown: ClassVar["StatusLine | None"] = None
 
     def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
         self._out = out
@@ -66,7 +73,7 @@ class StatusLine:
         self._live = out.isatty()
         self._open = False
         self._last = -math.inf
-        self._lock = threading.Lock()  # TensorBoard's thread may say something
+        self._lock = threading.Lock()  # TensorBoard's thread may log something
 
     def due(self) -> bool:
         return self._clock() - self._last >= (TERMINAL_S if self._live else FILE_S)
@@ -78,22 +85,40 @@ class StatusLine:
                 width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and \r not reach its beginning
                 self._out.write(f"\r{text[:width]}\x1b[K")
                 self._open = True
+                StatusLine.shown = self
             else:
                 self._out.write(text + "\n")
             self._out.flush()
 
-    def say(self, text: str) -> None:
+    def print_above(self, text: str) -> None:
+        """Prints a line that stays; the status line comes below it when it is shown again."""
         with self._lock:
             self._out.write(("\r\x1b[K" if self._open else "") + text + "\n")
             self._open = False
             self._out.flush()
 
     def end(self) -> None:
+        if StatusLine.shown is self:
+            StatusLine.shown = None
         with self._lock:
             if self._open:
                 self._out.write("\n")
                 self._out.flush()
                 self._open = False
+
+
+class LineHandler(logging.Handler):
+    """Prints log records as lines on stderr, above the status line where a terminal shows one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text, line = self.format(record), StatusLine.shown
+            if line is not None:
+                line.print_above(text)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
 
 
 class Progress:

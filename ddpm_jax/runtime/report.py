@@ -5,14 +5,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpm_jax.runtime.workdir import write_atomically
+from ddpm_jax.runtime.atomic import write_atomically
 
 
 def write_json(file: pathlib.Path, report: Mapping[str, Any]) -> None:
     """Write numbers and where they come from; NaN and infinity, which JSON does not have, as null.
 
     Raises:
-      UserError: the file cannot be written.
+      FileAccessError: the file cannot be written.
     """
     write_atomically(file, json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
 
@@ -21,7 +21,7 @@ def write_text(file: pathlib.Path, text: str) -> None:
     """Write a text; it appears whole or not at all.
 
     Raises:
-      UserError: the file cannot be written.
+      FileAccessError: the file cannot be written.
     """
     write_atomically(file, text)
 

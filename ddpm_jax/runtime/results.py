@@ -8,13 +8,16 @@ Reports and tables are made from all of them, as often as wanted.
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from ddpm_jax.runtime import report as reports
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import os_errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +47,17 @@ class Result:
 class Results:
     """The results in a folder, which is made by the first `add`."""
 
-    def __init__(self, folder: str | os.PathLike, report: Callable[[str], None] = lambda line: None):
-        """`report` is called with a line for each file that cannot be read."""
+    def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder).absolute()
-        self._report = report
 
     def add(self, result: Result, words: str) -> pathlib.Path:
         """Write a result; its file, named by `words` and what it depends on, without ".json" a stem for pictures of it.
 
         Raises:
-          UserError: it cannot be written.
+          FileAccessError: it cannot be written.
         """
-        try:
+        with os_errors(f"cannot make the folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {self.folder}: {(error.strerror or str(error)).lower()}") from error
         file = self.folder / f"{words}-{result.metric}-{result.group}.json"
         reports.write_json(file, dataclasses.asdict(result))
         return file
@@ -73,7 +72,7 @@ class Results:
             except FileNotFoundError:
                 continue  # removed meanwhile
             except (OSError, ValueError, KeyError, TypeError) as error:
-                self._report(f"{file} cannot be read ({type(error).__name__}) and is left out: measure it again")
+                logger.warning(f"{file} cannot be read ({type(error).__name__}) and is left out: measure it again")
         return found
 
 

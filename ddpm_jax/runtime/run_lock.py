@@ -14,18 +14,20 @@ dead after `EXPIRE_S` and loses the workdir; when it continues it finds another 
 
 import errno
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, os_errors
+
+logger = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -45,23 +47,22 @@ class RunLock:
 
     Args:
       folder: workdir; exists.
-      report: takes a line where the right must be waited for.
       beat_s: seconds between two heartbeats.
       expire_s: seconds without a heartbeat after which the holder on another machine counts as gone.
 
     Raises:
-      UserError: another training holds it (says which), or the file cannot be written.
+      ConflictError: another training holds it (says which).
+      FileAccessError: the file cannot be written.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        report: Callable[[str], None] = lambda line: None,
         beat_s: float = BEAT_S,
         expire_s: float = EXPIRE_S,
     ) -> None:
-        self._folder, self._file, self._report = folder, folder / FILE, report
+        self._folder, self._file = folder, folder / FILE
         self._beat_s, self._expire_s = beat_s, expire_s
         self._record: Record = {
             "host": socket.gethostname(),
@@ -72,23 +73,21 @@ class RunLock:
             "beats": 0,
         }
         self._stop = threading.Event()
-        try:
+        with os_errors(f"cannot write {self._file}"):
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 self._acquire()
             except BaseException:
                 os.close(self._descriptor)  # and with it the kernel's lock
                 raise
-        except OSError as error:
-            raise UserError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}") from error
         self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError where another training has taken the workdir meanwhile. Call before anything is saved."""
+        """Raises ConflictError where another training has taken the workdir meanwhile. Call before anything is saved."""
         holder = _read(self._file)
         if holder is not None and holder["token"] != self._record["token"]:
-            raise UserError(
+            raise ConflictError(
                 f"this process was silent for over {self._expire_s:g} s, and another training has taken the workdir: "
                 f"{_describe(holder)}. Nothing more is saved here"
             )
@@ -146,7 +145,7 @@ class RunLock:
 
     def _watch(self, holder: Record, seconds: float) -> None:
         """Returns once `holder` has been silent for so long, or has released; raises where somebody writes."""
-        self._report(
+        logger.info(
             f"the workdir was last used by {_describe(holder)}; waiting up to {seconds:.0f} s for a sign of that training"
         )
         deadline, silent = time.monotonic() + seconds, holder
@@ -182,9 +181,9 @@ class RunLock:
         finally:
             os.close(descriptor)
 
-    def _in_use(self, holder: Record | None) -> UserError:
+    def _in_use(self, holder: Record | None) -> ConflictError:
         who = "another process" if holder is None else _describe(holder)
-        return UserError(
+        return ConflictError(
             f"{self._folder} is in use: {who} trains in it. Wait until that training ends, stop it, or choose another --workdir"
         )
 

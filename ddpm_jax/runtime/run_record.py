@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.runtime import config_changes, workdir
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import InvalidDataError, error_line
 
 HISTORY = "history.jsonl"
 
@@ -32,7 +33,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl, oldest first; empty where there is none.
 
     Raises:
-      UserError: the file cannot be read, or a line of it is damaged.
+      InvalidDataError: the file cannot be read, or a line of it is damaged.
     """
     file = folder / HISTORY
     try:
@@ -40,14 +41,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}; restore it, or move it away") from error
+        raise InvalidDataError(f"cannot read {file}: {error_line(error)}; restore it, or move it away") from error
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             entry = json.loads(line)
             lines.append(entry | {"step": int(entry["step"]), "config": dict(entry["config"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"line {number} of {file} is damaged; remove that line, or restore the file") from error
+            raise InvalidDataError(f"line {number} of {file} is damaged; remove that line, or restore the file") from error
     return lines
 
 
@@ -80,7 +81,7 @@ def check_resume(folder: Path, config: dict[str, Any], defaults: dict[str, Any] 
     """Checks that `config` may go on with the run in `folder`. A workdir without a checkpoint holds no run yet.
 
     Raises:
-      UserError: it changes what a resume must keep (`config_changes.RULES`); names each field.
+      ConflictError: it changes what a resume must keep (`config_changes.RULES`); names each field.
     """
     step = latest_saved_step(folder)
     old = None if step is None else recorded(folder, step, defaults)
@@ -135,7 +136,7 @@ def record_start(folder: Path, config: dict[str, Any], step: int, **about: Any) 
       **about: what else the line holds (date, versions, devices, ...), of what JSON can hold.
 
     Raises:
-      UserError: a file cannot be written.
+      FileAccessError: a file cannot be written.
     """
     config = json.loads(json.dumps(config))  # as the file will give it back: tuples become lists
     file, lines = folder / HISTORY, read_history(folder)
@@ -147,12 +148,12 @@ def record_start(folder: Path, config: dict[str, Any], step: int, **about: Any) 
     # config.json first: if the process dies here, the next start with --workdir alone does what this one meant to, and
     # the history still says the truth about the checkpoints.
     if old != config:
-        workdir.write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     _write(file, [*lines, {"step": step, **about, "config": config}])
 
 
 def _write(file: Path, lines: list[dict[str, Any]]) -> None:
-    workdir.write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

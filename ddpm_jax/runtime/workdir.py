@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.runtime import paths
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
 
 def make_folder(workdir: str | os.PathLike) -> Path:
@@ -19,15 +20,13 @@ def make_folder(workdir: str | os.PathLike) -> Path:
       Its absolute path.
 
     Raises:
-      UserError: it cannot be created or written.
+      FileAccessError: it cannot be created or written.
     """
     folder = absolute(workdir)
-    try:
+    with os_errors(f"cannot make the workdir {folder}", "; choose another --workdir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the workdir {folder}: {_reason(error)}; choose another --workdir") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write into the workdir {folder}: permission denied; choose another --workdir")
+        raise FileAccessError(f"cannot write into the workdir {folder}: permission denied; choose another --workdir")
     return folder
 
 
@@ -35,19 +34,22 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """The config of the run in `workdir`.
 
     Raises:
-      UserError: there is none, or it is not a JSON object.
+      FileAccessError: there is none, or it cannot be read.
+      InvalidDataError: it is not a JSON object.
     """
     file = absolute(workdir) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{file.parent} holds no run: there is no config.json in it; check --workdir") from error
+        raise FileAccessError(f"{file.parent} holds no run: there is no config.json in it; check --workdir") from error
     except OSError as error:
-        raise UserError(f"cannot read {file}: {_reason(error)}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except ValueError as error:  # neither UTF-8 nor JSON
-        raise UserError(f"{file} is damaged ({error}); put the run's config back, or choose another --workdir") from error
+        raise InvalidDataError(
+            f"{file} is damaged ({error}); put the run's config back, or choose another --workdir"
+        ) from error
     if not isinstance(config, dict):
-        raise UserError(f"{file} is damaged (no JSON object); put the run's config back, or choose another --workdir")
+        raise InvalidDataError(f"{file} is damaged (no JSON object); put the run's config back, or choose another --workdir")
     return config
 
 
@@ -55,7 +57,7 @@ def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
     """What the run in `workdir` was trained on (`data/identity.py`); None where no step was taken, or before data.json existed.
 
     Raises:
-      UserError: data.json is damaged.
+      InvalidDataError: data.json is damaged.
     """
     file = absolute(workdir) / "data.json"
     try:
@@ -64,16 +66,16 @@ def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"cannot read {file}: {_reason(error)}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged: remove it (a resumed training writes it again), or restore it") from error
+        raise InvalidDataError(f"{file} is damaged: remove it (a resumed training writes it again), or restore it") from error
 
 
 def write_data_identity(workdir: str | os.PathLike, identity: dict[str, Any]) -> None:
     """Writes data.json.
 
     Raises:
-      UserError: it cannot be written.
+      FileAccessError: it cannot be written.
     """
     write_atomically(absolute(workdir) / "data.json", json.dumps(identity, indent=2) + "\n")
 
@@ -93,37 +95,17 @@ def evaluation_folder(workdir: str | os.PathLike) -> Path:
     return absolute(workdir) / "eval"
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Writes `text` so that whoever reads `file`, even after a crash, finds the old or the new, never a part.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {file}: {_reason(error)}") from error
-
-
 def absolute(workdir: str | os.PathLike) -> Path:
     """The absolute path of a workdir, with ~ for the home folder.
 
     Raises:
-      UserError: the name is empty or an address of another kind.
+      FileAccessError: the name is empty or an address of another kind.
     """
     text = os.fspath(workdir)
     if not text:
-        raise UserError("no workdir given: say --workdir=DIR")
+        raise FileAccessError("no workdir given: say --workdir=DIR")
     if "://" in text:
-        raise UserError(f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder")
+        raise FileAccessError(
+            f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder"
+        )
     return paths.expand(text)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.diffusion.parameterization import DenoiseFn
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.samplers import sampler as chain
 from ddpm_jax.samplers.sampler import Sampler
 
@@ -38,7 +38,7 @@ class GeneratedBatch(NamedTuple):
     saved_pred_xstart: np.ndarray
 
 
-class NonFiniteSamples(UserError):
+class NonFiniteSamples(NumericalError):
     """Images became NaN or infinite during sampling; as uint8, such pixels would be black."""
 
 
@@ -151,8 +151,8 @@ class BatchedSampler:
         before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"
         return (
             f"{bad} of the {count} images {first_image}..{first_image + count - 1} are NaN or infinite after step {last} of "
-            f"{steps} ({before}): try --config.sampling.sampler=ddim, a --config.sampling.guidance_scale nearer to 1, another "
-            "--config.sampling.checkpoint_step, or --config.model.dtype=float32"
+            f"{steps} ({before}): try `sampler='ddim'`, a `guidance_scale` nearer to 1, another "
+            "`checkpoint_step`, or `dtype='float32'`"
         )
 
     def _on_devices(self, rows: np.ndarray) -> jax.Array:

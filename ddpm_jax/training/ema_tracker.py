@@ -64,7 +64,7 @@ class EmaTracker:
         if not self.power_sigma_rel:
             raise ValueError(
                 "it is reconstructed from power-function averages, and this run has none: choose one of "
-                f"{', '.join(('ema', 'raw', *self.names))}, or train a new run with config.ema.power_sigma_rel=(0.05,0.1)"
+                f"{', '.join(('ema', 'raw', *self.names))}, or train a new run with `power_sigma_rel=(0.05,0.1)`"
             )
         return None
 

@@ -47,7 +47,7 @@ def test_speed_is_told_as_rates_and_share_of_the_ceiling(printed, script, argume
 
 
 def test_the_input_is_set_against_the_step(printed):
-    out = printed("input", "--rounds=1", "--batch_size=8")
+    out = printed("data_pipeline", "--rounds=1", "--batch_size=8")
     delivers, takes = (float(re.search(rf"{what} +([\d.,]+)", out)[1].replace(",", "")) for what in ("delivers", "takes"))
     assert float(re.search(r"ratio +([\d.,]+)x", out)[1]) == pytest.approx(delivers / takes, rel=0.05, abs=0.06)
 
@@ -56,7 +56,7 @@ def test_features_are_told_as_rates(printed):
     out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())
     per_image = float(re.search(r"([\d.]+) GFLOP an image", out)[1])
-    assert images == pytest.approx(2 / seconds, rel=0.05)
+    assert images == pytest.approx(2 / seconds, rel=0.05, abs=0.06)  # printed with one digit
     assert gflops == pytest.approx(per_image * images, rel=0.05)
     assert 11 < per_image < 12  # 5.7 billion products
     streamed = printed("features", "--stream=4", "--batch_size=2")

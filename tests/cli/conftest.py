@@ -40,6 +40,11 @@ def set_fields(config, fields):
     return config
 
 
+@pytest.fixture(autouse=True)
+def logging_as_main_does(printed_log):
+    """In every test here."""
+
+
 @pytest.fixture
 def tiny_config():
     """(fields by dotted name) -> the digits config, shrunk, with these fields set."""

@@ -6,8 +6,8 @@ import pytest
 from ddpm_jax.cli import compute_stats, sample_metrics
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource
-from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.mesh import make_mesh
+from ddpm_jax.user_messages import UserError
 
 FIELDS = {
     "model.class_conditional": True,

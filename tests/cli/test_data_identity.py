@@ -11,7 +11,7 @@ from ddpm_jax import config_validation, data_config
 from ddpm_jax.cli import sample, train
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import workdir
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.user_messages import UsageError, UserError
 
 RNG = np.random.default_rng(0)
 

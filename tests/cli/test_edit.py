@@ -12,7 +12,7 @@ from configs import digits
 from ddpm_jax import build
 from ddpm_jax.cli import image_to_image, inpaint, interpolate, train
 from ddpm_jax.data.digits import load_digits
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 
 FIELDS = {
     "model.class_conditional": True,
@@ -156,7 +156,7 @@ def test_other_options_never_replace_a_result(folder, edit, tiny_config, tmp_pat
         before = after
     assert all(file.read_bytes() == data for file, data in kept.items())
     run({}, str(tmp_path / "mine"))
-    with pytest.raises(UserError, match=r"edit\.variants was 3, now 2"):
+    with pytest.raises(ConflictError, match=r"edit\.samples_per_image was 3, now 2"):
         run({"edit.samples_per_image": 2}, str(tmp_path / "mine"))
 
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
     (tmp_path / "words.png").write_text("no picture")
 
     def refused(mode, match, changes):
-        with pytest.raises(UserError, match=match) as caught:
+        with pytest.raises(ExpectedError, match=match) as caught:
             MODES[mode].run(tiny_config(FIELDS | changes), str(folder))
         assert "\n" not in str(caught.value)
 
@@ -184,4 +184,4 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
     refused("image_to_image", r"config\.sampling\.label is missing", {"edit.images": (str(tmp_path / "black.png"),)})
     refused("interpolate", r"goes by ddim with eta 0", {"sampling.eta": 0.5})
     refused("interpolate", r"set config\.edit\.num_images=2", {"edit.num_images": 1})
-    refused("interpolate", r"config\.edit\.frames is 1", {"edit.num_frames": 1})
+    refused("interpolate", r"config\.edit\.num_frames is 1", {"edit.num_frames": 1})

@@ -16,7 +16,8 @@ from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import metric_logger, run_record
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
+from ddpm_jax.user_messages import UsageError
 
 FIELDS = {
     "model.class_conditional": True,
@@ -147,7 +148,7 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
 
     manifest = pieces / "manifest.json"
     manifest.write_text(re.sub(r'"weights_sha256": "\w+"', '"weights_sha256": "0"', manifest.read_text()))
-    with pytest.raises(UserError, match=r'images of another kind: weights_sha256 was "0"'):
+    with pytest.raises(ConflictError, match=r'images of another kind: weights_sha256 was "0"'):
         score("piecewise", 30)
 
 
@@ -240,7 +241,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert compute_stats.run(tiny_config(fields), str(trained), output=str(file)) == 0
-    with pytest.raises(UserError, match="it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match="it is a file; choose another --output"):
         compute_stats.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
@@ -258,7 +259,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     assert scores["kid"] > 3 * real["kid"]
 
     def refused(match, changes):
-        with pytest.raises(UserError, match=match) as caught:
+        with pytest.raises(ExpectedError, match=match) as caught:
             evaluate.run(tiny_config(fields | {"evaluation.reference": str(file)} | changes), str(trained))
         assert "\n" not in str(caught.value)
 
@@ -391,7 +392,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(trained, tiny_config, tmp_p
     fields = FIELDS | {"evaluation.metrics": ("bits_per_dim", "frechet")} | fields
     if "heldout_split" in next(iter(fields)) or fields.get("evaluation.heldout_split") == "":
         fields |= {"evaluation.metrics": ("bits_per_dim",)}
-    with pytest.raises((UserError, UsageError), match=match) as caught:
+    with pytest.raises(ExpectedError, match=match) as caught:
         evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
 
@@ -401,5 +402,5 @@ def test_a_workdir_that_cannot_be_written_is_found_before_the_images_are_read(tr
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
     (run / "eval").write_text("in the way")
     monkeypatch.setattr(evaluate, "Comparison", None)
-    with pytest.raises(UserError, match=r"cannot write to .*eval: it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another --output"):
         evaluate.run(tiny_config(FIELDS), str(run))

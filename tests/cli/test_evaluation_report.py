@@ -10,8 +10,8 @@ from ddpm_jax import data_config
 from ddpm_jax.cli import evaluate, evaluation_report, generated, sample_metrics
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.reference_stats import Reference
-from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.results import Result
+from ddpm_jax.user_messages import UserError
 
 TRAINED = {
     "model.class_conditional": True,

@@ -11,10 +11,10 @@ from ddpm_jax.cli.held_out import find_held_out
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
 from ddpm_jax.metrics import features
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.user_messages import UsageError
 
 CONFIGS = sorted(pathlib.Path(digits.__file__).parent.glob("*.py"))
-SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "workdir")]
+SHIPPED = [file.stem for file in CONFIGS if file.stem not in ("__init__", "defaults", "from_workdir")]
 
 
 def source(images, split):
@@ -24,7 +24,7 @@ def source(images, split):
 def sets(monkeypatch, **splits):
     """A stand-in for any data set: its splits are these images, uint8 [N, 4, 4, 1]."""
 
-    def build_source(config, report=print):
+    def build_source(config):
         if config.data.split not in splits:
             raise NoSuchSplit(f"the set has no split {config.data.split!r}")
         return source(splits[config.data.split], config.data.split)
@@ -54,9 +54,8 @@ def config_of(**evaluation):
 )
 def test_what_was_trained_on_is_not_held_out(monkeypatch, held_out, match):
     sets(monkeypatch, train=images(20), other=held_out)
-    with pytest.raises(
-        UsageError, match=rf"heldout_split is 'other', but {match}.*config.data.split='train\[:90%\]'"
-    ) as caught:
+    match = rf"heldout_split is 'other', but {match}.*config\.data\.split='train\[:90%\]'"
+    with pytest.raises(UsageError, match=match) as caught:
         find_held_out(config_of(heldout_split="other"))
     assert "\n" not in str(caught.value)
 
@@ -91,7 +90,9 @@ def test_auto_takes_what_there_is(monkeypatch):
     assert evaluate.metrics_of(config_of(), found) == ("frechet", "kid", "precision_recall")
     with pytest.raises(UsageError, match="bits/dim needs images that were not trained on"):
         evaluate.metrics_of(config_of(metrics=("bits_per_dim",)), found)
-    with pytest.raises(UsageError, match=r"config\.evaluation\.held_out is 'test': the set has no split 'test'; auto takes"):
+    with pytest.raises(
+        UsageError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"
+    ):
         find_held_out(config_of(heldout_split="test"))
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import image_folder
+from configs import defaults, image_folder
+from ddpm_jax import user_messages
 from ddpm_jax.cli import train
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError
+from ddpm_jax.user_messages import UsageError
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def test_classes_can_be_learned(tmp_path, folder, own_config):
 
 def test_a_broken_image_stops_the_run_or_is_left_out(tmp_path, folder, own_config, capfd):
     (folder / "cats" / "0.png").write_bytes((folder / "cats" / "0.png").read_bytes()[:-200])
-    with pytest.raises(UserError, match=r"1 of 10 images in .*: cats/0\.png \(image file is truncated"):
+    with pytest.raises(InvalidDataError, match=r"1 of 10 images in .*: cats/0\.png \(image file is truncated"):
         train.run(own_config(folder), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was computed
     config = own_config(folder, on_decode_error="skip")
@@ -86,10 +88,10 @@ def test_a_broken_image_stops_the_run_or_is_left_out(tmp_path, folder, own_confi
 def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_not(tmp_path, folder, own_config, capfd):
     assert train.run(own_config(folder), str(tmp_path / "run")) == 0
     moved = folder.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r'data\.background was "white", now "black"'):
+    with pytest.raises(ConflictError, match=r'data\.background was "white", now "black"'):
         train.run(own_config(moved, background="black"), str(tmp_path / "run"))
     (moved / "cats" / "0.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"--config\.data\.on_decode_error=skip$"):
+    with pytest.raises(InvalidDataError, match=r"train without them: `on_decode_error='skip'`$"):
         train.run(own_config(moved, in_memory="never"), str(tmp_path / "run"))
     capfd.readouterr()
     config = own_config(moved, in_memory="never", on_decode_error="skip")  # the advice, taken
@@ -103,11 +105,11 @@ def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_n
 @pytest.mark.parametrize(
     ("where", "data", "kind", "said"),
     [
-        ("mine/none", {}, UserError, "there is no folder"),
-        ("", {}, UsageError, "name the folder of your images with --config.data.data_dir=PATH"),
-        ("empty", {}, UserError, "no images in"),
-        ("mine", {"split": "test"}, UsageError, "no split 'test'"),
-        ("mine", {"background": "wite"}, UsageError, "config.data.background is 'wite'"),
+        ("mine/none", {}, FileAccessError, "there is no folder"),
+        ("", {}, InvalidArgumentError, "name the folder of your images with --config.data.data_dir=PATH"),
+        ("empty", {}, InvalidDataError, "no images in"),
+        ("mine", {"split": "test"}, InvalidArgumentError, "no split 'test'"),
+        ("mine", {"background": "wite"}, InvalidArgumentError, "config.data.background is 'wite'"),
         (
             "mine",
             {"on_decode_error": "ignore"},
@@ -120,7 +122,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path, folder, own_c
     (tmp_path / "empty").mkdir()
     with pytest.raises(kind) as caught:
         train.run(own_config(tmp_path / where if where else "", **data), str(tmp_path / "run"))
-    assert said in str(caught.value)
+    assert said in user_messages.name_fields(str(caught.value), defaults.get_config().to_dict())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -129,5 +131,5 @@ def test_a_misspelt_folder_on_the_command_line(tmp_path, main):
     wrong = tmp_path / "mein"
     result = main(tmp_path / "run", f"--config.data.data_dir={wrong}", config="configs/image_folder.py")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"error: there is no folder {wrong}: check --config.data.data_dir"
+    assert result.stderr.splitlines()[-1] == f"error: there is no folder {wrong}: check config.data.data_dir"
     assert "Traceback" not in result.stderr

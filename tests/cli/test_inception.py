@@ -12,7 +12,7 @@ from ddpm_jax.cli.sample_metrics import SampleScorer
 from ddpm_jax.metrics import inception_weights
 from ddpm_jax.metrics import reference_stats as reference_file
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 COUNT = 5
 
@@ -69,8 +69,8 @@ def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few
 
 def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_path):
     fields = {"evaluation.features": "inception", "evaluation.inception_path": str(tmp_path / "nowhere.pth")}
-    with pytest.raises(UsageError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
+    with pytest.raises(InvalidArgumentError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
         compute_stats.run(tiny_config(fields), str(tmp_path))
-    with pytest.raises(UsageError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
+    with pytest.raises(InvalidArgumentError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
         SampleScorer(tiny_config(fields), meshes.make_mesh())
     assert list(pathlib.Path(tmp_path).rglob("*.npz")) == []

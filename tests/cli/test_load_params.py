@@ -9,8 +9,9 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate, load_params, sample, train
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError
 from ddpm_jax.training import ema
+from ddpm_jax.user_messages import UsageError, UserError
 
 STEPS = 12
 FIELDS = {
@@ -128,7 +129,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
     for file in reports:
         report = json.loads((tmp_path / file).read_text())
         (drawn,) = report["drawn"]
-        assert report["weights"] == drawn["weights"] == drawn["sampling"]["weights"]
+        assert report["weights"] == drawn["weights"] == drawn["sampling"]["params"]
         found[report["weights"]] = (drawn["weights_sha256"], drawn["frechet"])
     assert set(found) == {"ema", "power_0.1", "power_0.15"}
     assert len({digest for digest, _ in found.values()}) == len({distance for _, distance in found.values()}) == 3
@@ -139,7 +140,10 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"sampling.params": "eam"}, r"weights is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or"),
+        (
+            {"sampling.params": "eam"},
+            r"sampling\.params is 'eam': choose one of ema, raw, decay_0\.5, power_0\.1, power_0\.25, or",
+        ),
         ({"sampling.params": "power_0.5"}, r"'power_0\.5': choose one of"),
         ({"sampling.params": "0.1"}, r"'0\.1': choose one of"),
         ({"sampling.params": "decay_0.6"}, r"'decay_0\.6': choose one of"),
@@ -148,7 +152,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
             r"this run has none: choose one of ema, raw, decay_0\.5, or train a new run",
         ),
         ({"ema.power_sigma_rel": (0.4,)}, r"config\.ema\.power_sigma_rel: the relative standard deviation 0\.4"),
-        ({"ema.extra_decays": (1.0,)}, r"config\.ema\.decays: the decay 1 of an average"),
+        ({"ema.extra_decays": (1.0,)}, r"config\.ema\.extra_decays: the decay 1 of an average"),
         ({"evaluation.params": ("ema", "best")}, r"'best': choose one of"),
     ],
 )
@@ -165,7 +169,7 @@ def test_training_cannot_draw_with_what_is_made_after_it(tmp_path, tiny_config):
 
 
 def test_a_run_keeps_the_averages_it_began_with(trained, tiny_config):
-    with pytest.raises(UserError, match=r"ema\.power_sigma_rel was \[0\.1, 0\.25\], now \[0\.1\]"):
+    with pytest.raises(ConflictError, match=r"ema\.power_sigma_rel was \[0\.1, 0\.25\], now \[0\.1\]"):
         train.run(tiny_config(FIELDS | {"ema.power_sigma_rel": (0.1,)}), str(trained))
     config = tiny_config(FIELDS | {"sampling.params": "power_0.2", "sampling.checkpoint_step": 99})
     with pytest.raises(UserError, match=r"no checkpoint of step 99 .* could be made of"):

@@ -12,9 +12,10 @@ from ddpm_jax import build
 from ddpm_jax.cli import sample, train
 from ddpm_jax.runtime import run_record, versions
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 from ddpm_jax.training.optimizer import unclipped_layout
+from ddpm_jax.user_messages import UserError
 
 RATE = "optimizer.learning_rate"
 TRAINED = {"train.num_steps": 4, "model.dropout": 0.0}
@@ -31,7 +32,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
         return train.run(tiny_config(TRAINED | {name.replace("__", "."): x for name, x in fields.items()}), str(tmp_path))
 
     # Starts that fail before their first step: the data set, the first batch, the first step itself.
-    with pytest.raises(UserError, match="digits has"):
+    with pytest.raises(InvalidArgumentError, match="digits has"):
         start(data__split="validation")
     with monkeypatch.context() as patch:
         patch.setattr(train.pipeline, "batches", lambda *_, **__: (_ for _ in ()).throw(UserError("a file is broken")))
@@ -60,11 +61,11 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
 
     before = record(tmp_path)
     assert start(seed=3, optimizer__learning_rate=1.0, train__batch_size=16) == 0  # finished: no step is left to take
-    with pytest.raises(UserError, match="seed was 3, now 0"):
+    with pytest.raises(ConflictError, match="seed was 3, now 0"):
         start(seed=0, train__num_steps=6)
-    with pytest.raises(UserError, match=r"model\.ch was 8, now 16"):
+    with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
         start(seed=3, model__ch=16, train__num_steps=6)
-    with RunLock(tmp_path), pytest.raises(UserError, match=f"in use: process {os.getpid()} on "):
+    with RunLock(tmp_path), pytest.raises(ConflictError, match=f"in use: process {os.getpid()} on "):
         start(seed=3, train__num_steps=6)
     assert record(tmp_path) == before
     capfd.readouterr()
@@ -93,7 +94,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
 def test_sampling_may_change_what_concerns_it_and_records_nothing(trained, tiny_config, tmp_path, fields):
     before = record(trained)
     assert sample.run(tiny_config(TRAINED | fields), str(trained), output=str(tmp_path), defaults=defaults.get_config()) == 0
-    with pytest.raises(UserError, match=r'diffusion\.prediction was ".*", now'):
+    with pytest.raises(ConflictError, match=r'diffusion\.prediction was ".*", now'):
         sample.run(tiny_config(TRAINED | {"diffusion.prediction": "x_start"}), str(trained), output=str(tmp_path))
     assert record(trained) == before
     report = run_record.report_config(trained, tiny_config(TRAINED | fields).to_dict(), None)
@@ -120,7 +121,7 @@ def test_a_training_that_has_lost_its_workdir_saves_nothing_more(tmp_path, tiny_
             (tmp_path / FILE).write_text(json.dumps(holder | {"token": "another", "host": "node7"}))
 
     monkeypatch.setattr(train.DelayedMetricLogger, "add", losing)
-    with pytest.raises(UserError, match=r"another training has taken the workdir: .* on node7"):
+    with pytest.raises(ConflictError, match=r"another training has taken the workdir: .* on node7"):
         train.run(tiny_config({"train.num_steps": steps}), str(tmp_path))
     assert os.listdir(tmp_path / "checkpoints") == ["2"]
 
@@ -150,7 +151,7 @@ def test_a_state_of_before_0_1_0_without_clipping_is_read(tmp_path, tiny_config)
 
 
 def test_a_start_that_is_stopped_before_its_first_step_saves_nothing(tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(train.Interrupt, "check", lambda self: setattr(self, "_agreed", 15) or 15)
+    monkeypatch.setattr(train.GracefulShutdown, "check", lambda self: setattr(self, "_agreed", 15) or 15)
     assert train.run(tiny_config(), str(tmp_path)) == 143
     assert record(tmp_path) == [None, None]
     assert os.listdir(tmp_path / "checkpoints") == []

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ddpm_jax.cli import sample, sample_files, train
 from ddpm_jax.runtime import workdir
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ExpectedError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.user_messages import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -197,7 +198,7 @@ def test_what_was_generated_before_an_end_is_not_generated_again(draw, trained, 
     def run(name):
         return sample.run(tiny_config(fields), str(folder), output=str(tmp_path / name))
 
-    with pytest.raises(UserError, match="NaN"):
+    with pytest.raises(NumericalError, match="NaN"):
         run("killed")
     assert len(list((tmp_path / "killed" / "png").iterdir())) == 16
     assert not (tmp_path / "killed" / "images.npz").exists()
@@ -310,7 +311,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(draw, trained, tiny_config, tm
     folder, fields = trained
 
     def refused(match, where=folder, changes=None, output=""):
-        with pytest.raises(UserError, match=match) as caught:
+        with pytest.raises(ExpectedError, match=match) as caught:
             sample.run(tiny_config(fields | (changes or {})), str(where), output=output)
         assert "\n" not in str(caught.value)
 

@@ -17,8 +17,9 @@ from ddpm_jax import build, config_validation
 from ddpm_jax.cli import pictures, train
 from ddpm_jax.runtime import progress
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.user_messages import UsageError, UserError
 
 
 def steps_saved(workdir):
@@ -100,7 +101,7 @@ def test_training_goes_on_to_a_new_goal_and_a_finished_run_takes_no_step(tmp_pat
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6]
     assert train.run(tiny_config({"train.num_steps": 8}), str(tmp_path)) == 0
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6, 8]
-    with pytest.raises(UserError, match=r"model\.ch was 8, now 16"):
+    with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
         train.run(tiny_config({"model.ch": 16}), str(tmp_path))
 
 
@@ -256,7 +257,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_what_is_wrong_with_a_config_is_said_in_one_line(tmp_path, tiny_config, fields, said):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExpectedError) as caught:
         train.run(tiny_config(fields), str(tmp_path / "run"))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

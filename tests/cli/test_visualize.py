@@ -10,9 +10,10 @@ from ddpm_jax.cli import load_params, sample, visualize
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.plotting import filmstrip
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import CheckpointError, ConflictError, FileAccessError
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.batched import GeneratedBatch
+from ddpm_jax.user_messages import UsageError
 
 FIELDS = {"model.class_conditional": True, "sampling.num_steps": 20, "visualize.num_images": 3, "visualize.num_stages": 6}
 TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
@@ -238,11 +239,11 @@ def test_what_cannot_be_drawn_is_said_in_one_line(trained, tiny_config, tmp_path
     refused(r"digits holds 1,500 images.*first_image=1498", {"visualize.start_index": 1498})
     refused(r"num_timesteps is 3: too few", {"diffusion.num_timesteps": 3, "sampling.num_steps": 2})
     refused(r"config\.sampling", {"sampling.num_steps": 101})
-    refused(r"there are 2, 4, 6", {"sampling.checkpoint_step": 5}, UserError)
-    refused(r"no checkpoint", {"sampling.checkpoint_step": 5}, UserError, where=tmp_path / "nothing")
-    refused(r"model\.ch was 8, now 16", {"model.ch": 16}, UserError)
+    refused(r"there are 2, 4, 6", {"sampling.checkpoint_step": 5}, CheckpointError)
+    refused(r"no checkpoint", {"sampling.checkpoint_step": 5}, CheckpointError, where=tmp_path / "nothing")
+    refused(r"model\.ch was 8, now 16", {"model.ch": 16}, ConflictError)
     (tmp_path / "file").write_text("")
-    refused("cannot write to", None, UserError, output=str(tmp_path / "file" / "below"))
+    refused("cannot write to", None, FileAccessError, output=str(tmp_path / "file" / "below"))
 
 
 def test_from_the_command_line(trained, tmp_path, main):

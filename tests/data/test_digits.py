@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 
 from ddpm_jax.data import digits
 from ddpm_jax.data.source import ImageSource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 
 def everything(source):
@@ -72,5 +72,5 @@ def test_to_counts_is_monotone_and_linear_between_counts():
 
 
 def test_unknown_split():
-    with pytest.raises(UsageError, match=r"'validation'.*train"):
+    with pytest.raises(InvalidArgumentError, match=r"'validation'.*train"):
         digits.load_digits("validation")

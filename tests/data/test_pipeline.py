@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.source import ArraySource, LazySource, center_crop_and_resize
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
 
@@ -127,12 +127,12 @@ def test_seeds_differ():
     ],
 )
 def test_bad_arguments_are_refused_at_once(options, words):
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(InvalidArgumentError, match=words):
         pipeline.batches(array_source(50), **{"batch_size": 8, "seed": 0, **options})
 
 
 def test_empty_source():
-    with pytest.raises(UsageError, match=r"numbered.*empty"):
+    with pytest.raises(InvalidArgumentError, match=r"numbered.*empty"):
         pipeline.batches(array_source(0, labelled=False), batch_size=8, seed=0)
 
 

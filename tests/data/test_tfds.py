@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from ddpm_jax.data import tfds as our_tfds
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize
 from ddpm_jax.data.tfds import load_tfds
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
@@ -43,7 +43,7 @@ class DdpmTinyNoise(tfds.core.GeneratorBasedBuilder):
 
 
 def load(name, split="train", **options):
-    return load_tfds(name, split, **{"image_size": 8, "channels": 3, "report": lambda line: None, **options})
+    return load_tfds(name, split, **{"image_size": 8, "channels": 3, **options})
 
 
 def everything(source):
@@ -61,10 +61,11 @@ def refusal(kind, name, split="train", **options):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    """data_dir with the tiny set, prepared on its first use; and what was reported."""
-    folder, lines = tmp_path_factory.mktemp("tfds"), []
-    load("ddpm_tiny_noise", data_dir=str(folder), report=lines.append)
+def prepared(tmp_path_factory, logged):
+    """data_dir with the tiny set, prepared on its first use; and what was logged."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with logged() as lines:
+        load("ddpm_tiny_noise", data_dir=str(folder))
     return folder, lines
 
 
@@ -125,9 +126,9 @@ def test_prepares_on_first_use(prepared):
     np.testing.assert_array_equal(batch["image"], NOISE[batch["label"]])  # PNG loses nothing
 
 
-def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch):
+def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch, log_lines):
     """As on the hosts of a pod; threads here, for locks are of open files. The others wait, then read what is there."""
-    began, lines = threading.Event(), []
+    began = threading.Event()
     prepare = tfds.core.DatasetBuilder.download_and_prepare
 
     def slow(self, *args, **kwargs):
@@ -137,15 +138,15 @@ def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", slow)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert began.wait(60)
         # The second found nothing prepared either, and has its turn only now.
         found = iter([None])
         find = our_tfds._find_prepared
         monkeypatch.setattr(our_tfds, "_find_prepared", lambda *args: next(found, None) or find(*args))
-        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert len(first.result()) == len(second.result()) == 12
-    assert ["preparing" in lines[0], "waiting for another process" in lines[1], len(lines)] == [True, True, 2]
+    assert ["preparing" in log_lines[0], "waiting for another process" in log_lines[1], len(log_lines)] == [True, True, 2]
 
 
 def test_another_process_was_faster_where_files_cannot_be_locked(tmp_path, monkeypatch):
@@ -258,20 +259,20 @@ def test_large_sets_stay_on_disk(prepared, monkeypatch):
     ],
 )
 def test_unknown_set(tmp_path, name, words):
-    message = refusal(UsageError, name, data_dir=str(tmp_path))
+    message = refusal(InvalidArgumentError, name, data_dir=str(tmp_path))
     assert words in message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("split", ["validation", "train[", "train[:0]", ""])
 def test_unknown_split(prepared, split):
-    message = refusal(UsageError, "ddpm_tiny_noise", split, data_dir=str(prepared[0]))
+    message = refusal(InvalidArgumentError, "ddpm_tiny_noise", split, data_dir=str(prepared[0]))
     assert repr(split) in message
     assert "test" in message
 
 
 def test_channels(prepared):
-    assert "channels is 4" in refusal(UsageError, "ddpm_tiny_noise", data_dir=str(prepared[0]), channels=4)
+    assert "`channels` is 4" in refusal(InvalidArgumentError, "ddpm_tiny_noise", data_dir=str(prepared[0]), channels=4)
 
 
 @pytest.fixture
@@ -287,21 +288,21 @@ def test_missing_set_offline(tmp_path, monkeypatch, no_download):
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
     began = time.monotonic()
-    message = refusal(UserError, "mnist", data_dir=str(tmp_path))
+    message = refusal(UnavailableError, "mnist", data_dir=str(tmp_path))
     assert time.monotonic() - began < 5
     assert "storage.googleapis.com cannot be reached" in message
     assert str(tmp_path) in message
-    assert "data.data_dir" in message
+    assert "`data_dir`" in message
 
 
 def test_missing_set_without_tensorflow(tmp_path, monkeypatch, no_download):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = refusal(UserError, "mnist", data_dir=str(tmp_path))
+    message = refusal(UnavailableError, "mnist", data_dir=str(tmp_path))
     assert "pip install tensorflow-cpu" in message
 
 
 def test_set_to_be_downloaded_by_hand(tmp_path, no_download):
-    assert str(tmp_path / "downloads" / "manual") in refusal(UserError, "celeb_a_hq", data_dir=str(tmp_path))
+    assert str(tmp_path / "downloads" / "manual") in refusal(UnavailableError, "celeb_a_hq", data_dir=str(tmp_path))
 
 
 def test_finished_downloads_need_no_network(tmp_path, monkeypatch):
@@ -309,7 +310,7 @@ def test_finished_downloads_need_no_network(tmp_path, monkeypatch):
     (tmp_path / "downloads" / "x" / "train.gz.INFO").touch()
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("network was tried"))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", failing_download)
-    message = refusal(UserError, "mnist", data_dir=str(tmp_path))
+    message = refusal(UnavailableError, "mnist", data_dir=str(tmp_path))
     assert "could not be prepared" in message
     assert "ConnectionError: connection lost" in message
 
@@ -344,12 +345,12 @@ def cut_features(folder):
 def test_damaged_set(copy, damage):
     damage(pathlib.Path(copy))
     data_dir = str(copy.parent.parent)
-    message = refusal(UserError, "ddpm_tiny_noise", data_dir=data_dir)
+    message = refusal(UnavailableError, "ddpm_tiny_noise", data_dir=data_dir)
     assert "cannot be read" in message
     assert data_dir in message
 
 
 def test_set_without_random_access(tmp_path):
     tfds.builder("ddpm_tiny_noise", data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
-    message = refusal(UserError, "ddpm_tiny_noise", data_dir=str(tmp_path))
+    message = refusal(UnavailableError, "ddpm_tiny_noise", data_dir=str(tmp_path))
     assert "prepared as tfrecord" in message

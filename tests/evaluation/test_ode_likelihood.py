@@ -17,7 +17,7 @@ from ddpm_jax.evaluation import ode_likelihood
 from ddpm_jax.evaluation.ode_likelihood import OdeLogLikelihood, dequantize, ode_log_likelihood
 from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodEvaluator
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import NumericalError
 
 IMAGES = (MEAN + np.random.default_rng(0).standard_normal((6, D)) @ MIX.T).reshape(6, *SHAPE)
 PURE_NOISE = make_schedule("cosine", 1000, zero_terminal_snr=True)
@@ -245,7 +245,7 @@ def test_bits_are_those_of_the_dequantised_levels():
 
 def test_an_image_that_does_not_end_stops_with_one_line():
     with pytest.raises(
-        UserError, match=r"^the flow of image 5 did not end within 2 steps at rtol 1e-05 .*ode_tolerance to a larger"
+        NumericalError, match=r"^the flow of image 5 did not end within 2 steps at rtol 1e-05 .*: set `rtol` to a larger"
     ) as caught:
         measure(meter(devices=1, batch_size=1, max_steps=2), LEVELS[:1], first_image=5)
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.evaluation.sample_cache import SampleCache
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidDataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
 KIND = {"step": 6, "sampler": "ddim", "spacing": (1, 2)}
@@ -31,7 +31,7 @@ def test_what_is_written_in_any_order_is_read_in_order(tmp_path):
     assert shards.missing(23) == [range(5, 10), range(16, 23)]
     assert shards.missing(12) == [range(5, 10)]
     assert shards.missing(4) == []
-    with pytest.raises(UserError, match=r"lacks images 5\.\.9: start the same command again"):
+    with pytest.raises(InvalidDataError, match=r"lacks images 5\.\.9: start the same command again"):
         next(shards.batches(23, 4))
     again = SampleCache(tmp_path / "a" / "b", KIND)
     fill(again, again.missing(23))
@@ -40,10 +40,9 @@ def test_what_is_written_in_any_order_is_read_in_order(tmp_path):
         np.testing.assert_array_equal(held(again, 12, size), IMAGES[:12])
 
 
-def test_a_kill_while_writing_loses_only_that_piece(tmp_path):
-    """A torn file, an empty one, a partial one that never got its name: those images are missing, and said to be."""
-    said = []
-    shards = SampleCache(tmp_path, KIND, report=said.append)
+def test_a_kill_while_writing_loses_only_that_piece(tmp_path, log_lines):
+    """A torn file, an empty one, a partial one that never got its name: those images are missing, and logged."""
+    shards = SampleCache(tmp_path, KIND)
     fill(shards, [range(0, 8), range(8, 16), range(16, 23)])
     torn = tmp_path / "images_00000008.npz"
     whole = torn.read_bytes()
@@ -52,10 +51,10 @@ def test_a_kill_while_writing_loses_only_that_piece(tmp_path):
     flipped[len(whole) // 2] ^= 1
     for damaged in (whole[: len(whole) // 2], b"", bytes(flipped)):
         torn.write_bytes(damaged)
-        said.clear()
+        log_lines.clear()
         assert shards.missing(23) == [range(8, 16)]
-        assert len(said) == 1
-        assert "is damaged" in said[0]
+        assert len(log_lines) == 1
+        assert "is damaged" in log_lines[0]
     fill(shards, shards.missing(23))
     np.testing.assert_array_equal(held(shards, 23, 5), IMAGES)
 
@@ -63,13 +62,13 @@ def test_a_kill_while_writing_loses_only_that_piece(tmp_path):
 def test_images_of_another_kind_are_refused_field_by_field(tmp_path):
     SampleCache(tmp_path, KIND)
     SampleCache(tmp_path, KIND)
-    with pytest.raises(UserError, match=r'sampler was "ddim", now "ancestral"; seed was null, now 1\.'):
+    with pytest.raises(ConflictError, match=r'sampler was "ddim", now "ancestral"; seed was null, now 1\.'):
         SampleCache(tmp_path, KIND | {"sampler": "ancestral", "seed": 1})
     SampleCache(tmp_path, KIND | {"order": 2}, defaults={"order": 2, "eta": 0.0})  # a field younger than the folder
-    with pytest.raises(UserError, match=r"order was 2, now 3\."):
+    with pytest.raises(ConflictError, match=r"order was 2, now 3\."):
         SampleCache(tmp_path, KIND | {"order": 3}, defaults={"order": 2, "eta": 0.0})
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(InvalidDataError, match="cannot be read"):
         SampleCache(tmp_path, KIND)
 
 
@@ -80,7 +79,7 @@ def test_a_full_disk_is_said_in_one_line_and_keeps_what_was_there(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
     try:
-        with pytest.raises(UserError, match="what was generated before is kept") as caught:
+        with pytest.raises(FileAccessError, match="what was generated before is kept") as caught:
             shards.write(8, IMAGES[8:16])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.metrics import color
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def plain(*colors, size=4):
@@ -62,5 +62,5 @@ def test_other_arrays_are_an_error(images):
 
 
 def test_no_images_are_an_error():
-    with pytest.raises(UserError, match="at least one image"):
+    with pytest.raises(InvalidDataError, match="at least one image"):
         color.color_statistics(np.zeros((0, 2, 2, 3), np.uint8))

@@ -6,7 +6,7 @@ import pytest
 from ddpm_jax.metrics.feature_set import accumulate_features, subsample_indices
 from ddpm_jax.metrics.features import Features
 from ddpm_jax.metrics.frechet import fit_gaussian
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def parts(vectors, logits=None, sizes=(7, 1, 20, 12)):
@@ -46,11 +46,11 @@ def test_what_nobody_asks_for_is_not_made(rng):
 
 def test_bad_input_is_told(rng):
     vectors = rng.normal(size=(40, 3))
-    with pytest.raises(UserError, match="1 image of features: a covariance needs at least 2"):
+    with pytest.raises(InvalidDataError, match="1 image of features: a covariance needs at least 2"):
         accumulate_features(parts(vectors, sizes=(1,)), 1, 0)
     with pytest.raises(ValueError, match="come without logits"):
         accumulate_features(parts(vectors), 40, 0, logits=True)
     with pytest.raises(ValueError, match="features of 40 images, where 41"):
         accumulate_features(parts(vectors), 41, 0)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         accumulate_features(parts(np.full((40, 3), np.nan)), 40, 0)

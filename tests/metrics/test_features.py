@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.metrics import features
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
 
@@ -55,21 +55,21 @@ def test_a_function_of_ones_own(monkeypatch):
     )
     assert both.features.shape == (21, 3)
     np.testing.assert_allclose(both.logits, IMAGES.mean(axis=(1, 2))[:, :2], rtol=1e-5)
-    with pytest.raises(UsageError, match=r"gives \[\[\]\] for 8 images: it must give \[B, D\]"):
+    with pytest.raises(InvalidArgumentError, match=r"gives \[\[\]\] for 8 images: it must give \[B, D\]"):
         extracted(features.make_extractor("test_features:scalar"))
-    with pytest.raises(UserError, match=r"not finite for images 0\.\.7"):
+    with pytest.raises(InvalidDataError, match=r"not finite for images 0\.\.7"):
         extracted(features.make_extractor("test_features:logarithm"))
 
 
 def test_wrong_inputs_are_refused():
     for name in ("magic", "module:", ":function"):
-        with pytest.raises(UsageError, match=r"choose inception, pixels, pixels_16 .*, or module:function"):
+        with pytest.raises(InvalidArgumentError, match=r"choose inception, pixels, pixels_16 .*, or module:function"):
             features.make_extractor(name)
     for name in ("nowhere_at_all:f", "numpy:no_such_function"):
-        with pytest.raises(UsageError, match="cannot be imported"):
+        with pytest.raises(InvalidArgumentError, match="cannot be imported"):
             features.make_extractor(name)
     mixed = [IMAGES[:2], IMAGES[:2, :2, :2]]
-    with pytest.raises(UserError, match="all must have one size"):
+    with pytest.raises(InvalidDataError, match="all must have one size"):
         list(features.extract(features.make_extractor("pixels"), meshes.make_mesh(), mixed, batch_size=8))
 
 
@@ -88,5 +88,5 @@ def test_small_pixels_are_means_over_areas(length, size):
 
 @pytest.mark.parametrize("name", ["pixels_", "pixels_0", "pixels_x", "pixels_-4"])
 def test_a_size_of_pixels_must_be_one(name):
-    with pytest.raises(UsageError, match="choose inception, pixels, pixels_16"):
+    with pytest.raises(InvalidArgumentError, match="choose inception, pixels, pixels_16"):
         features.make_extractor(name)

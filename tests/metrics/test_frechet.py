@@ -5,7 +5,7 @@ import pytest
 
 from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def test_the_gaussian_of_vectors_is_numpys(rng):
@@ -130,7 +130,7 @@ def test_scale_of_the_features_does_not_matter(rng):
     ids=["none", "one", "nan"],
 )
 def test_what_has_no_gaussian_is_told_in_one_line(features, words):
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(InvalidDataError, match=words) as error:
         fit_gaussian(features)
     assert "\n" not in str(error.value)
 
@@ -142,7 +142,7 @@ def test_what_is_no_set_of_vectors_is_refused(features):
 
 
 def test_vectors_of_different_dimension_are_told(rng):
-    with pytest.raises(UserError, match="of 3 and of 4 dimensions"):
+    with pytest.raises(InvalidDataError, match="of 3 and of 4 dimensions"):
         frechet_distance(fit_gaussian(rng.normal(size=(9, 3))), fit_gaussian(rng.normal(size=(9, 4))))
 
 
@@ -150,7 +150,7 @@ def test_statistics_that_are_none_are_refused():
     sound = Gaussian(np.zeros(3), np.eye(3))
     with pytest.raises(ValueError, match="not \\[D\\] and \\[D, D\\]"):
         frechet_distance(sound, Gaussian(np.zeros(3), np.eye(4)))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         frechet_distance(sound, Gaussian(np.full(3, np.nan), np.eye(3)))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.metrics.inception_score import inception_score
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 @pytest.mark.parametrize("num_splits", [10, 3])
@@ -57,9 +57,9 @@ def test_it_lies_between_1_and_the_number_of_classes(rng):
 
 
 def test_bad_input_is_told():
-    with pytest.raises(UserError, match="10 parts needs at least as many images, not 9"):
+    with pytest.raises(InvalidDataError, match="10 parts needs at least as many images, not 9"):
         inception_score(np.zeros((9, 3)))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         inception_score(np.array([[0.0, np.nan]]), num_splits=1)
     with pytest.raises(ValueError, match="num_splits"):
         inception_score(np.zeros((9, 3)), num_splits=0)

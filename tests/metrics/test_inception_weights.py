@@ -20,7 +20,7 @@ from torch_pickles import Called, legacy, state_of, zipped
 from ddpm_jax.metrics import download as downloads
 from ddpm_jax.metrics import features
 from ddpm_jax.metrics import inception_weights as weights
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, UnavailableError
 from ddpm_jax.runtime.metric_logger import Progress
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "inception.npz"
@@ -103,9 +103,8 @@ def test_random_weights_are_the_same_everywhere_and_of_each_seed_others(state):
     assert (weights.random_state_dict(1)["fc.weight"] != state["fc.weight"]).mean() > 0.99
 
 
-def test_a_file_is_converted_once(stored, variables, home, monkeypatch):
-    said = []
-    found = weights.load_weights(str(stored), report=said.append)
+def test_a_file_is_converted_once(stored, variables, home, monkeypatch, log_lines):
+    found = weights.load_weights(str(stored))
     same(found.variables, variables)
     assert found.sha256 == hashlib.sha256(stored.read_bytes()).hexdigest()
     assert (found.file, found.published) == (str(stored), False)
@@ -113,13 +112,13 @@ def test_a_file_is_converted_once(stored, variables, home, monkeypatch):
     assert [converted] == list(converted.parent.iterdir())
 
     monkeypatch.setattr(weights, "read_torch_file", refuse_network)
-    again = weights.load_weights(str(stored), report=said.append)
+    again = weights.load_weights(str(stored))
     same(again.variables, variables)
     assert again[1:] == found[1:]
-    alone = weights.load_weights(str(converted), report=said.append)
+    alone = weights.load_weights(str(converted))
     same(alone.variables, variables)
     assert (alone.sha256, alone.file) == (found.sha256, str(converted))
-    assert said == []
+    assert log_lines == []
 
 
 def test_other_layouts_and_more_tensors_give_the_same(state, variables, home, tmp_path):
@@ -131,7 +130,7 @@ def test_other_layouts_and_more_tensors_give_the_same(state, variables, home, tm
     same(weights.load_weights(str(file)).variables, variables)
 
 
-def test_a_damaged_conversion_is_made_anew(stored, variables, home):
+def test_a_damaged_conversion_is_made_anew(stored, variables, home, log_lines):
     weights.load_weights(str(stored))
     (converted,) = (home / ".cache/ddpm_jax/inception").iterdir()
     good = converted.read_bytes()
@@ -146,27 +145,26 @@ def test_a_damaged_conversion_is_made_anew(stored, variables, home):
         (other, "is not one of this program's files"),
     ):
         converted.write_bytes(damaged)
-        with pytest.raises(UserError, match=reason) as caught:
+        with pytest.raises(InvalidDataError, match=reason) as caught:
             weights.load_weights(str(converted))
         assert "\n" not in str(caught.value)
         if damaged not in (b"", bytes(flipped)):  # these two ways of failing stand for all: a conversion takes a second
             continue
-        said = []
-        same(weights.load_weights(str(stored), report=said.append).variables, variables)
-        assert len(said) == 1
-        assert reason in said[0]
+        log_lines.clear()
+        same(weights.load_weights(str(stored)).variables, variables)
+        assert len(log_lines) == 1
+        assert reason in log_lines[0]
         same(weights.load_weights(str(converted)).variables, variables)
 
 
-def test_a_home_that_cannot_be_written_costs_time_only(stored, variables, home):
+def test_a_home_that_cannot_be_written_costs_time_only(stored, variables, home, log_lines):
     (home.parent / "home").write_text("a file in the way")
-    said = []
-    same(weights.load_weights(str(stored), report=said.append).variables, variables)
-    assert len(said) == 1
-    assert "cannot be kept" in said[0]
+    same(weights.load_weights(str(stored)).variables, variables)
+    assert len(log_lines) == 1
+    assert "cannot be kept" in log_lines[0]
 
 
-def test_weights_are_found_where_tools_keep_them(published, variables, home, monkeypatch):
+def test_weights_are_found_where_tools_keep_them(published, variables, home, monkeypatch, log_lines):
     monkeypatch.setattr(weights, "download", refuse_network)
     monkeypatch.setenv("TORCH_HOME", str(home / "torch_home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
@@ -177,27 +175,26 @@ def test_weights_are_found_where_tools_keep_them(published, variables, home, mon
         home / "xdg/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth",
     ]
     converted = home / "xdg/ddpm_jax/inception" / f"inception-{weights.SHA256}.safetensors"
-    said = []
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(published, place)
-        found = weights.load_weights(report=said.append)
+        found = weights.load_weights()
         assert (found.file, found.published) == (str(place), True)
         place.unlink()
         if place != places[-1]:
             converted.unlink()
-    assert said == []
+    assert log_lines == []
     # The .pth file is gone; its conversion serves.
-    found = weights.load_weights(report=said.append)
+    found = weights.load_weights()
     same(found.variables, variables)
-    assert (found.file, found.published, said) == (str(converted), True, [])
-    # Both are damaged: said, and passed over.
+    assert (found.file, found.published, log_lines) == (str(converted), True, [])
+    # Both are damaged: logged, and passed over.
     converted.write_bytes(b"")
     places[0].write_bytes(b"half of it")
     with pytest.raises(AssertionError, match="nothing is to be fetched"):
-        weights.load_weights(report=said.append)
-    assert [line.startswith("passed over") for line in said] == [True, True]
-    assert "is damaged, its SHA-256" in said[1]
+        weights.load_weights()
+    assert [line.startswith("passed over") for line in log_lines] == [True, True]
+    assert "is damaged, its SHA-256" in log_lines[1]
 
 
 class Server(contextlib.AbstractContextManager):
@@ -229,23 +226,23 @@ class Server(contextlib.AbstractContextManager):
         self._server.server_close()
 
 
-def test_weights_are_downloaded_with_progress(published, variables, home, monkeypatch):
-    said, out = [], io.StringIO()
+def test_weights_are_downloaded_with_progress(published, variables, home, monkeypatch, log_lines):
+    out = io.StringIO()
     with Server(published.read_bytes()) as server:
         monkeypatch.setattr(weights, "URL", server.url)
-        found = weights.load_weights(report=said.append, progress=lambda total, unit: Progress(total, unit, out=out))
+        found = weights.load_weights(progress=lambda total, unit: Progress(total, unit, out=out))
     same(found.variables, variables)
     file = home / ".cache/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth"
     assert (found.file, found.published) == (str(file), True)
     assert file.read_bytes() == published.read_bytes()
-    assert said == [f"downloading the Inception weights (96 MB, once) to {file}"]
+    assert log_lines == [f"downloading the Inception weights (96 MB, once) to {file}"]
     megabytes = published.stat().st_size // 10**6
     assert f"{megabytes} / {megabytes} MB (100%)" in out.getvalue()
     weights.load_weights(progress=refuse_network)  # the server is gone, the file is there
 
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
-FETCH = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT), "title": "weights", "report": lambda line: None}
+FETCH = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT), "title": "weights"}
 
 
 def test_a_download_is_whole_or_it_is_not_there(tmp_path):
@@ -259,7 +256,7 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
         (Server(bytes(changed)), "is not the weights: SHA-256"),
         (Server(b"gone", status=404), r"are not here and cannot be downloaded \(Not Found\)"),
     ):
-        with server, pytest.raises(UserError, match=f"{reason}.*{by_hand}"):
+        with server, pytest.raises(UnavailableError, match=f"{reason}.*{by_hand}"):
             downloads.download(server.url, file, **FETCH)
         assert list(file.parent.iterdir()) == []
     counts = []
@@ -276,14 +273,14 @@ def test_a_download_is_whole_or_it_is_not_there(tmp_path):
     (tmp_path / "file").touch()
     with (
         Server(CONTENT) as server,
-        pytest.raises(UserError, match=r"cannot be downloaded to .*file/below \(Not a directory\)"),
+        pytest.raises(UnavailableError, match=r"cannot be downloaded to .*file/below \(not a directory\)"),
     ):
         downloads.download(server.url, tmp_path / "file" / "below" / "weights.pth", **FETCH)
 
 
 def test_without_weights_and_network_one_line_says_what_to_do(home):
-    with pytest.raises(UserError, match="are not here and cannot be downloaded") as caught:
-        weights.load_weights(report=lambda line: None)
+    with pytest.raises(UnavailableError, match="are not here and cannot be downloaded") as caught:
+        weights.load_weights()
     line, file = str(caught.value), f"{home}/.cache/ddpm_jax/inception/pt_inception-2015-12-05-6726825d.pth"
     assert "\n" not in line
     assert line.endswith(f"fetch {weights.URL} on another machine and put it at {file}")
@@ -293,7 +290,7 @@ def test_a_path_in_the_home_folder(home):
     """Which no shell puts in where a flag holds it: the error names the file that was read."""
     home.mkdir()
     (home / "weights.pth").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=re.escape(f"{home}/weights.pth")):
+    with pytest.raises(InvalidDataError, match=re.escape(f"{home}/weights.pth")):
         weights.load_weights("~/weights.pth")
 
 
@@ -301,8 +298,8 @@ def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
     def refused(content, pattern):
         file = tmp_path / "bad.pth"
         file.write_bytes(content)
-        with pytest.raises(UserError, match=pattern) as caught:
-            features.make_extractor("inception", weights=str(file))
+        with pytest.raises(InvalidDataError, match=pattern) as caught:
+            features.make_extractor("inception", inception_path=str(file))
         assert "\n" not in str(caught.value)
         assert str(file) in str(caught.value)
         assert len(str(caught.value)) < 600
@@ -328,15 +325,15 @@ def test_bad_files_are_refused_in_one_line(state, stored, home, tmp_path):
     refused(changed(Conv2d_1a_3x3__bn__running_var=-np.ones(32, np.float32)), r"running_var is negative\)")
     assert not (home / ".cache").exists()  # nothing of them was kept
     with pytest.raises(
-        UsageError, match=r"no weights at .*nowhere.pth: give the file pt_inception-2015-12-05-6726825d.pth from http"
+        InvalidArgumentError, match=r"no weights at .*nowhere.pth: give the file pt_inception-2015-12-05-6726825d.pth from http"
     ):
-        features.make_extractor("inception", weights=str(tmp_path / "nowhere.pth"))
-    with pytest.raises(UsageError, match=r"evaluation\.weights is of Inception, but config\.evaluation\.features is pixels"):
-        features.make_extractor("pixels", weights=str(stored))
+        features.make_extractor("inception", inception_path=str(tmp_path / "nowhere.pth"))
+    with pytest.raises(InvalidArgumentError, match="`inception_path` is of Inception, but `features` is pixels"):
+        features.make_extractor("pixels", inception_path=str(stored))
 
 
 def test_the_extractor_says_what_it_is(stored, home):
-    extractor = features.make_extractor("inception", weights=str(stored))
+    extractor = features.make_extractor("inception", inception_path=str(stored))
     assert extractor.name == "inception"
     assert extractor.provenance == {
         "features": "inception",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.metrics.kid import SEED, kernel_distance, squared_mmd
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def test_it_is_the_sums_written_out(rng):
@@ -87,11 +87,11 @@ def test_the_seed_says_what_is_drawn(rng):
 
 def test_bad_input_is_told(rng):
     sound = rng.normal(size=(9, 3))
-    with pytest.raises(UserError, match="at least 4 images in each set, not 3"):
+    with pytest.raises(InvalidDataError, match="at least 4 images in each set, not 3"):
         kernel_distance(sound, sound[:3])
-    with pytest.raises(UserError, match="of 3 and of 2 dimensions"):
+    with pytest.raises(InvalidDataError, match="of 3 and of 2 dimensions"):
         kernel_distance(sound, sound[:, :2])
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         kernel_distance(sound, np.full_like(sound, np.nan))
     with pytest.raises(ValueError, match="num_subsets 1"):
         kernel_distance(sound, sound, num_subsets=1)

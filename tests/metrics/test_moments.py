@@ -6,7 +6,7 @@ import pytest
 from ddpm_jax.metrics import moments
 from ddpm_jax.metrics.frechet import fit_gaussian
 from ddpm_jax.metrics.moments import Moments, sample_warnings
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def moments_of(features, batch_size=7):
@@ -98,16 +98,16 @@ def test_an_empty_batch_is_none(rng):
 def test_too_few_vectors_are_told(count):
     accumulated = Moments()
     accumulated.update(np.ones((count, 3)))
-    with pytest.raises(UserError, match=f"{count} image.* at least 2"):
+    with pytest.raises(InvalidDataError, match=f"{count} image.* at least 2"):
         accumulated.gaussian()
 
 
 @pytest.mark.parametrize(
     ("features", "kind", "words"),
     [
-        (np.array([[1.0, np.nan, 0.0]]), UserError, "1 of 1 images are not finite"),
-        (np.array([[1.0, np.inf, 0.0]]), UserError, "not finite"),
-        (np.zeros((2, 4)), UserError, "of 3 and of 4 dimensions"),
+        (np.array([[1.0, np.nan, 0.0]]), InvalidDataError, "1 of 1 images are not finite"),
+        (np.array([[1.0, np.inf, 0.0]]), InvalidDataError, "not finite"),
+        (np.zeros((2, 4)), InvalidDataError, "of 3 and of 4 dimensions"),
         (np.zeros(3), ValueError, r"\[N, D\]"),
         (np.zeros((2, 3, 1)), ValueError, r"\[N, D\]"),
     ],
@@ -123,7 +123,7 @@ def test_bad_features_are_told_and_not_added(rng, features, kind, words):
 
 
 def test_sets_of_other_dimension_do_not_merge(rng):
-    with pytest.raises(UserError, match="of 3 and of 4 dimensions"):
+    with pytest.raises(InvalidDataError, match="of 3 and of 4 dimensions"):
         moments_of(rng.normal(size=(9, 3))).merge(moments_of(rng.normal(size=(9, 4))))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ddpm_jax.metrics import precision_recall as module
 from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 @pytest.fixture(params=[None, 7], ids=["at once", "in blocks"])
@@ -68,11 +68,11 @@ def test_twins_are_neighbours_of_each_other(rng, blocks):
 
 def test_wrong_inputs_are_refused():
     sound = np.zeros((9, 2))
-    with pytest.raises(UserError, match="3 neighbours and need at least 4 images in each set, not 3"):
+    with pytest.raises(InvalidDataError, match="3 neighbours and need at least 4 images in each set, not 3"):
         precision_recall(sound[:3], sound)
-    with pytest.raises(UserError, match="of 2 and of 3 dimensions"):
+    with pytest.raises(InvalidDataError, match="of 2 and of 3 dimensions"):
         precision_recall(sound, np.zeros((9, 3)))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         precision_recall(sound, np.full((9, 2), np.nan))
     with pytest.raises(ValueError, match="k is 0"):
         precision_recall(sound, sound, k=0)

@@ -5,7 +5,7 @@ import pytest
 
 from ddpm_jax.metrics import reference_stats
 from ddpm_jax.metrics.frechet import fit_gaussian
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
 
 FEATURES = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 GAUSSIAN = fit_gaussian(FEATURES)
@@ -21,7 +21,7 @@ def test_what_is_saved_is_read(tmp_path):
         assert read.provenance == PROVENANCE
         assert (read.features is None) if features is None else (read.features == features).all()
     assert [file.name for file in tmp_path.iterdir()] == ["r.npz"]
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(FileAccessError, match="cannot write"):
         reference_stats.save(tmp_path / "nowhere" / "r.npz", read)
 
 
@@ -36,7 +36,7 @@ def test_another_tools_mu_and_sigma_are_read(tmp_path):
 
 def test_statistics_of_something_else_are_refused_field_by_field():
     reference_stats.check_matches("r.npz", PROVENANCE | {"images": 3}, PROVENANCE)
-    with pytest.raises(UserError, match=r'split is "train", wanted "test"; resolution is null, wanted 8$'):
+    with pytest.raises(InvalidDataError, match=r'split is "train", wanted "test"; resolution is null, wanted 8$'):
         reference_stats.check_matches("r.npz", PROVENANCE, PROVENANCE | {"split": "test", "resolution": 8})
 
 
@@ -56,17 +56,17 @@ def test_statistics_of_something_else_are_refused_field_by_field():
 )
 def test_bad_arrays_are_said_in_one_line(tmp_path, arrays, match):
     np.savez(tmp_path / "r.npz", **arrays)
-    with pytest.raises(UserError, match=match) as caught:
+    with pytest.raises(InvalidDataError, match=match) as caught:
         reference_stats.load(tmp_path / "r.npz")
     assert "\n" not in str(caught.value)
 
 
 def test_bad_files_are_said_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="make them with --mode=compute_stats"):
+    with pytest.raises(FileAccessError, match="make them with --mode=compute_stats"):
         reference_stats.load(tmp_path / "r.npz")
     reference_stats.save(tmp_path / "r.npz", reference_stats.Reference(GAUSSIAN, FEATURES, PROVENANCE))
     whole = (tmp_path / "r.npz").read_bytes()
     for damaged in (b"", b"not an archive", whole[:200], whole[: len(whole) // 2]):
         (tmp_path / "r.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(InvalidDataError, match="damaged"):
             reference_stats.load(tmp_path / "r.npz")

@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.metrics import reference_stats
 from ddpm_jax.metrics.frechet import fit_gaussian
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.standard_normal((20, 3)).astype(np.float32)
@@ -79,7 +79,7 @@ class Evil:
 
 def test_no_pickle_is_run(tmp_path, capsys):
     (tmp_path / "r.pkl").write_bytes(pickle.dumps({"mu": Evil()}))
-    with pytest.raises(UserError, match=r"pickle of more than arrays \(builtins.print\)") as caught:
+    with pytest.raises(InvalidDataError, match=r"pickle of more than arrays \(builtins.print\)") as caught:
         reference_stats.load(tmp_path / "r.pkl")
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
@@ -96,7 +96,7 @@ def test_no_pickle_is_run(tmp_path, capsys):
 )
 def test_other_arrays_are_named(tmp_path, array, match):
     np.save(tmp_path / "r.npy", array)
-    with pytest.raises(UserError, match=match) as caught:
+    with pytest.raises(InvalidDataError, match=match) as caught:
         reference_stats.load(tmp_path / "r.npy")
     assert "\n" not in str(caught.value)
 
@@ -106,16 +106,16 @@ def test_other_files_are_named(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "r.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
-    with pytest.raises(UserError, match="a file of PyTorch"):
+    with pytest.raises(InvalidDataError, match="a file of PyTorch"):
         reference_stats.load(tmp_path / "r.pt")
     np.savez(tmp_path / "r.npz", mean=np.zeros(3), cov=np.eye(3))
-    with pytest.raises(UserError, match=r"no mu and no sigma, but mean \[3\], cov \[3, 3\]: write mu"):
+    with pytest.raises(InvalidDataError, match=r"no mu and no sigma, but mean \[3\], cov \[3, 3\]: write mu"):
         reference_stats.load(tmp_path / "r.npz")
     (tmp_path / "r.pkl").write_bytes(pickle.dumps([1, 2]))
-    with pytest.raises(UserError, match="a pickle of list"):
+    with pytest.raises(InvalidDataError, match="a pickle of list"):
         reference_stats.load(tmp_path / "r.pkl")
     (tmp_path / "r.pkl").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match="a pickle with a, no mu and sigma"):
+    with pytest.raises(InvalidDataError, match="a pickle with a, no mu and sigma"):
         reference_stats.load(tmp_path / "r.pkl")
 
 

@@ -15,9 +15,9 @@ from torch_pickles import Called, Stored, legacy, pickled, state_of, storage, te
 
 from ddpm_jax.metrics import torch_state_dict
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "torch_file.npz"
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "torch_state_dict.npz"
 RNG = np.random.default_rng(0)
 STATE = {
     "conv.weight": RNG.normal(size=(4, 3, 2, 2)).astype(np.float32),
@@ -49,7 +49,7 @@ def refused(read):
     """Bytes and a pattern: they are refused in one line that names the file and matches."""
 
     def check(data, pattern):
-        with pytest.raises(UserError, match=pattern) as caught:
+        with pytest.raises(InvalidDataError, match=pattern) as caught:
             read(data)
         assert "\n" not in str(caught.value)
         assert "weights.pth" in str(caught.value)
@@ -195,7 +195,7 @@ def test_other_files_are_named_for_what_they_are(refused, tmp_path):
     refused(zipped(Called("net", "Net")), re.escape("asks for 'net.Net', which no weights need"))
     refused(zipped({"weight": tensor(storage(weight, "0", kind="BFloat16Storage"), weight)}, [weight]), "save them as float32")
     refused(zipped({"weight": Stored(("module", "Net", "file", "source"))}), "holds more than arrays")
-    with pytest.raises(UserError, match=r"cannot read the weights .*directory"):
+    with pytest.raises(FileAccessError, match=r"cannot read the weights .*directory"):
         read_torch_file(tmp_path)
 
 

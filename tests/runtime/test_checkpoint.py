@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import CheckpointError, FileAccessError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh, replicated
 
 # Odd sizes, sizes that eight devices share out among themselves, sizes stored within the index and beside it.
@@ -163,14 +163,13 @@ def flip_bit(file):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd, log_lines):
     DAMAGES[damage](folder / "20")
-    lines = []
-    with CheckpointManager(folder, max_to_keep=2, report=lines.append) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         state, step = checkpoints.restore(abstract(make_state()))
         assert step == 10
         assert_same(state, make_state(10))
-        (line,) = lines
+        (line,) = log_lines
         assert line.startswith(f"the checkpoint {folder / '20'} is damaged (")
         assert line.endswith("now called damaged-20; going on from step 10")
         assert "\n" not in line
@@ -181,28 +180,27 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd)
     assert capfd.readouterr() == ("", "")  # nothing but that line
 
 
-def test_the_default_report_goes_to_stderr(folder, capfd):
+def test_a_damaged_checkpoint_is_a_warning(folder, caplog):
+    """Which Python prints on stderr where nobody has set logging up, as in a notebook."""
     DAMAGES["short"](folder / "20")
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    assert [record.levelname for record in caplog.records if record.name.startswith("ddpm_jax")] == ["WARNING"]
 
 
 def test_damaged_again_gets_another_name(folder):
     (folder / "damaged-20").mkdir()
     DAMAGES["bit"](folder / "20")
-    with CheckpointManager(folder, max_to_keep=2, report=lambda _: None) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "damaged-20", "damaged-20.1"]
 
 
-def test_a_reader_renames_nothing(folder):
+def test_a_reader_renames_nothing(folder, log_lines):
     DAMAGES["bit"](folder / "20")
-    lines = []
-    with CheckpointManager(folder, max_to_keep=1, read_only=True, report=lines.append) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=1, read_only=True) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 10
-    assert len(lines) == 1
+    assert len(log_lines) == 1
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
 
@@ -210,9 +208,9 @@ def test_where_all_are_damaged_none_is_touched(folder):
     for step in ("10", "20"):
         DAMAGES["bit"](folder / step)
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
-        with pytest.raises(UserError, match="10, 20 are damaged") as error:
+        with pytest.raises(CheckpointError, match="10, 20 are damaged") as error:
             checkpoints.restore(abstract(make_state()))
-        with pytest.raises(UserError, match="20 is damaged"):
+        with pytest.raises(CheckpointError, match="20 is damaged"):
             checkpoints.restore(abstract(make_state()), 20)
     assert "\n" not in str(error.value)
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
@@ -220,7 +218,7 @@ def test_where_all_are_damaged_none_is_touched(folder):
 
 def test_a_step_that_is_not_there(folder):
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
-        with pytest.raises(UserError, match=r"no checkpoint of step 15 in .*; there are 10, 20$"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of step 15 in .*; there are 10, 20$"):
             checkpoints.restore(abstract(make_state()), 15)
         assert_same(checkpoints.restore(abstract(make_state()), 10)[0], make_state(10))
 
@@ -229,7 +227,7 @@ def test_a_step_that_is_not_there(folder):
 def test_an_empty_folder(tmp_path, read_only):
     with CheckpointManager(tmp_path / "new", max_to_keep=1, read_only=read_only) as checkpoints:
         assert checkpoints.steps() == []
-        with pytest.raises(UserError, match="no checkpoint in"):
+        with pytest.raises(CheckpointError, match="no checkpoint in"):
             checkpoints.restore(abstract(make_state()))
     assert (tmp_path / "new").exists() is not read_only
 
@@ -242,7 +240,7 @@ def test_checksums_that_a_kill_prevented_are_written_by_the_next_start(folder):
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 20
     flip_bit(large_file(folder / "20"))
-    with CheckpointManager(folder, max_to_keep=2, report=lambda line: None) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 10  # found by them
 
 
@@ -261,7 +259,7 @@ def test_a_state_of_another_shape_is_not_damage(folder):
         here["params"]["block"]["bias"] = jnp.zeros(32)
         here["params"]["list"][1] = (jnp.ones(2),)
         here["params"]["block"]["more"] = jnp.zeros(3)
-        with pytest.raises(UserError) as error:
+        with pytest.raises(CheckpointError) as error:
             checkpoints.restore(abstract(here))
         line = str(error.value)
         assert "params/block/bias is float32[16] there, float32[32] here" in line
@@ -269,22 +267,22 @@ def test_a_state_of_another_shape_is_not_damage(folder):
         assert "params/list/1/0 is bfloat16[2] there, float32[2] here" in line
         assert "\n" not in line
         lacking = {name: tree for name, tree in make_state().items() if name != "opt_state"}
-        with pytest.raises(UserError, match="opt_state is missing from the model"):
+        with pytest.raises(CheckpointError, match="opt_state is missing from the model"):
             checkpoints.restore(abstract(lacking))
-        with pytest.raises(UserError, match="ema_params is missing from the checkpoint"):
+        with pytest.raises(CheckpointError, match="ema_params is missing from the checkpoint"):
             checkpoints.restore_part(abstract({"ema_params": lacking["params"]}))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
 
 @pytest.mark.parametrize("arguments", [{"max_to_keep": 0}, {"max_to_keep": 1, "keep_period": -1}])
 def test_impossible_retention(tmp_path, arguments):
-    with pytest.raises(UsageError):
+    with pytest.raises(InvalidArgumentError):
         CheckpointManager(tmp_path, **arguments)
 
 
 def test_a_file_in_the_folders_place(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot use the checkpoint folder"):
+    with pytest.raises(FileAccessError, match="cannot use the checkpoint folder"):
         CheckpointManager(tmp_path / "file", max_to_keep=1)
 
 
@@ -296,9 +294,9 @@ def test_a_full_disk_is_told_once_and_older_ones_stay(tmp_path, capfd):
     try:
         checkpoints = CheckpointManager(tmp_path, max_to_keep=3)
         checkpoints.save(2, big)
-        with pytest.raises(UserError, match=f"cannot write a checkpoint into {tmp_path}: ") as error:
+        with pytest.raises(FileAccessError, match=f"cannot write a checkpoint into {tmp_path}: ") as error:
             checkpoints.wait()
-        with pytest.raises(UserError, match="cannot write a checkpoint"):
+        with pytest.raises(FileAccessError, match="cannot write a checkpoint"):
             checkpoints.save(3, big)
         checkpoints.close()
     finally:
@@ -335,10 +333,10 @@ def test_what_libraries_say_of_the_other_writes_of_a_failed_save_is_not_shown(tm
 KILLED = """
 import os, sys, threading, time, pathlib, signal
 import jax, jax.numpy as jnp
-from ddpm_jax.runtime.checkpoint import Checkpoints
+from ddpm_jax.runtime.checkpoint import CheckpointManager
 folder = pathlib.Path(sys.argv[1])
 state = {"params": {str(i): jnp.full((500_000,), float(i)) for i in range(8)}}
-checkpoints = Checkpoints(folder, max_to_keep=2)
+checkpoints = CheckpointManager(folder, max_to_keep=2)
 checkpoints.save(1, state, wait=True)
 def kill():
     while not any(folder.glob("2*/params*")):

@@ -7,7 +7,7 @@ import pytest
 
 from configs import defaults
 from ddpm_jax.runtime import config_changes
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError
 
 RECORDED = json.loads(json.dumps(defaults.get_config().to_dict()))
 
@@ -32,7 +32,7 @@ CASES = [
     ("data__image_size", 64, True, True),
     ("data__background", "black", True, False),
     ("data__random_flip", False, False, False),
-    ("data__on_broken", "skip", False, False),
+    ("data__on_decode_error", "skip", False, False),
     ("data__data_dir", "/elsewhere", False, False),
     ("data__num_threads", 2, False, False),
     ("data__in_memory", "never", False, False),
@@ -55,13 +55,13 @@ CASES = [
     ("optimizer__clip_norm", 0.0, False, False),
     ("optimizer__accumulation_steps", 2, False, False),
     ("ema__decay", 0.999, False, False),
-    ("ema__decays", [0.99], True, True),
+    ("ema__extra_decays", [0.99], True, True),
     ("train__batch_size", 64, False, False),
     ("train__num_steps", 7, False, False),
     ("sampling__sampler", "unipc", False, False),
     ("evaluation__num_images", 10, False, False),
     ("edit__strength", 0.1, False, False),
-    ("illustrate__num_images", 2, False, False),
+    ("visualize__num_images", 2, False, False),
 ]
 
 
@@ -70,7 +70,7 @@ def test_a_change_is_refused_where_it_makes_another_experiment(field, value, on_
     name, config = field.replace("__", "."), changed(**{field: value})
     for check, refused in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
         if refused:
-            with pytest.raises(UserError) as error:
+            with pytest.raises(ConflictError) as error:
                 check("runs/x", RECORDED, config)
             assert f"{name} was {json.dumps(changed_back(field))}, now {json.dumps(value)}" in str(error.value)
             assert "\n" not in str(error.value)
@@ -100,7 +100,7 @@ def test_a_section_name_that_only_begins_alike_is_another():
 def test_all_refused_fields_are_named_with_what_to_do():
     config = changed(model__ch=64, diffusion__schedule="cosine", seed=3, model__dropout=0.5, model__label_dropout=0.1)
     config["data"]["flip"] = True
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ConflictError) as error:
         config_changes.check_resume("runs/x", RECORDED, config)
     line = str(error.value)
     for words in (

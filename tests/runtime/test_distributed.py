@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 
 from ddpm_jax.runtime import distributed
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh
 
 BEGIN = """
-import json, os, pathlib, signal, sys
+import json, logging, os, pathlib, signal, sys
 import jax
-from ddpm_jax.runtime import errors, mesh, processes
-from ddpm_jax.runtime.preemption import Interrupt
+from ddpm_jax.runtime import distributed, errors, mesh
+from ddpm_jax.runtime.preemption import GracefulShutdown
 port, me, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 mesh.initialize_distributed("127.0.0.1:" + port, 2, me)
-processes.SHARED_S = 0.5
+distributed.SHARED_FS_TIMEOUT_S = 0.5
 def refused(work):
     try:
         work()
     except Exception as error:
         return [type(error).__name__, str(error)]
 def fails(*errors):
-    with processes.together():
+    with distributed.raise_on_all_processes():
         if errors[me]:
             raise errors[me]
 def says(**told):
@@ -59,42 +59,42 @@ def test_two_processes_learn_what_one_of_them_knows(two, tmp_path):
     told, codes = two("""
 config = {"seed": 1, "data": {"name": "digits", "data_dir": f"of process {me}"}}
 def hold():
-    with processes.hold_workdir(folder / "run", print) as check:
+    with distributed.hold_workdir(folder / "run") as check:
         check()
-        with processes.hold_workdir(folder / "run", print):
+        with distributed.hold_workdir(folder / "run"):
             pass
 says(
     nobody=refused(lambda: fails(None, None)),
-    one=refused(lambda: fails(None, errors.UsageError("config.x is 7"))),
-    other=refused(lambda: fails(errors.UserError("no\\nfile"), None)),
-    both=refused(lambda: fails(errors.UserError("mine 0"), errors.UserError("mine 1"))),
+    one=refused(lambda: fails(None, errors.InvalidArgumentError("`x` is 7"))),
+    other=refused(lambda: fails(errors.FileAccessError("no\\nfile"), None)),
+    both=refused(lambda: fails(errors.ConflictError("mine 0"), errors.ConflictError("mine 1"))),
     defect=refused(lambda: fails(None, KeyError("x"))),
-    agree=[processes.all_agree(True), processes.all_agree(me == 0)],
-    first=[processes.first_says([3, 5, 8] if me == 0 else []), processes.first_says([] if me == 0 else [1])],
-    same=refused(lambda: processes.check_same_config(config)),
-    another=refused(lambda: processes.check_same_config(config | {"seed": me})),
-    shared=refused(lambda: processes.check_shared(folder / "a")),
-    apart=refused(lambda: processes.check_shared(folder / "bc"[me])),
-    prepared=refused(lambda: processes.prepare_workdir(folder / "run", config, write=True)),
+    agree=[distributed.all_processes(True), distributed.all_processes(me == 0)],
+    first=[distributed.broadcast_ints([3, 5, 8] if me == 0 else []), distributed.broadcast_ints([] if me == 0 else [1])],
+    same=refused(lambda: distributed.check_same_config(config)),
+    another=refused(lambda: distributed.check_same_config(config | {"seed": me})),
+    shared=refused(lambda: distributed.check_shared(folder / "a")),
+    apart=refused(lambda: distributed.check_shared(folder / "bc"[me])),
+    prepared=refused(lambda: distributed.prepare_workdir(folder / "run", config, write=True)),
     held=refused(hold),
-    writes=processes.is_writer(),
+    writes=distributed.is_primary_process(),
 )
 """)
     assert codes == [0, 0]
     zero, one = told
     assert zero["nobody"] is one["nobody"] is None
-    assert zero["one"] == ["UsageError", "process 1 stopped: config.x is 7"]
-    assert one["one"] == ["UsageError", "config.x is 7"]
-    assert zero["other"] == ["UserError", "no\nfile"]
-    assert one["other"] == ["UserError", "process 0 stopped: no file"]
+    assert zero["one"] == ["InvalidArgumentError", "process 1 stopped: `x` is 7"]
+    assert one["one"] == ["InvalidArgumentError", "`x` is 7"]
+    assert zero["other"] == ["FileAccessError", "no\nfile"]
+    assert one["other"] == ["DistributedError", "process 0 stopped: no file"]
     assert [zero["both"][1], one["both"][1]] == ["mine 0", "mine 1"]
-    assert zero["defect"] == ["UserError", "process 1 stopped: KeyError: 'x'"]
+    assert zero["defect"] == ["DistributedError", "process 1 stopped: KeyError: 'x'"]
     assert one["defect"][0] == "KeyError"
     assert zero["agree"] == one["agree"] == [True, False]
     assert zero["first"] == one["first"] == [[3, 5, 8], []]
     assert zero["same"] is one["same"] is None
     assert zero["another"] == one["another"]
-    assert zero["another"][0] == "UsageError"
+    assert zero["another"][0] == "InvalidArgumentError"
     assert "process 1 got another config than process 0" in zero["another"][1]
     assert zero["shared"] is one["shared"] is None
     assert "take a --workdir on a filesystem that all hosts share" in one["apart"][1]
@@ -102,7 +102,7 @@ says(
     assert [os.listdir(tmp_path / name) for name in "abc"] == [[], [], []]
     assert zero["prepared"] is one["prepared"] is None
     assert "is in use: process" in zero["held"][1]
-    assert one["held"] == ["UserError", f"process 0 stopped: {zero['held'][1]}"]
+    assert one["held"] == ["DistributedError", f"process 0 stopped: {zero['held'][1]}"]
     assert os.listdir(tmp_path / "run") == ["training.lock"]
     assert [zero["writes"], one["writes"]] == [True, False]
 
@@ -110,16 +110,16 @@ says(
 def test_a_long_wait_for_the_workdir_is_no_long_collective(two, tmp_path):
     """Gloo ends a collective in which one process lets the other wait for 30 s; that limit is not waited for here."""
     told, codes = two("""
-processes.LOCK_POLL_S = 0.2
-polls, all_agree = [], processes.all_agree
-processes.all_agree = lambda mine: polls.append(mine) or all_agree(mine)
+distributed.LOCK_POLL_S = 0.2
+polls, all_agree = [], distributed.all_processes
+distributed.all_processes = lambda mine: polls.append(mine) or all_agree(mine)
 from ddpm_jax.runtime import run_lock
 (folder / run_lock.FILE).write_text(json.dumps(dict(host="h", pid=1, since="then", machine="m", token="t")))
 class Quick(run_lock.RunLock):
-    def __init__(self, folder, *, report):
-        super().__init__(folder, report=report, beat_s=0.2, expire_s=1.5)
-processes.RunLock = Quick
-with processes.hold_workdir(folder, print) as check:
+    def __init__(self, folder):
+        super().__init__(folder, beat_s=0.2, expire_s=1.5)
+distributed.RunLock = Quick
+with distributed.hold_workdir(folder) as check:
     check()
     held = json.loads((folder / run_lock.FILE).read_text())["pid"]
     check()  # so that both have read it before it is released
@@ -138,7 +138,7 @@ says(polls=polls, held=held, me=os.getpid())
 def test_a_signal_to_one_stops_all_in_the_same_step(two, victim, number):
     told, codes = two(f"""
 work = jax.jit(lambda x: x.sum(), out_shardings=mesh.replicated(mesh.make_mesh()))
-with Interrupt(processes.StopVote(mesh.make_mesh())) as interrupt:
+with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh())) as interrupt:
     for step in range(20):
         if interrupt.check():
             break
@@ -161,7 +161,11 @@ devices = mesh.make_mesh()
 state = {"params": {"a": jax.jit(lambda: jax.numpy.arange(6.0), out_shardings=mesh.replicated(devices))()}}
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 lines = []
-with checkpoint.Checkpoints(folder / "saved", max_to_keep=3, report=lines.append) as checkpoints:
+class Lines(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+logging.getLogger("ddpm_jax").addHandler(Lines())
+with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoints:
     again = [checkpoints.save(step, state, wait=True) for step in (1, 2, 3, 3)]
 sound = checkpoint.check_sums
 def damaged(file, parts):
@@ -169,10 +173,10 @@ def damaged(file, parts):
         raise ValueError("a file is cut off")
     sound(file, parts)
 checkpoint.check_sums = damaged
-with checkpoint.Checkpoints(folder / "saved", max_to_keep=3, report=lines.append) as checkpoints:
+with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoints:
     fields, step = checkpoints.restore(abstract)
     left = checkpoints.steps()
-with checkpoint.Checkpoints(folder / "nothing" / str(me), max_to_keep=1, read_only=True) as checkpoints:
+with checkpoint.CheckpointManager(folder / "nothing" / str(me), max_to_keep=1, read_only=True) as checkpoints:
     nothing = checkpoints.steps()
 says(again=again, step=step, left=left, nothing=nothing, lines=lines, values=fields["params"]["a"].tolist())
 """)
@@ -228,12 +232,12 @@ def test_one_process_asks_nobody(monkeypatch, tmp_path):
 def test_a_process_that_another_one_left_says_so_and_leaves(two):
     """The first fails alone, the second loses it: both end soon, and not only after JAX's five minutes."""
     told, codes = two("""
-processes.LEAVE_S = 0.5
-@processes.one_job()
+distributed.EXIT_GRACE_S = 0.5
+@distributed.distributed_main()
 def run():
     while True:
         if me == 0:
-            raise errors.UserError("disk full")
+            raise errors.FileAccessError("disk full")
         raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
 jax.devices()
 error = refused(run)
@@ -243,17 +247,17 @@ if me == 0:
 import time; time.sleep(60)  # in some collective
 """)
     assert codes == [1, 1]
-    assert told[0]["error"] == ["UserError", "disk full"]
-    assert told[1]["error"][0] == "UserError"
+    assert told[0]["error"] == ["FileAccessError", "disk full"]
+    assert told[1]["error"][0] == "DistributedError"
     assert "another process of the job is gone (UNKNOWN: Gloo all-reduce failed" in told[1]["error"][1]
 
 
 def test_errors_that_are_told_fit_into_their_row():
-    row = distributed._encode(UsageError("é" * 5000))
+    row = distributed._encode(InvalidArgumentError("é" * 5000))
     assert row.shape == (distributed.MESSAGE_BYTES,)
     assert row[0] == 2
     assert bytes(row[1:]).decode(errors="ignore").strip("\0").startswith("éé")
     assert distributed._encode(None)[0] == 0
     assert bytes(distributed._encode(ValueError("x"))[1:]).rstrip(b"\0") == b"ValueError: x"
-    assert distributed._encode(UserError(""))[0] == 1
+    assert distributed._encode(ConflictError(""))[0] == 1
     assert np.count_nonzero(distributed._encode(None)) == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from ddpm_jax.runtime import manifest
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError
 
 KIND = {"mode": "sample", "sampling": {"seed": 0, "spacing": (1, 2)}, "step": 6}
 OTHER = KIND | {"sampling": {"seed": 1, "spacing": (1, 2)}}
@@ -43,12 +43,12 @@ def test_a_named_folder_is_never_written_over(tmp_path):
     named = str(tmp_path / "out")
     assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
     assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
-    with pytest.raises(UserError, match=r"sampling\.seed was 0, now 1\. Remove it, or take another --output"):
+    with pytest.raises(ConflictError, match=r"sampling\.seed was 0, now 1\. Remove it, or take another --output"):
         claim(OTHER, tmp_path, output=named)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("")
     assert claim(KIND, tmp_path, output=str(mine)) == mine
     (mine / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"mine holds another images\.npz: name a new folder by --output"):
+    with pytest.raises(ConflictError, match=r"mine holds another images\.npz: name a new folder by --output"):
         claim(KIND, tmp_path, output=str(mine))

@@ -13,7 +13,7 @@ from jax._src.clusters import cloud_tpu_cluster
 from jax._src.clusters import cluster as cluster_base
 from jax.sharding import AxisType
 
-from ddpm_jax.runtime.errors import UsageError, UserError
+from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import batch_sharding, check_batch, initialize_distributed, make_mesh, replicated
 
 CLUSTER_VARIABLES = (
@@ -63,7 +63,7 @@ def test_the_devices_of_a_process_lie_side_by_side():
 
 
 def test_processes_with_unequal_numbers_of_devices():
-    with pytest.raises(UsageError, match="have 2, 1 devices: give each of them the same number"):
+    with pytest.raises(InvalidArgumentError, match="have 2, 1 devices: give each of them the same number"):
         check_batch(12, make_mesh(stand_ins(0, 0, 1)))
 
 
@@ -85,16 +85,16 @@ def test_batches_that_divide_pass(batch_size, accumulation):
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "words"),
     [
-        (100, 1, "config.train.batch_size is 100, which does not divide evenly over 8 devices: use 96 or 104"),
+        (100, 1, "`batch_size` is 100, which does not divide evenly over 8 devices: use 96 or 104"),
         (8, 2, "over 8 devices x 2 accumulation steps: use 16"),
         (40, 3, "use 24 or 48"),
         (0, 1, "use 8"),
         (-8, 1, "use 8"),
-        (8, 0, "accumulation_steps is 0"),
+        (8, 0, "`accumulation_steps` is 0"),
     ],
 )
 def test_batches_that_do_not_divide_name_the_nearest(batch_size, accumulation, words):
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(InvalidArgumentError) as error:
         check_batch(batch_size, make_mesh(), accumulation)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -114,7 +114,7 @@ def test_batches_that_do_not_divide_name_the_nearest(batch_size, accumulation, w
     ],
 )
 def test_flags_that_do_not_belong_together(flags, words):
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(InvalidArgumentError, match=words):
         initialize_distributed(*flags)
 
 
@@ -194,7 +194,7 @@ def test_a_tpu_host_without_peers_asks_no_metadata_server(tpu_host, environment)
 )
 def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environment):
     asked = tpu_host(environment)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DistributedError) as caught:
         initialize_distributed()
     assert len(asked) == 1
     message = str(caught.value)
@@ -209,9 +209,9 @@ def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environm
     [
         (requests.exceptions.ReadTimeout("timed out"), "timed out"),
         (requests.exceptions.InvalidURL("no host"), "no host"),  # a ValueError as well
-        (urllib.error.URLError(OSError(113, "No route to host")), "No route to host"),
-        (TimeoutError(110, "Connection timed out"), "Connection timed out"),
-        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (urllib.error.URLError(OSError(113, "No route to host")), "no route to host"),
+        (TimeoutError(110, "Connection timed out"), "connection timed out"),
+        (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
         (RuntimeError("Failed to recognize coordinator address\nhost-0"), "Failed to recognize coordinator address host-0"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -222,7 +222,7 @@ def test_errors_of_the_network_are_one_line(cluster, monkeypatch, error, words):
 
     cluster({})
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(UserError, match=f"{words}. On a single host add --coordinator=") as caught:
+    with pytest.raises(DistributedError, match=f"{words}. On a single host add --coordinator=") as caught:
         initialize_distributed()
     assert "\n" not in str(caught.value)
 
@@ -252,7 +252,9 @@ def test_an_unusable_cluster_is_told_in_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(UserError, match=r"^cannot join the other processes at host:1234: DEADLINE_EXCEEDED: no answer$"):
+    with pytest.raises(
+        DistributedError, match=r"^cannot join the other processes at host:1234: DEADLINE_EXCEEDED: no answer more$"
+    ):
         initialize_distributed("host:1234", 2, 1)
 
 

@@ -1,12 +1,13 @@
 import io
 import json
+import logging
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 
 
@@ -95,14 +96,14 @@ def test_paused_time_does_not_count(tmp_path):
     assert out.getvalue().splitlines()[-1] == "step 10 / 1,000 (1%) · 1.0 steps/s · 64.0 images/s · 16:30 left"
 
 
-def test_a_terminals_line_is_rewritten_and_cleanly_ended(tmp_path):
+def test_a_terminals_line_is_rewritten_above_it_a_log_line_stays(tmp_path, printed_log):
     clock, out = Clock(), Terminal()
     with make(tmp_path, out, clock) as logbook:
         logbook.tick(1)
         logbook.tick(2)  # too soon to show
         clock.now += 2
         logbook.tick(3)
-        logbook.say("saved")
+        logging.getLogger("ddpm_jax.test").info("saved")
         logbook.scalars(3, {"loss": 1})
     begin, second, saved, last = out.getvalue().replace("\r\x1b[K", "\r").split("\r")[1:]
     assert begin == "step 1 / 1,000 (0%)\x1b[K"
@@ -155,13 +156,12 @@ def test_who_does_not_write_leaves_everything_alone(tmp_path):
         logbook.tick(1)
         logbook.scalars(5, {"loss": 1.0})
         logbook.image(5, "samples", np.zeros((4, 4, 3), np.uint8))
-        logbook.say("hello")
     assert out.getvalue() == ""
     assert steps_of(tmp_path) == [10, 20]
 
 
 def test_a_workdir_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+    with pytest.raises(FileAccessError, match=r"cannot write .*metrics\.jsonl"):
         make(tmp_path / "gone")
 
 
@@ -174,22 +174,22 @@ def test_a_full_disk_is_told(tmp_path):
 
     logbook._metrics.close()
     logbook._metrics = Full()
-    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: no space left on device"):
+    with pytest.raises(FileAccessError, match=r"cannot write .*metrics\.jsonl: no space left on device"):
         logbook.scalars(1, {})
 
 
 TENSORBOARD = """
 import sys, numpy as np
-from ddpm_jax.runtime.metric_logger import Events, Logbook
+from ddpm_jax.runtime.metric_logger import TensorBoardWriter, TrainLogger
 if sys.argv[2] == "without":
     sys.modules["tensorflow"] = None
-with Logbook(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logbook:
+with TrainLogger(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logbook:
     assert "clu" not in sys.modules
     logbook.tick(1)
     logbook.scalars(1, {"loss": 0.5})
     logbook.image(1, "samples", np.full((4, 4, 3), 200, np.uint8))
     logbook.scalars(2, {"loss": 0.25})
-with Events(sys.argv[1], logbook.say) as events:
+with TensorBoardWriter(sys.argv[1]) as events:
     events.scalars(2, {"loss": 0.75}, "evaluate/ema")
 """
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from ddpm_jax.runtime import paths
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 
 
 def test_the_home_folder_is_put_in(monkeypatch, tmp_path):
@@ -15,13 +15,13 @@ def test_the_home_folder_is_put_in(monkeypatch, tmp_path):
     assert paths.expand("a/../b") == pathlib.Path.cwd() / "b"
     assert paths.output_path("~/out", "") == tmp_path / "out"
     assert paths.output_path("", "~/default") == tmp_path / "default"
-    with pytest.raises(UserError, match="no home folder ~nobody_of_that_name; write the path in full"):
+    with pytest.raises(FileAccessError, match="no home folder ~nobody_of_that_name; write the path in full"):
         paths.expand("~nobody_of_that_name/x")
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/x", "s3://bucket/x", "https://host/x", "file:///x"])
 def test_an_address_is_no_output(address):
-    with pytest.raises(UserError, match=f"^--output={address} is not a path of this machine"):
+    with pytest.raises(FileAccessError, match=f"^--output={address} is not a path of this machine"):
         paths.output_path(address, "")
 
 
@@ -31,7 +31,7 @@ def test_a_folder_that_cannot_be_is_found_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
 
     def refused(call, *words):
-        with pytest.raises(UserError, match="choose another --output") as caught:
+        with pytest.raises(FileAccessError, match="choose another --output") as caught:
             call()
         assert "\n" not in str(caught.value)
         assert all(word in str(caught.value) for word in words)

@@ -79,8 +79,8 @@ def test_in_another_thread_it_does_nothing():
 def test_the_loop_ends_with_the_shells_code(child_environment):
     loop = (
         "import os, sys, signal\n"
-        "from ddpm_jax.runtime.preemption import Interrupt\n"
-        "with Interrupt() as interrupt:\n"
+        "from ddpm_jax.runtime.preemption import GracefulShutdown\n"
+        "with GracefulShutdown() as interrupt:\n"
         "    for step in range(10):\n"
         "        if interrupt.check(): print('saved', step); sys.exit(interrupt.exit_code)\n"
         "        if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from ddpm_jax.runtime import report
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 
 
 def test_json_holds_all_but_what_it_has_no_word_for(tmp_path):
     report.write_json(tmp_path / "r.json", {"a": 1.5, "b": [float("nan"), {"c": float("inf")}], "d": "x", "e": (1, True)})
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": 1.5, "b": [None, {"c": None}], "d": "x", "e": [1, True]}
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(FileAccessError, match="cannot write"):
         report.write_json(tmp_path / "nowhere" / "r.json", {})
 
 

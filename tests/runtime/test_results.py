@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import FileAccessError
 from ddpm_jax.runtime.results import Result, Results, digest, flatten, join
 
 ONE = Result("drawn", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
@@ -43,21 +43,20 @@ def test_metrics_of_one_row_are_joined():
     assert rows[1] == other
 
 
-def test_what_is_torn_is_left_out_and_said(tmp_path):
-    said = []
-    results = Results(tmp_path, said.append)
+def test_what_is_torn_is_left_out_and_logged(tmp_path, log_lines):
+    results = Results(tmp_path)
     file = results.add(ONE, "step_5")
     (tmp_path / "half.json").write_text(file.read_text()[:40])
     (tmp_path / "other.json").write_text("[]")
     (tmp_path / ".partial.json.tmp").write_text("{")
     assert results.read() == [ONE]
-    assert len(said) == 2
-    assert all("measure it again" in line for line in said)
+    assert len(log_lines) == 2
+    assert all("measure it again" in line for line in log_lines)
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(FileAccessError, match="cannot make the folder"):
         Results(tmp_path / "file" / "results").add(ONE, "step_5")
 
 

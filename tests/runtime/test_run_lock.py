@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ddpm_jax.runtime import run_lock
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 
 FAST = {"beat_s": 0.05, "expire_s": 0.4}
@@ -57,7 +57,7 @@ def write(folder, entry):
 
 def test_a_second_process_is_told_who_has_it(tmp_path, holder):
     before = (tmp_path / FILE).read_text()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ConflictError) as error:
         RunLock(tmp_path)
     line = str(error.value)
     assert str(tmp_path) in line
@@ -78,7 +78,7 @@ def test_a_killed_holder_does_not_block_at_all(tmp_path, holder):
 
 def test_a_stopped_holder_keeps_it_on_its_machine(tmp_path, holder):
     holder.send_signal(signal.SIGSTOP)
-    with pytest.raises(UserError, match=f"process {holder.pid} "):
+    with pytest.raises(ConflictError, match=f"process {holder.pid} "):
         RunLock(tmp_path, **FAST)
 
 
@@ -91,13 +91,13 @@ def test_it_is_free_after_a_release(tmp_path):
     assert os.listdir(tmp_path) == [FILE]
 
 
-def test_a_machine_that_is_silent_loses_it_in_time(tmp_path):
+def test_a_machine_that_is_silent_loses_it_in_time(tmp_path, log_lines):
     write(tmp_path, record())
-    began, lines = time.monotonic(), []
-    with RunLock(tmp_path, **FAST, report=lines.append):
+    began = time.monotonic()
+    with RunLock(tmp_path, **FAST):
         assert FAST["expire_s"] <= time.monotonic() - began < FAST["expire_s"] + 1.5
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
-    (line,) = lines
+    (line,) = log_lines
     assert "process 4711 on node7" in line
     assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # what is waited for in earnest
 
@@ -129,7 +129,7 @@ def test_a_machine_that_still_writes_keeps_it(tmp_path):
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(UserError, match="process 4711 on node7"):
+        with pytest.raises(ConflictError, match="process 4711 on node7"):
             RunLock(tmp_path, **FAST)
     finally:
         done.set()
@@ -147,7 +147,7 @@ def test_a_release_is_seen_while_watching(tmp_path):
 
 def test_without_kernel_locks_the_heartbeat_keeps_others_out(tmp_path, no_flock):
     with RunLock(tmp_path, **FAST) as first:
-        with pytest.raises(UserError, match=f"process {os.getpid()} "):
+        with pytest.raises(ConflictError, match=f"process {os.getpid()} "):
             RunLock(tmp_path, **FAST)
         first.check()
 
@@ -169,7 +169,7 @@ def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypa
     def attempt():
         try:
             results.append(RunLock(tmp_path, beat_s=0.5, expire_s=1.0))
-        except UserError as error:
+        except ConflictError as error:
             results.append(error)
 
     threads = [threading.Thread(target=attempt) for _ in range(2)]
@@ -189,7 +189,7 @@ def test_a_holder_that_was_silent_for_too_long_does_not_save(tmp_path):
     with RunLock(tmp_path, **FAST) as lock:
         lock.check()
         write(tmp_path, record())
-        with pytest.raises(UserError, match="another training has taken the workdir: process 4711 on node7"):
+        with pytest.raises(ConflictError, match="another training has taken the workdir: process 4711 on node7"):
             lock.check()
         time.sleep(3 * FAST["beat_s"])
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
@@ -213,5 +213,5 @@ def test_a_file_that_names_nobody_blocks_nobody(tmp_path, content):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*training\.lock"):
+    with pytest.raises(FileAccessError, match=r"cannot write .*training\.lock"):
         RunLock(tmp_path / "nowhere")

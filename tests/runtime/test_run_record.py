@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ddpm_jax.runtime import run_record, workdir
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 CONFIG = {
     "seed": 0,
@@ -55,7 +55,7 @@ def test_until_a_checkpoint_is_saved_any_field_may_change(tmp_path):
     run_record.record_start(tmp_path, other, 0)
     save(tmp_path, 10)
     assert run_record.config_at(tmp_path, 10)["seed"] == 3
-    with pytest.raises(UserError, match=r"model\.ch was 64, now 128.*seed was 3, now 0"):
+    with pytest.raises(ConflictError, match=r"model\.ch was 64, now 128.*seed was 3, now 0"):
         run_record.check_resume(tmp_path, CONFIG)
 
 
@@ -87,14 +87,14 @@ def test_a_resume_from_an_older_checkpoint_takes_the_steps_after_it_again(tmp_pa
 def test_killed_between_the_two_files_the_history_is_right(tmp_path, monkeypatch):
     run_record.record_start(tmp_path, with_rate(1.0), 0)
     save(tmp_path, 10)
-    original = workdir.write_atomically
+    original = run_record.write_atomically
 
     def killed(file, text):
         if file.name == run_record.HISTORY:
             raise KeyboardInterrupt
         original(file, text)
 
-    monkeypatch.setattr(workdir, "write_atomically", killed)
+    monkeypatch.setattr(run_record, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         run_record.record_start(tmp_path, with_rate(2.0), 10)
     assert rate_at(tmp_path, 10) == 1.0
@@ -118,7 +118,7 @@ def test_a_field_younger_than_the_run_counts_as_its_default(tmp_path):
     newer = CONFIG | {"model": CONFIG["model"] | {"heads": (1, 2)}}
     run_record.check_resume(tmp_path, newer, defaults)
     run_record.check_reading(tmp_path, newer, defaults)
-    with pytest.raises(UserError, match=r"model\.heads was \[1, 2\], now \[2\]"):
+    with pytest.raises(ConflictError, match=r"model\.heads was \[1, 2\], now \[2\]"):
         run_record.check_resume(tmp_path, CONFIG | {"model": CONFIG["model"] | {"heads": (2,)}}, defaults)
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_history_is_named(tmp_path, line):
     run_record.record_start(tmp_path, CONFIG, 0)
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(UserError, match=r"line 2 of .*history\.jsonl is damaged; remove that line"):
+    with pytest.raises(InvalidDataError, match=r"line 2 of .*history\.jsonl is damaged; remove that line"):
         run_record.read_history(tmp_path)
 
 

@@ -174,6 +174,6 @@ def test_nan_images_raise_an_error(monkeypatch):
     ) as caught:
         list(generator(1, 8, breaks).generate(PARAMS, jax.random.key(0), num_images=7))
     assert "finite after step 20)" in str(caught.value)
-    assert "--config.sampling.checkpoint_step" in str(caught.value)
+    assert "another `checkpoint_step`" in str(caught.value)
     with pytest.raises(NonFiniteSamples, match=r"1 of the 1 images 4\.\.4"):
         list(generator(2, 4, breaks).generate(PARAMS, jax.random.key(0), num_images=1, first_image=4))
