@@ -101,7 +101,7 @@ def main() -> None:
                     np.mean([error_of(run(sampler, network, keys)) for keys in seeds]) if sampler else np.nan
                     for sampler in samplers
                 ]
-                rows[label, spacing] = [(sampler.evaluations if sampler else 0) for sampler in samplers], errors
+                rows[label, spacing] = [(sampler.nfe if sampler else 0) for sampler in samplers], errors
         print_table(title, rows, options.budgets, least)
         panels.append((title, rows, least))
     if options.plot:
@@ -197,7 +197,7 @@ def sampler_within(
     for num_steps in range(budget, 0, -1):
         timesteps = spacings.spaced_timesteps(trained.num_timesteps, num_steps, spacing, schedule=trained)
         sampler = make_sampler(name, schedules.respace(trained, timesteps), parameterization, trained=trained, **options)
-        if sampler.evaluations <= budget:
+        if sampler.nfe <= budget:
             return sampler
     return None
 

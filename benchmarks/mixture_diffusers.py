@@ -95,15 +95,15 @@ def compare(trained: NoiseSchedule, kinds: tuple, budgets: list[int], only_spaci
                 for budget in budgets:
                     sampler = mixture.sampler_within(trained, settings[label], spacing, budget)
                     ours = np.mean([error_of(mixture.run(sampler, ours_network, keys)) for keys in seeds])
-                    samples = [draw(trained, label, spacing, sampler.evaluations, x_T, seed) for seed, x_T in enumerate(starts)]
+                    samples = [draw(trained, label, spacing, sampler.nfe, x_T, seed) for seed, x_T in enumerate(starts)]
                     if any(x is None for x in samples):
                         cells.append(f"{ours:.1e} / -")
-                        skipped.append(f"{label}, {spacing}, {sampler.evaluations}")
+                        skipped.append(f"{label}, {spacing}, {sampler.nfe}")
                         continue
                     theirs = np.mean([error_of(x) for x in samples])
                     cells.append(f"{ours:.1e} / {theirs:.1e}")
                     if ours > 1.02 * theirs + 0.2 * floor:
-                        worse.append(f"{label}, {spacing}, {sampler.evaluations}: {ours:.3g} against {theirs:.3g}")
+                        worse.append(f"{label}, {spacing}, {sampler.nfe}: {ours:.3g} against {theirs:.3g}")
                 print(f"| {label} | {spacing} | {' | '.join(cells)} |", flush=True)
     print(f"\nours is worse by more than 2% and a fifth of the noise floor in {len(worse)} cells")
     print("\n".join(worse))

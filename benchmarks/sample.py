@@ -36,7 +36,7 @@ def main() -> None:
     state = jax.jit(build.build_init(config), out_shardings=meshes.replicated(mesh))(jax.random.key(0))
     generator = build.build_batched_sampler(config, mesh)
     labels = data_config.sampling_labels(config)
-    batch_size, evaluations = generator.batch_size, generator.sampler.evaluations
+    batch_size, evaluations = generator.batch_size, generator.sampler.nfe
 
     def draw():
         return list(generator.generate(state.params, jax.random.key(1), num_images=batch_size, cond=labels))

@@ -165,7 +165,7 @@ def build_inversion(config: ConfigDict) -> Sampler:
     """The way from an image to the noise that the ddim of config.sampling makes it from."""
     with config_errors("edit"):
         predict_x0 = build_parameterization(config).denoise
-        return ddim_inversion(sampling_schedule(config), predict_x0, turns=config.edit.inversion_iters)
+        return ddim_inversion(sampling_schedule(config), predict_x0, num_fixed_point_iters=config.edit.inversion_iters)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -195,7 +195,7 @@ def params_field(config: ConfigDict) -> str | None:
     if name in STATE_FIELDS:
         return STATE_FIELDS[name]
     with config_errors(f"sampling.params is {name!r}"):
-        return build_ema_tracker(config).kept(name)
+        return build_ema_tracker(config).resolve(name)
 
 
 def build_source(config: ConfigDict) -> ImageSource:

@@ -180,7 +180,7 @@ def quick_config(config: ConfigDict) -> ConfigDict:
       UsageError: config.sampling names a sampler that cannot be built.
     """
     full, steps = few_images(config), config.train.sample_num_steps
-    if not steps or build.build_sampler(full).evaluations <= steps:
+    if not steps or build.build_sampler(full).nfe <= steps:
         return full
     for sampler, spacing in QUICK:
         quick = full.copy_and_resolve_references()
@@ -198,7 +198,7 @@ def quick_config(config: ConfigDict) -> ConfigDict:
 def cost_in_steps(config: ConfigDict) -> float:
     """What a picture by config.sampling costs, in training steps."""
     sampling = config.sampling
-    evaluations = build.build_sampler(config).evaluations * (1 if sampling.guidance_scale == 1 else 2)
+    evaluations = build.build_sampler(config).nfe * (1 if sampling.guidance_scale == 1 else 2)
     return evaluations * sampling.num_images / (FORWARD_PASSES * config.train.batch_size)
 
 

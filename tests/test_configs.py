@@ -66,7 +66,7 @@ def test_pictures_cost_little(name):
     config = load(name)
     quick, full = sampling_config.quick_config(config), sampling_config.few_images(config)
     config_validation.check_config(quick)
-    assert build.build_sampler(quick).evaluations <= (50 if name == "digits" else 20)
+    assert build.build_sampler(quick).nfe <= (50 if name == "digits" else 20)
     assert sampling_config.cost_in_steps(quick) <= sampling_config.cost_in_steps(full) < config.train.num_steps / 50
     assert sampling_config.cost_in_steps(full) > 2
 

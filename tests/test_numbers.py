@@ -87,7 +87,7 @@ def test_the_guided_interval_is_a_part_of_the_chain():
     guided = {"sampling.guidance_scale": 2.0, "sampling.guidance_interval": (0.5001, 0.5002)}
     said = refusal(guided)
     assert said == (
-        "config.sampling: guidance_interval is (0.5001, 0.5002): none of the 1000 timesteps lies in it; make it wider"
+        "config.sampling: guidance_interval is (0.5001, 0.5002): none of the 1000 timesteps is in it; make it wider"
     )
     assert guided_timesteps((0.25, 0.5), 1000) == (250, 499)
     config_validation.check_config(make_config({"sampling.guidance_interval": (0.0, 1.0)}))

@@ -134,7 +134,7 @@ class Measurement:
             defaults=self._defaults.get("sampling", {}),
         )
         row = {"images": "drawn", "step": step, "weights": found["weights"], "sampler": sampling_config.sampler_words(case)}
-        row["evaluations"] = generator.sampler.evaluations
+        row["evaluations"] = generator.sampler.nfe
         row |= self._changed_words(case, found)
         row |= comparison.of_batches(cache.batches(number, case.evaluation.batch_size), number)
         classes = comparison.classes.report(labels)

@@ -48,7 +48,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         mode="inpaint",
         words=(
             f"{missing.mean():.0%} filled in by {sampling.sampler} in {sampling.num_steps} steps, "
-            f"{sampler.evaluations:,} network evaluations per image"
+            f"{sampler.nfe:,} network evaluations per image"
         ),
         rows=[job.originals, shown, *filled.swapaxes(0, 1)],
         arrays={"images": filled, "originals": job.originals, "missing": missing[..., 0]},

@@ -56,7 +56,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         target,
         mode="interpolate",
         words=(
-            f"ddim in {down.num_steps} steps and its inversion in {up.evaluations} evaluations; "
+            f"ddim in {down.num_steps} steps and its inversion in {up.nfe} evaluations; "
             f"the images come back with a root mean square error of {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
         ),
         rows=[job.originals[:-1], *drawn.swapaxes(0, 1), job.originals[1:]],

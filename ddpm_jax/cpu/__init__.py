@@ -1,7 +1,7 @@
-"""What only CPUs want: faster layers, gradients and compiler settings. build.py asks for them here and hands them in.
+"""Optimizations for CPUs: faster layers, gradients and compiler settings, injected by build.py.
 
-Each function answers for the platform that JAX runs on, and gives nothing on an accelerator. Networks, samplers and the
-training step take plain arguments and know nothing of this package.
+Each function checks JAX's platform and returns nothing on an accelerator. Networks, samplers and the training step take plain
+arguments and do not depend on this package.
 """
 
 import functools
@@ -14,23 +14,23 @@ from jax.sharding import Mesh
 
 from ddpm_jax.cpu.gradients import shard_map_grads
 
-_INCEPTION_GROUP_SIZE = 8  # images: the activations of more exceed the caches of a CPU, and fill its memory
+_INCEPTION_GROUP_SIZE = 8  # images: more activations would exceed the caches of a CPU
 
 
 def layer_functions(*, upsample_conv: Callable, norm: Callable) -> dict[str, Callable]:
-    """Faster functions for the layers of a network, by the name of its field: conv_fn, upsample_conv_fn and norm_fn.
+    """Faster layer functions for the network's fields conv_fn, upsample_conv_fn and norm_fn.
 
     Args:
-      upsample_conv: the plain form of nearest-neighbor upsampling and convolution.
-      norm: the plain form of group norm.
+      upsample_conv: reference implementation of nearest-neighbor upsampling and convolution.
+      norm: reference implementation of group norm.
 
     Returns:
-      Empty on other platforms, and where JAX lacks what the functions are built on: the network keeps its plain ones.
+      Field -> function; empty on other platforms, and if JAX lacks the required APIs.
     """
     return _layer_functions(upsample_conv, norm) if jax.default_backend() == "cpu" else {}
 
 
-@functools.cache  # networks with the same functions are equal, and the warning is logged once
+@functools.cache  # so that equal networks compare equal, and the warning is logged once
 def _layer_functions(upsample_conv: Callable, norm: Callable) -> dict[str, Callable]:
     try:
         # Not part of JAX's stable API: a later version may lack any name that it imports.
@@ -49,24 +49,24 @@ def _layer_functions(upsample_conv: Callable, norm: Callable) -> dict[str, Calla
 
 
 def train_step_options(mesh: Mesh, *, stochastic: bool) -> dict[str, Any]:
-    """Arguments of `train_step`: micro-batches written out, since gradients of convolutions are slow in XLA's loops on
-    CPUs, and the gradients of all devices averaged at once.
+    """Arguments of `train_step`: unrolled micro-batches, since gradients of convolutions are slow in XLA's loops on CPUs,
+    and one all-reduce for all gradients.
 
     Args:
-      mesh: that the step runs on.
-      stochastic: whether the network draws random numbers in training; it does at the shape of the whole batch, and then
-        only XLA can partition it.
+      mesh: the mesh of the step.
+      stochastic: whether the network uses random numbers in training. They have the shape of the global batch, so only XLA
+        can partition it.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return {}
-    return {"unroll": True} | ({} if stochastic else {"share": functools.partial(shard_map_grads, mesh=mesh)})
+    return {"unroll": True} | ({} if stochastic else {"shard_grad_fn": functools.partial(shard_map_grads, mesh=mesh)})
 
 
 def init_compiler_options() -> dict[str, Any] | None:
-    """For `jax.jit` of the initial state: it runs once, and optimizing it takes longer than running it."""
+    """Compiler options for the initial state: it runs once, and optimizing it takes longer than running it."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def inception_group_size() -> int | None:
-    """The number of images that Inception should process at once; None for all of them."""
+    """The number of images per Inception call; None for no limit."""
     return _INCEPTION_GROUP_SIZE if jax.default_backend() == "cpu" else None

@@ -1,4 +1,4 @@
-"""XLA settings that make networks faster on CPUs. Programs for accelerators are compiled as without them.
+"""XLA settings that make networks faster on CPUs. They do not affect accelerators.
 
 docs/performance.md has the measurements.
 """
@@ -8,21 +8,20 @@ import os
 import jax
 from jaxlib import version
 
-# XLA runs convolutions with YNNPACK. From 64 channels on, Eigen's gradients of the kernels take two thirds of its time.
-# Networks with fewer channels are faster with YNNPACK, and faster still with a device per core, each with its own images:
-# one of their operations is too small to be split over cores. Wide networks split well, and each further device would
-# repeat Adam's update.
+# XLA runs convolutions with YNNPACK. For 64 channels or more, Eigen's kernel gradients take two thirds of its time. Networks
+# with fewer channels are faster with YNNPACK, and with one device per core, since their operations are too small to be split
+# over cores. The operations of wide networks split well, and each further device would repeat Adam's update.
 MIN_CHANNELS_FOR_EIGEN = 64
-MIN_IMAGES_PER_DEVICE = 32  # of a training batch
+MIN_IMAGES_PER_DEVICE = 32  # in a training batch
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-_VERSIONS_WITH_FLAG = ("0.10.2", "0.12.0.1")  # of jaxlib: XLA aborts the process at a flag that it does not know
+_VERSIONS_WITH_FLAG = ("0.10.2", "0.12.0.1")  # of jaxlib; XLA aborts the process at an unknown flag
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
 def set_xla_flags(min_channels: int) -> None:
-    """Add to XLA_FLAGS what suits a network whose narrowest layers have `min_channels`, unless the user has set it.
+    """Set XLA_FLAGS for a network whose narrowest layers have `min_channels`, unless the user has set the flag.
 
-    XLA reads them once: call this before anything touches a device.
+    XLA reads them once: call this before JAX initializes a device.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if min_channels >= MIN_CHANNELS_FOR_EIGEN and version.__version__ in _VERSIONS_WITH_FLAG and _FLAG not in flags:
@@ -30,13 +29,13 @@ def set_xla_flags(min_channels: int) -> None:
 
 
 def set_num_devices(min_channels: int, batch_size: int) -> None:
-    """Split the CPU into as many devices as suit a network, unless the user has set their number.
+    """Set the number of CPU devices for a network, unless the user has set it.
 
-    For a process of its own, before anything touches a device. The processes of a distributed run keep theirs.
+    Call it before JAX initializes a device, and not in a distributed run.
 
     Args:
-      min_channels: of the narrowest layers of the network.
-      batch_size: of training, in one micro-batch; the devices divide it evenly.
+      min_channels: channels of the narrowest layers of the network.
+      batch_size: images per training micro-batch; the number of devices divides it.
     """
     by_user = _DEVICE_COUNT_FLAG in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices != -1
     if min_channels < MIN_CHANNELS_FOR_EIGEN and not by_user:
@@ -49,5 +48,5 @@ def available_cpus() -> int:
 
 
 def num_cpu_devices(batch_size: int, cpus: int) -> int:
-    """The largest number of devices, at most one per CPU, that get equally many images each, and not too few."""
+    """The largest number of devices, at most one per CPU, that divides the batch into at least MIN_IMAGES_PER_DEVICE each."""
     return max((n for n in range(1, cpus + 1) if batch_size % n == 0 and batch_size // n >= MIN_IMAGES_PER_DEVICE), default=1)

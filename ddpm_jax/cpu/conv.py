@@ -1,6 +1,6 @@
-"""3x3 convolutions that need fewer multiplications: faster on a CPU, equal to the plain ones up to float32 rounding.
+"""3x3 convolutions with fewer multiplications: faster on a CPU, equal to the reference up to float32 rounding.
 
-A CPU runs matrix products near its peak, so only fewer products make a convolution faster. Both forms add neighbors first:
+A CPU runs matrix products near its peak, so a faster convolution needs fewer products. Both algorithms add neighbors first:
 
 **Winograd F(4, 3) along the width** (Winograd 1980; Lavin & Gray 1509.09308, section 4.3). Four neighboring outputs of a
 kernel w0, w1, w2 over inputs d0 .. d5 take six products instead of twelve,
@@ -12,16 +12,16 @@ kernel w0, w1, w2 over inputs d0 .. d5 take six products instead of twelve,
     m4 = (d4 - d2 - 2 (d3 - d1)) (w0 - 2 w1 + 4 w2) / 24      y3 = m1 - m2 + 8 (m3 - m4) + m5
     m5 = (4 d1 - 5 d3 + d5) w2
 
-where each product is a convolution along the height, of a quarter of the width. The gradients take the same products: the
-input's with the flipped kernels, the kernel's summed over the images. Errors are three times those of the plain form in
-float32, 1e-6 of the output (root mean squares). In two dimensions Winograd would save more products, but XLA would compile
-six times as many small kernels for each layer.
+where each product is a convolution along the height, of a quarter of the width. The gradients use the same products: that of
+the input with flipped kernels, that of the kernel summed over images. Errors are three times those of the reference in
+float32, 1e-6 of the output (RMS). Winograd in two dimensions would save more products, but XLA would compile six times as
+many small kernels for each layer.
 
-**Convolution after nearest-neighbor upsampling.** Of the nine pixels under a 3x3 kernel only four differ. So each of the
-four outputs per pixel is a 2x2 convolution of the small image: 16 products instead of 36.
+**Convolution after nearest-neighbor upsampling.** Only four of the nine pixels under a 3x3 kernel differ, so each of the four
+outputs per pixel is a 2x2 convolution of the small image: 16 products instead of 36.
 
-Other platforms, programs that XLA partitions over devices, other dtypes than float32 and shapes that would gain nothing take
-the plain convolution. The choice is made when the program is lowered for a platform, wherever it was traced.
+The reference is used on other platforms, in programs that XLA partitions over devices, for dtypes other than float32 and for
+shapes that would not benefit. The choice is made at lowering for a platform, not at tracing.
 """
 
 from collections.abc import Callable
@@ -35,18 +35,18 @@ from jax.interpreters import ad, batching, mlir
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _MIN_CHANNELS_FOR_WINOGRAD = 64  # with fewer, the additions take as long as the products that they save
-REFERENCE_IMPLS: dict[str, Callable] = {}  # name of each primitive below -> the same in JAX's own, for counting operations
+REFERENCE_IMPLS: dict[str, Callable] = {}  # primitive -> the same function in JAX, for FLOP counts
 
 
 def convolve(x: jax.Array, kernel: jax.Array, window_strides=(1, 1), padding="SAME", **options) -> jax.Array:
     """A 'SAME' convolution: x [B, H, W, C], kernel [K, K, C, O] -> [B, H / stride, W / stride, O].
 
-    `flax.linen.Conv` calls it instead of `lax.conv_general_dilated`, with all of that function's options.
+    For `flax.linen.Conv`, with the arguments of `lax.conv_general_dilated`.
 
     Raises:
-      ValueError: an option that would change the result: another padding, dilation, groups, precision or another layout.
+      ValueError: an unsupported padding, dilation, group count, precision or layout.
     """
-    _refuse_options(x, kernel, padding, options)
+    _check_options(x, kernel, padding, options)
     narrow = min(kernel.shape[2:]) < _MIN_CHANNELS_FOR_WINOGRAD
     if narrow or kernel.shape[:2] != (3, 3) or tuple(window_strides) != (1, 1) or x.shape[2] % 4 or x.dtype != jnp.float32:
         return lax.conv_general_dilated(x, kernel, window_strides, padding, dimension_numbers=_LAYOUT)
@@ -59,12 +59,12 @@ def upsample_conv(
     """Nearest-neighbor upsampling by 2, then a 3x3 'SAME' convolution: x [B, H, W, C] -> [B, 2 H, 2 W, O].
 
     Args:
-      reference: the same function in its plain form, with the arguments of `lax.conv_general_dilated`.
+      reference: reference implementation, with the arguments of `lax.conv_general_dilated`.
 
     Raises:
-      ValueError: as `convolve`; strides or another size of the kernel.
+      ValueError: as `convolve`, and for strides or another kernel size.
     """
-    _refuse_options(x, kernel, padding, options)
+    _check_options(x, kernel, padding, options)
     if tuple(window_strides) != (1, 1) or kernel.shape[:2] != (3, 3):
         raise ValueError(f"upsample_conv has strides (1, 1) and 3x3 kernels, not {window_strides} and {kernel.shape[:2]}")
 
@@ -76,8 +76,8 @@ def upsample_conv(
     return lax.platform_dependent(x, kernel, cpu=_folded_upsample_conv, default=plain)
 
 
-def _refuse_options(x: jax.Array, kernel: jax.Array, padding, options: dict) -> None:
-    """Raise ValueError for an option of `lax.conv_general_dilated` that would change the result and is not implemented."""
+def _check_options(x: jax.Array, kernel: jax.Array, padding, options: dict) -> None:
+    """Raise ValueError for options of `lax.conv_general_dilated` that are not supported."""
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, _LAYOUT)
     neutral = {
         "padding": lambda value: value == "SAME",
@@ -91,7 +91,7 @@ def _refuse_options(x: jax.Array, kernel: jax.Array, padding, options: dict) -> 
     }
     for name, value in {"padding": padding, **options}.items():
         if name not in neutral or not neutral[name](value):
-            raise ValueError(f"the convolutions for CPUs have no {name}={value}: use lax.conv_general_dilated for it")
+            raise ValueError(f"the convolutions for CPUs do not support {name}={value}: use lax.conv_general_dilated")
 
 
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _input_grad(dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The gradient of <_conv(x, kernel), dy> with respect to x: a convolution of dy with the flipped kernels."""
+    """The gradient of <_conv(x, kernel), dy> with respect to x: a convolution of dy with flipped kernels."""
     return _conv(dy, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
@@ -158,12 +158,12 @@ def _winograd_kernel_grad(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _materialize(x: jax.Array) -> jax.Array:
-    """x, stored in the order of its axes; else XLA repeats its computation and transpose in each fusion that reads it."""
+    """x, materialized in row-major order; otherwise each fusion that reads x repeats its computation and transpose."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-# By itself JAX would transpose each operation of a form to differentiate it. So the convolution and its two gradients are
-# primitives, each differentiated by the other two: all of JAX's transformations apply to them, on all platforms.
+# JAX would differentiate the algorithms operation by operation. As primitives, the convolution and its two gradients are
+# differentiated by each other, and support all of JAX's transformations on all platforms.
 
 
 def _make_primitive(name: str, reference: Callable, cpu_impl: Callable, batchable: bool) -> Primitive:
@@ -174,7 +174,7 @@ def _make_primitive(name: str, reference: Callable, cpu_impl: Callable, batchabl
     lower_reference, lower_cpu_impl = (mlir.lower_fun(fn, multiple_results=False) for fn in (reference, cpu_impl))
 
     def lower_on_cpu(context, *args):
-        # XLA cannot partition `_materialize`: each of several devices would compute all of it.
+        # XLA cannot partition `_materialize`: each device would compute all of it.
         axis_context = getattr(context.module_context, "axis_context", None)
         one_device = axis_context is not None and getattr(axis_context, "num_devices", 1) == 1
         return (lower_cpu_impl if one_device else lower_reference)(context, *args)
@@ -203,7 +203,7 @@ _CONV = _make_primitive("conv_3x3", _conv, _winograd_conv, batchable=True)
 _INPUT_GRAD = _make_primitive("conv_3x3_input_grad", _input_grad, _winograd_input_grad, batchable=True)
 _KERNEL_GRAD = _make_primitive("conv_3x3_kernel_grad", _kernel_grad, _winograd_kernel_grad, batchable=False)
 
-# Each is linear in both arguments. `d` is the gradient of the output; all are gradients of <_conv(x, kernel), dy>.
+# Each is bilinear. `d` is the gradient of the output; all are gradients of <_conv(x, kernel), dy>.
 ad.defbilinear(_CONV, lambda d, x, kernel: _INPUT_GRAD.bind(d, kernel), lambda d, x, kernel: _KERNEL_GRAD.bind(x, d))
 ad.defbilinear(_INPUT_GRAD, lambda d, dy, kernel: _CONV.bind(d, kernel), lambda d, dy, kernel: _KERNEL_GRAD.bind(d, dy))
 ad.defbilinear(_KERNEL_GRAD, lambda d, x, dy: _INPUT_GRAD.bind(dy, d), lambda d, x, dy: _CONV.bind(x, d))
@@ -213,7 +213,7 @@ def _folded_upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, height, width, _ = x.shape
 
     def fold(kernel: jax.Array, odd: int, axis: int) -> jax.Array:
-        """The three taps of one axis, summed by the pixel that they read: before an even output it is the previous one."""
+        """Sum the three taps of one axis that read the same pixel; even outputs also read the previous pixel."""
         first, middle, last = jnp.split(kernel, 3, axis)
         return jnp.concatenate([first + middle, last] if odd else [first, middle + last], axis)
 

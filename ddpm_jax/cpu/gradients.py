@@ -8,26 +8,26 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 
-def shard_map_grads(gradients: Callable, mesh: Mesh) -> Callable:
-    """`gradients`, computed by each device for its own examples, and averaged.
+def shard_map_grads(loss_and_grads: Callable, mesh: Mesh) -> Callable:
+    """`loss_and_grads` computed by each device on its own examples, then averaged.
 
-    XLA partitions a program by itself; but then the devices of a CPU synchronize once for each parameter, 50 microseconds
-    each time, and here once for all of them. Nothing random may happen inside: a device has only its own examples.
+    If XLA partitions the program, the devices of a CPU synchronize once for each parameter, 50 microseconds each time; here
+    they do once for all parameters. `loss_and_grads` must be deterministic: a device has only its own examples.
 
     Args:
-      gradients: (params, examples, key) -> (mean over the examples, its gradients, values [B]).
-      mesh: of one axis; its size divides B.
+      loss_and_grads: (params, examples, key) -> (mean over the examples, its gradients, values [B]).
+      mesh: a mesh of one axis whose size divides B.
 
     Returns:
-      The same function of arrays on the mesh: `params` and `key` replicated, `examples` [B, ...] split.
+      The same function for arrays on the mesh: `params` and `key` replicated, `examples` [B, ...] sharded.
     """
     (axis,) = mesh.axis_names
     replicated, split = PartitionSpec(), PartitionSpec(axis)
 
     def per_device(params: Any, examples: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
-        # A copy of the parameters per device: of a common one JAX would sum each gradient over the devices by itself.
+        # Mark the parameters as varying per device: for replicated ones JAX would all-reduce each gradient separately.
         params = jax.lax.pcast(params, axis, to="varying")
-        mean, grads, values = gradients(params, examples, key)
+        mean, grads, values = loss_and_grads(params, examples, key)
         flat, unravel = ravel_pytree((mean, grads))
         return *unravel(jax.lax.pmean(flat, axis)), values
 

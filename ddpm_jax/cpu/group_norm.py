@@ -1,12 +1,12 @@
-"""Group norm with sums over whole channels: faster on a CPU, equal to the plain one up to float32 rounding.
+"""Group norm from per-channel sums: faster on a CPU, equal to the reference up to float32 rounding.
 
-The norm of a group is one multiplication and one addition per channel,
+Group norm is an affine map per channel,
 
     y = a x + b,    a = scale / sqrt(var + eps),    b = bias - a mean
 
-with `mean` and `var` = E[x^2] - E[x]^2 of the channel's group. Sums over pixels are taken per channel, and a matmul with a
-block-diagonal matrix averages them over each group. So every loop over pixels runs along all channels and vectorizes;
-along groups of a few channels it does not. JAX's gradient has the same form: sums per channel, then dx = a dy + c x + d.
+with `mean` and `var` = E[x^2] - E[x]^2 of the channel's group. Pixels are summed per channel, and a matmul with a
+block-diagonal matrix averages the sums over each group. So the inner loops run over all channels and vectorize, unlike loops
+over the few channels of a group. JAX's gradient has the same form: sums per channel, then dx = a dy + c x + d.
 """
 
 import functools
@@ -23,12 +23,12 @@ def group_norm(
     """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C.
 
     Args:
-      reference: the plain form, with the other arguments: for other platforms, and for other dtypes than float32, whose
-        rounding E[x^2] - E[x]^2 would amplify.
+      reference: reference implementation, with the other arguments; used on other platforms, and for dtypes other than
+        float32, whose rounding E[x^2] - E[x]^2 would amplify.
     """
     reference = functools.partial(reference, groups=groups, epsilon=epsilon)
     by_channel = functools.partial(_by_channel, groups=groups, epsilon=epsilon)
-    # A branch for bfloat16 too: it keeps XLA from fusing the norm with the operations around it, which changes their rounding.
+    # Branch for bfloat16 as well: it prevents fusion with other operations, which would change their rounding.
     cpu_impl = by_channel if x.dtype == jnp.float32 else reference
     return jax.lax.platform_dependent(x, scale, bias, cpu=cpu_impl, default=reference)
 

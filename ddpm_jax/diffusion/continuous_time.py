@@ -1,17 +1,16 @@
-"""Noise levels between the steps of a chain: the angle of a noise level, and the t that a network is given for it.
+"""Noise levels between the timesteps of a chain: the angle of a noise level and the t that the network gets for it.
 
 A variance-preserving x = cos(φ) x_0 + sin(φ) ε with sqrt(ᾱ) = cos φ is a rotation of image and noise by the angle
 
     φ_t = atan2(sqrt(1 - ᾱ_t), sqrt(ᾱ_t)),  0 < φ_0 < φ_1 < .. <= π/2                  (25)  2202.00512, section 4
 
-(equation (6) of `diffusion.py`). A chain of T steps knows T of these angles. Whoever moves through all of them, as an
-ODE's solver that chooses its own steps, has to ask the network between two of its timesteps, at a t that is no integer.
-t(φ) is the curve through all (φ_t, t) that rises monotonically and has no kinks: on each interval the cubic of Hermite,
-with the slope at each timestep the weighted harmonic mean of those of its two chords, so that no overshoot is possible
-(Fritsch and Butland 1984). φ is finite where a chain ends in pure noise, and the cosine schedule is a straight line in it.
+(equation (6) of `gaussian.py`). A chain of T steps has T of these angles. An ODE solver with adaptive steps evaluates the
+network between them, at a t that is not an integer. t(φ) is a monotone interpolant through all (φ_t, t): on each interval
+a cubic Hermite polynomial, whose slope at each timestep is the weighted harmonic mean of the slopes of both chords, so that
+it cannot overshoot (Fritsch and Butland 1984). φ is finite at zero SNR, and the cosine schedule is linear in φ.
 
-A network takes such a t since its embedding is made of sines of t. It was never trained there: what it says is an
-interpolation of its own. Song et al. 2011.13456 (appendix D.2, and the DDPM of their table 2) do the same.
+A network accepts such a t because its embedding consists of sines of t. It was not trained there, so its output is an
+interpolation. Song et al. 2011.13456 (appendix D.2, and the DDPM of their table 2) do the same.
 """
 
 import jax
@@ -28,24 +27,24 @@ def noise_angles(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def timestep_at(schedule: NoiseSchedule, angle: jax.Array) -> jax.Array:
-    """t(φ) of the network: of `angle`'s shape and dtype, `schedule.timesteps[k]` at φ_k and smooth between.
+    """t(φ), with the shape and dtype of `angle`: `schedule.timesteps[k]` at φ_k and a smooth curve between.
 
     Args:
       schedule: the chain that the network was trained on, K >= 2 steps; concrete, not traced.
-      angle: floating, any shape, φ_0 .. φ_{K-1} in radians; beyond these it stays at the first or the last t.
+      angle: floating, any shape, φ_0 .. φ_{K-1} in radians; clamped to this range.
 
     Raises:
-      ValueError: a chain of a single step, which has no between.
+      ValueError: a chain of a single step.
     """
     if schedule.num_timesteps < 2:
-        raise ValueError("a chain of 1 step has nothing between its steps: take 2 or more")
+        raise ValueError("interpolation between timesteps needs a chain of 2 or more steps, not 1")
     angles, timesteps = noise_angles(schedule), schedule.timesteps.astype(np.float64)
     tables = (angles[:-1], np.diff(angles), timesteps[:-1], np.diff(timesteps), *_end_slopes(angles, timesteps))
     knots = jnp.asarray(angles, angle.dtype)
     index = jnp.clip(jnp.searchsorted(knots, angle, side="right") - 1, 0, len(angles) - 2)
     start, width, value, rise, slope, end_slope = (jnp.asarray(table, angle.dtype)[index] for table in tables)
     s = jnp.clip((angle - start) / width, 0.0, 1.0)
-    # The chord, and what the slopes at both ends bend away from it; 0 at both ends.
+    # The deviation of the cubic from its chord; 0 at both ends.
     bend = (1 - s) * (slope * width - rise) - s * (end_slope * width - rise)
     return value + s * rise + s * (1 - s) * bend
 
@@ -57,9 +56,9 @@ def level_at(schedule: NoiseSchedule, angle: jax.Array) -> NoiseLevel:
 
 
 def _end_slopes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope of the curve where each interval begins, and where it ends; float64 [K-1] each. Of rising x and y."""
+    """Slope of the curve at the start and at the end of each interval: float64 [K-1] each, for increasing x and y."""
     width, chord = np.diff(x), np.diff(y) / np.diff(x)
     before, after = 2 * width[1:] + width[:-1], width[1:] + 2 * width[:-1]
     inner = (before + after) / (before / chord[:-1] + after / chord[1:])
-    slopes = np.concatenate([chord[:1], inner, chord[-1:]])  # straight at the ends, which have one chord only
+    slopes = np.concatenate([chord[:1], inner, chord[-1:]])  # the ends have one chord only
     return slopes[:-1], slopes[1:]

@@ -1,35 +1,35 @@
-"""Likelihoods in bits: the terms of the variational bound, each from one output of the network.
+"""Terms of the variational bound in bits per dimension, each from one network output.
 
-No image's probability under a diffusion model can be computed, but it has a lower bound, DDPM's L, which is a sum of
-one term for each step (DDPM 2006.11239, eq. 5). With t counted from 0, for an image x_0 and its noisy x_t,
+The likelihood of an image under a diffusion model is intractable; its lower bound is a sum of one term per step (DDPM
+2006.11239, eq. 5). With t counted from 0, for an image x_0 and its noisy x_t,
 
     -log p(x_0) <= L_T + Σ_{t=1}^{T-1} L_t + L_0                                     (12)
     L_T = KL(q(x_{T-1} | x_0) ‖ N(0, I))                                             (13)
     L_t = KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t))                               (14)
     L_0 = -log P(x_0 | x_{t=0})                                                      (15)
 
-each averaged over x_t. All but the last are divergences of two Gaussians,
+each averaged over x_t. All but the last are divergences between two Gaussians,
 
     KL(N(μ1, σ1² I) ‖ N(μ2, σ2² I)) = ½ Σ_i [ log σ2² - log σ1² + σ1²/σ2² - 1 + (μ1_i - μ2_i)²/σ2² ]     (16)
 
-In (14) both means hold the same c2_t x_t, so they differ by c1_t (x_0 - x̂_0): the term is computed from that, which
-loses no digits where the two means nearly agree. So is the error in ε, sqrt(ᾱ_t / (1 - ᾱ_t)) (x_0 - x̂_0).
+In (14) both means contain the same c2_t x_t, so they differ by c1_t (x_0 - x̂_0). The term is computed from this
+difference, without cancellation, and so is the error in ε, sqrt(ᾱ_t / (1 - ᾱ_t)) (x_0 - x̂_0).
 
-(15) is a probability, not a density: images have 256 levels, k / 127.5 - 1, and the last Gaussian's mass is cut
-into as many bins (DDPM eq. 13). With Φ the standard normal's distribution function, exact, and μ, σ of p at t=0,
+(15) is a probability, not a density: images have 256 levels, k / 127.5 - 1, and the last Gaussian is discretized into as
+many bins (DDPM eq. 13). With Φ the standard normal's distribution function, exact, and μ, σ of p at t=0,
 
     P(x) = Φ((x + 1/255 - μ)/σ) - Φ((x - 1/255 - μ)/σ),  at least 1e-12              (17)
 
-where the bin of -1 reaches down to -∞ and that of 1 up to ∞. improved-diffusion and guided-diffusion, and so most published
-numbers, use an approximation in place of Φ, which is also available (`DECODERS`):
+where the bin of -1 extends to -∞ and that of 1 to ∞. improved-diffusion and guided-diffusion, and so most published
+numbers, use an approximation of Φ, which is also available (`DECODERS`):
 
     Φ(z) ≈ ½ (1 + tanh(sqrt(2/π) (z + 0.044715 z³)))                                 (17b)
 
-Divided by the number of dimensions and by log 2, terms
-are in bits per dimension. So is (13) for any t: how far the images are from being forgotten.
+Dividing by the number of dimensions and by log 2 gives bits per dimension. (13) can be computed for any t: it measures how
+much of the images remains.
 
-In float32 each term is within 2e-5 bits of the same formula in float64 on the same inputs, or within 2e-5 of itself
-where it is above one bit.
+In float32 each term is within 2e-5 bits of the same formula in float64 on the same inputs, or within a relative 2e-5 if it
+is above one bit.
 """
 
 from typing import NamedTuple
@@ -45,18 +45,18 @@ from ddpm_jax.diffusion.schedules import NoiseSchedule
 Array = jax.Array
 
 HALF_BIN = 1 / 255  # levels of 8 bits are 2/255 apart
-EDGE = 0.999  # beyond ±EDGE lie only the first and the last level
-FLOOR = 1e-12  # smallest probability of a level
+EDGE = 0.999  # only the first and the last level are beyond ±EDGE
+MIN_PROBABILITY = 1e-12  # of a level
 DECODERS = ("exact", "tanh")  # the Φ of (17): the normal distribution function, or (17b)
 
 
 class VlbTerms(NamedTuple):
-    """What the network pays at one t for each image; arrays [B], or with more axes in front.
+    """Terms of the bound at one t for each image; arrays [B], or with leading axes.
 
     Attributes:
       bits: L_t of (14), or L_0 of (15) where t = 0, in bits per dimension.
       xstart_mse: mean over the image of (x_0 - x̂_0)², on the scale of [-1, 1].
-      eps_mse: the same error as one in ε.
+      eps_mse: the same error, in ε.
     """
 
     bits: Array
@@ -67,22 +67,22 @@ class VlbTerms(NamedTuple):
 def normal_kl(mean1: Array | float, logvar1: Array | float, mean2: Array | float, logvar2: Array | float) -> Array:
     """KL(N(mean1, exp(logvar1)) ‖ N(mean2, exp(logvar2))) of each element, in nats; (16) without the sum.
 
-    Arrays of shapes that broadcast, or plain numbers; logvar is the log of a variance. 0 where the two are the same,
-    above 0 elsewhere. Two that nearly agree lose no digits to cancellation; -inf, a point, is infinitely far from others.
+    Arrays that broadcast, or plain numbers; logvar is the log of a variance, -inf for a point mass. Accurate also where the
+    two nearly agree.
     """
     difference = logvar1 - logvar2
     return 0.5 * (jnp.expm1(difference) - difference + jnp.square(mean1 - mean2) * jnp.exp(-logvar2))
 
 
 def discretized_gaussian_log_likelihood(x_start: Array, mean: Array, log_variance: Array, decoder: str = "exact") -> Array:
-    """log P(x_start) of each pixel under a Gaussian cut into 256 bins, in nats; (17). DDPM 2006.11239, eq. 13.
+    """log P(x_start) of each pixel under a Gaussian discretized into 256 bins, in nats; (17). DDPM 2006.11239, eq. 13.
 
-    Below the floor, where the network is some 7 deviations off, the gradient is 0.
+    At the minimum, about 7 standard deviations from the mean, the gradient is 0.
 
     Args:
       x_start: floating [B, ...], levels k / 127.5 - 1.
-      mean: [B, ...], of the Gaussian.
-      log_variance: its, of a shape that broadcasts.
+      mean: [B, ...], mean of the Gaussian.
+      log_variance: its log variance, of a shape that broadcasts.
       decoder: one of `DECODERS`.
 
     Returns:
@@ -96,11 +96,11 @@ def discretized_gaussian_log_likelihood(x_start: Array, mean: Array, log_varianc
     inverse_std = jnp.exp(-0.5 * log_variance)
     offset = x_start - mean
     first, last = x_start < -EDGE, x_start > EDGE
-    # By symmetry every bin is taken to lie above the mean: far from it, its ends have small probabilities, whose
-    # difference keeps its digits, in place of two that are both nearly 1.
+    # By symmetry every bin is treated as above the mean: the difference of two small upper tails keeps its precision, while
+    # that of two values of Φ near 1 would not.
     near = jnp.where(first, -offset, jnp.where(last, offset, jnp.abs(offset))) - HALF_BIN
     beyond = jnp.where(first | last, 0.0, upper_tail((jnp.abs(offset) + HALF_BIN) * inverse_std))
-    return jnp.log(jnp.maximum(upper_tail(near * inverse_std) - beyond, FLOOR))
+    return jnp.log(jnp.maximum(upper_tail(near * inverse_std) - beyond, MIN_PROBABILITY))
 
 
 def check_decoder(decoder: str) -> None:
@@ -115,7 +115,7 @@ def _upper_tail(z: Array) -> Array:
 
 
 def _upper_tail_tanh(z: Array) -> Array:
-    """The same by (17b); as a sigmoid, ½ (1 - tanh u) = 1 / (1 + exp 2u), it keeps its digits where it is small."""
+    """The same by (17b); the sigmoid ½ (1 - tanh u) = 1 / (1 + exp 2u) is accurate where it is small."""
     return jax.nn.sigmoid(-2 * (2 / jnp.pi) ** 0.5 * (z + 0.044715 * z * z * z))
 
 
@@ -129,22 +129,22 @@ def vb_terms(
     *,
     decoder: str = "exact",
 ) -> VlbTerms:
-    """The term of the bound at t, of each image: (14), or (15) at t=0. DDPM 2006.11239, eqs. 5, 13.
+    """The term of the bound at t for each image: (14), or (15) at t=0. DDPM 2006.11239, eqs. 5, 13.
 
     Args:
-      schedule: the chain that t counts in.
-      parameterization: what model_output means; the paper's numbers have the guess of x_start clipped.
-      model_output: [B, ...], what the network made of x_t; twice the channels if it learns the variance.
+      schedule: the chain that t indexes.
+      parameterization: what model_output means; the paper's numbers use a clipped x̂_0.
+      model_output: [B, ...], the network's output at x_t; with a learned variance it has twice the channels.
       x_start: floating [B, ...], the images, levels k / 127.5 - 1.
       x_t: [B, ...], the noisy images.
       t: integer [B], 0..K-1; out of range gives NaN.
-      decoder: of L_0, one of `DECODERS`.
+      decoder: Φ of L_0, one of `DECODERS`.
 
     Returns:
-      Of [B], at least float32.
+      Arrays [B], at least float32.
 
     Raises:
-      ValueError: unknown decoder, shapes that do not match, or a prediction that the chain cannot use.
+      ValueError: unknown decoder, shapes that do not match, or a prediction incompatible with the schedule.
     """
     check_shapes(t, x_start=x_start, x_t=x_t)
     mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, parameterization, model_output, x_t, t)
@@ -162,10 +162,10 @@ def vb_terms(
 
 
 def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Array, t: Array) -> Array:
-    """How far q(x_t | x_0) is from N(0, I): the KL of (13) in bits per dimension, [B]. At t = T-1 it is L_T. DDPM eq. 5.
+    """KL(q(x_t | x_0) ‖ N(0, I)) of (13) in bits per dimension, [B]. At t = T-1 it is L_T. DDPM eq. 5.
 
     Args:
-      schedule: the chain that t counts in.
+      schedule: the chain that t indexes.
       x_start: floating [B, ...], the images, in [-1, 1].
       t: integer [B], 0..K-1; out of range gives NaN.
 
@@ -173,7 +173,7 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x_start: Array, t: Array) -> Arr
       At least float32; float64 where x_start is (under `jax.enable_x64`).
 
     Raises:
-      ValueError: shapes that do not match, or images that are not floating.
+      ValueError: shapes do not match, or images are not floating.
     """
     mean, _, log_variance = gaussian.q_mean_variance(schedule, x_start, t)
     return _mean(normal_kl(mean, log_variance, 0.0, 0.0)) / jnp.log(2.0)

@@ -1,7 +1,7 @@
-"""How much an error counts at each t: loss weightings, written once, in the signal-to-noise ratio.
+"""Loss weightings as functions of the signal-to-noise ratio.
 
-With SNR_t = ᾱ_t / (1 - ᾱ_t), the squared errors of the three predictions are one error on three scales (equations (7)
-and (9) in `parameterization.py`):
+With SNR_t = ᾱ_t / (1 - ᾱ_t), the squared errors of the three predictions are proportional (equations (7) and (9) of
+`parameterization.py`):
 
     ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²        ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²            (23)
 
@@ -9,17 +9,17 @@ So a weighting is a function w(SNR) of the error in x_0, whatever the network pr
 w / 1, w / SNR or w / (SNR + 1) times the plain mean squared error of its own target x_0, ε or v:
 
     simple         (none)                     the plain error of the target itself: w = 1, SNR, SNR + 1
-    snr            w = SNR                    DDPM's L_simple, as ε has it: 2006.11239, eq. 14
-    truncated_snr  w = max(SNR, 1)            2202.00512, section 4: x_0 counts where nearly all is noise
-    min_snr_gamma  w = min(SNR, γ), γ = 5     2303.09556: no step with little noise outweighs the others
-    p2             w = SNR / (k + SNR)^γ, k = γ = 1    2204.00227: less weight where only detail is left to learn
+    snr            w = SNR                    DDPM's L_simple, for ε: 2006.11239, eq. 14
+    truncated_snr  w = max(SNR, 1)            2202.00512, section 4: keeps some weight at low SNR
+    min_snr_gamma  w = min(SNR, γ), γ = 5     2303.09556: limits the weight at high SNR
+    p2             w = SNR / (k + SNR)^γ, k = γ = 1    2204.00227: less weight at high SNR, where only details remain
     edm            w = SNR + 1 / σ_data², σ_data = 1/2   2206.00364, table 1: λ(σ), with σ² = 1 / SNR
 
-(EDM also draws its noise levels otherwise; only the weight is taken from there.)
+(Only EDM's weight is used, not its noise distribution.)
 
-Where a chain ends in pure noise, SNR = 0, three of them are 0 and would leave the step untrained that sampling starts with. The
-authors' program of min_snr_gamma sets the weight of that one step to 1; `trained_at_zero_snr` does so for any weighting.
-(diffusers' training scripts leave it at 0.)
+At zero terminal SNR three of them are 0, which would leave the first sampling step untrained. The authors' code of
+min_snr_gamma sets the weight of that step to 1; `trained_at_zero_snr` does so for any weighting. (diffusers' training
+scripts leave it at 0.)
 """
 
 import functools
@@ -56,7 +56,7 @@ def _edm(snr: Array, *, sigma_data: float = 0.5) -> Array:
     return snr + sigma_data**-2
 
 
-# name -> w of SNR, with its options; None for simple, which is no function of SNR alone.
+# name -> w of SNR, with its options; None for simple, which is not a function of SNR alone.
 WEIGHTINGS: dict[str, Callable[..., Array] | None] = {
     "simple": None,
     "snr": _snr,
@@ -75,7 +75,7 @@ def make_weighting(name: str, **options: float) -> Weighting | None:
       options: gamma of min_snr_gamma (5) or of p2 (1), k of p2 (1), sigma_data of edm (0.5); finite, above 0.
 
     Raises:
-      ValueError: unknown name, an option that this weighting has not, or one out of its range.
+      ValueError: unknown name, unknown option, or an option out of range.
     """
     if name not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {name!r}: choose one of {', '.join(WEIGHTINGS)}")
@@ -89,14 +89,14 @@ def make_weighting(name: str, **options: float) -> Weighting | None:
 
 
 def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:
-    """The same weighting, but w = 1 at SNR = 0 if it is 0 there. In x_0 as in v: their scales (23) are both 1 at SNR = 0."""
+    """The same weighting, but w = 1 at SNR = 0 if it is 0 there; the same for x_0 and v, whose scales (23) are 1 there."""
     if weighting is None or float(weighting(jnp.zeros(()))) != 0:
         return weighting
     return lambda snr: jnp.where(snr == 0, 1.0, weighting(snr))
 
 
 def loss_weights(parameterization: Parameterization, level: NoiseLevel, *, weighting: Weighting | None) -> Array:
-    """What to multiply the mean squared error of the network's own target with: float32 [B], 1 for None. By (23).
+    """The factor on the mean squared error of the network's own target: float32 [B], 1 for None. By (23).
 
     Args:
       parameterization: what the network predicts.

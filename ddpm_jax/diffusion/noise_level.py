@@ -1,8 +1,8 @@
-"""A noise level: how much of x_t is image and how much is noise; and the entries of a chain's tables.
+"""Noise levels: the scales of image and noise in x_t; and lookups in the tables of a chain.
 
     x_t = α x_0 + σ ε                                                                  DDPM 2006.11239, eq. 4
 
-α² + σ² = 1 in the chains of `schedules.py`. Nothing here depends on that.
+α² + σ² = 1 in the chains of `schedules.py`; nothing here relies on that.
 """
 
 from typing import NamedTuple
@@ -15,16 +15,16 @@ Array = jax.Array
 
 
 class NoiseLevel(NamedTuple):
-    """Noise levels of a batch; arrays [B]. From `NoiseSchedule.level` or `continuous.level_at`.
+    """Noise levels of a batch; arrays [B]. From `NoiseSchedule.level` or `continuous_time.level_at`.
 
-    The quotients are stored, so that those of a chain are computed once in float64.
+    The quotients are fields so that those of a chain come from float64 tables.
 
     Attributes:
-      alpha: α, the scale of the image in x_t: sqrt(ᾱ_t) of a chain.
-      sigma: σ, the scale of the noise in x_t: sqrt(1 - ᾱ_t) of a chain.
-      time: t of the chain that the network was trained on, 0..T-1; integer, or floating between two timesteps.
-      recip_alpha: 1 / α; infinite where α = 0.
-      sigma_over_alpha: σ / α, likewise.
+      alpha: α, the scale of the image in x_t; sqrt(ᾱ_t) in a chain.
+      sigma: σ, the scale of the noise in x_t; sqrt(1 - ᾱ_t) in a chain.
+      time: t in the chain that the network was trained on, 0..T-1; integer, or floating between two timesteps.
+      recip_alpha: 1 / α; infinite if α = 0.
+      sigma_over_alpha: σ / α; infinite if α = 0.
     """
 
     alpha: Array
@@ -34,8 +34,8 @@ class NoiseLevel(NamedTuple):
     sigma_over_alpha: Array
 
 
-def entries(table: np.ndarray | Array, t: Array, dtype: jnp.dtype | None = None) -> Array:
-    """The entries t of a table [K], in `dtype`, JAX's default float if None. NaN for t outside 0..K-1."""
+def lookup(table: np.ndarray | Array, t: Array, dtype: jnp.dtype | None = None) -> Array:
+    """table[t] of a table [K], in `dtype` or JAX's default float. NaN for t outside 0..K-1."""
     values = jnp.asarray(table, jnp.result_type(float) if dtype is None else dtype)
     return values.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
@@ -47,15 +47,15 @@ def expand(values: Array, x: Array) -> Array:
 
 
 def extract(table: np.ndarray | Array, t: Array, x: Array) -> Array:
-    """The entries t [B] of a table [K], shaped to multiply x: [B, 1, ... 1] of x's rank.
+    """table[t] of a table [K] for t [B], shaped to multiply x: [B, 1, ... 1] of x's rank.
 
-    The result is in x's dtype, but at least float32. Entries for t outside 0..K-1 are NaN.
+    The result is in x's dtype, but at least float32. It is NaN for t outside 0..K-1.
     """
-    return expand(entries(table, t, jnp.promote_types(jnp.result_type(x), jnp.float32)), x)
+    return expand(lookup(table, t, jnp.promote_types(jnp.result_type(x), jnp.float32)), x)
 
 
 def signal_to_noise(level: NoiseLevel, x: Array) -> Array:
-    """α² / σ², shaped to multiply x as by `expand`; 0 where nothing of the image is left. 2107.00630, eq. 2."""
+    """The SNR α² / σ² [B, 1, ... 1], shaped to multiply x as by `expand`. 2107.00630, eq. 2."""
     return jnp.square(expand(level.alpha, x) / expand(level.sigma, x))
 
 

@@ -1,4 +1,4 @@
-"""Between the two faces of an image: uint8 0..255, as stored and shown, and float [-1, 1], as diffused."""
+"""Conversion between uint8 images in 0..255 and float images in [-1, 1]."""
 
 import jax
 import jax.numpy as jnp
@@ -10,5 +10,5 @@ def from_uint8(images: jax.Array) -> jax.Array:
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """Float, [-1, 1] and beyond, of any shape -> uint8 by rounding; truncation would darken by half a level."""
+    """Float of any shape, clipped to [-1, 1] -> uint8 by rounding; truncation would darken by half a level."""
     return jnp.clip(x * 127.5 + 128.0, 0.0, 255.0).astype(jnp.uint8)

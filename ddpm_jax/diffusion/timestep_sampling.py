@@ -1,22 +1,22 @@
-"""Which t to train on: for each image of a batch one t, and the weight that keeps the loss unbiased.
+"""Sampling of training timesteps: one t for each image of a batch, and the weight that keeps the loss unbiased.
 
-The loss is a mean over all t, E_t[L_t] with t uniform. Any other draw with probabilities p(t) > 0 has the same mean, if
+The loss is a mean over all t, E_t[L_t] with t uniform. Sampling with any other probabilities p(t) > 0 has the same mean if
 the loss of each image is multiplied by
 
     w = 1 / (T p(t))                                                                (24)  IDDPM 2102.09672, eq. 18
 
-Three ways to draw:
+Three timestep samplers:
 
-    uniform          each image by itself, DDPM's algorithm 1.
-    low_discrepancy  each t is uniform, but together the batch's t are spread evenly: image i gets u_i = (u + i / B) mod 1
-                     and t = floor(T u_i), with a single u. 2107.00630, appendix I.1. Each t falls on B/T images,
-                     rounded up or down, so the loss varies less from batch to batch.
+    uniform          independent for each image, DDPM's algorithm 1.
+    low_discrepancy  each t is uniform, and the batch is stratified: image i gets u_i = (u + i / B) mod 1 and
+                     t = floor(T u_i), with one u per batch. 2107.00630, appendix I.1. Each t occurs B/T times, rounded
+                     up or down, so the loss varies less between batches.
     second_moment    p(t) ∝ sqrt(E[L_t²]), estimated from the last 10 losses at each t, with .001 of uniform mixed in;
-                     uniform until every t has 10. IDDPM section 3.3. For the bound, whose terms differ a
-                     thousandfold between t: without it, the loss vlb is too noisy to train.
+                     uniform until every t has 10. IDDPM section 3.3. For the bound, whose terms differ a thousandfold
+                     between t: without it, the loss vlb is too noisy to train.
 
-All are pure functions of a state, which is a pytree: saved and restored with the rest of a run, it goes on to the bit.
-Draws and updates are of the global batch. Nothing depends on how it is spread over devices.
+All are pure functions of a state, a pytree that is saved with the run for an exact resume. They act on the global batch and
+do not depend on how it is sharded.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ import jax.numpy as jnp
 Array = jax.Array
 
 HISTORY = 10  # losses kept at each t
-UNIFORM_FRACTION = 0.001  # of all draws
+UNIFORM_FRACTION = 0.001  # of the mixture in second_moment
 
 
 @dataclasses.dataclass(frozen=True)
 class TimestepSampler:
-    """A way to draw t. Built by `make_timestep_sampler`.
+    """A distribution of t. Built by `make_timestep_sampler`.
 
     Attributes:
-      init: () -> state, a pytree of arrays; () where nothing is remembered.
+      init: () -> state, a pytree of arrays; () if stateless.
       draw: (state, key, batch_size) -> t int32 [B], weights float32 [B]. The batch size is static.
-      update: (state, t [B], losses [B]) -> state. The losses are those before weights, of the whole batch, in its order.
+      update: (state, t [B], losses [B]) -> state. The losses are unweighted, of the global batch in its order.
     """
 
     init: Callable[[], Any]
@@ -51,8 +51,8 @@ class LossHistory(NamedTuple):
     """State of second_moment.
 
     Attributes:
-      losses: float32 [T, 10], the last losses at each t, in no order that matters.
-      counts: int32 [T], how many there have been.
+      losses: float32 [T, 10], the last losses at each t, in any order.
+      counts: int32 [T], number of losses so far.
     """
 
     losses: Array
@@ -60,7 +60,7 @@ class LossHistory(NamedTuple):
 
 
 def make_timestep_sampler(name: str, num_timesteps: int) -> TimestepSampler:
-    """The way to draw t called `name`, a key of TIMESTEP_SAMPLERS, for a chain of T steps.
+    """The timestep sampler called `name`, a key of TIMESTEP_SAMPLERS, for a chain of T steps.
 
     Raises:
       ValueError: unknown name, or T < 1.
@@ -81,11 +81,11 @@ def _uniform(num_timesteps: int) -> TimestepSampler:
 
 def _low_discrepancy(num_timesteps: int) -> TimestepSampler:
     def draw(state: tuple, key: Array, batch_size: int) -> tuple[Array, Array]:
-        # In whole numbers, u = r / (T B): each t is exactly as probable as any other.
+        # Integer arithmetic with u = r / (T B): all t are exactly equally probable.
         grid = num_timesteps * batch_size
         if grid > 2**30:
             raise ValueError(
-                f"{num_timesteps} timesteps and a batch of {batch_size} are more than low_discrepancy can count: "
+                f"{num_timesteps} timesteps and a batch of {batch_size} are too many for low_discrepancy: "
                 "choose the timestep sampler uniform"
             )
         offset = jax.random.randint(key, (), 0, grid)
@@ -104,33 +104,33 @@ def _second_moment(num_timesteps: int) -> TimestepSampler:
         return LossHistory(jnp.zeros((num_timesteps, HISTORY), jnp.float32), jnp.zeros(num_timesteps, jnp.int32))
 
     def draw(state: LossHistory, key: Array, batch_size: int) -> tuple[Array, Array]:
-        by_loss = _loss_proportional_probs(state)
+        loss_probs = _loss_proportional_probs(state)
         mix_key, uniform_key, loss_key = jax.random.split(key, 3)
-        # The uniform share has draws of its own: in one table with the rest it would be lost in float32's rounding.
+        # The uniform part is sampled separately: added to the probabilities, it would vanish in float32 rounding.
         from_uniform = jax.random.bernoulli(mix_key, UNIFORM_FRACTION, (batch_size,))
         uniform = jax.random.randint(uniform_key, (batch_size,), 0, num_timesteps)
-        t = jnp.where(from_uniform, uniform, jax.random.choice(loss_key, num_timesteps, (batch_size,), p=by_loss))
-        p = (1 - UNIFORM_FRACTION) * by_loss[t] + UNIFORM_FRACTION / num_timesteps
+        t = jnp.where(from_uniform, uniform, jax.random.choice(loss_key, num_timesteps, (batch_size,), p=loss_probs))
+        p = (1 - UNIFORM_FRACTION) * loss_probs[t] + UNIFORM_FRACTION / num_timesteps
         return t, 1 / (num_timesteps * p)
 
     def update(state: LossHistory, t: Array, losses: Array) -> LossHistory:
-        # Losses enter in the order of the batch, but all at once: `rank` is how many of the same t come before.
+        # Losses are written in batch order, all at once: `rank` is the number of earlier losses at the same t.
         order = jnp.argsort(t, stable=True)
         t, losses = t[order], losses[order].astype(jnp.float32)
         first, after = (jnp.searchsorted(t, t, side=side).astype(jnp.int32) for side in ("left", "right"))
         rank = jnp.arange(t.shape[0], dtype=jnp.int32) - first
         slot = (state.counts.at[t].get(mode="clip") + rank) % HISTORY
-        # Of more than 10 at one t only the last 10 stay, so that no place is written twice.
-        place = jnp.where(after - first - rank > HISTORY, num_timesteps, t)
+        # If one t has more than 10, only the last 10 are written, so that no slot is written twice.
+        row = jnp.where(after - first - rank > HISTORY, num_timesteps, t)
         return LossHistory(
-            losses=state.losses.at[place, slot].set(losses, mode="drop"), counts=state.counts.at[t].add(1, mode="drop")
+            losses=state.losses.at[row, slot].set(losses, mode="drop"), counts=state.counts.at[t].add(1, mode="drop")
         )
 
     return TimestepSampler(init=init, draw=draw, update=update)
 
 
 def _loss_proportional_probs(state: LossHistory) -> Array:
-    """p(t) of second_moment without its uniform share, float32 [T]: uniform until every t has its history."""
+    """p(t) of second_moment without its uniform part, float32 [T]; uniform until every t has a full history."""
     uniform = jnp.full(state.counts.shape, 1 / state.counts.shape[0], jnp.float32)
     root = jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))
     total = jnp.sum(root)
@@ -139,7 +139,7 @@ def _loss_proportional_probs(state: LossHistory) -> Array:
 
 
 def second_moment_probabilities(state: LossHistory) -> Array:
-    """p(t) with which second_moment draws, float32 [T]. IDDPM 2102.09672, eq. 18."""
+    """p(t) of second_moment, float32 [T]. IDDPM 2102.09672, eq. 18."""
     return (1 - UNIFORM_FRACTION) * _loss_proportional_probs(state) + UNIFORM_FRACTION / state.counts.shape[0]
 
 

@@ -1,7 +1,7 @@
-"""The variance σ_t² of the reverse step p(x_{t-1} | x_t) of a chain, equation (10) of `diffusion.py`.
+"""The variance σ_t² of the reverse step p(x_{t-1} | x_t) of a chain, equation (10) of `gaussian.py`.
 
-Fixed at β̃_t (right if x_0 were a single point) or at β_t (right if x_0 were white noise), DDPM 2006.11239, section 3.2. Or
-learned, pixel by pixel, as a place v between the two, which bound the right one:
+Fixed at β̃_t (optimal if x_0 is a single point) or at β_t (optimal if x_0 is white noise), DDPM 2006.11239, section 3.2. Or
+learned per pixel, as an interpolation by v between the two, which bound the optimal one:
 
     log σ_t² = f log β_t + (1 - f) log β̃_t,   f = (v + 1) / 2                       (11)  IDDPM 2102.09672, eq. 15
 """
@@ -26,7 +26,7 @@ def _fixed_small(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output:
 
 
 def _fixed_large(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output: Array | None) -> tuple[Array, Array]:
-    """σ_t² = β_t, but β̃_1 at t=0 (where no noise is added and only the likelihood reads it), DDPM section 3.2."""
+    """σ_t² = β_t, but β̃_1 at t=0 (where no noise is added and only the likelihood uses it), DDPM section 3.2."""
     del variance_output
     if schedule.num_timesteps > 1:
         first = extract(schedule.posterior_variance, jnp.ones_like(t), x_t)
@@ -37,9 +37,9 @@ def _fixed_large(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output:
 
 
 def _learned_range(schedule: NoiseSchedule, x_t: Array, t: Array, variance_output: Array | None) -> tuple[Array, Array]:
-    """log σ_t² = f log β_t + (1 - f) log β̃_t, f = (v + 1) / 2, with v of the network, unbounded; (11)."""
+    """log σ_t² = f log β_t + (1 - f) log β̃_t, f = (v + 1) / 2, with v from the network, unbounded; (11)."""
     if variance_output is None:
-        raise ValueError("learned_range reads the variance from the network's output, and there is none")
+        raise ValueError("learned_range needs the network's variance_output")
     check_shapes(t, x_t=x_t, variance_output=variance_output)
     smallest = extract(schedule.posterior_log_variance_clipped, t, x_t)
     largest = jnp.log(extract(schedule.betas, t, x_t))
@@ -58,7 +58,7 @@ class Variance(NamedTuple):
 
     Attributes:
       of_step: (schedule, x_t, t, variance_output) -> (variance, log variance).
-      learned: whether it reads the variance_output, for which the network has an output of its own: twice the channels.
+      learned: whether it needs variance_output, which doubles the channels of the network's output.
     """
 
     of_step: Callable[[NoiseSchedule, Array, Array, Array | None], tuple[Array, Array]]
@@ -81,12 +81,11 @@ def check_variance(variance: str) -> None:
 def model_variance(
     schedule: NoiseSchedule, x_t: Array, t: Array, *, variance: str, variance_output: Array | None = None
 ) -> tuple[Array, Array]:
-    """Variance and log variance of p(x_{t-1} | x_t), σ_t² of (10): [B, 1, ... 1], or [B, ...] where it is learned.
+    """Variance and log variance of p(x_{t-1} | x_t), σ_t² of (10): [B, 1, ... 1], or [B, ...] if learned.
 
     fixed_small is the posterior variance β̃_t; its log is clipped at t=0 to that of t=1. fixed_large is β_t, with
-    β̃_1 at t=0. In a chain of one step there is no β̃_1: β_0 takes its place. learned_range lies between log β̃_t,
-    clipped likewise, and log β_t, where variance_output [B, ...] goes from -1 to 1. Sampling adds no noise at t=0.
-    DDPM section 3.2, IDDPM 2102.09672 eq. 15.
+    β̃_1 at t=0 (β_0 in a chain of one step). learned_range goes from log β̃_t, clipped likewise, to log β_t as
+    variance_output [B, ...] goes from -1 to 1. Sampling adds no noise at t=0. DDPM section 3.2, IDDPM 2102.09672 eq. 15.
 
     Raises:
       ValueError: unknown variance, learned_range without variance_output, or shapes that do not match.

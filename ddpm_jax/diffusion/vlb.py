@@ -1,35 +1,35 @@
-"""The whole variational bound of images: every term, or an unbiased estimate from a few of them.
+"""The variational bound of images: all terms, or an unbiased estimate from a few of them.
 
     bits/dim <= L_T + Σ_{t=1}^{T-1} L_t + L_0         (terms (13)-(15) in `likelihood.py`)
 
-**Every term.** One noisy x_t and one network evaluation for each t, as DDPM and Improved DDPM report it: an unbiased
-estimate of the expectation over x_t, with all t counted. Terms of different t need nothing of each other, so
-`scan_bound_terms` takes any run of consecutive t, and a driver joins the runs.
+**All terms.** One x_t and one network evaluation for each t, as DDPM and Improved DDPM report it: an unbiased estimate of
+the expectation over x_t, summed over all t. Terms of different t are independent, so `scan_vlb_terms` computes any range of
+consecutive t, and the caller concatenates the ranges.
 
-**Rate and distortion** (DDPM 2006.11239, section 4.3). Somebody who sends an image step by step pays L_T + ... + L_1,
-the rate, for x_{t=0}, and L_0, the distortion, for what is then left. Having received x_t, the other side already shows
-the guess x̂_0(x_t). What that cost so far, against its error, is the progressive-coding curve.
+**Rate and distortion** (DDPM 2006.11239, section 4.3). Sending an image progressively costs L_T + ... + L_1, the rate, for
+x_{t=0}, and L_0, the distortion, for the remainder. A receiver that has x_t can already show x̂_0(x_t). The rate so far
+against the error of x̂_0 is the progressive-coding curve.
 
-**A few terms.** With each t_i drawn with probability p(t_i),
+**A few terms.** With each t_i sampled with probability p(t_i),
 
     E[ 1/n Σ_i L_{t_i} / p(t_i) ] = Σ_{t>=1} L_t                                     (18)
 
-for any p > 0; a good one is nearly proportional to the terms, and then the sum hardly varies. For white Gaussian data
-of variance 1, the exact network and the posterior variance, (14) is close to
+for any p > 0; the variance is low if p is nearly proportional to the terms. For white Gaussian data of variance 1, the
+exact network and the posterior variance, (14) is close to
 
     p(t) ∝ log(1 - ᾱ_t) - log(1 - ᾱ_{t-1})                                           (19)
 
-(uniform in the log of the signal-to-noise ratio, wherever that is above 1); a tenth of uniform is mixed in so that no
-weight can be large. The t of an image are stratified: one from each of m equal shares of p's mass. L_0, often half of
-the total, is a stratum of its own. Each stratum is drawn twice, so their difference tells what the estimate varies by,
+(uniform in log SNR where the SNR is above 1); a tenth of uniform is mixed in to limit the weights. The t of an image are
+stratified: one from each of m equal parts of p's mass. L_0, often half of the total, is a stratum of its own. Each stratum
+is sampled twice, and the differences estimate the variance without bias,
 
     standard error² = Σ_images Σ_strata (a - b)² / N²                                (20)
 
-with a and b the two draws' contributions to an image's estimate: unbiased, and of all the randomness there is, t and x_t.
-It says how far the estimate may lie from the exact bound *of these images*, not how they stand for others.
+where a and b are the contributions of the two samples to an image's estimate. It covers the randomness of t and x_t: the
+deviation from the exact bound *of these images*, not from that of the population.
 
-All noise comes from one key per image, usually fold_in(root, image index): an image's terms do not depend on the batch it
-is in. Sums over t and over images are taken in float64 on the host.
+All noise comes from one key per image, usually fold_in(root, image index), so the terms of an image do not depend on its
+batch. Sums over t and images are computed in float64 on the host.
 """
 
 from typing import NamedTuple
@@ -46,21 +46,21 @@ from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 Array = jax.Array
 
-UNIFORM_FRACTION = 0.1  # of p in (19)
-LEVELS_PER_UNIT = 127.5  # of 0..255, in a difference of 1 on the scale of [-1, 1]
+UNIFORM_FRACTION = 0.1  # of the mixture with (19)
+LEVELS_PER_UNIT = 127.5  # 8-bit levels per unit on the scale [-1, 1]
 
 
 class VlbSummary(NamedTuple):
-    """The bound of a set of images; all but the last two in bits per dimension.
+    """The bound of a set of images; all but `rmse` in bits per dimension.
 
     Attributes:
-      bits: rate + distortion: the bound.
+      bits: the bound, rate + distortion.
       prior: L_T, part of the rate.
       rate: L_T + ... + L_1.
       distortion: L_0.
-      rmse: root mean squared error of the guess of x_start at t=0, on the scale 0..255.
-      standard_error: of `bits` as an estimate of the exact bound of these images, (20); NaN where every term was
-        computed, one draw each: a single draw does not tell.
+      rmse: root mean squared error of x̂_0 at t=0, on the scale 0..255.
+      standard_error: standard error of `bits` as an estimate of the exact bound of these images, (20); NaN if all terms were
+        computed with one sample each.
     """
 
     bits: float
@@ -81,19 +81,19 @@ def vlb_terms(
     *,
     decoder: str = "exact",
 ) -> VlbTerms:
-    """Noise each image to its t, ask the network, and return what it pays there, [B]. (14), (15).
+    """The term of the bound at t for each image, with fresh noise: arrays [B]. (14), (15).
 
     Args:
-      schedule: the chain that t counts in; the network is given its `timesteps`.
-      parameterization: what the output of the network means.
+      schedule: the chain that t indexes; the network gets its `timesteps`.
+      parameterization: what the network's output means.
       denoise_fn: (x_t [B, ...], t int32 [B]) -> model output.
       x_start: floating [B, ...], the images, levels k / 127.5 - 1.
-      t: integer [B], 0..K-1, one for each image; out of range gives NaN.
-      keys: [B], one for each image; the noise is drawn from fold_in(key, t).
-      decoder: of L_0, one of `likelihood.DECODERS`.
+      t: integer [B], 0..K-1; out of range gives NaN.
+      keys: [B], one per image; the noise uses fold_in(key, t).
+      decoder: Φ of L_0, one of `likelihood.DECODERS`.
 
     Raises:
-      ValueError: unknown decoder, shapes that do not match, or a prediction that the chain cannot use.
+      ValueError: unknown decoder, shapes that do not match, or a prediction incompatible with the schedule.
     """
     check_shapes(t, x_start=x_start)
     dtype = jnp.promote_types(x_start.dtype, jnp.float32)
@@ -116,11 +116,11 @@ def scan_vlb_terms(
 ) -> VlbTerms:
     """The terms of t = first_t .. first_t + count - 1 under one `lax.scan`: arrays [count, B], in order of t.
 
-    Arguments and errors as in `bound_terms`, and
+    Other arguments and errors as in `vlb_terms`.
 
     Args:
-      first_t: may be traced, so that one compilation serves every stretch of a chain. Entries past its end are NaN.
-      count: how many, static. With first_t=0 and count=K, the whole chain: row t holds the terms of t.
+      first_t: may be traced, so that one compilation serves all ranges. Terms past the end of the chain are NaN.
+      count: number of t, static. With first_t=0 and count=K, row t holds the terms of t.
     """
 
     def body(_: None, t: Array) -> tuple[None, VlbTerms]:
@@ -148,11 +148,11 @@ def bits_to_noise(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray) ->
 
 
 def summarize(prior: np.ndarray, terms: VlbTerms) -> VlbSummary:
-    """The bound of a set from every term of each of its images. float64, on the host.
+    """The bound of a set of images from all terms. float64, on the host.
 
     Args:
-      prior: [N], from `image_prior_bits`, or already its mean [].
-      terms: arrays [K, N], row t holding the terms of t, or already their means [K].
+      prior: [N], from `prior_bpd`, or its mean [].
+      terms: arrays [K, N] whose row t holds the terms of t, or their means [K].
     """
     bits, prior_bits = _image_mean(terms.bits, 1), float(_image_mean(prior, 0))
     rate, distortion = prior_bits + float(bits[1:].sum()), float(bits[0])
@@ -161,46 +161,45 @@ def summarize(prior: np.ndarray, terms: VlbTerms) -> VlbSummary:
 
 
 def rate_distortion_curve(prior: np.ndarray, terms: VlbTerms) -> tuple[np.ndarray, np.ndarray]:
-    """The progressive-coding curve of a set of images: rate and error of whoever has received x_t, for t = 0..K-1.
+    """The progressive-coding curve of a set of images: rate and error after x_t was received, for t = 0..K-1.
 
     DDPM 2006.11239, figure 5; float64, on the host. Arguments as in `summarize`.
 
     Returns:
-      Two arrays [K]. The rate: bits per dimension sent so far, L_T and the terms of all later steps; it falls with t. What
-      remains to be sent for the exact image then is the bound minus the rate. The error: root mean squared error of the
-      guess of x_start made from x_t, on the scale 0..255.
+      rate [K]: bits per dimension sent so far, L_T and the terms of all noisier steps; decreasing in t.
+      rmse [K]: root mean squared error of x̂_0(x_t), on the scale 0..255.
     """
     bits = _image_mean(terms.bits, 1)
     later = np.append(np.cumsum(bits[:0:-1])[::-1], 0.0)
     return _image_mean(prior, 0) + later, LEVELS_PER_UNIT * np.sqrt(_image_mean(terms.xstart_mse, 1))
 
 
-def _image_mean(values: np.ndarray, kept: int) -> np.ndarray:
-    """The mean over all but the first `kept` axes, float64."""
+def _image_mean(values: np.ndarray, first_axis: int) -> np.ndarray:
+    """The mean over all axes from `first_axis` on, float64."""
     values = np.asarray(values)
-    return np.mean(values, axis=tuple(range(kept, values.ndim)), dtype=np.float64)
+    return np.mean(values, axis=tuple(range(first_axis, values.ndim)), dtype=np.float64)
 
 
 # A few terms.
 
 
 def timestep_proposal(schedule: NoiseSchedule) -> np.ndarray:
-    """p(t) of (19) with its uniform share: float64 [K], summing to 1, 0 at t=0. On the host only."""
+    """p(t) of (19), mixed with uniform: float64 [K], sums to 1, 0 at t=0. On the host only."""
     noise_variance = np.square(schedule.sqrt_one_minus_alphas_cumprod)
-    steps = np.maximum(np.diff(np.log(noise_variance)), 0.0)  # rounding, where it no longer rises
+    steps = np.maximum(np.diff(np.log(noise_variance)), 0.0)  # rounding may make flat parts decrease
     probability = (1 - UNIFORM_FRACTION) * steps / max(steps.sum(), np.finfo(np.float64).tiny)
     return np.append(0.0, probability + UNIFORM_FRACTION / max(len(steps), 1))
 
 
 def sample_timesteps(schedule: NoiseSchedule, keys: Array, num_strata: int) -> tuple[Array, Array]:
-    """Which t each image is asked at, and how much each counts, so that Σ weight · L_t is unbiased. (18).
+    """Timesteps for each image, and weights such that Σ weight · L_t is unbiased. (18).
 
-    Rows 2s and 2s + 1 are the two draws of stratum s; stratum 0 is t=0, the others share t = 1..K-1.
+    Rows 2s and 2s + 1 are the two samples of stratum s; stratum 0 is t=0, the others divide t = 1..K-1.
 
     Args:
       schedule: concrete, not traced.
-      keys: [B], those of `bound_terms`.
-      num_strata: at least 2, or 1 for a chain of a single step. The network is evaluated twice for each.
+      keys: [B], the keys of `vlb_terms`.
+      num_strata: at least 2, or 1 for a chain of a single step. Each costs two network evaluations.
 
     Returns:
       t int32 [2 num_strata, B], and weights float32 of the same shape.
@@ -208,24 +207,24 @@ def sample_timesteps(schedule: NoiseSchedule, keys: Array, num_strata: int) -> t
     Raises:
       ValueError: num_strata is too small.
     """
-    num_timesteps, shares = schedule.num_timesteps, num_strata - 1
+    num_timesteps, num_parts = schedule.num_timesteps, num_strata - 1
     if num_strata < 1 or (num_timesteps > 1) != (num_strata > 1):
-        raise ValueError(f"a chain of {num_timesteps} steps cannot be estimated from {num_strata} strata: take 2 or more")
+        raise ValueError(f"a chain of {num_timesteps} steps cannot be estimated from {num_strata} strata: use 2 or more")
     first_t, first_weight = jnp.zeros((2, keys.shape[0]), jnp.int32), jnp.full((2, keys.shape[0]), 0.5)
-    if not shares:
+    if not num_parts:
         return first_t, first_weight
     p = timestep_proposal(schedule)
 
     def one_image(key: Array) -> Array:
-        within = jax.random.uniform(jax.random.fold_in(key, num_timesteps), (shares, 2))
-        u = (jnp.arange(shares, dtype=jnp.float32)[:, None] + within) / shares
-        # Rounding of the float32 table moves mass between neighbours, whose terms hardly differ: a bias below 1e-6.
+        within = jax.random.uniform(jax.random.fold_in(key, num_timesteps), (num_parts, 2))
+        u = (jnp.arange(num_parts, dtype=jnp.float32)[:, None] + within) / num_parts
+        # float32 rounding moves mass between neighbors, whose terms are nearly equal: a bias below 1e-6.
         t = jnp.searchsorted(jnp.asarray(np.cumsum(p), jnp.float32), u, side="right")
         return jnp.clip(t, 1, num_timesteps - 1).reshape(-1)
 
     t = jax.vmap(one_image)(keys).T.astype(jnp.int32)
-    with np.errstate(divide="ignore"):  # p(0) is 0, and never drawn
-        weights = jnp.asarray(0.5 / (shares * p), jnp.float32)[t]
+    with np.errstate(divide="ignore"):  # p(0) is 0, and t=0 is never sampled
+        weights = jnp.asarray(0.5 / (num_parts * p), jnp.float32)[t]
     return jnp.concatenate([first_t, t]), jnp.concatenate([first_weight, weights])
 
 
@@ -240,13 +239,13 @@ def scan_sampled_vlb_terms(
     first_row: int | Array = 0,
     decoder: str = "exact",
 ) -> VlbTerms:
-    """The terms at drawn t under one `lax.scan`: arrays [n, B]. Each draw has noise of its own.
+    """The terms at sampled t under one `lax.scan`: arrays [n, B]. Each row has independent noise.
 
-    Arguments and errors as in `bound_terms`, and
+    Other arguments and errors as in `vlb_terms`.
 
     Args:
-      t: integer [n, B], rows of what `draw_timesteps` returned: all, or a stretch of them.
-      first_row: number of the first of these rows; may be traced.
+      t: integer [n, B], all or consecutive rows of the result of `sample_timesteps`.
+      first_row: index of the first of these rows; may be traced.
     """
 
     def body(_: None, row: tuple[Array, Array]) -> tuple[None, VlbTerms]:
@@ -259,12 +258,12 @@ def scan_sampled_vlb_terms(
 
 
 def estimate_vlb(prior: np.ndarray, terms: VlbTerms, weights: np.ndarray) -> VlbSummary:
-    """The bound of a set from drawn terms, with its standard error (20). float64, on the host.
+    """The bound of a set of images from sampled terms, with its standard error (20). float64, on the host.
 
     Args:
-      prior: [N], from `image_prior_bits`.
-      terms: arrays [2 num_strata, N] from `scan_drawn_terms`.
-      weights: of the same shape, from `draw_timesteps`.
+      prior: [N], from `prior_bpd`.
+      terms: arrays [2 num_strata, N] from `scan_sampled_vlb_terms`.
+      weights: [2 num_strata, N] from `sample_timesteps`.
     """
     contributions = np.asarray(terms.bits, np.float64) * np.asarray(weights, np.float64)
     num_images = contributions.shape[1]

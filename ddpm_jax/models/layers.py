@@ -1,4 +1,4 @@
-"""The parts of the U-Net: time embedding, residual block, self-attention, down- and upsampling.
+"""Layers of the U-Net: time embedding, residual block, self-attention, down- and upsampling.
 
 They follow Ho et al. 2020 (arXiv 2006.11239), appendix B. Precision: parameters, group
 norms and the attention's softmax are float32; convolutions and matmuls run in `dtype`.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
 NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
 
-# Every kernel starts from the same law; a layer whose output is added to something else starts from
-# zero, so that at the start each residual block is its shortcut and the network's output is 0.
+# All kernels have the same initializer, except the last layer of each residual branch, which is zero: initially each
+# residual block is its shortcut and the network's output is 0.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.zeros_init()
 
@@ -29,7 +29,7 @@ def conv(
     name=None,
     conv_fn: ConvFn = jax.lax.conv_general_dilated,
 ) -> nn.Conv:
-    """A 3x3 'SAME' convolution; at stride 2 it pads (0, 1), as the published networks; PyTorch's padding=1 shifts the taps."""
+    """A 3x3 'SAME' convolution; stride 2 pads (0, 1) as in the published networks, unlike PyTorch's padding=1."""
     strides = (stride, stride)
     return nn.Conv(features, (3, 3), strides, "SAME", kernel_init=init, dtype=dtype, name=name, conv_general_dilated=conv_fn)
 
@@ -44,18 +44,18 @@ def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **op
 
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
     """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C."""
-    fast = x.dtype == jnp.float32  # E[x^2] - E[x]^2 loses too many digits where x was rounded to 8 bits of mantissa
+    fast = x.dtype == jnp.float32  # E[x^2] - E[x]^2 loses too many digits for bfloat16 x
     norm = nn.GroupNorm(groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=fast, parent=None)
     return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
-    """A matmul over the last axis. On images it is a 1x1 convolution, at twice its speed on CPUs."""
+    """A matmul over the last axis. On images it equals a 1x1 convolution, but is twice as fast on CPUs."""
     return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=_matmul)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
-    """x @ kernel with all pixels in one row: XLA for CPUs would turn a factor of the kernel's gradient around for more axes."""
+    """x @ kernel with flattened pixels: with more axes, XLA for CPUs would transpose an operand of the kernel's gradient."""
     pixels = x.reshape(-1, x.shape[-1])
     return jax.lax.dot_general(pixels, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -64,11 +64,11 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5, in Ho's layout).
 
     Args:
-      t: [B] times, int or float, in 0..1000. Computed in float32: bfloat16 cannot tell 995 from 996.
+      t: [B] times, int or float, in 0..1000. Computed in float32: in bfloat16, 995 equals 996.
       dim: even width of the embedding.
 
     Returns:
-      float32 [B, dim]: sines, then cosines, of t times dim/2 frequencies from 1 down to 1/10000.
+      float32 [B, dim]: sines, then cosines, of t times dim/2 frequencies from 1 to 1/10000.
 
     Raises:
       ValueError: dim is odd or below 4.
@@ -95,7 +95,7 @@ class GroupNorm(nn.Module):
 
 
 class Norm(nn.Module):
-    """Group norm with float32 statistics; the result returns to `dtype`."""
+    """Group norm with float32 statistics; the result is cast to `dtype`."""
 
     groups: int
     dtype: jnp.dtype = jnp.float32
@@ -109,8 +109,8 @@ class Norm(nn.Module):
 class ResidualBlock(nn.Module):
     """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`).
 
-    With `scale_shift` the embedding comes after the second norm, as norm(h) * (1 + scale) + shift (Dhariwal & Nichol
-    2105.05233, section 3.1, "adaptive group normalization"; Improved DDPM's networks have it).
+    With `scale_shift` the embedding is applied after the second norm, as norm(h) * (1 + scale) + shift (Dhariwal & Nichol
+    2105.05233, section 3.1, "adaptive group normalization"; also in Improved DDPM's networks).
     """
 
     features: int
@@ -142,7 +142,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention over all H*W positions in heads of D = C / heads channels, scale D^-1/2; with one, Ho's `attn_block`."""
+    """Attention over all H*W positions in heads of D = C / heads channels, scale D^-1/2; one head is Ho's `attn_block`."""
 
     groups: int
     heads: int = 1

@@ -1,4 +1,4 @@
-"""Charts: curves over any axis, side by side, as a picture. Strips of images with curves under them: `curves`."""
+"""Line charts side by side, as an image. `filmstrip` has strips of images with curves below."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.ticker import LogFormatter
 
 COLORS = ("#1f5a96", "#b4532a", "#3f7d3a", "#7a4a9e", "#8a7a1f", "#3c3c3c", "#2a8f95")
 INK, FAINT = "#222222", "#d9d9d9"
-INCHES, DOTS = (6.4, 4.2), 110  # of one chart; dots per inch
+INCHES, DOTS = (6.4, 4.2), 110  # size of a chart; dots per inch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,9 +19,9 @@ class Line:
 
     Attributes:
       x: [K].
-      y: [K]; what is not finite, or not above 0 on a log axis, is left out.
-      label: what it is, or "" where the title says it.
-      points: whether each point is marked, as measurements are.
+      y: [K]; values that are not finite, or not positive on a log axis, are omitted.
+      label: legend entry; "" for none.
+      points: whether to mark each point, for measurements.
     """
 
     x: np.ndarray
@@ -32,7 +32,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chart:
-    """Curves over one pair of axes. `flat` are heights at which a dashed line runs across, with the words to it."""
+    """Curves over one pair of axes. `flat` are heights of dashed horizontal lines, with their labels."""
 
     title: str
     x_label: str
@@ -44,7 +44,7 @@ class Chart:
 
 
 class _Plain(LogFormatter):
-    """0.02, where Matplotlib writes 2 x 10^-2 so wide that neighbours overlap."""
+    """0.02 instead of Matplotlib's 2 x 10^-2, whose neighbors would overlap."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
@@ -54,10 +54,10 @@ def draw(charts: Sequence[Chart]) -> np.ndarray:
     """The charts side by side: uint8 [H, W, 3], on white.
 
     Raises:
-      ValueError: there are none.
+      ValueError: no charts.
     """
     if not charts:
-        raise ValueError("there must be a chart to draw")
+        raise ValueError("there is no chart to draw")
     figure = Figure(figsize=(INCHES[0] * len(charts), INCHES[1]), dpi=DOTS, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):

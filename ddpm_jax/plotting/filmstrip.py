@@ -1,8 +1,8 @@
-"""Pictures with words: strips with their t written over them, and curves over the same t axis. PNG files: `visualize`.
+"""Film strips: rows of images labeled with their t, above curves over the same t axis.
 
-Everything is laid out in pixels (72 dots per inch make a point one pixel) and grows with the images. The strips
-themselves are not drawn by matplotlib but pasted, so that each pixel of an image is a whole block of the picture.
-matplotlib is used through its objects alone: no window, no state that another program of the process could share.
+The layout is in pixels (at 72 dots per inch a point is one pixel) and scales with the images. The images are pasted, not drawn
+by Matplotlib, so that each of their pixels is a block of whole pixels. Matplotlib is used through its object API: no window and
+no global state.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-VISIBLE_HEIGHT = 112  # of an image in the picture, about: small ones are enlarged by whole factors
+VISIBLE_HEIGHT = 112  # approximate height of an image; small ones are enlarged by integer factors
 SIGNAL, NOISE, NEUTRAL = "#1f5a96", "#b4532a", "#3c3c3c"
 INK, FAINT = "#222222", "#d9d9d9"
-BETWEEN = 200  # grey level between the images
+BETWEEN = 200  # gray level between images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class Curve:
     """One line of a panel, or a bundle of lines of one kind.
 
     Attributes:
-      values: [K] or, for a bundle of N, [K, N]; what is not finite, or not above 0 on a log axis, is left out.
-      label: what the line is, or "" where the panel's title says it.
-      color: as matplotlib takes it.
+      values: [K] or, for a bundle of N, [K, N]; values that are not finite, or not positive on a log axis, are omitted.
+      label: legend entry; "" for none.
+      color: a Matplotlib color.
     """
 
     values: np.ndarray
@@ -42,11 +42,11 @@ class Panel:
     """Curves under a strip.
 
     Attributes:
-      title: what is seen, in words and $mathematics$.
-      t: [K], ascending, where the curves have their values.
-      curves: those to draw.
+      title: title, with $mathematics$.
+      t: [K], ascending, the t of the curves' values.
+      curves: the curves.
       log: whether the y axis is logarithmic.
-      legend: where the labels stand, as matplotlib says it: a place that the curves leave free.
+      legend: Matplotlib's location of the legend, clear of the curves.
     """
 
     title: str
@@ -69,19 +69,19 @@ def sheet(
     panels: Sequence[Panel] = (),
     notes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Rows of images with text around them, and panels of curves beneath.
+    """Rows of images with labels, and panels of curves below.
 
     Args:
       rows: uint8 [R, S, H, W, C], C = 1 or 3.
-      title: one line over it all.
-      column_labels: S of them, over the first row.
-      row_labels: R of them at the left, or none.
-      end_labels: R of them at the right, or none.
-      group: so many rows belong together, by default all; there is more room between groups.
-      spans: (first column, last column, words): arrows over the columns that say what happens along them.
-      column_t: [S], ascending: the t of each column, where the t axis of the panels passes under it.
-      panels: from top to bottom; they need column_t.
-      notes: lines at the foot of the picture: how it was made.
+      title: title of the figure.
+      column_labels: S labels above the first row.
+      row_labels: R labels on the left, or none.
+      end_labels: R labels on the right, or none.
+      group: rows per group, by default all; groups are separated by more space.
+      spans: (first column, last column, label): labeled arrows above the columns.
+      column_t: [S], ascending, the t of each column; the t axis of the panels is aligned with it.
+      panels: panels from top to bottom; they need column_t.
+      notes: lines at the bottom of the figure.
 
     Returns:
       uint8 [H', W', 3], on white.
@@ -101,37 +101,37 @@ def sheet(
     panel_height, panel_gap = 7 * em, round(2.6 * em)
     below = len(panels) * (panel_height + panel_gap) + round(2.8 * em) if panels else em
     right = round((6.5 if end_labels else 1.2) * em)
-    foot = top + strip_height + below  # where the notes begin
+    foot = top + strip_height + below  # top of the notes
     note_height = round(1.5 * em)
     page = _Page(left + strip_width + right, foot + len(notes) * note_height, em)
-    centres = left + np.arange(count) * (cell_width + gap) + cell_width / 2
+    centers = left + np.arange(count) * (cell_width + gap) + cell_width / 2
 
-    page.text(left, 1.3 * em, title, size=1.2, horizontal="left", room=strip_width)
+    page.text(left, 1.3 * em, title, size=1.2, horizontal="left", max_width=strip_width)
     for first, last, words in spans:
-        page.arrow(centres[first] - cell_width / 2, centres[last] + cell_width / 2, top - 2.3 * em, words)
-    for centre, words in zip(centres, column_labels, strict=True):
-        page.text(centre, top - 0.8 * em, words, room=cell_width + gap)
+        page.arrow(centers[first] - cell_width / 2, centers[last] + cell_width / 2, top - 2.3 * em, words)
+    for center, words in zip(centers, column_labels, strict=True):
+        page.text(center, top - 0.8 * em, words, max_width=cell_width + gap)
     for row, words in enumerate(row_labels):
-        page.text(left - 0.6 * em, top + tops[row] + cell_height / 2, words, horizontal="right", room=left - em)
+        page.text(left - 0.6 * em, top + tops[row] + cell_height / 2, words, horizontal="right", max_width=left - em)
     ends = []
     for row, words in enumerate(end_labels):
         x = left + strip_width + 0.6 * em
-        ends.append(page.text(x, top + tops[row] + cell_height / 2, words, horizontal="left", room=right - em))
-    for text in ends:  # all as large as the longest allows
+        ends.append(page.text(x, top + tops[row] + cell_height / 2, words, horizontal="left", max_width=right - em))
+    for text in ends:  # same size, limited by the longest
         text.set_size(min(other.get_size() for other in ends))
     for line, words in enumerate(notes):
-        page.text(left, foot + (line + 0.2) * note_height, words, size=0.9, horizontal="left", room=strip_width)
+        page.text(left, foot + (line + 0.2) * note_height, words, size=0.9, horizontal="left", max_width=strip_width)
     for i, panel in enumerate(panels):
         y = top + strip_height + panel_gap + i * (panel_height + panel_gap)
-        page.text(left, y - em, panel.title, horizontal="left", room=strip_width)
+        page.text(left, y - em, panel.title, horizontal="left", max_width=strip_width)
         axes = page.axes(left, y, strip_width, panel_height)
-        # Positions on the x axis are those of the columns: t = 400 lies under the image of t = 400.
+        # Positions on the x axis are those of the columns: t = 400 is below the image at t = 400.
         axes.set_xlim(-0.5 * cell_width / (cell_width + gap), count - 1 + 0.5 * cell_width / (cell_width + gap))
         axes.set_xticks(np.arange(count), list(column_labels) if i == len(panels) - 1 else [""] * count)
         _draw(axes, panel, np.interp(panel.t, column_t, np.arange(count)), em, legend_size=min(em, strip_width / 45))
 
     picture = page.draw()
-    for first in range(0, number, group):  # grey between the images: white ones would run into each other
+    for first in range(0, number, group):  # gray between images, since white images would merge
         picture[top + tops[first] : top + tops[first + group - 1] + cell_height, left : left + strip_width] = BETWEEN
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
@@ -141,16 +141,16 @@ def sheet(
 
 
 class _Page:
-    """A white page measured in pixels from its top left corner, with letters of `em` pixels."""
+    """A white page in pixel coordinates from its top left corner, with a font size of `em` pixels."""
 
     def __init__(self, width: int, height: int, em: int):
         self.width, self.height, self.em = width, height, em
-        # A little more than whole, for the canvas rounds down.
+        # Slightly more than an integer, since the canvas rounds down.
         self.figure = Figure(figsize=((width + 0.01) / 72, (height + 0.01) / 72), dpi=72, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
 
-    def text(self, x: float, y: float, words: str, *, size: float = 1.0, horizontal: str = "center", room: float) -> Text:
-        """Words centred on height y, made smaller where they need more than `room` pixels."""
+    def text(self, x: float, y: float, words: str, *, size: float = 1.0, horizontal: str = "center", max_width: float) -> Text:
+        """Text centered vertically at y, shrunk to a width of at most `max_width` pixels."""
         text = self.figure.text(
             x / self.width,
             1 - y / self.height,
@@ -160,25 +160,25 @@ class _Page:
             horizontalalignment=horizontal,
             verticalalignment="center_baseline",
         )
-        for _ in range(3):  # letters do not shrink quite in proportion: they keep to the grid of pixels
+        for _ in range(3):  # widths are not quite proportional to the size, because of hinting
             needed = text.get_window_extent(self.canvas.get_renderer()).width
-            if needed > room:
-                text.set_size(0.98 * text.get_size() * room / needed)
+            if needed > max_width:
+                text.set_size(0.98 * text.get_size() * max_width / needed)
         return text
 
     def arrow(self, start: float, end: float, y: float, words: str) -> None:
-        """An arrow from left to right, words in its middle."""
+        """A horizontal arrow with text at its center."""
         height = 1 - y / self.height
         ends = (start / self.width, height), (end / self.width, height)
         style = {"arrowstyle": "-|>", "mutation_scale": 0.8 * self.em, "shrinkA": 0, "shrinkB": 0}
         arrow = FancyArrowPatch(*ends, transform=self.figure.transFigure, color=NEUTRAL, linewidth=self.em / 12, **style)
         self.figure.add_artist(arrow)
-        text = self.text((start + end) / 2, y, words, room=end - start - 3 * self.em)
+        text = self.text((start + end) / 2, y, words, max_width=end - start - 3 * self.em)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4 * self.em})
         text.set_zorder(arrow.get_zorder() + 1)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        """Room for curves, with no more lines than are needed."""
+        """Axes with minimal decoration."""
         place = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(place)
         axes.spines[["top", "right"]].set_visible(False)

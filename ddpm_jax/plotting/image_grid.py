@@ -1,4 +1,4 @@
-"""Pictures: grids of samples and strips that show stages of a chain side by side. uint8 arrays in, PNG files out."""
+"""Image grids of samples, and strips of intermediate steps: uint8 arrays in, PNG files out."""
 
 import math
 import os
@@ -11,27 +11,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_jax.runtime.atomic import open_atomic
 
-# A picture is enlarged by whole factors, pixel by pixel, until its images are this many pixels high.
+# Grids are enlarged by integer factors, so that images are about this many pixels high.
 VISIBLE_HEIGHT = 64
 LONGEST_SIDE = 4096
-MAX_IMAGES = 100  # of a grid: more are not looked at, and 50,000 would be a picture of 58,000 pixels a side
-MAX_COLUMNS = 10  # of a grid whose rows are classes
-RIBBON = 4  # a grid whose sides differ by more than this factor is laid out again without regard to classes
-GAP = 2  # pixels between images, before they are enlarged
+MAX_IMAGES = 100  # in a grid; 50,000 would give 58,000 pixels per side
+MAX_COLUMNS = 10  # in a grid whose rows are classes
+MAX_ASPECT_RATIO = 4  # more elongated grids are laid out again without rows per class
+GAP = 2  # pixels between images, before enlarging
 BACKGROUND = 255
-SMALLEST_FONT, LARGEST_FONT = 14, 48  # pixels; between them a quarter of a row's height
-LONGEST_NAME = 24  # characters of a class's name beside its row
-LAST_LATIN = 0x24F  # the font has no characters beyond: such a name is replaced by the class's number
+SMALLEST_FONT, LARGEST_FONT = 14, 48  # pixels; in between, a quarter of the row height
+LONGEST_NAME = 24  # characters of a class name
+LAST_LATIN = 0x24F  # last character of the font; names with others are replaced by the class index
 PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk: its length, type and checksum
 
 
 class GridPlan(NamedTuple):
-    """Which images a grid shows, and where.
+    """Layout of a grid.
 
     Attributes:
-      cells: int [rows, columns], indices of images; -1 for an empty cell.
-      row_classes: the class that each row shows, () where rows are not of one class each.
+      cells: int [rows, columns], image indices; -1 for an empty cell.
+      row_classes: the class of each row; () if rows mix classes.
     """
 
     cells: np.ndarray
@@ -43,10 +43,10 @@ def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
 
     Args:
       images: uint8 [N, H, W, C], C = 1 or 3, N at least 1.
-      columns: images per row, and all N are shown; by default about as many as there are rows, of at most the first 100.
+      columns: images per row, for all N images; by default a nearly square grid of at most the first 100.
 
     Returns:
-      uint8 [H', W', C], enlarged by a whole factor so that small images can be seen.
+      uint8 [H', W', C]; small images are enlarged by an integer factor.
     """
     if columns is None:
         images = images[:MAX_IMAGES]
@@ -54,13 +54,13 @@ def grid(images: np.ndarray, *, columns: int | None = None) -> np.ndarray:
 
 
 def plan_grid(number: int, labels: np.ndarray | None) -> GridPlan:
-    """Choose at most 100 of `number` images and their places, in a grid that is about as wide as high.
+    """Choose at most 100 of `number` images and lay them out in a nearly square grid.
 
-    Each class gets as many images as the others where that can be, and rows of its own where there are at most ten classes
-    with two images or more. Of more than a hundred classes, a hundred evenly spread ones are shown.
+    Classes get equally many images if possible, and rows of their own for at most ten classes with two or more images. If there
+    are more than 100 classes, 100 evenly spaced ones are shown.
 
     Args:
-      number: of images, at least 1.
+      number: number of images, at least 1.
       labels: int [number], or None.
     """
     if labels is None:
@@ -73,7 +73,7 @@ def plan_grid(number: int, labels: np.ndarray | None) -> GridPlan:
     members = [order[first : first + min(count, each)] for first, count in zip(firsts, counts, strict=True)]
     if len(classes) <= MAX_COLUMNS:
         plan = _rows_of_classes(classes, members, crop=counts.min() > each)
-        if max(plan.cells.shape) <= RIBBON * min(plan.cells.shape):
+        if max(plan.cells.shape) <= MAX_ASPECT_RATIO * min(plan.cells.shape):
             return plan
         return _row_by_row(np.sort(np.concatenate(members)))
     if len(members) > MAX_IMAGES:
@@ -84,13 +84,13 @@ def plan_grid(number: int, labels: np.ndarray | None) -> GridPlan:
 def draw_plan(
     plan: GridPlan, image_of: Callable[[int], np.ndarray], image_shape: Sequence[int], class_names: Sequence[str] = ()
 ) -> np.ndarray:
-    """The picture of a plan.
+    """Draw a plan.
 
     Args:
       plan: from `plan_grid`.
       image_of: index -> uint8 [H, W, C].
       image_shape: (H, W, C).
-      class_names: written beside the rows of classes; () for no words. A class beyond them gets its number.
+      class_names: written next to the rows of classes; () for no text. Classes without a name get their index.
 
     Returns:
       uint8 [H', W', C].
@@ -114,38 +114,38 @@ def draw_plan(
 
 
 def grid_of_classes(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> np.ndarray:
-    """As `grid`, of at most 100 images; where classes have rows of their own, their names stand beside them.
+    """As `grid`, of at most 100 images, with class names next to rows of classes.
 
     Args:
       images: uint8 [N, H, W, C].
       labels: int [N], or None.
-      class_names: of label 0, 1, ...; () for no words.
+      class_names: names of label 0, 1, ...; () for no text.
     """
     return draw_plan(plan_grid(len(images), labels), lambda index: images[index], images.shape[1:], class_names)
 
 
 def strip(stages: np.ndarray) -> np.ndarray:
-    """One row per chain, its stages from left to right: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
+    """One row per chain, with intermediate steps from left to right: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
     number, count = stages.shape[:2]
     return grid(stages.reshape(number * count, *stages.shape[2:]), columns=count)
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, C], C = 1 (gray) or 3 (RGB); appears whole or not at all."""
+    """Write uint8 [H, W, C], C = 1 (gray) or 3 (RGB), atomically."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     with open_atomic(path, sync=False) as out:  # a set has many thousands; `is_whole_png` finds a part
         picture.save(out, format="PNG")
 
 
 def read_png(path: pathlib.Path) -> np.ndarray:
-    """uint8 [H, W, C] of a file that `save_png` wrote."""
+    """uint8 [H, W, C] from a file of `save_png`."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def is_whole_png(path: pathlib.Path) -> bool:
-    """Whether the file begins and ends as a PNG file does; a crash of the machine may leave a part of one."""
+    """Whether the file starts and ends like a PNG file; a system crash may leave a truncated file."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(PNG_BEGIN)) == PNG_BEGIN
@@ -156,7 +156,7 @@ def is_whole_png(path: pathlib.Path) -> bool:
 
 
 def readable_name(class_names: Sequence[str], label: int) -> str:
-    """The name of a class as a picture can show it: short, and in letters that the font has; else the class's number."""
+    """The class name, truncated; the class index if the name is empty or has characters that the font lacks."""
     name = class_names[label] if label < len(class_names) else ""
     if not name or any(ord(letter) > LAST_LATIN for letter in name):
         return str(label)
@@ -171,27 +171,27 @@ def _row_by_row(indices: np.ndarray, columns: int | None = None) -> GridPlan:
 
 
 def _rows_of_classes(classes: np.ndarray, members: list[np.ndarray], *, crop: bool) -> GridPlan:
-    """Rows of one class each, of the width that makes the grid most nearly square; with `crop`, full rows only."""
+    """Rows of one class each, in the number of columns that makes the grid most square; with `crop`, full rows only."""
     most = max(len(indices) for indices in members)
 
     def layout(columns: int) -> GridPlan:
-        high = most // columns if crop else math.ceil(most / columns)  # rows of a class
+        high = most // columns if crop else math.ceil(most / columns)  # rows per class
         cells = np.full((len(classes), high * columns), -1)
         for row, indices in zip(cells, members, strict=True):
             row[: min(len(indices), high * columns)] = indices[: high * columns]
         cells, row_classes = cells.reshape(-1, columns), np.repeat(classes, high)
-        filled = cells[:, 0] >= 0  # a smaller class may need a row less
+        filled = cells[:, 0] >= 0  # a smaller class may need fewer rows
         return GridPlan(cells[filled], tuple(row_classes[filled].tolist()))
 
-    def badness(plan: GridPlan) -> float:
+    def cost(plan: GridPlan) -> float:
         rows, columns = plan.cells.shape
         return max(rows, columns) / min(rows, columns) + np.mean(plan.cells < 0)
 
-    return min((layout(columns) for columns in range(1, min(most, MAX_COLUMNS) + 1)), key=badness)
+    return min((layout(columns) for columns in range(1, min(most, MAX_COLUMNS) + 1)), key=cost)
 
 
 def _row_names(plan: GridPlan, class_names: Sequence[str], pitch: int, gap: int, shape: Sequence[int]) -> np.ndarray:
-    """uint8 [H, margin, C]: the name of each class, right-aligned beside the first of its rows."""
+    """uint8 [H, margin, C]: the name of each class, right-aligned next to its first row."""
     size = min(max(SMALLEST_FONT, pitch // 4), LARGEST_FONT)
     font = ImageFont.load_default(size=size)
     names = {label: readable_name(class_names, label) for label in plan.row_classes}

@@ -1,4 +1,4 @@
-"""Samplers: ways back from noise to an image, and the driver that runs them on all devices."""
+"""Samplers, and the driver that runs them on all devices."""
 
 import inspect
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Any
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
-# Modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each holds the function of its name (dpmpp.py two).
+# Import modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each defines a function of its name (dpmpp.py two).
 from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, rk4, unipc
 from ddpm_jax.samplers.sampler import Sampler
 
-# name -> (schedule, predict_x0, *, options of its own) -> Sampler. `schedule` is usually respaced. `predict_x0` is
-# `Parameterization.denoise`; a sampler that reads more of the network's output takes `parameterization` in its place. One that
-# stops between the entries of `schedule` takes `trained`, the chain that it was respaced from.
+# name -> (schedule, predict_x0, *, sampler options) -> Sampler. `schedule` is usually respaced. `predict_x0` is
+# `Parameterization.denoise`; a sampler that needs more of the network's output takes `parameterization` instead. A sampler
+# that evaluates the network between the levels of `schedule` takes `trained`, the chain that it was respaced from.
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": ancestral.ancestral,
     "ddim": ddim.ddim,
@@ -37,14 +37,14 @@ def make_sampler(
 
     Args:
       name: a key of SAMPLERS.
-      schedule: the chain to walk, usually respaced.
-      parameterization: what the output of the network means.
+      schedule: the sampling chain, usually respaced.
+      parameterization: what the network's output means.
       trained: the chain that `schedule` was respaced from.
-      options: the sampler's own: eta of ddim, order of unipc, churn and others of heun.
+      options: sampler options: eta of ddim, order of unipc, churn, churn_min, churn_max and churn_noise of heun.
 
     Raises:
-      ValueError: unknown name, an option that this sampler has not or one out of its range, or a prediction or sampler that
-        a chain with zero terminal SNR cannot use.
+      ValueError: unknown name, unknown option, an option out of range, or a prediction or sampler incompatible with zero
+        terminal SNR.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")

@@ -1,4 +1,4 @@
-"""Ancestral sampling: draw x_{t-1} from the network's p(x_{t-1} | x_t), from t = T-1 down to 0. DDPM, algorithm 2."""
+"""Ancestral sampling: sample x_{t-1} from the network's p(x_{t-1} | x_t), from t = T-1 down to 0. DDPM, algorithm 2."""
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ def ancestral(schedule: NoiseSchedule, parameterization: Parameterization) -> Sa
     """Ho's sampler over `schedule`, which may be respaced to fewer steps (IDDPM 2102.09672, section 4).
 
     Args:
-      schedule: the chain to walk.
-      parameterization: what the output of the network means; its variance is that of each step.
+      schedule: the sampling chain.
+      parameterization: what the network's output means, and the variance of each step.
     """
 
-    def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
+    def step(denoise_fn: DenoiseFn, x_t: jax.Array, carry: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
         model_output = parameterization.evaluate(denoise_fn, x_t, schedule.level(t))
         noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
         x_prev, pred_xstart = gaussian.p_sample(schedule, parameterization, model_output, x_t, t, noise)
-        return x_prev, pred_xstart, memory
+        return x_prev, pred_xstart, carry
 
     return Sampler(schedule=schedule, step=step)

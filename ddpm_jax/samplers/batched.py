@@ -25,10 +25,10 @@ class GeneratedBatch(NamedTuple):
     """Consecutive images, in order of their index; NumPy, on every host.
 
     Attributes:
-      images: uint8 [n, H, W, C]; or whatever else `finish` makes.
-      cond: what the network was given of each image, a pytree of arrays [n, ...] such as int32 classes; None without.
-      saved_x: float32 [n, S, H, W, C], x_t before each kept step.
-      saved_pred_xstart: float32 [n, S, H, W, C], the guess of x_start at each kept step.
+      images: uint8 [n, H, W, C], or the output of `finish`.
+      cond: the condition of each image, a pytree of arrays [n, ...] such as int32 labels; None if unconditional.
+      saved_x: float32 [n, S, H, W, C], x_t before each saved step.
+      saved_pred_xstart: float32 [n, S, H, W, C], pred_xstart at each saved step.
     """
 
     images: np.ndarray
@@ -38,11 +38,11 @@ class GeneratedBatch(NamedTuple):
 
 
 class NonFiniteSamples(NumericalError):
-    """Images became NaN or infinite on the way; a uint8 image would show such pixels as black."""
+    """Images became NaN or infinite during sampling; as uint8, such pixels would be black."""
 
 
 class BatchedSampler:
-    """Compiled once for a sampler, network, image shape and batch size; then `generate` for any parameters and keys."""
+    """A sampler compiled for a network, image shape and batch size; `generate` takes any parameters and keys."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class BatchedSampler:
         begin: Callable[[jax.Array, Any], chain.SamplerState] | None = None,
         finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
     ):
-        """Prepare; nothing is compiled or run yet.
+        """Does not compile or run anything yet.
 
         Args:
           sampler: built by `SAMPLERS[name]`.
           make_denoise_fn: (params, cond) -> denoise_fn.
-          mesh: of one axis, "data"; each device takes its share of every batch.
+          mesh: a mesh with one axis, "data", over which batches are sharded.
           image_shape: (H, W, C).
           batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
-          save_steps: numbers of the steps whose x_t and pred_xstart are kept, 0 being the first from noise.
-          begin: (keys [B], what is given for these images) -> where they start; by default pure noise.
-          finish: what becomes of the finished x [B, H, W, C].
+          save_steps: numbers of the steps whose x_t and pred_xstart are saved; 0 is the first step from noise.
+          begin: (keys [B], `given` of these images) -> initial state; by default pure noise.
+          finish: transforms the final x [B, H, W, C].
         """
         self.sampler = sampler
         self._driver = BatchDriver(mesh, batch_size)
@@ -77,7 +77,7 @@ class BatchedSampler:
 
         def begin_batch(key_data: jax.Array, given: Any) -> chain.SamplerState:
             keys = jax.random.wrap_key_data(key_data)
-            return begin(keys, given) if begin else chain.init_state(sampler, keys, image_shape, keep=len(save_steps))
+            return begin(keys, given) if begin else chain.init_state(sampler, keys, image_shape, num_saved=len(save_steps))
 
         def advance(
             params: Any, cond: Any, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array
@@ -107,13 +107,13 @@ class BatchedSampler:
         """Yield images first_image .. first_image + num_images - 1, exactly, batch by batch.
 
         Args:
-          params: what `make_denoise_fn` takes, replicated over the mesh.
-          key: the root; image i draws all its noise from fold_in(key, i).
-          num_images: how many images.
-          first_image: index of the first, to go on where another call stopped.
+          params: parameters for `make_denoise_fn`, replicated over the mesh.
+          key: the root key; all noise of image i is from fold_in(key, i).
+          num_images: number of images.
+          first_image: index of the first image, to continue a previous call.
           cond: pytree of arrays [num_images, ...] for a conditional network.
           given: a pytree of arrays [num_images, ...] for `begin`.
-          report: called with the number of images done, fractions of a batch included, as work goes on.
+          report: called during sampling with the number of finished images, including fractions.
 
         Raises:
           NonFiniteSamples: some images hold NaN or infinity after some steps; the batches yielded before are sound.

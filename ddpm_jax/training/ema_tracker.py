@@ -1,11 +1,11 @@
-"""Several averages of the parameters at once: exponential ones of several decays, and power functions of the training time.
+"""Additional averages of the parameters: exponential and power-function EMAs of several lengths.
 
-Each costs the memory of one copy of the parameters, and an addition a step: nothing beside the step itself. Together
-they are a dict with a name for each ("decay_0.999", "power_0.05"), a tree that is saved and restored with the
-run. An average is a function of its last value, the new parameters and the step: resumed, it goes on to the bit.
+Each costs one copy of the parameters and one addition per step. They are a dict by name ("decay_0.999", "power_0.05") that is
+saved in the checkpoint. An average depends only on its previous value, the new parameters and the step, so a resume is
+bit-exact.
 
-The power functions at the steps whose checkpoints a run keeps (`keep_period`) are the snapshots that `post_hoc.py`
-makes an average of any length from. Nothing else needs saving: a snapshot is its name, its step and its tree.
+The power-function EMAs in the checkpoints that a run keeps (`keep_period`) are the snapshots from which `posthoc_ema.py`
+reconstructs an average of any length.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from ddpm_jax.training import ema
 
 @dataclasses.dataclass(frozen=True)
 class EmaTracker:
-    """Which averages are kept.
+    """The set of averages.
 
     Attributes:
-      extra_decays: of exponential averages, each in [0, 1), warmed up as by `ema.ema_decay`.
-      power_sigma_rel: relative standard deviations of power-function averages, each in (0, 12^(-1/2)]. EDM2 keeps .05 and .10;
-        fewer than two of them do not tell the others.
+      extra_decays: decays of exponential averages, each in [0, 1), with the warm-up of `ema.ema_decay`.
+      power_sigma_rel: relative standard deviations of power-function averages, each in (0, 12^(-1/2)]. EDM2 uses .05 and .10;
+        reconstructing other lengths needs two.
 
     Raises:
       ValueError: a decay or standard deviation out of range, or one given twice.
@@ -36,19 +36,19 @@ class EmaTracker:
     def __post_init__(self):
         for decay in self.extra_decays:
             if not 0 <= decay < 1:
-                raise ValueError(f"the decay {decay:g} of an average must be 0 or more and below 1")
+                raise ValueError(f"the decay {decay:g} of an average must be in [0, 1)")
         for std in self.power_sigma_rel:
             ema.power_gamma(std)  # raises
         if len(set(self.names)) < len(self.names):
-            raise ValueError(f"an average is kept twice: {', '.join(self.names)}")
+            raise ValueError(f"duplicate average: {', '.join(self.names)}")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the averages: the exponential ones first, each kind in the order given."""
+        """Names of the averages: the exponential ones first, each kind in the given order."""
         return (*(f"decay_{decay!r}" for decay in self.extra_decays), *(power_name(std) for std in self.power_sigma_rel))
 
-    def kept(self, name: str) -> str | None:
-        """Under which of `names` the average called `name` is; None for one that can be made of them after training.
+    def resolve(self, name: str) -> str | None:
+        """The entry of `names` that `name` refers to; None for a length that can be reconstructed after training.
 
         Raises:
           ValueError: neither.
@@ -63,21 +63,21 @@ class EmaTracker:
             raise ValueError(f"choose one of {choices}{length}")
         if not self.power_sigma_rel:
             raise ValueError(
-                "it is made of power-function averages, and this run kept none: choose one of "
+                "it is reconstructed from power-function averages, and this run has none: choose one of "
                 f"{', '.join(('ema', 'raw', *self.names))}, or train a new run with `power_sigma_rel=(0.05,0.1)`"
             )
         return None
 
     def init(self, params: Any) -> dict[str, Any]:
-        """The averages before the first step: name -> a copy of the parameters of its own, so that each can be donated."""
+        """The averages before the first step: name -> a separate copy of the parameters, so that each can be donated."""
         return {name: jax.tree.map(jnp.copy, params) for name in self.names}
 
     def update(self, averages: dict[str, Any], params: Any, step: jax.Array) -> dict[str, Any]:
         """The averages after optimizer step `step`, pure.
 
         Args:
-          averages: from `init` or the update before.
-          params: after the step.
+          averages: from `init` or the previous update.
+          params: parameters after the step.
           step: integer [], the number of steps before this one: 0 at the first.
 
         Raises:
@@ -89,12 +89,12 @@ class EmaTracker:
         for name, decay in zip(self.names, self.extra_decays, strict=False):
             after[name] = ema.update_ema(averages[name], params, ema.ema_decay(step, decay))
         for std in self.power_sigma_rel:
-            name, share = power_name(std), ema.power_one_minus_beta(step, ema.power_gamma(std))
-            after[name] = ema.update_power(averages[name], params, share)
+            name, one_minus_beta = power_name(std), ema.power_one_minus_beta(step, ema.power_gamma(std))
+            after[name] = ema.update_power(averages[name], params, one_minus_beta)
         return after
 
 
-NONE = EmaTracker()  # beside the first
+NONE = EmaTracker()  # no additional averages
 
 
 def power_name(std: float) -> str:
@@ -103,7 +103,7 @@ def power_name(std: float) -> str:
 
 
 def parse_power_std(name: str) -> float | None:
-    """The relative standard deviation of the average of this name; None where it names none."""
+    """The relative standard deviation in the name of a power-function average; None for other names."""
     try:
         std = float(name.removeprefix("power_"))
         ema.power_gamma(std)  # raises

@@ -1,7 +1,7 @@
-"""One training step: DDPM 2006.11239, algorithm 1, for a whole batch. Pure; whoever calls it jits and shards it.
+"""One training step: DDPM 2006.11239, algorithm 1, for a batch. Pure; the caller jits and shards it.
 
-All noise is drawn at the shape of the global batch, before that is cut into micro-batches or spread over devices. So
-neither their number changes a draw.
+All random numbers have the shape of the global batch, before it is split into micro-batches and sharded over devices, so they
+do not depend on either number.
 """
 
 from collections.abc import Callable
@@ -43,33 +43,33 @@ def train_step(
     averaging: EmaTracker = ema_tracker.NONE,
     accumulation_steps: int = 1,
     unroll: bool = False,
-    share: Callable[[Callable], Callable] = lambda gradients: gradients,
+    shard_grad_fn: Callable[[Callable], Callable] = lambda loss_and_grads: loss_and_grads,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step.
 
     Args:
-      state: before the step.
+      state: state before the step.
       batch: image uint8 [B, H, W, C]; cond, a pytree of arrays [B, ...], for a conditional network.
-      key: the run's training key; the step is folded into it here.
+      key: the run's training key; the step is folded in here.
       apply_fn: the network, with dropout.
-      schedule: the chain it is trained on.
-      parameterization: what the output of the network means.
-      optimizer: whose state `state` holds.
+      schedule: the training chain.
+      parameterization: what the network's output means.
+      optimizer: the optimizer of `state`.
       loss: a key of `losses.LOSSES`.
-      ema_decay: of the average of the parameters, once it has warmed up.
+      ema_decay: decay of the EMA after warm-up.
       random_flip: mirror each image left to right with probability 1/2.
-      weighting: of the mean squared error, from `weightings.make_weighting`.
-      timestep_sampler: how t is drawn; uniformly by default.
-      cond_dropout: probability with which an example learns without its condition.
-      null_cond: the condition that it then has, a pytree of arrays without B.
-      averaging: which averages of the parameters `state` has beside the first.
-      accumulation_steps: in how many micro-batches the gradient is taken, one after another, and averaged; divides B.
-      unroll: write the micro-batches out in place of a loop; on a CPU, gradients of convolutions crawl in loops.
-      share: makes of (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) the same function, shared out among
-        devices; by default XLA does that.
+      weighting: weight of the mean squared error, from `loss_weighting.make_weighting`.
+      timestep_sampler: distribution of t; uniform by default.
+      cond_dropout: probability of replacing the condition of an example with null_cond.
+      null_cond: the condition of dropped examples, a pytree of arrays without the batch axis.
+      averaging: the additional averages of `state`.
+      accumulation_steps: number of micro-batches over which gradients are averaged; divides B.
+      unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
+      shard_grad_fn: transforms (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) into the same function,
+        sharded over devices; by default XLA partitions it.
 
     Returns:
-      The state after the step, and metrics: `loss` (its estimate over uniform t, however they were drawn), `grad_norm` (before
+      The state after the step, and metrics: `loss` (an estimate for uniform t, for any timestep sampler), `grad_norm` (before
       clipping), `param_norm`, and the sum of the losses and the number of images by quartile of t (`quartile_sum`,
       `quartile_count`, [4]); all float32.
     """
@@ -98,24 +98,24 @@ def train_step(
         def denoise_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
             return apply_fn(params, x_t, t, examples.get("cond"), dropout_key)
 
-        level = schedule.level(t)._replace(time=t)  # in the chain that the network is trained on, t is its time: no lookup
+        level = schedule.level(t)._replace(time=t)  # in the training chain, time is t: no lookup
         output = parameterization.evaluate(denoise_fn, x_t, level)
         arrays = (output, x_start, x_t, t, noise)
         values = losses.training_losses(schedule, parameterization, *arrays, loss=loss, weighting=weighting)
         return jnp.mean(examples["weight"] * values), values
 
-    gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def gradients(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+    def loss_and_grads(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         if accumulation_steps == 1:
-            (mean, values), grads = gradient(params, examples, dropout_key)
+            (mean, values), grads = value_and_grad(params, examples, dropout_key)
             return mean, grads, values
-        # Micro-batch a takes examples a, a + A, a + 2A ..: each device finds its share of each in its own rows.
+        # Micro-batch a has examples a, a + A, a + 2A .., so each device has part of every micro-batch in its own rows.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), examples)
 
         def accumulate(total: tuple, micro_batch: tuple) -> tuple[tuple, jax.Array]:
             number, examples = micro_batch
-            (mean, values), grads = gradient(params, examples, jax.random.fold_in(dropout_key, number))
+            (mean, values), grads = value_and_grad(params, examples, jax.random.fold_in(dropout_key, number))
             return jax.tree.map(jnp.add, total, (mean, grads)), values
 
         zeros = (jnp.zeros_like(examples["weight"], shape=()), jax.tree.map(jnp.zeros_like, params))
@@ -125,7 +125,7 @@ def train_step(
         mean, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
         return mean, grads, values.swapaxes(0, 1).reshape(-1)
 
-    mean, grads, values = share(gradients)(state.params, examples, dropout_key)
+    mean, grads, values = shard_grad_fn(loss_and_grads)(state.params, examples, dropout_key)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

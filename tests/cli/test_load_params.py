@@ -146,7 +146,7 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
         ({"sampling.params": "decay_0.6"}, r"'decay_0\.6': choose one of"),
         (
             {"sampling.params": "power_0.07", "ema.power_sigma_rel": ()},
-            r"this run kept none: choose one of ema, raw, decay_0\.5, or train a new run",
+            r"this run has none: choose one of ema, raw, decay_0\.5, or train a new run",
         ),
         ({"ema.power_sigma_rel": (0.4,)}, r"config\.ema\.power_sigma_rel: the relative standard deviation 0\.4"),
         ({"ema.extra_decays": (1.0,)}, r"config\.ema\.extra_decays: the decay 1 of an average"),

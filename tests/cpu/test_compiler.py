@@ -1,4 +1,4 @@
-"""What is set for the CPU: where it helps, never over what a person said, never for a jaxlib that may not know it."""
+"""CPU settings: set where they help, never over the user's, and never for a jaxlib that may not support them."""
 
 import os
 import subprocess
@@ -29,8 +29,8 @@ def test_the_flag_is_set_where_it_helps(before, width, known, after, monkeypatch
     assert os.environ["XLA_FLAGS"] == after
 
 
-def test_xla_takes_the_flag(repository):
-    """In a fresh process: XLA would end it over a flag that it does not know."""
+def test_xla_accepts_the_flag(repository):
+    """In a fresh process: XLA would abort it at an unknown flag."""
     code = "from ddpm_jax.cpu import compiler; compiler.set_xla_flags(128); import jax; jax.numpy.ones(1) + 1"
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -49,7 +49,7 @@ def test_xla_takes_the_flag(repository):
         (0, 8, 1),
     ],
 )
-def test_devices_share_the_batch_evenly_and_get_enough_of_it(batch_size, cores, devices):
+def test_devices_divide_the_batch_into_large_enough_parts(batch_size, cores, devices):
     assert compiler.num_cpu_devices(batch_size, cores) == devices
 
 
@@ -62,7 +62,7 @@ def test_devices_share_the_batch_evenly_and_get_enough_of_it(batch_size, cores, 
         (16, {"JAX_NUM_CPU_DEVICES": "5"}, "5"),
     ],
 )
-def test_narrow_networks_get_a_device_of_each_core_unless_a_person_said_how_many(width, variables, devices, repository):
+def test_narrow_networks_get_a_device_per_core_unless_set_by_the_user(width, variables, devices, repository):
     """In a fresh process, as if it had seven cores."""
     code = f"""
 from ddpm_jax.cpu import compiler
@@ -77,7 +77,7 @@ import jax; print(len(jax.devices()))
     assert result.stdout.split() == [devices]
 
 
-def test_available_cpus_are_those_that_this_process_may_use(monkeypatch):
+def test_available_cpus_respects_affinity(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0: {2, 5}}[process], raising=False)
     assert compiler.available_cpus() == 2

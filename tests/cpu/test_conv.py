@@ -1,4 +1,4 @@
-"""The CPU's forms of a 3x3 convolution against the plain ones: outputs, gradients, forward mode, and where they are taken."""
+"""The CPU's 3x3 convolutions against the reference: outputs, gradients, forward mode, and when they are used."""
 
 import functools
 
@@ -20,7 +20,7 @@ FORMS = {
     "winograd": (conv.convolve, conv._conv),
     "upsampling": (functools.partial(conv.upsample_conv, reference=layers.upsample_conv), plain_upsample_conv),
 }
-# [H, W, C, O] as in the published networks, one pixel and uneven ones among them.
+# [H, W, C, O] as in the published networks, including single pixels and odd sizes.
 SHAPES = {"winograd": [(4, 8, 128, 64), (3, 4, 64, 96)], "upsampling": [(4, 4, 32, 48), (1, 3, 8, 8)]}
 CASES = [(name, shape) for name in FORMS for shape in SHAPES[name]]
 
@@ -33,14 +33,14 @@ def arrays(shape, dtype=jnp.float32):
 
 
 def assert_near(got, want):
-    """Within 1e-5 of the largest value: sums of so many terms cancel, and their own rounding is of that order."""
+    """Within 1e-5 of the largest value, the order of rounding errors of sums with so many terms."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_the_form_is_the_plain_convolution_and_so_are_its_derivatives(name, shape):
+def test_outputs_and_derivatives_match_the_reference(name, shape):
     x, kernel, dx, dkernel = arrays(shape)
 
     def everything(convolution):
@@ -56,22 +56,22 @@ def test_the_form_is_the_plain_convolution_and_so_are_its_derivatives(name, shap
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_it_is_mapped_and_differentiated_again_as_a_convolution_is(name):
+def test_vmap_and_higher_derivatives_match_the_reference(name):
     x, kernel, dx, dkernel = arrays(SHAPES[name][1])
     form, plain = FORMS[name]
 
     def everything(convolution):
         def loss(x, kernel):
-            return jnp.sum(jnp.sin(convolution(x[None], kernel) / 30))  # of about one radian
+            return jnp.sum(jnp.sin(convolution(x[None], kernel) / 30))  # about one radian
 
-        def push(x, dx):  # as the flow's likelihood differentiates a network: forward, image by image, direction by direction
+        def jvp(x, dx):  # as the ODE likelihood: forward mode, vmapped over images and probes
             return jax.vmap(jax.linearize(lambda x: convolution(x[None], kernel), x)[1])(jnp.stack([dx, 2 * dx]))
 
         def run(x, kernel, dx, dkernel):
             gradient = jax.grad(loss, (0, 1))
             curvature = jax.jvp(gradient, (x[0], kernel), (dx[0], dkernel))[1]
             by_filters = jax.vmap(convolution, (None, 0))(x, jnp.stack([kernel, dkernel]))
-            return jax.vmap(push)(x, dx), jax.vmap(gradient, (0, None))(x, kernel), curvature, by_filters
+            return jax.vmap(jvp)(x, dx), jax.vmap(gradient, (0, None))(x, kernel), curvature, by_filters
 
         return jax.jit(run)(x, kernel, dx, dkernel)
 
@@ -79,7 +79,7 @@ def test_it_is_mapped_and_differentiated_again_as_a_convolution_is(name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_program_lowered_for_another_platform_has_the_plain_convolution(name):
+def test_lowering_for_another_platform_uses_the_reference(name):
     x, kernel, _, _ = arrays(SHAPES[name][0])
     form, plain = FORMS[name]
 
@@ -96,7 +96,7 @@ def test_a_program_lowered_for_another_platform_has_the_plain_convolution(name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_devices_share_the_images(name):
+def test_convolutions_work_on_sharded_images(name):
     form, plain = FORMS[name]
     x, kernel, _, _ = arrays(SHAPES[name][0])
     mesh = meshes.make_mesh(jax.devices()[:2])
@@ -120,7 +120,7 @@ def test_devices_share_the_images(name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_bfloat16_and_narrow_images_take_the_plain_convolution(name):
+def test_bfloat16_and_narrow_images_use_the_reference(name):
     form, plain = FORMS[name]
     x, kernel, _, _ = arrays(SHAPES[name][0], jnp.bfloat16)
     assert jnp.array_equal(form(x, kernel), plain(x, kernel))
@@ -146,14 +146,14 @@ def test_bfloat16_and_narrow_images_take_the_plain_convolution(name):
         {"something_new": 1},
     ],
 )
-def test_options_that_would_change_the_result_are_refused(name, option):
-    """They were ignored: with a dilation of 2 the result was that of none."""
+def test_unsupported_options_are_rejected(name, option):
+    """They used to be ignored: a dilation of 2 gave the result without dilation."""
     x, kernel, _, _ = arrays((4, 4, 64, 64))
-    with pytest.raises(ValueError, match=f"have no {next(iter(option))}="):
+    with pytest.raises(ValueError, match=f"do not support {next(iter(option))}="):
         FORMS[name][0](x, kernel, **option)
 
 
-def test_upsampling_refuses_strides_and_other_sizes_of_kernels():
+def test_upsampling_rejects_strides_and_other_kernel_sizes():
     x, kernel, _, _ = arrays((4, 4, 4, 4))
     form, _ = FORMS["upsampling"]
     with pytest.raises(ValueError, match=r"not \(2, 2\)"):

@@ -1,4 +1,4 @@
-"""The CPU's form of group norm against the plain one."""
+"""The CPU's group norm against the reference."""
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,8 @@ from ddpm_jax.models import layers
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((2, 4, 4, 128), 32), ((3, 8, 8, 16), 4), ((2, 2, 4, 384), 32)])
-def test_the_form_is_the_plain_norm_and_so_are_its_gradients(shape, groups):
-    """Within 1e-5 of the largest value; x lies off zero by as much as it spreads, which costs the fast variance digits."""
+def test_output_and_gradients_match_the_reference(shape, groups):
+    """Within 1e-5 of the largest value; the mean of x equals its standard deviation, which costs the fast variance digits."""
     keys = jax.random.split(jax.random.key(0), 4)
     x = 1 + jax.random.normal(keys[0], shape)
     scale, bias = (jax.random.normal(key, shape[-1:]) for key in keys[1:3])
@@ -32,8 +32,8 @@ def test_the_form_is_the_plain_norm_and_so_are_its_gradients(shape, groups):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-def test_other_platforms_keep_the_plain_norm():
-    """Which has no matmul. bfloat16's keeps it everywhere: there the fast variance would cancel."""
+def test_other_platforms_use_the_reference():
+    """Which has no matmul. bfloat16 uses it on all platforms: the fast variance would cancel."""
     norm_fn = cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm)["norm_fn"]
     for dtype, platform, dots in ((jnp.float32, "cpu", 2), (jnp.float32, "tpu", 0), (jnp.bfloat16, "cpu", 0)):
         x = jnp.ones((2, 4, 4, 16), dtype)

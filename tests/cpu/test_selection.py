@@ -1,4 +1,4 @@
-"""What networks and training get on a CPU, elsewhere, and from a JAX that lacks what the faster layers are built on."""
+"""What networks and training get on a CPU, on other platforms, and with a JAX that lacks the required APIs."""
 
 import ast
 import functools
@@ -24,11 +24,11 @@ PLAIN = {
     "upsample_conv_fn": layers.upsample_conv,
     "norm_fn": layers.group_norm,
 }
-FAMILIES = ("jax.interpreters", "jax.extend", "jax.experimental.layout")  # no stable API
+FAMILIES = ("jax.interpreters", "jax.extend", "jax.experimental.layout")  # not a stable API
 
 
 def borrowed_names() -> list[str]:
-    """What cpu/conv.py takes from them: modules, and names out of modules."""
+    """What cpu/conv.py imports from them: modules, and names of modules."""
     source = importlib.resources.files(cpu).joinpath("conv.py").read_text()
     modules, names = {}, set()
     for node in ast.walk(ast.parse(source)):
@@ -42,7 +42,7 @@ def borrowed_names() -> list[str]:
 
 @pytest.fixture
 def without(monkeypatch):
-    """A function that takes a name out of JAX, as if conv.py had never been imported."""
+    """A function that removes a name from JAX, as if conv.py had never been imported."""
 
     def remove(name):
         module, _, attribute = name.rpartition(".")
@@ -64,13 +64,13 @@ def tiny_config():
     return config
 
 
-def test_the_borrowed_names_are_found():
+def test_borrowed_names_are_found():
     assert {"jax.interpreters.mlir", "jax.interpreters.mlir.lower_fun", "jax.extend.core.Primitive"} < set(borrowed_names())
 
 
 @functools.partial(jax.jit, static_argnums=0)  # equal networks share one compilation
 def descend(model, params, batch):
-    """Loss and parameters after a step of gradient descent."""
+    """Loss and parameters after a gradient descent step."""
     x, t, labels = batch
     loss = lambda params: jnp.mean((model.apply({"params": params}, x, t, labels) - x) ** 2)  # noqa: E731
     value, grads = jax.value_and_grad(loss)(params)
@@ -78,7 +78,7 @@ def descend(model, params, batch):
 
 
 @pytest.mark.parametrize("name", borrowed_names())
-def test_without_any_borrowed_name_the_network_is_the_plain_one_and_trains(name, without, caplog):
+def test_without_any_borrowed_name_the_network_uses_the_reference_and_trains(name, without, caplog):
     without(name)
     with caplog.at_level(logging.WARNING):
         model = build.build_model(tiny_config())
@@ -97,8 +97,8 @@ def test_without_any_borrowed_name_the_network_is_the_plain_one_and_trains(name,
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_the_program_trains_without_one_and_warns_once(repository, compiled_fast, tmp_path):
-    """In a fresh process, as with a JAX that never had it."""
+def test_the_program_trains_without_a_borrowed_name_and_warns_once(repository, compiled_fast, tmp_path):
+    """In a fresh process, as with a JAX that lacks it."""
     code = """
 import runpy, sys
 import jax.interpreters.mlir
@@ -121,8 +121,8 @@ runpy.run_path("main.py", run_name="__main__")
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
-def test_a_network_for_the_cpu_is_the_plain_one():
-    """Same parameters; outputs within 1e-5 of the largest. Every layer is replaced: no plain form is left in the program."""
+def test_a_network_for_the_cpu_matches_the_reference():
+    """Same parameters; outputs within 1e-5 of the largest. Every layer is replaced: no reference is left in the program."""
     plain = UNet(out_channels=1, ch=64, ch_mult=(1, 1), num_res_blocks=0, attn_resolutions=(), mid_attention=False)
     fast = plain.clone(**cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm))
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 700])
@@ -146,12 +146,12 @@ def test_other_platforms_get_nothing(monkeypatch):
     assert cpu.inception_group_size() is None
 
 
-@pytest.mark.parametrize(("dropout", "names"), [(0.0, {"unroll", "share"}), (0.1, {"unroll"})])
-def test_devices_average_their_gradients_where_nothing_random_is_drawn(dropout, names):
+@pytest.mark.parametrize(("dropout", "names"), [(0.0, {"unroll", "shard_grad_fn"}), (0.1, {"unroll"})])
+def test_gradients_are_averaged_by_devices_if_the_network_is_deterministic(dropout, names):
     model = UNet(dropout=dropout)
     assert cpu.train_step_options(meshes.make_mesh(), stochastic=model.stochastic).keys() == names
 
 
 def test_networks_are_equal_when_built_twice():
-    """Their functions too: else JAX would trace a program once more for each."""
+    """Their functions too; otherwise JAX would trace a program again for each."""
     assert build.build_model(tiny_config()) == build.build_model(tiny_config())

@@ -1,4 +1,4 @@
-"""t of a noise level between those of the chain: through every timestep, rising, and close to a known continuous schedule."""
+"""t of an arbitrary noise level: exact at every timestep, monotone, and close to a known continuous schedule."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_the_angles_are_those_of_signal_and_noise(name):
+def test_angles_match_alpha_and_sigma(name):
     chain, angles = CHAINS[name], noise_angles(CHAINS[name])
     np.testing.assert_allclose(np.cos(angles), chain.sqrt_alphas_cumprod, atol=1e-15)
     np.testing.assert_allclose(np.sin(angles), chain.sqrt_one_minus_alphas_cumprod, atol=1e-15)
@@ -25,8 +25,8 @@ def test_the_angles_are_those_of_signal_and_noise(name):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_every_timestep_stands_at_its_own_level_and_the_curve_rises_between(name):
-    """float32: within .02 of a timestep where the last angles of a chain are nearly a right one, 1e-3 in its first half."""
+def test_timesteps_are_interpolated_exactly_and_monotonically(name):
+    """float32: within .02 of a timestep where the last angles of a chain are close to π/2, 1e-3 in its first half."""
     chain = CHAINS[name]
     angles, steps = noise_angles(chain), chain.num_timesteps
     at = np.asarray(timestep_at(chain, jnp.asarray(angles, jnp.float32)))
@@ -39,15 +39,15 @@ def test_every_timestep_stands_at_its_own_level_and_the_curve_rises_between(name
     np.testing.assert_allclose(many[-1], chain.timesteps[-1], atol=1e-3)
 
 
-def test_beyond_the_ends_it_stays_there():
+def test_angles_outside_the_chain_are_clamped():
     chain = CHAINS["linear"]
     np.testing.assert_array_equal(timestep_at(chain, jnp.array([0.0, 1.6])), [0, 999])
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "pure noise"])
-def test_between_it_is_where_the_steps_left_out_stand(name):
-    """Knowing every tenth timestep only, it finds the others from their levels: within .05 of a timestep from the second
-    interval on, up to the last two, where cosine's clipped beta and pure noise stand apart. A straight line is further off."""
+def test_interpolation_recovers_omitted_timesteps(name):
+    """From every tenth timestep, it recovers the others from their levels: within .05 of a timestep from the second interval
+    up to the last two, where cosine's clipped beta and zero SNR are irregular. Linear interpolation is worse."""
     chain = CHAINS[name]
     thin = respace(chain, np.arange(9, 1000, 10))
     truth = np.arange(19, 970)
@@ -55,12 +55,12 @@ def test_between_it_is_where_the_steps_left_out_stand(name):
     error = np.abs(np.asarray(timestep_at(thin, jnp.asarray(angles, jnp.float32))) - truth).max()
     straight = np.abs(np.interp(angles, noise_angles(thin), thin.timesteps) - truth).max()
     assert error < 0.05
-    if name != "cosine":  # which is a straight line
+    if name != "cosine":  # which is linear in the angle
         assert error < straight / 2
 
 
-def test_it_has_no_kinks():
-    """The slope from the left and from the right of a timestep, in float64: 1e-4 of each other, where chords differ more."""
+def test_the_slope_is_continuous():
+    """The left and the right slope at a timestep, in float64: within 1e-4, where chords differ more."""
     import jax
 
     chain = CHAINS["short"]
@@ -73,6 +73,6 @@ def test_it_has_no_kinks():
     assert np.abs(chords[1:] / chords[:-1] - 1).max() > 1e-3
 
 
-def test_a_single_step_has_no_between():
-    with pytest.raises(ValueError, match=r"1 step has nothing between"):
+def test_a_single_step_is_rejected():
+    with pytest.raises(ValueError, match=r"2 or more steps, not 1"):
         timestep_at(respace(CHAINS["linear"], [5]), jnp.ones(()))

@@ -1,4 +1,4 @@
-"""The diffusion process: its two directions, the conversions between them, and what it refuses."""
+"""The diffusion process: forward, reverse, conversions, and invalid arguments."""
 
 import functools
 
@@ -27,7 +27,7 @@ def standard_normal(seed, shape=SHAPE, dtype=np.float32):
 
 
 def output_for(schedule, x_start, t, noise, prediction):
-    """What a network that knows the image would answer."""
+    """The output of a network that knows the image."""
     return PREDICTIONS[prediction].target(x_start, schedule.level(t), noise)
 
 
@@ -39,7 +39,7 @@ def predicting(prediction="eps", variance="fixed_small", *, clip_denoised=True):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_accumulated_noise_is_iterated_one_step_noise(name):
+def test_iterated_q_step_equals_q_sample(name):
     """q_step is linear in its two inputs, so its scales, iterated, must be those of q_sample. 1e-10 in float64."""
     with jax.enable_x64(True):
         schedule = make_schedule(name, 100)
@@ -61,7 +61,7 @@ def test_accumulated_noise_is_iterated_one_step_noise(name):
 @pytest.mark.parametrize("kept", [None, "trailing", "quadratic"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_posterior_is_bayes_product_of_two_gaussians(name, kept):
-    """q(x_{t-1} | x_0) q(x_t | x_{t-1}), both from the functions above, multiplied and normalised. 1e-10 in float64."""
+    """q(x_{t-1} | x_0) q(x_t | x_{t-1}), both from the functions above, multiplied and normalized. 1e-10 in float64."""
     with jax.enable_x64(True):
         schedule = make_schedule(name, 500)
         if kept:
@@ -93,7 +93,7 @@ def test_posterior_at_the_first_step_is_the_image():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_respaced_chain_noises_as_the_original(name):
+def test_respaced_chain_has_the_same_q_sample(name):
     schedule = make_schedule(name, 1000)
     kept = spaced_timesteps(1000, 5, "quadratic")
     short = respace(schedule, kept)
@@ -102,11 +102,11 @@ def test_respaced_chain_noises_as_the_original(name):
     np.testing.assert_allclose(gaussian.q_sample(short, x_start, np.arange(5), noise), expected, rtol=1e-6, atol=1e-6)
 
 
-# Backward.
+# Reverse.
 
 
-def test_v_survives_zero_terminal_snr():
-    """Where nothing of the image is left, x_t = eps and v = -x_start: the image comes from the network alone."""
+def test_v_prediction_works_at_zero_terminal_snr():
+    """At zero SNR, x_t = eps and v = -x_start: the image is determined by the network alone."""
     schedule = schedule_from_betas(np.array([0.1, 0.5, 1.0]))
     x_start, noise, t = images(6), standard_normal(6), np.full(5, 2, np.int32)
     x_t = gaussian.q_sample(schedule, x_start, t, noise)
@@ -139,8 +139,8 @@ def test_reverse_step_of_a_perfect_network_is_the_posterior(prediction, variance
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(("name", "steps"), [("linear", 500), ("cosine", 1), ("cosine", 1000), ("sigmoid", 10)])
-def test_oracle_returns_the_image_at_the_last_step(name, steps, prediction, variance):
-    """At t=0, whatever noise is offered. Exact where the network says x_start; else 1e-6 times the conversion's scale."""
+def test_last_step_of_a_perfect_network_is_the_image(name, steps, prediction, variance):
+    """At t=0, for any noise. Exact for the prediction x_start; else 1e-6 times the scale of the conversion."""
     schedule = make_schedule(name, steps)
     x_start, noise, t = images(9), standard_normal(9), np.zeros(5, np.int32)
     x_t = gaussian.q_sample(schedule, x_start, t, noise)
@@ -166,7 +166,7 @@ def test_noise_is_added_at_every_step_but_the_last(variance):
     np.testing.assert_allclose(np.exp(0.5 * log_variance).ravel()[1:], deviation[1:], rtol=1e-5)
 
 
-def test_clipping_comes_before_the_mean():
+def test_pred_xstart_is_clipped_before_the_mean():
     schedule = make_schedule("cosine", 500)
     x_t, output = standard_normal(13), 50 * images(14)
     clipped_mean, _, clipped = gaussian.p_mean_variance(schedule, predicting("x_start"), output, x_t, T)
@@ -178,8 +178,8 @@ def test_clipping_comes_before_the_mean():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_whole_reverse_chain_of_a_perfect_network_ends_in_the_image(name):
-    """The oracle's eps, from pure noise through 25 steps: every step moves towards the one image it knows. 1e-5."""
+def test_reverse_chain_of_a_perfect_network_ends_in_the_image(name):
+    """The exact eps, from pure noise in 25 steps: every step moves toward the only image. 1e-5."""
     schedule = respace(make_schedule(name, 100), spaced_timesteps(100, 25, "trailing"))
     x_start, x_t = images(15), jnp.asarray(standard_normal(15))
     step = jax.jit(functools.partial(gaussian.p_sample, schedule, predicting("eps")))
@@ -194,13 +194,13 @@ def test_whole_reverse_chain_of_a_perfect_network_ends_in_the_image(name):
 
 
 def learned_output(seed, shape=SHAPE):
-    """A prediction, and an output for the variance that goes beyond [-1, 1]."""
+    """A prediction, and a variance output that exceeds [-1, 1]."""
     return standard_normal(seed, shape), 1.5 * images(seed, shape)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_learned_variance_leaves_the_mean_alone(prediction):
-    """p_mean_variance and p_sample of an output and its variance, against the output alone and the variance alone."""
+def test_a_learned_variance_does_not_change_the_mean(prediction):
+    """p_mean_variance and p_sample with both outputs, against the prediction alone and the variance alone."""
     schedule, x_t, noise = make_schedule("linear", 500), standard_normal(41), standard_normal(42)
     output, v = learned_output(43)
     both = np.concatenate([output, v], axis=-1)
@@ -216,7 +216,7 @@ def test_a_learned_variance_leaves_the_mean_alone(prediction):
     np.testing.assert_allclose((x_prev - mean)[1:], (np.exp(0.5 * log_variance) * noise)[1:], rtol=1e-3, atol=1e-6)
 
 
-def test_half_precision_variance_output_is_used_in_float32():
+def test_half_precision_variance_output_is_cast_to_float32():
     schedule, x_t = make_schedule("linear", 500), standard_normal(44)
     both = jnp.asarray(np.concatenate(learned_output(45), axis=-1), jnp.bfloat16)
     reading = predicting("eps", "learned_range")
@@ -227,7 +227,7 @@ def test_half_precision_variance_output_is_used_in_float32():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_outputs_that_do_not_fit_the_variance_are_refused():
+def test_wrong_number_of_output_channels_is_rejected():
     schedule, x = make_schedule("linear", 500), images(46)
     both = np.concatenate([x, x], axis=-1)
     for bad in (x, both[:4], np.concatenate([both, x], axis=-1), both[..., 0]):
@@ -235,11 +235,11 @@ def test_outputs_that_do_not_fit_the_variance_are_refused():
             gaussian.p_mean_variance(schedule, predicting("eps", "learned_range"), bad, x, T)
     with pytest.raises(ValueError, match="must be the same"):
         gaussian.p_mean_variance(schedule, predicting("eps", "fixed_large"), both, x, T)
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="needs the network's variance_output"):
         model_variance(schedule, x, T, variance="learned_range")
 
 
-def test_eps_is_refused_where_a_chain_ends_in_pure_noise():
+def test_eps_is_rejected_at_zero_terminal_snr():
     schedule, x = make_schedule("linear", 500, zero_terminal_snr=True), images(47)
     with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction x_start or v, not eps$"):
         gaussian.p_mean_variance(schedule, predicting("eps"), x, x, T)
@@ -269,7 +269,7 @@ def every_function(schedule, x, y, t, noise):
     }
 
 
-def test_item_alone_equals_item_in_a_batch():
+def test_batch_items_are_independent():
     schedule = make_schedule("linear", 500)
     arrays = (images(16), standard_normal(16), T, standard_normal(17))
     whole = every_function(schedule, *arrays)
@@ -287,7 +287,7 @@ def test_any_rank(shape):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_everything_is_float32_in_and_out_of_jit(dtype):
+def test_results_are_float32_with_and_without_jit(dtype):
     schedule = make_schedule("cosine", 500)
     arrays = [jnp.asarray(array, dtype) for array in (images(20), standard_normal(20))]
     results = [
@@ -297,18 +297,18 @@ def test_everything_is_float32_in_and_out_of_jit(dtype):
     ]
     assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.float32)}
     assert "f64" not in str(jax.make_jaxpr(functools.partial(every_function, schedule))(*arrays, T, standard_normal(21)))
-    for result in results[1:]:  # XLA may fuse: some ulps, of values up to 1e4 at the end of the cosine
+    for result in results[1:]:  # XLA may fuse: a few ulps of values up to 1e4 at the end of cosine
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3), result, results[0])
 
 
-def test_a_timestep_out_of_range_is_nan_in_its_own_image_only():
+def test_t_out_of_range_gives_nan_for_its_image_only():
     schedule = make_schedule("linear", 500)
     noised = gaussian.q_sample(schedule, images(22), np.array([-1, 0, 499, 500, 7], np.int32), standard_normal(22))
     assert np.isnan(noised).all(axis=(1, 2, 3)).tolist() == [True, False, False, True, False]
     assert np.isfinite(noised[jnp.array([1, 2, 4])]).all()
 
 
-# What is refused.
+# Invalid arguments.
 
 
 X_START = predicting("x_start")
@@ -331,9 +331,9 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_shapes_and_types_are_checked(name):
-    """In one line each, and also while tracing."""
+    """With one-line messages, also while tracing."""
     schedule, x, call = make_schedule("linear", 500), images(25), CALLS[name]
-    call(schedule, x, x, T)  # right as it stands
+    call(schedule, x, x, T)  # valid
     bad_ts = [T[:4], T[:, None], np.int32(3), T.astype(np.float32)]
     for bad_t in bad_ts:
         for run in (call, jax.jit(functools.partial(call, schedule))):

@@ -1,7 +1,7 @@
-"""Parity with openai/improved-diffusion, from golden/improved_diffusion.npz; how it was made stands in the script beside it.
+"""Parity with openai/improved-diffusion, from golden/improved_diffusion.npz; the script beside that file made it.
 
-The reference ran in float64. Ours runs here as in use, in float32: 1e-5 relative, or 2e-5 absolute (bits) where the decoder
-cuts bins out of a wide Gaussian; and with arithmetic in float64 agrees to 1e-9.
+The reference ran in float64. Ours runs in float32 as in use: 1e-5 relative, or 2e-5 absolute (bits) where the decoder
+integrates a wide Gaussian over bins; with float64 arithmetic it agrees to 1e-9.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def golden(repository):
 
 
 def images(golden):
-    """To the last bit as the script made them; compiled code may round the quotient otherwise."""
+    """Bit-identical to the script's; compiled code may round the quotient differently."""
     return golden["levels"].astype(np.float32) / np.float32(127.5) - 1
 
 
@@ -59,8 +59,8 @@ def test_terms_of_the_bound(golden, name, prediction, variance, clip):
 
 
 @pytest.mark.parametrize(("name", "prediction", "variance"), CASES)
-def test_its_own_decoder_is_ours_with_tanh(golden, name, prediction, variance):
-    """Tolerances as above. Only L_0 differs from the exact decoder's, on all of the images at t = 0."""
+def test_tanh_decoder_matches(golden, name, prediction, variance):
+    """Tolerances as above. Only L_0 differs from the exact decoder's, for all images at t = 0."""
     key, t = f"{name}/{prediction}/{variance}/clip", golden[f"{name}/t"]
     exact, approximate = golden[f"{key}/bits"], golden[f"{key}/tanh_bits"]
     bits = terms(golden, name, prediction, variance, True, np.float32, "tanh").bits
@@ -72,8 +72,8 @@ def test_its_own_decoder_is_ours_with_tanh(golden, name, prediction, variance):
     assert (approximate != exact)[:3].all()
 
 
-def test_the_whole_bound_of_a_chain(golden):
-    """Every field of calc_bpd_loop, 1e-5; the rule stands in for a network, the noise is the reference's."""
+def test_whole_bound_of_a_chain(golden):
+    """Every field of calc_bpd_loop, 1e-5; with a formula as the network and the reference's noise."""
     schedule, noise = make_schedule("cosine", 12), golden["loop/noise"]
     x_start = images(golden)[:2]
     parameterization = Parameterization("eps", "fixed_large", clip_denoised=True)
@@ -87,7 +87,7 @@ def test_the_whole_bound_of_a_chain(golden):
     rows = row(np.repeat(np.arange(12)[:, None], 2, axis=1), noise)
     prior = vlb.prior_bpd(schedule, x_start)
     for ours, theirs in (("bits", "vb"), ("xstart_mse", "xstart_mse"), ("eps_mse", "mse")):
-        expected = golden[f"loop/{theirs}"][:, ::-1].T  # it has t = T-1 first
+        expected = golden[f"loop/{theirs}"][:, ::-1].T  # t descends from T-1
         np.testing.assert_allclose(getattr(rows, ours), expected, rtol=1e-5, atol=1e-6, err_msg=ours)
     np.testing.assert_allclose(prior, golden["loop/prior_bpd"], rtol=1e-5)
     assert vlb.summarize(prior, rows).bits == pytest.approx(golden["loop/total_bpd"].mean(), rel=1e-5)

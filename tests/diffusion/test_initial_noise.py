@@ -1,4 +1,4 @@
-"""The formula of initial_noise against sampling itself, with the network that knows Gaussian data exactly."""
+"""The formula of initial_noise against actual sampling, with the exact network of Gaussian data."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ SIZE, MEAN, STD, TEXTURE = 16, 0.4, 0.2, 0.3
 
 
 def brightness_after_sampling(schedule):
-    """Mean and standard deviation of the mean brightness of 16x16 images that DDIM makes of N(0, I) along `schedule`.
+    """Mean and standard deviation of the mean brightness of 16x16 images that DDIM generates from N(0, I) with `schedule`.
 
-    For data whose brightness is N(MEAN, STD²) and whose other directions are N(0, TEXTURE²) the exact x̂_0 is linear, so
-    two images tell all: the brightness sampled from zero, and how far a change of the noise's mean moves it.
+    For data whose brightness is N(MEAN, STD²) and whose other directions are N(0, TEXTURE²) the exact x̂_0 is linear, so two
+    images suffice: the brightness sampled from zero noise, and its change with the mean of the noise.
     """
     signal = jnp.asarray(schedule.sqrt_alphas_cumprod, jnp.float32)
     noise = jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod, jnp.float32)
@@ -43,16 +43,16 @@ def brightness_after_sampling(schedule):
 @pytest.mark.parametrize(
     ("name", "last"), [("cosine", 999), ("cosine", 980), ("cosine", 900), ("linear", 999), ("linear", 900)]
 )
-def test_images_are_pulled_to_gray_by_the_share_that_the_formula_says(name, last):
-    """Within 1% of the mean and 2% of the spread: DDIM's own error in the 900 steps and more that are taken."""
+def test_brightness_moves_to_gray_by_the_predicted_fraction(name, last):
+    """Within 1% of the mean and 2% of the standard deviation: DDIM's own error in 900 and more steps."""
     schedule = schedules.respace(schedules.make_schedule(name, 1000), np.arange(last + 1))
-    share = initial_noise.pull_to_gray(schedule, SIZE**2, brightness_std=STD)
+    fraction = initial_noise.pull_to_gray(schedule, SIZE**2, brightness_std=STD)
     mean, std = brightness_after_sampling(schedule)
-    assert mean == pytest.approx(MEAN * (1 - share), abs=0.01 * MEAN)
-    assert std == pytest.approx(STD * np.sqrt(1 - share**2), rel=0.02)
+    assert mean == pytest.approx(MEAN * (1 - fraction), abs=0.01 * MEAN)
+    assert std == pytest.approx(STD * np.sqrt(1 - fraction**2), rel=0.02)
 
 
-def test_the_pull_grows_with_the_image_and_with_what_is_left_of_it():
+def test_the_fraction_grows_with_image_size_and_terminal_snr():
     cosine = schedules.make_schedule("cosine", 1000)
     pulls = [
         initial_noise.pull_to_gray(schedules.respace(cosine, spacings.spaced_timesteps(1000, 50, spacing)), dimension)

@@ -1,4 +1,4 @@
-"""Terms of the bound: closed forms, an integral, an independent computation, and the properties that they must have."""
+"""Terms of the bound: closed forms, an integral, an independent computation, and required properties."""
 
 import functools
 import itertools
@@ -27,7 +27,7 @@ def images(seed=0, dtype=np.float64):
     ("mean1", "std1", "mean2", "std2"),
     [(0.0, 1.0, 0.0, 1.0), (0.7, 0.3, -0.2, 1.1), (-2.0, 1.5, 0.0, 1.0), (0.1, 1.0, 0.0, 3.0)],
 )
-def test_normal_kl_is_the_integral_it_stands_for(mean1, std1, mean2, std2):
+def test_normal_kl_equals_its_integral(mean1, std1, mean2, std2):
     """∫ p log(p / q) by the trapezoidal rule over 12 standard deviations; 1e-10."""
     x = np.linspace(mean1 - 12 * std1, mean1 + 12 * std1, 20_001)
     log_p = -0.5 * ((x - mean1) / std1) ** 2 - np.log(std1 * np.sqrt(2 * np.pi))
@@ -38,21 +38,21 @@ def test_normal_kl_is_the_integral_it_stands_for(mean1, std1, mean2, std2):
     np.testing.assert_allclose(kl, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_normal_kl_is_of_each_element_and_broadcasts():
+def test_normal_kl_is_elementwise_and_broadcasts():
     kl = likelihood.normal_kl(jnp.zeros((2, 3)), jnp.zeros((2, 1)), jnp.ones((2, 3)), 0.0)
     np.testing.assert_allclose(kl, np.full((2, 3), 0.5), rtol=1e-6)
     assert likelihood.normal_kl(0.0, -jnp.inf, 0.0, 0.0) == jnp.inf
 
 
-def test_two_that_nearly_agree_lose_no_digits():
-    """log variances d apart cost d²/4; in float32, with d = 1e-3, 1 - d + ... would leave nothing of it. 1e-3."""
+def test_normal_kl_of_nearly_equal_gaussians_does_not_cancel():
+    """log variances d apart cost d²/4; in float32, with d = 1e-3, 1 - d + ... would cancel completely. 1e-3."""
     d = jnp.float32(1e-3)
     np.testing.assert_allclose(likelihood.normal_kl(jnp.float32(0), d, jnp.float32(0), jnp.float32(0)), 1e-6 / 4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_prior_bits_per_dim_against_a_loop_in_float64(name):
-    """½ [ᾱ x² - ᾱ - log(1 - ᾱ)] / log 2, averaged over all pixels; 1e-9 relative to it."""
+    """½ [ᾱ x² - ᾱ - log(1 - ᾱ)] / log 2, averaged over all pixels; relative 1e-9."""
     schedule, x_start = make_schedule(name, 100), images()
     with jax.enable_x64(True):
         bits = likelihood.prior_bits_per_dim(schedule, x_start, T)
@@ -65,8 +65,8 @@ def test_prior_bits_per_dim_against_a_loop_in_float64(name):
     np.testing.assert_allclose(bits, expected, rtol=1e-9)
 
 
-def test_prior_bits_per_dim_in_float32_is_near_that_in_float64():
-    """As training would compute it, traced; 1e-4. At the noise end the naive formula would be off by 100 %."""
+def test_prior_bits_per_dim_in_float32_matches_float64():
+    """As in training, traced; 1e-4. At the noise end the naive formula would be off by 100%."""
     schedule = make_schedule("linear", 1000)
     t = np.array([0, 400, 999], np.int32)
     with jax.enable_x64(True):
@@ -78,8 +78,8 @@ def test_prior_bits_per_dim_in_float32_is_near_that_in_float64():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_image_is_forgotten_step_by_step(name):
-    """Noise cannot add knowledge of x_0: from t to t + 1 the distance to N(0, I) only falls."""
+def test_prior_bits_per_dim_decreases_with_t(name):
+    """Noise cannot add information about x_0: from t to t + 1 the distance to N(0, I) decreases."""
     schedule = make_schedule(name, 100)
     x_start = np.broadcast_to(images()[:1], (100, *SHAPE[1:]))
     with jax.enable_x64(True):
@@ -87,13 +87,13 @@ def test_the_image_is_forgotten_step_by_step(name):
     assert (np.diff(bits) < 0).all()
 
 
-def test_nothing_is_left_at_zero_terminal_snr():
+def test_prior_bits_per_dim_is_zero_at_zero_terminal_snr():
     schedule = schedule_from_betas([0.1, 0.5, 1.0])
     bits = likelihood.prior_bits_per_dim(schedule, images(dtype=np.float32), np.full(3, 2, np.int32))
     np.testing.assert_array_equal(bits, np.zeros(3, np.float32))
 
 
-def test_wrong_inputs_are_refused():
+def test_invalid_arguments_are_rejected():
     schedule = make_schedule("linear", 100)
     with pytest.raises(ValueError, match="x_start is uint8"):
         likelihood.prior_bits_per_dim(schedule, np.zeros(SHAPE, np.uint8), T)
@@ -107,7 +107,7 @@ LEVELS = (np.arange(256, dtype=np.float32) / np.float32(127.5) - 1)[:, None]
 
 
 def plain_level(x, mean, std):
-    """log P of one level by (17), one Python float at a time; differences of small tails, so no digits are lost."""
+    """log P of one level by (17), one Python float at a time; differences of small tails, without cancellation."""
 
     def tail(z):
         return 0.5 * math.erfc(z / math.sqrt(2))
@@ -126,7 +126,7 @@ def plain_level(x, mean, std):
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.005), (0.3, 0.01), (-0.97, 0.05), (1.0, 0.02), (-1.3, 0.4), (0.5, 3.0)])
 def test_decoder_against_a_loop_in_float64(mean, std):
-    """Of every level, in float32: 2e-5, or, where std is far wider than a bin, 1e-6 std of probability; its sum is 1, 1e-5."""
+    """Every level in float32: 2e-5, or, if std is far wider than a bin, 1e-6 std of probability; the sum is 1, 1e-5."""
     log_p = likelihood.discretized_gaussian_log_likelihood(
         jnp.asarray(LEVELS), jnp.full((256, 1), mean), jnp.full((1, 1), 2 * np.log(std))
     )
@@ -136,7 +136,7 @@ def test_decoder_against_a_loop_in_float64(mean, std):
     assert np.exp(np.asarray(log_p, np.float64)).sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_decoder_is_symmetric_and_stops_at_its_floor():
+def test_decoder_is_symmetric_and_clipped_at_the_minimum():
     x, mean = jnp.asarray(LEVELS), jnp.full((256, 1), 0.25)
     log_p = likelihood.discretized_gaussian_log_likelihood(x, mean, jnp.full((1, 1), -8.0))
     np.testing.assert_allclose(
@@ -148,8 +148,8 @@ def test_decoder_is_symmetric_and_stops_at_its_floor():
     np.testing.assert_allclose(point, np.zeros((256, 1)), atol=1e-6)
 
 
-def test_decoder_has_the_gradient_of_its_own_slope():
-    """d log P / d(mean, log variance) against central differences in float64, 1e-6; below the floor 0, never NaN."""
+def test_decoder_gradient_matches_finite_differences():
+    """d log P / d(mean, log variance) against central differences in float64, 1e-6; 0 at the minimum, never NaN."""
     x = LEVELS[[0, 3, 120, 131, 255]].astype(np.float64)
     mean, log_variance = x + np.array([[0.01], [-0.004], [0.0], [0.02], [-0.03]]), np.full((5, 1), -9.0)
     with jax.enable_x64(True):
@@ -191,18 +191,18 @@ def plain_terms(schedule, output, x_start, x_t, t, prediction, variance, clip):
         chosen = clipped if variance == "fixed_small" else np.append(posterior[1], betas[1:])
         log_variance = np.full(x_start.shape, np.log(chosen[t]))
     a, b = np.sqrt(cumprod[t]), np.sqrt(1 - cumprod[t])
-    guess = {"eps": (x_t - b * output) / a, "x_start": output, "v": a * x_t - b * output}[prediction]
-    guess = np.clip(guess, -1, 1) if clip else guess
+    pred_xstart = {"eps": (x_t - b * output) / a, "x_start": output, "v": a * x_t - b * output}[prediction]
+    pred_xstart = np.clip(pred_xstart, -1, 1) if clip else pred_xstart
     c1, c2 = np.sqrt(previous[t]) * betas[t] / (1 - cumprod[t]), np.sqrt(1 - betas[t]) * (1 - previous[t]) / (1 - cumprod[t])
-    true_mean, mean = c1 * x_start + c2 * x_t, c1 * guess + c2 * x_t
+    true_mean, mean = c1 * x_start + c2 * x_t, c1 * pred_xstart + c2 * x_t
     if t == 0:
         levels = zip(x_start.ravel(), mean.ravel(), np.exp(0.5 * log_variance).ravel(), strict=True)
         nats = -np.mean([plain_level(*level) for level in levels])
     else:
         ratio = clipped[t] / np.exp(log_variance)
         nats = np.mean(0.5 * (ratio - 1 - np.log(ratio) + (true_mean - mean) ** 2 / np.exp(log_variance)))
-    mse = np.mean((x_start - guess) ** 2)
-    eps = (x_t - a * guess) / b
+    mse = np.mean((x_start - pred_xstart) ** 2)
+    eps = (x_t - a * pred_xstart) / b
     return nats / np.log(2), mse, np.mean((eps - (x_t - a * x_start) / b) ** 2)
 
 
@@ -210,7 +210,7 @@ def plain_terms(schedule, output, x_start, x_t, t, prediction, variance, clip):
 @pytest.mark.parametrize(("prediction", "variance"), list(itertools.product(PREDICTIONS, VARIANCES)))
 @pytest.mark.parametrize(("name", "kept"), [("linear", None), ("cosine", 25)])
 def test_terms_against_an_independent_computation(name, kept, prediction, variance, clip):
-    """Each attribute, 1e-7 in float64 (where the textbook's 1 - ᾱ loses digits); 1e-5 of a bit in float32."""
+    """Each field, 1e-7 in float64 (where the textbook's 1 - ᾱ loses digits); 1e-5 of a bit in float32."""
     schedule = make_schedule(name, 500)
     if kept:
         schedule = respace(schedule, spaced_timesteps(500, kept, "trailing"))
@@ -233,7 +233,7 @@ def test_terms_against_an_independent_computation(name, kept, prediction, varian
         assert ours.shape == (6,)
         assert ours.dtype == jnp.float64
         np.testing.assert_allclose(ours, plain, rtol=1e-7)
-    with jax.enable_x64(True):  # float32 from the start, but for the sake of the reference the same rounded arrays
+    with jax.enable_x64(True):  # the reference gets the same arrays, rounded to float32
         rounded = [np.asarray(array, np.float32) for array in (output, x_start, x_t)]
         exact = run(*(array.astype(np.float64) for array in rounded), t)
     single = run(*rounded, t)
@@ -242,8 +242,8 @@ def test_terms_against_an_independent_computation(name, kept, prediction, varian
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_a_network_that_knows_the_image_pays_for_the_variance_only(variance):
-    """Under t > 0: nothing with the posterior's variance; ½ (r - 1 - log r), r = β̃/β, with β_t, whatever the image.
+def test_a_network_that_knows_the_image_costs_only_the_variance(variance):
+    """For t > 0: 0 with the posterior's variance; ½ (r - 1 - log r), r = β̃/β, with β_t, for any image.
 
     1e-4: logs of variances are float32.
     """
@@ -261,14 +261,14 @@ def test_a_network_that_knows_the_image_pays_for_the_variance_only(variance):
     np.testing.assert_array_equal(terms.xstart_mse, np.zeros(3))
 
 
-def test_a_timestep_out_of_range_is_nan_in_its_own_image_only():
+def test_t_out_of_range_gives_nan_for_its_image_only():
     schedule, x = make_schedule("linear", 100), images(dtype=np.float32)
     parameterization = Parameterization("x_start", "fixed_small", clip_denoised=True)
     bits = likelihood.vb_terms(schedule, parameterization, x, x, x, np.array([-1, 5, 100], np.int32)).bits
     assert np.isnan(bits).tolist() == [True, False, True]
 
 
-def test_terms_refuse_what_does_not_fit():
+def test_mismatched_shapes_are_rejected():
     schedule, x = make_schedule("linear", 100), images(dtype=np.float32)
     parameterization = Parameterization("eps", "learned_range", clip_denoised=True)
     with pytest.raises(ValueError, match=r"^model_output has shape [^\n]*learned_range[^\n]*twice the channels[^\n]*$"):

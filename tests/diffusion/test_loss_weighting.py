@@ -1,4 +1,4 @@
-"""Loss weightings: one error in x_start costs the same whatever the network predicts, and what the papers say."""
+"""Loss weightings: the same error in x_start costs the same for every prediction, and weights match the papers."""
 
 import itertools
 
@@ -23,8 +23,8 @@ NAMES = [name for name in loss_weighting.WEIGHTINGS if name != "simple"]
 
 
 @pytest.fixture(scope="module")
-def guess():
-    """A batch, and one guess of x_start said in each of the three ways: schedule, batch, outputs, its squared error [B]."""
+def predictions():
+    """A batch, and one x̂_0 expressed in each of the three predictions: schedule, batch, outputs, squared error [B]."""
     schedule = make_schedule("linear", 100)
     generator = np.random.default_rng(0)
     x_start = generator.uniform(-1, 1, SHAPE).astype(np.float32)
@@ -37,9 +37,9 @@ def guess():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_three_predictions_of_one_guess_have_one_loss(guess, name):
-    """1e-3 relative: at t=99 the error in eps is 1e-2 of eps, and is found as a difference."""
-    schedule, batch, outputs, _ = guess
+def test_weighted_loss_does_not_depend_on_the_prediction(predictions, name):
+    """1e-3 relative: at t=99 the error in eps is 1e-2 of eps, and is computed as a difference."""
+    schedule, batch, outputs, _ = predictions
     weighting = loss_weighting.make_weighting(name)
     values = [
         losses.training_losses(schedule, predicting(prediction), output, *batch, weighting=weighting)
@@ -49,16 +49,16 @@ def test_the_three_predictions_of_one_guess_have_one_loss(guess, name):
     np.testing.assert_allclose(values[2], values[0], rtol=1e-3)
 
 
-def test_the_simple_losses_differ_by_the_scale_of_the_error(guess):
-    """So that the test above says something: without a weighting they are SNR, 1 and SNR + 1 times the error. 1e-3."""
-    schedule, batch, outputs, error = guess
+def test_simple_losses_differ_by_the_scale_of_the_error(predictions):
+    """This makes the test above meaningful: unweighted, they are SNR, 1 and SNR + 1 times the error. 1e-3."""
+    schedule, batch, outputs, error = predictions
     snr = schedule.alphas_cumprod[T] / (1 - schedule.alphas_cumprod[T])
     for prediction, scale in (("eps", snr), ("x_start", 1), ("v", snr + 1)):
         values = losses.training_losses(schedule, predicting(prediction), outputs[prediction], *batch)
         np.testing.assert_allclose(values, error * scale, rtol=1e-3)
 
 
-PUBLISHED = {  # prediction and factor of its own squared error, as each paper writes it, in alphas_cumprod
+PUBLISHED = {  # prediction and factor of its own squared error, as in each paper, in alphas_cumprod
     "snr": ("eps", lambda acp: np.ones_like(acp)),
     "truncated_snr": ("x_start", lambda acp: np.maximum(acp / (1 - acp), 1)),
     "min_snr_gamma": ("v", lambda acp: np.minimum(acp / (1 - acp), 5) * (1 - acp)),
@@ -68,7 +68,7 @@ PUBLISHED = {  # prediction and factor of its own squared error, as each paper w
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_the_published_ones(name):
+def test_weights_match_the_papers(name):
     """Over a whole chain, 1e-5; EDM's as (σ² + σ_data²) / (σ σ_data)²."""
     schedule, t = make_schedule("cosine", 200), np.arange(200)
     prediction, factor = PUBLISHED[name]
@@ -79,7 +79,7 @@ def test_weights_are_the_published_ones(name):
     np.testing.assert_allclose(weights, factor(schedule.alphas_cumprod), rtol=1e-5)
 
 
-def test_options_change_what_they_name():
+def test_options_change_the_weights():
     snr = jnp.array([0.5, 3.0, 100.0])
     np.testing.assert_allclose(loss_weighting.make_weighting("min_snr_gamma", gamma=2)(snr), [0.5, 2, 2])
     p2 = loss_weighting.make_weighting("p2", gamma=0.5, k=6)
@@ -87,14 +87,14 @@ def test_options_change_what_they_name():
     np.testing.assert_allclose(loss_weighting.make_weighting("edm", sigma_data=0.25)(snr), [16.5, 19, 116])
 
 
-def test_simple_weighs_nothing():
+def test_simple_has_weight_1():
     assert loss_weighting.make_weighting("simple") is None
     ones = loss_weighting.loss_weights(predicting("eps"), make_schedule("linear", 100).level(T), weighting=None)
     np.testing.assert_array_equal(ones, np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize(("name", "prediction"), list(itertools.product(NAMES, PREDICTIONS)))
-def test_weights_are_finite_and_positive_over_every_chain(name, prediction):
+def test_weights_are_finite_and_positive_for_every_chain(name, prediction):
     for schedule in (make_schedule("cosine", 1000), make_schedule("linear", 1000), make_schedule("sigmoid", 10)):
         t, weighting = np.arange(schedule.num_timesteps), loss_weighting.make_weighting(name)
         weights = loss_weighting.loss_weights(predicting(prediction), schedule.level(t), weighting=weighting)
@@ -104,8 +104,8 @@ def test_weights_are_finite_and_positive_over_every_chain(name, prediction):
 
 @pytest.mark.parametrize("name", ["truncated_snr", "edm", "simple"])
 @pytest.mark.parametrize("prediction", ["x_start", "v"])
-def test_pure_noise_is_weighed_too(name, prediction):
-    """With nothing left of the image the loss of the last step is finite and above 0, in and out of jit."""
+def test_the_last_step_is_trained_at_zero_terminal_snr(name, prediction):
+    """At zero SNR the loss of the last step is finite and above 0, in and out of jit."""
     schedule = make_schedule("linear", 100, zero_terminal_snr=True)
     x, t = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32), np.full(4, 99)
     weighting = loss_weighting.make_weighting(name)
@@ -129,15 +129,15 @@ def test_pure_noise_is_weighed_too(name, prediction):
         (lambda: loss_weighting.make_weighting("p2", k=float("inf")), r"k .* is inf: "),
     ],
 )
-def test_wrong_options_are_refused(call, message):
+def test_invalid_options_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("prediction", ["x_start", "v"])
 @pytest.mark.parametrize("name", ["snr", "min_snr_gamma", "p2"])
-def test_the_last_step_of_a_chain_to_pure_noise_counts_1(name, prediction):
-    """As the authors' program of min_snr_gamma has it; every other step is as it was, to the bit."""
+def test_the_last_step_has_weight_1_at_zero_terminal_snr(name, prediction):
+    """As in the authors' code of min_snr_gamma; every other step is bit-identical."""
     schedule, t = make_schedule("cosine", 50, zero_terminal_snr=True), jnp.arange(50)
     plain = loss_weighting.make_weighting(name)
     before, after = (
@@ -150,6 +150,6 @@ def test_the_last_step_of_a_chain_to_pure_noise_counts_1(name, prediction):
 
 
 @pytest.mark.parametrize("name", ["simple", "truncated_snr", "edm"])
-def test_weightings_that_train_the_last_step_stay_as_they_are(name):
+def test_weightings_nonzero_at_zero_snr_are_unchanged(name):
     weighting = loss_weighting.make_weighting(name)
     assert loss_weighting.trained_at_zero_snr(weighting) is weighting

@@ -1,4 +1,4 @@
-"""Training losses: closed forms, invariances, and what is refused."""
+"""Training losses: closed forms, invariances, and invalid combinations."""
 
 import functools
 
@@ -34,7 +34,7 @@ def predicting(prediction="eps", variance="fixed_small", *, clip_denoised=False)
 
 
 def target(schedule, batch, prediction):
-    """What the network should say, from x_t by the inverse conversions in float64 NumPy."""
+    """The target of the network, from x_t by the inverse conversions in float64 NumPy."""
     x_start, _, t, noise = batch
     signal = np.sqrt(schedule.alphas_cumprod[t])[:, None, None, None]
     spread = schedule.sqrt_one_minus_alphas_cumprod[t][:, None, None, None]
@@ -54,19 +54,19 @@ def test_loss_is_the_mean_square_of_the_error(schedule, batch, prediction):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_is_a_mean_over_pixels_and_channels(schedule, batch, prediction):
-    """One wrong number out of 4 x 4 x 3 costs a 48th of its square; 1e-5."""
+    """One error in 4 x 4 x 3 values costs a 48th of its square; 1e-5."""
     output = target(schedule, batch, prediction)
     output[:, 2, 1, 0] += 3
     loss = losses.training_losses(schedule, predicting(prediction), output, *batch, loss="simple")
     np.testing.assert_allclose(loss, np.full(4, 9 / 48), rtol=1e-5)
 
 
-def test_predictions_weigh_one_error_in_x_start_as_the_header_says(schedule, batch):
-    """The same guess of x_start, said as eps, costs acp / (1 - acp) times as much; said as v, 1 / (1 - acp). 1e-3."""
+def test_predictions_weight_an_error_in_x_start_as_documented(schedule, batch):
+    """The same x̂_0 costs acp / (1 - acp) times as much as eps, and 1 / (1 - acp) times as v. 1e-3."""
     x_start, x_t, t, _ = batch
-    guess = x_start + 0.1
-    eps = predict_eps_from_xstart(x_t, schedule.level(t), guess)
-    outputs = {"x_start": guess, "eps": eps, "v": predict_v(guess, schedule.level(t), eps)}
+    pred_xstart = x_start + 0.1
+    eps = predict_eps_from_xstart(x_t, schedule.level(t), pred_xstart)
+    outputs = {"x_start": pred_xstart, "eps": eps, "v": predict_v(pred_xstart, schedule.level(t), eps)}
     cost = {name: losses.training_losses(schedule, predicting(name), output, *batch) for name, output in outputs.items()}
     cumprod = schedule.alphas_cumprod[t]
     np.testing.assert_allclose(cost["x_start"], np.full(4, 0.01), rtol=1e-3)
@@ -75,7 +75,7 @@ def test_predictions_weigh_one_error_in_x_start_as_the_header_says(schedule, bat
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_item_alone_equals_item_in_a_batch(schedule, batch, prediction):
+def test_batch_items_are_independent(schedule, batch, prediction):
     output = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     whole = losses.training_losses(schedule, predicting(prediction), output, *batch)
     for item in range(4):
@@ -86,7 +86,7 @@ def test_item_alone_equals_item_in_a_batch(schedule, batch, prediction):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_of_a_half_precision_network_is_summed_in_float32(schedule, batch, prediction):
-    """The loss of bfloat16 numbers is that of the same numbers in float32, in and out of jit; 1e-6."""
+    """The loss of bfloat16 values is that of the same values in float32, in and out of jit; 1e-6."""
     output = jnp.asarray(np.random.default_rng(2).standard_normal(SHAPE), jnp.bfloat16)
     loss = functools.partial(losses.training_losses, schedule, predicting(prediction))
     expected = loss(output.astype(jnp.float32), *batch)
@@ -95,7 +95,7 @@ def test_loss_of_a_half_precision_network_is_summed_in_float32(schedule, batch, 
         np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-def test_loss_is_float32_under_x64_too(schedule, batch):
+def test_loss_is_float32_under_x64(schedule, batch):
     with jax.enable_x64(True):
         arrays = [jnp.asarray(array, jnp.float64) for array in (batch[0], batch[1], batch[3])]
         loss = losses.training_losses(schedule, predicting("v"), arrays[0], *arrays[:2], T, arrays[2])
@@ -105,7 +105,7 @@ def test_loss_is_float32_under_x64_too(schedule, batch):
 def test_gradient_points_at_the_target(schedule, batch):
     """d loss / d output = 2 (output - target) / 48; 1e-6."""
     output = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
-    gradient = jax.grad(lambda guess: losses.training_losses(schedule, predicting("v"), guess, *batch).sum())(output)
+    gradient = jax.grad(lambda v: losses.training_losses(schedule, predicting("v"), v, *batch).sum())(output)
     np.testing.assert_allclose(gradient, 2 * (output - target(schedule, batch, "v")) / 48, rtol=1e-5, atol=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_gradient_points_at_the_target(schedule, batch):
 
 
 def learned(batch, seed=4):
-    """Some output for a learned variance."""
+    """Any output for a learned variance."""
     generator = np.random.default_rng(seed)
     output = batch[3] + 0.1 * generator.standard_normal(SHAPE).astype(np.float32)
     return np.concatenate([output, generator.uniform(-1, 1, SHAPE).astype(np.float32)], axis=-1)
@@ -125,8 +125,8 @@ def loss_of(schedule, batch, name, variance="learned_range", prediction="eps", *
     )
 
 
-def test_losses_are_sums_of_the_terms_they_name(schedule, batch):
-    """T = 100: vlb is 100 terms, hybrid has a tenth of a term, and both are unclipped. 1e-6."""
+def test_losses_are_sums_of_their_terms(schedule, batch):
+    """T = 100: vlb has 100 times the term, hybrid a tenth of it, and both are unclipped. 1e-6."""
     output, (x_start, x_t, t, _) = learned(batch), batch
     bits, clipped = (
         likelihood.vb_terms(schedule, predicting("eps", "learned_range", clip_denoised=clip), output, x_start, x_t, t).bits
@@ -142,8 +142,8 @@ def test_losses_are_sums_of_the_terms_they_name(schedule, batch):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_hybrid_teaches_the_mean_by_simple_and_the_variance_by_the_bound(schedule, batch, prediction):
-    """Each half of the output has the gradient of its own part: 1e-6, and 1e-6 of the largest slope of a variance."""
+def test_hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound(schedule, batch, prediction):
+    """Each half of the output gets the gradient of its own term: 1e-6, and 1e-6 of the largest slope of a variance."""
     output = learned(batch)
 
     def gradient(loss):
@@ -160,7 +160,7 @@ def test_hybrid_teaches_the_mean_by_simple_and_the_variance_by_the_bound(schedul
     assert (of_bound[1:] != 0).all()
 
 
-def test_the_bound_wants_the_variance_that_is_right(schedule, batch):
+def test_the_bound_is_minimal_at_the_optimal_variance(schedule, batch):
     """Its slope in the variance output is 0 where σ² = β̃ + c1² (x_0 - x̂_0)², and changes sign there."""
     x_start, x_t, _, _ = batch
     t = np.full(4, 50, np.int32)
@@ -188,7 +188,7 @@ def test_half_precision_outputs_make_float32_losses(schedule, batch, name):
     np.testing.assert_allclose(result, loss(output.astype(jnp.float32)), rtol=1e-5)
 
 
-def test_hybrid_weighs_its_simple_part_only(schedule, batch):
+def test_weighting_applies_only_to_the_simple_part_of_hybrid(schedule, batch):
     """1e-5."""
     output, weighting = learned(batch), loss_weighting.make_weighting("min_snr_gamma")
     plain = losses.training_losses(schedule, predicting("eps"), output[..., :3], *batch)
@@ -218,23 +218,23 @@ SNR = loss_weighting.make_weighting("snr")
     ("parameterization", "options", "message"),
     [
         (predicting("eps"), {"loss": "l1"}, r"'l1'.*simple, vlb, vlb_mean, hybrid, hybrid_mean$"),
-        (predicting("eps", "learned_range"), {}, r"would leave .* learned_range untrained: choose the loss hybrid or vlb$"),
+        (predicting("eps", "learned_range"), {}, r"does not train .* learned_range: choose the loss hybrid or vlb$"),
         (
             predicting("eps", "fixed_large"),
             {"loss": "hybrid"},
-            r"hybrid trains a learned variance: choose the variance learned_range, or the loss simple$",
+            r"hybrid needs a learned variance: choose the variance learned_range, or the loss simple$",
         ),
-        (predicting("eps", "fixed_small"), {"loss": "vlb", "weighting": SNR}, r"has the weights of the bound"),
+        (predicting("eps", "fixed_small"), {"loss": "vlb", "weighting": SNR}, r"uses the weights of the bound"),
         (predicting("eps", "learned_range"), {"loss": "vlb"}, r"twice the channels"),
     ],
 )
-def test_combinations_without_sense_are_refused_in_one_line(schedule, batch, parameterization, options, message):
+def test_invalid_combinations_are_rejected_in_one_line(schedule, batch, parameterization, options, message):
     with pytest.raises(ValueError, match=message) as error:
         losses.training_losses(schedule, parameterization, batch[3], *batch, **options)
     assert "\n" not in str(error.value)
 
 
-def test_chains_that_end_in_pure_noise_refuse_what_cannot_learn_from_it(batch):
+def test_invalid_combinations_at_zero_terminal_snr_are_rejected(batch):
     pure, x = make_schedule("linear", 100, zero_terminal_snr=True), batch[0]
     x_t = gaussian.q_sample(pure, x, T, batch[3])
 
@@ -244,11 +244,11 @@ def test_chains_that_end_in_pure_noise_refuse_what_cannot_learn_from_it(batch):
     with pytest.raises(ValueError, match=r"^a chain with zero terminal SNR needs the prediction x_start or v, not eps$"):
         loss("eps")
     for name in ("snr", "min_snr_gamma", "p2"):
-        with pytest.raises(ValueError, match=r"untrained: wrap it in weightings\.trained_at_zero_snr$"):
+        with pytest.raises(ValueError, match=r"not be trained: wrap it in loss_weighting\.trained_at_zero_snr$"):
             loss("v", weighting=loss_weighting.make_weighting(name))
         weighting = loss_weighting.trained_at_zero_snr(loss_weighting.make_weighting(name))
         assert np.isfinite(loss("v", weighting=weighting)).all()
-        with pytest.raises(ValueError, match="untrained"):
+        with pytest.raises(ValueError, match="not be trained"):
             jax.jit(lambda: loss("v", weighting=loss_weighting.make_weighting("snr")))()
     assert np.isfinite(loss("v")).all()
     assert np.isfinite(loss("x_start", loss="vlb")).all()
@@ -256,14 +256,14 @@ def test_chains_that_end_in_pure_noise_refuse_what_cannot_learn_from_it(batch):
 
 @pytest.mark.parametrize("position", range(5))
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_an_array_of_another_shape_is_refused(schedule, batch, position, prediction):
+def test_mismatched_shapes_are_rejected(schedule, batch, position, prediction):
     arguments = [batch[3], *batch]
     arguments[position] = arguments[position][:3]
     with pytest.raises(ValueError, match="shape"):
         losses.training_losses(schedule, predicting(prediction), *arguments)
 
 
-def test_images_in_bytes_are_refused(schedule, batch):
+def test_uint8_images_are_rejected(schedule, batch):
     x_start, x_t, t, noise = batch
     with pytest.raises(ValueError, match="x_start is uint8"):
         losses.training_losses(schedule, predicting("eps"), noise, x_start.astype(np.uint8), x_t, t, noise)

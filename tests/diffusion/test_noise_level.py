@@ -1,4 +1,4 @@
-"""Entries of a chain's tables, and the signal-to-noise ratio of a level."""
+"""Table lookups and the signal-to-noise ratio of a level."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ T = np.array([0, 1, 20, 250, 499], np.int32)  # of 500
 
 
 def test_signal_to_noise():
-    """1e-6, down to the last step of a cosine chain, and 0 where nothing is left."""
+    """1e-6, down to the last step of a cosine chain, and 0 at zero terminal SNR."""
     for schedule in (make_schedule("cosine", 500), make_schedule("cosine", 500, zero_terminal_snr=True)):
         snr = signal_to_noise(schedule.level(T), np.zeros((5, 4, 4, 3), np.float32))
         assert snr.shape == (5, 1, 1, 1)

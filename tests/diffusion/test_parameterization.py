@@ -1,4 +1,4 @@
-"""What an output of the network means: conversions, the table of predictions, and what is refused."""
+"""Parameterizations: conversions, the table of predictions, and invalid arguments."""
 
 import dataclasses
 
@@ -38,8 +38,8 @@ def predicting(prediction, variance="fixed_small", *, clip_denoised=False):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_each_prediction_gives_back_the_image_and_its_noise(name):
-    """1e-5 of what float32 can give: a conversion multiplies the rounding of its inputs by its own scale."""
+def test_each_prediction_recovers_the_image_and_its_noise(name):
+    """1e-5 of float32's precision: a conversion scales the rounding errors of its inputs."""
     schedule = make_schedule(name, 500)
     level = schedule.level(T)
     x_start, noise = images(3), standard_normal(3)
@@ -58,8 +58,8 @@ def test_each_prediction_gives_back_the_image_and_its_noise(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_cycles_return_where_they_began(name, prediction):
-    """output -> x_start -> eps -> v or x_start or eps again, for any output and x_t: 1e-10 in float64, times the scale."""
+def test_conversion_cycles_are_the_identity(name, prediction):
+    """output -> x_start -> eps -> v or x_start or eps, for any output and x_t: 1e-10 in float64, times the scale."""
     with jax.enable_x64(True):
         schedule = make_schedule(name, 500)
         level = schedule.level(T)
@@ -76,7 +76,7 @@ def test_cycles_return_where_they_began(name, prediction):
         np.testing.assert_allclose(gaussian.q_sample(schedule, x_start, T, eps), x_t, rtol=0, atol=1e-10)
 
 
-def test_v_by_its_definition():
+def test_v_matches_its_definition():
     """One pixel, by hand: alphas_cumprod = .36, so v = .6 eps - .8 x_start. 1e-6."""
     level = schedule_from_betas(np.array([0.64])).level(np.array([0]))
     v = predict_v(np.full((1, 1), 0.5, np.float32), level, np.full((1, 1), 2.0, np.float32))
@@ -87,9 +87,9 @@ def test_v_by_its_definition():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_target_velocity_and_error_scale_follow_from_one_another(prediction):
-    """In float64, between the timesteps: the output `target` is read back as the image, 1e-9; the velocity is dx/dφ of
-    x = cos φ x_0 + sin φ ε, 1e-9; and an error in x_start scales as `error_scale` says, 1e-9.
+def test_target_velocity_and_error_scale_are_consistent(prediction):
+    """In float64, between timesteps: `target` converts back to the image, 1e-9; the velocity is dx/dφ of
+    x = cos φ x_0 + sin φ ε, 1e-9; and an error in x_start scales by `error_scale`, 1e-9.
     """
     with jax.enable_x64(True):
         schedule, angle = make_schedule("cosine", 500), jnp.array([0.1, 0.7, 1.4])
@@ -106,8 +106,8 @@ def test_target_velocity_and_error_scale_follow_from_one_another(prediction):
         np.testing.assert_allclose(jnp.square(off), scale * jnp.square(error), rtol=1e-9)
 
 
-def test_a_new_prediction_is_one_entry_of_the_table(monkeypatch):
-    """-v, added here: every function of it gives what v gives for the output with the other sign, to the bit."""
+def test_a_new_prediction_needs_one_table_entry(monkeypatch):
+    """-v, added here: every function equals that of v for the negated output, bit for bit."""
     v = PREDICTIONS["v"]
     minus_v = Prediction(
         target=lambda x_start, level, noise: -v.target(x_start, level, noise),
@@ -141,8 +141,8 @@ def test_a_new_prediction_is_one_entry_of_the_table(monkeypatch):
 # Levels.
 
 
-def test_the_level_of_a_timestep_is_its_entries_of_the_tables():
-    """Cast once to the nearest float32, quotients included, by float64; time is what the network was trained with."""
+def test_the_level_of_a_timestep_comes_from_the_tables():
+    """Cast once to the nearest float32, quotients included; time is the t of the training chain."""
     schedule = make_schedule("linear", 500)
     level = schedule.level(T)
     for values, table in (
@@ -163,8 +163,8 @@ def test_a_level_between_timesteps_is_that_of_its_angle():
         np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
-def test_what_needs_no_unit_variance_holds_for_any_alpha_and_sigma():
-    """x_t = 3 x_0 + 5 eps, as in EDM or flow matching: eps and x_start are found from each other; 1e-5."""
+def test_eps_and_x_start_conversions_hold_for_any_alpha_and_sigma():
+    """x_t = 3 x_0 + 5 eps, as in EDM or flow matching: eps and x_start convert into each other; 1e-5."""
     three, five = np.full(5, 3.0, np.float32), np.full(5, 5.0, np.float32)
     level = NoiseLevel(three, five, np.zeros(5, np.int32), recip_alpha=1 / three, sigma_over_alpha=five / three)
     x_start, noise = images(1), standard_normal(1)
@@ -176,8 +176,8 @@ def test_what_needs_no_unit_variance_holds_for_any_alpha_and_sigma():
 # Input and output.
 
 
-def test_the_network_is_given_t_on_the_scale_of_a_thousand():
-    """t itself, an integer, for a chain of 1000 steps; t 1000 / T for one of another length."""
+def test_time_input_is_scaled_to_1000():
+    """t itself, an integer, for a chain of 1000 steps; t 1000 / T for other lengths."""
     t = jnp.array([0, 3, 39], jnp.int32)
     read = predicting("eps")
     assert read.network_time(t) is t
@@ -185,33 +185,33 @@ def test_the_network_is_given_t_on_the_scale_of_a_thousand():
     np.testing.assert_array_equal(scaled, [0, 75, 975])
 
 
-def test_one_evaluation_makes_a_clipped_estimate():
-    """`denoise` asks the network at x_t and at the level's time, leaves out a learned variance, and clips."""
-    schedule, x_t, asked = make_schedule("linear", 500), standard_normal(5), []
+def test_denoise_is_one_evaluation_and_clips():
+    """`denoise` evaluates the network at x_t and the level's time, drops a learned variance, and clips."""
+    schedule, x_t, calls = make_schedule("linear", 500), standard_normal(5), []
 
     def denoise_fn(x, t):
-        asked.append((x, t))
+        calls.append((x, t))
         return jnp.concatenate([3 * x, 1e6 * x], axis=-1)
 
     read = predicting("x_start", "learned_range", clip_denoised=True)
     pred_xstart = read.denoise(denoise_fn, x_t, schedule.level(T))
     np.testing.assert_array_equal(pred_xstart, np.clip(3 * x_t, -1, 1))
-    ((x, t),) = asked
+    ((x, t),) = calls
     np.testing.assert_array_equal(x, x_t)
     np.testing.assert_array_equal(t, T)
 
 
-# What is refused.
+# Invalid arguments.
 
 
-def test_unknown_names_are_refused_in_one_line():
+def test_unknown_names_are_rejected_in_one_line():
     with pytest.raises(ValueError, match=r"^unknown prediction 'noise': choose one of eps, x_start, v$"):
         predicting("noise")
     with pytest.raises(ValueError, match=r"^unknown variance 'small': choose one of fixed_small, fixed_large, learned_range$"):
         predicting("v", "small")
 
 
-def test_a_level_for_each_timestep_that_is_one():
+def test_levels_and_timesteps_must_match_the_batch():
     schedule = make_schedule("linear", 500)
     for bad_t in (np.int32(3), T[:, None], T.astype(np.float32)):
         with pytest.raises(ValueError, match=r"^t is [^\n]* one integer for each image$"):

@@ -1,4 +1,4 @@
-"""uint8 <-> float: the ends, the round trip, rounding to the nearest level."""
+"""uint8 <-> float: both ends, the round trip, rounding to the nearest level."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from ddpm_jax.diffusion import pixels
 LEVELS = np.arange(256, dtype=np.uint8)
 
 
-def test_levels_are_spread_evenly_over_minus_one_to_one():
+def test_levels_are_evenly_spaced_from_minus_one_to_one():
     """float32, within 1e-6 of k / 127.5 - 1; both ends exact."""
     x = pixels.from_uint8(LEVELS)
     assert x.dtype == jnp.float32
@@ -27,12 +27,12 @@ def test_every_level_survives_the_round_trip(shape):
 
 
 @pytest.mark.parametrize("offset", [-0.49, -0.1, 0.1, 0.49])
-def test_floats_go_to_the_nearest_level(offset):
-    """Levels 1..254 moved by less than half a level come back; truncation would fail for each negative offset."""
+def test_floats_are_rounded_to_the_nearest_level(offset):
+    """Levels 1..254 moved by less than half a level are recovered; truncation would fail for negative offsets."""
     x = (np.arange(1, 255) + offset) / 127.5 - 1
     np.testing.assert_array_equal(pixels.to_uint8(jnp.asarray(x, jnp.float32)), LEVELS[1:255])
 
 
-def test_values_beyond_the_range_end_at_its_ends():
+def test_values_out_of_range_are_clipped():
     x = jnp.array([-1e6, -1.5, -1.01, 1.01, 1.5, 1e6, -jnp.inf, jnp.inf])
     np.testing.assert_array_equal(pixels.to_uint8(x), [0, 0, 0, 255, 255, 255, 0, 255])

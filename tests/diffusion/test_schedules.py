@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_jax.diffusion import schedules, spacings
 
-CHAINS = [  # every schedule at every length that permits it
+CHAINS = [  # every schedule at every valid length
     *[("linear", steps) for steps in (21, 250, 1000, 4000)],
     *[(name, steps) for name in ("cosine", "sigmoid") for steps in (1, 2, 10, 250, 1000, 4000)],
 ]
@@ -65,7 +65,7 @@ def plain_tables(betas):
 
 
 @pytest.mark.parametrize(("name", "steps"), CHAINS)
-def test_tables_equal_a_plain_loop(name, steps):
+def test_tables_match_a_plain_loop(name, steps):
     schedule = schedules.make_schedule(name, steps)
     expected = plain_tables(plain_betas(name, steps))
     assert schedule.num_timesteps == schedule.train_timesteps == steps
@@ -101,12 +101,12 @@ def test_published_values():
     np.testing.assert_allclose(sigmoid.alphas_cumprod[:499] + sigmoid.alphas_cumprod[998:499:-1], 1, rtol=1e-12)
 
 
-def test_linear_ends_in_the_same_noise_at_any_length():
+def test_linear_terminal_noise_does_not_depend_on_length():
     ends = [-math.log(schedules.make_schedule("linear", steps).alphas_cumprod[-1]) for steps in (250, 1000, 4000)]
-    np.testing.assert_allclose(ends, ends[1], rtol=0.03)  # the integral of beta, up to its discretisation
+    np.testing.assert_allclose(ends, ends[1], rtol=0.03)  # the integral of beta, up to its discretization
 
 
-def test_linear_reads_its_options():
+def test_linear_options_are_used():
     schedule = schedules.make_schedule("linear", 500, beta_start=2e-4, beta_end=0.01)
     np.testing.assert_allclose(schedule.betas[[0, -1]], [4e-4, 0.02], rtol=1e-12)
 
@@ -120,7 +120,7 @@ def test_noise_variance_does_not_cancel():
         assert schedule.sqrt_one_minus_alphas_cumprod[t] ** 2 == pytest.approx(exact, rel=1e-14, abs=0)
 
 
-def test_zero_terminal_snr_makes_tables_without_a_warning():
+def test_zero_terminal_snr_raises_no_warning():
     schedule = schedules.schedule_from_betas(np.array([0.1, 0.5, 1.0]))
     assert schedule.alphas_cumprod[-1] == 0
     assert schedule.sqrt_one_minus_alphas_cumprod[-1] == 1
@@ -131,7 +131,7 @@ def test_zero_terminal_snr_makes_tables_without_a_warning():
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 @pytest.mark.parametrize("steps", [25, 1000])
 def test_zero_terminal_snr_shifts_and_scales_the_signal(name, steps):
-    """Signal scales keep the first, end in 0, and are a straight line of what they were, 1e-12; all else follows by (1)-(4)."""
+    """Signal scales keep the first, end in 0, and are an affine function of the original, 1e-12; all else by (1)-(4)."""
     plain = schedules.make_schedule(name, steps)
     pure = schedules.make_schedule(name, steps, zero_terminal_snr=True)
     old, new = plain.sqrt_alphas_cumprod, pure.sqrt_alphas_cumprod
@@ -149,7 +149,7 @@ def test_zero_terminal_snr_shifts_and_scales_the_signal(name, steps):
     assert all(np.isfinite(getattr(pure, table)).all() for table in finite)
 
 
-def test_zero_terminal_snr_is_sampled_from_its_end():
+def test_zero_terminal_snr_must_be_sampled_from_the_last_timestep():
     pure = schedules.make_schedule("linear", 1000, zero_terminal_snr=True)
     for spacing in ("trailing", "linspace"):
         short = schedules.respace(pure, spacings.spaced_timesteps(1000, 10, spacing))
@@ -166,7 +166,7 @@ def test_zero_terminal_snr_needs_two_steps():
             schedules.make_schedule(name, 1, zero_terminal_snr=True)
 
 
-def test_a_traced_schedule_cannot_tell_its_end():
+def test_terminal_snr_of_a_traced_schedule_is_unknown():
     pure = schedules.make_schedule("linear", 100, zero_terminal_snr=True)
     seen = []
     jax.jit(lambda schedule: seen.append(schedule.has_zero_terminal_snr))(pure)
@@ -198,20 +198,20 @@ def test_schedule_passes_through_jit_as_an_argument():
         ("linear", -3, {}, "at least 1"),
         ("linear", 1, {}, "num_timesteps above 20"),
         ("linear", 10, {}, "num_timesteps above 20"),
-        ("linear", 20, {}, "num_timesteps above 20"),  # beta = 1 exactly: nothing is left of the image
+        ("linear", 20, {}, "num_timesteps above 20"),  # beta = 1 exactly: zero SNR
         ("linear", 1000, {"beta_end": 1.5}, "below 1"),
         ("linear", 1000, {"beta_start": 0.0}, "beta_start"),
         ("linear", 1000, {"beta_start": 0.03}, "beta_start"),
     ],
 )
-def test_bad_schedule_is_refused_in_one_line(name, steps, options, message):
+def test_invalid_schedules_are_rejected_in_one_line(name, steps, options, message):
     with pytest.raises(ValueError, match=message) as error:
         schedules.make_schedule(name, steps, **options)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("betas", [[], [[0.1]], [0.0, 0.1], [0.1, 1.1], [0.1, float("nan")]])
-def test_bad_betas_are_refused(betas):
+def test_invalid_betas_are_rejected(betas):
     with pytest.raises(ValueError, match="betas must"):
         schedules.schedule_from_betas(np.array(betas))
 
@@ -265,6 +265,6 @@ def test_respacing_twice_keeps_the_networks_timesteps():
         ([2, 2, 5], "ascending"),
     ],
 )
-def test_bad_respacing_is_refused(timesteps, message):
+def test_invalid_respacing_is_rejected(timesteps, message):
     with pytest.raises(ValueError, match=message):
         schedules.respace(schedules.make_schedule("cosine", 10), timesteps)

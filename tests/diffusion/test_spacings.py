@@ -24,7 +24,7 @@ def test_ten_of_a_thousand(spacing, expected):
 
 
 @pytest.mark.parametrize("num_steps", [2, 5, 20, 29])
-def test_quadratic_is_ddims_where_that_repeats_nothing(num_steps):
+def test_quadratic_matches_ddim_where_it_has_no_duplicates(num_steps):
     published = [int(s) for s in np.linspace(0, np.sqrt(1000 * 0.8), num_steps) ** 2]
     assert spacings.spaced_timesteps(1000, num_steps, "quadratic").tolist() == published
 
@@ -51,7 +51,7 @@ def test_every_length_is_ascending_and_in_range(spacing, num_timesteps):
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 10, 300, 999])
-def test_spacings_hold_their_ends(num_steps):
+def test_spacings_have_the_documented_ends(num_steps):
     linear = schedules.make_schedule("linear", 1000)
     ends = {
         spacing: spacings.spaced_timesteps(1000, num_steps, spacing, schedule=linear)[[0, -1]].tolist()
@@ -66,45 +66,45 @@ def test_spacings_hold_their_ends(num_steps):
 
 @pytest.mark.parametrize(("spacing", "scale"), [("karras", lambda sigma: sigma ** (1 / 7)), ("logsnr", np.log)])
 @pytest.mark.parametrize("name", ["linear", "sigmoid"])
-def test_spacings_by_noise_take_equal_steps_as_nearly_as_timesteps_allow(name, spacing, scale):
-    """Nothing visible is left out: each level aimed at is at most half a timestep from the one taken."""
+def test_noise_spacings_take_equal_steps_up_to_rounding(name, spacing, scale):
+    """Each target level is at most half a timestep from the one taken."""
     schedule = schedules.make_schedule(name, 4000)
     levels = scale(schedule.sqrt_recipm1_alphas_cumprod)
-    taken = spacings.spaced_timesteps(4000, 12, spacing, schedule=schedule)
-    jump = int(schedule.sqrt_recipm1_alphas_cumprod[-1] > spacings.MAX_SIGMA)  # the step from T-1 stands by itself
-    aims = np.linspace(levels[0], levels[taken[-1 - jump]], 12 - jump)
-    gaps = np.maximum(np.gradient(levels)[taken], 0)[: 12 - jump]
-    assert (np.abs(levels[taken][: 12 - jump] - aims) <= 0.6 * gaps + 1e-9).all()
+    timesteps = spacings.spaced_timesteps(4000, 12, spacing, schedule=schedule)
+    jump = int(schedule.sqrt_recipm1_alphas_cumprod[-1] > spacings.MAX_SIGMA)  # the step from T-1 is separate
+    aims = np.linspace(levels[0], levels[timesteps[-1 - jump]], 12 - jump)
+    gaps = np.maximum(np.gradient(levels)[timesteps], 0)[: 12 - jump]
+    assert (np.abs(levels[timesteps][: 12 - jump] - aims) <= 0.6 * gaps + 1e-9).all()
 
 
 @pytest.mark.parametrize("spacing", spacings.SPACINGS_BY_NOISE)
-def test_no_steps_are_spent_where_nothing_is_left_of_the_image(spacing):
-    """Cosine ends at sigma = 20,291, zero terminal SNR at infinity: one step leads from T-1 to below NO_TRACE."""
+def test_no_steps_above_max_sigma(spacing):
+    """Cosine ends at sigma = 20,291, zero terminal SNR at infinity: one step goes from T-1 to below MAX_SIGMA."""
     for schedule in (
         schedules.make_schedule("cosine", 1000),
         schedules.schedule_from_betas(np.append(np.linspace(1e-4, 0.02, 999), 1.0)),
     ):
         for num_steps in (2, 3, 10):
-            taken = spacings.spaced_timesteps(1000, num_steps, spacing, schedule=schedule)
-            assert taken[-1] == 999
-            assert schedule.sqrt_recipm1_alphas_cumprod[taken[-2]] <= spacings.MAX_SIGMA
-            assert num_steps == 2 or taken[0] == 0
+            timesteps = spacings.spaced_timesteps(1000, num_steps, spacing, schedule=schedule)
+            assert timesteps[-1] == 999
+            assert schedule.sqrt_recipm1_alphas_cumprod[timesteps[-2]] <= spacings.MAX_SIGMA
+            assert num_steps == 2 or timesteps[0] == 0
 
 
 @pytest.mark.parametrize("spacing", spacings.SPACINGS_BY_NOISE)
-def test_spacings_by_noise_need_the_schedule_of_these_steps(spacing):
+def test_noise_spacings_need_the_schedule(spacing):
     for schedule in (None, schedules.make_schedule("cosine", 9)):
-        with pytest.raises(ValueError, match="needs the schedule of these 10 steps"):
+        with pytest.raises(ValueError, match="needs the schedule of all 10 steps"):
             spacings.spaced_timesteps(10, 5, spacing, schedule=schedule)
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 11])
 @pytest.mark.parametrize("spacing", spacings.SPACINGS)
-def test_bad_number_of_steps_is_refused(spacing, num_steps):
+def test_invalid_number_of_steps_is_rejected(spacing, num_steps):
     with pytest.raises(ValueError, match=r"set num_steps to 1\.\.10"):
         spacings.spaced_timesteps(10, num_steps, spacing)
 
 
-def test_unknown_spacing_is_refused():
+def test_unknown_spacing_is_rejected():
     with pytest.raises(ValueError, match="leading, linspace, trailing, quadratic, karras, logsnr"):
         spacings.spaced_timesteps(10, 5, "cubic")

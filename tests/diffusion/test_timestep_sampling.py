@@ -1,4 +1,4 @@
-"""Draws of t: their distribution, their weights, and a history that is the same however it is computed."""
+"""Timestep samplers: distributions, weights, and a loss history that does not depend on how it is computed."""
 
 import collections
 
@@ -25,12 +25,12 @@ def jitted(second_moment):
 
 
 def filled(second_moment, scale):
-    """A history full of losses of the size scale [T]."""
+    """A full history of losses of the size scale [T]."""
     rows = np.asarray(scale, np.float32)[:, None] * np.linspace(0.5, 1.5, timestep_sampling.HISTORY, dtype=np.float32)
     return timestep_sampling.LossHistory(jnp.asarray(rows), jnp.full(T, timestep_sampling.HISTORY, jnp.int32))
 
 
-def test_uniform_draws_what_the_training_step_always_drew():
+def test_uniform_is_randint():
     sampler = timestep_sampling.make_timestep_sampler("uniform", 1000)
     t, weights = sampler.draw((), jax.random.key(3), 64)
     np.testing.assert_array_equal(t, jax.random.randint(jax.random.key(3), (64,), 0, 1000))
@@ -40,8 +40,8 @@ def test_uniform_draws_what_the_training_step_always_drew():
 
 
 @pytest.mark.parametrize(("num_timesteps", "batch_size"), [(12, 5), (5, 12), (1000, 64), (7, 7), (1, 3), (4, 1)])
-def test_low_discrepancy_spreads_a_batch_evenly(num_timesteps, batch_size):
-    """In any run of consecutive t of a batch there are as many images as its length says, within one."""
+def test_low_discrepancy_stratifies_a_batch(num_timesteps, batch_size):
+    """Any range of consecutive t has a number of images proportional to its length, within one."""
     sampler = timestep_sampling.make_timestep_sampler("low_discrepancy", num_timesteps)
     for seed in range(5):
         t, weights = map(np.asarray, sampler.draw((), jax.random.key(seed), batch_size))
@@ -61,22 +61,22 @@ def test_low_discrepancy_is_uniform_for_each_image(num_timesteps, batch_size):
     sampler = timestep_sampling.make_timestep_sampler("low_discrepancy", num_timesteps)
     grid = num_timesteps * batch_size
     with pytest.MonkeyPatch.context() as patch:
-        drawn = []
+        samples = []
         for offset in range(grid):
             patch.setattr(jax.random, "randint", lambda *_, offset=offset: jnp.int32(offset))
-            drawn.append(np.asarray(sampler.draw((), None, batch_size)[0]))
-    for image in np.stack(drawn, axis=1):
+            samples.append(np.asarray(sampler.draw((), None, batch_size)[0]))
+    for image in np.stack(samples, axis=1):
         assert collections.Counter(image.tolist()) == dict.fromkeys(range(num_timesteps), batch_size)
 
 
-def test_low_discrepancy_refuses_what_it_cannot_count():
+def test_low_discrepancy_rejects_too_large_grids():
     sampler = timestep_sampling.make_timestep_sampler("low_discrepancy", 2**20)
-    with pytest.raises(ValueError, match="more than low_discrepancy can count"):
+    with pytest.raises(ValueError, match="too many for low_discrepancy"):
         sampler.draw((), jax.random.key(0), 2**11)
 
 
 def test_second_moment_is_uniform_until_every_t_is_full(second_moment, jitted):
-    """11 of 12 t with a full history do not do."""
+    """11 of 12 t with a full history do not suffice."""
     draw, _ = jitted
     full = filled(second_moment, 1.0 + np.arange(T))
     state = full._replace(counts=np.where(np.arange(T) == T - 1, timestep_sampling.HISTORY - 1, full.counts))
@@ -86,8 +86,8 @@ def test_second_moment_is_uniform_until_every_t_is_full(second_moment, jitted):
     assert np.ptp(timestep_sampling.second_moment_probabilities(full)) > 0.05
 
 
-def test_second_moment_draws_with_the_probabilities_it_weighs_by(second_moment, jitted):
-    """60,000 draws: frequencies within five standard errors, and w = 1 / (T p), so that Σ w f / B has the mean of f."""
+def test_second_moment_frequencies_match_its_weights(second_moment, jitted):
+    """60,000 samples: frequencies within five standard errors, and w = 1 / (T p), so that Σ w f / B has the mean of f."""
     draw, _ = jitted
     scale = np.array([100.0, 30, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.01, 0.0])
     state = filled(second_moment, scale)
@@ -97,7 +97,7 @@ def test_second_moment_draws_with_the_probabilities_it_weighs_by(second_moment, 
     t, weights = map(np.asarray, draw(state, jax.random.key(1), 60_000))
     frequency = np.bincount(t, minlength=T) / 60_000
     assert (np.abs(frequency - p) < 5 * np.sqrt(p / 60_000)).all()
-    assert frequency[-1] > 0  # by the uniform share alone
+    assert frequency[-1] > 0  # from the uniform part alone
     np.testing.assert_allclose(weights, 1 / (T * p[t]), rtol=1e-5)
     f = np.linspace(1, 2, T) * scale
     sums = weights * f[t]
@@ -109,8 +109,8 @@ def test_all_losses_zero_means_uniform(second_moment):
     np.testing.assert_allclose(probabilities, np.full(T, 1 / T), rtol=1e-6)
 
 
-def test_history_holds_the_last_ten_losses_of_each_t(second_moment, jitted):
-    """Against a queue filled one by one: batches in which a t comes never, once, and more than ten times."""
+def test_history_has_the_last_ten_losses_of_each_t(second_moment, jitted):
+    """Against a queue filled one by one: batches in which a t occurs never, once, and more than ten times."""
     _, update = jitted
     generator = np.random.default_rng(0)
     state = second_moment.init()
@@ -142,7 +142,7 @@ def test_parity_with_improved_diffusion(repository):
 
 
 def test_update_and_draw_are_the_same_on_any_number_of_devices(second_moment, jitted):
-    """Bit for bit, with the losses of a batch spread over 8 devices and with all on one."""
+    """Bit-identical with the losses sharded over 8 devices and on one."""
     draw, update = jitted
     generator = np.random.default_rng(2)
     t, losses = generator.integers(0, T, 64).astype(np.int32), generator.exponential(1, 64).astype(np.float32)
@@ -162,8 +162,8 @@ def test_update_and_draw_are_the_same_on_any_number_of_devices(second_moment, ji
 
 
 @pytest.mark.parametrize("name", timestep_sampling.TIMESTEP_SAMPLERS)
-def test_a_restored_state_goes_on_to_the_bit(name):
-    """State -> plain arrays -> state, in the middle: draws and states as if nothing had happened."""
+def test_a_restored_state_is_bit_identical(name):
+    """State -> plain arrays -> state, halfway: later samples and states are those of an uninterrupted run."""
     sampler = timestep_sampling.make_timestep_sampler(name, 4)
 
     @jax.jit
@@ -183,6 +183,6 @@ def test_a_restored_state_goes_on_to_the_bit(name):
 
 
 @pytest.mark.parametrize(("name", "num_timesteps", "message"), [("importance", 4, "second_moment$"), ("uniform", 0, "1 step$")])
-def test_wrong_requests_are_refused(name, num_timesteps, message):
+def test_invalid_arguments_are_rejected(name, num_timesteps, message):
     with pytest.raises(ValueError, match=message):
         timestep_sampling.make_timestep_sampler(name, num_timesteps)

@@ -1,4 +1,4 @@
-"""The variance of the reverse step: fixed at either end, or learned between both."""
+"""The variance of the reverse step: the two fixed ones, and the learned range between them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +33,8 @@ def test_fixed_variances(name, steps):
 
 
 @pytest.mark.parametrize(("name", "steps"), [("linear", 500), ("cosine", 40), ("cosine", 1)])
-def test_learned_range_lies_between_the_two_fixed_variances(name, steps):
-    """-1 is fixed_small to the bit, with its clipped log at t=0; 1 is β; between and beyond, a straight line of logs. 1e-5."""
+def test_learned_range_interpolates_between_the_fixed_variances(name, steps):
+    """-1 is bit-identical to fixed_small, with its clipped log at t=0; 1 is β; linear in the log. 1e-5."""
     schedule = make_schedule(name, steps)
     t = np.unique([0, steps // 3, steps - 1]).astype(np.int32)
     x_t = gaussian(40, (len(t), 4, 4, 3))
@@ -52,6 +52,6 @@ def test_learned_range_lies_between_the_two_fixed_variances(name, steps):
         np.testing.assert_allclose(log_variance(v), (v + 1) / 2 * large + (1 - v) / 2 * small, rtol=1e-5, atol=1e-5)
 
 
-def test_unknown_variance_is_refused():
+def test_unknown_variance_is_rejected():
     with pytest.raises(ValueError, match=r"^unknown variance 'small': choose one of fixed_small, fixed_large, learned_range$"):
         model_variance(make_schedule("linear", 500), gaussian(1, (1, 2, 2, 1)), np.zeros(1, np.int32), variance="small")

@@ -1,7 +1,7 @@
-"""The whole bound: against the entropy of Gaussian data, under any split of the work, and its fast estimate.
+"""The whole bound: against the entropy of Gaussian data, for any split of the work, and its fast estimate.
 
-For pixels x ~ N(0, v) the exact network is known: E[x_0 | x_t] = a x_t, a = v sqrt(ᾱ) / (ᾱ v + 1 - ᾱ), off by v (1 - ᾱ) /
-(ᾱ v + 1 - ᾱ) in the mean square. So is all else that the bound is made of.
+For pixels x ~ N(0, v) the exact network is known: E[x_0 | x_t] = a x_t, a = v sqrt(ᾱ) / (ᾱ v + 1 - ᾱ), with mean squared
+error v (1 - ᾱ) / (ᾱ v + 1 - ᾱ), and so are all terms of the bound.
 """
 
 import functools
@@ -31,10 +31,10 @@ def exact_network(schedule, v=V, learned=None):
     gain = v * np.sqrt(cumprod) / (cumprod * v + 1 - cumprod)
 
     def denoise_fn(x_t, t):
-        guess = jnp.asarray(gain, x_t.dtype)[t].reshape(-1, 1, 1, 1) * x_t
+        pred_xstart = jnp.asarray(gain, x_t.dtype)[t].reshape(-1, 1, 1, 1) * x_t
         if learned is None:
-            return guess
-        return jnp.concatenate([guess, jnp.zeros_like(x_t) + jnp.asarray(learned, x_t.dtype)[t].reshape(-1, 1, 1, 1)], -1)
+            return pred_xstart
+        return jnp.concatenate([pred_xstart, jnp.zeros_like(x_t) + jnp.asarray(learned, x_t.dtype)[t].reshape(-1, 1, 1, 1)], -1)
 
     return denoise_fn
 
@@ -61,7 +61,7 @@ def density_bits(mse, variance):
     return 0.5 * np.log2(2 * np.pi * variance) + mse / (2 * variance * np.log(2))
 
 
-image_prior_bits = jax.jit(vlb.prior_bpd, static_argnums=0)
+prior_bpd = jax.jit(vlb.prior_bpd, static_argnums=0)
 
 
 @jax.jit
@@ -72,9 +72,9 @@ def image_keys(key, indices):
 # Gaussian data.
 
 
-def test_exact_network_with_the_right_variance_reaches_the_entropy():
-    """The true reverse step of Gaussian data is Gaussian, so with its mean and variance the bound is tight at any T:
-    entropy, plus what x_T keeps of the image. The decoder's density stands for its bins. Five standard errors of 1e4 pixels.
+def test_exact_network_with_the_optimal_variance_reaches_the_entropy():
+    """The true reverse step of Gaussian data is Gaussian, so with its mean and variance the bound is tight for any T: the
+    entropy plus L_T. The density stands in for the decoder's bins. Five standard errors of 1e4 pixels.
     """
     v = 0.6
     schedule = make_schedule("linear", 50)
@@ -82,13 +82,13 @@ def test_exact_network_with_the_right_variance_reaches_the_entropy():
     right = schedule.posterior_variance + schedule.posterior_mean_coef1**2 * exact_error(schedule, v)
     right[0] = exact_error(schedule, v)[0]
     learned = 2 * np.log(right / posterior) / np.log(schedule.betas / posterior) - 1
-    assert (np.abs(learned[1:]) < 1).all()  # the paper's two extremes do bound it
+    assert (np.abs(learned[1:]) < 1).all()  # it is between the paper's two extremes
     x_start = gaussian_images(160, 8, v)
     terms = all_terms(schedule, exact_network(schedule, v, learned), x_start, jax.random.key(0), LEARNED)
-    prior = np.asarray(image_prior_bits(schedule, x_start), np.float64)
+    prior = np.asarray(prior_bpd(schedule, x_start), np.float64)
     steps = np.asarray(terms.bits, np.float64)[1:].sum(axis=0)
     total = prior + steps + density_bits(np.asarray(terms.xstart_mse, np.float64)[0], right[0])
-    # Less the images' own log density, image by image: what is left varies by the noise in x_t only.
+    # Subtracting each image's own log density leaves only the variance from the noise in x_t.
     excess = total - density_bits(np.square(x_start.astype(np.float64)).mean(axis=(1, 2, 3)), v)
     standard_error = excess.std(ddof=1) / math.sqrt(len(excess))
     assert standard_error < 0.03
@@ -103,9 +103,9 @@ def refined_schedule(num_timesteps):
     return schedule_from_betas(1 - cumprod / np.append(1.0, cumprod[:-1]))
 
 
-def test_the_gap_to_the_true_entropy_falls_as_steps_grow_finer():
-    """With the posterior's variance a chain of T steps between the same ends loses bits, and each four times longer one at
-    most two thirds of that. The decoder has the variance β_0, which is right here.
+def test_the_gap_to_the_entropy_decreases_with_the_number_of_steps():
+    """With the posterior's variance a chain of T steps between the same ends loses bits; four times as many steps reduce
+    the loss to at most two thirds. The decoder has the variance β_0, which is optimal here.
 
     Density: the gap to the Gaussian's entropy against its closed form. Levels: the gap to the entropy of the rounded
     Gaussian, against the same number. Five standard errors (.013 bits at the finest, where the gap is .09).
@@ -124,7 +124,7 @@ def test_the_gap_to_the_true_entropy_falls_as_steps_grow_finer():
         learned = np.append(1.0, np.full(num_timesteps - 1, -1.0))
         network = exact_network(schedule, learned=learned)
         terms = all_terms(schedule, network, x_start, jax.random.key(1), LEARNED)
-        prior = np.asarray(image_prior_bits(schedule, x_start), np.float64)
+        prior = np.asarray(prior_bpd(schedule, x_start), np.float64)
         bits, error = (np.asarray(field, np.float64) for field in (terms.bits, terms.xstart_mse))
         m, cumprod = exact_error(schedule), schedule.alphas_cumprod
         np.testing.assert_allclose(error[:, :100].mean(axis=1), m, rtol=5 * math.sqrt(2 / smooth.size))
@@ -142,12 +142,12 @@ def test_the_gap_to_the_true_entropy_falls_as_steps_grow_finer():
         assert of_one_kind[0] > 1.5 * of_one_kind[1] > 2.25 * of_one_kind[2] > 0
 
 
-# However the work is split.
+# Splitting the work.
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A chain of 12 of 48 steps, 8 images, their keys, and a network that reads both its arguments."""
+    """A chain of 12 of 48 steps, 8 images, their keys, and a network that uses both arguments."""
     schedule = respace(make_schedule("cosine", 48), spaced_timesteps(48, 12, "trailing"))
     x_start = np.random.default_rng(3).integers(0, 256, (8, 4, 4, 1)).astype(np.float32) / np.float32(127.5) - 1
     keys = image_keys(jax.random.key(5), np.arange(8))
@@ -169,8 +169,8 @@ def whole(small):
     return jax.jit(functools.partial(vlb.scan_vlb_terms, schedule, X_START, denoise_fn, first_t=0, count=12))(x_start, keys)
 
 
-def test_a_scan_is_one_t_after_another(small, whole):
-    """And the network is told the t that it was trained with. 1e-6: compiled or not, sums may be rounded otherwise."""
+def test_scan_equals_a_loop_over_t(small, whole):
+    """And the network gets the t of the training chain. 1e-6: compiled sums may be rounded differently."""
     schedule, denoise_fn, x_start, keys = small
     seen = []
 
@@ -184,24 +184,24 @@ def test_a_scan_is_one_t_after_another(small, whole):
     assert_terms_close(terms, [np.asarray(field)[mixed, np.arange(8)] for field in whole])
 
 
-def test_stretches_of_any_first_t_share_one_compilation(small, whole):
+def test_ranges_with_any_first_t_share_one_compilation(small, whole):
     schedule, denoise_fn, x_start, keys = small
     traces = []
 
-    def stretch(x_start, keys, first_t):
+    def scan(x_start, keys, first_t):
         traces.append(first_t)
         return vlb.scan_vlb_terms(schedule, X_START, denoise_fn, x_start, keys, first_t=first_t, count=4)
 
-    stretch = jax.jit(stretch)
-    parts = [stretch(x_start, keys, jnp.int32(first)) for first in (0, 4, 8)]
+    scan = jax.jit(scan)
+    parts = [scan(x_start, keys, jnp.int32(first)) for first in (0, 4, 8)]
     assert len(traces) == 1
     assert_terms_close([jnp.concatenate(fields) for fields in zip(*parts, strict=True)], whole)
-    beyond = stretch(x_start, keys, jnp.int32(10))
+    beyond = scan(x_start, keys, jnp.int32(10))
     assert_terms_close([field[:2] for field in beyond], [field[10:] for field in whole])
     assert np.isnan(beyond.bits[2:]).all()
 
 
-def test_an_image_pays_the_same_in_any_batch_and_on_any_device(small, whole):
+def test_terms_of_an_image_do_not_depend_on_batch_or_device(small, whole):
     """Three of the images alone; and one image on each of 8 devices under shard_map. 1e-6."""
     schedule, denoise_fn, x_start, keys = small
     some = jnp.array([6, 1, 3])
@@ -218,7 +218,7 @@ def test_an_image_pays_the_same_in_any_batch_and_on_any_device(small, whole):
     assert_terms_close(jax.jit(spread)(x_start, jax.random.key_data(keys), jnp.int32(0)), whole)
 
 
-def test_different_t_and_images_have_noise_of_their_own(small):
+def test_noise_is_independent_between_t_and_images(small):
     schedule, _, x_start, keys = small
     seen = []
 
@@ -253,12 +253,12 @@ def test_summary_and_coding_curve_by_hand():
     np.testing.assert_allclose(rmse, 127.5 * np.sqrt([2e-4, 1e-2, 0.5]), rtol=1e-6)
 
 
-def test_coding_curve_of_gaussian_data_is_between_its_limits():
-    """Shannon: nobody shows Gaussian pixels with error D below a rate of ½ log2(v / D). The paper's curve cannot either."""
+def test_coding_curve_of_gaussian_data_respects_the_shannon_limit():
+    """Shannon: no code has error D on Gaussian pixels below a rate of ½ log2(v / D); neither has the paper's curve."""
     schedule = make_schedule("cosine", 64)
     x_start = gaussian_images(256, 8, V)
     terms = all_terms(schedule, exact_network(schedule), x_start, jax.random.key(2))
-    rate, rmse = vlb.rate_distortion_curve(np.asarray(image_prior_bits(schedule, x_start)), terms)
+    rate, rmse = vlb.rate_distortion_curve(np.asarray(prior_bpd(schedule, x_start)), terms)
     limit = 0.5 * np.log2(V / np.square(rmse / 127.5))
     assert (np.diff(rate) < 0).all()
     assert (rate > limit - 0.04).all()  # rmse is known to 1 %
@@ -273,8 +273,8 @@ FAST_IMAGES, FAST_STEPS = 12, 40
 
 @pytest.fixture(scope="module")
 def fast():
-    """Images on levels, the chain, and the exact bound of these very images: expectation over x_t in closed form, and for
-    the decoder by Gauss-Hermite quadrature in float64.
+    """Quantized images, the chain, and the exact bound of these images: expectation over x_t in closed form, and for the
+    decoder by Gauss-Hermite quadrature in float64.
     """
     schedule = make_schedule("cosine", FAST_STEPS)
     levels = np.round((gaussian_images(FAST_IMAGES, 4, V) + 1) * 127.5).clip(0, 255)
@@ -286,17 +286,17 @@ def fast():
     variance = np.exp(schedule.posterior_log_variance_clipped)
     steps = 0.5 * schedule.posterior_mean_coef1**2 * error / variance / np.log(2)
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(200)
-    guess = gain[0] * (np.sqrt(cumprod[0]) * x[..., None] + np.sqrt(1 - cumprod[0]) * nodes)
+    pred_xstart = gain[0] * (np.sqrt(cumprod[0]) * x[..., None] + np.sqrt(1 - cumprod[0]) * nodes)
     tail = np.vectorize(lambda z: 0.5 * math.erfc(z / math.sqrt(2)))
-    distance = np.abs(x[..., None] - guess)
+    distance = np.abs(x[..., None] - pred_xstart)
     probability = tail((distance - 1 / 255) / np.sqrt(variance[0])) - tail((distance + 1 / 255) / np.sqrt(variance[0]))
     decoder = -(np.log2(np.maximum(probability, 1e-12)) @ (node_weights / node_weights.sum())).mean()
-    prior = np.asarray(image_prior_bits(schedule, x_start), np.float64).mean()
+    prior = np.asarray(prior_bpd(schedule, x_start), np.float64).mean()
     return schedule, x_start, prior + steps[1:].sum() + decoder
 
 
 def estimates(schedule, x_start, num_strata, repeats):
-    """Estimates from `repeats` different roots."""
+    """Estimates from `repeats` different root keys."""
     denoise_fn = exact_network(schedule)
 
     @jax.jit
@@ -307,14 +307,14 @@ def estimates(schedule, x_start, num_strata, repeats):
         return vlb.scan_sampled_vlb_terms(schedule, X_START, denoise_fn, x_start, t, keys), weights
 
     terms, weights = jax.device_get(run(jax.random.split(jax.random.key(11), repeats)))
-    prior = np.asarray(image_prior_bits(schedule, x_start))
+    prior = np.asarray(prior_bpd(schedule, x_start))
     return [vlb.estimate_vlb(prior, VlbTerms(*(field[i] for field in terms)), weights[i]) for i in range(repeats)]
 
 
 @pytest.mark.parametrize("num_strata", [2, 5])
-def test_fast_estimate_is_unbiased_and_knows_its_standard_error(fast, num_strata):
-    """600 estimates: their mean is the exact bound within four of its standard errors; the squared standard error that
-    each states is, on average, their variance, within 25 % (a variance of 600 is known to 6 %).
+def test_fast_estimate_is_unbiased_with_a_correct_standard_error(fast, num_strata):
+    """600 estimates: their mean is the exact bound within four standard errors; the mean of the squared standard errors is
+    their variance, within 25% (a variance of 600 is known to 6%).
     """
     schedule, x_start, exact = fast
     results = estimates(schedule, x_start, num_strata, 600)
@@ -328,7 +328,7 @@ def test_fast_estimate_is_unbiased_and_knows_its_standard_error(fast, num_strata
 
 
 @pytest.mark.parametrize("num_timesteps", [2, 3, 1000])
-def test_proposal_is_a_distribution_over_all_but_the_first(num_timesteps):
+def test_proposal_is_a_distribution_over_all_t_but_the_first(num_timesteps):
     p = vlb.timestep_proposal(make_schedule("cosine", num_timesteps))
     assert p.shape == (num_timesteps,)
     assert p[0] == 0
@@ -336,8 +336,8 @@ def test_proposal_is_a_distribution_over_all_but_the_first(num_timesteps):
     assert (p[1:] >= 0.1 / num_timesteps).all()
 
 
-def test_drawn_weights_sum_any_function_of_t_without_bias():
-    """Σ w f(t) over 20,000 draws of images, for f of no smoothness at all; four standard errors. And each t is possible."""
+def test_sampled_weights_are_unbiased_for_any_function_of_t():
+    """Σ w f(t) over 20,000 images, for an f without smoothness; four standard errors. And each t can occur."""
     schedule = make_schedule("linear", 30)
     f = np.random.default_rng(4).uniform(0, 1, 30)
     keys = jax.random.split(jax.random.key(7), 20_000)
@@ -348,12 +348,12 @@ def test_drawn_weights_sum_any_function_of_t_without_bias():
     assert set(t.ravel()) == set(range(30))
     sums = (weights * f[t]).sum(axis=0)
     assert abs(sums.mean() - f.sum()) < 4 * sums.std() / math.sqrt(20_000)
-    p = vlb.timestep_proposal(schedule)  # stratified: draws 2s, 2s + 1 stay in share s - 1 of the mass of p
-    share = (np.cumsum(p) - 1e-6)[t[2:]] * 3
-    assert (share >= np.repeat([0, 1, 2], 2)[:, None]).all()
+    p = vlb.timestep_proposal(schedule)  # stratified: rows 2s and 2s + 1 are in part s - 1 of the mass of p
+    fraction = (np.cumsum(p) - 1e-6)[t[2:]] * 3
+    assert (fraction >= np.repeat([0, 1, 2], 2)[:, None]).all()
 
 
-def test_draws_of_one_t_have_noise_of_their_own_and_stretches_agree(fast):
+def test_rows_have_independent_noise_and_can_be_split(fast):
     schedule, x_start, _ = fast
     keys = image_keys(jax.random.key(5), np.arange(FAST_IMAGES))
     t, _ = jax.jit(vlb.sample_timesteps, static_argnums=(0, 2))(schedule, keys, 3)
@@ -364,7 +364,7 @@ def test_draws_of_one_t_have_noise_of_their_own_and_stretches_agree(fast):
     assert_terms_close([jnp.concatenate(fields) for fields in zip(*parts, strict=True)], terms)
 
 
-def test_a_chain_of_one_step_has_nothing_to_draw():
+def test_a_chain_of_one_step_has_only_the_decoder_term():
     schedule = schedule_from_betas([0.3])
     keys = jax.random.split(jax.random.key(0), 3)
     t, weights = vlb.sample_timesteps(schedule, keys, 1)
@@ -376,7 +376,7 @@ def test_a_chain_of_one_step_has_nothing_to_draw():
     assert result.standard_error == pytest.approx(math.sqrt(0.25**2 + 0.25**2) / 3)
 
 
-def test_wrong_requests_are_refused(small):
+def test_invalid_arguments_are_rejected(small):
     schedule, denoise_fn, x_start, keys = small
     for num_strata in (1, 0):
         with pytest.raises(ValueError, match=r"^a chain of 12 steps[^\n]*2 or more$"):

@@ -1,4 +1,4 @@
-"""Charts: one picture, as many axes as asked for, in each what its `Chart` says."""
+"""Charts: one axes per `Chart` in one image, with its contents."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ X = np.arange(1, 11)
 
 @pytest.fixture
 def axes_of(monkeypatch):
-    """(charts) -> (picture, the matplotlib axes that it was drawn from)."""
+    """(charts) -> (image, its Matplotlib axes)."""
     figures = []
 
     def make(**options):
@@ -22,7 +22,7 @@ def axes_of(monkeypatch):
     return lambda wanted: (charts.draw(wanted), figures[-1].axes)
 
 
-def test_charts_stand_side_by_side_with_their_curves(axes_of):
+def test_charts_are_side_by_side_with_their_curves(axes_of):
     lines = [charts.Line(X, 1.0 / X, "falling", points=True), charts.Line(X, 1.0 * X)]
     one, _ = axes_of([charts.Chart("a", "x", "y", lines[:1])])
     two, axes = axes_of([charts.Chart("a", "x", "y", lines), charts.Chart("b", "u", "v", lines[1:])])
@@ -35,7 +35,7 @@ def test_charts_stand_side_by_side_with_their_curves(axes_of):
     assert [drawn.get_color() for drawn in axes[0].lines] == list(charts.COLORS[:2])
     color = np.array([int(charts.COLORS[0][i : i + 2], 16) for i in (1, 3, 5)])
     for picture in (one, two[:, : one.shape[1]], two[:, one.shape[1] :]):
-        assert (np.abs(picture.astype(int) - color).sum(axis=2) < 30).sum() > 100  # the curve is in the picture
+        assert (np.abs(picture.astype(int) - color).sum(axis=2) < 30).sum() > 100  # the curve is visible
 
 
 def test_a_chart_has_its_title_labels_and_legend(axes_of):
@@ -43,11 +43,11 @@ def test_a_chart_has_its_title_labels_and_legend(axes_of):
     assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("Terms of the bound", "t", "bits/dim")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["linear"]
     _, [axes] = axes_of([charts.Chart("a", "x", "y", [charts.Line(X, X)])])
-    assert axes.get_legend() is None  # nothing to explain
+    assert axes.get_legend() is None  # no labels
 
 
 @pytest.mark.parametrize(("log_x", "log_y"), [(False, False), (True, False), (False, True), (True, True)])
-def test_axes_are_logarithmic_where_asked_for(axes_of, log_x, log_y):
+def test_axes_are_logarithmic_if_requested(axes_of, log_x, log_y):
     _, [axes] = axes_of([charts.Chart("a", "x", "y", [charts.Line(X, 0.01 * X)], log_x=log_x, log_y=log_y)])
     scales = {True: "log", False: "linear"}
     assert (axes.get_xscale(), axes.get_yscale()) == (scales[log_x], scales[log_y])
@@ -55,7 +55,7 @@ def test_axes_are_logarithmic_where_asked_for(axes_of, log_x, log_y):
         assert {"0.01", "0.1"} <= {label.get_text() for label in axes.get_yticklabels()}
 
 
-def test_values_that_a_log_axis_cannot_show_are_left_out(axes_of):
+def test_nonpositive_values_are_omitted_on_a_log_axis(axes_of):
     values = np.array([0.0, -1.0, np.nan, *np.arange(1.0, 8.0)])
     picture, [axes] = axes_of([charts.Chart("a", "x", "y", [charts.Line(X, values)], log_y=True)])
     low, high = axes.get_ylim()
@@ -64,7 +64,7 @@ def test_values_that_a_log_axis_cannot_show_are_left_out(axes_of):
     assert picture.std() > 0
 
 
-def test_heights_run_across_dashed_with_their_words(axes_of):
+def test_flat_lines_are_dashed_and_labeled(axes_of):
     _, [axes] = axes_of([charts.Chart("a", "x", "y", [charts.Line(X, X)], flat=[(0.5, "real images"), (2.0, "best")])])
     flat = axes.lines[1:]
     assert [line.get_ydata()[0] for line in flat] == [0.5, 2.0]
@@ -72,6 +72,6 @@ def test_heights_run_across_dashed_with_their_words(axes_of):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["real images", "best"]
 
 
-def test_no_chart_is_refused():
-    with pytest.raises(ValueError, match="there must be a chart"):
+def test_no_charts_are_rejected():
+    with pytest.raises(ValueError, match="there is no chart"):
         charts.draw([])

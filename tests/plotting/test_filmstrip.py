@@ -1,4 +1,4 @@
-"""Strips with words and curves: images exact to the pixel, curves under the right columns. Warnings are errors."""
+"""Film strips: images exact to the pixel, curves aligned with their columns. Warnings are errors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LABELS = ("image", *(f"$t={t}$" for t in COLUMN_T[1:]))
 
 
 def plain_images(rows, count, size, channels=3):
-    """uint8 [rows, count, size, size, C], each image of one colour of its own that no letter or line has."""
+    """uint8 [rows, count, size, size, C], each image in one color that no text or line has."""
     number = np.arange(rows * count, dtype=np.uint8)
     colors = np.stack([255 - 0 * number, 0 * number, 60 + 4 * number], axis=-1)[:, :channels]
     return np.broadcast_to(colors.reshape(rows, count, 1, 1, channels), (rows, count, size, size, channels))
@@ -29,24 +29,24 @@ def boxes(picture, rows):
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 14), (28, 4), (32, 4), (64, 2), (128, 1), (256, 1)])
-def test_images_stand_in_rows_and_columns_enlarged_by_a_whole_factor(size, factor):
+def test_images_are_in_rows_and_columns_and_enlarged_by_an_integer_factor(size, factor):
     rows = plain_images(2, 5, size)
     picture = sheet(rows, title="Two rows", column_labels=LABELS)
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     found = boxes(picture, rows)
     assert (found[..., 2:] - found[..., :2] == factor * size).all()
-    assert (found[..., 0] == found[:, :1, 0]).all()  # one top for all of a row
-    assert (found[..., 1] == found[:1, :, 1]).all()  # one left for all of a column
+    assert (found[..., 0] == found[:, :1, 0]).all()  # one top per row
+    assert (found[..., 1] == found[:1, :, 1]).all()  # one left per column
     assert len(set(np.diff(found[0, :, 1]))) == 1
     assert found[1, 0, 0] > found[0, 0, 2]
     top, left, bottom, right = found[0, 0, 0], found[0, 0, 1], found[-1, -1, 2], found[-1, -1, 3]
     for beside in (picture[top:bottom, left - 1], picture[top:bottom, right], picture[bottom, left:right]):
-        assert (beside == 255).all()  # grey lies between the images only
+        assert (beside == 255).all()  # gray is between images only
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_pixel_of_an_image_is_a_block_of_the_picture(channels):
+def test_every_pixel_of_an_image_is_a_block(channels):
     rows = np.random.default_rng(0).integers(0, 256, (1, 5, 8, 8, channels), dtype=np.uint8)
     where = boxes(sheet(plain_images(1, 5, 8), title="", column_labels=LABELS), plain_images(1, 5, 8))
     picture = sheet(rows, title="", column_labels=LABELS)
@@ -55,7 +55,7 @@ def test_every_pixel_of_an_image_is_a_block_of_the_picture(channels):
         np.testing.assert_array_equal(block, np.broadcast_to(image.repeat(14, axis=0).repeat(14, axis=1), block.shape))
 
 
-def test_groups_of_rows_stand_apart():
+def test_groups_of_rows_are_separated():
     rows = plain_images(4, 5, 8)
     tops = boxes(sheet(rows, title="", column_labels=LABELS, row_labels=list("abcd"), group=2), rows)[:, 0, 0]
     within, between = np.diff(tops)[[0, 2]], np.diff(tops)[1]
@@ -63,8 +63,8 @@ def test_groups_of_rows_stand_apart():
 
 
 @pytest.mark.parametrize("column_t", [COLUMN_T, (-1, 3, 20, 50, 99)], ids=["even", "uneven"])
-def test_a_curve_lies_under_the_columns_of_its_t(column_t):
-    """A peak at the t of a column has its top within a pixel of the middle of that column."""
+def test_a_curve_is_aligned_with_the_columns_of_its_t(column_t):
+    """A peak at the t of a column is within a pixel of the center of that column."""
     rows, t = plain_images(1, 5, 32), np.arange(100)
     for column in range(1, 5):
         panel = Panel("A peak", t, [Curve((t == column_t[column]).astype(float), color="#00ff00")])
@@ -76,8 +76,8 @@ def test_a_curve_lies_under_the_columns_of_its_t(column_t):
         assert np.nonzero(green[top])[0].mean() == pytest.approx((left + right - 1) / 2, abs=1)
 
 
-def test_curves_with_holes_bundles_and_a_log_axis_are_drawn():
-    """What is not finite, and on a log axis what is not above 0, is left out without a word."""
+def test_curves_with_gaps_bundles_and_a_log_axis_are_drawn():
+    """Values that are not finite, or on a log axis not positive, are omitted silently."""
     t = np.arange(100)
     values = np.geomspace(1, 1e-9, 100)
     values[[3, 50, 98, 99]] = np.nan, np.inf, -1, 0
@@ -92,11 +92,11 @@ def test_curves_with_holes_bundles_and_a_log_axis_are_drawn():
     rows = plain_images(1, 5, 8)
     picture = sheet(rows, panels=panels, **options)
     assert picture.shape[0] > sheet(rows, panels=panels[:1], **options).shape[0]
-    np.testing.assert_array_equal(picture, sheet(rows, panels=panels, **options))  # the same picture again
+    np.testing.assert_array_equal(picture, sheet(rows, panels=panels, **options))  # deterministic
 
 
-def test_a_hole_on_a_log_axis_is_a_hole():
-    """Zeros in the middle of a curve draw no line down to the foot of the axis: the curve keeps its height."""
+def test_a_gap_on_a_log_axis_is_a_gap():
+    """Zeros in the middle of a curve draw no line to the bottom of the axis."""
     rows, t, heights = plain_images(1, 5, 8), np.arange(100), []
     for middle in (1.0, 0.0):
         values = np.where(abs(t - 50) < 10, middle, np.linspace(1, 2, 100))
@@ -109,8 +109,8 @@ def test_a_hole_on_a_log_axis_is_a_hole():
     assert heights[0] == pytest.approx(heights[1], abs=2)
 
 
-def test_words_too_long_become_smaller():
-    """A title of 150 letters and labels of 30 leave the margins of the picture white."""
+def test_long_labels_are_shrunk():
+    """A title of 150 letters and labels of 30 leave the margins white."""
     rows, words = plain_images(2, 5, 8), "words of thirty letters or so"
     title, labels, spans = 5 * words, [words] * 5, [(0, 1, words), (3, 4, words)]
     beside = {"row_labels": labels[:2], "end_labels": labels[:2], "notes": [title]}
@@ -120,11 +120,11 @@ def test_words_too_long_become_smaller():
     labels_alone = sheet(rows, title="", column_labels=["", words, "", "", ""])
     left, right = boxes(picture, rows)[0, 1, [1, 3]] - boxes(picture, rows)[0, 0, 1] + boxes(labels_alone, rows)[0, 0, 1]
     inked = np.nonzero((labels_alone < 200).all(axis=-1).any(axis=0))[0]
-    assert left - 3 <= inked.min() < inked.max() <= right + 3  # a label stays over its own column
+    assert left - 3 <= inked.min() < inked.max() <= right + 3  # a label is above its own column
 
 
-def test_words_are_there():
-    """Title, labels, rows' labels at both ends, notes and arrows each put ink on the page, between the same images."""
+def test_all_labels_are_drawn():
+    """Title, column and row labels, end labels, notes and arrows each add ink between the same images."""
     rows = plain_images(2, 5, 8)
     bare = {"title": "", "column_labels": [""] * 5}
 
@@ -140,16 +140,14 @@ def test_words_are_there():
     assert ink(notes=["Each row has one noise."]) > nothing
 
 
-def test_notes_are_at_the_foot_and_labels_at_the_right():
-    """Below the panels' axes and beyond the last column: neither is drawn over an image or a curve."""
+def test_notes_are_at_the_bottom_and_end_labels_on_the_right():
+    """Below the panels' axes and right of the last column: no overlap with an image or a curve."""
     rows, t = plain_images(2, 5, 8), np.arange(100)
     options = {"title": "", "column_labels": [""] * 5, "column_t": COLUMN_T, "panels": [Panel("", t, [Curve(t / 99)])]}
     bare = sheet(rows, **options)
     noted = sheet(rows, notes=["one", "two"], **options)
     assert noted.shape[0] > bare.shape[0]
-    np.testing.assert_allclose(
-        noted[: len(bare) - 20].astype(int), bare[:-20], atol=1
-    )  # lines keep to other fractions of pixels
+    np.testing.assert_allclose(noted[: len(bare) - 20].astype(int), bare[:-20], atol=1)  # lines have other subpixel positions
     labelled = sheet(rows, end_labels=["first", "second"], **options)
     right = boxes(labelled, rows)[0, -1, 3]
     np.testing.assert_allclose(labelled[:, :right].astype(int), bare[:, :right], atol=1)
@@ -157,7 +155,7 @@ def test_notes_are_at_the_foot_and_labels_at_the_right():
     assert (labelled[:, -3:] == 255).all()
 
 
-def test_labels_at_the_right_have_one_size(monkeypatch):
+def test_end_labels_have_one_size(monkeypatch):
     sizes = []
     draw = filmstrip._Page.draw
 

@@ -1,4 +1,4 @@
-"""Grids, strips and PNG files: every pixel where it belongs."""
+"""Grids, strips and PNG files: every pixel is in its place."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def images(*shape, seed=0):
 
 
 def tiles(picture, size, factor):
-    """The grid cells of a picture, enlargement undone: uint8 [rows, columns, size, size, C]."""
+    """The grid cells of an image, without enlargement: uint8 [rows, columns, size, size, C]."""
     small = picture[::factor, ::factor]
     pitch = size + GAP
     rows, columns = (small.shape[0] - GAP) // pitch, (small.shape[1] - GAP) // pitch
@@ -23,7 +23,7 @@ def tiles(picture, size, factor):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_is_laid_out_row_by_row(channels):
-    """Each cell of the grid is its image; what is left, gaps and the cells past the last image, is background."""
+    """Each cell of the grid is its image; gaps and empty cells are background."""
     shown = images(7, 64, 64, channels)
     picture = image_grid.grid(shown, columns=3)
     assert picture.dtype == np.uint8
@@ -31,23 +31,23 @@ def test_grid_is_laid_out_row_by_row(channels):
     cells = tiles(picture, 64, 1).reshape(9, 64, 64, channels)
     np.testing.assert_array_equal(cells[:7], shown)
     assert (cells[7:] == BACKGROUND).all()
-    assert (picture != BACKGROUND).sum() == shown.size  # no pixel of an image anywhere else
+    assert (picture != BACKGROUND).sum() == shown.size  # no image pixel elsewhere
 
 
 @pytest.mark.parametrize(("number", "columns"), [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4), (100, 10)])
-def test_a_grid_is_about_square_by_default(number, columns):
+def test_a_grid_is_nearly_square_by_default(number, columns):
     picture = image_grid.grid(images(number, 64, 64, 1))
     assert picture.shape[1] == columns * 66 + 2
     assert picture.shape[0] == -(-number // columns) * 66 + 2
 
 
-def test_a_row_asked_for_is_no_longer_than_there_are_images():
+def test_a_row_is_no_longer_than_the_number_of_images():
     assert image_grid.grid(images(3, 64, 64, 1), columns=10).shape == (68, 3 * 66 + 2, 1)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 8), (28, 2), (32, 2), (64, 1), (100, 1), (256, 1)])
-def test_small_images_are_enlarged_by_a_whole_factor(size, factor):
-    """Every pixel becomes a block of factor x factor equal ones, and images about as high as a person can see."""
+def test_small_images_are_enlarged_by_an_integer_factor(size, factor):
+    """Every pixel becomes a block of factor x factor equal ones, so that images have a visible height."""
     shown = images(4, size, size, 3)
     picture = image_grid.grid(shown)
     assert picture.shape == (factor * (2 * (size + GAP) + GAP),) * 2 + (3,)
@@ -58,24 +58,25 @@ def test_small_images_are_enlarged_by_a_whole_factor(size, factor):
 
 
 def test_a_large_grid_is_enlarged_less():
-    """10,000 images of 8 pixels: four times is all that fits. 600 in a row: as they are, for none is left out."""
+    """10,000 images of 8 pixels: a factor of four is the limit. 600 in a row: not enlarged, and none omitted."""
     assert image_grid.grid(images(10_000, 8, 8, 1), columns=100).shape == (4008, 4008, 1)
     assert LONGEST_SIDE == 4096
     assert image_grid.grid(images(600, 8, 8, 1), columns=600).shape == (12, 6002, 1)
 
 
-def test_images_of_classes_are_in_rows_of_one_class():
+def test_images_with_labels_are_in_rows_of_one_class():
     shown, labels = images(6, 64, 64, 1), np.array([0, 1, 2, 0, 1, 2])
     picture = image_grid.grid_of_classes(shown, labels)
     np.testing.assert_array_equal(picture, image_grid.grid(shown[[0, 3, 1, 4, 2, 5]], columns=2))
-    for others in (None, np.array([0, 1, 2, 0, 1, 1]), np.zeros(6, int), np.arange(6)):  # no two rows, or one of one image
+    # No labels, too few images per class, or one class.
+    for others in (None, np.array([0, 1, 2, 0, 1, 1]), np.zeros(6, int), np.arange(6)):
         np.testing.assert_array_equal(image_grid.grid_of_classes(shown, others), image_grid.grid(shown))
 
 
 @pytest.mark.parametrize("number", [1, 7, 20, 24, 64, 100, 101, 999, 50_000])
 @pytest.mark.parametrize("num_classes", [0, 2, 3, 7, 10, 13, 37, 102, 1000])
-def test_a_grid_of_any_number_is_small_balanced_and_no_ribbon(number, num_classes):
-    """At most 100 images, none twice, sides within a factor of 2.5 (few images: 4), as many of each class, up to one."""
+def test_grids_of_any_size_are_limited_balanced_and_not_elongated(number, num_classes):
+    """At most 100 images without duplicates, aspect ratio at most 2.5 (few images: 4), equal class counts up to one."""
     labels = np.arange(number) % num_classes if num_classes else None
     plan = image_grid.plan_grid(number, labels)
     shown = plan.cells[plan.cells >= 0]
@@ -94,19 +95,19 @@ def test_a_grid_of_any_number_is_small_balanced_and_no_ribbon(number, num_classe
 
 
 def test_a_very_large_grid_shows_the_first_hundred():
-    """50,000 images at 256x256 would be a picture of 10 GB."""
+    """50,000 images at 256x256 would need 10 GB."""
     many = np.broadcast_to(np.zeros((1, 256, 256, 3), np.uint8), (50_000, 256, 256, 3))
     assert image_grid.grid(many).shape == (10 * 258 + 2, 10 * 258 + 2, 3)
 
 
-def test_names_of_classes_are_beside_their_rows():
+def test_class_names_are_next_to_their_rows():
     shown, labels = images(4, 64, 64, 3), np.array([0, 1, 0, 1])
     bare = image_grid.grid_of_classes(shown, labels)
     named = image_grid.grid_of_classes(shown, labels, ("daisy", "rose"))
     margin = named.shape[1] - bare.shape[1]
     np.testing.assert_array_equal(named[:, margin:], bare)
     ink = (named[:, :margin] < 128).any(axis=(1, 2))
-    assert ink[:68].any()  # a word in each of both rows, of 66 pixels each
+    assert ink[:68].any()  # a name in each of the two rows of 66 pixels
     assert ink[68:].any()
     assert not np.array_equal(named, image_grid.grid_of_classes(shown, labels, ("daisy", "tulip")))
     assert image_grid.readable_name(("daisy", "\u83ca", "x" * 90), 1) == "1"  # the font lacks the letter
@@ -114,14 +115,14 @@ def test_names_of_classes_are_beside_their_rows():
     assert image_grid.readable_name((), 7) == "7"
 
 
-def test_a_strip_has_a_row_per_chain_and_its_stages_from_left_to_right():
+def test_a_strip_has_a_row_per_chain_and_its_steps_from_left_to_right():
     stages = images(3, 5, 16, 16, 3)
     picture = image_grid.strip(stages)
     np.testing.assert_array_equal(tiles(picture, 16, 4), stages)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_a_png_comes_back_as_it_was(tmp_path, channels, mode):
+def test_png_round_trip_is_lossless(tmp_path, channels, mode):
     picture = images(20, 30, channels)
     file = tmp_path / "picture.png"
     image_grid.save_png(file, picture)
@@ -132,8 +133,8 @@ def test_a_png_comes_back_as_it_was(tmp_path, channels, mode):
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
 
-def test_a_png_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    """Cut off in the middle of writing, the picture of before is still there, whole."""
+def test_png_writes_are_atomic(tmp_path, monkeypatch):
+    """If writing fails halfway, the previous file is intact."""
     file = tmp_path / "picture.png"
     before = images(20, 30, 3)
     image_grid.save_png(file, before)

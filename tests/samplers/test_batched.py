@@ -1,4 +1,4 @@
-"""The generator: image i of a key is one picture, whatever the batch size and the devices; exactly N of them, in order."""
+"""The batched sampler: image i of a key depends on nothing else; exactly N images, in order."""
 
 import functools
 
@@ -18,7 +18,7 @@ from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 
 SHAPE = (4, 4, 1)
 N = 11
-STEPS = 40  # taken in chunks of 20
+STEPS = 40  # in chunks of 20
 PARAMS = {"scale": np.float32(2.0)}
 KEPT = (0, 17, 39)
 
@@ -35,7 +35,7 @@ def the_sampler():
 
 
 def curved(params, labels):
-    """A network that is not linear and depends on t."""
+    """A network that is nonlinear and depends on t."""
     assert labels is None
     return lambda x_t, t: jnp.sin(params["scale"] * x_t + 0.01 * t.astype(jnp.float32)[:, None, None, None])
 
@@ -52,15 +52,15 @@ def images(batches):
 
 @pytest.fixture(scope="module")
 def reference():
-    """The first N images of key 0 from the bare scan, each by its own key, and what it keeps."""
+    """The first N images of key 0 from the plain scan, each with its own key, and its saved steps."""
     keys = jnp.stack([jax.random.fold_in(jax.random.key(0), i) for i in range(N)])
     state = jax.jit(lambda keys: sampler.sample(the_sampler(), curved(PARAMS, None), keys, SHAPE, save_steps=KEPT))(keys)
     return jax.device_get((pixels.to_uint8(state.x), state.saved_x, state.saved_pred_xstart))
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 3), (2, 16), (8, 5)])
-def test_images_are_the_same_at_any_batch_size_and_on_any_devices(reference, devices, batch_size):
-    """Levels equal: a last bit of float32 moves one pixel in 100,000 to the next level, and these are 176."""
+def test_images_do_not_depend_on_batch_size_or_devices(reference, devices, batch_size):
+    """Levels are equal: the last bit of float32 changes the level of one pixel in 100,000, and these are 176."""
     made = generator(devices, batch_size)
     assert made.batch_size % devices == 0
     assert 0 <= made.batch_size - batch_size < devices
@@ -72,7 +72,7 @@ def test_images_are_the_same_at_any_batch_size_and_on_any_devices(reference, dev
     np.testing.assert_array_equal(images(batches), reference[0])
 
 
-def test_kept_steps_are_those_of_the_scan(reference):
+def test_saved_steps_equal_those_of_the_scan(reference):
     """On eight devices, in chunks, over two batches: x_t and pred_xstart of steps 0, 17 and 39; 1e-4."""
     batches = list(generator(8, 8, save_steps=KEPT).generate(PARAMS, jax.random.key(0), num_images=N))
     np.testing.assert_array_equal(images(batches), reference[0])
@@ -84,7 +84,7 @@ def test_kept_steps_are_those_of_the_scan(reference):
 
 @pytest.fixture(scope="module")
 def four():
-    """Four images a batch on two devices, and how often the network was traced."""
+    """Four images per batch on two devices, and the number of traces of the network."""
     traces = []
 
     def counted(params, labels):
@@ -107,7 +107,7 @@ def test_one_compilation_serves_all_batches_chunks_params_and_keys(four):
         again = images(made.generate({"scale": np.float32(0.5)}, jax.random.key(1), num_images=10, first_image=2))
         assert not [event for event in compiled if "compile" in event]
         jax.jit(lambda x: x + 3)(jnp.int32(1))
-        assert [event for event in compiled if "compile" in event]  # the listener does hear a compilation
+        assert [event for event in compiled if "compile" in event]  # the listener does record a compilation
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(traces) == 1
@@ -115,13 +115,13 @@ def test_one_compilation_serves_all_batches_chunks_params_and_keys(four):
     assert not np.array_equal(again[:2], first[2:])
 
 
-def test_a_later_call_goes_on_where_an_earlier_one_stopped(four, reference):
+def test_a_later_call_continues_an_earlier_one(four, reference):
     made, _ = four
     parts = [made.generate(PARAMS, jax.random.key(0), num_images=n, first_image=i) for i, n in ((0, 3), (3, 6), (9, 2))]
     np.testing.assert_array_equal(np.concatenate([images(part) for part in parts]), reference[0])
 
 
-def test_other_keys_and_other_images_are_other_pictures(four, reference):
+def test_other_keys_and_indices_give_other_images(four, reference):
     made, _ = four
     other = images(made.generate(PARAMS, jax.random.key(1), num_images=N))
     every = np.concatenate([reference[0], other]).reshape(2 * N, -1)
@@ -134,8 +134,8 @@ def test_params_reach_the_network(four, reference):
     assert not np.array_equal(other, reference[0][:4])
 
 
-def test_report_counts_up_to_the_number_of_images(four):
-    """2 chunks for each of 3 batches: in fractions, always on, to 11 exactly."""
+def test_report_increases_to_the_number_of_images(four):
+    """2 chunks for each of 3 batches: fractional, increasing, exactly 11 at the end."""
     made, _ = four
     reports = []
     list(made.generate(PARAMS, jax.random.key(0), num_images=N, report=reports.append))
@@ -147,7 +147,7 @@ def test_report_counts_up_to_the_number_of_images(four):
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(2, 4), (8, 8)])
 def test_labels_reach_their_images_in_order(devices, batch_size):
-    """A network that paints the level of its label: image i has level label i, also in the batch that is filled up."""
+    """A network that outputs the level of its label: image i has level label i, also in the padded batch."""
     labels = np.array([3, 250, 0, 17, 255, 99, 1, 2, 128, 64, 200])
 
     def painter(params, labels):
@@ -172,8 +172,8 @@ def test_conditions_may_be_any_pytree():
     jax.tree.map(np.testing.assert_array_equal, made.cond, cond)
 
 
-def test_images_that_become_nan_are_an_error_and_not_black(monkeypatch):
-    """The steps and the number of images are said; images that only fill the last batch up do not count."""
+def test_nan_images_raise_an_error(monkeypatch):
+    """The message has the steps and the number of images; padding does not count."""
 
     def breaks(params, labels):
         def network(x_t, t):

@@ -1,4 +1,4 @@
-"""What makes no sense is refused with one line that says why; and what each sampler costs."""
+"""Invalid arguments raise one-line errors; and the NFE of each sampler."""
 
 import pytest
 from exact_denoisers import FULL, SETTINGS, build, make, shorten
@@ -12,19 +12,19 @@ NO_SIGNAL = schedule_from_betas([0.1, 0.5, 1.0])  # zero terminal SNR
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
-def test_an_eta_out_of_range_is_refused(eta):
-    """At 1.5 the noise of a late step (beta-tilde near 1 - alpha_bar_prev) would exceed all the noise that x_prev holds."""
+def test_eta_out_of_range_is_rejected(eta):
+    """At 1.5 the noise of a late step (beta-tilde near 1 - alpha_bar_prev) would exceed the noise variance of x_prev."""
     with pytest.raises(ValueError, match="eta"):
         make("ddim", shorten(FULL, 5), "eps", eta=eta)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
-def test_eta_is_ddims(name):
+def test_only_ddim_has_eta(name):
     with pytest.raises(ValueError, match=f"^the sampler {name} has no option 'eta': it has "):
         make_sampler(name, shorten(FULL, 5), V, eta=0.5)
 
 
-def test_a_sampler_has_its_own_options_alone():
+def test_unknown_names_and_options_are_rejected():
     with pytest.raises(ValueError, match=r"^the sampler unipc has no option 'churn': it has order$"):
         make_sampler("unipc", FULL, V, churn=1.0)
     with pytest.raises(ValueError, match=r"^the sampler dpmpp_2m has no option 'order': it has none$"):
@@ -34,21 +34,21 @@ def test_a_sampler_has_its_own_options_alone():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_eps_from_pure_noise_is_refused(name):
+def test_eps_prediction_at_zero_terminal_snr_is_rejected(name):
     with pytest.raises(ValueError, match=r"zero terminal SNR") as raised:
         make(name, NO_SIGNAL, "eps")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["heun", "ode"])
-def test_infinite_sigma_is_refused_by_those_that_step_in_it(name):
+def test_infinite_sigma_is_rejected_by_samplers_in_sigma(name):
     with pytest.raises(ValueError, match="infinite") as raised:
         make_sampler(name, NO_SIGNAL, V)
     assert "dpmpp_2m" in str(raised.value)
 
 
 @pytest.mark.parametrize("order", [0, 4, 2.5])
-def test_orders_that_unipc_does_not_have(order):
+def test_unsupported_orders_of_unipc_are_rejected(order):
     with pytest.raises(ValueError, match="order 1, 2 or 3"):
         make_sampler("unipc", FULL, V, order=order)
 
@@ -64,19 +64,19 @@ def test_orders_that_unipc_does_not_have(order):
         {"churn_min": -1.0},
     ],
 )
-def test_churn_out_of_range_is_refused(changes):
+def test_churn_out_of_range_is_rejected(changes):
     with pytest.raises(ValueError, match="out of heun's range"):
         make_sampler("heun", shorten(FULL, 5), V, trained=FULL, **changes)
 
 
-def test_churn_needs_the_timesteps_between():
+def test_churn_without_the_trained_chain_is_rejected():
     with pytest.raises(ValueError, match="needs the trained chain"):
         make_sampler("heun", shorten(FULL, 5), V, churn=10.0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_evaluations_per_image(setting):
-    """One a step, but Heun's 2N - 1 and the ode's 4N - 3."""
+def test_nfe(setting):
+    """One per step, but 2N - 1 for Heun and 4N - 3 for ode."""
     sampled = build(setting, shorten(FULL, 10, "logsnr"))
-    assert sampled.evaluations == {"heun": 19, "heun-churn": 19, "ode": 37}.get(setting, 10)
-    assert build(setting, FULL).evaluations == (1999 if SETTINGS[setting][0] in ("heun", "ode") else 1000)
+    assert sampled.nfe == {"heun": 19, "heun-churn": 19, "ode": 37}.get(setting, 10)
+    assert build(setting, FULL).nfe == (1999 if SETTINGS[setting][0] in ("heun", "ode") else 1000)

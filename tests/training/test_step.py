@@ -1,4 +1,4 @@
-"""One training step: what it draws, what it averages, what it leaves alone."""
+"""One training step: its random numbers, averages, gradients and metrics."""
 
 import functools
 
@@ -78,7 +78,7 @@ def differ(got, want):
     return any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
 
 
-# A spy in the network's place. Its loss has the gradient that it is told, so that SGD writes it into the parameters.
+# A spy replaces the network. Its loss has prescribed gradients, which SGD writes into the parameters.
 
 
 @jax.custom_vjp
@@ -102,13 +102,13 @@ def spy(params, x_t, t, labels, dropout_key):
 
 
 def spied(batch, *, steps=1, key=None, **changes):
-    """What the network was given in each step, and the metrics."""
+    """The network's inputs in each step, and the metrics."""
     shape = batch["image"].shape
-    room = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
+    params = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
     if "cond" in batch:
-        room["cond"] = jnp.zeros(shape[:1])
+        params["cond"] = jnp.zeros(shape[:1])
     step = jax.jit(make_step(apply_fn=spy, **changes))
-    state, results = new_state(SGD, lambda key: room), []
+    state, results = new_state(SGD, lambda key: params), []
     for _ in range(steps):
         before = state.params
         state, metrics = step(state, batch, jax.random.key(0) if key is None else key)
@@ -119,16 +119,16 @@ def spied(batch, *, steps=1, key=None, **changes):
 # Noise and time (DDPM, algorithm 1).
 
 
-def test_times_are_uniform_over_all_of_the_chain():
-    """4,096 draws of 10 times: 410 each, standard deviation 19; five of them allowed."""
+def test_t_is_uniform_over_the_chain():
+    """4,096 samples of 10 times: 410 each, standard deviation 19; five of them allowed."""
     ((seen, _),) = spied(make_batch(4096, (1, 1, 1)), schedule=make_schedule("cosine", 10))
     times, counts = np.unique(seen["t"], return_counts=True)
     np.testing.assert_array_equal(times, np.arange(10))
     assert np.abs(counts - 409.6).max() < 5 * 19.2
 
 
-def test_the_network_sees_the_image_under_the_noise_that_it_is_to_find():
-    """From x_t and t the noise follows; it is N(0, 1), and the loss of a network that answers 0 is its mean square.
+def test_the_network_gets_the_noised_image():
+    """The noise follows from x_t and t; it is N(0, 1), and the loss of a network with output 0 is its mean square.
 
     16,384 numbers: standard errors 1/128 of the mean and 1/90 of the variance, five allowed; the loss to 1e-4.
     """
@@ -144,7 +144,7 @@ def test_the_network_sees_the_image_under_the_noise_that_it_is_to_find():
     assert np.abs(by_image).max() < 6 / 8  # 64 pixels: standard error 1/8, the largest of 32,640
 
 
-def test_key_and_step_determine_the_draws_and_every_step_draws_anew():
+def test_random_numbers_depend_on_key_and_step():
     batch = make_batch()
     (first, _), (second, _) = spied(batch, steps=2)
     ((again, _),) = spied(batch)
@@ -156,7 +156,7 @@ def test_key_and_step_determine_the_draws_and_every_step_draws_anew():
 
 
 def test_each_micro_batch_has_its_own_dropout():
-    """The mean of u and of u^2 over micro-batches is revealed; were all u the same, the variance would be 0."""
+    """The mean of u and of u^2 over micro-batches is revealed; if all u were equal, the variance would be 0."""
     params = {"dropout": jnp.zeros(2)}
 
     def only_dropout(params, x_t, t, labels, dropout_key):
@@ -173,7 +173,7 @@ def test_each_micro_batch_has_its_own_dropout():
 
 
 def flip_examples(random_flip, steps=1):
-    """400 images whose corner pixel and label is their number, shown without noise to speak of."""
+    """400 images whose corner pixel and label is their index, with negligible noise."""
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1)).astype(np.uint8)
     number = np.arange(400)
     images[:, 0, 0, 0], images[:, 0, 3, 0] = number % 250, 255
@@ -184,8 +184,8 @@ def flip_examples(random_flip, steps=1):
     return images, [np.asarray(pixels.to_uint8(seen["x_t"])) for seen, _ in results]
 
 
-def test_about_half_of_the_images_are_mirrored_each_by_its_own_coin():
-    """Every image is itself or its mirror image, in its place; 200 of 400 flips, standard deviation 10, five allowed."""
+def test_images_are_flipped_independently_with_probability_one_half():
+    """Every image is itself or its mirror image, in order; 200 of 400 flips, standard deviation 10, five allowed."""
     images, seen = flip_examples(random_flip=True, steps=2)
     mirrored = []
     for shown in seen:
@@ -193,16 +193,16 @@ def test_about_half_of_the_images_are_mirrored_each_by_its_own_coin():
         np.testing.assert_array_equal(shown, np.where(flipped[:, None, None, None], images[:, :, ::-1], images))
         assert abs(flipped.sum() - 200) < 50
         mirrored.append(flipped)
-    assert abs((mirrored[0] == mirrored[1]).sum() - 200) < 50  # another coin in the next step
+    assert abs((mirrored[0] == mirrored[1]).sum() - 200) < 50  # independent of the next step
 
 
-def test_without_random_flip_images_stay_as_they_are():
+def test_without_random_flip_images_are_unchanged():
     images, (shown,) = flip_examples(random_flip=False)
     np.testing.assert_array_equal(shown, images)
 
 
-def test_some_examples_learn_without_their_class_each_by_its_own_coin():
-    """100 of 400 labels, standard deviation 8.7, five allowed; the others stay, and another step drops others."""
+def test_labels_are_dropped_independently():
+    """100 of 400 labels, standard deviation 8.7, five allowed; the others are unchanged, and another step drops others."""
     batch = make_batch(400, (1, 1, 1)) | {"cond": jnp.arange(400, dtype=jnp.int32) % 10}
     dropped = []
     for seen, _ in spied(batch, steps=2, cond_dropout=0.25, null_cond=np.int32(10)):
@@ -213,11 +213,11 @@ def test_some_examples_learn_without_their_class_each_by_its_own_coin():
     assert (dropped[0] != dropped[1]).any()
 
 
-# How t is drawn.
+# Timestep sampling.
 
 
-def test_weights_of_drawn_t_weigh_the_loss_and_nothing_remembers_them():
-    """All t are 3 and count twice: the loss is twice that of a schedule of t = 3 alone, quartiles show the loss itself."""
+def test_weights_of_sampled_t_apply_to_the_loss_but_not_to_the_history():
+    """All t are 3 with weight 2: the loss is twice that of a schedule of t = 3 alone, quartiles have the unweighted loss."""
 
     def draw(state, key, size):
         return jnp.full(size, 3, jnp.int32), jnp.full(size, 2.0)
@@ -263,15 +263,15 @@ def one_step(accumulation_steps=1, unroll=False, clip_norm=0.0):
 
 @pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
-def test_micro_batches_change_nothing_but_memory(accumulation_steps, unroll):
+def test_micro_batches_do_not_change_the_result(accumulation_steps, unroll):
     """Parameters, EMA and all metrics as with the whole batch: 1e-5, float32 sums in another order."""
     state, metrics = one_step()
     assert metrics["grad_norm"] > 0.1
     assert_close(one_step(accumulation_steps, unroll), (state, metrics), 1e-5)
 
 
-def test_the_mean_of_the_gradients_is_clipped_not_each():
-    """Four micro-batches, each of gradients longer than .05, whose directions differ: as the whole batch, 1e-5."""
+def test_the_mean_gradient_is_clipped_not_each_micro_batch():
+    """Four micro-batches, each with gradients longer than .05 in different directions: as the whole batch, 1e-5."""
     before = new_state()
     whole, metrics = one_step(clip_norm=0.05)
     parts, _ = one_step(accumulation_steps=4, unroll=True, clip_norm=0.05)
@@ -283,8 +283,8 @@ def test_the_mean_of_the_gradients_is_clipped_not_each():
 
 @pytest.mark.parametrize("shared_by", ["XLA", "shard_map_grads"])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
-    """Two steps, with flips, t drawn by the losses, dropout if XLA shares it out: 1e-5, float32 sums in another order."""
+def test_the_step_does_not_depend_on_the_number_of_devices(accumulation_steps, shared_by):
+    """Two steps with flips, second_moment, dropout if XLA partitions it: 1e-5, float32 sums in another order."""
     sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
     history = LossHistory(
         jnp.asarray(np.random.default_rng(0).uniform(1, 9, (100, 10)), jnp.float32), jnp.full(100, 10, jnp.int32)
@@ -298,7 +298,7 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
             random_flip=True,
             accumulation_steps=accumulation_steps,
             timestep_sampler=sampler,
-            share=functools.partial(shard_map_grads, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
+            shard_grad_fn=functools.partial(shard_map_grads, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
         )
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         state = jax.jit(
@@ -319,7 +319,7 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
 
 
 @pytest.mark.parametrize("create", ["jitted", "eager"])
-def test_state_can_be_donated_from_the_start_and_one_trace_serves_all_steps(create):
+def test_state_can_be_donated_and_one_trace_serves_all_steps(create):
     traces = []
 
     def counted(*args):
@@ -337,7 +337,7 @@ def test_state_can_be_donated_from_the_start_and_one_trace_serves_all_steps(crea
     assert len(traces) == 1
 
 
-def test_a_new_state_averages_from_its_own_parameters():
+def test_ema_starts_at_the_initial_parameters():
     optimizer = make_optimizer(1e-3)
     state = new_state(optimizer)
     assert_same(state.ema_params, state.params)
@@ -346,7 +346,7 @@ def test_a_new_state_averages_from_its_own_parameters():
     assert state.step == 0
 
 
-def test_the_average_follows_the_new_parameters_once_a_step():
+def test_ema_is_updated_once_per_step_with_the_new_parameters():
     """At step n, d e + (1 - d) p with d = (1 + n) / (10 + n) up to .15, and p the parameters after it; 1e-5."""
     state = new_state()
     step = jax.jit(make_step(ema_decay=0.15, accumulation_steps=2, unroll=True))
@@ -358,7 +358,7 @@ def test_the_average_follows_the_new_parameters_once_a_step():
         assert differ(state.ema_params, state.params)
 
 
-def test_the_same_step_twice_is_the_same_to_the_bit():
+def test_the_step_is_deterministic():
     step, state = jax.jit(make_step(random_flip=True)), new_state()
     first = step(state, make_batch(), jax.random.key(0))
     assert_same(step(state, make_batch(), jax.random.key(0)), first)
@@ -368,8 +368,8 @@ def test_the_same_step_twice_is_the_same_to_the_bit():
 # Metrics.
 
 
-def test_metrics_are_float32_and_agree_with_each_other():
-    """The quartiles' sums and counts add up to the loss, 1e-5, and count the times that the network saw."""
+def test_metrics_are_float32_and_consistent():
+    """The quartiles' sums and counts add up to the loss, 1e-5, and count the network's times."""
     batch = make_batch(256, (2, 2, 1))
     ((seen, metrics),) = spied(batch)
     assert set(metrics) == {"loss", "grad_norm", "param_norm", "quartile_sum", "quartile_count"}
@@ -380,7 +380,7 @@ def test_metrics_are_float32_and_agree_with_each_other():
 
 
 def test_quartile_sums_belong_to_their_times():
-    """A network that answers t / 100 - noise's own size apart: losses rise with t, so each quartile's mean must too."""
+    """A network whose loss increases with t, so that the quartiles' means increase too."""
 
     def rising(params, x_t, t, labels, dropout_key):
         return jnp.broadcast_to(params["one"] * t.astype(jnp.float32)[:, None, None, None], x_t.shape)
@@ -389,12 +389,12 @@ def test_quartile_sums_belong_to_their_times():
         step = jax.jit(make_step(apply_fn=rising, accumulation_steps=accumulation_steps))
         _, metrics = step(new_state(SGD, lambda key: {"one": jnp.ones(())}), make_batch(256, (2, 2, 1)), jax.random.key(0))
         means = metrics["quartile_sum"] / metrics["quartile_count"]
-        # Mean of t^2 over 0-24, 25-49 .. plus the noise's 1, within a fifth (64 times each, spread over the quartile).
+        # Mean of t^2 over 0-24, 25-49 .. plus the noise's 1, within a fifth (64 t each).
         want = [np.mean(np.arange(low, low + 25) ** 2) + 1 for low in (0, 25, 50, 75)]
         np.testing.assert_allclose(means, want, rtol=0.2)
 
 
-def test_norms_are_those_of_gradient_and_new_parameters():
+def test_norms_are_those_of_gradients_and_new_parameters():
     state, metrics = one_step()
     gradient = jax.tree.map(lambda a, b: a - b, new_state().params, state.params)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
@@ -413,7 +413,7 @@ def trained():
     batch = {"image": images, "cond": jnp.arange(12, dtype=jnp.int32) % 3}
 
     def init(key):
-        """Ho's start, but drawn by NumPy: to compile Flax's own takes longer than to compile the training step."""
+        """Ho's initialization, but in NumPy: compiling Flax's takes longer than compiling the training step."""
         del key
         inputs = (jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
         shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -440,14 +440,14 @@ def trained():
     return state, history
 
 
-def test_loss_falls_on_one_repeated_batch(trained):
-    """From 1, that of a network which answers 0, by a third at least."""
+def test_loss_decreases_on_one_repeated_batch(trained):
+    """From 1, the loss of output 0, by at least a third."""
     _, history = trained
     np.testing.assert_allclose(history[0], 1.0, atol=0.2)
     assert np.mean(history[-10:]) < 0.67 * np.mean(history[:3])
 
 
-def test_a_bfloat16_network_keeps_its_state_in_float32(trained):
+def test_a_bfloat16_network_has_float32_state(trained):
     state, _ = trained
     leaves = jax.tree.leaves((state.params, state.ema_params, state.opt_state))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
@@ -456,7 +456,7 @@ def test_a_bfloat16_network_keeps_its_state_in_float32(trained):
 
 
 def test_labels_reach_the_network(trained):
-    """The embeddings of classes 0, 1 and 2 have had gradients, that of class 3, which does not occur, none."""
+    """The embeddings of classes 0, 1 and 2 have gradients, that of class 3, which does not occur, has none."""
     state, _ = trained
     moment = optax.tree_utils.tree_get(state.opt_state, "mu")["class_embed"]["embedding"]
     assert (np.abs(moment).max(axis=1) > 0).tolist() == [True, True, True, False]
