@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """The defaults; not an experiment of their own."""
+    """The defaults; not a config to train with."""
     config = ConfigDict()
     config.seed = 0  # 0..2**32-1: seed for the initial parameters, the order of the data and the training noise
 

@@ -9,7 +9,7 @@ from ddpm_jax.user_messages import UserError
 
 
 def get_config(folder: str) -> ConfigDict:
-    """The config in `folder`/config.json; fields that it does not have get their defaults.
+    """The config in `folder`/config.json; missing fields get their defaults.
 
     Raises:
       UserError: there is no such file, or it has an unknown field or a value of the wrong type.
@@ -17,6 +17,6 @@ def get_config(folder: str) -> ConfigDict:
     config = defaults.get_config()
     if fault := config_file.update(config, workdir.read_config(folder)):
         raise UserError(
-            f"{folder}/config.json cannot be used: {fault}; put the run's config back, or take the version that wrote it"
+            f"{folder}/config.json cannot be used: {fault}; restore the config of the run, or use the version that wrote it"
         )
     return config

@@ -1,4 +1,4 @@
-"""A folder of your own images (PNG, JPEG, WebP, ...) at 64x64, of any sizes and file types, without preparation.
+"""A folder of your own images (PNG, JPEG, WebP, ...) at 64x64; any sizes and file types, no preparation needed.
 
 Command:    python main.py --config=configs/image_folder.py --workdir=runs/image_folder --config.data.data_dir=PATH
             With a subfolder per class, class-conditional: --config.model.class_conditional=True --config.data.num_classes=N

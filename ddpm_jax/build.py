@@ -1,4 +1,4 @@
-"""The one translator: a ConfigDict in, the parts of a run out. Below this file nobody reads a config."""
+"""Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
 from collections.abc import Callable
@@ -32,18 +32,18 @@ from ddpm_jax.training.step import train_step
 from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
-WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
+STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> field of the state; additional EMAs keep their name
+WEIGHTING_OPTIONS = {  # weighting -> {option: field of config.diffusion}
     "min_snr_gamma": {"gamma": "min_snr_gamma"},
     "p2": {"gamma": "p2_gamma", "k": "p2_k"},
     "edm": {"sigma_data": "edm_sigma_data"},
 }
-SAMPLER_OPTIONS = {  # sampler -> its own fields of sampling, and the value that they must have for other samplers; None for any
+SAMPLER_OPTIONS = {  # sampler -> {its field of config.sampling: value required for other samplers, None for any}
     "ddim": {"eta": 0.0},
     "unipc": {"order": 2},
     "heun": {"churn": 0.0, "churn_interval": None, "churn_noise": None},
 }
-# sampling.format -> what is written of the images
+# sampling.format -> files to write
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
@@ -59,10 +59,11 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
-    """Set XLA up for the network on a CPU. Call it before anything touches a device; the config need not be validated yet.
+    """Set XLA flags for the network on CPUs. Must be called before JAX initializes; accepts a config that is not validated.
 
     Args:
-      own_devices: whether this process may choose how many devices the CPU is; not in a distributed run.
+      config: config of the run.
+      own_devices: whether this process may set the number of CPU devices; False in a distributed run.
     """
     channels = unet.min_channels(config.model)
     compiler.set_xla_flags(channels)
@@ -71,7 +72,7 @@ def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
 
 
 def build_model(config: ConfigDict) -> UNet:
-    """The network, with the layers of this platform."""
+    """The network, with the layer implementations of this platform."""
     model = config.model
     return UNet(
         out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
@@ -91,29 +92,31 @@ def build_model(config: ConfigDict) -> UNet:
 
 
 def build_parameterization(config: ConfigDict) -> Parameterization:
-    """What the output of the network means."""
-    process = config.diffusion
-    scale = 1000 / process.num_timesteps  # time embeddings are made for 0..1000
-    return Parameterization(process.prediction, process.variance, process.clip_denoised, time_scale=scale)
+    """The meaning of the network output."""
+    diffusion = config.diffusion
+    scale = 1000 / diffusion.num_timesteps  # the time embedding expects 0..1000
+    return Parameterization(diffusion.prediction, diffusion.variance, diffusion.clip_denoised, time_scale=scale)
 
 
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
-    """The chain of T steps that the network is trained on."""
-    process = config.diffusion
+    """The noise schedule of the training, T steps."""
+    diffusion = config.diffusion
     with config_errors("diffusion"):
-        return schedules.make_schedule(process.schedule, process.num_timesteps, zero_terminal_snr=process.zero_terminal_snr)
+        return schedules.make_schedule(
+            diffusion.schedule, diffusion.num_timesteps, zero_terminal_snr=diffusion.zero_terminal_snr
+        )
 
 
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
-    """The chain that config.sampling walks: the trained one respaced, and of it the lower part, `strength` in 0..1."""
+    """The respaced schedule of config.sampling, restricted to the lowest fraction `strength` in 0..1 of its steps."""
     trained, sampling = build_schedule(config), config.sampling
-    visited = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
-    lower = visited[: max(1, round(strength * len(visited)))]
-    return schedules.respace(trained, lower, from_noise=len(lower) == len(visited))
+    timesteps = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+    lower = timesteps[: max(1, round(strength * len(timesteps)))]
+    return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
 
 
 def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
-    """How the squared error at each t counts."""
+    """The weight of the squared error at each t; None for weight 1."""
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
     with config_errors("diffusion"):
@@ -122,24 +125,24 @@ def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
 
 
 def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
-    """How t is drawn in training."""
+    """The distribution of t in training."""
     return timestep_sampling.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
 
 
 def check_sampler_options(config: ConfigDict) -> None:
-    """Raise a UsageError where config.sampling sets an option that none of the samplers in use has."""
+    """Raise a UsageError if config.sampling sets an option that none of the selected samplers has."""
     sampling = config.sampling
     for sampler, fields in SAMPLER_OPTIONS.items():
         for field, unused in fields.items():
             if unused not in (None, sampling[field]) and sampler not in (sampling.sampler, *config.evaluation.samplers):
                 raise UsageError(
-                    f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {sampler} reads it: set "
+                    f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {sampler} uses it: set "
                     f"config.sampling.{field}={unused:g}, or config.sampling.sampler={sampler}"
                 )
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
-    """The sampler that config.sampling names, over its respaced chain or the lower part of it."""
+    """The sampler of config.sampling over its respaced schedule, or the lowest fraction `strength` of it."""
     sampling = config.sampling
     options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
     check_sampler_options(config)
@@ -156,32 +159,32 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
 
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
-    """That sampler, as it fills in what is missing of an image."""
+    """The sampler of config.sampling with RePaint resampling."""
     with config_errors("sampling.sampler and config.edit"):
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
 
 
 def build_inversion(config: ConfigDict) -> Sampler:
-    """The way from an image to the noise that the ddim of config.sampling makes it from."""
+    """DDIM inversion: from an image to the latent that the ddim of config.sampling maps to it."""
     with config_errors("edit"):
         predict_x0 = build_parameterization(config).denoise
         return ddim_inversion(sampling_schedule(config), predict_x0, num_fixed_point_iters=config.edit.inversion_iters)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam, with its warm-up and clipping."""
+    """Adam with warm-up and gradient clipping."""
     return optimizers.make_optimizer(
         config.optimizer.learning_rate, warmup_steps=config.optimizer.warmup_steps, clip_norm=config.optimizer.clip_norm
     )
 
 
 def build_learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Step -> learning rate, the optimizer's own."""
+    """Step -> learning rate of the optimizer."""
     return optimizers.warmup_schedule(config.optimizer.learning_rate, config.optimizer.warmup_steps)
 
 
 def build_ema_tracker(config: ConfigDict) -> EmaTracker:
-    """The averages of the parameters that are kept beside the first."""
+    """The additional EMAs of the parameters."""
     options = {name: tuple(config.ema[name]) for name in ("extra_decays", "power_sigma_rel")}
     for name, values in options.items():
         with config_errors(f"ema.{name}"):
@@ -190,7 +193,7 @@ def build_ema_tracker(config: ConfigDict) -> EmaTracker:
 
 
 def params_field(config: ConfigDict) -> str | None:
-    """The field of a checkpoint that holds the weights of config.sampling; None where they must be made of others."""
+    """The checkpoint field of config.sampling.params; None if they must be computed from other fields."""
     name = config.sampling.params
     if name in STATE_FIELDS:
         return STATE_FIELDS[name]
@@ -199,14 +202,15 @@ def params_field(config: ConfigDict) -> str | None:
 
 
 def build_source(config: ConfigDict) -> ImageSource:
-    """The images that config.data names. Reading and preparing a large set is logged.
+    """Load the data set of config.data. Reading and preparing a large set is logged.
 
     Raises:
-      ValueError, OSError, RuntimeError: the set is not there, or not as the config says; classes of `runtime/errors.py`.
+      UsageError: the size, channels or number of classes of the images differ from the config.
+      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
     """
     data = config.data
     if data.name == "digits":
-        from ddpm_jax.data import digits  # scikit-learn takes a second to import
+        from ddpm_jax.data import digits  # imported lazily: scikit-learn takes a second
 
         source = digits.load_digits(data.split)
     elif data.name == "image_folder":
@@ -235,7 +239,7 @@ def build_source(config: ConfigDict) -> ImageSource:
         )
     if (source.image_size, source.channels) != (data.image_size, data.channels):
         raise UsageError(
-            f"{data.name} holds images of {source.image_size} pixels and {source.channels} channels: set "
+            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
             f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
         )
     if config.model.class_conditional and source.num_classes != data.num_classes:
@@ -244,12 +248,12 @@ def build_source(config: ConfigDict) -> ImageSource:
 
 
 def null_cond(config: ConfigDict) -> np.int32:
-    """The condition of an image without a class."""
+    """The null label of classifier-free guidance."""
     return np.int32(config.data.num_classes)
 
 
 def build_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
-    """(params, cond) -> denoise_fn(x_t, t) -> model output: the network as a sampler sees it. cond: int32 [B] or None."""
+    """(params, cond) -> denoise_fn(x_t, t) -> model output, for sampling. cond: int32 [B] or None."""
     model, parameterization = build_model(config), build_parameterization(config)
 
     def make_denoise_fn(params: Any, cond: Any) -> DenoiseFn:
@@ -259,13 +263,13 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
 
 
 def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
-    """As `build_denoise_fn`, guided towards its conditions as config.sampling says."""
+    """As `build_denoise_fn`, with the guidance of config.sampling."""
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
     with config_errors("sampling"):
         first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
-        how = Guidance(
+        guidance = Guidance(
             scale=sampling.guidance_scale,
             first_t=first_t,
             last_t=last_t,
@@ -277,13 +281,13 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseF
         def network(x_t: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
             return make_denoise_fn(params, cond)(x_t, t)
 
-        return classifier_free_guidance(network, cond, null_cond(config), how)
+        return classifier_free_guidance(network, cond, null_cond(config), guidance)
 
     return make_guided
 
 
 def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
-    """key -> the state at step 0; pure."""
+    """key -> initial TrainState; a pure function."""
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
@@ -297,7 +301,7 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch of a data source, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
+    """(state, batch of a data source, key) -> (state, metrics), for arrays on the mesh; a pure function, not jitted."""
     model, parameterization = build_model(config), build_parameterization(config)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
@@ -338,14 +342,18 @@ def build_batched_sampler(
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
     finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
 ) -> BatchedSampler:
-    """The driver that draws images as config.sampling says.
+    """The batched sampler of config.sampling.
 
     Args:
-      config, mesh: the resolved config, and the devices that draw.
-      save_steps: int [S], 0..num_steps-1: x_t is saved before these steps; default: config.sampling.num_intermediates
-        of them, evenly spread, pure noise first.
-      sampler: in place of the one that config.sampling names.
-      begin, finish: as `Generator` takes them.
+      config: resolved config.
+      mesh: devices to generate on.
+      save_steps: int [S], 0..num_steps-1: x_t is saved before these steps. Default: config.sampling.num_intermediates evenly
+        spaced steps, starting with pure noise.
+      sampler: replaces the sampler of config.sampling.
+      begin, finish: as for `BatchedSampler`.
+
+    Raises:
+      UsageError: a field of config.sampling is invalid.
     """
     sampling = config.sampling
     sampler = build_sampler(config) if sampler is None else sampler

@@ -1,4 +1,4 @@
-"""What config.evaluation decides: which images are compared, through which features, by which metrics."""
+"""Validates config.evaluation and builds its components: reference, features, metrics and likelihood evaluators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,38 +27,38 @@ from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.user_messages import UsageError, UserError, config_errors
 
-BOUNDS = ("bits_per_dim", "ode_bits_per_dim")  # of images held out
-METRICS = (*SAMPLE_METRICS, *BOUNDS)
+LIKELIHOODS = ("bits_per_dim", "ode_bits_per_dim")  # these need held-out images
+METRICS = (*SAMPLE_METRICS, *LIKELIHOODS)
 
 
 def check_evaluation(config: ConfigDict) -> None:
-    """Raises a UsageError that names the field of config.evaluation that is wrong."""
+    """Raise a UsageError that names the invalid field of config.evaluation."""
     evaluation = config.evaluation
     for metric in evaluation.metrics:
         config_validation.check_choice("evaluation.metrics", metric, METRICS)
     if not evaluation.metrics:
-        raise UsageError(f"config.evaluation.metrics is empty: choose of {', '.join(METRICS)}")
+        raise UsageError(f"config.evaluation.metrics is empty: choose from {', '.join(METRICS)}")
     config_validation.check_choice("evaluation.class_proportions", evaluation.class_proportions, PROPORTIONS)
     config_validation.check_choice("evaluation.vlb_decoder", evaluation.vlb_decoder, likelihood.DECODERS)
     for name, least in (("num_images", NUM_NEIGHBORS + 1), ("num_heldout_images", 0), ("vlb_num_timesteps", 0)):
         if evaluation[name] < least:
             raise UsageError(f"config.evaluation.{name} is {evaluation[name]}: it must be {least} or more")
     if not evaluation.checkpoint_steps:
-        raise UsageError("config.evaluation.checkpoint_steps is empty: name steps, or -1 for the latest")
+        raise UsageError("config.evaluation.checkpoint_steps is empty: give steps, or -1 for the latest")
     for sampler in evaluation.samplers:
         config_validation.check_choice("evaluation.samplers", sampler, SAMPLERS)
     for steps in evaluation.num_steps:
         if not 1 <= steps <= (most := config.diffusion.num_timesteps):
-            words = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
-            raise UsageError(f"config.evaluation.num_steps holds {steps}: {words}")
+            valid = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
+            raise UsageError(f"config.evaluation.num_steps contains {steps}: {valid}")
     params_fields(config)
 
 
 def params_fields(config: ConfigDict) -> dict[str, str | None]:
-    """The parameters of each checkpoint to measure: name -> field of the checkpoint; None where they are made of others.
+    """The parameters to evaluate: name -> checkpoint field; None if they must be computed from other fields.
 
     Raises:
-      UsageError: a name of config.evaluation.params is of no parameters.
+      UsageError: config.evaluation.params contains an unknown name.
     """
     fields = {}
     for name in config.evaluation.params or (config.sampling.params,):
@@ -67,17 +67,17 @@ def params_fields(config: ConfigDict) -> dict[str, str | None]:
         try:
             fields[name] = build.params_field(case)
         except UsageError as error:
-            raise UsageError(str(error).replace("config.sampling.params is", "config.evaluation.params holds")) from error
+            raise UsageError(str(error).replace("config.sampling.params is", "config.evaluation.params contains")) from error
     return fields
 
 
 def metrics_of(config: ConfigDict, held_out: HeldOut) -> tuple[str, ...]:
-    """Those of config.evaluation.metrics that can be measured: without images held out, no bits/dim.
+    """The metrics of config.evaluation that can be computed: no bits/dim without held-out images.
 
     Raises:
-      UsageError: none can.
+      UsageError: there are none.
     """
-    wanted = tuple(metric for metric in config.evaluation.metrics if held_out.source or metric not in BOUNDS)
+    wanted = tuple(metric for metric in config.evaluation.metrics if held_out.source or metric not in LIKELIHOODS)
     if not wanted:
         raise UsageError(f"bits/dim needs images that were not trained on: {'; '.join(held_out.notes)}")
     return wanted
@@ -89,18 +89,18 @@ def compared_split(config: ConfigDict) -> str:
 
 
 def load_split(config: ConfigDict, split: str) -> ImageSource:
-    """The images of a split of config.data; raises as `build.build_source`."""
+    """Load a split of config.data; raises as `build.build_source`."""
     other = config.copy_and_resolve_references()
     other.data.split = split
     return build.build_source(other)
 
 
 def load_compared(config: ConfigDict) -> ImageSource:
-    """The images that generated ones are compared with.
+    """Load the images that generated images are compared with.
 
     Raises:
-      UsageError: the set has no such split; names the field that asked for it.
-      UserError: the set cannot be read.
+      NoSuchSplit: there is no such split; the message names the field.
+      ExpectedError: as `build.build_source`.
     """
     try:
         return load_split(config, compared_split(config))
@@ -111,7 +111,7 @@ def load_compared(config: ConfigDict) -> ImageSource:
 
 
 def find_held_out(config: ConfigDict, trained_on: data_identity.Identity | None = None) -> HeldOut:
-    """The images held out, as `held_out.find_held_out` finds them."""
+    """Find the held-out images; raises as `held_out.find_held_out`."""
     return held_out_images.find_held_out(
         config.evaluation.heldout_split,
         lambda split: load_split(config, split),
@@ -124,10 +124,10 @@ def find_held_out(config: ConfigDict, trained_on: data_identity.Identity | None 
 
 
 def make_extractor(config: ConfigDict) -> FeatureExtractor:
-    """The extractor that config.evaluation names.
+    """The feature extractor of config.evaluation.
 
     Raises:
-      UsageError, UserError: as `features.make_extractor`.
+      InvalidArgumentError, UserError: as `features.make_extractor`.
     """
     evaluation = config.evaluation
     try:
@@ -142,18 +142,18 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     except ExpectedError as error:
         if evaluation.features != "inception":
             raise
-        raise UserError(f"{error}; or compare without a network: --config.evaluation.features=pixels_16") from error
+        raise UserError(f"{error}; or use features that need no network: --config.evaluation.features=pixels_16") from error
 
 
 def reference_identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:
-    """The fields of the provenance in which reference statistics and a run must agree."""
+    """The fields of the provenance that must agree between reference statistics and a run."""
     data = config.data
     named = {"set": data.name, "split": compared_split(config), "resolution": data.image_size, "channels": data.channels}
     return named | {"extractor": extractor.provenance}
 
 
 def build_collector(config: ConfigDict, mesh: jax.sharding.Mesh) -> FeatureCollector:
-    """What computes features; raises as `make_extractor`."""
+    """The feature collector of config.evaluation; raises as `make_extractor`."""
     evaluation = config.evaluation
     return FeatureCollector(make_extractor(config), mesh, evaluation.batch_size, evaluation.max_features)
 
@@ -164,17 +164,17 @@ def build_scorer(
     source: ImageSource | None = None,
     trained_on: data_identity.Identity | None = None,
 ) -> SampleScorer:
-    """What compares images with the real ones of config.evaluation.
+    """The scorer that compares images with the reference of config.evaluation.
 
     Args:
-      config: resolved.
-      mesh: whose devices compute the features.
-      source: the real images, where they are loaded already.
-      trained_on: the set that the run was trained on, as its workdir has it; None where it does not.
+      config: resolved config.
+      mesh: devices that compute the features.
+      source: the real images, if already loaded.
+      trained_on: identity of the training set as recorded in the workdir; None if not recorded.
 
     Raises:
-      UserError: config.evaluation.reference holds statistics of something else, or too little.
-      UsageError: features that cannot be compared.
+      InvalidDataError: the statistics of config.evaluation.reference do not fit the run.
+      InvalidArgumentError: the features are unknown or too many.
     """
     evaluation, has_classes, shape = config.evaluation, config.model.class_conditional, build.image_shape(config)
     found = None
@@ -204,7 +204,7 @@ def build_scorer(
 
 
 def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvaluator:
-    """The driver that measures the variational bound as config.evaluation says."""
+    """The evaluator of the variational bound with the settings of config.evaluation."""
     with config_errors("evaluation.vlb_num_timesteps"):
         return VlbEvaluator(
             build.build_schedule(config),
@@ -218,7 +218,7 @@ def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvalu
 
 
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> OdeLikelihoodEvaluator:
-    """The driver that measures the likelihood under the probability flow as config.evaluation says."""
+    """The evaluator of the ODE likelihood with the settings of config.evaluation."""
     with config_errors("evaluation, ode_bits_per_dim"):
         return OdeLikelihoodEvaluator(
             build.build_schedule(config),
@@ -233,12 +233,12 @@ def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) 
 
 
 def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:
-    """params -> {"evaluation/frechet": ...}, of config.train.eval_num_samples images by config.sampling's sampler.
+    """params -> {"evaluation/frechet": ...}, for config.train.eval_num_samples images of config.sampling.
 
-    Images have the keys of --mode=sample, and none of training's: a run is the same with such scores and without.
+    The random keys are those of --mode=sample, so the evaluations do not affect training.
 
     Raises:
-      UsageError: a field of config.evaluation is wrong, or none of its metrics is of generated images.
+      UsageError: a field of config.evaluation is invalid, or no metric scores generated images.
     """
     case, number = config.copy_and_resolve_references(), config.train.eval_num_samples
     case.sampling.update(num_images=number, num_intermediates=0)
@@ -254,7 +254,7 @@ def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callab
 
     def scores(params: Any) -> dict[str, float]:
         with distributed.show_progress(number) as report:
-            made = sampler.generate_all(params, key, num_images=number, cond=labels, report=report)
-        return loggable_scalars(scorer.of_images(made.images))
+            generated = sampler.generate_all(params, key, num_images=number, cond=labels, report=report)
+        return loggable_scalars(scorer.of_images(generated.images))
 
     return scores

@@ -1,4 +1,4 @@
-"""What config.sampling decides, in words and as data: names of folders, the identity of images, warnings, cheaper settings."""
+"""Derived from config.sampling: folder names, the identity of images, descriptions, warnings and cheaper settings."""
 
 import math
 import pathlib
@@ -16,26 +16,29 @@ from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.user_messages import UsageError
 
-GRAY = 0.1  # of the way to mid-gray: what images may be pulled further by the spacing without a note
-WARN_STEP_FRACTION = 10  # parts of the chain: below one of them, the variance of fixed_large is known to spoil images
-# Fields of config.sampling that change no picture, so that images made with other values of them may be mixed.
-FREE = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
-# Fields outside config.sampling that may differ from the trained run's, and change its images.
+MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
+WARN_STEP_FRACTION = 10  # with at most T / 10 steps, fixed_large is known to leave noise in the images
+# Fields of config.sampling that do not affect the images.
+IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
+# Fields outside config.sampling that may differ from the training config and affect the images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
-FORWARD_PASSES = 3  # a training step on an image, in network evaluations of it
-QUICK = (("dpmpp_2m", "logsnr"), ("ddim", "trailing"))  # the first that the schedule and prediction allow
+FORWARD_PASSES = 3  # cost of a training step per image, in network evaluations
+QUICK = (
+    ("dpmpp_2m", "logsnr"),
+    ("ddim", "trailing"),
+)  # (sampler, spacing); the first one that the schedule and prediction allow
 
 
 # Names and identities.
 
 
 def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) -> dict[str, Any]:
-    """Everything that decides what pictures a mode makes of a run, as JSON can hold it."""
+    """All settings that determine the output of a mode; JSON-serializable."""
     return {
         "mode": mode,
         "step": step,
         "weights_sha256": params_sha256,
-        "sampling": _deciding(config),
+        "sampling": _image_fields(config),
         "diffusion": config.diffusion.to_dict(),
         "dtype": config.model.dtype,
     }
@@ -44,17 +47,17 @@ def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) ->
 def cache_identity(
     config: ConfigDict, trained: dict[str, Any], step: int, params_sha256: str, class_counts: np.ndarray | None
 ) -> dict[str, Any]:
-    """What decides on cached images: two sets with the same are the same, image by image, as far as they go.
+    """All settings that determine cached images: image i of two caches with equal identities is the same.
 
     Args:
-      config: of this call.
-      trained: the config with which that checkpoint was trained; fields outside of sampling are listed where the call differs.
-      step: of the checkpoint.
-      params_sha256: of its parameters.
-      class_counts: as `data_config.sampling_labels` takes them.
+      config: resolved config of this call.
+      trained: config with which the checkpoint was trained; of the fields outside config.sampling only changed ones are listed.
+      step: step of the checkpoint.
+      params_sha256: hash of the parameters.
+      class_counts: as for `data_config.sampling_labels`.
     """
-    identity = _deciding(config) | {"step": step, "weights_sha256": params_sha256} | changed_fields(config, trained)
-    # Where classes come 0, 1, .., K-1, 0, 1, .. or not at all, nothing has to say in which proportions they come.
+    identity = _image_fields(config) | {"step": step, "weights_sha256": params_sha256} | changed_fields(config, trained)
+    # Class counts matter only if the classes are not simply 0, 1, .., K-1, 0, 1, ..
     fixed = not config.model.class_conditional or config.sampling.label >= 0
     if fixed or class_counts is None or len(set(np.asarray(class_counts).tolist())) == 1:
         return identity
@@ -62,18 +65,18 @@ def cache_identity(
 
 
 def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any]:
-    """Those of `CHANGEABLE` in which this call differs from the run that trained the model: dotted name -> value."""
+    """Fields of `CHANGEABLE` that differ from the training config: dotted name -> value."""
     then = flatten(trained)
     now = {field: config[field.partition(".")[0]][field.partition(".")[2]] for field in CHANGEABLE}
     return {field: value for field, value in now.items() if then.get(field, value) != value}
 
 
-def _deciding(config: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in config.sampling.to_dict().items() if name not in FREE}
+def _image_fields(config: ConfigDict) -> dict[str, Any]:
+    return {name: value for name, value in config.sampling.to_dict().items() if name not in IGNORED}
 
 
 def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
-    """The name of the folder of cached images."""
+    """Name of the cache folder."""
     name = run_name(config, identity["step"])
     for field in CHANGEABLE:
         if field in identity:
@@ -82,7 +85,7 @@ def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
 
 
 def run_name(config: ConfigDict, step: int) -> str:
-    """A folder's name that says how images are generated, but not how many."""
+    """Folder name with the sampling settings, without the number of images."""
     sampling = config.sampling
     name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
     for field, value in nondefault_options(config).items():
@@ -95,31 +98,31 @@ def run_name(config: ConfigDict, step: int) -> str:
 
 
 def folder_name(config: ConfigDict, step: int) -> str:
-    """As `run_name`, with the number of images and of stages kept: the name of the folder that holds exactly these."""
+    """`run_name` with the number of images and of saved intermediate steps."""
     sampling = config.sampling
     keep = f"-keep_{sampling.num_intermediates}" if sampling.num_intermediates else ""
     return f"{run_name(config, step)}-{sampling.num_images}_images{keep}"
 
 
-# Words.
+# Descriptions.
 
 
 def describe_sampling(config: ConfigDict) -> str:
-    """The sampler, its steps and what else decides on the images."""
+    """The sampler, its steps and its nondefault options, as text."""
     sampling, options = config.sampling, nondefault_options(config)
-    words = f"{sampling.sampler} in {sampling.num_steps} steps"
-    return ", ".join([words, *(f"{field} {value}" for field, value in options.items())])
+    start = f"{sampling.sampler} in {sampling.num_steps} steps"
+    return ", ".join([start, *(f"{field} {value}" for field, value in options.items())])
 
 
-def sampler_words(config: ConfigDict) -> str:
-    """The sampler with what changes its images, for a table."""
+def sampler_label(config: ConfigDict) -> str:
+    """The sampler with its nondefault options, for a table."""
     sampling, options = config.sampling, nondefault_options(config)
-    words = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
-    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *words])
+    options = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
+    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *options])
 
 
 def nondefault_options(config: ConfigDict) -> dict[str, str]:
-    """What else than the sampler and its steps decides on the images, where it is not as usual: name -> value in short."""
+    """Other options that affect the images and differ from their defaults: name -> short value."""
     sampling = config.sampling
     found = {}
     if sampling.sampler == "ddim" and sampling.eta:
@@ -142,22 +145,22 @@ def nondefault_options(config: ConfigDict) -> dict[str, str]:
 
 
 def sampling_warnings(config: ConfigDict) -> list[str]:
-    """Of a choice that is known to spoil the images; empty where there is none."""
-    process, sampling = config.diffusion, config.sampling
-    steps, trained = sampling.num_steps, process.num_timesteps
+    """Warnings about settings that are known to degrade the images."""
+    diffusion, sampling = config.diffusion, config.sampling
+    steps, trained = sampling.num_steps, diffusion.num_timesteps
     notes = []
-    if sampling.sampler == "ancestral" and process.variance == "fixed_large" and steps <= trained // WARN_STEP_FRACTION:
+    if sampling.sampler == "ancestral" and diffusion.variance == "fixed_large" and steps <= trained // WARN_STEP_FRACTION:
         notes.append(
-            f"ancestral sampling in {steps:,} of {trained:,} steps under fixed_large leaves noise in the images (published for "
-            "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): take more steps, or ddim or dpmpp_2m"
+            f"ancestral sampling in {steps:,} of {trained:,} steps with fixed_large leaves noise in the images (published for "
+            "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): use more steps, or ddim or dpmpp_2m"
         )
     dimension = math.prod(build.image_shape(config))
     chain, whole = build.sampling_schedule(config), build.build_schedule(config)
     pull, least = (initial_noise.pull_to_gray(schedule, dimension) for schedule in (chain, whole))
-    if pull > least + GRAY:
+    if pull > least + MAX_EXTRA_PULL:
         notes.append(
-            f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains a part of "
-            f"the image: brightness and colors are pulled up to {pull:.0%} of the way to mid-gray, with "
+            f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains some "
+            f"signal: brightness and colors are pulled up to {pull:.0%} of the way to mid-gray, with "
             f"sampling.spacing=trailing {least:.0%} (docs/colors.md)"
         )
     return notes
@@ -167,17 +170,17 @@ def sampling_warnings(config: ConfigDict) -> list[str]:
 
 
 def few_images(config: ConfigDict) -> ConfigDict:
-    """The config with config.sampling generating no more images than a grid shows."""
+    """The config with at most as many images as a grid shows."""
     config = config.copy_and_resolve_references()
     config.sampling.num_images = min(config.sampling.num_images, image_grid.MAX_IMAGES)
     return config
 
 
 def quick_config(config: ConfigDict) -> ConfigDict:
-    """As `few_images`, with config.train.sample_num_steps solver steps, where config.sampling takes more evaluations.
+    """As `few_images`, with config.train.sample_num_steps solver steps if config.sampling takes more evaluations.
 
     Raises:
-      UsageError: config.sampling names a sampler that cannot be built.
+      UsageError: the sampler of config.sampling cannot be built.
     """
     full, steps = few_images(config), config.train.sample_num_steps
     if not steps or build.build_sampler(full).nfe <= steps:
@@ -185,7 +188,7 @@ def quick_config(config: ConfigDict) -> ConfigDict:
     for sampler, spacing in QUICK:
         quick = full.copy_and_resolve_references()
         quick.sampling.update(sampler=sampler, spacing=spacing, num_steps=min(steps, config.diffusion.num_timesteps))
-        quick.sampling.update(eta=0.0, order=2, churn=0.0)  # which only other samplers read
+        quick.sampling.update(eta=0.0, order=2, churn=0.0)  # options of other samplers
         quick.sampling.num_intermediates = min(quick.sampling.num_intermediates, quick.sampling.num_steps)
         try:
             build.build_sampler(quick)
@@ -196,7 +199,7 @@ def quick_config(config: ConfigDict) -> ConfigDict:
 
 
 def cost_in_steps(config: ConfigDict) -> float:
-    """What a picture by config.sampling costs, in training steps."""
+    """Cost of generating the images of config.sampling, in training steps."""
     sampling = config.sampling
     evaluations = build.build_sampler(config).nfe * (1 if sampling.guidance_scale == 1 else 2)
     return evaluations * sampling.num_images / (FORWARD_PASSES * config.train.batch_size)
@@ -209,7 +212,7 @@ def changed_flags(config: ConfigDict, other: ConfigDict) -> list[str]:
 
 
 def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
-    """The command line that generates images from this run, as it works when pasted."""
+    """The command line that generates images from this run, ready to paste."""
     program = ["python", "main.py"]
     if pathlib.Path(sys.argv[0]).name == "main.py":
         program = [_short(sys.executable), sys.argv[0]]
@@ -217,6 +220,6 @@ def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
 
 
 def _short(path: str) -> str:
-    """The path relative to the current folder, where it is below it."""
+    """The path relative to the current folder, if it is inside."""
     here = str(pathlib.Path.cwd()) + "/"
     return path.removeprefix(here) or path

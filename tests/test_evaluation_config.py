@@ -1,4 +1,4 @@
-"""What a config has measured: images held out by their pixels, not by the name of their split; features that compare."""
+"""Choices of config.evaluation: held-out images by their pixels, not by the name of their split, and valid features."""
 
 import pathlib
 
@@ -24,7 +24,7 @@ def source(images, split):
 
 
 def sets(monkeypatch, **splits):
-    """A stand-in for any data set: its splits are these images, uint8 [N, 4, 4, 1]."""
+    """Replace any data set by one with these splits, uint8 [N, 4, 4, 1]."""
 
     def build_source(config):
         if config.data.split not in splits:
@@ -59,7 +59,7 @@ def config_of(**evaluation):
     ],
     ids=["the set itself", "a slice", "contains it", "overlaps"],
 )
-def test_what_was_trained_on_is_not_held_out(monkeypatch, held_out, match):
+def test_training_images_are_not_held_out(monkeypatch, held_out, match):
     sets(monkeypatch, train=images(20), other=held_out)
     match = rf"heldout_split is 'other', but {match}.*config\.data\.split='train\[:90%\]'"
     with pytest.raises(InvalidArgumentError, match=match) as caught:
@@ -67,24 +67,24 @@ def test_what_was_trained_on_is_not_held_out(monkeypatch, held_out, match):
     assert "\n" not in str(caught.value)
 
 
-def test_a_few_images_in_both_are_noted_with_their_number(monkeypatch):
+def test_a_few_common_images_give_a_note(monkeypatch):
     sets(monkeypatch, train=images(200), test=np.concatenate([images(200)[:3], images(97, 1)]))
     found = find_held_out(config_of())
     assert (found.source.split, len(found.source), found.in_reference) == ("test", 100, False)
     assert found.notes == ["3 of the 100 images of set test are also among the training images (config.data.split='train')"]
 
 
-def test_a_training_set_that_has_changed_is_noted(monkeypatch):
-    """A slice of a folder that has grown since holds other images, some of which the model may know."""
+def test_a_changed_training_set_gives_a_note(monkeypatch):
+    """A slice of a folder that has grown holds other images; the model may have been trained on some of them."""
     sets(monkeypatch, train=images(20), test=images(9, 1))
     now = identity.identity_of(source(images(20), "train"))
     assert find_held_out(config_of(), now).notes == []
     (note,) = find_held_out(config_of(), now | {"fingerprint": "another", "count": 18}).notes
     assert "set has changed since the model was trained on it (18 images before, 20 now" in note
-    assert note.endswith("it may have been trained on images that are held out now")
+    assert note.endswith("it may have been trained on images that are now held out")
 
 
-def test_auto_takes_what_there_is(monkeypatch):
+def test_auto_uses_any_split_that_exists(monkeypatch):
     sets(monkeypatch, train=images(20), validation=images(9, 1))
     assert find_held_out(config_of()).source.split == "validation"
     sets(monkeypatch, train=images(20), test=images(20))
@@ -98,7 +98,7 @@ def test_auto_takes_what_there_is(monkeypatch):
     with pytest.raises(UsageError, match="bits/dim needs images that were not trained on"):
         metrics_of(config_of(metrics=("bits_per_dim",)), found)
     with pytest.raises(
-        InvalidArgumentError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; auto takes"
+        InvalidArgumentError, match=r"config\.evaluation\.heldout_split is 'test': the set has no split 'test'; use auto"
     ):
         find_held_out(config_of(heldout_split="test"))
 
@@ -107,13 +107,13 @@ def test_held_out_images_that_are_the_reference_have_no_scores(monkeypatch):
     sets(monkeypatch, train=images(20), test=images(9, 1))
     found = find_held_out(config_of(split="test"))
     assert found.in_reference
-    assert "its own scores would say nothing" in found.notes[0]
+    assert "scoring it against itself is meaningless" in found.notes[0]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("splits", [("train",), ("train", "test"), ("train", "validation")], ids="-".join)
 def test_each_shipped_config_can_be_evaluated(monkeypatch, name, splits):
-    """Its checks, on a tiny stand-in of its set: what can be measured is, through features of which there are not too many."""
+    """On a tiny replacement of its data set: the checks pass and the features are not too many."""
     config = getattr(__import__(f"configs.{name}"), name).get_config()
     held = {split: images(12, seed) for seed, split in enumerate(splits)}
     if name != "digits" and config.evaluation.heldout_split != "auto":
@@ -124,12 +124,12 @@ def test_each_shipped_config_can_be_evaluated(monkeypatch, name, splits):
     wanted = metrics_of(config, found)
     assert "frechet" in wanted
     assert ("bits_per_dim" in wanted) == (found.source is not None)
-    if config.evaluation.features != "inception":  # 2,048 of any image; its weights are not here
+    if config.evaluation.features != "inception":  # always 2,048; the weights are not available
         _check_features(config)
 
 
-def test_features_of_too_many_pixels_are_refused():
+def test_too_many_pixel_features_are_an_error():
     config = config_of(features="pixels")
     config.data.image_size = 256
-    with pytest.raises(InvalidArgumentError, match=r"compares 196,608 numbers of each image of 256x256x3: .* pixels_16"):
+    with pytest.raises(InvalidArgumentError, match=r"has 196,608 features for an image of 256x256x3: .* pixels_16"):
         _check_features(config)

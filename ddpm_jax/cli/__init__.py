@@ -1,7 +1,7 @@
-"""One module per --mode, and `common` for what they share. Each mode is a function:
+"""The entry points: one module per --mode, and `common` for shared code. Each module has a function
 
     run(config, folder, *, output="", defaults=None) -> exit code
 
-of the resolved config, the workdir, the file or folder that --output names ("" for one in the workdir), and a config with the
-values of fields that the workdir's config is too old to have. It raises UserError or UsageError, in all processes alike.
+of the resolved config, the workdir, the path of --output ("" for a default in the workdir), and a config with default
+values for fields that the workdir's config lacks because it is older. It raises `ExpectedError`, on all processes.
 """

@@ -1,4 +1,4 @@
-"""What the modes share: the run that a mode reads, folders for its results, progress, and writing."""
+"""Shared by the modes: opening a run, restoring parameters, output folders, progress and writing."""
 
 import contextlib
 import dataclasses
@@ -34,15 +34,20 @@ def open_run(
     check: Callable[[ConfigDict], None] = lambda config: None,
     exists: bool = True,
 ) -> tuple[pathlib.Path, jax.sharding.Mesh]:
-    """The workdir of the run that a mode reads, and all devices.
+    """Validate the config and open the workdir of an existing run.
 
     Args:
-      config, folder, output, defaults: as `run` of each mode takes them.
-      check: raises where fields that only this mode reads are wrong.
-      exists: whether there must be a run.
+      config, folder, output, defaults: as for `run` of each mode.
+      check: validates the fields that only this mode reads.
+      exists: whether the workdir must contain a run.
+
+    Returns:
+      The absolute path of the workdir, and a mesh of all devices.
 
     Raises:
-      UserError, UsageError: wrong fields, no run or another one, an output folder that cannot be written.
+      UsageError: a field of the config is invalid.
+      UserError, ConflictError: the workdir has no run, or one with a different config.
+      FileAccessError: the output folder cannot be written.
     """
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
@@ -56,21 +61,26 @@ def open_run(
 
 
 @contextlib.contextmanager
-def writing_to(target: pathlib.Path) -> Iterator[None]:
-    """Turn what the system says about a folder that cannot be written into one line."""
+def translate_write_errors(target: pathlib.Path) -> Iterator[None]:
+    """Context that turns errors of writing to `target` into one-line errors.
+
+    Raises:
+      FileAccessError: the folder cannot be written.
+      UserError: a file in it is damaged.
+    """
     try:
         yield
     except OSError as error:
         raise paths.cannot_write(target, error) from error
     except zipfile.BadZipFile as error:
-        raise UserError(f"a file in {target} is damaged ({error}): remove the folder, or choose another --output") from error
+        raise UserError(f"a file in {target} is damaged ({error}): remove the folder or choose another --output") from error
 
 
 def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
-    """The parameters that config.sampling names, replicated over the mesh, and the step they are from.
+    """Restore the parameters of config.sampling.params, replicated over the mesh, and their step.
 
     Raises:
-      UserError: no checkpoint, or none that the average can be made of.
+      ExpectedError: there is no checkpoint, or the EMA cannot be computed from the checkpoints.
     """
     state = jax.eval_shape(build.build_init(config), rng.purpose_key(config.seed, "init"))
     sharding, step = meshes.replicated(mesh), config.sampling.checkpoint_step
@@ -85,12 +95,12 @@ def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.shard
 
 
 def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
-    """The names of label 0, 1, ... in the set that the run was trained on; () where they are not known."""
+    """Names of label 0, 1, ... in the training set of the run; () if unknown."""
     return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
 
 
 def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
-    """All of config.sampling.num_images images in one; shows progress."""
+    """Generate config.sampling.num_images images, with a progress line."""
     return _generate(config, sampler, params, config.sampling.num_images, cond=data_config.sampling_labels(config))
 
 
@@ -102,21 +112,21 @@ def _generate(
         return sampler.generate_all(params, key, num_images=num_images, report=report, **options)
 
 
-# The modes that start from images: inpaint, image_to_image, interpolate.
+# Modes that start from images: inpaint, image_to_image, interpolate.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditContext:
-    """Images to begin with, and the network.
+    """The input images and the restored model.
 
     Attributes:
-      config: resolved.
-      run_folder: of the run that trained the model.
-      mesh: whose devices generate.
-      originals: uint8 [N, H, W, C].
-      labels: int32 [N] of a class-conditional model, else None.
-      params: the parameters that config.sampling names.
-      step: the step that they are from.
+      config: resolved config.
+      run_folder: workdir of the run.
+      mesh: devices to generate on.
+      originals: input images, uint8 [N, H, W, C].
+      labels: int32 [N] for a class-conditional model, else None.
+      params: parameters of config.sampling.params.
+      step: their training step.
     """
 
     config: ConfigDict
@@ -130,20 +140,21 @@ class EditContext:
     def generate(
         self, sampler: BatchedSampler, labels: np.ndarray | None, given: Any, count: int, *, unit: str = "images"
     ) -> np.ndarray:
-        """What the sampler makes of `given`, a pytree of arrays [count, ...]: [count, ...], with progress."""
+        """Run the sampler on `given`, a pytree of arrays [count, ...], with a progress line: [count, ...]."""
         return _generate(self.config, sampler, self.params, count, cond=labels, given=given, unit=unit).images
 
-    def claim(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
-        """The folder for the results, made before they are: in the first process; None in the others.
+    def claim_folder(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
+        """Create or reuse the output folder, before generation starts. Returns it on process 0, None on the others.
 
         Args:
-          output: folder; by default one of the workdir's samples/.
-          mode: of the program, the beginning of the default folder's name.
-          name: the end of that name: the options of this mode.
-          more: arrays that decide on the results beside the images and config.edit, such as a mask.
+          output: folder; "": a folder in samples/ of the workdir.
+          mode: name of the mode, first part of the default folder name.
+          name: options of the mode, as a further part of that name.
+          more: arrays other than the images and config.edit that determine the results, such as a mask.
 
         Raises:
-          UserError: the folder cannot be written, or holds other results.
+          FileAccessError: the folder cannot be written.
+          ConflictError: the folder holds other results.
         """
         with distributed.raise_on_all_processes():
             if not distributed.is_primary_process():
@@ -161,40 +172,39 @@ class EditContext:
             default = workdir.sample_folder(self.run_folder) / stem
             return manifest.claim(identity, names=("images.npz", f"{mode}.png"), default=default, output=output)
 
-    def write(
+    def write_outputs(
         self,
         target: pathlib.Path | None,
         *,
         mode: str,
-        words: str,
+        description: str,
         rows: Sequence[np.ndarray],
         arrays: dict[str, np.ndarray],
     ) -> None:
         """Write <mode>.png and images.npz.
 
         Args:
-          target: from `claim`.
-          mode: for the picture's name.
-          words: for the user, what was done.
-          rows: uint8 [N, H, W, C] each, the columns of the picture.
-          arrays: of images.npz.
+          target: folder from `claim_folder`.
+          mode: name of the mode and of the image file.
+          description: summary to print.
+          rows: columns of the image grid, uint8 [N, H, W, C] each.
+          arrays: arrays of images.npz.
         """
         sampling = self.config.sampling
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
-                with writing_to(target):
+                with translate_write_errors(target):
                     npz.write(target / "images.npz", arrays)
                     image_grid.save_png(target / f"{mode}.png", image_grid.strip(np.stack(rows, axis=1)))
-                print(f"step {self.step:,}, {sampling.params} weights, {words}, seed {sampling.seed}")
-                print(f"pictures in {target}: images.npz, {mode}.png")
+                print(f"step {self.step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")
+                print(f"wrote images.npz and {mode}.png to {target}")
 
 
 def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> EditContext:
-    """Check, read the images and restore the weights.
+    """Validate the config, read the input images and restore the parameters.
 
     Raises:
-      UserError, UsageError: no run or checkpoint, another model, wrong fields, an image that cannot be read, an output
-        folder that cannot be written.
+      ExpectedError: as `open_run` and `restore_params`, or an image cannot be read.
     """
     run_folder, mesh = open_run(config, folder, output, defaults, check=check_edit)
     with distributed.raise_on_all_processes():
@@ -205,7 +215,7 @@ def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict
 
 
 def check_edit(config: ConfigDict) -> None:
-    """Raise a UsageError that names the field of config.edit that is wrong."""
+    """Raise a UsageError that names the invalid field of config.edit."""
     edit = config.edit
     for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
         if edit[field] < 1:
@@ -214,16 +224,16 @@ def check_edit(config: ConfigDict) -> None:
         if edit[field] < 0:
             raise UsageError(f"config.edit.{field} is {edit[field]}: it must be 0 or more")
     if edit.num_frames < 2:
-        raise UsageError(f"config.edit.num_frames is {edit.num_frames}: both images are frames, so it must be 2 or more")
+        raise UsageError(f"config.edit.num_frames is {edit.num_frames}: it includes both ends, so it must be 2 or more")
     if not 0 < edit.strength <= 1:
         raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
 
 
 def read_image(path: str, *, size: int, channels: int, background: str = "black", levels: Sequence[float] = ()) -> np.ndarray:
-    """uint8 [size, size, channels]: a file cut to the square in its middle and resized.
+    """Read an image file, center-cropped and resized: uint8 [size, size, channels].
 
     Raises:
-      UserError: it is not there, or no image.
+      UserError: there is no such file, or it is not a valid image.
     """
     path = str(paths.expand(path))
     try:
@@ -234,20 +244,20 @@ def read_image(path: str, *, size: int, channels: int, background: str = "black"
 
 
 def repeat_rows(array: np.ndarray | None, times: int) -> np.ndarray | None:
-    """Each row so many times, one after the other."""
+    """Repeat each row `times` times: a, a, b, b, ..."""
     return None if array is None else np.repeat(array, times, axis=0)
 
 
 def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [N, H, W, C], the images of config.edit, and their labels int32 [N] where the data set has any."""
+    """The images of config.edit, uint8 [N, H, W, C], and their labels int32 [N] if the data set has any."""
     edit, data = config.edit, config.data
     if edit.images:
         options = {"size": data.image_size, "channels": data.channels}
         options |= {"background": data.background, "levels": data.value_range}
         return np.stack([read_image(path, **options) for path in edit.images]), None
-    of_split = config.copy_and_resolve_references()
-    of_split.data.split = edit.split or data.split
-    source = build.build_source(of_split)
+    other = config.copy_and_resolve_references()
+    other.data.split = edit.split or data.split
+    source = build.build_source(other)
     last = edit.start_index + edit.num_images
     if last > len(source):
         raise UsageError(

@@ -1,6 +1,6 @@
-"""--mode=compute_stats: statistics of a data set's real images, in a file that evaluations and other runs compare with.
+"""--mode=compute_stats: save the statistics of a data set, as a reference for evaluations.
 
-The whole split, each image once, not flipped, as uint8 at the model's resolution.
+They cover the whole split: each image once, without flips, as uint8 at the resolution of the model.
 """
 
 import pathlib
@@ -19,9 +19,9 @@ from ddpm_jax.user_messages import UserError
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Write statistics of the images to compare with into a file, by default the workdir's eval/reference.npz.
+    """Write the statistics of config.evaluation.split to a file, by default eval/reference.npz in the workdir.
 
-    A file that holds statistics of another set or other features is not replaced.
+    A file with statistics of another data set or of other features is not overwritten.
     """
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
@@ -36,13 +36,13 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             reference_stats.save(target, made)
-            kept = f", with the features of {len(made.features):,}" if len(made.features) < len(source) else ""
-            print(f"statistics of {len(source):,} images of {source.name} {source.split}{kept} in {target}")
+            kept = f", with features of {len(made.features):,} of them" if len(made.features) < len(source) else ""
+            print(f"wrote statistics of {len(source):,} images of {source.name} {source.split}{kept} to {target}")
     return 0
 
 
 def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:
-    """Raises a UserError where `target` is a file, unless it holds statistics of what is `wanted`."""
+    """Raise a UserError if `target` exists, unless it holds statistics with the same settings as `wanted`."""
     if target.is_dir():
         raise UserError(f"--output={target} is a folder: name a file, such as --output={target / 'reference.npz'}")
     if not target.exists():
@@ -54,4 +54,4 @@ def check_replaceable(target: pathlib.Path, wanted: dict[str, Any]) -> None:
             raise UserError(f"{target} holds statistics of unknown origin")
         reference_stats.check_matches(target, held, wanted)
     except ExpectedError as error:
-        raise UserError(f"{error}; it is not replaced: {advice}") from error
+        raise UserError(f"{error}; it was not overwritten: {advice}") from error

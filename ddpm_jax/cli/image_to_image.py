@@ -1,7 +1,7 @@
-"""--mode=image_to_image: draw images anew from the middle of the chain, so that they keep something of old ones (SDEdit).
+"""--mode=image_to_image: add noise to images and denoise them again (SDEdit).
 
-Noise hides the details of an image first and its layout last. config.edit.strength says how far up the chain an image
-is taken: little only cleans it up, much keeps where dark and light are. 1 starts from pure noise and keeps nothing.
+Noise destroys the details of an image first and its layout last. config.edit.strength is the fraction of the steps to run: a
+small one changes details only, a large one keeps the layout only. 1 starts from pure noise and keeps nothing.
 """
 
 from collections.abc import Callable
@@ -19,33 +19,33 @@ from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, init_st
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Generate config.edit.samples_per_image images from each of config.edit's images."""
-    job = common.open_edit(config, folder, output, defaults)
-    variants, count = config.edit.samples_per_image, len(job.originals) * config.edit.samples_per_image
+    """Generate config.edit.samples_per_image images from each input image."""
+    context = common.open_edit(config, folder, output, defaults)
+    variants, count = config.edit.samples_per_image, len(context.originals) * config.edit.samples_per_image
     name = f"-strength_{config.edit.strength:g}-{variants}_variants"
-    target = job.claim(output, mode="image_to_image", name=name)
+    target = context.claim_folder(output, mode="image_to_image", name=name)
     with distributed.raise_on_all_processes():
         sampler = build.build_sampler(config, strength=config.edit.strength)
         generator = build.build_batched_sampler(
-            config, job.mesh, (), sampler=sampler, begin=make_begin(sampler, config.edit.strength)
+            config, context.mesh, (), sampler=sampler, begin=make_init_fn(sampler, config.edit.strength)
         )
-    x_start = common.repeat_rows(np.asarray(pixels.from_uint8(job.originals)), variants)
-    drawn = job.generate(generator, common.repeat_rows(job.labels, variants), x_start, count)
-    drawn = drawn.reshape(len(job.originals), variants, *drawn.shape[1:])
+    x_start = common.repeat_rows(np.asarray(pixels.from_uint8(context.originals)), variants)
+    generated = context.generate(generator, common.repeat_rows(context.labels, variants), x_start, count)
+    generated = generated.reshape(len(context.originals), variants, *generated.shape[1:])
     top = sampler.schedule.timesteps[-1]
-    start_words = f"from t={top}" if config.edit.strength < 1 else "from pure noise"
-    job.write(
+    start = f"from t={top}" if config.edit.strength < 1 else "from pure noise"
+    context.write_outputs(
         target,
         mode="image_to_image",
-        words=f"strength {config.edit.strength:g}: {start_words} by {config.sampling.sampler} in {sampler.num_steps} steps",
-        rows=[job.originals, *drawn.swapaxes(0, 1)],
-        arrays={"images": drawn, "originals": job.originals},
+        description=f"strength {config.edit.strength:g}: {start}, {config.sampling.sampler} in {sampler.num_steps} steps",
+        rows=[context.originals, *generated.swapaxes(0, 1)],
+        arrays={"images": generated, "originals": context.originals},
     )
     return 0
 
 
-def make_begin(sampler: Sampler, strength: float) -> Callable[[jax.Array, jax.Array], SamplerState]:
-    """(keys [B], x_start [B, H, W, C]) -> where the chain starts: the noisy image, or pure noise at strength 1."""
+def make_init_fn(sampler: Sampler, strength: float) -> Callable[[jax.Array, jax.Array], SamplerState]:
+    """(keys [B], x_start [B, H, W, C]) -> initial state: the noised images, or pure noise for strength 1."""
     if strength < 1:
         return lambda keys, x_start: init_state_sdedit(sampler, keys, x_start)
     return lambda keys, x_start: init_state(sampler, keys, x_start.shape[1:])

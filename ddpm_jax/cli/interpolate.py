@@ -1,7 +1,7 @@
-"""--mode=interpolate: the way from one image to another, through the latents that DDIM makes them from.
+"""--mode=interpolate: interpolate between two images in the latent space of DDIM.
 
-Each image is taken up the chain by DDIM's inversion; between both latents one goes along a great circle, and DDIM takes each
-point back down (DDIM 2010.02502, section 5.3). The ends are the images themselves, as exactly as the inversion is.
+DDIM inversion maps each image to a latent, spherical interpolation gives the latents in between, and DDIM maps each of them to
+an image (DDIM 2010.02502, section 5.3). Both ends are the input images, up to the error of the inversion.
 """
 
 import jax.numpy as jnp
@@ -19,59 +19,59 @@ from ddpm_jax.user_messages import UsageError
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Generate config.edit.num_frames images between each of config.edit's images and the next."""
+    """Generate config.edit.num_frames images from each input image to the next one."""
     with distributed.raise_on_all_processes():
         check_interpolation(config)
-    job = common.open_edit(config, folder, output, defaults)
-    if len(job.originals) < 2:
+    context = common.open_edit(config, folder, output, defaults)
+    if len(context.originals) < 2:
         raise UsageError(
-            "interpolation needs two images or more: set config.edit.num_images=2, or name two files in config.edit.images"
+            "interpolation needs two or more images: set config.edit.num_images=2, or give two files in config.edit.images"
         )
     name = f"-turns_{config.edit.inversion_iters}-{config.edit.num_frames}_frames"
-    target = job.claim(output, mode="interpolate", name=name)
+    target = context.claim_folder(output, mode="interpolate", name=name)
     with distributed.raise_on_all_processes():
-        up, down = build.build_inversion(config), build.build_sampler(config)
-        climb = build.build_batched_sampler(
-            config, job.mesh, (), sampler=up, begin=lambda keys, x: init_state_from(up, x), finish=lambda x: x
+        inversion, sampler = build.build_inversion(config), build.build_sampler(config)
+        inverter = build.build_batched_sampler(
+            config, context.mesh, (), sampler=inversion, begin=lambda keys, x: init_state_from(inversion, x), finish=lambda x: x
         )
-        descend = build.build_batched_sampler(
-            config, job.mesh, (), sampler=down, begin=lambda keys, x: init_state_from(down, x)
+        generator = build.build_batched_sampler(
+            config, context.mesh, (), sampler=sampler, begin=lambda keys, x: init_state_from(sampler, x)
         )
-    x_start = np.asarray(pixels.from_uint8(job.originals))
-    latents = job.generate(climb, job.labels, x_start, len(x_start), unit="latents")
+    x_start = np.asarray(pixels.from_uint8(context.originals))
+    latents = context.generate(inverter, context.labels, x_start, len(x_start), unit="latents")
 
     frames, pairs = config.edit.num_frames, len(latents) - 1
-    shares = np.tile(np.linspace(0, 1, frames, dtype=np.float32), pairs)
+    fractions = np.tile(np.linspace(0, 1, frames, dtype=np.float32), pairs)
     first, second = common.repeat_rows(latents[:-1], frames), common.repeat_rows(latents[1:], frames)
-    between = np.asarray(slerp(jnp.asarray(first), jnp.asarray(second), jnp.asarray(shares)))
-    # A class is no point between two: the way changes it in the middle.
-    labels = job.labels
+    between = np.asarray(slerp(jnp.asarray(first), jnp.asarray(second), jnp.asarray(fractions)))
+    # Labels cannot be interpolated: switch halfway.
+    labels = context.labels
     if labels is not None:
-        labels = np.where(shares < 0.5, common.repeat_rows(labels[:-1], frames), common.repeat_rows(labels[1:], frames))
-    drawn = job.generate(descend, labels, between, pairs * frames)
-    drawn = drawn.reshape(pairs, frames, *drawn.shape[1:])
+        labels = np.where(fractions < 0.5, common.repeat_rows(labels[:-1], frames), common.repeat_rows(labels[1:], frames))
+    generated = context.generate(generator, labels, between, pairs * frames)
+    generated = generated.reshape(pairs, frames, *generated.shape[1:])
 
-    ends = drawn[:, [0, -1]].astype(float) - np.stack([job.originals[:-1], job.originals[1:]], axis=1)
-    job.write(
+    ends = generated[:, [0, -1]].astype(float) - np.stack([context.originals[:-1], context.originals[1:]], axis=1)
+    context.write_outputs(
         target,
         mode="interpolate",
-        words=(
-            f"ddim in {down.num_steps} steps and its inversion in {up.nfe} evaluations; "
-            f"the images come back with a root mean square error of {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
+        description=(
+            f"ddim in {sampler.num_steps} steps, inversion in {inversion.nfe} evaluations, "
+            f"reconstruction RMSE {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
         ),
-        rows=[job.originals[:-1], *drawn.swapaxes(0, 1), job.originals[1:]],
-        arrays={"images": drawn, "originals": job.originals, "latents": latents},
+        rows=[context.originals[:-1], *generated.swapaxes(0, 1), context.originals[1:]],
+        arrays={"images": generated, "originals": context.originals, "latents": latents},
     )
     return 0
 
 
 def check_interpolation(config: ConfigDict) -> None:
-    """Raises UsageError unless config.sampling is a chain that can be walked back."""
+    """Raise a UsageError unless config.sampling is a deterministic chain that can be inverted."""
     sampling = config.sampling
     if sampling.sampler != "ddim" or sampling.eta:
         raise UsageError(
-            f"interpolation goes by ddim with eta 0, not {sampling.sampler} with {sampling.eta:g}: "
+            f"interpolation needs ddim with eta 0, not {sampling.sampler} with eta {sampling.eta:g}: "
             "set config.sampling.sampler=ddim and config.sampling.eta=0"
         )
     if sampling.guidance_scale != 1:
-        raise UsageError("interpolation asks the network itself, without guidance: set config.sampling.guidance_scale=1")
+        raise UsageError("interpolation does not support guidance: set config.sampling.guidance_scale=1")

@@ -1,7 +1,7 @@
-"""--mode=sample: generate images from a checkpoint, into images.npz or PNG files, and a grid.
+"""--mode=sample: generate images from a checkpoint, as images.npz or PNG files, and an image grid.
 
-Images are written piece by piece as they are made: any number of them takes the memory of one batch, and a command that was
-killed continues where it stopped.
+Each batch is written as soon as it is generated, so memory does not grow with the number of images, and rerunning an
+interrupted command resumes it.
 """
 
 import functools
@@ -20,10 +20,10 @@ from ddpm_jax.training import load_params
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Generate config.sampling.num_images images into a folder, by default one of the workdir's samples/."""
+    """Write config.sampling.num_images images to a folder, by default in samples/ of the workdir."""
     run_folder, mesh = common.open_run(config, folder, output, defaults)
     with distributed.raise_on_all_processes():
-        generator = build.build_batched_sampler(config, mesh)
+        sampler = build.build_batched_sampler(config, mesh)
 
     sampling, number = config.sampling, config.sampling.num_images
     params, step = common.restore_params(config, run_folder, mesh)
@@ -50,25 +50,25 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             gaps = files.missing()
 
     def write(first: int, batch: GeneratedBatch) -> None:
-        with common.writing_to(target):
+        with common.translate_write_errors(target):
             files.write(first, batch)
 
     @functools.cache
-    def without_stages() -> BatchedSampler:
+    def sampler_without_stages() -> BatchedSampler:
         return build.build_batched_sampler(config, mesh, ())
 
-    def generator_at(first: int) -> BatchedSampler:
-        return without_stages() if sampling.num_intermediates and first >= KEPT_IMAGES else generator
+    def sampler_at(first: int) -> BatchedSampler:
+        return sampler_without_stages() if sampling.num_intermediates and first >= KEPT_IMAGES else sampler
 
     key, split_at = rng.purpose_key(sampling.seed, "sample"), KEPT_IMAGES if sampling.num_intermediates else 0
-    generate_missing(generator_at, params, key, gaps, labels, write, num_images=number, split_at=split_at)
+    generate_missing(sampler_at, params, key, gaps, labels, write, num_images=number, split_at=split_at)
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
-            with common.writing_to(target):
+            with common.translate_write_errors(target):
                 files.finish()
                 contents = files.contents()
-            words = sampling_config.describe_sampling(config)
-            print(f"step {step:,}, {sampling.params} weights, {words}, seed {sampling.seed}")
+            description = sampling_config.describe_sampling(config)
+            print(f"step {step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")
             print(f"{number:,} image{'s' * (number != 1)} in {target}: {', '.join(contents)}")
             for note in [*sampling_config.sampling_warnings(config), *keep_notes(config)]:
                 print(f"note: {note}")
@@ -76,8 +76,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
 
 def keep_notes(config: ConfigDict) -> list[str]:
-    """Of stages that are not kept of all images; empty where they are."""
+    """A note if intermediate steps are not saved for all images; else empty."""
     sampling = config.sampling
     if sampling.num_intermediates and sampling.num_images > KEPT_IMAGES:
-        return [f"stages along the way (config.sampling.num_intermediates) are kept of the first {KEPT_IMAGES} images"]
+        return [f"intermediate steps (config.sampling.num_intermediates) are saved for the first {KEPT_IMAGES} images only"]
     return []

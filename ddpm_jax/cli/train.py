@@ -1,7 +1,7 @@
-"""--mode=train: train a model, or go on where the workdir's newest checkpoint stands.
+"""--mode=train: train a model, or resume from the latest checkpoint of the workdir.
 
-What a run computes is a function of its config alone. Killed at any instant and started again, it ends with the same
-bits: the state is the checkpoint's, and data and noise of step n follow from (seed, n).
+A run is a function of its config. If it is killed at any time and rerun, the result is bit-identical: the state comes from the
+checkpoint, and the data and noise of step n depend on (seed, n) only.
 """
 
 import contextlib
@@ -39,15 +39,15 @@ logger = logging.getLogger(__name__)
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigDict | None = None) -> int:
-    """Train to config.train.num_steps; the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
+    """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
 
-    `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint stays.
+    `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint is kept.
     """
     started = time.monotonic()
     mesh = meshes.make_mesh()
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
-        check_kept(config)
+        check_params_are_trained(config)
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
@@ -68,15 +68,15 @@ def _train(
     profiled_steps: range,
     check_held: Callable[[], None],
 ) -> int:
-    """As `run`, once the workdir is there, held and of this config; `check_held` comes before each save."""
+    """The part of `run` that holds the lock of the workdir; `check_held` is called before each save."""
     is_writer, scores = distributed.is_primary_process(), None
     with distributed.raise_on_all_processes():
         source = build.build_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
-        build.build_batched_sampler(config, mesh)  # so that a wrong field of config.sampling is found now
+        build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
     if config.train.eval_every:
-        from ddpm_jax import evaluation_config  # half a second of import that other runs need not pay
+        from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
 
         scores = evaluation_config.build_periodic_scores(config, mesh)
 
@@ -101,7 +101,7 @@ def _train(
                 tensorboard=config.train.tensorboard,
             ) as logbook,
         ):
-            pictures = Pictures(config, mesh, run_folder, logbook, source.class_names)
+            grids = SampleGrids(config, mesh, run_folder, logbook, source.class_names)
             log = DelayedMetricLogger(
                 logbook,
                 checkpoints,
@@ -133,13 +133,13 @@ def _train(
                         if is_due(step, config.train.sample_every):
                             log.flush()
                             with logbook.pause():
-                                pictures.along_the_way(state)
+                                grids.save(state)
                         if is_due(step, config.train.eval_every):
                             log.flush()
                             with logbook.pause():
                                 score(config, scores, state, logbook)
                         if stop or is_due(step, config.train.checkpoint_every):
-                            log.flush()  # nothing unsound is ever saved
+                            log.flush()  # first, so that a non-finite state is never saved
                             check_held()
                             checkpoints.save(step, state.fields())
                     if stop:
@@ -149,28 +149,28 @@ def _train(
                     state, metrics = train_step(state, batch, key)
                     log.add(step + 1, metrics)
                     if step == start_step:
-                        log.flush()  # a step whose loss is not finite is not one to record
+                        log.flush()  # a step with a non-finite loss must not be recorded
                         with distributed.raise_on_all_processes():
                             if is_writer:
                                 record_start(config, run_folder, start_step, mesh, defaults)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
-                        logger.info(f"first step done {time.monotonic() - started:.1f} s after the start of the program")
+                        logger.info(f"first step done {time.monotonic() - started:.1f} s after the start")
             log.flush()
             step = int(state.step)
-            if step > start_step:  # else there is nothing new, and no record of a step
+            if step > start_step:  # else there is nothing to save
                 check_held()
-                # Before the last picture, which may take as long as the training did.
+                # Before the last image grid, which may take as long as the training.
                 checkpoints.save(step, state.fields(), wait=True)
-            ending = f"done: {step:,} steps; make pictures with: {sampling_config.sample_command(run_folder)}"
+            ending = f"done: {step:,} steps; generate images with: {sampling_config.sample_command(run_folder)}"
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
-                    ending = pictures.last(state)
+                    ending = grids.save_last(state)
             if step == config.train.num_steps and scores:
                 with logbook.pause():
                     score(config, scores, state, logbook)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
-                saved = f"step {step:,} is saved" if step else "before the first step, so nothing is saved"
+                saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
                 logger.info(f"stopped by {name}: {saved}; run the same command again to resume")
                 return interrupt.exit_code
             logger.info(ending)
@@ -178,7 +178,7 @@ def _train(
 
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
-    """What a user is to know of a resume: the step, and each field and version that differs from those of the run so far."""
+    """The log line of a resume: the step, and each changed config field and package version."""
     changed = run_record.resume_changes(run_folder, config.to_dict(), step, build.as_dict(defaults))
     changed |= run_record.version_changes(run_folder, versions.program_versions(), step)
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
@@ -187,7 +187,7 @@ def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, default
 def record_start(
     config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, defaults: ConfigDict | None
 ) -> None:
-    """Write config.json, and the line of history.jsonl for a training that began at `step` and has taken a step."""
+    """Write config.json, and append to history.jsonl that training started at `step`. Called after the first step."""
     fields = config.to_dict()
     run_record.record_start(
         run_folder,
@@ -201,7 +201,7 @@ def record_start(
 
 
 def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
-    """The newest checkpoint that can be read, or the state at step 0; replicated over the mesh, and its step."""
+    """The latest readable checkpoint or the initial state, replicated over the mesh, and its step."""
     init, key = build.build_init(config), rng.purpose_key(config.seed, "init")
     sharding = meshes.replicated(mesh)
     if checkpoints.latest_step() is None:
@@ -215,12 +215,12 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether what is done every so many steps (0: never) is done on the state after `step` steps."""
+    """Whether an action with this period (0: never) is due after `step` steps."""
     return bool(every) and step % every == 0
 
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
-    """Write the table of all parameters into the workdir's parameters.txt; the line that says how many there are."""
+    """Write the table of all parameters to parameters.txt in the workdir; return a log line with their number."""
     file = run_folder / "parameters.txt"
     with distributed.raise_on_all_processes():
         if is_writer:
@@ -228,20 +228,22 @@ def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> 
     return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, listed in {file}"
 
 
-def check_kept(config: ConfigDict) -> None:
-    """Raises a UsageError where training is to sample with parameters that can only be made after it."""
+def check_params_are_trained(config: ConfigDict) -> None:
+    """Raise a UsageError if config.sampling.params can only be computed after training."""
     if build.params_field(config) is None:
         kept = ", ".join((*build.STATE_FIELDS, *build.build_ema_tracker(config).names))
-        raise UsageError(f"config.sampling.params={config.sampling.params} is made after training: train with one of {kept}")
+        raise UsageError(
+            f"config.sampling.params={config.sampling.params} can only be computed after training: train with one of {kept}"
+        )
 
 
 def params_of(config: ConfigDict, state: TrainState) -> Any:
-    """The parameters that config.sampling names, of those that training keeps."""
+    """The parameters of the state that config.sampling.params names."""
     return state.fields()[build.params_field(config)]
 
 
 def remedies(config: ConfigDict) -> str:
-    """Flags to try where a loss is not finite."""
+    """Flags to suggest for a non-finite loss."""
     flags = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
     flags += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
     flags += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
@@ -249,27 +251,27 @@ def remedies(config: ConfigDict) -> str:
 
 
 def score(config: ConfigDict, scores: Callable[[Any], dict[str, float]], state: TrainState, logbook: TrainLogger) -> None:
-    """Log the scores of images generated by the state's weights; without any where they are not finite."""
+    """Log the scores of images generated with the current parameters; none if the images are not finite."""
     try:
         logbook.scalars(int(state.step), scores(params_of(config, state)))
-    except NonFiniteSamples as error:  # the weights train on: their loss has a check of its own
-        logger.info(f"no scores of step {int(state.step):,}: {error}")
+    except NonFiniteSamples as error:  # training continues: the loss is checked separately
+        logger.info(f"no scores for step {int(state.step):,}: {error}")
 
 
-class Pictures:
-    """Makes samples/step_N.png, with the weights and classes of config.sampling.
+class SampleGrids:
+    """Saves image grids of samples, samples/step_N.png, with the parameters and classes of config.sampling.
 
-    Along the way by `quick` settings, at the end by config.sampling's own where that costs no more than the training did.
+    Grids during training use few solver steps. The last one uses config.sampling if that takes no longer than the training.
 
     Args:
-      config: resolved.
-      mesh: whose devices generate.
-      run_folder: the workdir; the pictures go into its samples/.
-      logbook: what is said is said there, and TensorBoard gets the pictures.
-      class_names: of label 0, 1, ...; () where the data set has none.
+      config: resolved config.
+      mesh: devices to generate on.
+      run_folder: workdir; the grids are saved in its samples/.
+      logbook: logger that writes the grids to TensorBoard.
+      class_names: names of label 0, 1, ...; () if the data set has none.
 
     Raises:
-      UsageError: config.sampling names a sampler that cannot be built.
+      UsageError: the sampler of config.sampling cannot be built.
     """
 
     def __init__(
@@ -285,14 +287,14 @@ class Pictures:
         self._run_folder = run_folder
         self._class_names = class_names
         self._quick, self._full = sampling_config.quick_config(config), sampling_config.few_images(config)
-        self._generators: dict[str, BatchedSampler] = {}
+        self._samplers: dict[str, BatchedSampler] = {}
 
-    def along_the_way(self, state: TrainState) -> None:
-        """A picture of few solver steps."""
-        self._draw(self._quick, state)
+    def save(self, state: TrainState) -> None:
+        """Save a grid with few solver steps."""
+        self._save_grid(self._quick, state)
 
-    def last(self, state: TrainState) -> str:
-        """The picture of the finished run; the line that says where it is, or with which command to make it."""
+    def save_last(self, state: TrainState) -> str:
+        """Save the grid of the finished run; return a log line with its path, or with the command to generate it."""
         done, full = f"done: {int(state.step):,} steps", self._full.sampling
         affordable = [
             config
@@ -302,34 +304,36 @@ class Pictures:
         if not affordable:
             flags = sampling_config.changed_flags(self._full, self._quick)
             command = sampling_config.sample_command(self._run_folder, *flags, "--config.sampling.num_images=16")
-            return f"{done}; no picture was made, since it would take longer than the training; make one with: {command}"
-        files = self._draw(affordable[0], state)
-        seen = f"see {' and '.join(map(str, files))}" if files else "no picture was made"
+            return (
+                f"{done}; no image grid was saved, since it would take longer than the training; generate one with: {command}"
+            )
+        files = self._save_grid(affordable[0], state)
+        where = f"see {' and '.join(map(str, files))}" if files else "no image grid was saved"
         if affordable[0] is self._full and files:
-            return f"{done}; {seen}"
+            return f"{done}; {where}"
         command = sampling_config.sample_command(self._run_folder)
-        return f"{done}; {seen}; {full.num_images} images by {full.sampler} in {full.num_steps:,} steps: {command}"
+        return f"{done}; {where}; {full.num_images} images with {full.sampler} in {full.num_steps:,} steps: {command}"
 
-    def _draw(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
+    def _save_grid(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
         step = int(state.step)
         try:
-            drawn = common.generate(config, self._generator(config), params_of(config, state))
-        except NonFiniteSamples as error:  # the weights train on: their loss has a check of its own
-            logger.info(f"no picture of step {step:,}: {error}")
+            generated = common.generate(config, self._sampler(config), params_of(config, state))
+        except NonFiniteSamples as error:  # training continues: the loss is checked separately
+            logger.info(f"no image grid for step {step:,}: {error}")
             return []
-        pictures = sample_files.pictures_of(drawn, self._class_names)
+        pictures = sample_files.pictures_of(generated, self._class_names)
         files = [self._folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
-                with common.writing_to(self._folder):
+                with common.translate_write_errors(self._folder):
                     self._folder.mkdir(exist_ok=True)
                     for file, image in zip(files, pictures.values(), strict=True):
                         image_grid.save_png(file, image)
         self._logbook.image(step, "samples", pictures[""])
         return files
 
-    def _generator(self, config: ConfigDict) -> BatchedSampler:
+    def _sampler(self, config: ConfigDict) -> BatchedSampler:
         key = config.sampling.to_json()
-        if key not in self._generators:
-            self._generators[key] = build.build_batched_sampler(config, self._mesh)
-        return self._generators[key]
+        if key not in self._samplers:
+            self._samplers[key] = build.build_batched_sampler(config, self._mesh)
+        return self._samplers[key]

@@ -1,1 +1,1 @@
-"""Evaluation: what is measured of a model and of its samples."""
+"""Evaluation of models and of generated images."""

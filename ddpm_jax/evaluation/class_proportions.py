@@ -1,4 +1,4 @@
-"""In which proportions the classes of generated images come, and what to note where the reference has others."""
+"""Class proportions of the generated images, and notes where those of the reference differ."""
 
 import dataclasses
 from typing import Any
@@ -15,10 +15,10 @@ class ClassProportions:
     """The classes of the images to generate.
 
     Attributes:
-      num_classes: of the model; 0 for an unconditional one.
-      label: the one class to generate; -1 for all.
+      num_classes: number of classes of the model; 0 if it is unconditional.
+      label: the only class to generate; -1 for all.
       rule: one of `PROPORTIONS`.
-      known: int [K], images of each class of the reference; None where it is unknown.
+      known: int [K], number of reference images of each class; None if unknown.
     """
 
     num_classes: int
@@ -28,14 +28,14 @@ class ClassProportions:
 
     @property
     def counts(self) -> np.ndarray | None:
-        """int64 [num_classes], the proportions of the classes to generate; None for as many of each."""
+        """int64 [num_classes], the proportions of the classes to generate; None for equal proportions."""
         if not self.num_classes or self.rule == "uniform" or self.known is None:
             return None
         counts = np.append(self.known, np.zeros(max(0, self.num_classes - len(self.known)), np.int64))
         return reduced(counts) if len(counts) == self.num_classes and counts.any() else None
 
     def report(self, labels: np.ndarray | None) -> dict[str, Any] | None:
-        """In which proportions images of these classes are; None for an unconditional model."""
+        """The class proportions of images with these labels, for the report; None for an unconditional model."""
         if labels is None:
             return None
         return {
@@ -45,20 +45,20 @@ class ClassProportions:
         }
 
     def notes(self) -> list[str]:
-        """Where classes are not generated as the reference has them."""
+        """Notes where the proportions differ from those of the reference."""
         if not self.num_classes:
             return []
         if self.label >= 0:
             return [
-                f"all generated images are of class {self.label} (config.sampling.label), the reference images of all classes"
+                f"all generated images have class {self.label} (config.sampling.label), the reference images have all classes"
             ]
         if self.rule == "uniform":
             even = self.known is not None and len(set(self.known.tolist())) == 1
-            return [] if even else ["all classes get equally many images (config.evaluation.class_proportions=uniform)"]
+            return [] if even else ["all classes have the same number of images (config.evaluation.class_proportions=uniform)"]
         if self.counts is None:
-            why = "holds no class counts" if self.known is None else f"counts {len(self.known)} classes, the model has others"
+            why = "holds no class counts" if self.known is None else f"counts {len(self.known)} classes, unlike the model"
             return [
-                f"config.evaluation.reference {why}: all classes get equally many images, whatever the reference has; "
-                "a file made by --mode=compute_stats has the counts"
+                f"config.evaluation.reference {why}: all classes have the same number of images, perhaps unlike the reference; "
+                "a file from --mode=compute_stats has the counts"
             ]
         return []

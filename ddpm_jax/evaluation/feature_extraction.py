@@ -1,4 +1,4 @@
-"""Features of many images, over all devices: batch by batch, or accumulated as statistics."""
+"""Extract features of many images on all devices: batch by batch, or accumulated as statistics."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -25,22 +25,22 @@ def extract(
     batch_size: int,
     report: Callable[[float], None] = lambda images: None,
 ) -> Iterator[Features]:
-    """Features of images, batch by batch, NumPy, on every host; over all devices.
+    """Yield the features of images, batch by batch: NumPy arrays, on every host.
 
-    While the devices compute one batch, the host reads the next.
+    The host reads the next batch while the devices compute.
 
     Args:
       extractor: from `make_extractor`.
-      mesh: of one axis; each device takes its part of every batch.
-      batches: uint8 [b, H, W, C] each, b at most batch_size, all of one H, W, C; the same on every host.
-      batch_size: images that the devices take at once; shorter batches are padded, so that one compilation serves all.
-      report: called with the number of images done.
+      mesh: with one axis, over which each batch is split.
+      batches: uint8 [b, H, W, C] each, b <= batch_size, all with the same H, W, C; the same on every host.
+      batch_size: images per batch over all devices; shorter batches are padded to avoid recompilation.
+      report: called with the number of finished images.
 
     Raises:
-      InvalidDataError: a feature is not finite, or images of another size.
+      InvalidDataError: a feature is not finite, or the images differ in size.
     """
     driver = BatchDriver(mesh, batch_size)
-    # Not under shard_map: a function of the user's own sees the whole batch.
+    # Without shard_map: a user-defined function gets the whole batch.
     apply = jax.jit(extractor.apply, out_shardings=batch_sharding(mesh))
     variables = jax.device_put(extractor.variables, replicated(mesh))
 
@@ -62,13 +62,13 @@ def extract(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureCollector:
-    """Computes features over all devices, and keeps of them what scores and statistics need.
+    """Computes features on all devices and accumulates what scores and statistics need.
 
     Attributes:
-      extractor: of the features.
-      mesh: whose devices compute them.
-      batch_size: images at a time.
-      max_features: how many features to keep; 0 for all.
+      extractor: computes the features.
+      mesh: devices to use.
+      batch_size: images per batch over all devices.
+      max_features: largest number of feature vectors to keep; 0 for all.
     """
 
     extractor: FeatureExtractor
@@ -77,16 +77,16 @@ class FeatureCollector:
     max_features: int = 0
 
     def collect(self, batches: Iterable[np.ndarray], count: int, **options: bool) -> FeatureSet:
-        """What `accumulate_features` keeps of `count` images, uint8 [b, H, W, C] each batch; shows progress."""
+        """Accumulate the features of `count` images in batches uint8 [b, H, W, C], with a progress line."""
         with distributed.show_progress(count) as report:
             parts = extract(self.extractor, self.mesh, batches, batch_size=self.batch_size, report=report)
             return feature_set.accumulate_features(parts, count, self.max_features, **options)
 
     def split(self, images: np.ndarray) -> Iterator[np.ndarray]:
-        """The images [N, H, W, C] in batches."""
+        """Split images [N, H, W, C] into batches."""
         return (images[first : first + self.batch_size] for first in range(0, len(images), self.batch_size))
 
     def read(self, source: ImageSource) -> Iterator[dict[str, np.ndarray]]:
-        """All of a source, in order and in batches, as `source.batch` gives them."""
+        """Read all of a source in order, in batches as `source.batch` returns them."""
         for first in range(0, len(source), self.batch_size):
             yield source.batch(np.arange(first, min(first + self.batch_size, len(source))))

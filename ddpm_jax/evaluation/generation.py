@@ -1,4 +1,4 @@
-"""Generate only the images that a folder does not hold yet, so that a command that was killed continues where it stopped."""
+"""Generate only the missing images of a folder, so that an interrupted command can resume."""
 
 import functools
 import logging
@@ -27,23 +27,23 @@ def generate_missing(
     num_images: int,
     split_at: int = 0,
 ) -> None:
-    """Generate the images that are missing of 0 .. num_images-1, and write each batch before the next is begun.
+    """Generate the missing images of 0 .. num_images-1, and write each batch before the next one starts.
 
-    Every process calls this; the gaps of the first one decide for all.
+    Every process must call this. The gaps of process 0 apply to all.
 
     Args:
-      sampler_at: index of an image -> the sampler for the range that begins there.
-      params: what the sampler takes.
-      key: the root of the images' keys.
-      gaps: of the first process, the missing indices as ranges; not read in the others.
+      sampler_at: image index -> sampler for the range that starts there.
+      params: parameters of the network.
+      key: root key of the images.
+      gaps: the missing indices as ranges; only read on process 0.
       cond: pytree of arrays [num_images, ...], or None.
-      write: (index of the first image, batch), called in the first process alone.
-      num_images: how many images there are to be.
-      split_at: a range does not cross this index, so that images from there on can have another sampler.
+      write: called with (index of the first image, batch), on process 0 only.
+      num_images: total number of images.
+      split_at: no range crosses this index, so that a different sampler can be used from there on.
 
     Raises:
-      NonFiniteSamples: images hold NaN; those written before stay.
-      ExpectedError: what `write` raises.
+      NonFiniteSamples: images contain NaN; images written before are kept.
+      ExpectedError: raised by `write`.
     """
     bounds = distributed.broadcast_ints([bound for gap in gaps for bound in (gap.start, gap.stop)])
     missing: list[tuple[int, int]] = []
@@ -86,16 +86,17 @@ def generate_into_cache(
     num_images: int,
     defaults: dict[str, Any],
 ) -> SampleCache:
-    """The cache in `folder` with images 0 .. num_images-1; those that it does not hold yet are generated.
+    """Return the cache in `folder` with images 0 .. num_images-1, generating the missing ones.
 
     Args:
-      folder: of the cache.
-      identity: of the images, as JSON can hold it.
-      sampler, params, key, cond, num_images: as `generate_missing` takes them.
-      defaults: values of fields of the identity that an older cache does not have.
+      folder: folder of the cache.
+      identity: settings that determine the images; JSON-serializable.
+      sampler, params, key, cond, num_images: as for `generate_missing`.
+      defaults: values for fields of the identity that an older cache lacks.
 
     Raises:
-      ConflictError, FileAccessError: the folder holds images of another kind, or cannot be written.
+      ConflictError: the folder was written with different settings.
+      FileAccessError: the folder cannot be written.
     """
     primary = distributed.is_primary_process()
     with distributed.raise_on_all_processes():

@@ -1,4 +1,4 @@
-"""What a folder of results holds, in its manifest.json, so that results of two kinds never mix or replace each other."""
+"""The manifest.json of a folder of results: the settings they were made with, so that different results never mix."""
 
 import itertools
 import json
@@ -15,18 +15,19 @@ MANIFEST = "manifest.json"
 
 
 def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.Path, output: str = "") -> pathlib.Path:
-    """A folder for these results, made and writable: one without such results, or the one that they were in before.
+    """Create or reuse a writable folder for these results: an empty one, or the one with the same settings.
 
     Args:
-      identity: what the results are, as JSON can hold it.
-      names: of the files that will be written.
-      default: the folder where no output is named. If it holds other results, the next free of default-2, default-3, ...
-      output: the folder that the user named, or "".
+      identity: settings that determine the results; JSON-serializable.
+      names: names of the files to write.
+      default: folder if `output` is "". If it holds other results, the first free one of default-2, default-3, ...
+      output: folder given by the user, or "".
 
     Raises:
-      ConflictError: `output` holds files of these names that no manifest explains, or results of another kind (each
-        difference is named).
-      FileAccessError: the folder cannot be made or written.
+      ConflictError: `output` holds files with these names but no manifest, or results with different settings (the message
+        lists each difference).
+      InvalidDataError: the manifest cannot be read.
+      FileAccessError: the folder cannot be created or written.
     """
     if output:
         folder = paths.output_path(output, default)
@@ -35,7 +36,7 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
             require_same(folder, identity)
         elif found := [name for name in names if (folder / name).exists()]:
             raise ConflictError(
-                f"{folder} holds another {' and '.join(found)}: name a new folder by --output, or move that away"
+                f"{folder} already holds {' and '.join(found)}: choose a new folder for --output, or move these files"
             )
     else:
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
@@ -46,21 +47,25 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
 
 
 def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Write the folder's manifest."""
+    """Write the manifest of a folder."""
     write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")
 
 
 def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Raise a ConflictError that names each difference unless the folder's manifest says the same.
+    """Check that the manifest of the folder matches `identity`.
 
     Args:
-      folder: with a manifest.
-      identity: of the new results.
-      defaults: values of fields of `identity` that are younger than the folder; others of them are not looked at.
+      folder: folder with a manifest.
+      identity: settings of the new results.
+      defaults: values for fields of `identity` that an older manifest lacks; other fields are ignored.
+
+    Raises:
+      ConflictError: they differ; the message lists each difference.
+      InvalidDataError: the manifest cannot be read.
     """
     new = flatten(json.loads(json.dumps(identity)))
-    younger = {name: value for name, value in flatten(json.loads(json.dumps(defaults or {}))).items() if name in new}
-    old = younger | flatten(read(folder))
+    added = {name: value for name, value in flatten(json.loads(json.dumps(defaults or {}))).items() if name in new}
+    old = added | flatten(read(folder))
     differing = [
         f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
@@ -68,12 +73,12 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[
     ]
     if differing:
         raise ConflictError(
-            f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output"
+            f"{folder} was written with different settings: {'; '.join(differing)}. Remove it, or choose another --output"
         )
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The folder's manifest.
+    """Read the manifest of a folder.
 
     Raises:
       InvalidDataError: it cannot be read, or is not a JSON object.
@@ -83,7 +88,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InvalidDataError(
-            f"{file} cannot be read ({type(error).__name__}): remove its folder, and generate the images again"
+            f"{file} cannot be read ({type(error).__name__}): remove the folder and generate the images again"
         ) from error
 
 

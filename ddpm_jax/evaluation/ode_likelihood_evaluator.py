@@ -1,8 +1,8 @@
-"""The likelihood of images under the probability flow, over all devices.
+"""Likelihood of images under the probability-flow ODE, on all devices.
 
-Every image is dequantised once and has a solver of its own (`flow_likelihood.py`). Each device works through its share
-of a batch without a collective, so no device waits for another before the batch is done. Image i of a key draws all
-its noise, u and z, from fold_in(key, i), whatever the batch size and the number of devices.
+Each image is dequantized once and has its own solver (`ode_likelihood.py`). The devices use no collectives, so they only
+synchronize at the end of a batch. The noise of image i, u and z, comes from fold_in(key, i), independent of the batch size
+and the number of devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ class OdeLikelihoodBatch(NamedTuple):
     """Likelihoods of consecutive images; NumPy, on every host.
 
     Attributes:
-      bits: float64 [n], bits per dimension of the dequantised levels, one draw of u each. (28) of `flow_likelihood.py`.
-      prior_bits: float64 [n], the part of it that N(x_{t=T-1}; 0, I) is.
-      evaluations: int32 [n], of the network, for this image.
+      bits: float64 [n], bits per dimension, (28) of `ode_likelihood.py`, with one sample of u per image.
+      prior_bits: float64 [n], the term of N(x_{t=T-1}; 0, I).
+      evaluations: int32 [n], network evaluations of each image.
     """
 
     bits: np.ndarray
@@ -34,13 +34,13 @@ class OdeLikelihoodBatch(NamedTuple):
 
 
 class OdeLikelihoodEvaluator:
-    """Compiled once for a network, image shape and batch size; then `measure` for any parameters and images.
+    """Evaluates likelihoods; compiled once for a network, image shape and batch size.
 
     Attributes:
-      batch_size: images at a time over all devices.
-      probes: random directions for each image; 0 for the exact trace.
-      rtol: error allowed in a step, relative.
-      start_sigma: the noise level at which the flow ends and densities are taken, in units of [-1, 1].
+      batch_size: images per batch over all devices.
+      probes: random directions per image; 0 for the exact trace.
+      rtol: relative tolerance per step.
+      start_sigma: noise level of the images whose density is computed, in units of [-1, 1].
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class OdeLikelihoodEvaluator:
         atol: float = 1e-5,
         max_steps: int = 1000,
     ):
-        """Prepare; nothing is compiled or run yet.
+        """Validate the arguments. Compilation happens on first use.
 
         Args:
-          schedule: the chain of T steps that the network was trained on.
-          parameterization: what the output of the network means; its clipping is not applied.
-          make_denoise_fn: (params, cond) -> denoise_fn, which is asked with floating t.
-          mesh: of one axis, "data"; each device takes its share of every batch.
-          batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
-          probes: random directions for each image; 0 for the exact trace, D derivatives in each evaluation.
-          rtol: error allowed in a step, relative.
-          atol: the same, absolute.
-          max_steps: after which the solver of an image gives up.
+          schedule: noise schedule of the training, T steps.
+          parameterization: meaning of the network output; its clipping is not applied.
+          make_denoise_fn: (params, cond) -> denoise_fn for floating t.
+          mesh: with one axis, "data", over which each batch is split.
+          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
+          probes: random directions per image; 0 for the exact trace, D derivatives per evaluation.
+          rtol: relative tolerance per step.
+          atol: absolute tolerance per step.
+          max_steps: largest number of solver steps per image.
 
         Raises:
-          ValueError: probes, a tolerance, the chain or the prediction are out of range; see `flow_likelihood.check`.
+          ValueError: an argument is invalid; see `ode_likelihood.validate_args`.
         """
         ode_likelihood.validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
         self._driver = BatchDriver(mesh, batch_size)
@@ -79,7 +79,7 @@ class OdeLikelihoodEvaluator:
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
 
-        def measure(params: Any, cond: Any, images: jax.Array, key_data: jax.Array):
+        def evaluate(params: Any, cond: Any, images: jax.Array, key_data: jax.Array):
             keys = jax.random.wrap_key_data(key_data)
 
             def one(x: jax.Array, cond: Any, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
@@ -98,11 +98,11 @@ class OdeLikelihoodEvaluator:
             return jax.vmap(one)(ode_likelihood.dequantize(images, keys), cond, keys)
 
         in_specs = (REPLICATED, SHARDED, SHARDED, SHARDED)
-        # check_vma would have every loop's carry marked as differing between devices, which diffrax's are not. It guards
+        # check_vma requires that loop carries are marked as varying over devices, which diffrax does not do. It guards
         # collectives and the gradients through them; there are none here.
-        self._measure = jax.jit(self._driver.shard(measure, in_specs, check_vma=False))
+        self._evaluate = jax.jit(self._driver.shard(evaluate, in_specs, check_vma=False))
 
-    def measure(
+    def evaluate(
         self,
         params: Any,
         key: jax.Array,
@@ -115,31 +115,31 @@ class OdeLikelihoodEvaluator:
         """Yield the likelihoods of the images, batch by batch.
 
         Args:
-          params: what `make_denoise_fn` takes, replicated over the mesh.
-          key: the root; image i draws from fold_in(key, first_image + i). Another key is another draw of u and z.
+          params: parameters for `make_denoise_fn`, replicated over the mesh.
+          key: root key of u and z; image i uses fold_in(key, first_image + i).
           images: uint8 [N, H, W, C], the same on every host.
           cond: pytree of arrays [N, ...] for a conditional network.
-          first_image: index of the first.
-          report: called with the number of images done.
+          first_image: index of the first image.
+          report: called with the number of finished images.
 
         Raises:
-          NumericalError: the solver gave up on an image.
+          NumericalError: the solver did not finish an image within `max_steps`.
         """
         done = 0
         for found in self._driver.run(
-            lambda batch: self._measure(params, batch.inputs[1], batch.inputs[0], batch.key_data),
+            lambda batch: self._evaluate(params, batch.inputs[1], batch.inputs[0], batch.key_data),
             self._driver.split((images, cond), len(images)),
             key=key,
             first_image=first_image,
             report=report,
         ):
-            if not found.finished.all():
-                image = first_image + done + int(np.argmin(found.finished))
+            if not found.success.all():
+                image = first_image + done + int(np.argmin(found.success))
                 raise NumericalError(
-                    f"the flow of image {image} did not end within {self._limits}: "
+                    f"the ODE of image {image} was not solved within {self._limits}: "
                     "set `rtol` to a larger value (and check that the weights are finite)"
                 )
-            done += len(found.finished)
+            done += len(found.success)
             yield OdeLikelihoodBatch(
                 bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
                 prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),

@@ -1,4 +1,4 @@
-"""The real images that generated ones are compared with: their statistics, computed from a source or read from a file."""
+"""Statistics of the real images that generated images are compared with, computed from a source or read from a file."""
 
 import hashlib
 import os
@@ -17,18 +17,18 @@ from ddpm_jax.metrics.features import FeatureExtractor, feature_size
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
-FEATURE_METRICS = {"kid", "precision_recall"}  # that need features, where the others need their moments or logits
-# More numbers than these are too many for a covariance: 8,192 x 8,192 of float64 take half a GiB, and the distance minutes.
-MOST_PIXELS = 8192
+FEATURE_METRICS = {"kid", "precision_recall"}  # these need features; the others need moments or logits
+# A covariance of 8,192 x 8,192 float64 takes half a GiB, and the distance takes minutes.
+MAX_PIXELS = 8192
 
 
 def measure_reference(source: ImageSource, collector: FeatureCollector, identity: dict[str, Any]) -> Reference:
-    """The statistics of all images of a source, with their hash, the number of copies and the size of each class.
+    """Compute the statistics of all images of a source, with their hash, the number of duplicates and the class counts.
 
     Args:
       source: the images.
-      collector: of the features.
-      identity: the first fields of the provenance: those in which statistics and a run must agree.
+      collector: computes the features.
+      identity: first fields of the provenance, in which the statistics and a run must agree.
     """
     digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
 
@@ -47,7 +47,7 @@ def measure_reference(source: ImageSource, collector: FeatureCollector, identity
         "data": data_identity.identity_of(source),
         "repeated_images": duplicates.count_repeated(hashes),
         "random_flip": False,
-        "resize": f"Pillow {RESIZE_FILTER.name.lower()}, where images had another size",
+        "resize": f"Pillow {RESIZE_FILTER.name.lower()}, for images of other sizes",
         "ddpm_jax": ddpm_jax.__version__,
     }
     if classes.size:
@@ -67,39 +67,39 @@ def load_reference(
     value_range: Collection[float] = (),
     trained_on: data_identity.Identity | None = None,
 ) -> Reference:
-    """The statistics in a file, which must be of what a run is compared with.
+    """Read statistics from a file and check that they fit a run.
 
     Args:
-      file: of this program or another one.
-      extractor: of the run's features.
-      identity: the fields of the provenance that must agree.
-      image_shape: (H, W, C) of the run's images.
-      metrics: that are wanted.
-      value_range: gray levels that are black and white in the run; empty where it has none.
-      trained_on: the set that a class-conditional run was trained on; None for any other.
+      file: path of the file, written by this program or another one.
+      extractor: feature extractor of the run.
+      identity: fields of the provenance that must agree.
+      image_shape: (H, W, C) of the run.
+      metrics: metrics to compute.
+      value_range: gray levels of black and white in the run; empty if it has none.
+      trained_on: identity of the training set of a class-conditional run; else None.
 
     Raises:
-      InvalidDataError: the file holds statistics of something else, or too little.
+      InvalidDataError: the statistics do not fit the run, or lack features that the metrics need.
     """
     found = reference_stats.load(file)
     reference_stats.check_matches(file, found.provenance, identity)
     theirs = (found.provenance or {}).get("data")
     if theirs and trained_on and (changes := data_identity.class_changes(trained_on, theirs)):
         raise InvalidDataError(
-            f"{file} holds statistics of images of other classes than the model was trained on ({changes}): make it again "
-            "with --mode=compute_stats"
+            f"{file} holds statistics of images of other classes than the model was trained on ({changes}): run "
+            "--mode=compute_stats again"
         )
     check_value_range(file, theirs, value_range)
     if found.images is not None and found.images.shape[1:] != image_shape:
         theirs, ours = ("x".join(map(str, shape)) for shape in (found.images.shape[1:], image_shape))
-        raise InvalidDataError(f"{file} holds images of {theirs}, this run's are of {ours}: take a reference of that size")
+        raise InvalidDataError(f"{file} holds images of {theirs}, but the run has {ours}: use a reference of that size")
     size = feature_size(extractor, image_shape)
     held = None if found.gaussian is None else found.gaussian.mean.size
     if held not in (None, size):
-        advice = "config.evaluation.features=inception has 2,048" if held == 2048 else "make it again with --mode=compute_stats"
+        advice = "config.evaluation.features=inception has 2,048" if held == 2048 else "run --mode=compute_stats again"
         raise InvalidDataError(
             f"{file} holds statistics of {held:,} features, but config.evaluation.features={extractor.name} gives "
-            f"{size:,} for images of this run: {advice}"
+            f"{size:,} for the images of this run: {advice}"
         )
     if found.features is None and found.images is None and FEATURE_METRICS & set(metrics):
         raise InvalidDataError(
@@ -110,7 +110,7 @@ def load_reference(
 
 
 def with_features(found: Reference, collector: FeatureCollector, metrics: Collection[str]) -> Reference:
-    """The same with the features of its images, where metrics need them, and their moments where it holds none."""
+    """Add the features and moments that the metrics need and `found` lacks, computed from its images."""
     if found.images is None or not (FEATURE_METRICS & set(metrics) or found.gaussian is None):
         return found
     made = collector.collect(collector.split(found.images), len(found.images), gaussian=found.gaussian is None)
@@ -119,7 +119,7 @@ def with_features(found: Reference, collector: FeatureCollector, metrics: Collec
 
 
 def check_value_range(file: str | os.PathLike, measured: data_identity.Identity | None, value_range: Collection[float]) -> None:
-    """Raises an InvalidDataError where the levels of black and white of gray images differ from the run's."""
+    """Raise an InvalidDataError if the black and white levels of the gray images differ from those of the run."""
     theirs, ours = ([float(level) for level in levels] for levels in ((measured or {}).get("value_range", ()), value_range))
     if theirs and ours and theirs != ours:
         raise InvalidDataError(
@@ -129,11 +129,11 @@ def check_value_range(file: str | os.PathLike, measured: data_identity.Identity 
 
 
 def check_features(extractor: FeatureExtractor, image_shape: tuple[int, int, int], metrics: Collection[str]) -> None:
-    """Raises an InvalidArgumentError where images have so many pixels that these cannot be the features."""
+    """Raise an InvalidArgumentError if the images have too many pixels to use pixels as features."""
     size = feature_size(extractor, image_shape)
-    if extractor.name.startswith("pixels") and size > MOST_PIXELS and "frechet" in metrics:
+    if extractor.name.startswith("pixels") and size > MAX_PIXELS and "frechet" in metrics:
         words = "x".join(map(str, image_shape))
         raise InvalidArgumentError(
-            f"config.evaluation.features={extractor.name} compares {size:,} numbers of each image of {words}: too many for a "
-            f"Fréchet distance (at most {MOST_PIXELS:,}); take inception, or pixels_16, which averages images down to 16x16"
+            f"config.evaluation.features={extractor.name} has {size:,} features for an image of {words}: too many for a "
+            f"Fréchet distance (at most {MAX_PIXELS:,}); use inception, or pixels_16, which averages images down to 16x16"
         )

@@ -1,6 +1,6 @@
-"""What --mode=evaluate shows of all results in its folder: a report of each checkpoint, a table, curves, TensorBoard.
+"""Output of --mode=evaluate: a report per checkpoint, a table, charts and TensorBoard events.
 
-All are made again from all results each time, and hold nothing that the results do not.
+All of it is regenerated from the results in the folder on each call.
 """
 
 import pathlib
@@ -16,15 +16,15 @@ from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.runtime.metric_logger import TensorBoardWriter
 from ddpm_jax.training.ema_tracker import parse_power_std
 
-KINDS = ("drawn", "bits_per_dim", "ode_bits_per_dim")  # of one checkpoint; "real" is of none
-ABOUT = "All results of this folder: each is a file in results/, and step_N.json has the details of a checkpoint's."
-# Fields of keys that columns of every table show already.
+KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint; "real" does not
+ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
+# Fields of the keys that every table shows in its columns anyway.
 SHOWN = (
     "step",
     "weights",
     "weights_sha256",
     "count",
-    "compared",
+    "num_compared",
     "sampling.step",
     "sampling.params",
     "sampling.weights_sha256",
@@ -34,11 +34,11 @@ SHOWN_BY_SAMPLER += ("guidance_scale", "guidance_interval", "guidance_rescale")
 
 
 def write(target: pathlib.Path, results: list[Result]) -> str:
-    """step_N.json for each checkpoint, table.md and curves; the table's text.
+    """Write step_N.json for each checkpoint, table.md and the charts; return the table as text.
 
     Args:
       target: folder of the evaluation.
-      results: all that it holds, joined.
+      results: all its results, joined.
 
     Raises:
       FileAccessError: a file cannot be written.
@@ -58,38 +58,38 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
 
 
 def stem(step: int, weights: str) -> str:
-    """How files of a checkpoint's results begin."""
+    """Prefix of the file names of a checkpoint's results."""
     return f"step_{step}" + ("" if weights == "ema" else f"-{weights}")
 
 
 def checkpoint_report(results: list[Result], real: list[Result]) -> dict[str, Any]:
-    """All results of one checkpoint and one choice of its weights, and what held-out real images score."""
+    """All results of one checkpoint and one choice of its parameters, and the scores of held-out real images."""
     key = results[0].key
     found: dict[str, Any] = {"step": key["step"], "weights": key["weights"]}
     for kind in KINDS:
         found[kind] = [result.row | result.details for result in results if result.kind == kind]
-    references = [result.key["reference"] for result in results if result.kind == "drawn"]
+    references = [result.key["reference"] for result in results if result.kind == "generated"]
     found["real"] = [result.row | result.details for result in real if result.key["reference"] in references]
     return found
 
 
 def table(results: list[Result]) -> str:
-    """Rows as a Markdown table; below it, the notes on them."""
+    """Results as a Markdown table, followed by their notes."""
     rows, notes = rows_and_notes(results)
     return markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table, columns in the order in which they first come; a number that a row lacks is left out.
+    """Rows as a Markdown table. Columns are in order of first appearance; missing values are empty cells.
 
-    Whole numbers get commas, others four digits.
+    Integers have thousands separators, floats four significant digits.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns, ["---"] * len(columns), *([_words(row.get(name)) for name in columns] for row in rows)]
+    cells = [columns, ["---"] * len(columns), *([_format_value(row.get(name)) for name in columns] for row in rows)]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
-def _words(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -98,7 +98,7 @@ def _words(value: Any) -> str:
 
 
 def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a table, and the notes on them; these have numbers where they are not the same for all rows of a kind."""
+    """Rows of a table and their notes. Notes are numbered if they differ between rows of one kind."""
     results = sorted(results, key=_order)
     extra, own = _distinguishing(results), [tuple(result.details.get("notes", ())) for result in results]
     notes = list(dict.fromkeys(note for some in own for note in some))
@@ -112,7 +112,7 @@ def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[st
 
 
 def _distinguishing(results: list[Result]) -> dict[str, dict[str, Any]]:
-    """For each result, the fields of its key in which rows of its kind differ and that no other column shows."""
+    """For each result, the fields of its key that differ between rows of its kind and have no column of their own."""
     extra: dict[str, dict[str, Any]] = {}
     for kind in {result.kind for result in results}:
         some = {result.group: flatten(result.key) for result in results if result.kind == kind}
@@ -134,38 +134,38 @@ def _cell(value: Any) -> str:
 
 
 def _order(result: Result) -> tuple:
-    """Real images first, then checkpoint by checkpoint."""
+    """Sort key: real images first, then by checkpoint."""
     kind = ("real", *KINDS).index(result.kind)
     return (bool(kind), result.key.get("step", 0), str(result.key.get("weights", "")), kind, str(result.row.get("sampler")),
             result.row.get("evaluations", 0), str(sorted(flatten(result.key).items())))  # fmt: skip
 
 
 def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
-    """Fréchet distance over network evaluations, and over the length of the average, where they differ: file -> picture.
+    """Charts of the Fréchet distance over network evaluations and over EMA length, if these vary: file name -> image.
 
-    Distances that do not compare, of other references, features or numbers of images, each have a chart of their own.
+    Distances that cannot be compared (different references or features) get separate charts.
     """
-    over = {"evaluations.png": "network evaluations per image", "lengths.png": "length of the average, σ_rel"}
+    over = {"evaluations.png": "network evaluations per image", "lengths.png": "EMA length σ_rel"}
     found: dict[str, dict[str, list[Result]]] = {file: {} for file in over}
     for result in results:
-        if result.kind == "drawn" and result.row.get("frechet") is not None:
+        if result.kind == "generated" and result.row.get("frechet") is not None:
             for file, groups in found.items():
                 if file != "lengths.png" or parse_power_std(result.row["weights"]) is not None:
                     groups.setdefault(_comparable(result), []).append(result)
     real = {_comparable(result): result for result in results if result.kind == "real" and "frechet" in result.row}
     pictures = {}
     for file, groups in found.items():
-        drawn = [
+        panels = [
             _chart(some, over[file], file == "lengths.png", real.get(group), len(groups) > 1) for group, some in groups.items()
         ]
-        drawn = [chart for chart in drawn if len({x for line in chart.lines for x in line.x}) > 1]
-        if drawn:
-            pictures[file] = charts.draw(drawn)
+        panels = [chart for chart in panels if len({x for line in chart.lines for x in line.x}) > 1]
+        if panels:
+            pictures[file] = charts.draw(panels)
     return pictures
 
 
 def _comparable(result: Result) -> str:
-    """The same for distances that may be compared: real images are held against those of any number."""
+    """A digest that is equal for comparable distances. Real images are compared regardless of their number."""
     return digest([result.key["reference"], result.key["features"]])
 
 
@@ -198,8 +198,8 @@ def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None,
 
 
 def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a row of the table as curves have them: {"evaluation/frechet": ...}."""
-    left_out = ("step", "evaluations")  # the one is their axis, the other never changes
+    """The scores of a table row as scalars for logging: {"evaluation/frechet": ...}."""
+    left_out = ("step", "evaluations")  # the x axis, and a constant
     return {
         f"evaluation/{name}": float(value)
         for name, value in row.items()
@@ -208,15 +208,15 @@ def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def record(events: TensorBoardWriter, result: Result) -> None:
-    """The numbers of a result for TensorBoard, at its step: each curve is of one sampler, set and choice of features."""
+    """Write the numbers of a result to TensorBoard, one run per sampler, data set and choice of features."""
     key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
     if "sampling" in key:
         key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
-        words = f"{result.row['sampler']} {result.row['count']} {key['features']['features']}"
+        label = f"{result.row['sampler']} {result.row['count']} {key['features']['features']}"
     else:
-        words = f"{result.kind} {result.row['images'].removeprefix('real, ')} {result.row['count']}"
-    curve = f"{result.key['weights']} {words} {digest(key)[:6]}".replace(" ", "-").replace("/", "_").replace(":", "_")
-    numbers = result.row if result.kind == "drawn" else result.details
+        label = f"{result.kind} {result.row['images'].removeprefix('real, ')} {result.row['count']}"
+    curve = f"{result.key['weights']} {label} {digest(key)[:6]}".replace(" ", "-").replace("/", "_").replace(":", "_")
+    numbers = result.row if result.kind == "generated" else result.details
     if result.kind == "ode_bits_per_dim":
-        numbers = {f"flow_{name}": value for name, value in numbers.items()}
+        numbers = {f"ode_{name}": value for name, value in numbers.items()}
     events.scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")

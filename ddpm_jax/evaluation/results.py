@@ -1,8 +1,8 @@
-"""Results of measurements in a folder, one small file each: none is ever lost to another.
+"""Evaluation results in a folder, one small file each.
 
-A result is named by a hash of everything it depends on, so measuring the same again replaces it and nothing else does.
-Files appear whole or not at all, and no file is read to write another, so programs may write at once and be killed at any time.
-Reports and tables are made from all of them, as often as wanted.
+The file name contains a hash of everything the result depends on, so repeating a measurement replaces its own result only.
+Files are written atomically and independently of each other, so several programs can write at once and be killed at any
+time. Reports and tables are generated from all files.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One measurement; all of what JSON can hold.
+    """One measurement; all fields are JSON-serializable.
 
     Attributes:
-      kind: of what, such as "drawn" for scores of generated images.
-      metric: which number or numbers: results that differ in this alone are one row of a table.
-      key: everything else that they depend on.
-      row: what a table shows: column -> value.
-      details: what else a report says.
+      kind: what was measured, such as "generated" for scores of generated images.
+      metric: name of the metric; results that differ only in it share a row of the table.
+      key: everything else that the result depends on.
+      row: column of the table -> value.
+      details: further content of the report.
     """
 
     kind: str
@@ -40,44 +40,44 @@ class Result:
 
     @property
     def group(self) -> str:
-        """12 hexadecimal digits, the same for all metrics of one row."""
+        """12 hexadecimal digits, equal for all metrics of one row."""
         return digest({"kind": self.kind, "key": self.key})
 
 
 class Results:
-    """The results in a folder, which is made by the first `add`."""
+    """The results in a folder. `add` creates the folder."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder).absolute()
 
-    def add(self, result: Result, words: str) -> pathlib.Path:
-        """Write a result; its file, named by `words` and what it depends on, without ".json" a stem for pictures of it.
+    def add(self, result: Result, prefix: str) -> pathlib.Path:
+        """Write a result to a file whose name starts with `prefix`, and return its path.
 
         Raises:
-          FileAccessError: it cannot be written.
+          FileAccessError: the file cannot be written.
         """
-        with os_errors(f"cannot make the folder {self.folder}"):
+        with os_errors(f"cannot create the folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"{words}-{result.metric}-{result.group}.json"
+        file = self.folder / f"{prefix}-{result.metric}-{result.group}.json"
         write_json(file, dataclasses.asdict(result))
         return file
 
     def read(self) -> list[Result]:
-        """All of them, in order of their file names; what is damaged is reported and left out."""
+        """Read all results in order of their file names. Damaged files are logged and skipped."""
         found = []
         for file in sorted(self.folder.glob("*.json")):
             try:
                 held = json.loads(file.read_text(encoding="utf-8"))
                 found.append(Result(**{field.name: held[field.name] for field in dataclasses.fields(Result)}))
             except FileNotFoundError:
-                continue  # removed meanwhile
+                continue  # removed by another program
             except (OSError, ValueError, KeyError, TypeError) as error:
-                logger.warning(f"{file} cannot be read ({type(error).__name__}) and is left out: measure it again")
+                logger.warning(f"{file} cannot be read ({type(error).__name__}) and is skipped: measure it again")
         return found
 
 
 def join(results: Iterable[Result]) -> list[Result]:
-    """One for each row: the columns of all its metrics, and the details of each, later ones first where they disagree."""
+    """Join the metrics of each row into one result; where details differ, the later result takes precedence."""
     joined: dict[str, Result] = {}
     for result in results:
         before = joined.get(result.group)
@@ -91,12 +91,12 @@ def join(results: Iterable[Result]) -> list[Result]:
 
 
 def digest(value: Any) -> str:
-    """12 hexadecimal digits that tell values of what JSON can hold apart."""
+    """Hash of a JSON-serializable value: 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
-    """Write numbers and their provenance; NaN and infinity, which JSON does not have, become null.
+    """Write JSON; NaN and infinity become null.
 
     Raises:
       FileAccessError: the file cannot be written.

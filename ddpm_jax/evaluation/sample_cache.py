@@ -1,7 +1,7 @@
-"""Generated images kept in a folder piece by piece: a command that is killed continues where it stopped.
+"""Resumable on-disk cache of generated images.
 
-Each piece is one file, images_FIRST.npz, written completely or not at all; what is missing is what no sound piece holds. A
-manifest says what the images are, so that no two kinds ever mix.
+Each chunk is one file, images_FIRST.npz, written atomically. Images are missing if no valid chunk holds them. A manifest
+records the settings, so that images with different settings never mix.
 """
 
 import logging
@@ -21,17 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class SampleCache:
-    """Images 0, 1, 2 ... of one kind in a folder.
+    """Images 0, 1, 2 ... with the same settings, in a folder.
 
     Args:
-      folder: made if need be.
-      identity: what the images are, of what JSON can hold.
-      defaults: values of fields of the identity that an older folder does not have.
-      is_writer: whether this process may make the folder and its manifest.
+      folder: path; created if missing.
+      identity: settings that determine the images; JSON-serializable.
+      defaults: values for fields of the identity that an older folder lacks.
+      is_writer: whether this process may create the folder and its manifest.
 
     Raises:
-      ConflictError: the folder holds images of another kind (names each field).
-      FileAccessError: it cannot be written.
+      ConflictError: the folder was written with different settings; the message lists each field.
+      InvalidDataError: the manifest cannot be read.
+      FileAccessError: the folder cannot be written.
     """
 
     def __init__(
@@ -43,18 +44,18 @@ class SampleCache:
         is_writer: bool = True,
     ):
         self.folder = pathlib.Path(folder).absolute()
-        self._sound: dict[tuple[str, int, int], int] = {}  # (name, size, time of change) -> images, of pieces read before
+        self._verified: dict[tuple[str, int, int], int] = {}  # (name, size, modification time) -> images of the chunk
         if (self.folder / manifest.MANIFEST).exists():
             manifest.require_same(self.folder, identity, defaults)
         elif is_writer:
-            with os_errors(f"cannot make the folder {self.folder}"):
+            with os_errors(f"cannot create the folder {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
             manifest.write(self.folder, identity)
 
     def missing(self, num_images: int) -> list[range]:
-        """The indices below num_images that no sound piece holds, as ranges in ascending order."""
+        """The indices below num_images that no valid chunk holds, as ranges in ascending order."""
         gaps, reached = [], 0
-        for first, count in self._pieces():
+        for first, count in self._valid_files():
             if first >= num_images:
                 break
             if first > reached:
@@ -65,33 +66,33 @@ class SampleCache:
         return gaps
 
     def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None, **more: np.ndarray) -> None:
-        """Keep images first, first + 1, ..: uint8 [n, H, W, C], and labels [n] where there are any.
+        """Write a chunk: images first, first + 1, ...
 
         Args:
-          first: index of the first of them.
+          first: index of the first image.
           images: uint8 [n, H, W, C].
           labels: int [n], or None.
-          **more: other arrays with a row for each of the first of these images, for `rows`.
+          **more: further arrays [m, ...] of the first m <= n images, for `rows`.
 
         Raises:
-          FileAccessError: they cannot be written.
+          FileAccessError: the file cannot be written.
         """
         file = self._file(first)
         with os_errors(f"cannot write {file}", "; what was generated before is kept"), open_atomic(file) as out:
             np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
 
     def batches(self, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
-        """Images 0 .. num_images-1 in order, uint8 [b, H, W, C] with b at most batch_size; one piece in memory at a time.
+        """Yield images 0 .. num_images-1 in order, uint8 [b, H, W, C], b <= batch_size, with one chunk in memory at a time.
 
         Raises:
-          InvalidDataError: some are missing.
+          InvalidDataError: images are missing.
         """
         if gaps := self.missing(num_images):
             raise InvalidDataError(
-                f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: start the same command again"
+                f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: run the same command again"
             )
         done = 0
-        for first, count in self._pieces():
+        for first, count in self._valid_files():
             if first + count <= done or done >= num_images:
                 continue
             images = _read(self._file(first))
@@ -101,13 +102,13 @@ class SampleCache:
             done = end
 
     def rows(self, name: str, num_images: int) -> np.ndarray:
-        """What `write` was given as `name` for images 0 .. num_images-1, in one array.
+        """The array `name` of `write` for images 0 .. num_images-1, concatenated.
 
         Raises:
-          KeyError: a piece does not hold it.
+          KeyError: a chunk lacks it.
         """
         parts, done = [], 0
-        for first, count in self._pieces():
+        for first, count in self._valid_files():
             if first <= done < min(first + count, num_images):
                 rows = _read(self._file(first), name)[done - first : num_images - first]
                 parts.append(rows)
@@ -115,24 +116,24 @@ class SampleCache:
         return np.concatenate(parts)
 
     def clear(self) -> None:
-        """Remove all pieces, and what a kill left of one; the manifest stays."""
+        """Remove all chunks, including partial files of an interrupted write; keep the manifest."""
         for pattern in ("images_*.npz", ".images_*.npz.*"):
             for file in self.folder.glob(pattern):
                 file.unlink()
 
-    def _pieces(self) -> list[tuple[int, int]]:
-        """(first, count) of each sound piece, in order. Each file is read once, to verify its checksums."""
-        pieces = []
+    def _valid_files(self) -> list[tuple[int, int]]:
+        """(first, count) of each valid chunk, in order. Each file is read once to verify its checksums."""
+        chunks = []
         for file in sorted(self.folder.glob("images_*.npz")):
             try:
                 status = file.stat()
                 known = (file.name, status.st_size, status.st_mtime_ns)
-                if known not in self._sound:
-                    self._sound[known] = len(_read(file))
-                pieces.append((int(file.stem.removeprefix("images_")), self._sound[known]))
+                if known not in self._verified:
+                    self._verified[known] = len(_read(file))
+                chunks.append((int(file.stem.removeprefix("images_")), self._verified[known]))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                logger.warning(f"{file} is damaged ({type(error).__name__}): its images are generated again")
-        return pieces
+                logger.warning(f"{file} is damaged ({type(error).__name__}): its images will be generated again")
+        return chunks
 
     def _file(self, first: int) -> pathlib.Path:
         return self.folder / f"images_{first:08d}.npz"

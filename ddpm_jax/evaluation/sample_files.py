@@ -1,7 +1,7 @@
-"""The folder that --mode=sample writes: pieces while it generates, then images.npz or PNG files, and a grid.
+"""Output folder of --mode=sample: chunks during generation, then images.npz or PNG files, and a grid.
 
-No more than one batch of images is in memory at a time. The files of each format serve as the source of the others, so that
-another --config.sampling.format of a finished folder generates nothing again.
+At most one batch of images is in memory. Each format can be converted to the others, so changing --config.sampling.format of
+a finished folder generates no images.
 """
 
 import functools
@@ -20,26 +20,32 @@ from ddpm_jax.runtime import npz
 from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.samplers.batched import GeneratedBatch
 
-OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # names that a folder of other things may not have
+OUTPUTS = (
+    "images.npz",
+    "png",
+    "grid.png",
+    "x_t.png",
+    "pred_xstart.png",
+)  # not in an output folder without a manifest
 STAGES = ("x_t", "pred_xstart")
-CHAINS_SHOWN = 8  # rows of a picture of chains
-STAGES_SHOWN = 16  # and its columns
-KEPT_IMAGES = 64  # the stages along the way are kept of the first so many images: they take S times an image's memory
-READ_IMAGES = 64  # at a time
+CHAINS_SHOWN = 8  # rows of a filmstrip
+STAGES_SHOWN = 16  # columns of a filmstrip
+KEPT_IMAGES = 64  # intermediate steps are saved for the first images only: S steps take S times the memory of an image
+READ_IMAGES = 64  # images read at once
 
 
 class SampleFolder:
-    """Images 0 .. num_images-1 of one kind in a folder, with what is made of them.
+    """Images 0 .. num_images-1 with the same settings in a folder, and the files made from them.
 
     Args:
-      folder: with a manifest that says `identity`.
-      identity: what the images are.
-      num_images: how many.
+      folder: folder with a manifest that matches `identity`.
+      identity: settings that determine the images.
+      num_images: number of images.
       image_shape: (H, W, C).
       labels: int32 [num_images], or None.
-      class_names: of label 0, 1, ...; () where they are not known.
-      formats: of "npz", "png", "guided_diffusion".
-      keeps_stages: whether x_t and pred_xstart of the first images are kept.
+      class_names: names of label 0, 1, ...; () if unknown.
+      formats: any of "npz", "png", "guided_diffusion".
+      keeps_stages: whether x_t and pred_xstart of the first images are saved.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class SampleFolder:
         keeps_stages: bool = False,
     ):
         self.folder = folder
-        self._shards = SampleCache(folder, identity)
+        self._cache = SampleCache(folder, identity)
         self._shape = (num_images, *image_shape)
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages
@@ -64,26 +70,26 @@ class SampleFolder:
         self._png = folder / "png"
 
     def missing(self) -> list[range]:
-        """The indices of images that no file holds, as ranges in ascending order."""
-        return [] if self._finished_source() else self._shards.missing(self._shape[0])
+        """The indices of the missing images, as ranges in ascending order."""
+        return [] if self._finished_source() else self._cache.missing(self._shape[0])
 
     def write(self, first: int, batch: GeneratedBatch) -> None:
-        """Keep the images first, first + 1, ... of a batch; PNG files of them appear at once.
+        """Write images first, first + 1, ...; PNG files are written immediately.
 
         Raises:
-          InvalidDataError: the piece cannot be written.
-          OSError: a PNG file cannot.
+          FileAccessError: the chunk cannot be written.
+          OSError: a PNG file cannot be written.
         """
         kept = {}
         if self._keeps_stages and first < KEPT_IMAGES:
             some = GeneratedBatch(*(array if array is None else array[: KEPT_IMAGES - first] for array in batch))
             kept = trajectory_images(some)
-        self._shards.write(first, batch.images, batch.cond, **kept)
+        self._cache.write(first, batch.images, batch.cond, **kept)
         if "png" in self._formats:
             self._write_pngs(first, batch.images, frozenset())
 
     def finish(self) -> None:
-        """Make all files out of the images, grid.png last, and remove the pieces.
+        """Write all output files from the images, grid.png last, and remove the chunks.
 
         Raises:
           InvalidDataError: images are missing.
@@ -91,9 +97,9 @@ class SampleFolder:
         """
         stages = self._stages()
         if "png" in self._formats and not self._has_pngs():
-            there, first = self._sound_pngs(), 0
+            existing, first = self._valid_pngs(), 0
             for images in self._batches():
-                self._write_pngs(first, images, there)
+                self._write_pngs(first, images, existing)
                 first += len(images)
         if "npz" in self._formats and npz.shape_of(self._npz, "images") != self._shape:
             npz.write(self._npz, {"images": self._rows(), **self._class_arrays(), **stages})
@@ -103,15 +109,15 @@ class SampleFolder:
         for name, pictures in stages.items():
             image_grid.save_png(self.folder / f"{name}.png", chain_strip(pictures))
         image_grid.save_png(self.folder / "grid.png", self._grid())
-        self._shards.clear()
+        self._cache.clear()
 
     def contents(self) -> list[str]:
-        """Names of what the folder holds; the PNG folder with its number of files."""
+        """Names of the files in the folder; the PNG folder with its number of files."""
         names = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
         return [f"png/ ({self._shape[0]:,} files)" if name == "png" else name for name in names]
 
     def _finished_source(self) -> Callable[[], Iterator[np.ndarray]] | None:
-        """What reads all images from files that are complete; None where none are."""
+        """A function that reads all images from complete output files; None if there are none."""
         for file, name in ((self._npz, "images"), (self._guided, "arr_0")):
             if npz.shape_of(file, name) == self._shape:
                 return lambda file=file, name=name: npz.rows(file, name, READ_IMAGES)
@@ -119,7 +125,7 @@ class SampleFolder:
 
     def _batches(self) -> Iterator[np.ndarray]:
         source = self._finished_source()
-        return source() if source else self._shards.batches(self._shape[0], READ_IMAGES)
+        return source() if source else self._cache.batches(self._shape[0], READ_IMAGES)
 
     def _rows(self) -> npz.Rows:
         return npz.Rows(self._shape, np.dtype(np.uint8), self._batches())
@@ -131,15 +137,15 @@ class SampleFolder:
         return {"labels": self._labels, **names}
 
     def _stages(self) -> dict[str, np.ndarray]:
-        """uint8 [n, S + 1, H, W, C] of the first n images, by name; empty where none were kept."""
+        """Intermediate steps of the first n images: name -> uint8 [n, S + 1, H, W, C]; empty if none were saved."""
         if not self._keeps_stages:
             return {}
         number = min(KEPT_IMAGES, self._shape[0])
         if npz.shape_of(self._npz, STAGES[0]):
             return {name: np.concatenate(list(npz.rows(self._npz, name, READ_IMAGES))) for name in STAGES}
-        if self._shards.missing(number):
-            return {}  # a finished folder of PNG files: the strips are there already
-        return {name: self._shards.rows(name, number) for name in STAGES}
+        if self._cache.missing(number):
+            return {}  # a finished folder of PNG files, which already has the filmstrips
+        return {name: self._cache.rows(name, number) for name in STAGES}
 
     def _grid(self) -> np.ndarray:
         plan = image_grid.plan_grid(self._shape[0], self._labels)
@@ -161,18 +167,18 @@ class SampleFolder:
         shown = {label: class_file_name(self._class_names, label) for label in np.unique(self._labels).tolist()}
         return [f"{name}-{shown[label]}.png" for name, label in zip(names, self._labels.tolist(), strict=True)]
 
-    def _sound_pngs(self) -> frozenset[str]:
+    def _valid_pngs(self) -> frozenset[str]:
         if not self._png.is_dir():
             return frozenset()
         return frozenset(file.name for file in self._png.iterdir() if file.suffix == ".png" and image_grid.is_whole_png(file))
 
     def _has_pngs(self) -> bool:
-        return self._png.is_dir() and self._sound_pngs() >= set(self._png_names)
+        return self._png.is_dir() and self._valid_pngs() >= set(self._png_names)
 
-    def _write_pngs(self, first: int, images: np.ndarray, there: frozenset[str]) -> None:
+    def _write_pngs(self, first: int, images: np.ndarray, existing: frozenset[str]) -> None:
         self._png.mkdir(exist_ok=True)
         for name, image in zip(self._png_names[first : first + len(images)], images, strict=True):
-            if name not in there:
+            if name not in existing:
                 image_grid.save_png(self._png / name, image)
 
     def _read_pngs(self) -> Iterator[np.ndarray]:
@@ -184,43 +190,43 @@ class SampleFolder:
         try:
             image = image_grid.read_png(file)
             if image.shape != self._shape[1:]:
-                raise ValueError(f"an image of {image.shape}, not {self._shape[1:]}")
+                raise ValueError(f"image of shape {image.shape}, not {self._shape[1:]}")
         except (OSError, SyntaxError, ValueError, zlib.error) as error:  # Pillow raises any of these
-            raise InvalidDataError(f"{file} is damaged ({error}): remove it, and start the same command again") from error
+            raise InvalidDataError(f"{file} is damaged ({error}): remove it and run the same command again") from error
         return image
 
 
-def trajectory_images(drawn: GeneratedBatch) -> dict[str, np.ndarray]:
-    """The kept stages, the finished image after them: name -> uint8 [N, S + 1, H, W, C]; empty where none were kept."""
-    if not drawn.saved_x.shape[1]:
+def trajectory_images(generated: GeneratedBatch) -> dict[str, np.ndarray]:
+    """The saved steps followed by the final image: name -> uint8 [N, S + 1, H, W, C]; empty if none were saved."""
+    if not generated.saved_x.shape[1]:
         return {}
-    finished = drawn.images[:, None]
-    stages = dict(zip(STAGES, (drawn.saved_x, drawn.saved_pred_xstart), strict=True))
-    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), finished], axis=1) for name, x in stages.items()}
+    final = generated.images[:, None]
+    stages = dict(zip(STAGES, (generated.saved_x, generated.saved_pred_xstart), strict=True))
+    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), final], axis=1) for name, x in stages.items()}
 
 
-def pictures_of(drawn: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """A grid of the images, and strips of the kept stages: suffix of a file's name -> uint8 [H', W', C]."""
-    names = row_names(drawn.cond, class_names)
-    pictures = {"": image_grid.grid_of_classes(drawn.images, drawn.cond, names)}
-    return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(drawn).items()}
+def pictures_of(generated: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """A grid of the images, and filmstrips of the saved steps: suffix of the file name -> uint8 [H', W', C]."""
+    names = row_names(generated.cond, class_names)
+    pictures = {"": image_grid.grid_of_classes(generated.images, generated.cond, names)}
+    return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(generated).items()}
 
 
 def chain_strip(stages: np.ndarray) -> np.ndarray:
-    """A picture of a few chains, with evenly spread stages: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
+    """A filmstrip of a few chains with evenly spaced stages: uint8 [N, S, H, W, C] -> uint8 [H', W', C]."""
     count = stages.shape[1]
     shown = np.linspace(0, count - 1, min(count, STAGES_SHOWN)).round().astype(int)
     return image_grid.strip(stages[:CHAINS_SHOWN, shown])
 
 
 def row_names(labels: np.ndarray | None, class_names: Sequence[str]) -> tuple[str, ...]:
-    """What stands beside the rows of a grid: the names of the classes, or their numbers; () without classes."""
+    """Row labels of a grid: class names, or numbers if there are none; () without classes."""
     if labels is None:
         return ()
     return tuple(class_names) or tuple(str(label) for label in range(int(np.max(labels)) + 1))
 
 
 def class_file_name(class_names: Sequence[str], label: int) -> str:
-    """The name of a class as part of a file's name, or its number."""
+    """The class name in a form that suits file names; its number if it has no name."""
     name = class_names[label] if label < len(class_names) else ""
     return re.sub(r"[^\w.+-]+", "_", name)[:60].strip("._") or str(label)

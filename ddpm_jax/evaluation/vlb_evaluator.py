@@ -1,8 +1,8 @@
-"""The variational bound of images, term by term, over all devices.
+"""Variational bound of images, term by term, on all devices.
 
-What a term is, and how a few of them are drawn to stand for all, is in `diffusion/vlb.py`; this drives it. Terms are computed
-in chunks, as `BatchedSampler` runs a chain, so that the host can show progress; one compilation serves them all.
-Image i of a key draws its noise from fold_in(key, i), whatever the batch size and the number of devices.
+`diffusion/vlb.py` defines the terms and the sampling of a few of them. Terms are computed in chunks, as `BatchedSampler` runs a
+chain, so that the host can show progress; all chunks share one compilation. The noise of image i comes from fold_in(key, i),
+independent of the batch size and the number of devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ class VlbBatch(NamedTuple):
     """Terms of consecutive images; NumPy float64, on every host.
 
     Attributes:
-      timesteps: int [n, K], the t of each term: all of 0..T-1 in order, or those drawn.
-      weights: [n, K], how much each term counts in the sum: 1, or one over the probability with which it was drawn.
+      timesteps: int [n, K], the t of each term: 0..T-1 in order, or the sampled ones.
+      weights: [n, K], weight of each term in the sum: 1, or one over its sampling probability.
       bits: [n, K], bits per dimension of the term at t: L_0 at t = 0, L_t above.
-      xstart_mse: [n, K], mean squared error of the guess of x_start, in units of [-1, 1].
-      eps_mse: [n, K], mean squared error of the guess of the noise: L_simple at t.
+      xstart_mse: [n, K], mean squared error of the predicted x_start, in units of [-1, 1].
+      eps_mse: [n, K], mean squared error of the predicted noise: L_simple at t.
       prior: [n], L_T in bits per dimension.
     """
 
@@ -40,13 +40,13 @@ class VlbBatch(NamedTuple):
 
 
 class VlbEvaluator:
-    """Compiled once for a network and batch size; then `measure` for any parameters and images.
+    """Evaluates the bound; compiled once for a network and batch size.
 
     Attributes:
-      batch_size: images at a time over all devices.
-      terms: terms measured of each image, K.
-      num_timesteps: of the chain, T.
-      decoder: of L_0.
+      batch_size: images per batch over all devices.
+      terms: number of terms per image, K.
+      num_timesteps: length of the chain, T.
+      decoder: decoder of L_0.
     """
 
     def __init__(
@@ -60,27 +60,27 @@ class VlbEvaluator:
         batch_size: int,
         timesteps_per_image: int = 0,
     ):
-        """Prepare; nothing is compiled or run yet.
+        """Validate the arguments. Compilation happens on first use.
 
         Args:
-          schedule: the chain of T steps that the network was trained on.
-          parameterization: what the output of the network means.
+          schedule: noise schedule of the training, T steps.
+          parameterization: meaning of the network output.
           make_denoise_fn: (params, cond) -> denoise_fn.
-          mesh: of one axis, "data"; each device takes its share of every batch.
-          decoder: of L_0, one of `likelihood.DECODERS`.
-          batch_size: images at a time over all devices; rounded up to a multiple of the number of devices.
-          timesteps_per_image: 0 for all T terms; else an even number from 4 on, so many drawn without bias.
+          mesh: with one axis, "data", over which each batch is split.
+          decoder: decoder of L_0, one of `likelihood.DECODERS`.
+          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
+          timesteps_per_image: number of sampled terms for an unbiased estimate, even and >= 4; 0 for all T terms.
 
         Raises:
-          ValueError: an odd number of timesteps, below 4, or T and more, which is no gain; an unknown decoder.
+          ValueError: timesteps_per_image is odd, below 4 or not below T; the decoder is unknown.
         """
         likelihood.check_decoder(decoder)
         self.decoder = decoder
         self.num_timesteps = steps = schedule.num_timesteps
         if timesteps_per_image and (timesteps_per_image % 2 or not 4 <= timesteps_per_image < steps):
             raise ValueError(
-                f"{timesteps_per_image} timesteps for each image: they are drawn in pairs, t = 0 always, so take an even "
-                f"number from 4 to below {steps}, or 0 for all"
+                f"{timesteps_per_image} timesteps per image: they are sampled in pairs, always including t = 0, so use "
+                f"an even number from 4 to below {steps}, or 0 for all"
             )
         self._driver = BatchDriver(mesh, batch_size)
         self.batch_size = self._driver.batch_size
@@ -115,7 +115,7 @@ class VlbEvaluator:
         self._advance = compiled(advance, (REPLICATED, SHARDED, SHARDED, SHARDED, SHARDED, REPLICATED))
         self._prior = compiled(prior, (SHARDED,))
 
-    def measure(
+    def evaluate(
         self,
         params: Any,
         key: jax.Array,
@@ -128,12 +128,12 @@ class VlbEvaluator:
         """Yield the terms of the images, batch by batch.
 
         Args:
-          params: what `make_denoise_fn` takes, replicated over the mesh.
-          key: the root; image i draws from fold_in(key, first_image + i).
+          params: parameters for `make_denoise_fn`, replicated over the mesh.
+          key: root key; image i uses fold_in(key, first_image + i).
           images: uint8 [N, H, W, C], the same on every host.
           cond: pytree of arrays [N, ...] for a conditional network.
-          first_image: index of the first.
-          report: called with the number of images done, fractions of a batch included, as work goes on.
+          first_image: index of the first image.
+          report: called with the number of finished images, including fractions of a batch.
         """
 
         def compute(batch: Batch) -> tuple:
@@ -142,7 +142,7 @@ class VlbEvaluator:
             columns = []
             for first in batch.chunks(self.terms, self.chunk_size):
                 terms = self._advance(params, cond, images, batch.key_data, t, jnp.int32(first))
-                columns.append(jax.block_until_ready(terms))  # or progress would be that of the dispatch
+                columns.append(jax.block_until_ready(terms))  # else the progress would show dispatched work
             return t, weights, columns, self._prior(images)
 
         batches = self._driver.split((images, cond), len(images))

@@ -1,15 +1,15 @@
-"""A campaign of bad inputs: what a user can get wrong, in every mode, and whether the error's advice works.
+"""A table of bad inputs: what users can get wrong in each mode, and whether the advice of the error works.
 
-    python tests/cli/bad_inputs.py                 # every case, and its advice, as a table
-    python tests/cli/bad_inputs.py --commands      # each as a command of its own, with Python's start: slow
+    python tests/cli/bad_inputs.py                 # all cases and their advice, as a table
+    python tests/cli/bad_inputs.py --commands      # each as a separate command: slow
     python tests/cli/bad_inputs.py --no-advice NAME NAME...
 
-A case is a command line that is wrong in one place. It must end with exit code 2 (usage) or 1 (anything else), one line on
-stderr that begins with "error:" and names the field or flag, and no traceback; on a finished run nothing else may be
-printed. Then the advice of the line is taken, and the command must succeed.
+A case is a command line with one error. It must end with exit code 2 (usage) or 1 (anything else), one line on stderr that
+starts with "error:" and names the field or flag, and no traceback. Then the command is repeated with the advice of that line
+and must succeed.
 
-By default a process that has imported the program forks for each case: the command line is parsed and the mode runs as
-from a shell, without the seconds that imports take. `test_bad_inputs.py` runs the table so.
+By default a process that has imported the program forks for each case, which saves the time of the imports.
+`test_bad_inputs.py` runs the table in this mode.
 """
 
 import argparse
@@ -65,8 +65,8 @@ EVALUATE = (
     "--config.evaluation.num_images=8",
     "--config.evaluation.num_heldout_images=8",
 )
-REFERENCE = ("--workdir={run}", "--mode=compute_stats", "--output={here}/statistics.npz")
-ILLUSTRATE = ("--workdir={run}", "--mode=visualize", "--output={here}/out", "--config.visualize.num_images=1")
+COMPUTE_STATS = ("--workdir={run}", "--mode=compute_stats", "--output={here}/statistics.npz")
+VISUALIZE = ("--workdir={run}", "--mode=visualize", "--output={here}/out", "--config.visualize.num_images=1")
 EDIT = ("--workdir={run}", "--output={here}/out", "--config.edit.num_images=2", "--config.edit.samples_per_image=1")
 INPAINT = (*EDIT, "--mode=inpaint", "--config.edit.jump_length=2", "--config.edit.resampling=2")
 IMAGE_TO_IMAGE = (*EDIT, "--mode=image_to_image")
@@ -78,20 +78,20 @@ class Case:
     """One bad input.
 
     Attributes:
-      name: of the case.
-      flags: the command line after `main.py`; {here} is a folder of the case's own, {run} a finished run.
-      says: pattern that the line must match: what is wrong, by field or flag.
-      code: exit code.
-      setup: makes files; called with {here} and {run}.
-      advice: flags that the line asks for, added to the command; each field must be named in the line.
-      repair: what the line asks for where that is no flag; called as `setup`.
-      slow: takes a second or more; left out of the test suite.
-      outside: the advice needs what a test machine may not have (a network).
+      name: name of the case.
+      flags: command line after `main.py`; {here} is a folder for the case, {run} a finished run.
+      match: pattern that the error line must match: the field or flag and the problem.
+      code: expected exit code.
+      setup: creates files; called with {here} and {run}.
+      advice: flags that the line suggests, added to the command; the line must name each field.
+      repair: what the line suggests if it is not a flag; called as `setup`.
+      slow: takes a second or more; not part of the test suite.
+      outside: the advice needs a network.
     """
 
     name: str
     flags: tuple[str, ...]
-    says: str
+    match: str
     code: int = 2
     setup: Callable[[pathlib.Path, pathlib.Path], None] | None = None
     advice: tuple[str, ...] | None = None
@@ -101,7 +101,7 @@ class Case:
 
     @property
     def mode(self) -> str:
-        """As --mode gives it."""
+        """The value of --mode."""
         given = [flag.removeprefix("--mode=") for flag in self.flags if flag.startswith("--mode=")]
         return given[0] if given else "train"
 
@@ -116,7 +116,7 @@ def images(here: pathlib.Path, run: pathlib.Path, *, number: int = 12, size: int
 
 
 def text(name: str, content: str) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Makes the file {here}/`name`."""
+    """Create the file {here}/`name`."""
 
     def make(here: pathlib.Path, run: pathlib.Path) -> None:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,12 +126,12 @@ def text(name: str, content: str) -> Callable[[pathlib.Path, pathlib.Path], None
 
 
 def config_file(body: str) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Makes {here}/own.py, an experiment."""
+    """Create {here}/own.py, a config file."""
     return text("own.py", body)
 
 
 def damaged(change: Callable[[pathlib.Path], None]) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Makes {here}/run, a copy of the run, changed."""
+    """Create {here}/run, a modified copy of the run."""
 
     def make(here: pathlib.Path, run: pathlib.Path) -> None:
         shutil.copytree(run, here / "run")
@@ -141,7 +141,7 @@ def damaged(change: Callable[[pathlib.Path], None]) -> Callable[[pathlib.Path, p
 
 
 def in_config(change: Callable[[dict], None]) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Makes {here}/run with another config.json."""
+    """Create {here}/run with a modified config.json."""
 
     def edit(folder: pathlib.Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -152,29 +152,29 @@ def in_config(change: Callable[[dict], None]) -> Callable[[pathlib.Path, pathlib
 
 
 def cut_off_checkpoints(folder: pathlib.Path) -> None:
-    """Every array file of every checkpoint loses its second half."""
+    """Truncate all array files of all checkpoints to half their size."""
     for file in (folder / "checkpoints").rglob("*"):
         if file.is_file() and file.stat().st_size > 200 and "/d/" in file.as_posix():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def picture(name: str, level: int, size: tuple[int, int] = (8, 8)) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Makes the gray picture {here}/`name`."""
+    """Create the gray image {here}/`name`."""
     return lambda here, run: Image.new("L", size, level).save(here / name)
 
 
 def statistics(**arrays: np.ndarray) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Makes {here}/statistics.npz."""
+    """Create {here}/statistics.npz."""
     return lambda here, run: np.savez(here / "statistics.npz", **arrays)
 
 
 def put_back_config(here: pathlib.Path, run: pathlib.Path) -> None:
-    """As the errors of a damaged config.json ask."""
+    """Restore config.json, as the errors advise."""
     shutil.copy(run / "config.json", here / "run" / "config.json")
 
 
 def removed(name: str) -> Callable[[pathlib.Path, pathlib.Path], None]:
-    """Removes {here}/`name`."""
+    """Remove {here}/`name`."""
     return lambda here, run: (here / name).unlink()
 
 
@@ -419,7 +419,7 @@ CASES = (
         advice=("--config.model.label_dropout=0",),
     ),
     Case(
-        "scores along the way without a metric of images",
+        "scores during training without a metric of images",
         (
             *TRAIN,
             "--config.train.eval_every=1",
@@ -776,7 +776,7 @@ CASES = (
         advice=("--output={here}/other",),
     ),
     Case("output in a bucket", (*SAMPLE, "--output=gs://bucket/out"), "--output", code=1, advice=("--output={here}/other",)),
-    # Images to begin with.
+    # Input images.
     Case(
         "image that is not there",
         (*IMAGE_TO_IMAGE, "--config.edit.images=('{here}/a.png',)", "--config.sampling.label=1"),
@@ -897,28 +897,28 @@ CASES = (
         "config.sampling.guidance_scale=1",
         advice=("--config.sampling.guidance_scale=1",),
     ),
-    # Pictures that explain.
+    # Figures.
     Case(
         "no rows",
-        (*ILLUSTRATE, "--config.visualize.num_images=0"),
+        (*VISUALIZE, "--config.visualize.num_images=0"),
         "config.visualize.num_images is 0",
         advice=("--config.visualize.num_images=1",),
     ),
     Case(
         "too many rows",
-        (*ILLUSTRATE, "--config.visualize.num_images=99"),
+        (*VISUALIZE, "--config.visualize.num_images=99"),
         "config.visualize.num_images is 99",
         advice=("--config.visualize.num_images=2",),
     ),
     Case(
         "few columns",
-        (*ILLUSTRATE, "--config.visualize.num_stages=2"),
+        (*VISUALIZE, "--config.visualize.num_stages=2"),
         "config.visualize.num_stages is 2",
         advice=("--config.visualize.num_stages=5",),
     ),
     Case(
         "rows beyond the set",
-        (*ILLUSTRATE, "--config.visualize.start_index=1500"),
+        (*VISUALIZE, "--config.visualize.start_index=1500"),
         "config.visualize.start_index=1500",
         advice=("--config.visualize.start_index=1499",),
         slow=True,
@@ -1090,13 +1090,13 @@ CASES = (
     ),
     Case(
         "statistics of no split",
-        (*REFERENCE, "--config.evaluation.split=trian"),
+        (*COMPUTE_STATS, "--config.evaluation.split=trian"),
         "'trian'",
         advice=("--config.evaluation.split=train",),
     ),
     Case(
         "statistics under a file",
-        (*REFERENCE, "--output={here}/file/statistics.npz"),
+        (*COMPUTE_STATS, "--output={here}/file/statistics.npz"),
         "{here}/file.*--output",
         code=1,
         setup=text("file", ""),
@@ -1104,19 +1104,19 @@ CASES = (
     ),
     Case(
         "statistics of unknown features",
-        (*REFERENCE, "--config.evaluation.features=vgg"),
+        (*COMPUTE_STATS, "--config.evaluation.features=vgg"),
         "config.evaluation.features",
         advice=("--config.evaluation.features=pixels",),
     ),
 )
 
 
-# Running them.
+# Run the cases.
 
 
 def run_forked(argv: list[str], out: pathlib.Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of main.py in a fork of this process, which must not have used a device yet."""
-    import main  # by now imported
+    import main  # imported before
 
     sys.stdout.flush()
     sys.stderr.flush()
@@ -1144,14 +1144,14 @@ def run_forked(argv: list[str], out: pathlib.Path) -> tuple[int, str, str]:
 
 
 def run_command(argv: list[str], out: pathlib.Path) -> tuple[int, str, str]:
-    """The same as a command."""
+    """Run main.py as a separate command."""
     line = [sys.executable, "main.py", *argv]
     done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
 def prepare() -> None:
-    """Import the program, and touch no device, so that forks are sound and start at once."""
+    """Import the program without initializing devices, so that it can be forked."""
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
     main = importlib.import_module("main")
@@ -1162,23 +1162,23 @@ def prepare() -> None:
 
 @dataclasses.dataclass
 class Outcome:
-    """What came of a case: `faults` is empty where all is as it should be."""
+    """The outcome of a case; `faults` is empty if it passed."""
 
     case: str
     mode: str
     code: int
     line: str
     faults: list[str]
-    advice: str  # "taken", "not a command", or "" where it was not tried
+    advice: str  # "taken", or "" if it was not tried
     seconds: float
 
 
 class Campaign:
-    """Cases over one finished run.
+    """Runs cases against one finished run.
 
     Args:
-      folder: for everything that is written.
-      run: as `run_forked`.
+      folder: for all output.
+      run: a function like `run_forked`.
     """
 
     def __init__(self, folder: pathlib.Path, run: Callable[..., tuple[int, str, str]] = run_forked):
@@ -1187,10 +1187,10 @@ class Campaign:
         self._environment = {"run": str(self.run_folder)}
         code, _, err = self._call(TRAIN, folder, {**self._environment, "here": str(folder)})
         if code:
-            raise RuntimeError(f"the run that the cases begin with failed:\n{err}")
+            raise RuntimeError(f"the run that the cases start from failed:\n{err}")
 
     def check(self, case: Case, *, advice: bool = True) -> Outcome:
-        """Run it, and with its advice taken."""
+        """Run a case, and again with the advice of its error."""
         began = time.monotonic()
         here = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
         names = {**self._environment, "here": str(here)}
@@ -1205,12 +1205,12 @@ class Campaign:
             for words, wrong in (
                 (f"exit code {code}, not {case.code}", code != case.code),
                 ("a traceback", "Traceback" in err),
-                ("no line that begins with error:", not any(row.startswith("error: ") for row in lines)),
+                ("no line that starts with error:", not any(row.startswith("error: ") for row in lines)),
                 (
                     "more than one line of error",
                     sum(row.startswith("error: ") for row in lines) > 1 or err.rstrip().count("\n", err.find("error: ")) > 0,
                 ),
-                (f"does not say {case.says}", not re.search(case.says.replace("{here}", re.escape("{here}")), line)),
+                (f"does not match {case.match}", not re.search(case.match.replace("{here}", re.escape("{here}")), line)),
             )
             if wrong
         ]
@@ -1230,14 +1230,14 @@ class Campaign:
 
     def _call(self, flags: tuple[str, ...], out: pathlib.Path, names: dict[str, str]) -> tuple[int, str, str]:
         filled = [flag.replace("{here}", names["here"]).replace("{run}", names["run"]) for flag in flags]
-        last = {flag.partition("=")[0]: flag for flag in filled}  # a flag of the advice or the case replaces the one before
+        last = {flag.partition("=")[0]: flag for flag in filled}  # later flags replace earlier ones
         filled = list(last.values())
         return self._execute([f"--compilation_cache={REPOSITORY / '.cache' / 'xla'}", *filled], out)
 
 
 @contextlib.contextmanager
 def campaign(run: Callable[..., tuple[int, str, str]] = run_forked) -> Iterator[Campaign]:
-    """In a temporary folder."""
+    """A campaign in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as folder:
         yield Campaign(pathlib.Path(folder), run)
 
@@ -1246,9 +1246,9 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="cases; all by default")
-    parser.add_argument("--commands", action="store_true", help="run each as a command of its own")
-    parser.add_argument("--no-advice", action="store_true", help="do not take the advice of the errors")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each case")
+    parser.add_argument("--commands", action="store_true", help="run each as a separate command")
+    parser.add_argument("--no-advice", action="store_true", help="do not follow the advice of the errors")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per case")
     options = parser.parse_args()
     unknown = set(options.names) - {case.name for case in CASES}
     if unknown:
@@ -1271,7 +1271,7 @@ def main() -> int:
                     print(f"     {fault}", flush=True)
     if not options.json:
         modes = len({case.mode for case in cases})
-        print(f"{len(cases)} bad inputs in {modes} modes, {failed} with a fault; the advice of {taken} was taken")
+        print(f"{len(cases)} bad inputs in {modes} modes, {failed} with a fault; the advice of {taken} was followed")
     return int(failed > 0)
 
 

@@ -1,4 +1,4 @@
-"""A run so small that the whole program takes seconds."""
+"""Fixtures for runs so small that the whole program takes seconds."""
 
 import json
 import pathlib
@@ -42,12 +42,12 @@ def set_fields(config, fields):
 
 @pytest.fixture(autouse=True)
 def logging_as_main_does(printed_log):
-    """In every test here."""
+    """For all tests of this folder."""
 
 
 @pytest.fixture
 def tiny_config():
-    """(fields by dotted name) -> the digits config, shrunk, with these fields set."""
+    """(fields by dotted name) -> a tiny digits config with these fields set."""
 
     def make(fields=None):
         return set_fields(digits.get_config(), TINY | (fields or {}))
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def trained(folder, tiny_config, request):
-    """Workdir of the module's one run, with the fields that its TRAINED names."""
+    """Workdir of the only run of the module, with the fields of its TRAINED."""
     if not folder.exists():
         from ddpm_jax.cli import train
 
@@ -87,7 +87,7 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def main(command):
-    """Run the program to its end, as a person would: (as `command`) -> CompletedProcess."""
+    """Run the program in a subprocess: (as `command`) -> CompletedProcess."""
 
     def run(workdir, *flags, **options):
         line = command(workdir, *flags, **options)

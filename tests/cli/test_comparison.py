@@ -1,4 +1,4 @@
-"""What statistics of real images remember of their set, and what a comparison with them reports because of it."""
+"""Reference statistics record their data set, and comparisons with them give the corresponding notes."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ FIELDS = {
 
 @pytest.fixture
 def flowers(monkeypatch):
-    """12 images in two classes, 9 and 3, of which one is a copy; every config reads this set."""
+    """12 images in two classes, 9 and 3, one of them a duplicate; replaces the data set of every config."""
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     images[5] = images[2]
     labels = np.repeat([0, 1], [9, 3])
@@ -37,14 +37,14 @@ def flowers(monkeypatch):
 
 @pytest.fixture
 def file(flowers, tiny_config, tmp_path):
-    """Statistics of them by --mode=compute_stats."""
+    """Their statistics, by --mode=compute_stats."""
     assert compute_stats.run(tiny_config(FIELDS), str(tmp_path), output=str(tmp_path / "flowers.npz")) == 0
     return tmp_path / "flowers.npz"
 
 
 @pytest.fixture
 def compare(file, tiny_config):
-    """(the set that the run was trained on, fields) -> the comparison with the file."""
+    """(identity of the training set, fields) -> scorer that compares with the file."""
 
     def make(trained_on, fields=None):
         config = tiny_config(FIELDS | {"evaluation.reference": str(file)} | (fields or {}))
@@ -53,20 +53,20 @@ def compare(file, tiny_config):
     return make
 
 
-def test_repeated_images_are_noted_where_precision_is_affected(compare, flowers):
+def test_duplicates_give_a_note_if_they_affect_the_metrics(compare, flowers):
     trained_on = identity.identity_of(flowers)
-    compared = compare(trained_on)
-    repeated = "1 of the 12 reference images are copies of others: this lowers precision and recall and raises kid"
-    assert repeated in compared.notes(8)
-    assert compared.reference.provenance["repeated_images"] == 1
+    scorer = compare(trained_on)
+    repeated = "1 of the 12 reference images are duplicates: this lowers precision and recall and raises kid"
+    assert repeated in scorer.notes(8)
+    assert scorer.reference.provenance["repeated_images"] == 1
     assert repeated not in compare(trained_on, {"evaluation.metrics": ("frechet",)}).notes(8)
     images = flowers.batch(np.arange(12))["image"]
-    assert compared.of_images(images)["repeated"] == 1
-    assert "repeated" not in compared.of_images(np.delete(images, 5, axis=0))
+    assert scorer.of_images(images)["repeated"] == 1
+    assert "repeated" not in scorer.of_images(np.delete(images, 5, axis=0))
 
 
-def test_kid_compares_in_the_order_of_torch_fidelity(compare, flowers, monkeypatch):
-    """(generated, reference): with one seed the subsets are drawn in this order, and the number depends on it."""
+def test_kid_has_the_argument_order_of_torch_fidelity(compare, flowers, monkeypatch):
+    """(generated, reference): the random subsets, and so the result, depend on this order."""
     counts, measure = [], sample_metrics.kernel_distance
     monkeypatch.setattr(
         sample_metrics, "kernel_distance", lambda *sets: counts.append([len(x) for x in sets]) or measure(*sets)
@@ -75,36 +75,36 @@ def test_kid_compares_in_the_order_of_torch_fidelity(compare, flowers, monkeypat
     assert counts == [[8, 12]]
 
 
-def test_statistics_of_other_images_than_were_trained_on_are_noted(compare, flowers):
+def test_statistics_of_other_images_than_the_training_set_give_a_note(compare, flowers):
     trained_on = identity.identity_of(flowers)
-    about = "the reference images are not those that the model was trained on"
+    about = "the reference images differ from the training images"
     assert not any(about in note for note in compare(trained_on).notes(8))
     changed = compare(trained_on | {"fingerprint": "another", "count": 11})
     (note,) = [note for note in changed.notes(8) if about in note]
     assert "11 images before, 12 now" in note
-    part = trained_on | {"fingerprint": "another", "split": "train[:90%]"}  # not the same by intent
-    of_folder = "the reference images are of flowers, the model was trained on images of trees"
+    part = trained_on | {"fingerprint": "another", "split": "train[:90%]"}  # intentionally different
+    of_folder = "the reference images are from flowers, the training images from trees"
     assert not any(about in note or of_folder in note for note in compare(part).notes(8))
     assert of_folder in compare(part | {"name": "trees"}).notes(8)
 
 
-def test_statistics_of_other_classes_are_refused(compare, flowers):
+def test_statistics_of_other_classes_are_an_error(compare, flowers):
     renamed = identity.identity_of(flowers) | {"class_names": ["daisy", "tulip"]}
     with pytest.raises(UserError, match=r"images of other classes than .* \(no longer there: tulip; new: rose\)") as caught:
         compare(renamed)
     assert "\n" not in str(caught.value)
-    compare(renamed, {"model.class_conditional": False})  # classes do not matter to it
+    compare(renamed, {"model.class_conditional": False})  # classes do not matter
 
 
-def test_statistics_remember_the_proportions_of_the_classes(compare, flowers):
-    compared = compare(identity.identity_of(flowers))
-    assert compared.classes.counts.tolist() == [3, 1]
+def test_statistics_record_the_class_proportions(compare, flowers):
+    scorer = compare(identity.identity_of(flowers))
+    assert scorer.classes.counts.tolist() == [3, 1]
     assert compare(None, {"evaluation.class_proportions": "uniform"}).classes.counts is None
 
 
-def test_statistics_are_replaced_by_the_same_and_by_nothing_else(file, tiny_config):
+def test_statistics_are_overwritten_only_by_the_same_ones(file, tiny_config):
     before = file.read_bytes()
-    with pytest.raises(UserError, match=r'split is "train", wanted "test".*it is not replaced: choose another --output'):
+    with pytest.raises(UserError, match=r'split is "train", wanted "test".*it was not overwritten: choose another --output'):
         compute_stats.run(tiny_config(FIELDS | {"evaluation.split": "test"}), str(file.parent), output=str(file))
     assert file.read_bytes() == before
     assert compute_stats.run(tiny_config(FIELDS), str(file.parent), output=str(file)) == 0

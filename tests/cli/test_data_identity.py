@@ -1,4 +1,4 @@
-"""The set that a run was trained on: kept in the workdir, compared on a resume, and asked for the names of classes."""
+"""The identity of the training set: saved in the workdir, compared on resume, and used for class names."""
 
 import json
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def config_of(tiny_config):
-    """folder -> a class-conditional config over it, for two steps."""
+    """folder -> class-conditional config of two steps."""
 
     def make(folder, **data):
         config, tiny = image_folder.get_config(), tiny_config()
@@ -45,7 +45,7 @@ def config_of(tiny_config):
     return make
 
 
-def test_the_workdir_keeps_the_set_and_a_resume_compares(tmp_path, folder, config_of, capfd):
+def test_the_workdir_records_the_data_set_and_a_resume_compares_it(tmp_path, folder, config_of, capfd):
     run = tmp_path / "run"
     assert train.run(config_of(folder), str(run)) == 0
     kept = workdir.read_data_identity(run)
@@ -55,10 +55,12 @@ def test_the_workdir_keeps_the_set_and_a_resume_compares(tmp_path, folder, confi
     def resume(steps):
         config = config_of(folder)
         config.train.num_steps = steps
-        data_config.complete(config, workdir.read_data_identity(run))  # as main.py does
+        data_config.complete(config, workdir.read_data_identity(run))  # as in main.py
         assert train.run(config, str(run)) == 0
 
-    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(folder / "rose" / "4.png")  # another range, if it were found again
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(
+        folder / "rose" / "4.png"
+    )  # would change the range if it were determined again
     capfd.readouterr()
     resume(3)
     said = capfd.readouterr().err
@@ -74,7 +76,7 @@ def test_the_workdir_keeps_the_set_and_a_resume_compares(tmp_path, folder, confi
 
 
 def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of, monkeypatch):
-    """And the pictures of training and of sampling show the names beside the rows."""
+    """The image grids of training and sampling have class names as row labels."""
     shown, draw_plan = [], image_grid.draw_plan
     monkeypatch.setattr(image_grid, "draw_plan", lambda *arguments: shown.append(arguments[3]) or draw_plan(*arguments))
     run = tmp_path / "run"
@@ -95,9 +97,9 @@ def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of, monkeypat
     np.testing.assert_array_equal(images["rose"]["images"], images[1]["images"])
 
 
-def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
+def test_an_unknown_class_is_an_error_that_lists_the_classes(config_of, tmp_path):
     config = config_of(tmp_path)
-    config.sampling.label = True  # would pass for 1
+    config.sampling.label = True  # would count as 1
     with pytest.raises(UsageError, match=r"^config\.sampling\.label is True: give the number or the name of a class"):
         config_validation.check_config(config)
     config.sampling.label = "dasy"
@@ -109,19 +111,19 @@ def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
     config.sampling.label = "1"  # a number in quotes
     data_config.complete(config, None)
     assert config.sampling.label == 1
-    config.sampling.label = "1"  # digits are the label, with or without quotes, whatever the folders are called
+    config.sampling.label = "1"  # digits mean the label, even if a folder has that name
     data_config.complete(config, {"class_names": ["1", "2"]})
     assert config.sampling.label == 1
 
 
-def test_no_number_of_classes_names_the_number_found(tmp_path, folder, config_of):
+def test_a_missing_number_of_classes_is_an_error_with_the_number_found(tmp_path, folder, config_of):
     config = config_of(folder)
     config.data.num_classes = 0
     with pytest.raises(UsageError, match=r"has 2 classes: set --config\.data\.num_classes=2$"):
         train.run(config, str(tmp_path / "run"))
 
 
-def test_a_folder_without_classes_says_how_they_are_given(tmp_path, config_of):
+def test_a_folder_without_classes_is_an_error_with_advice(tmp_path, config_of):
     for name in ("cat_1", "cat_2", "dog_1", "dog_2"):
         Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     with pytest.raises(UsageError, match=r"has none: put the images of each class into a folder of its own.*\(cat/ for"):
@@ -129,15 +131,15 @@ def test_a_folder_without_classes_says_how_they_are_given(tmp_path, config_of):
 
 
 @pytest.mark.parametrize("wrong", [(5.0,), (5.0, 5.0), (9.0, 1.0), (0.0, 1.0, 2.0)])
-def test_a_range_that_is_none_is_refused(wrong):
+def test_invalid_value_ranges(wrong):
     config = defaults.get_config()
     config.data.value_range = wrong
     with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the levels that are black and white"):
         config_validation.check_config(config)
 
 
-def test_a_class_by_its_name_on_the_command_line(tmp_path, folder, main):
-    """A new training asks the data set, a later call the workdir; a workdir without a checkpoint is free for another set."""
+def test_a_class_name_on_the_command_line(tmp_path, folder, main):
+    """A new run reads the names from the data set, later calls from the workdir; without a checkpoint the set may change."""
     (tmp_path / "run").mkdir()
     workdir.write_data_identity(tmp_path / "run", {"class_names": ["cat"], "fingerprint": "", "value_range": [0.0, 9.0]})
     fields = {

@@ -1,4 +1,4 @@
-"""The modes that begin with images: what comes out, what stays of the images, and what is refused."""
+"""inpaint, image_to_image and interpolate: output, what is kept of the input images, and errors."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 
 FIELDS = {
     "model.class_conditional": True,
-    "diffusion.clip_denoised": False,  # what is clipped cannot be inverted
+    "diffusion.clip_denoised": False,  # clipping is not invertible
     "edit.num_images": 2,
     "edit.samples_per_image": 3,
     "sampling.batch_size": 8,
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def edit(folder, tiny_config, tmp_path):
-    """(mode, fields) -> images.npz of that mode, from a tiny class-conditional run."""
+    """(mode, fields) -> arrays of images.npz, from a tiny class-conditional run."""
     if not (folder / "config.json").exists():
         train.run(tiny_config(FIELDS), str(folder))
 
@@ -55,7 +55,7 @@ def originals():
 
 @pytest.fixture
 def files(tmp_path, originals):
-    """The same images as files, one as it is, one much larger, in colour and not square."""
+    """The same images as files: one unchanged, the other larger, in color and not square."""
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     Image.fromarray(originals[0, ..., 0]).save(small)
     wide = np.pad(originals[1, ..., 0].repeat(8, axis=0).repeat(8, axis=1), ((0, 0), (10, 10)))
@@ -63,12 +63,12 @@ def files(tmp_path, originals):
     return str(small), str(large)
 
 
-def test_inpainting_keeps_what_it_must_and_draws_the_rest(edit, originals, files):
-    drawn = edit("inpaint", {"edit.mask": "left", "edit.jump_length": 2, "edit.resampling": 2})
-    images, missing = drawn["images"], drawn["missing"]
+def test_inpainting_keeps_the_known_pixels(edit, originals, files):
+    generated = edit("inpaint", {"edit.mask": "left", "edit.jump_length": 2, "edit.resampling": 2})
+    images, missing = generated["images"], generated["missing"]
     assert images.shape == (2, 3, 8, 8, 1)
     assert missing.tolist() == [[True] * 4 + [False] * 4] * 8
-    np.testing.assert_array_equal(drawn["originals"], originals)
+    np.testing.assert_array_equal(generated["originals"], originals)
     np.testing.assert_array_equal(images[:, :, ~missing], np.repeat(originals[:, None], 3, axis=1)[:, :, ~missing])
     assert not np.array_equal(images[0, 0], images[0, 1])  # variants
     other = edit("inpaint", {"edit.mask": "left", "edit.jump_length": 2, "edit.resampling": 1})["images"]
@@ -81,53 +81,53 @@ def test_inpainting_keeps_what_it_must_and_draws_the_rest(edit, originals, files
     assert from_files["images"].shape == images.shape
 
 
-def test_a_mask_is_a_picture_white_where_it_is_drawn_anew(edit, tmp_path, tiny_config, monkeypatch):
+def test_a_mask_file_is_white_where_pixels_are_generated(edit, tmp_path, tiny_config, monkeypatch):
     mask = np.zeros((8, 8), np.uint8)
     mask[2:5, 1:7] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(edit("inpaint", {"edit.mask": str(tmp_path / "mask.png")})["missing"], mask > 0)
     monkeypatch.setenv("HOME", str(tmp_path))
     np.testing.assert_array_equal(inpaint.read_mask(tiny_config({"edit.mask": "~/mask.png"}))[..., 0], mask > 0)
-    words = {name: inpaint.read_mask(tiny_config({"edit.mask": name}))[..., 0] for name in inpaint.NAMED_MASKS}
-    assert np.array_equal(words["right"], ~words["left"])
-    assert np.array_equal(words["bottom"], ~words["top"])
-    assert words["center"].sum() == 16
-    assert words["center"][2:6, 2:6].all()
+    masks = {name: inpaint.read_mask(tiny_config({"edit.mask": name}))[..., 0] for name in inpaint.NAMED_MASKS}
+    assert np.array_equal(masks["right"], ~masks["left"])
+    assert np.array_equal(masks["bottom"], ~masks["top"])
+    assert masks["center"].sum() == 16
+    assert masks["center"][2:6, 2:6].all()
 
 
-def test_strength_says_how_much_of_an_image_stays(edit, originals):
-    """Of a network that knows little the weakest stays closest; the whole chain is a picture of its own."""
+def test_strength_determines_how_much_of_an_image_is_kept(edit, originals):
+    """With a barely trained network, a small strength stays closest to the input."""
     distances = []
     for strength in (0.25, 1.0):
-        drawn = edit("image_to_image", {"edit.strength": strength})["images"]
-        assert drawn.shape == (2, 3, 8, 8, 1)
-        distances.append(np.abs(drawn.astype(float) - originals[:, None]).mean())
+        generated = edit("image_to_image", {"edit.strength": strength})["images"]
+        assert generated.shape == (2, 3, 8, 8, 1)
+        distances.append(np.abs(generated.astype(float) - originals[:, None]).mean())
     assert distances[0] < 0.5 * distances[1]
 
 
 def test_strength_one_keeps_nothing_of_an_image():
-    """Black and white images start alike. Of the first of 2 leading steps under cosine 70% of an image was kept."""
+    """Black and white inputs have the same initial state. With 2 leading steps under cosine, 70% of the signal would remain."""
     config = digits.get_config()
     config.diffusion.schedule = "cosine"
     config.sampling.update(num_steps=2, spacing="leading")
     keys, images = jax.random.split(jax.random.key(0), 2), [jnp.full((2, 8, 8, 1), level) for level in (-1.0, 1.0)]
     for strength, kept in ((1.0, 0.0), (0.99, 1.0)):
-        begin = image_to_image.make_begin(build.build_sampler(config, strength=strength), strength)
-        black, white = (np.asarray(begin(keys, x_start).x) for x_start in images)
+        init_fn = image_to_image.make_init_fn(build.build_sampler(config, strength=strength), strength)
+        black, white = (np.asarray(init_fn(keys, x_start).x) for x_start in images)
         assert (np.abs(white - black) > 0.5).all() == bool(kept)
         assert (black == white).all() != bool(kept)
 
 
-def test_the_way_between_images_begins_and_ends_with_them(edit, originals, files, capsys):
-    drawn = edit("interpolate", {"edit.num_frames": 4, "sampling.num_steps": 20, "edit.inversion_iters": 8})
-    assert drawn["images"].shape == (1, 4, 8, 8, 1)
-    ends = drawn["images"][0, [0, -1]].astype(float)
+def test_an_interpolation_starts_and_ends_with_the_input_images(edit, originals, files, capsys):
+    generated = edit("interpolate", {"edit.num_frames": 4, "sampling.num_steps": 20, "edit.inversion_iters": 8})
+    assert generated["images"].shape == (1, 4, 8, 8, 1)
+    ends = generated["images"][0, [0, -1]].astype(float)
     assert np.sqrt(np.mean((ends - originals) ** 2)) < 3  # of 255
-    assert not np.array_equal(drawn["images"][0, 1], drawn["images"][0, 2])
-    assert "root mean square error" in capsys.readouterr().out
+    assert not np.array_equal(generated["images"][0, 1], generated["images"][0, 2])
+    assert "reconstruction RMSE" in capsys.readouterr().out
 
 
-def test_the_default_folder_says_what_was_done(folder, edit, tiny_config):
+def test_the_default_folder_is_named_after_the_options(folder, edit, tiny_config):
     edit("inpaint")
     for mode, ending in (
         ("inpaint", "mask_center-jump_1-resampling_10-3_variants"),
@@ -139,8 +139,8 @@ def test_the_default_folder_says_what_was_done(folder, edit, tiny_config):
         assert {file.name for file in (folder / "samples" / name).iterdir()} == {"images.npz", f"{mode}.png", "manifest.json"}
 
 
-def test_other_options_never_replace_a_result(folder, edit, tiny_config, tmp_path):
-    """Each call has a folder of its own, whichever option differs; the same call again has its own back."""
+def test_other_options_never_overwrite_a_result(folder, edit, tiny_config, tmp_path):
+    """Each set of options has its own folder; the same call reuses its folder."""
     edit("image_to_image")
 
     def run(changes, output=""):
@@ -160,7 +160,7 @@ def test_other_options_never_replace_a_result(folder, edit, tiny_config, tmp_pat
         run({"edit.samples_per_image": 2}, str(tmp_path / "mine"))
 
 
-def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_path):
+def test_errors_are_one_line(folder, edit, tiny_config, tmp_path):
     edit("inpaint")
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     (tmp_path / "words.png").write_text("no picture")
@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
         assert "\n" not in str(caught.value)
 
     refused("inpaint", r"is all black", {"edit.mask": str(tmp_path / "black.png")})
-    refused("inpaint", r"config.edit.mask is 'middle': no such file, and none of center, left", {"edit.mask": "middle"})
+    refused("inpaint", r"config.edit.mask is 'middle': not a file or one of center, left", {"edit.mask": "middle"})
     refused("inpaint", r"only ancestral and ddim can follow: set sampler=ddim", {"sampling.sampler": "unipc"})
     refused("inpaint", r"config\.edit\.resampling is 0", {"edit.resampling": 0})
     refused("image_to_image", r"config\.edit\.strength is 0", {"edit.strength": 0.0})
@@ -182,6 +182,6 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, edit, tiny_config, tmp_
         {"edit.start_index": 1796, "edit.split": "all"},
     )
     refused("image_to_image", r"config\.sampling\.label is missing", {"edit.images": (str(tmp_path / "black.png"),)})
-    refused("interpolate", r"goes by ddim with eta 0", {"sampling.eta": 0.5})
+    refused("interpolate", r"needs ddim with eta 0", {"sampling.eta": 0.5})
     refused("interpolate", r"set config\.edit\.num_images=2", {"edit.num_images": 1})
     refused("interpolate", r"config\.edit\.num_frames is 1", {"edit.num_frames": 1})

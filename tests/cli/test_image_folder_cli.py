@@ -1,4 +1,4 @@
-"""Training on a folder of one's own images, from its config to the picture; and what is said when the folder is wrong."""
+"""Training on an image folder, from the config to the image grid, and errors."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from ddpm_jax.user_messages import UsageError
 
 @pytest.fixture
 def own_config(tiny_config):
-    """(folder, fields by section) -> configs/image_folder.py over `folder`, as small as the tiny digits."""
+    """(folder, fields by section) -> a tiny configs/image_folder.py for `folder`."""
 
     def make(folder, **data):
         config, tiny = image_folder.get_config(), tiny_config()
@@ -29,7 +29,7 @@ def own_config(tiny_config):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten photographs of all sorts in two classes."""
+    """Ten images of various formats in two classes."""
     rng = np.random.default_rng(0)
     for index in range(10):
         kind, shape = ("png", "jpg", "webp")[index % 3], (8 + 3 * index, 30 - 2 * index, 3)
@@ -39,7 +39,7 @@ def folder(tmp_path):
     return tmp_path / "mine"
 
 
-def test_a_folder_of_images_trains_and_a_picture_is_drawn(tmp_path, folder, own_config, metrics, capfd):
+def test_training_and_the_image_grid(tmp_path, folder, own_config, metrics, capfd):
     losses = []
     for in_memory in ("always", "never"):
         run = tmp_path / in_memory
@@ -53,13 +53,13 @@ def test_a_folder_of_images_trains_and_a_picture_is_drawn(tmp_path, folder, own_
         said = capfd.readouterr().err
         assert f"{folder}: 10 images in 2 classes: 0 cats (5), 1 dogs (5)" in said
         assert f"10 images of {folder}" in said
-    assert losses[0] == losses[1]  # wherever the images are kept, they are the same
+    assert losses[0] == losses[1]  # in_memory does not change the images
     assert len(losses[0]) == 3
-    # A fresh network predicts zero for noise of variance 1; the mean over 2 x 8 images of 192 pixels is within 0.3 of it.
+    # The untrained network predicts zero for noise of variance 1; the mean over 2 x 8 images of 192 pixels is within 0.3.
     assert losses[0][0] == pytest.approx(1, abs=0.3)
 
 
-def test_classes_can_be_learned(tmp_path, folder, own_config):
+def test_class_conditional_training(tmp_path, folder, own_config):
     config = own_config(folder, num_classes=2)
     config.model.class_conditional = True
     config.train.num_steps = 2
@@ -72,11 +72,11 @@ def test_classes_can_be_learned(tmp_path, folder, own_config):
         train.run(config, str(tmp_path / "other"))
 
 
-def test_a_broken_image_stops_the_run_or_is_left_out(tmp_path, folder, own_config, capfd):
+def test_a_broken_image_is_an_error_or_is_skipped(tmp_path, folder, own_config, capfd):
     (folder / "cats" / "0.png").write_bytes((folder / "cats" / "0.png").read_bytes()[:-200])
     with pytest.raises(InvalidDataError, match=r"1 of 10 images in .*: cats/0\.png \(image file is truncated"):
         train.run(own_config(folder), str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was computed
+    assert not (tmp_path / "run" / "checkpoints").exists()  # an error before anything is computed
     config = own_config(folder, on_decode_error="skip")
     config.train.num_steps = 2
     assert train.run(config, str(tmp_path / "other")) == 0
@@ -85,7 +85,7 @@ def test_a_broken_image_stops_the_run_or_is_left_out(tmp_path, folder, own_confi
     assert "9 images in 2 classes" in said
 
 
-def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_not(tmp_path, folder, own_config, capfd):
+def test_on_resume_the_images_are_fixed_but_not_how_they_are_read(tmp_path, folder, own_config, capfd):
     assert train.run(own_config(folder), str(tmp_path / "run")) == 0
     moved = folder.rename(tmp_path / "moved")
     with pytest.raises(ConflictError, match=r'data\.background was "white", now "black"'):
@@ -94,7 +94,7 @@ def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_n
     with pytest.raises(InvalidDataError, match=r"train without them: `on_decode_error='skip'`$"):
         train.run(own_config(moved, in_memory="never"), str(tmp_path / "run"))
     capfd.readouterr()
-    config = own_config(moved, in_memory="never", on_decode_error="skip")  # the advice, taken
+    config = own_config(moved, in_memory="never", on_decode_error="skip")  # follow the advice
     assert train.run(config, str(tmp_path / "run")) == 0
     assert (
         "10 images before, 9 now, so their order in training changes too; training continues with these"
@@ -118,7 +118,7 @@ def test_what_changes_the_images_is_fixed_on_a_resume_and_how_they_are_read_is_n
         ),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path, folder, own_config, where, data, kind, said):
+def test_errors_of_folders_are_one_line(tmp_path, folder, own_config, where, data, kind, said):
     (tmp_path / "empty").mkdir()
     with pytest.raises(kind) as caught:
         train.run(own_config(tmp_path / where if where else "", **data), str(tmp_path / "run"))
@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path, folder, own_c
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_misspelt_folder_on_the_command_line(tmp_path, main):
+def test_a_misspelled_folder_on_the_command_line(tmp_path, main):
     wrong = tmp_path / "mein"
     result = main(tmp_path / "run", f"--config.data.data_dir={wrong}", config="configs/image_folder.py")
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""evaluation.features=inception, as the programs use it."""
+"""evaluation.features=inception in compute_stats and evaluate."""
 
 import hashlib
 import json
@@ -51,8 +51,8 @@ def weights(tmp_path, monkeypatch):
     return converted
 
 
-def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few, weights):
-    """What is written, and that a run which compares with it accepts it, and says that it is not an FID."""
+def test_statistics_of_gray_images_on_eight_devices(tiny_config, tmp_path, few, weights):
+    """The file has the expected content, and a run that uses it notes that the distance is not an FID."""
     fields = {"evaluation.features": "inception", "evaluation.inception_path": str(weights), "evaluation.batch_size": 8}
     file = tmp_path / "reference.npz"
     assert compute_stats.run(tiny_config(fields), str(tmp_path / "run"), output=str(file)) == 0
@@ -66,7 +66,7 @@ def test_statistics_of_grey_images_over_eight_devices(tiny_config, tmp_path, few
     assert any(note in line for line in comparison.notes(COUNT))
 
 
-def test_missing_weights_are_named_before_anything_is_computed(tiny_config, tmp_path):
+def test_missing_weights_are_an_error_before_anything_is_computed(tiny_config, tmp_path):
     fields = {"evaluation.features": "inception", "evaluation.inception_path": str(tmp_path / "nowhere.pth")}
     with pytest.raises(InvalidArgumentError, match=r"no weights at .*nowhere\.pth: give the file pt_inception"):
         compute_stats.run(tiny_config(fields), str(tmp_path))

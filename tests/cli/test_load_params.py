@@ -1,4 +1,4 @@
-"""The weights that a run samples with: those that its checkpoints hold, and averages of any length made of them."""
+"""Restoring parameters: those of the checkpoints, and EMAs of any length computed from them."""
 
 import json
 
@@ -24,18 +24,18 @@ FIELDS = {
     "train.keep_period": 1,
     "sampling.params": "power_0.1",
 }
-TRAINED = FIELDS | {"train.sample_every": STEPS}  # the checkpoint of every step is kept
+TRAINED = FIELDS | {"train.sample_every": STEPS}  # checkpoints of all steps are kept
 
 
 @pytest.fixture(scope="module")
 def kept():
-    """What was read of the run's checkpoints, for the tests to share: (name, step) -> as `restored` gives it."""
+    """Cache of restored parameters for all tests: (name, step) -> result of `restored`."""
     return {}
 
 
 @pytest.fixture
 def restored(trained, tiny_config, kept):
-    """(name, step) -> all parameters of those weights in one vector, float64, and the step that they are of."""
+    """(name, step) -> all parameters as one float64 vector, and their step."""
 
     def restore(name, step=-1):
         if (name, step) in kept:
@@ -44,7 +44,7 @@ def restored(trained, tiny_config, kept):
         params, found = common.restore_params(config, trained, meshes.make_mesh())
         assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(params))
         vector = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
-        if build.params_field(config):  # what is made of several is made anew, and tells so
+        if build.params_field(config):  # computed ones are logged each time
             kept[name, step] = vector, found
         return vector, found
 
@@ -52,12 +52,12 @@ def restored(trained, tiny_config, kept):
 
 
 def power_average(path, std):
-    """By the definition: the mean of the parameters after steps 1..n, weighed by the integrals of the profile."""
+    """By definition: the mean of the parameters after steps 1..n, weighted by the integrals of the profile."""
     gamma, edges = ema.power_gamma(std), np.arange(len(path) + 1) / len(path)
     return np.diff(edges ** (gamma + 1)) @ path
 
 
-def test_each_is_what_its_name_says_of_the_parameters_of_all_steps(restored):
+def test_each_name_gives_its_average_over_all_steps(restored):
     path = np.stack([restored("raw", step)[0] for step in range(1, STEPS + 1)])
     moved = np.linalg.norm(path[-1] - path[0])
     assert moved > 0.1
@@ -67,7 +67,7 @@ def test_each_is_what_its_name_says_of_the_parameters_of_all_steps(restored):
             assert step == last
             assert np.linalg.norm(found - power_average(path[:last], std)) < 1e-5 * moved
 
-    # The warm-up of the first average, ended by the decay: (1 + n) / (10 + n) is below 0.5 until n = 8.
+    # Warm-up of the EMA: (1 + n) / (10 + n) is below the decay 0.5 until n = 8.
     for name, decay in (("ema", 0.9999), ("decay_0.5", 0.5)):
         first = None
         for step in (1, 2):
@@ -82,7 +82,7 @@ def test_each_is_what_its_name_says_of_the_parameters_of_all_steps(restored):
 
 
 @pytest.mark.parametrize("std", [0.08, 0.15, 0.2])
-def test_other_lengths_are_made_of_those_kept(std, restored, capsys):
+def test_other_lengths_are_computed_from_the_saved_ones(std, restored, capsys):
     path = np.stack([restored("raw", step)[0] for step in range(1, STEPS + 1)])
     wanted = power_average(path, std)
     capsys.readouterr()
@@ -93,7 +93,7 @@ def test_other_lengths_are_made_of_those_kept(std, restored, capsys):
     assert np.linalg.norm(made - wanted) < 0.2 * kept
 
 
-def test_of_an_earlier_checkpoint_nothing_later_counts(restored):
+def test_an_earlier_checkpoint_does_not_use_later_ones(restored):
     path = np.stack([restored("raw", step)[0] for step in range(1, 9)])
     made, step = restored("power_0.15", 8)
     assert step == 8
@@ -101,12 +101,12 @@ def test_of_an_earlier_checkpoint_nothing_later_counts(restored):
     assert np.linalg.norm(made - power_average(path, 0.15)) < 0.3 * kept
 
 
-def test_a_length_too_far_from_those_kept_says_so(restored, capsys):
+def test_a_length_too_far_from_the_saved_ones_gives_a_warning(restored, capsys):
     restored("power_0.01", 3)
     assert "keep more (config.train.keep_period and checkpoint_every)" in capsys.readouterr().err
 
 
-def test_pictures_in_training_are_drawn_with_them(trained, tiny_config, tmp_path):
+def test_grids_in_training_use_sampling_params(trained, tiny_config, tmp_path):
     grids = {}
     for name in ("power_0.1", "raw"):
         assert sample.run(tiny_config(FIELDS | {"sampling.params": name}), str(trained), output=str(tmp_path / name)) == 0
@@ -128,9 +128,9 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
     found = {}
     for file in reports:
         report = json.loads((tmp_path / file).read_text())
-        (drawn,) = report["drawn"]
-        assert report["weights"] == drawn["weights"] == drawn["sampling"]["params"]
-        found[report["weights"]] = (drawn["weights_sha256"], drawn["frechet"])
+        (row,) = report["generated"]
+        assert report["weights"] == row["weights"] == row["sampling"]["params"]
+        found[report["weights"]] = (row["weights_sha256"], row["frechet"])
     assert set(found) == {"ema", "power_0.1", "power_0.15"}
     assert len({digest for digest, _ in found.values()}) == len({distance for _, distance in found.values()}) == 3
     table = (tmp_path / "table.md").read_text()
@@ -153,19 +153,21 @@ def test_a_sweep_over_lengths(trained, tiny_config, tmp_path):
         ({"evaluation.params": ("ema", "best")}, r"'best': choose one of"),
     ],
 )
-def test_what_is_no_average_ends_in_one_line(fields, words, trained, tiny_config):
+def test_unknown_names_are_a_one_line_error(fields, words, trained, tiny_config):
     with pytest.raises(UsageError, match=words) as caught:
         evaluate.run(tiny_config(FIELDS | fields), str(trained))
     assert "\n" not in str(caught.value)
 
 
-def test_training_cannot_draw_with_what_is_made_after_it(tmp_path, tiny_config):
-    with pytest.raises(UsageError, match=r"power_0\.2 is made after training: train with one of ema, raw, decay_0\.5"):
+def test_training_cannot_sample_with_parameters_computed_after_it(tmp_path, tiny_config):
+    with pytest.raises(
+        UsageError, match=r"power_0\.2 can only be computed after training: train with one of ema, raw, decay_0\.5"
+    ):
         train.run(tiny_config(FIELDS | {"sampling.params": "power_0.2"}), str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_keeps_the_averages_it_began_with(trained, tiny_config):
+def test_the_emas_of_a_run_are_immutable(trained, tiny_config):
     with pytest.raises(ConflictError, match=r"ema\.power_sigma_rel was \[0\.1, 0\.25\], now \[0\.1\]"):
         train.run(tiny_config(FIELDS | {"ema.power_sigma_rel": (0.1,)}), str(trained))
     config = tiny_config(FIELDS | {"sampling.params": "power_0.2", "sampling.checkpoint_step": 99})

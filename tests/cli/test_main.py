@@ -1,4 +1,4 @@
-"""The command line, as a person meets it."""
+"""The command line, in subprocesses."""
 
 import json
 import pathlib
@@ -14,15 +14,15 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, main):
-    """Workdir of a run by the command line."""
+    """Workdir of a run started from the command line."""
     run = tmp_path_factory.mktemp("trained") / "run"
     result = main(run)
     assert result.returncode == 0, result.stderr
     return run
 
 
-def test_train_then_sample_without_naming_the_config_again(trained, tmp_path, main, monkeypatch):
-    """By paths in the home folder, which no shell puts in."""
+def test_train_then_sample_without_config(trained, tmp_path, main, monkeypatch):
+    """With ~ in flags, which the shell does not expand."""
     assert json.loads((trained / "config.json").read_text())["model"]["ch"] == 8
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(trained)
@@ -41,8 +41,8 @@ def test_train_then_sample_without_naming_the_config_again(trained, tmp_path, ma
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_of_an_older_version_goes_on(trained, tmp_path, main, metrics):
-    """Its config.json knows nothing of fields that came later: they have their defaults."""
+def test_a_run_of_an_older_version_can_be_resumed(trained, tmp_path, main, metrics):
+    """Its config.json lacks newer fields, which get their defaults."""
     run = shutil.copytree(trained, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     del config["data"]["background"]
@@ -57,7 +57,7 @@ def test_a_run_of_an_older_version_goes_on(trained, tmp_path, main, metrics):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ([], "--workdir is missing"),
         (["--workdir=x"], "--config is missing"),
@@ -73,15 +73,15 @@ def test_a_run_of_an_older_version_goes_on(trained, tmp_path, main, metrics):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else "",
 )
-def test_wrong_usage_ends_in_one_line_and_exit_code_2(flags, said, monkeypatch, repository):
+def test_usage_errors_are_one_line_with_exit_code_2(flags, message, monkeypatch, repository):
     result = subprocess.run([sys.executable, "main.py", *flags], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
 
 
-def test_a_python_without_the_packages_gets_a_line_that_says_what_to_do(repository):
+def test_missing_packages_are_a_one_line_error_with_advice(repository):
     command = [sys.executable, "-S", "main.py", "--help"]  # -S: without site-packages
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -89,7 +89,7 @@ def test_a_python_without_the_packages_gets_a_line_that_says_what_to_do(reposito
     assert result.stderr.count("\n") == 1
 
 
-def test_help_comes_at_once(repository):
+def test_help_is_fast(repository):
     seconds = []
     for _ in range(3):  # the best of three: the machine may be busy
         start = time.monotonic()
@@ -101,8 +101,8 @@ def test_help_comes_at_once(repository):
     assert min(seconds) < 2
 
 
-def test_training_runs_where_tensorflow_is_not_installed(tmp_path, command, repository):
-    """One line says that TensorBoard is off; a prepared or embedded set needs no tensorflow."""
+def test_training_without_tensorflow(tmp_path, command, repository):
+    """One log line reports that TensorBoard is off; the digits need no tensorflow."""
     blocker = tmp_path / "blocker"
     blocker.mkdir()
     for name in ("tensorflow", "tensorboard"):

@@ -1,4 +1,4 @@
-"""Options of a run at their other values, all in one run: whether they work together, on real images where there are any."""
+"""Many options with values other than their defaults in one run, on real images if available."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ OTHERS = {
 
 @pytest.fixture
 def images(real_data):
-    """Fields of a set of colour images on this machine, or of the digits where there is none."""
+    """Fields of a local color data set; none if it is missing, for the digits."""
     if real_data is None:
         return {}
     return {
@@ -47,7 +47,7 @@ def test_options_work_together(tmp_path, tiny_config, metrics, images):
     assert train.run(config, str(tmp_path)) == 0
     losses = [row["loss"] for row in metrics(tmp_path)]
     assert len(losses) == 3
-    assert all(0.5 < loss < 2 for loss in losses)  # v of a fresh network: between the image's and the noise's square
+    assert all(0.5 < loss < 2 for loss in losses)  # v at initialization: between the mean square of image and noise
     assert sample.run(config, str(tmp_path), output=str(tmp_path / "out")) == 0
     with np.load(tmp_path / "out" / "images.npz") as arrays:
         assert arrays["images"].shape == (5, config.data.image_size, config.data.image_size, config.data.channels)

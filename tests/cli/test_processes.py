@@ -1,7 +1,7 @@
-"""The contract: two processes of four devices are one job, and end where one process of eight does.
+"""Two processes with four devices each give the result of one process with eight.
 
-Real processes of main.py, joined through 127.0.0.1 as hosts are through their network. Dropout, flips, labels and
-accumulation are all on. One process is this one, on its eight devices.
+Real processes of main.py, connected via 127.0.0.1, with dropout, flips, labels and accumulation. The single process is
+this one, on eight devices.
 """
 
 import json
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 class Job:
-    """A command run by two processes, each with four devices of its own."""
+    """A command run by two processes with four devices each."""
 
     def __init__(self, line, folder):
         with socket.socket() as probe:
@@ -63,7 +63,7 @@ class Job:
             self.processes.append(process)
 
     def wait(self):
-        """Exit codes. A process that is left over is killed, so that a failing test ends."""
+        """Wait for the exit codes. Remaining processes are killed, so that a failing test ends."""
         try:
             return [process.wait(timeout=240) for process in self.processes]
         finally:
@@ -76,7 +76,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Folder of all runs, and of their images: sixty of noise in two classes, which load faster than scikit-learn."""
+    """Folder of all runs and of their images: noise in two classes, which loads faster than scikit-learn."""
     folder = tmp_path_factory.mktemp("processes")
     random = np.random.default_rng(0)
     for split, count in (("train", 30), ("test", 6)):
@@ -91,7 +91,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(shared, command):
-    """Workdir of a run by two processes, and what each said."""
+    """Workdir of a run by two processes, and the log of each."""
     job = Job(command(shared / "two", fields=FIELDS | PICTURE), shared / "two")
     codes = job.wait()
     said = job.said()
@@ -101,7 +101,7 @@ def uninterrupted(shared, command):
 
 @pytest.fixture
 def one_process(shared, tiny_config):
-    """Workdir of the same run by one process: this one."""
+    """Workdir of the same run by this process."""
     folder = shared / "one"
     if not (folder / "config.json").exists():
         assert train.run(tiny_config(FIELDS | PICTURE), str(folder)) == 0
@@ -110,7 +110,7 @@ def one_process(shared, tiny_config):
 
 @pytest.fixture
 def final_state(tiny_config):
-    """workdir -> step and leaves of the state that a run left."""
+    """workdir -> step and leaves of the final state."""
 
     def read(workdir):
         abstract = jax.eval_shape(build.build_init(tiny_config(FIELDS)), jax.random.key(0))
@@ -139,7 +139,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_end_where_one_does(uninterrupted, one_process, final_state):
+def test_two_processes_give_the_state_of_one(uninterrupted, one_process, final_state):
     two, _ = uninterrupted
     # Not to the bit: eight gradients are summed in another order by Gloo, across processes, than within one. Where a
     # gradient is zero but for rounding, Adam makes a step of that rounding.
@@ -158,7 +158,7 @@ def test_two_processes_end_where_one_does(uninterrupted, one_process, final_stat
     assert (two / picture).read_bytes() == (one_process / picture).read_bytes()
 
 
-def test_one_process_writes_and_speaks(uninterrupted, one_process):
+def test_one_process_writes_and_logs(uninterrupted, one_process):
     two, (first, second) = uninterrupted
 
     def tree(workdir):
@@ -171,7 +171,7 @@ def test_one_process_writes_and_speaks(uninterrupted, one_process):
     assert second == ""
 
 
-def test_sigterm_to_one_stops_both_and_the_command_goes_on(uninterrupted, shared, command, final_state):
+def test_sigterm_to_one_stops_both_and_the_command_resumes(uninterrupted, shared, command, final_state):
     two, _ = uninterrupted
     stopped = shared / "stopped"
     line = command(stopped, fields=FIELDS)
@@ -200,7 +200,7 @@ def test_sigterm_to_one_stops_both_and_the_command_goes_on(uninterrupted, shared
     assert losses(stopped) == losses(two)
 
 
-def test_two_processes_draw_what_one_draws(one_process, shared, command, tiny_config):
+def test_two_processes_generate_the_images_of_one(one_process, shared, command, tiny_config):
     fields = FIELDS | {"sampling.num_images": 11, "sampling.batch_size": 8, "sampling.num_intermediates": 2}
     job = Job(command(one_process, "--mode=sample", f"--output={shared / 'by_two'}", fields=fields), shared / "sample")
     assert sample.run(tiny_config(fields), str(one_process), output=str(shared / "by_one")) == 0
@@ -213,8 +213,8 @@ def test_two_processes_draw_what_one_draws(one_process, shared, command, tiny_co
     assert (shared / "by_two" / "grid.png").read_bytes() == (shared / "by_one" / "grid.png").read_bytes()
 
 
-def test_two_processes_measure_what_one_measures(one_process, shared, command, tiny_config):
-    """The same images of the same weights, distances to 1e-6, the bound to 1e-6."""
+def test_two_processes_give_the_metrics_of_one(one_process, shared, command, tiny_config):
+    """The same images; distances and the bound to 1e-6."""
     fields = FIELDS | {"sampling.batch_size": 8, "evaluation.num_images": 11, "evaluation.batch_size": 16}
     fields |= {"evaluation.heldout_split": "test", "evaluation.num_heldout_images": 9, "evaluation.vlb_num_timesteps": 4}
     fields["evaluation.metrics"] = ("frechet", "kid", "precision_recall", "bits_per_dim")
@@ -224,7 +224,7 @@ def test_two_processes_measure_what_one_measures(one_process, shared, command, t
     assert job.said()[1] == ""
     two, one = (json.loads((shared / name / f"step_{STEPS}.json").read_text()) for name in ("two_eval", "one_eval"))
     assert len(one["real"]) == 1
-    for found, expected in zip([*two["drawn"], *two["real"]], [*one["drawn"], *one["real"]], strict=True):
+    for found, expected in zip([*two["generated"], *two["real"]], [*one["generated"], *one["real"]], strict=True):
         found, expected = ({n: v for n, v in row.items() if n not in ("provenance", "config")} for row in (found, expected))
         assert {"frechet", "kid", "precision", "recall"} < expected.keys()
         numbers = {name for name, value in expected.items() if isinstance(value, (int, float))}
@@ -241,7 +241,7 @@ def test_two_processes_measure_what_one_measures(one_process, shared, command, t
                 np.testing.assert_array_equal(theirs[name], ours[name])
 
 
-def test_a_wrong_config_ends_both_with_one_line(shared, command):
+def test_a_config_error_ends_both_with_one_line(shared, command):
     began = time.monotonic()
     job = Job(command(shared / "wrong", fields=FIELDS | {"train.batch_size": 12}), shared / "wrong")
     assert job.wait() == [2, 2]

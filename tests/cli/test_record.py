@@ -1,4 +1,4 @@
-"""What starts of the program leave in a workdir's record: config.json and history.jsonl. In this process, eight devices."""
+"""config.json and history.jsonl of a workdir, after runs in this process on eight devices."""
 
 import json
 import os
@@ -22,12 +22,12 @@ TRAINED = {"train.num_steps": 4, "model.dropout": 0.0}
 
 
 def record(folder):
-    """The bytes of both files; None for one that is not there."""
+    """The bytes of both files; None for a missing one."""
     files = [folder / "config.json", folder / "history.jsonl"]
     return [file.read_bytes() if file.exists() else None for file in files]
 
 
-def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monkeypatch, capfd):
+def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
     def start(**fields):
         return train.run(tiny_config(TRAINED | {name.replace("__", "."): x for name, x in fields.items()}), str(tmp_path))
 
@@ -60,7 +60,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
     capfd.readouterr()
 
     before = record(tmp_path)
-    assert start(seed=3, optimizer__learning_rate=1.0, train__batch_size=16) == 0  # finished: no step is left to take
+    assert start(seed=3, optimizer__learning_rate=1.0, train__batch_size=16) == 0  # finished: no steps are left
     with pytest.raises(ConflictError, match="seed was 3, now 0"):
         start(seed=0, train__num_steps=6)
     with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
@@ -91,7 +91,7 @@ def test_a_run_a_resume_and_all_that_leaves_no_trace(tmp_path, tiny_config, monk
     "fields",
     [{"diffusion.clip_denoised": False, "diffusion.variance": "fixed_small", "data.random_flip": True, RATE: 7.0, "seed": 5}],
 )
-def test_sampling_may_change_what_concerns_it_and_records_nothing(trained, tiny_config, tmp_path, fields):
+def test_sampling_may_change_sampling_fields_and_records_nothing(trained, tiny_config, tmp_path, fields):
     before = record(trained)
     assert sample.run(tiny_config(TRAINED | fields), str(trained), output=str(tmp_path), defaults=defaults.get_config()) == 0
     with pytest.raises(ConflictError, match=r'diffusion\.prediction was ".*", now'):
@@ -103,15 +103,15 @@ def test_sampling_may_change_what_concerns_it_and_records_nothing(trained, tiny_
     assert report["diffusion"]["variance"] == "fixed_small"
 
 
-def test_sampling_beside_a_training_needs_no_lock(trained, tiny_config, tmp_path):
+def test_sampling_during_training_needs_no_lock(trained, tiny_config, tmp_path):
     with RunLock(trained) as lock:
         assert sample.run(tiny_config(TRAINED), str(trained), output=str(tmp_path)) == 0
         lock.check()
 
 
 @pytest.mark.parametrize("steps", [6, 3], ids=["along the way", "at the end"])
-def test_a_training_that_has_lost_its_workdir_saves_nothing_more(tmp_path, tiny_config, monkeypatch, steps):
-    """Another machine took it after step 2, while this one was silent."""
+def test_training_that_lost_its_workdir_saves_nothing(tmp_path, tiny_config, monkeypatch, steps):
+    """Another machine took the lock after step 2, while this one did not respond."""
     add = train.DelayedMetricLogger.add
 
     def losing(self, step, metrics):
@@ -126,7 +126,7 @@ def test_a_training_that_has_lost_its_workdir_saves_nothing_more(tmp_path, tiny_
     assert os.listdir(tmp_path / "checkpoints") == ["2"]
 
 
-def test_clipping_may_be_turned_off_and_on(tmp_path, tiny_config):
+def test_clipping_can_be_turned_off_and_on(tmp_path, tiny_config):
     for steps, clip_norm in ((2, 1.0), (4, 0.0), (6, 1.0)):
         assert train.run(tiny_config({"train.num_steps": steps, "optimizer.clip_norm": clip_norm}), str(tmp_path)) == 0
     assert [entry["step"] for entry in run_record.read_history(tmp_path)] == [0, 2, 4]
@@ -134,7 +134,7 @@ def test_clipping_may_be_turned_off_and_on(tmp_path, tiny_config):
 
 
 def test_a_state_of_before_0_1_0_without_clipping_is_read(tmp_path, tiny_config):
-    """clip_norm=0 had a state without the place of the clipping: the same numbers in another layout, to the bit."""
+    """With clip_norm=0 the state had no entry for clipping: the same numbers in another layout, bit for bit."""
     config = tiny_config({"optimizer.clip_norm": 0.0})
     state = jax.jit(build.build_init(config), out_shardings=train.meshes.replicated(train.meshes.make_mesh()))(
         jax.random.key(1)
@@ -150,7 +150,7 @@ def test_a_state_of_before_0_1_0_without_clipping_is_read(tmp_path, tiny_config)
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_a_start_that_is_stopped_before_its_first_step_saves_nothing(tmp_path, tiny_config, monkeypatch):
+def test_a_run_stopped_before_its_first_step_saves_nothing(tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(train.GracefulShutdown, "check", lambda self: setattr(self, "_agreed", 15) or 15)
     assert train.run(tiny_config(), str(tmp_path)) == 143
     assert record(tmp_path) == [None, None]

@@ -1,7 +1,7 @@
-"""The contract: killed at any instant and started again, a run ends bit for bit like one never stopped.
+"""A run that is killed at any time and rerun is bit-identical to an uninterrupted one.
 
-Real processes, real kills. Dropout, flips, labels kept and dropped, a learned variance, t drawn by the losses so far,
-accumulation and pictures along the way are all on.
+Real processes are killed. Dropout, flips, label dropout, a learned variance, loss-aware timestep sampling, accumulation
+and image grids during training are all on.
 """
 
 import json
@@ -41,7 +41,7 @@ FIELDS = {
 
 
 def final_state(workdir, config):
-    """Step and leaves of what the run left behind."""
+    """Step and leaves of the final state of the run."""
     key = jax.random.key(0)
     abstract = jax.eval_shape(build.build_init(config), key)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -53,14 +53,14 @@ def final_state(workdir, config):
 
 
 def logged_step(workdir):
-    """The last whole step in metrics.jsonl, 0 before the first."""
+    """The last complete step in metrics.jsonl, 0 before the first."""
     file = workdir / "metrics.jsonl"
     steps = re.findall(r'"step": (\d+).*\n', file.read_text()) if file.exists() else []
     return int(steps[-1]) if steps else 0
 
 
 def saving(workdir):
-    """Whether a checkpoint is being written this moment."""
+    """Whether a checkpoint is being written right now."""
     folder = workdir / "checkpoints"
     return folder.exists() and any("tmp" in name for name in os.listdir(folder))
 
@@ -69,18 +69,18 @@ class Run:
     """A training process in the background."""
 
     def __init__(self, line, log):
-        # Without the tests' eight devices: a person's machine has one.
+        # Without the eight devices of the tests: a user's machine has one.
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         with log.open("a") as out:
             self.process = subprocess.Popen(line, cwd=REPOSITORY, stdout=out, stderr=out, env=environment)
 
     def until(self, condition, what):
-        """Return the instant `condition` holds."""
+        """Return as soon as `condition` holds."""
         deadline = time.monotonic() + 200
         while not condition():
             assert self.process.poll() is None, f"the run ended before: {what}"
             assert time.monotonic() < deadline, f"never came: {what}"
-            time.sleep(0.002)  # seldom enough to leave the processor to the runs
+            time.sleep(0.002)  # long enough to leave the CPU to the runs
 
     def stop(self, number):
         self.process.send_signal(number)
@@ -88,9 +88,9 @@ class Run:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, command, tiny_config, metrics):
+def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, tiny_config, metrics):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    # Side by side: neither may disturb the other.
+    # At the same time: they must not affect each other.
     uninterrupted = Run(command(whole, fields=FIELDS), tmp_path / "log_whole")
 
     def start():
@@ -101,7 +101,7 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL  # before anything was computed
     assert not (killed / "config.json").exists()
 
-    uninterrupted.until(lambda: logged_step(whole) >= 1, "the first step")  # so that no other start compiles it again
+    uninterrupted.until(lambda: logged_step(whole) >= 1, "the first step")  # so that later starts use the compilation cache
     run = start()
     run.until(lambda: saving(killed) and logged_step(killed) >= 9, "the first checkpoint was being written")
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -113,7 +113,7 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     record = (killed / "config.json").read_bytes(), (killed / "history.jsonl").read_bytes()
     second = Run(command(killed, fields=FIELDS | {"optimizer.learning_rate": 1.0}), tmp_path / "log_second")
     while second.process.poll() is None:
-        os.kill(run.process.pid, signal.SIGSTOP)  # so that it does not end meanwhile: stopped, it keeps the workdir
+        os.kill(run.process.pid, signal.SIGSTOP)  # so that it does not end meanwhile but keeps the workdir
         time.sleep(0.05)
     assert second.process.returncode == 1
     assert f"{killed} is in use: process {run.process.pid} on " in (tmp_path / "log_second").read_text()
@@ -129,7 +129,7 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     assert run.stop(signal.SIGTERM) == 128 + signal.SIGTERM
     stopped = logged_step(killed)
     with CheckpointManager(killed / "checkpoints", max_to_keep=2, read_only=True) as checkpoints:
-        assert checkpoints.latest_step() == stopped >= 83  # saved where it stood, not at the last tenth step
+        assert checkpoints.latest_step() == stopped >= 83  # saved at the current step, not at the last multiple of ten
 
     run = start()
     assert run.process.wait(timeout=200) == 0
@@ -150,7 +150,7 @@ def test_a_run_killed_again_and_again_ends_like_one_never_stopped(tmp_path, comm
     assert [entry["step"] for entry in history] == sorted(entry["step"] for entry in history)
     assert history[-1]["step"] == stopped
 
-    # The record is whole as well: every step once, with the same loss.
+    # metrics.jsonl is complete as well: every step once, with the same loss.
     rows, expected_rows = metrics(killed), metrics(whole)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected_rows]

@@ -1,4 +1,4 @@
-"""Drawing images from a checkpoint, with every option that config.sampling has."""
+"""--mode=sample with all options of config.sampling."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Workdir of a run of a class-conditional model, with checkpoints of steps 2, 4 and 6; and its config."""
+    """Workdir of a class-conditional run with checkpoints of steps 2, 4 and 6, and its fields."""
     folder = tmp_path_factory.mktemp("trained")
     return folder, FIELDS
 
@@ -34,7 +34,7 @@ FIELDS = {"model.class_conditional": True, "optimizer.learning_rate": 0.05, "opt
 
 @pytest.fixture
 def draw(trained, tiny_config, tmp_path):
-    """(fields) -> arrays drawn from the trained run."""
+    """(fields) -> arrays of images.npz, sampled from the trained run."""
     folder, fields = trained
     if not (folder / "config.json").exists():
         train.run(tiny_config(fields), str(folder))
@@ -50,18 +50,18 @@ def draw(trained, tiny_config, tmp_path):
     return run
 
 
-def test_exactly_n_images_with_their_labels_and_a_picture(draw, tmp_path):
-    drawn = draw({"sampling.num_images": 12, "sampling.batch_size": 8})
-    assert drawn["images"].shape == (12, 8, 8, 1)
-    assert drawn["images"].dtype == np.uint8
-    assert drawn["labels"].tolist() == [*range(10), 0, 1]
-    assert set(drawn) == {"images", "labels", "label_names"}
-    assert drawn["label_names"].tolist() == list("0123456789")
+def test_the_number_of_images_their_labels_and_the_grid(draw, tmp_path):
+    arrays = draw({"sampling.num_images": 12, "sampling.batch_size": 8})
+    assert arrays["images"].shape == (12, 8, 8, 1)
+    assert arrays["images"].dtype == np.uint8
+    assert arrays["labels"].tolist() == [*range(10), 0, 1]
+    assert set(arrays) == {"images", "labels", "label_names"}
+    assert arrays["label_names"].tolist() == list("0123456789")
     picture = np.asarray(Image.open(tmp_path / "out0" / "grid.png"))
     assert min(picture.shape) >= 3 * 64
 
 
-def test_each_option_changes_the_picture_and_no_other_run_does(draw):
+def test_each_option_changes_the_images(draw):
     base = draw()["images"]
     assert np.array_equal(base, draw()["images"])
     assert np.array_equal(base, draw({"sampling.batch_size": 1})["images"])
@@ -79,21 +79,21 @@ def test_each_option_changes_the_picture_and_no_other_run_does(draw):
     pictures = {field: draw({field: value})["images"] for field, value in changes.items()} | {"": base}
     for a in pictures:
         for b in pictures:
-            assert a == b or not np.array_equal(pictures[a], pictures[b]), f"{a} draws what {b} draws"
+            assert a == b or not np.array_equal(pictures[a], pictures[b]), f"{a} and {b} give the same images"
 
 
-def test_few_ancestral_steps_under_fixed_large_are_warned_of(draw, tiny_config, capsys):
-    """At most a tenth of the chain; by the rule that evaluations use."""
+def test_few_ancestral_steps_with_fixed_large_give_a_warning(draw, tiny_config, capsys):
+    """At most a tenth of T, as in evaluations."""
     ancestral = {"sampling.sampler": "ancestral"}
     draw(ancestral)
-    assert "note: ancestral sampling in 4 of 100 steps under fixed_large" in capsys.readouterr().out
+    assert "note: ancestral sampling in 4 of 100 steps with fixed_large" in capsys.readouterr().out
     assert sampling_config.sampling_warnings(tiny_config(ancestral | {"sampling.num_steps": 10}))
     for sound in ({}, {"sampling.num_steps": 11} | ancestral, {"diffusion.variance": "fixed_small"} | ancestral):
         assert sampling_config.sampling_warnings(tiny_config(sound | {"sampling.spacing": "trailing"})) == []
 
 
-def test_a_spacing_that_starts_far_below_the_noise_is_warned_of(tiny_config):
-    """By what it does to brightness; the cases are those of docs/colors.md."""
+def test_a_spacing_that_starts_below_pure_noise_gives_a_warning(tiny_config):
+    """The warning includes the effect on brightness; the cases are those of docs/colors.md."""
     cosine = {"diffusion.schedule": "cosine", "diffusion.num_timesteps": 1000, "data.image_size": 64, "data.channels": 3}
     (note,) = sampling_config.sampling_warnings(tiny_config(cosine | {"sampling.num_steps": 50}))
     assert note.startswith("spacing leading starts from pure noise at t=980")
@@ -103,20 +103,20 @@ def test_a_spacing_that_starts_far_below_the_noise_is_warned_of(tiny_config):
         assert sampling_config.sampling_warnings(tiny_config({"sampling.num_steps": 50} | sound)) == []
 
 
-def test_a_class_can_be_asked_for(draw):
+def test_a_class_can_be_selected(draw):
     assert draw({"sampling.label": 7})["labels"].tolist() == [7] * 5
 
 
-def test_stages_are_kept_on_request(draw, tmp_path):
-    drawn = draw({"sampling.num_intermediates": 3})
-    assert drawn["x_t"].shape == drawn["pred_xstart"].shape == (5, 4, 8, 8, 1)
-    assert np.array_equal(drawn["x_t"][:, -1], drawn["images"])
-    assert np.array_equal(drawn["images"], draw()["images"])  # to look does not change what one sees
+def test_intermediate_steps_are_saved_on_request(draw, tmp_path):
+    arrays = draw({"sampling.num_intermediates": 3})
+    assert arrays["x_t"].shape == arrays["pred_xstart"].shape == (5, 4, 8, 8, 1)
+    assert np.array_equal(arrays["x_t"][:, -1], arrays["images"])
+    assert np.array_equal(arrays["images"], draw()["images"])  # saving does not change the images
     for name in ("x_t", "pred_xstart"):
         assert (tmp_path / "out0" / f"{name}.png").exists()
 
 
-def test_the_default_folder_is_named_after_what_was_drawn(draw, trained, tiny_config, capsys):
+def test_the_default_folder_is_named_after_the_options(draw, trained, tiny_config, capsys):
     draw()
     folder, fields = trained
     changes = {"sampling.eta": 0.5, "sampling.params": "raw", "sampling.label": 3, "sampling.seed": 2}
@@ -131,12 +131,12 @@ NAMES = ("zero", "one/uno", "two", *"3456789")
 
 @pytest.fixture
 def named(monkeypatch):
-    """The run's data set has names of classes."""
+    """The data set of the run has class names."""
     monkeypatch.setattr(workdir, "read_data_identity", lambda folder: {"class_names": NAMES})
 
 
-def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path, named, monkeypatch):
-    """npz, PNG files and guided-diffusion's archive, each also made of a finished folder of another, without a network."""
+def test_each_format_has_the_same_images(draw, trained, tiny_config, tmp_path, named, monkeypatch):
+    """npz, PNG files and the archive of guided-diffusion, also converted from a finished folder without a network."""
     images = draw({"sampling.num_images": 12})["images"]
     folder, fields = trained
     fields = fields | {"sampling.num_images": 12}
@@ -153,7 +153,7 @@ def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path,
     np.testing.assert_array_equal(read[..., None], images)
     assert sorted(file.name for file in target.iterdir()) == ["grid.png", "manifest.json", "png"]
 
-    monkeypatch.setattr(BatchedSampler, "generate", None)  # what is there serves as the source of the rest
+    monkeypatch.setattr(BatchedSampler, "generate", None)  # formats are converted from existing files
     run("both")
     run("guided_diffusion")
     with np.load(target / "images.npz") as arrays:
@@ -163,7 +163,7 @@ def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path,
         np.testing.assert_array_equal(arrays["arr_0"], images)
         assert arrays["arr_1"].tolist() == [*range(10), 0, 1]
     whole = (target / "png" / names[3]).read_bytes()
-    for left in (b"", whole[:60]):  # as a crash of the machine leaves a file
+    for left in (b"", whole[:60]):  # as after a crash of the machine
         (target / "png" / names[3]).write_bytes(left)
         run("png")
         assert (target / "png" / names[3]).read_bytes() == whole
@@ -171,12 +171,12 @@ def test_each_format_holds_the_same_images(draw, trained, tiny_config, tmp_path,
     for file in target.glob("*.npz"):  # without them, the PNG files are the source
         file.unlink()
     (target / "png" / names[3]).write_bytes(whole[:45] + b"damaged" + whole[52:])
-    with pytest.raises(InvalidDataError, match=rf"{names[3]} is damaged \(.*\): remove it, and start the same command again"):
+    with pytest.raises(InvalidDataError, match=rf"{names[3]} is damaged \(.*\): remove it and run the same command again"):
         run("npz")
 
 
-def test_what_was_generated_before_an_end_is_not_generated_again(draw, trained, tiny_config, tmp_path, monkeypatch, capfd):
-    """A full disk, a kill or a NaN in the third batch: two batches are there, and the rest makes the same files."""
+def test_images_from_before_an_interruption_are_not_generated_again(draw, trained, tiny_config, tmp_path, monkeypatch, capfd):
+    """After an error in the third batch, two batches are reused and the output files are the same."""
     draw()
     folder, fields = trained
     fields = fields | {
@@ -216,7 +216,7 @@ def test_what_was_generated_before_an_end_is_not_generated_again(draw, trained, 
 
 
 def test_only_one_batch_is_in_memory(draw, trained, tiny_config, tmp_path, monkeypatch):
-    """10 batches: no more than two of their arrays are alive when the next one comes, and the files are read in parts."""
+    """10 batches: at most two of their arrays are alive at a time."""
     draw()
     folder, fields = trained
     original, alive, most = BatchedSampler.generate, [], []
@@ -237,7 +237,7 @@ def test_only_one_batch_is_in_memory(draw, trained, tiny_config, tmp_path, monke
     assert max(most) <= 2
 
 
-def test_stages_of_many_images_are_kept_of_the_first_alone(draw, trained, tiny_config, tmp_path, capsys, monkeypatch):
+def test_intermediate_steps_are_saved_for_the_first_images_only(draw, trained, tiny_config, tmp_path, capsys, monkeypatch):
     draw()
     monkeypatch.setattr(sample, "KEPT_IMAGES", 6)
     monkeypatch.setattr(sample_files, "KEPT_IMAGES", 6)
@@ -245,7 +245,7 @@ def test_stages_of_many_images_are_kept_of_the_first_alone(draw, trained, tiny_c
     few = fields | {"sampling.num_images": 11, "sampling.batch_size": 8, "sampling.num_intermediates": 2}
     assert sample.run(tiny_config(few), str(folder), output=str(tmp_path / "few")) == 0
     assert (
-        "note: stages along the way (config.sampling.num_intermediates) are kept of the first 6 images"
+        "note: intermediate steps (config.sampling.num_intermediates) are saved for the first 6 images only"
         in capsys.readouterr().out
     )
     with np.load(tmp_path / "few" / "images.npz") as arrays:
@@ -254,8 +254,8 @@ def test_stages_of_many_images_are_kept_of_the_first_alone(draw, trained, tiny_c
         np.testing.assert_array_equal(arrays["x_t"][:, -1], arrays["images"][:6])
 
 
-def test_no_call_replaces_what_another_made(draw, trained, tiny_config, tmp_path):
-    """Other counts, stages, labels and weights: a folder each; none of the files made before changes."""
+def test_no_call_overwrites_the_files_of_another(draw, trained, tiny_config, tmp_path):
+    """Other counts, intermediate steps, labels and parameters get their own folders; earlier files do not change."""
     draw()
     folder, fields = trained
     seen = {}
@@ -276,8 +276,8 @@ def test_no_call_replaces_what_another_made(draw, trained, tiny_config, tmp_path
 
 
 @pytest.mark.timeout(300)
-def test_a_kill_at_any_instant_and_the_same_command_end_like_one_never_killed(trained, draw, command, tmp_path):
-    """A real process, SIGKILL once some pieces are there."""
+def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(trained, draw, command, tmp_path):
+    """SIGKILL to a real process after some chunks."""
     draw()
     folder, fields = trained
     fields = fields | {"sampling.num_images": 400, "sampling.batch_size": 8, "sampling.format": "both"}
@@ -298,16 +298,16 @@ def test_a_kill_at_any_instant_and_the_same_command_end_like_one_never_killed(tr
     killed.stdout.close()
     for name in ("killed", "whole"):
         process = start(name)
-        said, _ = process.communicate()
-        assert process.returncode == 0, said
-        assert ("of 400 images are there already" in said) == (name == "killed")
+        log, _ = process.communicate()
+        assert process.returncode == 0, log
+        assert ("of 400 images are there already" in log) == (name == "killed")
     whole = {file.relative_to(tmp_path / "whole"): file.read_bytes() for file in (tmp_path / "whole").rglob("*.*")}
     again = {file.relative_to(tmp_path / "killed"): file.read_bytes() for file in (tmp_path / "killed").rglob("*.*")}
     assert len(whole) == 400 + 3
     assert again == whole
 
 
-def test_what_cannot_be_drawn_is_said_in_one_line(draw, trained, tiny_config, tmp_path, monkeypatch):
+def test_errors_are_one_line(draw, trained, tiny_config, tmp_path, monkeypatch):
     draw()
     folder, fields = trained
 
@@ -327,4 +327,4 @@ def test_what_cannot_be_drawn_is_said_in_one_line(draw, trained, tiny_config, tm
     refused("config.sampling.format is 'jpg': choose one of npz, png", changes={"sampling.format": "jpg"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "grid.png").write_text("")
-    refused("holds another grid.png", output=str(tmp_path / "mine"))
+    refused("already holds grid.png", output=str(tmp_path / "mine"))

@@ -1,4 +1,4 @@
-"""The training program, run in this process on eight devices."""
+"""--mode=train, run in this process on eight devices."""
 
 import math
 import os
@@ -27,8 +27,8 @@ def steps_saved(workdir):
         return checkpoints.steps()
 
 
-def test_a_run_leaves_what_the_contract_says(tmp_path, tiny_config, metrics, capfd, monkeypatch):
-    monkeypatch.setattr(progress, "MIN_WINDOW_S", 0.0)  # six tiny steps may take less time than a speed needs
+def test_a_run_writes_its_files_and_log_lines(tmp_path, tiny_config, metrics, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "MIN_WINDOW_S", 0.0)  # six tiny steps may be too fast for a throughput
     fields = {
         "train.sample_every": 3,
         "train.max_to_keep": 1,
@@ -48,7 +48,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, tiny_config, metrics, cap
     assert rows[-1]["images_per_second"] == pytest.approx(8 * rows[-1]["steps_per_second"])
     config = tiny_config()
     assert rows[0]["learning_rate"] == pytest.approx(config.optimizer.learning_rate * 2 / config.optimizer.warmup_steps)
-    assert steps_saved(tmp_path) == [4, 6]  # the latest, and every fourth
+    assert steps_saved(tmp_path) == [4, 6]  # the latest, and multiples of 4
     names = sorted(os.listdir(tmp_path / "samples"))
     assert names == [f"step_{step:08d}{kind}.png" for step in (3, 6) for kind in ("-pred_xstart", "-x_t", "")]
     grid = np.asarray(Image.open(tmp_path / "samples" / "step_00000006.png"))
@@ -56,7 +56,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, tiny_config, metrics, cap
     assert grid.shape[0] >= 2 * 64
     assert any("tfevents" in name for _, _, files in os.walk(tmp_path) for name in files)
     out = capfd.readouterr().err
-    assert out.count("parameters") == 2  # their number and their file, in one line
+    assert out.count("parameters") == 2  # number and file, in one line
     assert re.search(r"^[\d,]+ parameters, listed in .*/parameters\.txt$", out, re.MULTILINE)
     assert "conv_in/kernel" in (tmp_path / "parameters.txt").read_text()
     assert "conv_in/kernel" not in out
@@ -65,7 +65,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path, tiny_config, metrics, cap
     assert "step_00000006.png" in out
 
 
-def test_one_trace_serves_all_steps(tmp_path, tiny_config, monkeypatch):
+def test_the_train_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
     traces = []
     original = build.train_step
 
@@ -90,12 +90,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         train.run(tiny_config({"train.num_steps": 20}), str(tmp_path))
     assert str(caught.value).endswith("To resume, give the command a --config.optimizer.learning_rate below 0.002")
     assert steps_saved(tmp_path)[-1] == 4
-    monkeypatch.undo()  # the advice, taken
+    monkeypatch.undo()  # follow the advice
     assert train.run(tiny_config({"train.num_steps": 6, "optimizer.learning_rate": 1e-3}), str(tmp_path)) == 0
     assert steps_saved(tmp_path)[-1] == 6
 
 
-def test_training_goes_on_to_a_new_goal_and_a_finished_run_takes_no_step(tmp_path, tiny_config, metrics):
+def test_training_continues_to_more_steps_and_a_finished_run_does_nothing(tmp_path, tiny_config, metrics):
     assert train.run(tiny_config(), str(tmp_path)) == 0
     assert train.run(tiny_config(), str(tmp_path)) == 0
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6]
@@ -127,8 +127,8 @@ MANY = {
 }
 
 
-def evaluations_of_pictures(monkeypatch):
-    """[(images, sampler steps)] of every picture that training makes, as they are made."""
+def recorded_grids(monkeypatch):
+    """[(images, sampler steps)] of all image grids of the training, in order."""
     made, original = [], BatchedSampler.generate
 
     def recording(self, *args, num_images, **kwargs):
@@ -140,16 +140,18 @@ def evaluations_of_pictures(monkeypatch):
 
 
 def test_a_first_try_is_short(tmp_path, tiny_config, monkeypatch, capfd, command):
-    """Two steps with 5 images of 100 evaluations each to show: 20 quick steps along the way, and nothing at the end but a
+    """Two steps with 5 images of 100 evaluations: a quick grid of 20 solver steps during training, and at the end only a
     command that works."""
-    made = evaluations_of_pictures(monkeypatch)
+    made = recorded_grids(monkeypatch)
     config = tiny_config(MANY | {"sampling.num_images": 5})
     monkeypatch.setattr("sys.argv", ["main.py"])
     assert train.run(config, str(tmp_path / "run")) == 0
     assert made == [(5, 20)]
-    said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith("done: 2 steps; no picture was made, since it would take longer than the training; make one with: ")
-    line = shlex.split(said.partition("make one with: ")[2])
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        "done: 2 steps; no image grid was saved, since it would take longer than the training; generate one with"
+    )
+    line = shlex.split(last.partition("generate one with: ")[2])
     assert line[1] == "main.py"
     flags = ["--config.sampling.num_images=3", f"--compilation_cache={command('x')[4].partition('=')[2]}"]
     result = subprocess.run([*line, *flags], cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=False)
@@ -161,14 +163,14 @@ def test_a_first_try_is_short(tmp_path, tiny_config, monkeypatch, capfd, command
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"train.num_steps": 10}, [20, 20]),  # the last picture: 100 x 5 / (3 x 8) = 21 steps are more than 10, 4.2 are not
+        ({"train.num_steps": 10}, [20, 20]),  # the last grid: 100 x 5 / (3 x 8) = 21 steps are more than 10, 4.2 are not
         ({"train.num_steps": 21}, [20, 100]),
         ({"train.num_steps": 21, "train.sample_num_steps": 0}, [100, 100]),
         ({"train.num_steps": 21, "train.sample_num_steps": 7}, [7, 100]),
         ({"train.num_steps": 10, "train.sample_num_steps": 7, "sampling.num_steps": 7}, [7, 7]),
     ],
 )
-def test_pictures_are_quick_along_the_way_and_full_at_the_end(tiny_config, fields, expected):
+def test_grids_are_quick_during_training_and_full_at_the_end(tiny_config, fields, expected):
     config = tiny_config(MANY | fields)
     quick, full = sampling_config.quick_config(config), sampling_config.few_images(config)
     last = full if sampling_config.cost_in_steps(full) <= config.train.num_steps else quick
@@ -176,7 +178,7 @@ def test_pictures_are_quick_along_the_way_and_full_at_the_end(tiny_config, field
     assert sampling_config.cost_in_steps(last) <= config.train.num_steps
 
 
-def test_quick_pictures_suit_every_schedule_and_sampler(tiny_config):
+def test_quick_grids_work_with_every_schedule_and_sampler(tiny_config):
     for fields in (
         {"diffusion.zero_terminal_snr": True, "diffusion.prediction": "v", "sampling.spacing": "trailing"},
         {"sampling.sampler": "unipc", "sampling.order": 3},
@@ -197,15 +199,15 @@ def test_quick_pictures_suit_every_schedule_and_sampler(tiny_config):
         assert quick.sampling.num_images <= 100
 
 
-def test_a_picture_with_nan_is_left_out_and_training_goes_on(tmp_path, tiny_config, monkeypatch, capfd, metrics):
+def test_a_grid_with_nan_is_skipped_and_training_continues(tmp_path, tiny_config, monkeypatch, capfd, metrics):
     def poisoned(self, *args, **kwargs):
         raise NonFiniteSamples("3 of the 5 images 0..4 are NaN or infinite")
 
     monkeypatch.setattr(BatchedSampler, "generate", poisoned)
     assert train.run(tiny_config({"train.sample_every": 2}), str(tmp_path)) == 0
     out = capfd.readouterr().err
-    assert "no picture of step 2: 3 of the 5 images" in out
-    assert "done: 6 steps; no picture was made" in out
+    assert "no image grid for step 2: 3 of the 5 images" in out
+    assert "done: 6 steps; no image grid was saved" in out
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6]
     assert steps_saved(tmp_path)[-1] == 6
 
@@ -219,7 +221,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"diffusion.schedule": "quadric"}, "config.diffusion.schedule is 'quadric': choose one of linear, cosine, sigmoid"),
         ({"diffusion.prediction": "noise"}, "eps, x_start, v"),
@@ -256,9 +258,9 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_wrong_with_a_config_is_said_in_one_line(tmp_path, tiny_config, fields, said):
+def test_config_errors_are_one_line(tmp_path, tiny_config, fields, message):
     with pytest.raises(ExpectedError) as caught:
         train.run(tiny_config(fields), str(tmp_path / "run"))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was computed

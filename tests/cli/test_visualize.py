@@ -1,4 +1,4 @@
-"""--mode=visualize: what its pictures show, and where it refuses."""
+"""--mode=visualize: content of the figures, and errors."""
 
 import jax
 import numpy as np
@@ -22,15 +22,15 @@ ALL = ("chain.png", "forward.png", "reverse.png")
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """The arguments of every sheet that is drawn, in order: [(rows, options)]."""
-    drawn, original = [], filmstrip.sheet
+    """The arguments of all `filmstrip.sheet` calls, in order: [(rows, options)]."""
+    calls, original = [], filmstrip.sheet
 
     def recording(rows, **options):
-        drawn.append((rows, options))
+        calls.append((rows, options))
         return original(rows, **options)
 
     monkeypatch.setattr(filmstrip, "sheet", recording)
-    return drawn
+    return calls
 
 
 def names(path):
@@ -44,7 +44,7 @@ def digits(config):
     ]
 
 
-def test_three_pictures_the_same_each_time_and_no_change_to_the_run(trained, tiny_config, tmp_path, capsys):
+def test_three_reproducible_figures_and_an_unchanged_run(trained, tiny_config, tmp_path, capsys):
     before = (trained / "config.json").read_bytes()
     assert visualize.run(tiny_config(FIELDS), str(trained)) == 0
     target = trained / "samples" / "visualize-step_6-ddim-20-seed_0"
@@ -62,7 +62,7 @@ def test_three_pictures_the_same_each_time_and_no_change_to_the_run(trained, tin
     assert (trained / "config.json").read_bytes() == before
 
 
-def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
+def test_content_of_the_figures(trained, tiny_config, tmp_path, sheets):
     """Data at the left of forward and chain; samples at the right of reverse and chain; the labels are their t and class."""
     config = tiny_config(FIELDS | {"visualize.start_index": 7})
     assert visualize.run(config, str(trained), output=str(tmp_path)) == 0
@@ -73,14 +73,14 @@ def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
     assert forward_options["column_t"].tolist() == [-1, 19, 39, 59, 79, 99]
     assert forward_options["column_labels"][1:] == ["$t=19$", "$t=39$", "$t=59$", "$t=79$", "$t=99$"]
 
-    # 20 DDIM steps of 100 stand at t = 95, 90 .. 0; every fourth is shown, then the image.
+    # 20 DDIM steps of 100 are at t = 95, 90 .. 0; every fourth is shown, then the image.
     assert reverse.shape == (6, 6, 8, 8, 1)
     assert reverse_options["column_labels"] == ["$t=95$", "$t=75$", "$t=55$", "$t=35$", "$t=15$", "sample"]
     np.testing.assert_array_equal(reverse[::2, -1], reverse[1::2, -1])
     changes = {"sampling.num_images": 3}
     assert sample.run(tiny_config(FIELDS | changes), str(trained), output=str(tmp_path / "sampled")) == 0
     with np.load(tmp_path / "sampled" / "images.npz") as arrays:
-        samples = arrays["images"]  # --mode=sample draws the same images from the same seed
+        samples = arrays["images"]  # --mode=sample generates the same images
     np.testing.assert_array_equal(reverse[::2, -1], samples)
 
     assert chain.shape == (3, 7, 8, 8, 1)
@@ -94,8 +94,8 @@ def test_what_the_pictures_show(trained, tiny_config, tmp_path, sheets):
     assert chain_options["end_labels"] == ["class 0", "class 1", "class 2"]
 
 
-def test_pictures_state_what_they_cannot_show(trained, tiny_config, tmp_path, sheets):
-    """One noise per row, and that the class was chosen: in the pictures that show it and in no other."""
+def test_notes_of_the_figures(trained, tiny_config, tmp_path, sheets):
+    """The notes on the noise and on the class are in the figures that show them only."""
     assert visualize.run(tiny_config(FIELDS), str(trained), output=str(tmp_path)) == 0
     notes = [" ".join(options["notes"]) for _, options in sheets]
     assert ["one noise" in note for note in notes] == [True, False, True]
@@ -124,44 +124,44 @@ def test_pictures_state_what_they_cannot_show(trained, tiny_config, tmp_path, sh
         ({"sampling.sampler": "dpmpp_2m_sde"}, "reverse: dpmpp_2m_sde, 20 steps"),
     ],
 )
-def test_the_reverse_chain_is_named_after_its_sampler(tiny_config, fields, words):
-    """p_θ is ancestral sampling without guidance, and nothing else."""
-    assert visualize.reverse_words(tiny_config(FIELDS | fields)) == words
+def test_the_reverse_chain_is_labeled_with_its_sampler(tiny_config, fields, words):
+    """Only ancestral sampling without guidance is labeled p_θ."""
+    assert visualize.reverse_label(tiny_config(FIELDS | fields)) == words
 
 
-def test_every_sampler_is_named(tiny_config):
-    """A deterministic sampler is said to add no noise, whichever samplers there are."""
+def test_every_sampler_has_a_label(tiny_config):
+    """The label of each deterministic sampler says that no noise is added."""
     for sampler in SAMPLERS:
-        words = visualize.reverse_words(tiny_config(FIELDS | {"sampling.sampler": sampler}))
+        words = visualize.reverse_label(tiny_config(FIELDS | {"sampling.sampler": sampler}))
         assert ("no noise" in words) == (sampler not in ("ancestral", "dpmpp_2m_sde")), sampler
 
 
-def test_an_unconditional_model_has_no_classes_to_show(tiny_config):
+def test_an_unconditional_model_has_no_class_labels(tiny_config):
     config = tiny_config(FIELDS | {"model.class_conditional": False})
     nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
-    drawn = GeneratedBatch(images=nothing[:, 0], cond=None, saved_x=nothing, saved_pred_xstart=nothing)
-    assert visualize.class_labels(config, drawn) == visualize.class_note(config) == []
+    generated = GeneratedBatch(images=nothing[:, 0], cond=None, saved_x=nothing, saved_pred_xstart=nothing)
+    assert visualize.class_labels(config, generated) == visualize.class_note(config) == []
     config = tiny_config(FIELDS | {"sampling.guidance_scale": 0.0})
-    drawn = GeneratedBatch(images=nothing[:, 0], cond=np.arange(2), saved_x=nothing, saved_pred_xstart=nothing)
-    assert visualize.class_labels(config, drawn) == ["no class", "no class"]
+    generated = GeneratedBatch(images=nothing[:, 0], cond=np.arange(2), saved_x=nothing, saved_pred_xstart=nothing)
+    assert visualize.class_labels(config, generated) == ["no class", "no class"]
     assert visualize.class_note(config) == []
 
 
-def test_the_way_back_starts_from_the_noise_of_the_way_there(trained, tiny_config):
+def test_the_reverse_chain_starts_from_the_noise_of_the_forward_process(trained, tiny_config):
     config = visualize.with_few_images(tiny_config(FIELDS))
     mesh = meshes.make_mesh()
     params, _ = common.restore_params(config, trained, mesh)
     generator, t = visualize.build_reverse(config, mesh)
-    drawn = common.generate(config, generator, params)
+    generated = common.generate(config, generator, params)
     noise = visualize.starting_noise(config)
-    np.testing.assert_allclose(drawn.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two programs: equal but for rounding
+    np.testing.assert_allclose(generated.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two compiled programs: equal up to rounding
     assert (np.diff(t) < 0).all()
-    assert drawn.saved_x.shape[1] == len(t) == 5
+    assert generated.saved_x.shape[1] == len(t) == 5
 
 
 @pytest.mark.parametrize("schedule_name", ["linear", "cosine", "sigmoid"])
 def test_forward_stages_are_the_closed_form_with_one_noise_per_image(tiny_config, schedule_name):
-    """x_t = sqrt(acp) x_0 + sqrt(1 - acp) ε in float64; 1e-5. The last column is ε but for sqrt(acp) < .01 of the image."""
+    """x_t = sqrt(acp) x_0 + sqrt(1 - acp) ε in float64; 1e-5. The last column is ε, up to a signal of sqrt(acp) < 0.01."""
     config = tiny_config(FIELDS | {"diffusion.schedule": schedule_name})
     schedule, images, noise = build.build_schedule(config), digits(config), np.asarray(visualize.starting_noise(config))
     t = visualize.forward_timesteps(schedule, 6)
@@ -179,8 +179,8 @@ def test_forward_stages_are_the_closed_form_with_one_noise_per_image(tiny_config
 
 def test_noise_differs_by_image_and_seed(tiny_config):
     noise = [np.asarray(visualize.starting_noise(tiny_config(FIELDS | {"sampling.seed": seed}))) for seed in (0, 1)]
-    drawn = np.concatenate(noise).reshape(6, -1)
-    assert np.abs(np.corrcoef(drawn) - np.eye(6)).max() < 0.6  # of 64 numbers each: 5 standard deviations
+    flat = np.concatenate(noise).reshape(6, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(6)).max() < 0.6  # of 64 numbers each: 5 standard deviations
 
 
 def test_bits_to_noise_in_closed_form(tiny_config):
@@ -203,8 +203,8 @@ def test_fewer_steps_than_stages_are_shown_one_by_one(trained, tiny_config, tmp_
     assert [rows.shape[1] for rows, _ in sheets] == [6, 3, 5]
 
 
-def test_without_a_checkpoint_there_is_the_forward_picture(tiny_config, tmp_path, capsys):
-    """In a workdir that holds nothing, and leaves nothing there that would make it a run of this config."""
+def test_without_a_checkpoint_there_is_only_the_forward_figure(tiny_config, tmp_path, capsys):
+    """In an empty workdir, which does not become a run."""
     run = tmp_path / "run"
     assert visualize.run(tiny_config(FIELDS), str(run)) == 0
     assert names(run / "samples" / "visualize-forward") == ("forward.png",)
@@ -215,7 +215,7 @@ def test_without_a_checkpoint_there_is_the_forward_picture(tiny_config, tmp_path
     assert "only forward.png" in out
 
 
-def test_colour_images_of_a_real_set(tiny_config, tmp_path, real_data, sheets):
+def test_color_images_of_a_real_data_set(tiny_config, tmp_path, real_data, sheets):
     if real_data is None:
         pytest.skip("needs DDPM_JAX_TEST_DATA")
     fields = {"data.name": "cifar10", "data.data_dir": str(real_data / "tfds"), "data.image_size": 32, "data.channels": 3}
@@ -226,7 +226,7 @@ def test_colour_images_of_a_real_set(tiny_config, tmp_path, real_data, sheets):
     np.testing.assert_array_equal(rows[:, 0], digits(config))
 
 
-def test_what_cannot_be_drawn_is_said_in_one_line(trained, tiny_config, tmp_path):
+def test_errors_are_one_line(trained, tiny_config, tmp_path):
     def refused(match, changes=None, error=UsageError, where=trained, output=""):
         with pytest.raises(error, match=match) as caught:
             visualize.run(tiny_config(FIELDS | (changes or {})), str(where), output=output)
@@ -253,14 +253,14 @@ def test_from_the_command_line(trained, tmp_path, main):
     assert "Traceback" not in result.stderr
 
 
-def test_classes_are_named_where_their_names_are_known(tiny_config):
+def test_class_labels_use_known_names(tiny_config):
     nothing = np.zeros((2, 1, 8, 8, 1), np.float32)
-    drawn = GeneratedBatch(images=nothing[:, 0], cond=np.array([1, 2]), saved_x=nothing, saved_pred_xstart=nothing)
-    assert visualize.class_labels(tiny_config(FIELDS), drawn, ("daisy", "rose")) == ["class rose", "class 2"]
+    generated = GeneratedBatch(images=nothing[:, 0], cond=np.array([1, 2]), saved_x=nothing, saved_pred_xstart=nothing)
+    assert visualize.class_labels(tiny_config(FIELDS), generated, ("daisy", "rose")) == ["class rose", "class 2"]
 
 
 def test_the_benchmark_of_pred_xstart(trained, repository, monkeypatch, capsys):
-    """Errors are those of a network that outputs nearly nothing: near pure noise eps is off by 1, and pixels are outside."""
+    """The errors are those of a network whose output is nearly zero: near pure noise eps is off by 1, pixels out of range."""
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     import pred_xstart
 

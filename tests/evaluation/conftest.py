@@ -1,4 +1,4 @@
-"""The tests of this folder use `exact_denoisers.py` of the samplers' tests."""
+"""Lets the tests of this folder import `exact_denoisers.py` from the sampler tests."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Features over devices: the same on any number of them, of exactly the images given, and errors where they make no sense."""
+"""Feature extraction: independent of the number of devices, one row per image, and errors for invalid features."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8
 
 
 def brightness(images):
-    """A function of one's own, as `module:function` names it."""
+    """A user-defined extractor, named by `module:function`."""
     return images.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -38,7 +38,7 @@ def extracted(extractor, devices=8, sizes=(8, 8, 5), **options):
     return np.concatenate([part.features for part in parts])
 
 
-def test_pixels_are_the_pixels_on_any_number_of_devices():
+def test_pixel_features_on_any_number_of_devices():
     seen = []
     got = extracted(features.make_extractor("pixels"), report=seen.append)
     np.testing.assert_allclose(got, IMAGES.reshape(21, -1) / 255, rtol=1e-6)
@@ -46,7 +46,7 @@ def test_pixels_are_the_pixels_on_any_number_of_devices():
     np.testing.assert_array_equal(extracted(features.make_extractor("pixels"), devices=1, sizes=(3, 8, 8, 2)), got)
 
 
-def test_a_function_of_ones_own(monkeypatch):
+def test_a_user_defined_function(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__).rsplit("/", 1)[0])
     extractor = features.make_extractor("test_feature_extraction:brightness")
     np.testing.assert_allclose(extracted(extractor), IMAGES.mean(axis=(1, 2)), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Statistics of real images that are not those of a run are refused."""
+"""Reference statistics that do not fit the run are errors."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from ddpm_jax.evaluation.reference import check_value_range
 from ddpm_jax.runtime.errors import InvalidDataError
 
 
-def test_statistics_of_other_levels_are_refused():
-    """The same files and another range of gray levels: the fingerprint is the same, and the images are not."""
+def test_statistics_with_another_value_range_are_an_error():
+    """The same files with another range of gray levels have the same fingerprint but different images."""
     ours = (0.0, 1023.0)
     for theirs in ({"value_range": [0.0, 1023.0]}, {"value_range": []}, {}, None):
         check_value_range("a.npz", theirs, ours)

@@ -1,4 +1,4 @@
-"""Results in a folder: the same replaces itself, another lies beside, a torn file harms none."""
+"""Results in a folder: a repeated measurement replaces its result only, and damaged files are skipped."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ import pytest
 from ddpm_jax.evaluation.results import Result, Results, digest, join, write_json
 from ddpm_jax.runtime.errors import FileAccessError
 
-ONE = Result("drawn", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
+ONE = Result("generated", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
 
 
-def test_the_same_measurement_replaces_itself_and_nothing_else(tmp_path):
+def test_a_repeated_measurement_replaces_only_its_own_result(tmp_path):
     results = Results(tmp_path / "results")
     assert results.read() == []
     others = [
@@ -43,7 +43,7 @@ def test_metrics_of_one_row_are_joined():
     assert rows[1] == other
 
 
-def test_what_is_torn_is_left_out_and_logged(tmp_path, log_lines):
+def test_damaged_files_are_skipped_and_logged(tmp_path, log_lines):
     results = Results(tmp_path)
     file = results.add(ONE, "step_5")
     (tmp_path / "half.json").write_text(file.read_text()[:40])
@@ -54,9 +54,9 @@ def test_what_is_torn_is_left_out_and_logged(tmp_path, log_lines):
     assert all("measure it again" in line for line in log_lines)
 
 
-def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileAccessError, match="cannot make the folder"):
+    with pytest.raises(FileAccessError, match="cannot create the folder"):
         Results(tmp_path / "file" / "results").add(ONE, "step_5")
 
 
@@ -66,7 +66,7 @@ def _write(folder, first):
         Results(folder).read()
 
 
-def test_programs_that_write_at_once_lose_nothing(tmp_path):
+def test_concurrent_writers_lose_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write, args=(tmp_path, first)) for first in (0, 20)]
     for process in processes:
@@ -81,7 +81,7 @@ def test_names_and_digests():
     assert digest({"a": 1, "b": 2}) == digest(json.loads('{"b": 2, "a": 1}')) != digest({"a": 1, "b": 3})
 
 
-def test_json_holds_all_but_what_it_has_no_word_for(tmp_path):
+def test_nan_and_infinity_become_null_in_json(tmp_path):
     write_json(tmp_path / "r.json", {"a": 1.5, "b": [float("nan"), {"c": float("inf")}], "d": "x", "e": (1, True)})
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": 1.5, "b": [None, {"c": None}], "d": "x", "e": [1, True]}
     with pytest.raises(FileAccessError, match="cannot write"):
