@@ -1,4 +1,4 @@
-"""The entry points: one module per --mode, and `common` for shared code. Each module has a function
+"""The entry points: one module per --mode, and `common` for shared code. Each mode is a function:
 
     run(config, folder, *, output="", defaults=None) -> exit code
 

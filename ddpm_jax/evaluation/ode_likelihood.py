@@ -75,7 +75,7 @@ def dequantize(images: jax.Array, keys: jax.Array) -> jax.Array:
 
     Args:
       images: uint8 [B, ...], levels k.
-      keys: [B]; u is drawn from fold_in(key, 0).
+      keys: [B]; u uses fold_in(key, 0).
     """
     u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), images.shape[1:]))(keys)
     return (images.astype(jnp.float32) + u) / LEVELS_PER_UNIT - 1.0

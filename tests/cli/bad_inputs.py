@@ -326,7 +326,9 @@ CASES = (
         advice=("--config.optimizer.learning_rate=0.001",),
     ),
     Case("infinite learning rate", (*TRAIN, "--config.optimizer.learning_rate=inf"), "config.optimizer.learning_rate"),
-    Case("learning rate that is no number", (*TRAIN, "--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"),
+    Case(
+        "learning rate that is not a number", (*TRAIN, "--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"
+    ),
     Case(
         "checkpoints kept",
         (*TRAIN, "--config.train.max_to_keep=0"),
@@ -600,7 +602,7 @@ CASES = (
         repair=put_back_config,
     ),
     Case(
-        "config.json that is no text",
+        "config.json that is not text",
         ("--workdir={here}/run", "--mode=sample"),
         "{here}/run/config.json",
         code=1,
@@ -825,7 +827,7 @@ CASES = (
         advice=("--config.edit.mask=center",),
     ),
     Case(
-        "mask that is no image",
+        "mask that is not an image",
         (*INPAINT, "--config.edit.mask={here}/mask.png"),
         "{here}/mask.png",
         code=1,
@@ -966,7 +968,7 @@ CASES = (
         slow=True,
     ),
     Case(
-        "weights beside other features",
+        "Inception weights with other features",
         (*EVALUATE, "--config.evaluation.inception_path={here}/w.pth"),
         "config.evaluation.inception_path",
         advice=("--config.evaluation.inception_path=",),

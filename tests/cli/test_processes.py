@@ -120,7 +120,7 @@ def final_state(tiny_config):
             CheckpointManager(workdir / "checkpoints", max_to_keep=1, read_only=True) as checkpoints,
             warnings.catch_warnings(),
         ):
-            # Orbax tells that the state is read on other devices than it was saved from, as is meant here.
+            # Orbax warns that the state is read on other devices than it was saved from, which is intended.
             warnings.filterwarnings("ignore", "Sharding info not provided|Couldn't find sharding info")
             fields, step = checkpoints.restore(abstract.fields())
         leaves, _ = jax.tree_util.tree_flatten_with_path(fields)
@@ -232,10 +232,10 @@ def test_two_processes_give_the_metrics_of_one(one_process, shared, command, tin
         assert found == expected | close
     for name in ("images", "bits_per_dim", "rate", "distortion_bits", "standard_error", "prior"):
         assert two["bits_per_dim"][0][name] == pytest.approx(one["bits_per_dim"][0][name], rel=1e-6), name
-    pieces = sorted(file.relative_to(shared / "one_eval") for file in (shared / "one_eval" / "images").rglob("*.npz"))
-    assert len(pieces) == 2
-    for piece in pieces:
-        with np.load(shared / "two_eval" / piece) as theirs, np.load(shared / "one_eval" / piece) as ours:
+    chunks = sorted(file.relative_to(shared / "one_eval") for file in (shared / "one_eval" / "images").rglob("*.npz"))
+    assert len(chunks) == 2
+    for chunk in chunks:
+        with np.load(shared / "two_eval" / chunk) as theirs, np.load(shared / "one_eval" / chunk) as ours:
             assert set(theirs) == {"images", "labels"}
             for name in ours:
                 np.testing.assert_array_equal(theirs[name], ours[name])

@@ -109,7 +109,7 @@ def test_sampling_during_training_needs_no_lock(trained, tiny_config, tmp_path):
         lock.check()
 
 
-@pytest.mark.parametrize("steps", [6, 3], ids=["along the way", "at the end"])
+@pytest.mark.parametrize("steps", [6, 3], ids=["during training", "at the end"])
 def test_training_that_lost_its_workdir_saves_nothing(tmp_path, tiny_config, monkeypatch, steps):
     """Another machine took the lock after step 2, while this one did not respond."""
     add = train.DelayedMetricLogger.add

@@ -33,7 +33,7 @@ FIELDS = {"model.class_conditional": True, "optimizer.learning_rate": 0.05, "opt
 
 
 @pytest.fixture
-def draw(trained, tiny_config, tmp_path):
+def generate(trained, tiny_config, tmp_path):
     """(fields) -> arrays of images.npz, sampled from the trained run."""
     folder, fields = trained
     if not (folder / "config.json").exists():
@@ -50,8 +50,8 @@ def draw(trained, tiny_config, tmp_path):
     return run
 
 
-def test_the_number_of_images_their_labels_and_the_grid(draw, tmp_path):
-    arrays = draw({"sampling.num_images": 12, "sampling.batch_size": 8})
+def test_the_number_of_images_their_labels_and_the_grid(generate, tmp_path):
+    arrays = generate({"sampling.num_images": 12, "sampling.batch_size": 8})
     assert arrays["images"].shape == (12, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
     assert arrays["labels"].tolist() == [*range(10), 0, 1]
@@ -61,11 +61,11 @@ def test_the_number_of_images_their_labels_and_the_grid(draw, tmp_path):
     assert min(picture.shape) >= 3 * 64
 
 
-def test_each_option_changes_the_images(draw):
-    base = draw()["images"]
-    assert np.array_equal(base, draw()["images"])
-    assert np.array_equal(base, draw({"sampling.batch_size": 1})["images"])
-    assert np.array_equal(base[:2], draw({"sampling.num_images": 2})["images"])
+def test_each_option_changes_the_images(generate):
+    base = generate()["images"]
+    assert np.array_equal(base, generate()["images"])
+    assert np.array_equal(base, generate({"sampling.batch_size": 1})["images"])
+    assert np.array_equal(base[:2], generate({"sampling.num_images": 2})["images"])
     changes = {
         "sampling.seed": 1,
         "sampling.sampler": "ancestral",
@@ -76,16 +76,16 @@ def test_each_option_changes_the_images(draw):
         "sampling.label": 3,
         "sampling.checkpoint_step": 4,
     }
-    pictures = {field: draw({field: value})["images"] for field, value in changes.items()} | {"": base}
+    pictures = {field: generate({field: value})["images"] for field, value in changes.items()} | {"": base}
     for a in pictures:
         for b in pictures:
             assert a == b or not np.array_equal(pictures[a], pictures[b]), f"{a} and {b} give the same images"
 
 
-def test_few_ancestral_steps_with_fixed_large_give_a_warning(draw, tiny_config, capsys):
+def test_few_ancestral_steps_with_fixed_large_give_a_warning(generate, tiny_config, capsys):
     """At most a tenth of T, as in evaluations."""
     ancestral = {"sampling.sampler": "ancestral"}
-    draw(ancestral)
+    generate(ancestral)
     assert "note: ancestral sampling in 4 of 100 steps with fixed_large" in capsys.readouterr().out
     assert sampling_config.sampling_warnings(tiny_config(ancestral | {"sampling.num_steps": 10}))
     for sound in ({}, {"sampling.num_steps": 11} | ancestral, {"diffusion.variance": "fixed_small"} | ancestral):
@@ -103,21 +103,21 @@ def test_a_spacing_that_starts_below_pure_noise_gives_a_warning(tiny_config):
         assert sampling_config.sampling_warnings(tiny_config({"sampling.num_steps": 50} | sound)) == []
 
 
-def test_a_class_can_be_selected(draw):
-    assert draw({"sampling.label": 7})["labels"].tolist() == [7] * 5
+def test_a_class_can_be_selected(generate):
+    assert generate({"sampling.label": 7})["labels"].tolist() == [7] * 5
 
 
-def test_intermediate_steps_are_saved_on_request(draw, tmp_path):
-    arrays = draw({"sampling.num_intermediates": 3})
+def test_intermediate_steps_are_saved_on_request(generate, tmp_path):
+    arrays = generate({"sampling.num_intermediates": 3})
     assert arrays["x_t"].shape == arrays["pred_xstart"].shape == (5, 4, 8, 8, 1)
     assert np.array_equal(arrays["x_t"][:, -1], arrays["images"])
-    assert np.array_equal(arrays["images"], draw()["images"])  # saving does not change the images
+    assert np.array_equal(arrays["images"], generate()["images"])  # saving does not change the images
     for name in ("x_t", "pred_xstart"):
         assert (tmp_path / "out0" / f"{name}.png").exists()
 
 
-def test_the_default_folder_is_named_after_the_options(draw, trained, tiny_config, capsys):
-    draw()
+def test_the_default_folder_is_named_after_the_options(generate, trained, tiny_config, capsys):
+    generate()
     folder, fields = trained
     changes = {"sampling.eta": 0.5, "sampling.params": "raw", "sampling.label": 3, "sampling.seed": 2}
     assert sample.run(tiny_config(fields | changes), str(folder)) == 0
@@ -135,9 +135,9 @@ def named(monkeypatch):
     monkeypatch.setattr(workdir, "read_data_identity", lambda folder: {"class_names": NAMES})
 
 
-def test_each_format_has_the_same_images(draw, trained, tiny_config, tmp_path, named, monkeypatch):
+def test_each_format_has_the_same_images(generate, trained, tiny_config, tmp_path, named, monkeypatch):
     """npz, PNG files and the archive of guided-diffusion, also converted from a finished folder without a network."""
-    images = draw({"sampling.num_images": 12})["images"]
+    images = generate({"sampling.num_images": 12})["images"]
     folder, fields = trained
     fields = fields | {"sampling.num_images": 12}
     target = tmp_path / "made"
@@ -175,9 +175,11 @@ def test_each_format_has_the_same_images(draw, trained, tiny_config, tmp_path, n
         run("npz")
 
 
-def test_images_from_before_an_interruption_are_not_generated_again(draw, trained, tiny_config, tmp_path, monkeypatch, capfd):
+def test_images_from_before_an_interruption_are_not_generated_again(
+    generate, trained, tiny_config, tmp_path, monkeypatch, capfd
+):
     """After an error in the third batch, two batches are reused and the output files are the same."""
-    draw()
+    generate()
     folder, fields = trained
     fields = fields | {
         "sampling.num_images": 20,
@@ -215,9 +217,9 @@ def test_images_from_before_an_interruption_are_not_generated_again(draw, traine
         assert (tmp_path / "killed" / name).read_bytes() == file.read_bytes(), name
 
 
-def test_only_one_batch_is_in_memory(draw, trained, tiny_config, tmp_path, monkeypatch):
+def test_only_one_batch_is_in_memory(generate, trained, tiny_config, tmp_path, monkeypatch):
     """10 batches: at most two of their arrays are alive at a time."""
-    draw()
+    generate()
     folder, fields = trained
     original, alive, most = BatchedSampler.generate, [], []
 
@@ -237,8 +239,8 @@ def test_only_one_batch_is_in_memory(draw, trained, tiny_config, tmp_path, monke
     assert max(most) <= 2
 
 
-def test_intermediate_steps_are_saved_for_the_first_images_only(draw, trained, tiny_config, tmp_path, capsys, monkeypatch):
-    draw()
+def test_intermediate_steps_are_saved_for_the_first_images_only(generate, trained, tiny_config, tmp_path, capsys, monkeypatch):
+    generate()
     monkeypatch.setattr(sample, "KEPT_IMAGES", 6)
     monkeypatch.setattr(sample_files, "KEPT_IMAGES", 6)
     folder, fields = trained
@@ -254,9 +256,9 @@ def test_intermediate_steps_are_saved_for_the_first_images_only(draw, trained, t
         np.testing.assert_array_equal(arrays["x_t"][:, -1], arrays["images"][:6])
 
 
-def test_no_call_overwrites_the_files_of_another(draw, trained, tiny_config, tmp_path):
+def test_no_call_overwrites_the_files_of_another(generate, trained, tiny_config, tmp_path):
     """Other counts, intermediate steps, labels and parameters get their own folders; earlier files do not change."""
-    draw()
+    generate()
     folder, fields = trained
     seen = {}
     for changes in (
@@ -276,9 +278,9 @@ def test_no_call_overwrites_the_files_of_another(draw, trained, tiny_config, tmp
 
 
 @pytest.mark.timeout(300)
-def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(trained, draw, command, tmp_path):
+def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(trained, generate, command, tmp_path):
     """SIGKILL to a real process after some chunks."""
-    draw()
+    generate()
     folder, fields = trained
     fields = fields | {"sampling.num_images": 400, "sampling.batch_size": 8, "sampling.format": "both"}
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -307,8 +309,8 @@ def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(t
     assert again == whole
 
 
-def test_errors_are_one_line(draw, trained, tiny_config, tmp_path, monkeypatch):
-    draw()
+def test_errors_are_one_line(generate, trained, tiny_config, tmp_path, monkeypatch):
+    generate()
     folder, fields = trained
 
     def refused(match, where=folder, changes=None, output=""):
