@@ -44,7 +44,7 @@ def main() -> None:
     folder = pathlib.Path(options.workdir).expanduser().absolute()
     config = ConfigDict(workdir.read_config(str(folder)))
     params, step = common.restore_params(config, folder, meshes.make_mesh())
-    schedule, source = build.build_schedule(config), build.build_source(config, report=lambda line: None)
+    schedule, source = build.build_schedule(config), build.build_source(config)
     parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
     every = source.batch(np.arange(len(source)))
     images, labels = np.asarray(pixels.from_uint8(every["image"])), every["label"]

@@ -8,6 +8,7 @@ from ddpm_jax.cli import compute_stats
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource
 from ddpm_jax.evaluation import sample_metrics
+from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.runtime.mesh import make_mesh
 from ddpm_jax.user_messages import UserError
 
@@ -31,7 +32,7 @@ def flowers(monkeypatch):
     source = ArraySource(
         images, labels, num_classes=2, class_names=names, fingerprint=fingerprint, name="flowers", split="train"
     )
-    monkeypatch.setattr(build, "build_source", lambda config, report=print: source)
+    monkeypatch.setattr(build, "build_source", lambda config: source)
     return source
 
 
@@ -90,7 +91,9 @@ def test_statistics_of_other_images_than_the_training_set_give_a_note(compare, f
 
 def test_statistics_of_other_classes_are_an_error(compare, flowers):
     renamed = identity.identity_of(flowers) | {"class_names": ["daisy", "tulip"]}
-    with pytest.raises(UserError, match=r"images of other classes than .* \(no longer there: tulip; new: rose\)") as caught:
+    with pytest.raises(
+        InvalidDataError, match=r"images of other classes than .* \(no longer there: tulip; new: rose\)"
+    ) as caught:
         compare(renamed)
     assert "\n" not in str(caught.value)
     compare(renamed, {"model.class_conditional": False})  # classes do not matter

@@ -172,7 +172,7 @@ def test_errors_are_one_line(folder, edit, tiny_config, tmp_path):
 
     refused("inpaint", r"is all black", {"edit.mask": str(tmp_path / "black.png")})
     refused("inpaint", r"config.edit.mask is 'middle': not a file or one of center, left", {"edit.mask": "middle"})
-    refused("inpaint", r"only ancestral and ddim can follow: set sampler=ddim", {"sampling.sampler": "unipc"})
+    refused("inpaint", r"only the samplers ancestral and ddim support: set sampler=ddim", {"sampling.sampler": "unipc"})
     refused("inpaint", r"config\.edit\.resampling is 0", {"edit.resampling": 0})
     refused("image_to_image", r"config\.edit\.strength is 0", {"edit.strength": 0.0})
     refused("image_to_image", r"cannot read the image .*not an image", {"edit.images": (str(tmp_path / "words.png"),)})

@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax import evaluation_config, sampling_config
 from ddpm_jax.cli import evaluate
-from ddpm_jax.user_messages import UserError
+from ddpm_jax.runtime.errors import CheckpointError
 
 TRAINED = {
     "model.class_conditional": True,
@@ -52,7 +52,9 @@ def test_two_evaluations_of_one_checkpoint_keep_both(trained, tiny_config, tmp_p
 
 def test_a_missing_checkpoint_is_an_error_before_images_are_read(trained, tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_config, "find_held_out", None)
-    with pytest.raises(UserError, match=r"checkpoint_steps names 5, but there is no such checkpoint in .*there are 2, 4, 6"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint_steps names 5, but there is no such checkpoint in .*there are 2, 4, 6"
+    ):
         evaluate.run(tiny_config(TRAINED | {"evaluation.checkpoint_steps": (6, 5)}), str(trained), output=str(tmp_path))
 
 

@@ -50,9 +50,9 @@ def test_training_and_the_image_grid(tmp_path, folder, own_config, metrics, capf
         with Image.open(run / "samples" / "step_00000006.png") as picture:
             assert picture.mode == "RGB"
             assert min(picture.size) >= 2 * 64
-        said = capfd.readouterr().err
-        assert f"{folder}: 10 images in 2 classes: 0 cats (5), 1 dogs (5)" in said
-        assert f"10 images of {folder}" in said
+        printed = capfd.readouterr().err
+        assert f"{folder}: 10 images in 2 classes: 0 cats (5), 1 dogs (5)" in printed
+        assert f"10 images of {folder}" in printed
     assert losses[0] == losses[1]  # in_memory does not change the images
     assert len(losses[0]) == 3
     # The untrained network predicts zero for noise of variance 1; the mean over 2 x 8 images of 192 pixels is within 0.3.
@@ -80,9 +80,9 @@ def test_a_broken_image_is_an_error_or_is_skipped(tmp_path, folder, own_config, 
     config = own_config(folder, on_decode_error="skip")
     config.train.num_steps = 2
     assert train.run(config, str(tmp_path / "other")) == 0
-    said = capfd.readouterr().err
-    assert f"{folder}: left out 1 of 10 images, as broken: cats/0.png (image file is truncated" in said
-    assert "9 images in 2 classes" in said
+    printed = capfd.readouterr().err
+    assert f"{folder}: left out 1 of 10 images, as broken: cats/0.png (image file is truncated" in printed
+    assert "9 images in 2 classes" in printed
 
 
 def test_on_resume_the_images_are_fixed_but_not_how_they_are_read(tmp_path, folder, own_config, capfd):
@@ -103,7 +103,7 @@ def test_on_resume_the_images_are_fixed_but_not_how_they_are_read(tmp_path, fold
 
 
 @pytest.mark.parametrize(
-    ("where", "data", "kind", "said"),
+    ("where", "data", "kind", "printed"),
     [
         ("mine/none", {}, FileAccessError, "there is no folder"),
         ("", {}, InvalidArgumentError, "name the folder of your images with --config.data.data_dir=PATH"),
@@ -118,11 +118,11 @@ def test_on_resume_the_images_are_fixed_but_not_how_they_are_read(tmp_path, fold
         ),
     ],
 )
-def test_errors_of_folders_are_one_line(tmp_path, folder, own_config, where, data, kind, said):
+def test_errors_of_folders_are_one_line(tmp_path, folder, own_config, where, data, kind, printed):
     (tmp_path / "empty").mkdir()
     with pytest.raises(kind) as caught:
         train.run(own_config(tmp_path / where if where else "", **data), str(tmp_path / "run"))
-    assert said in user_messages.name_fields(str(caught.value), defaults.get_config().to_dict())
+    assert printed in user_messages.name_fields(str(caught.value), defaults.get_config().to_dict())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -70,7 +70,7 @@ class Job:
             for process in self.processes:
                 process.kill()
 
-    def said(self):
+    def printed(self):
         return [log.read_text() for log in self.logs]
 
 
@@ -94,9 +94,9 @@ def uninterrupted(shared, command):
     """Workdir of a run by two processes, and the log of each."""
     job = Job(command(shared / "two", fields=FIELDS | PICTURE), shared / "two")
     codes = job.wait()
-    said = job.said()
-    assert codes == [0, 0], said
-    return shared / "two", said
+    printed = job.printed()
+    assert codes == [0, 0], printed
+    return shared / "two", printed
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def lines(workdir):
 def test_two_processes_give_the_state_of_one(uninterrupted, one_process, final_state):
     two, _ = uninterrupted
     # Not to the bit: eight gradients are summed in another order by Gloo, across processes, than within one. Where a
-    # gradient is zero but for rounding, Adam makes a step of that rounding.
+    # gradient is zero up to rounding, Adam makes a step of that rounding.
     np.testing.assert_allclose(losses(two), losses(one_process), rtol=1e-5)
     (scores,), (expected_scores,) = ([row for row in lines(folder) if "loss" not in row] for folder in (two, one_process))
     for name in ("step", "evaluation/count", "evaluation/frechet", "evaluation/precision", "evaluation/recall"):
@@ -178,11 +178,11 @@ def test_sigterm_to_one_stops_both_and_the_command_resumes(uninterrupted, shared
     job = Job(line, stopped)
     metrics = stopped / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert [process.poll() for process in job.processes] == [None, None], job.said()
+        assert [process.poll() for process in job.processes] == [None, None], job.printed()
         time.sleep(0.001)
     job.processes[1].send_signal(signal.SIGTERM)  # not the one that writes
     codes = job.wait()
-    first, second = job.said()
+    first, second = job.printed()
     assert codes == [128 + signal.SIGTERM] * 2, first + second
     assert second == ""
     saved = max(int(name) for name in os.listdir(stopped / "checkpoints") if name.isdigit())
@@ -190,8 +190,8 @@ def test_sigterm_to_one_stops_both_and_the_command_resumes(uninterrupted, shared
     assert f"stopped by SIGTERM: step {saved} is saved" in first
 
     job = Job(line, stopped)
-    assert job.wait() == [0, 0], job.said()
-    assert f"resuming at step {saved}" in job.said()[0]
+    assert job.wait() == [0, 0], job.printed()
+    assert f"resuming at step {saved}" in job.printed()[0]
     step, leaves = final_state(stopped)
     _, expected = final_state(two)
     assert step == STEPS
@@ -204,8 +204,8 @@ def test_two_processes_generate_the_images_of_one(one_process, shared, command, 
     fields = FIELDS | {"sampling.num_images": 11, "sampling.batch_size": 8, "sampling.num_intermediates": 2}
     job = Job(command(one_process, "--mode=sample", f"--output={shared / 'by_two'}", fields=fields), shared / "sample")
     assert sample.run(tiny_config(fields), str(one_process), output=str(shared / "by_one")) == 0
-    assert job.wait() == [0, 0], job.said()
-    assert job.said()[1] == ""
+    assert job.wait() == [0, 0], job.printed()
+    assert job.printed()[1] == ""
     with np.load(shared / "by_two" / "images.npz") as two, np.load(shared / "by_one" / "images.npz") as one:
         assert set(two) == set(one) == {"images", "labels", "label_names", "x_t", "pred_xstart"}
         for name in one:
@@ -220,8 +220,8 @@ def test_two_processes_give_the_metrics_of_one(one_process, shared, command, tin
     fields["evaluation.metrics"] = ("frechet", "kid", "precision_recall", "bits_per_dim")
     job = Job(command(one_process, "--mode=evaluate", f"--output={shared / 'two_eval'}", fields=fields), shared / "evaluate")
     assert evaluate.run(tiny_config(fields), str(one_process), output=str(shared / "one_eval")) == 0
-    assert job.wait() == [0, 0], job.said()
-    assert job.said()[1] == ""
+    assert job.wait() == [0, 0], job.printed()
+    assert job.printed()[1] == ""
     two, one = (json.loads((shared / name / f"step_{STEPS}.json").read_text()) for name in ("two_eval", "one_eval"))
     assert len(one["real"]) == 1
     for found, expected in zip([*two["generated"], *two["real"]], [*one["generated"], *one["real"]], strict=True):
@@ -246,7 +246,7 @@ def test_a_config_error_ends_both_with_one_line(shared, command):
     job = Job(command(shared / "wrong", fields=FIELDS | {"train.batch_size": 12}), shared / "wrong")
     assert job.wait() == [2, 2]
     assert time.monotonic() - began < 60
-    for said in job.said():
+    for printed in job.printed():
         nearest = "does not divide evenly over 8 devices x 2 accumulation steps: use 16"
-        assert said == f"error: config.train.batch_size is 12, which {nearest}\n"
+        assert printed == f"error: config.train.batch_size is 12, which {nearest}\n"
     assert not (shared / "wrong").exists()

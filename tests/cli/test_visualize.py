@@ -130,7 +130,7 @@ def test_the_reverse_chain_is_labeled_with_its_sampler(tiny_config, fields, word
 
 
 def test_every_sampler_has_a_label(tiny_config):
-    """The label of each deterministic sampler says that no noise is added."""
+    """The label of each deterministic sampler mentions that no noise is added."""
     for sampler in SAMPLERS:
         words = visualize.reverse_label(tiny_config(FIELDS | {"sampling.sampler": sampler}))
         assert ("no noise" in words) == (sampler not in ("ancestral", "dpmpp_2m_sde")), sampler
