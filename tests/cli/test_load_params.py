@@ -9,9 +9,9 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax.cli import common, evaluate, sample, train
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import ConflictError
+from ddpm_jax.runtime.errors import CheckpointError, ConflictError
 from ddpm_jax.training import ema
-from ddpm_jax.user_messages import UsageError, UserError
+from ddpm_jax.user_messages import UsageError
 
 STEPS = 12
 FIELDS = {
@@ -171,5 +171,5 @@ def test_the_emas_of_a_run_are_immutable(trained, tiny_config):
     with pytest.raises(ConflictError, match=r"ema\.power_sigma_rel was \[0\.1, 0\.25\], now \[0\.1\]"):
         train.run(tiny_config(FIELDS | {"ema.power_sigma_rel": (0.1,)}), str(trained))
     config = tiny_config(FIELDS | {"sampling.params": "power_0.2", "sampling.checkpoint_step": 99})
-    with pytest.raises(UserError, match=r"no checkpoint of step 99 .* could be made of"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 99 .* could be made of"):
         common.restore_params(config, trained, meshes.make_mesh())

@@ -12,7 +12,7 @@ from ddpm_jax import build
 from ddpm_jax.cli import sample, train
 from ddpm_jax.runtime import run_record, versions
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
+from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, NumericalError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 from ddpm_jax.training.optimizer import unclipped_layout
 from ddpm_jax.user_messages import UserError
@@ -42,7 +42,7 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
         original = build.train_step
         nan = lambda *args, **kwargs: (lambda new, metrics: (new, metrics | {"loss": np.nan}))(*original(*args, **kwargs))  # noqa: E731
         patch.setattr(build, "train_step", nan)
-        with pytest.raises(UserError, match="loss is not finite at step 1"):
+        with pytest.raises(NumericalError, match="loss is not finite at step 1"):
             start(optimizer__learning_rate=9.0)
     assert record(tmp_path) == [None, None]
 

@@ -17,9 +17,9 @@ from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.cli import train
 from ddpm_jax.runtime import profiling, progress
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import ConflictError, ExpectedError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.user_messages import UsageError, UserError
+from ddpm_jax.user_messages import UsageError
 
 
 def steps_saved(workdir):
@@ -86,7 +86,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         return new, metrics | {"loss": jax.numpy.where(state.step == 4, jax.numpy.nan, metrics["loss"])}
 
     monkeypatch.setattr(build, "train_step", poisoned)
-    with pytest.raises(UserError, match=r"loss is not finite at step 5; the last good checkpoint is of step 4") as caught:
+    match = r"loss is not finite at step 5; the last good checkpoint is of step 4"
+    with pytest.raises(NumericalError, match=match) as caught:
         train.run(tiny_config({"train.num_steps": 20}), str(tmp_path))
     assert str(caught.value).endswith("To resume, give the command a --config.optimizer.learning_rate below 0.002")
     assert steps_saved(tmp_path)[-1] == 4
