@@ -17,9 +17,8 @@ from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.cli import train
 from ddpm_jax.runtime import profiling, progress
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import ConflictError, ExpectedError, NumericalError
+from ddpm_jax.runtime.errors import ConflictError, ExpectedError, InvalidArgumentError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.user_messages import UsageError
 
 
 def steps_saved(workdir):
@@ -217,7 +216,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
     assert train.run(tiny_config(), str(tmp_path), profile="2:4") == 0
     assert [name for _, _, files in os.walk(tmp_path / "profile") for name in files if name.endswith(".xplane.pb")]
     for wrong in ("2", "4:2", "a:b", "2:"):
-        with pytest.raises(UsageError, match="FIRST:LAST"):
+        with pytest.raises(InvalidArgumentError, match="FIRST:LAST"):
             profiling.parse_steps(wrong)
 
 
