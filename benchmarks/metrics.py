@@ -44,7 +44,7 @@ def main() -> None:
     )
     timed("Fréchet distance", lambda: frechet_distance(real.gaussian, drawn.gaussian))
     timed("KID", lambda: kernel_distance(real.features, drawn.features))
-    manifold = timed("neighbours of the real", lambda: Manifold(real.features))
+    manifold = timed("neighbors of the real", lambda: Manifold(real.features))
     timed("precision and recall", lambda: manifold.compare(drawn.features))
 
 

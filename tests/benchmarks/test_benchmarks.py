@@ -161,7 +161,7 @@ def test_colors_of_a_small_network(colors, photographs, monkeypatch):
 def test_metrics_are_told_one_by_one(printed):
     out = printed("metrics", "--num=60", "--dimension=4", "--kept=20")
     rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)
-    assert [name.split()[0] for name, *_ in rows] == ["moments", "moments", "Fréchet", "KID", "neighbours", "precision"]
+    assert [name.split()[0] for name, *_ in rows] == ["moments", "moments", "Fréchet", "KID", "neighbors", "precision"]
     assert all(0 < float(memory) < 16 for *_, memory in rows)
 
 

@@ -1,4 +1,4 @@
-"""Features: the same on any number of devices, of exactly the images given, and errors where they make no sense."""
+"""Features: equal on any number of devices, of exactly the given images, and errors for invalid inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8
 
 
 def brightness(images):
-    """A function of one's own, as `module:function` names it."""
+    """A custom function, as `module:function` names it."""
     return images.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -45,7 +45,7 @@ def test_pixels_are_the_pixels_on_any_number_of_devices():
     np.testing.assert_array_equal(extracted(features.make_extractor("pixels"), devices=1, sizes=(3, 8, 8, 2)), got)
 
 
-def test_a_function_of_ones_own(monkeypatch):
+def test_a_custom_function(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__).rsplit("/", 1)[0])
     extractor = features.make_extractor("test_features:brightness")
     np.testing.assert_allclose(extracted(extractor), IMAGES.mean(axis=(1, 2)), rtol=1e-5)
@@ -55,13 +55,13 @@ def test_a_function_of_ones_own(monkeypatch):
     )
     assert both.features.shape == (21, 3)
     np.testing.assert_allclose(both.logits, IMAGES.mean(axis=(1, 2))[:, :2], rtol=1e-5)
-    with pytest.raises(InvalidArgumentError, match=r"gives \[\[\]\] for 8 images: it must give \[B, D\]"):
+    with pytest.raises(InvalidArgumentError, match=r"returns \[\[\]\] for 8 images: it must return \[B, D\]"):
         extracted(features.make_extractor("test_features:scalar"))
     with pytest.raises(InvalidDataError, match=r"not finite for images 0\.\.7"):
         extracted(features.make_extractor("test_features:logarithm"))
 
 
-def test_wrong_inputs_are_refused():
+def test_wrong_inputs_are_rejected():
     for name in ("magic", "module:", ":function"):
         with pytest.raises(InvalidArgumentError, match=r"choose inception, pixels, pixels_16 .*, or module:function"):
             features.make_extractor(name)
@@ -75,7 +75,7 @@ def test_wrong_inputs_are_refused():
 
 @pytest.mark.parametrize(("length", "size"), [(8, 4), (12, 5), (7, 3), (4, 16), (6, 6)])
 def test_small_pixels_are_means_over_areas(length, size):
-    """Against a picture repeated until the areas hold whole pixels, to float32's rounding; small images stay as they are."""
+    """Compared with an image enlarged until the areas hold whole pixels, in float32; small images are unchanged."""
     images = np.random.default_rng(1).integers(0, 256, (3, length, length, 2), dtype=np.uint8)
     extractor = features.make_extractor(f"pixels_{size}")
     found = np.asarray(extractor.apply(None, jnp.asarray(images)).features)
@@ -87,6 +87,6 @@ def test_small_pixels_are_means_over_areas(length, size):
 
 
 @pytest.mark.parametrize("name", ["pixels_", "pixels_0", "pixels_x", "pixels_-4"])
-def test_a_size_of_pixels_must_be_one(name):
+def test_an_invalid_pixel_size_is_an_error(name):
     with pytest.raises(InvalidArgumentError, match="choose inception, pixels, pixels_16"):
         features.make_extractor(name)
