@@ -1,4 +1,4 @@
-"""Reports of measurements: a JSON file that holds all, a Markdown table for people."""
+"""Reports of measurements: a complete JSON file and a readable Markdown table."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from ddpm_jax.runtime.atomic import write_atomically
 
 
 def write_json(file: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Write numbers and where they come from; NaN and infinity, which JSON does not have, as null.
+    """Writes a report as JSON; NaN and infinity, which JSON lacks, become null.
 
     Raises:
       FileAccessError: the file cannot be written.
@@ -18,7 +18,7 @@ def write_json(file: pathlib.Path, report: Mapping[str, Any]) -> None:
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Write a text; it appears whole or not at all.
+    """Writes a text atomically.
 
     Raises:
       FileAccessError: the file cannot be written.
@@ -27,16 +27,16 @@ def write_text(file: pathlib.Path, text: str) -> None:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table, columns in the order in which they first come; a number that a row lacks is left out.
+    """Rows as a Markdown table, columns in order of first occurrence; missing values are empty.
 
-    Whole numbers get commas, others four digits.
+    Integers get commas, floats four digits.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns, ["---"] * len(columns), *([_words(row.get(name)) for name in columns] for row in rows)]
+    cells = [columns, ["---"] * len(columns), *([_format_cell(row.get(name)) for name in columns] for row in rows)]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
-def _words(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
