@@ -104,7 +104,7 @@ def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
     config_validation.check_config(config)
     with pytest.raises(UsageError, match=r"'dasy': did you mean 'daisy'\? The classes are daisy, rose"):
         data_config.complete(config, {"class_names": ["daisy", "rose"]})
-    with pytest.raises(UsageError, match=r"does not say what its classes are called: take a number, 0\.\.1"):
+    with pytest.raises(UsageError, match=r"has no class names: use a number, 0\.\.1"):
         data_config.complete(config, None)
     config.sampling.label = "1"  # a number in quotes
     data_config.complete(config, None)
@@ -132,7 +132,7 @@ def test_a_folder_without_classes_says_how_they_are_given(tmp_path, config_of):
 def test_a_range_that_is_none_is_refused(wrong):
     config = defaults.get_config()
     config.data.value_range = wrong
-    with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the levels that are black and white"):
+    with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the black and white levels"):
         config_validation.check_config(config)
 
 
