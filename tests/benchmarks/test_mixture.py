@@ -1,4 +1,4 @@
-"""The tables of docs/samplers.md against diffusers: cells are measured again, under each schedule."""
+"""The tables of docs/samplers.md that compare with diffusers: cells are measured again for each schedule."""
 
 import pathlib
 import re
@@ -22,7 +22,7 @@ def mixture(repository):
 
 
 def cell(schedule, label, spacing, budget):
-    """(ours, diffusers') error in the table of a schedule; None where diffusers has none."""
+    """(our, diffusers') error in the table of a schedule; None if diffusers has none."""
     table = re.search(rf"^### {schedule}\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)[1]
     (row,) = re.findall(rf"^\| {re.escape(label)} \| {spacing} \| (.*) \|$", table, re.MULTILINE)
     ours, theirs = row.split(" | ")[BUDGETS.index(budget)].split(" / ")
@@ -38,8 +38,8 @@ def cell(schedule, label, spacing, budget):
         ("sigmoid", "unipc, order 3", "linspace"),
     ],
 )
-def test_errors_are_those_of_the_page_and_no_larger_than_diffusers(mixture, schedule, label, spacing):
-    """In 10 evaluations, within 5%, the rounding of the page among it. At most 1.02 of diffusers' error."""
+def test_errors_match_the_page_and_are_at_most_those_of_diffusers(mixture, schedule, label, spacing):
+    """With 10 evaluations, within 5% including the rounding of the page; at most 1.02 times the error of diffusers."""
     trained = mixture.schedules.make_schedule(schedule, mixture.STEPS)
     keys = jax.random.split(jax.random.key(0), 50_000)[:1000]
     x_T = np.asarray(mixture.chain.per_image_noise(keys, 0, mixture.SHAPE))
