@@ -1,4 +1,4 @@
-"""The table of combinations: every cell trains a step and draws, or is refused in one line that says why.
+"""The table of combinations: every cell trains a step and samples, or is rejected with a one-line reason.
 
 Run op by op, with a network of one matrix: all cells then share the same few compiled operations.
 """
@@ -41,19 +41,19 @@ def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple
 
 
 def makes_sense(zero, prediction, variance, loss, weighting):
-    """Written anew: what the table should be."""
+    """An independent specification of the table."""
     learned, bound_alone = variance == "learned_range", loss.startswith("vlb")
     if loss == "simple" and learned:
-        return False  # nothing would train the variance
+        return False  # no loss would train the variance
     if loss.startswith("hybrid") and not learned:
-        return False  # nothing for the bound to train
+        return False  # the VLB has nothing to train
     if bound_alone and weighting != "simple":
-        return False  # the bound has its own weights
+        return False  # the VLB has its own weights
     return not zero or prediction != "eps"
 
 
 def refusal(config):
-    """Why check_config refuses it, or None."""
+    """The error of check_config, or None."""
     try:
         config_validation.check_config(config)
     except UsageError as error:
@@ -62,7 +62,7 @@ def refusal(config):
 
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
-def test_what_makes_no_sense_is_refused_in_one_line_and_nothing_else(schedule):
+def test_exactly_the_invalid_combinations_are_rejected(schedule):
     for cell in TABLE:
         why = refusal(make_config(*cell, schedule=schedule))
         assert (why is None) == makes_sense(*cell), f"{cell}: {why}"
@@ -74,8 +74,8 @@ def linear(params, x_t):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_what_makes_sense_trains(prediction):
-    """The loss is finite and every output has a gradient: the variance's too, where it is learned."""
+def test_valid_combinations_train(prediction):
+    """The loss is finite and every output has a gradient, including a learned variance."""
     batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *SHAPE)), jnp.uint8)}
     count = 0
     for cell in TABLE:
@@ -107,8 +107,8 @@ def test_what_makes_sense_trains(prediction):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_from_what_was_trained(name):
-    """Images come out finite, and those of a learned variance by the first half of the channels; or it is refused."""
+def test_every_sampler_generates_from_the_trained_networks(name):
+    """Images are finite and, with a learned variance, use the first half of the channels; or the error is expected."""
     keys = jax.random.split(jax.random.key(0), 2)
     for zero, prediction, variance in itertools.product((False, True), PREDICTIONS, VARIANCES):
         config = make_config(zero, prediction, variance, "vlb")
@@ -122,7 +122,7 @@ def test_every_sampler_draws_from_what_was_trained(name):
         made, drawn = build.build_sampler(config), []
         state = sampler.init_state(made, keys, SHAPE)
         if made.extra_nfe and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
-            continue  # inner loops compile anew each time; these samplers ask for x_start and nothing else
+            continue  # recompiles inner loops each time; these samplers only use x_start
 
         def network(x_t, t, params=params):
             return linear(params, x_t)
@@ -138,8 +138,8 @@ def test_every_sampler_draws_from_what_was_trained(name):
 
 
 @pytest.mark.parametrize("name", timestep_sampling.TIMESTEP_SAMPLERS)
-def test_every_way_to_draw_t_can_be_asked_for(name):
-    """The config's name decides what is drawn, and num_timesteps the range: told by what only one of the three does."""
+def test_every_timestep_sampler_can_be_configured(name):
+    """The configured sampler and range are used, tested by a property that only one of the three has."""
     config = make_config(timestep_sampler=name)
     config_validation.check_config(config)
     made, batch, steps = build.build_timestep_sampler(config), 80, config.diffusion.num_timesteps
@@ -148,18 +148,18 @@ def test_every_way_to_draw_t_can_be_asked_for(name):
     assert t.dtype == jnp.int32
     assert 0 <= t.min() < 5
     assert steps - 5 <= t.max() < steps
-    np.testing.assert_allclose(weights, 1, rtol=1e-5)  # without a history all t are alike
+    np.testing.assert_allclose(weights, 1, rtol=1e-5)  # without a history all t are equally likely
     counts = np.bincount(np.asarray(t), minlength=steps)
-    assert (counts == batch // steps).all() == (name == "low_discrepancy")  # each t falls on B/T images exactly
+    assert (counts == batch // steps).all() == (name == "low_discrepancy")  # each t has exactly B/T images
 
-    # Losses of 1 at t=0 and .1 elsewhere, ten times each: only second_moment then prefers t=0, and weighs it less.
+    # Losses of 1 at t=0 and .1 elsewhere, ten times each: only second_moment then prefers t=0, with a smaller weight.
     every = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), timestep_sampling.HISTORY)
     t, weights = made.draw(made.update(state, every, jnp.where(every == 0, 1.0, 0.1)), jax.random.key(1), 400)
     at_0 = np.asarray(t) == 0
     if name == "second_moment":
-        share = 1 / (1 + 0.1 * (steps - 1))  # of t=0: p(t) is proportional to the root mean square
-        assert at_0.mean() == pytest.approx(share, abs=4 * np.sqrt(share / 400))
-        np.testing.assert_allclose(weights[at_0], 1 / (steps * share), rtol=0.01)
+        probability = 1 / (1 + 0.1 * (steps - 1))  # of t=0: p(t) is proportional to the root mean square
+        assert at_0.mean() == pytest.approx(probability, abs=4 * np.sqrt(probability / 400))
+        np.testing.assert_allclose(weights[at_0], 1 / (steps * probability), rtol=0.01)
     else:
         assert at_0.mean() == pytest.approx(1 / steps, abs=4 * np.sqrt(1 / steps / 400))
         np.testing.assert_allclose(weights, 1)
@@ -183,7 +183,7 @@ def test_every_way_to_draw_t_can_be_asked_for(name):
         ("sampling", {"order": 3}, "only the sampler unipc reads it"),
     ],
 )
-def test_options_without_a_use_are_refused(section, fields, match):
+def test_options_without_an_effect_are_rejected(section, fields, match):
     config = make_config()
     config[section].update(fields)
     with pytest.raises(UsageError, match=match) as caught:
@@ -191,7 +191,7 @@ def test_options_without_a_use_are_refused(section, fields, match):
     assert "\n" not in str(caught.value)
 
 
-def test_guidance_needs_a_model_that_knows_images_without_a_class():
+def test_guidance_needs_a_model_trained_with_label_dropout():
     config = make_config()
     config.sampling.guidance_scale = 2.0
     config_validation.check_config(config)

@@ -1,4 +1,4 @@
-"""docs/how-ddpm-works.md is true: its code runs, its tables are what the code prints, and its formulas hold. In float64."""
+"""docs/how-ddpm-works.md is correct: its code runs, its tables match the output, and its formulas hold. In float64."""
 
 import contextlib
 import io
@@ -52,7 +52,7 @@ def step(x64, name):
     return schedule, np.asarray(gaussian.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
 
 
-def test_its_tables_are_what_its_code_prints():
+def test_its_tables_match_the_output_of_its_code():
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -64,7 +64,7 @@ def test_its_tables_are_what_its_code_prints():
         assert line in rows
 
 
-ARRAYS = {  # of the page -> in Python, with T for t
+ARRAYS = {  # notation of the page -> Python, with T for t
     "ᾱ_{t-1}": "acp_before",
     "ᾱ_t": "acp",
     "α_t": "alpha",
@@ -83,7 +83,7 @@ ARRAYS = {  # of the page -> in Python, with T for t
 
 
 def evaluated(formula, values):
-    """The number of a formula as the page writes it: `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with products written as spaces."""
+    """The value of a formula in the notation of the page: `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with products written as spaces."""
     formula = unicodedata.normalize("NFD", formula)
     for ours, name in ARRAYS.items():
         formula = formula.replace(unicodedata.normalize("NFD", ours), name)
@@ -97,19 +97,19 @@ def evaluated(formula, values):
 
 
 def formulas(name):
-    """The right sides of the lines of the page that begin with `name =`, up to the words beside them."""
+    """The right sides of the lines of the page that begin with `name =`, without the text after them."""
     return re.findall(rf"^    {re.escape(name)} *= (.+?)(?:,? {{3,}}.*)?$", PAGE, re.MULTILINE)
 
 
 def rows(head):
-    """The cells of the table whose first column is called so: first cell -> the others, without words."""
+    """The rows of the table with that first column: first cell -> the other cells, without words."""
     table = re.search(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)[1]
     return {cells[0].strip("`"): cells[1:] for cells in (row.strip("| ").split(" | ") for row in table.splitlines())}
 
 
 @every_schedule
-def test_its_formulas_are_those_of_the_code(step):
-    """Each is read from the page and computed; 1e-9."""
+def test_its_formulas_match_the_code(step):
+    """Each is parsed from the page and evaluated; 1e-9."""
     schedule, x_t, _, x_start, eps = step
     before = np.append(1.0, schedule.alphas_cumprod)[:-1]
     v = predict_v(x_start, schedule.level(T), eps)
@@ -147,8 +147,8 @@ def test_the_mean_in_eps(step):
 
 
 @every_schedule
-def test_one_error_three_times(step):
-    """L_simple = |eps error|^2 = SNR |x_start error|^2 = acp |v error|^2, of any estimate; 1e-9."""
+def test_one_error_in_three_parameterizations(step):
+    """L_simple = |eps error|^2 = SNR |x_start error|^2 = acp |v error|^2, for any estimate; 1e-9."""
     schedule, x_t, estimate, x_start, eps = step
     acp = schedule.alphas_cumprod[T]
     snr = acp / np.square(schedule.sqrt_one_minus_alphas_cumprod[T])
@@ -163,7 +163,7 @@ def test_one_error_three_times(step):
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @every_schedule
-def test_the_weights_of_the_bound(step, variance):
+def test_the_weights_of_the_vlb(step, variance):
     """DDPM eqs. 8 and 12: |mean error|^2/(2 s^2) is c1^2/(2 s^2) in x_start and beta^2/(2 s^2 alpha (1-acp)) in eps; 1e-7."""
     schedule, x_t, estimate, x_start, eps = step
     mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, predicting("eps", variance), estimate, x_t, T)
@@ -177,7 +177,7 @@ def test_the_weights_of_the_bound(step, variance):
 
 
 @every_schedule
-def test_the_weight_of_fixed_small_is_half_the_fall_of_the_snr(name):
+def test_the_weight_of_fixed_small_is_half_the_decrease_of_the_snr(name):
     """2107.00630: c1^2 / (2 beta~) = (SNR_{t-1} - SNR_t) / 2 at every t > 0; 1e-9."""
     schedule = make_schedule(name, 1000)
     snr = 1 / np.square(schedule.sqrt_recipm1_alphas_cumprod)
@@ -197,8 +197,8 @@ def test_the_two_variances_bound_the_true_one(name):
 
 
 def true_step(schedule, t, x_t):
-    """Of images -1 and 1, equally frequent: a grid of x_{t-1}, q(x_{t-1} | x_t) on it by Bayes' rule, and what the page says
-    of it: its mean and variance."""
+    """For images -1 and 1, equally frequent: a grid of x_{t-1}, q(x_{t-1} | x_t) on it by Bayes' rule, and its mean and
+    variance according to the page."""
     images, x = np.array([-1.0, 1.0]), np.linspace(-8, 8, 40_001)
     acp, prev = schedule.alphas_cumprod[t], schedule.alphas_cumprod[t - 1]
     density = np.exp(-((x_t - np.sqrt(schedule.alphas[t]) * x) ** 2) / (2 * schedule.betas[t])) * sum(
@@ -213,7 +213,7 @@ def true_step(schedule, t, x_t):
 
 @pytest.mark.parametrize("x_t", [0.0, 0.3, -1.2])
 def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
-    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, against Bayes' rule on a grid; 1e-6."""
+    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, by Bayes' rule on a grid; 1e-6."""
     schedule = make_schedule("cosine", 20)
     for t in (3, 10, 18):
         x, density, mean, variance = true_step(schedule, t, x_t)
@@ -224,7 +224,7 @@ def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
 
 @every_schedule
 def test_the_variance_of_the_true_step_is_on_average_at_most_beta(name):
-    """Over x_t; at single x_t it may be more, as it is at 0, where the image may be either."""
+    """On average over x_t; at single x_t it may be larger, as at 0, where both images are possible."""
     schedule, x_t = make_schedule(name, 100), np.linspace(-6, 6, 241)
     for t in (1, 20, 60, 98):
         acp = schedule.alphas_cumprod[t]
@@ -235,8 +235,8 @@ def test_the_variance_of_the_true_step_is_on_average_at_most_beta(name):
         assert schedule.posterior_variance[t] <= variance <= schedule.betas[t] * (1 + 1e-9)
 
 
-def test_the_true_step_is_nearer_to_a_gaussian_the_smaller_it_is():
-    """KL from the Gaussian of its mean and variance in the middle of the chain at x_t = 0.05: the page's numbers; 15%."""
+def test_a_smaller_true_step_is_closer_to_a_gaussian():
+    """KL to the Gaussian with its mean and variance in the middle of the chain at x_t = 0.05: the page's numbers; 15%."""
     divergences = []
     for steps in (10, 100, 1000):
         x, density, mean, variance = true_step(make_schedule("cosine", steps), steps // 2, 0.05)

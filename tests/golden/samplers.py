@@ -1,4 +1,4 @@
-"""Makes samplers.npz: what the schedulers of diffusers draw with small random networks.
+"""Generates samplers.npz: samples of diffusers' schedulers with small random networks.
 
 python tests/golden/samplers.py      # torch 2.13.0, diffusers 0.42.1, numpy 2.4.6
 
@@ -37,7 +37,7 @@ def main() -> None:
         return torch.tanh(x @ network_in + network_time * (float(t) / 1000)) @ network_out
 
     def draw(scheduler, timesteps=None, num_steps=None, noisy=False, **options):
-        """With its own timesteps, or with these, ascending. noisy: with the noise given; options: what `step` takes."""
+        """With its own timesteps, or with these, ascending. noisy: with the given noise; options: arguments of `step`."""
         scheduler.set_timesteps(num_steps or len(timesteps))
         scheduler.alphas_cumprod = ALPHAS_CUMPROD
         if timesteps is not None:
@@ -67,7 +67,7 @@ def main() -> None:
         sde = DPMSolverMultistepScheduler(**common, **solver, algorithm_type="sde-dpmsolver++")
         golden[f"dpmpp_2m_sde-{prediction}"] = draw(sde, TRAILING, noisy=True)[0]
 
-    # Where they differ on purpose from ours: seven steps, which do not divide a thousand.
+    # A case in which they intentionally differ from ours: seven steps, which do not divide a thousand.
     seven = {"timestep_spacing": "trailing", "clip_sample": False, "prediction_type": "v_prediction"}
     golden["ddim_of_seven"], golden["ddim_of_seven_timesteps"] = draw(DDIMScheduler(**common, **seven), num_steps=7)
     for spacing in ("leading", "linspace"):
