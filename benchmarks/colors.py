@@ -17,7 +17,8 @@ that remains is caused by the sampler; an error that only a trained network has 
 
 Compare the x̂_0 of a trained network with the perfect one, on noisy photographs: the error of its color at each t:
 
-    python benchmarks/colors.py PHOTOGRAPHS --gray --workdir=runs/colors_v --train diffusion.prediction=v --guess 500 900 980
+    python benchmarks/colors.py PHOTOGRAPHS --gray --workdir=runs/colors_v --train diffusion.prediction=v --compare_x0 500 900
+    980
 
 The other commands print, on the scale 0..255 and with the photographs first: mean brightness with its standard error,
 and its standard deviation over the images; mean cast (largest minus smallest channel mean of an image) and the largest;
@@ -68,12 +69,12 @@ def main() -> None:
     parser.add_argument(
         "--sample", nargs="*", action="append", metavar="FIELD=VALUE", help="config fields for one row; repeat for more rows"
     )
-    parser.add_argument("--guess", nargs="+", type=int, metavar="t", help="compare x̂_0 at these t, 0..T-1")
+    parser.add_argument("--compare_x0", nargs="+", type=int, metavar="t", help="compare x̂_0 at these t, 0..T-1")
     parser.add_argument("--picture", help="PNG file for the generated images of the last row")
     options = parser.parse_args()
 
-    if options.guess:
-        print_guesses(options)
+    if options.compare_x0:
+        print_x0_errors(options)
         return
     if options.images:
         files = {file: np.load(file)["images"] for file in options.images}
@@ -132,7 +133,7 @@ def generate_rows(options: argparse.Namespace):
             yield name, sample.draw(row_config, build.build_batched_sampler(row_config, mesh), params).images
 
 
-def print_guesses(options: argparse.Namespace) -> None:
+def print_x0_errors(options: argparse.Namespace) -> None:
     """Prints the mean color of the network's x̂_0 minus that of the perfect network, at each t."""
     config, mesh = prepare(options)
     params, _ = load_params.restore(config, train_small(options, config), mesh)
@@ -143,19 +144,21 @@ def print_guesses(options: argparse.Namespace) -> None:
     parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
 
     @jax.jit
-    def guesses(params, data, x_start, t, key):
+    def mean_colors(params, data, x_start, t, key):
         t = jnp.full(len(x_start), t)
         x_t = gaussian.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
         output = denoise_fn(params, None)(x_t, t)
-        guess = parameterization.predict_x0(output, x_t, schedule.level(t))
-        return tuple(127.5 * x.mean(axis=(1, 2)) for x in (guess, jnp.clip(guess, -1, 1), exact(data, None)(x_t, t)))
+        pred_xstart = parameterization.predict_x0(output, x_t, schedule.level(t))
+        return tuple(
+            127.5 * x.mean(axis=(1, 2)) for x in (pred_xstart, jnp.clip(pred_xstart, -1, 1), exact(data, None)(x_t, t))
+        )
 
     chosen = pixels.from_uint8(jnp.asarray(images[:: -(-len(images) // NUM_COMPARED)]))
     print(f"mean color of x̂_0 for {len(chosen)} photographs, network minus perfect network, levels of 255")
     print("     t   sqrt(ᾱ_t)   mean   rms  |  clipped: mean   rms  |  perfect network: spread")
-    for t in options.guess:
-        guess, clipped, right = map(np.asarray, guesses(params, data, chosen, t, jax.random.key(t)))
-        signal, wrong, less = float(schedule.sqrt_alphas_cumprod[t]), guess - right, clipped - right
+    for t in options.compare_x0:
+        ours, clipped, right = map(np.asarray, mean_colors(params, data, chosen, t, jax.random.key(t)))
+        signal, wrong, less = float(schedule.sqrt_alphas_cumprod[t]), ours - right, clipped - right
         line = f"{t:6} {signal:11.5f} {wrong.mean():7.1f} {rms(wrong):6.1f}  | {less.mean():14.1f} {rms(less):6.1f}"
         print(line + f"  | {right.std(axis=0).mean():23.1f}", flush=True)
 

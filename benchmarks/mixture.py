@@ -36,7 +36,7 @@ SHAPE = (1, 1, 3)
 STEPS = 1000  # of the trained chain
 BUDGETS = (5, 10, 20, 50, 100)
 SPACINGS = ("trailing", "karras", "logsnr")
-FLOWS = {  # deterministic samplers: label -> name, options
+DETERMINISTIC = {  # deterministic samplers: label -> name, options
     "ddim": ("ddim", {}),
     "dpmpp_2m": ("dpmpp_2m", {}),
     "unipc": ("unipc", {}),
@@ -44,7 +44,7 @@ FLOWS = {  # deterministic samplers: label -> name, options
     "heun": ("heun", {}),
     "ode": ("ode", {}),
 }
-DRAWS = {  # stochastic samplers
+STOCHASTIC = {  # stochastic samplers
     "ancestral, fixed_small": ("ancestral", {"variance": "fixed_small"}),
     "ancestral, fixed_large": ("ancestral", {"variance": "fixed_large"}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
@@ -57,15 +57,15 @@ def main() -> None:
     parser.add_argument("--schedule", choices=schedules.SCHEDULES, default="linear", help="noise schedule of the trained chain")
     parser.add_argument("--against", choices=["diffusers"], help="also measure its samplers")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network evaluations per sample")
-    parser.add_argument("--flows", type=int, default=1000, help="samples compared with the ODE")
-    parser.add_argument("--draws", type=int, default=50_000, help="samples compared with the mixture")
+    parser.add_argument("--ode_samples", type=int, default=1000, help="samples compared with the ODE")
+    parser.add_argument("--mixture_samples", type=int, default=50_000, help="samples compared with the mixture")
     parser.add_argument(
         "--seeds",
         type=int,
         default=1,
         help="seeds of the samples compared with the mixture, to average errors over",
     )
-    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], nargs="+", help="only these samplers; all by default")
+    parser.add_argument("--only", choices=[*DETERMINISTIC, *STOCHASTIC], nargs="+", help="only these samplers; all by default")
     parser.add_argument("--spacing", choices=spacings.SPACINGS, help="only this spacing")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
@@ -73,21 +73,22 @@ def main() -> None:
 
     trained = schedules.make_schedule(options.schedule, STEPS)
     network = make_network(trained)
-    keys = [jax.random.split(jax.random.key(seed), options.draws) for seed in range(options.seeds)]
-    flow_keys = [keys[0][: options.flows]]
+    keys = [jax.random.split(jax.random.key(seed), options.mixture_samples) for seed in range(options.seeds)]
+    flow_keys = [keys[0][: options.ode_samples]]
     x_T = np.asarray(chain.per_image_noise(*flow_keys, 0, SHAPE))
     exact = solve_flow(trained, x_T)
-    floor = np.mean([sliced_wasserstein(sample_mixture(options.draws, seed)) for seed in range(5)])
+    floor = np.mean([sliced_wasserstein(sample_mixture(options.mixture_samples, seed)) for seed in range(5)])
 
     def distance_to_flow(samples: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.sum(np.square(samples.reshape(exact.shape) - exact), axis=-1))))
 
-    flows, draws = (
-        {label: setting for label, setting in rows.items() if label in (options.only or rows)} for rows in (FLOWS, DRAWS)
+    deterministic, stochastic = (
+        {label: setting for label, setting in rows.items() if label in (options.only or rows)}
+        for rows in (DETERMINISTIC, STOCHASTIC)
     )
     kinds = (  # (title, samplers, keys of each seed, error function, noise floor)
-        ("distance from the probability-flow ODE", flows, flow_keys, distance_to_flow, 0.0),
-        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", draws, keys, sliced_wasserstein, floor),
+        ("distance from the probability-flow ODE", deterministic, flow_keys, distance_to_flow, 0.0),
+        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", stochastic, keys, sliced_wasserstein, floor),
     )
     if options.against:
         import mixture_diffusers

@@ -71,7 +71,7 @@ def generate(
         x, network = torch.from_numpy(x_T), make_network(trained)
         if label == "heun":
             x = x * scheduler.init_noise_sigma
-        options = {"generator": torch.Generator().manual_seed(seed)} if label in mixture.DRAWS else {}
+        options = {"generator": torch.Generator().manual_seed(seed)} if label in mixture.STOCHASTIC else {}
         for t in scheduler.timesteps:
             output = network(scheduler.scale_model_input(x, t).double(), t)
             x = scheduler.step(output, t, x, **options, return_dict=False)[0]

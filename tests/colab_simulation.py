@@ -4,7 +4,7 @@
 
 Makes a virtual environment with the versions below and the kernel, copies the repository, and executes the notebook in it,
 shrunk, by nbclient. The notebook then makes its own environment. Takes about 4 GB and some minutes, and needs PyPI; so it
-is no part of the test suite. Versions of Colab's runtime of August 2026.
+is not part of the test suite. Versions of Colab's runtime of August 2026.
 """
 
 import argparse

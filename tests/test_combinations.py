@@ -52,7 +52,7 @@ def makes_sense(zero, prediction, variance, loss, weighting):
     return not zero or prediction != "eps"
 
 
-def refusal(config):
+def error_of(config):
     """The error of check_config, or None."""
     try:
         config_validation.check_config(config)
@@ -64,7 +64,7 @@ def refusal(config):
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 def test_exactly_the_invalid_combinations_are_rejected(schedule):
     for cell in TABLE:
-        why = refusal(make_config(*cell, schedule=schedule))
+        why = error_of(make_config(*cell, schedule=schedule))
         assert (why is None) == makes_sense(*cell), f"{cell}: {why}"
         assert why is None or (why.startswith("config.diffusion: ") and "\n" not in why)
 
@@ -119,7 +119,7 @@ def test_every_sampler_generates_from_the_trained_networks(name):
             continue
         channels = build.build_model(config).out_channels
         params = 0.1 * jnp.ones((4, 4 * channels))
-        made, drawn = build.build_sampler(config), []
+        made, samples = build.build_sampler(config), []
         state = sampler.init_state(made, keys, SHAPE)
         if made.extra_nfe and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
             continue  # recompiles inner loops each time; these samplers only use x_start
@@ -132,9 +132,9 @@ def test_every_sampler_generates_from_the_trained_networks(name):
                 lambda x, t, params=params: linear(params, x), state.x, state.memory, jnp.int32(index), keys
             )
             state = state.replace(x=x, memory=memory)
-            drawn.append(x)
-        assert drawn[-1].shape == (2, *SHAPE)
-        assert np.isfinite(drawn).all()
+            samples.append(x)
+        assert samples[-1].shape == (2, *SHAPE)
+        assert np.isfinite(samples).all()
 
 
 @pytest.mark.parametrize("name", timestep_sampling.TIMESTEP_SAMPLERS)

@@ -177,5 +177,5 @@ def test_files_are_short_documented_and_have_unique_names(file):
     text = file.read_text()
     assert len(text.splitlines()) <= 400
     summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
-    assert summary.endswith((".", ":", "?")), "the module's docstring begins with a sentence that says what it is"
+    assert summary.endswith((".", ":", "?")), "the module's docstring begins with a full sentence"
     assert not {"utils", "util", "helpers", "helper", "misc", "common", "tools"} & set(file.stem.split("_"))

@@ -42,8 +42,8 @@ def test_every_float_is_found():
 @pytest.mark.parametrize("field", sorted({*FLOATS, "ema.extra_decays", "ema.power_sigma_rel"} - {"sampling.churn_interval"}))
 def test_infinity_is_rejected(field, value):
     """A learning rate of inf trained to NaN; a guidance scale of inf made black images."""
-    said = error_of({field: (value, value) if field in config_validation.LISTS else value})
-    assert said.startswith(f"config.{field} is {value}: it must be a finite number")
+    message = error_of({field: (value, value) if field in config_validation.LISTS else value})
+    assert message.startswith(f"config.{field} is {value}: it must be a finite number")
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_seeds_have_32_bits(field):
 @pytest.mark.parametrize("pair", [(1.0,), (), (0.1, 0.2, 0.3), (0.5, 0.25), (-0.1, 0.5)])
 @pytest.mark.parametrize("field", ["sampling.churn_interval", "sampling.guidance_interval"])
 def test_pairs_are_two_numbers_in_ascending_order(field, pair):
-    said = error_of({field: pair})
-    assert said.startswith(f"config.{field} is {pair}: it must be two numbers ")
-    assert "the lower one first, such as (" in said
-    assert "Guidance" not in said
+    message = error_of({field: pair})
+    assert message.startswith(f"config.{field} is {pair}: it must be two numbers ")
+    assert "the lower one first, such as (" in message
+    assert "Guidance" not in message
 
 
 def test_the_guided_interval_is_a_part_of_the_chain():
     assert "from 0 to 1" in error_of({"sampling.guidance_interval": (0.0, 5.0)})
     guided = {"sampling.guidance_scale": 2.0, "sampling.guidance_interval": (0.5001, 0.5002)}
-    said = error_of(guided)
-    assert said == (
+    message = error_of(guided)
+    assert message == (
         "config.sampling: guidance_interval is (0.5001, 0.5002): none of the 1000 timesteps lies in it; make it wider"
     )
     assert guided_timesteps((0.25, 0.5), 1000) == (250, 499)
@@ -102,16 +102,18 @@ def test_churn_may_have_no_upper_bound():
 
 def test_more_steps_than_the_chain_has_are_an_error():
     short = {"diffusion.schedule": "cosine", "diffusion.num_timesteps": 10}
-    said = error_of(short)
-    assert said.startswith("config.sampling.num_steps is 50, but the chain has only 10 steps, config.diffusion.num_timesteps")
+    message = error_of(short)
+    assert message.startswith(
+        "config.sampling.num_steps is 50, but the chain has only 10 steps, config.diffusion.num_timesteps"
+    )
     config_validation.check_config(make_config(short | {"sampling.num_steps": 10}))  # the advice works
 
 
 def test_advice_about_a_short_linear_schedule_works():
     """The advice once named beta_end, which is not a field."""
     short = {"diffusion.num_timesteps": 10, "sampling.num_steps": 10}
-    said = error_of(short)
-    assert said.endswith("set num_timesteps above 20, or schedule to cosine or sigmoid")
+    message = error_of(short)
+    assert message.endswith("set num_timesteps above 20, or schedule to cosine or sigmoid")
     for taken in ({"diffusion.num_timesteps": 21}, {"diffusion.schedule": "cosine"}, {"diffusion.schedule": "sigmoid"}):
         config_validation.check_config(make_config(short | taken))
 

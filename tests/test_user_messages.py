@@ -26,10 +26,7 @@ CONFIG = defaults.get_config().to_dict()
         ("set `rtol` to more", "set config.evaluation.ode_tolerance to more"),
         ("`batch_size` is 3", "config.train.batch_size is 3"),  # a field of several sections
         ("`seed` is -1", "config.seed is -1"),  # a top-level field
-        (
-            "`num_steps` and `nothing` and `data`",
-            "`num_steps` and `nothing` and `data`",
-        ),  # two sections, none, a section
+        ("`num_steps` and `nothing` and `data`",) * 2,  # a field of two sections, of none, and a section
     ],
 )
 def test_arguments_become_fields(message, line):

@@ -102,7 +102,7 @@ def load_image_folder(
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, list(paths), color, shape, images)
     first.read_all(num_threads)
-    kept = _without_broken(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
+    kept = _readable_indices(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
     levels = first.read_deep(levels, num_threads)
     if kept is not None:
         if images is not None:
@@ -139,7 +139,7 @@ def load_image_folder(
     return LazySource(read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **attributes)
 
 
-def _without_broken(
+def _readable_indices(
     folder: str,
     paths: Sequence[str],
     labels: np.ndarray | None,

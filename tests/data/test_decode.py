@@ -60,7 +60,7 @@ ENTRY_ALPHA = np.array([255, 0, 128, 255, 7, 255, 200, 255], np.uint8)
 NOT_ENTRY_2 = np.where(GRAY // 32 == 2, 0, 255)
 INK = np.dstack([NOISE, ALPHA])
 FLOATS = RNG.random((8, 8)).astype(np.float32)
-GRAY_ALPHA, COLOUR_ALPHA = np.stack([GRAY, ALPHA], -1), np.dstack([NOISE, ALPHA])
+GRAY_ALPHA, COLOR_ALPHA = np.stack([GRAY, ALPHA], -1), np.dstack([NOISE, ALPHA])
 EXACT = {"lossless": True, "exact": True}  # for WebP, which otherwise changes fully transparent colors
 
 
@@ -97,8 +97,8 @@ def keyed(color):
         ("RGB.webp", NOISE, EXACT, NOISE, 0),
         ("RGB.jpg", flat(77), {"quality": 95}, flat(77), 1),
         ("RGB key.png", NOISE, {"transparency": tuple(NOISE[3, 4].tolist())}, keyed(NOISE[3, 4]), 0),
-        ("RGBA.png", COLOUR_ALPHA, {}, over(NOISE, ALPHA), 1),
-        ("RGBA.webp", COLOUR_ALPHA, EXACT, over(NOISE, ALPHA), 1),
+        ("RGBA.png", COLOR_ALPHA, {}, over(NOISE, ALPHA), 1),
+        ("RGBA.webp", COLOR_ALPHA, EXACT, over(NOISE, ALPHA), 1),
         ("CMYK.tif", cmyk(INK), {}, paper(INK), 1),
         ("CMYK.jpg", cmyk(INK[:1, :1].repeat(8, 0).repeat(8, 1)), {"quality": 100}, paper(INK[:1, :1]), 2),
         ("YCbCr.jpg", Image.fromarray(flat(77)).convert("YCbCr"), {"quality": 95}, flat(77), 1),

@@ -329,10 +329,10 @@ def test_no_such_folder(tmp_path):
 
 
 def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
-    def refuse(where):
+    def deny(where):
         raise PermissionError(13, "Permission denied", where)
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root, which tests may run as, can list every folder
+    monkeypatch.setattr(os, "scandir", deny)  # root, which tests may run as, can list every folder
     assert error_of(FileAccessError, tmp_path) == f"cannot list {tmp_path}: permission denied"
 
 

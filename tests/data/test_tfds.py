@@ -178,9 +178,9 @@ import importlib.machinery, socket, sys
 find = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = classmethod(  # as if tensorflow were not installed
     lambda cls, name, path=None, target=None: None if name.split(".")[0] == "tensorflow" else find(name, path, target))
-def refuse(*args, **kwargs):
+def fail(*args, **kwargs):
     raise AssertionError("the network was tried")
-socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = fail
 from ddpm_jax.data.tfds import load_tfds
 for name, data_dir, size, channels in SETS:
     for in_memory in (True, False):
@@ -225,13 +225,11 @@ def test_newest_version_wins_unless_one_is_asked_for(copy):
 
 
 def test_images_are_cropped_and_resized(prepared):
-    colour = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0])))
+    rgb = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0])))
     for image_size, channels in ((8, 1), (4, 3), (16, 1)):
         batch = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0]), image_size=image_size, channels=channels))
         assert batch["image"].shape == (12, image_size, image_size, channels)
-        np.testing.assert_array_equal(
-            batch["image"], [center_crop_and_resize(i, image_size, channels) for i in colour["image"]]
-        )
+        np.testing.assert_array_equal(batch["image"], [center_crop_and_resize(i, image_size, channels) for i in rgb["image"]])
 
 
 def test_large_sets_stay_on_disk(prepared, monkeypatch):

@@ -2,12 +2,12 @@
 
     python tests/golden/improved_diffusion.py CHECKOUT
 
-CHECKOUT is a clone of https://github.com/openai/improved-diffusion at 1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5. The file
-beside this one was made with Python 3.11, torch 2.13.0+cpu and numpy 2.4.6.
+CHECKOUT is a clone of https://github.com/openai/improved-diffusion at 1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5. The
+file was generated with Python 3.11, torch 2.13.0+cpu and numpy 2.4.6.
 
-It is run in float64, tables too, so that what is compared is the formula and not the rounding; and the bins of its
-decoder once with its own tanh approximation of the normal distribution function, once with the exact one. Images are
-NHWC in the file. Network outputs are random numbers that are close to the truth in some images and far in others.
+It runs in float64, including the tables, so that formulas are compared and not rounding; the bins of the decoder use its
+tanh approximation of the normal distribution function and the exact one. Images are NHWC in the file. Network outputs are
+random numbers, close to the truth for some images and far from it for others.
 """
 
 import argparse
@@ -112,8 +112,8 @@ chain = reference.GaussianDiffusion(
     loss_type=LOSSES["mse"],
 )
 golden["loop/noise"] = loop_noise = generator.standard_normal((12, 2, 3, 3, 2)).astype(np.float32)
-draws = iter(loop_noise[::-1])  # it iterates from t = 11 down to 0
-torch.randn_like = lambda x: channels_first(next(draws))
+noises = iter(loop_noise[::-1])  # from t = 11 down to 0
+torch.randn_like = lambda x: channels_first(next(noises))
 rule = lambda x, t: 0.8 * x + 0.02 * t.reshape(-1, 1, 1, 1)  # noqa: E731
 for key, value in chain.calc_bpd_loop(rule, channels_first(x_start[:2])).items():
     golden[f"loop/{key}"] = value.numpy()

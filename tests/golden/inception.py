@@ -3,7 +3,7 @@
 python tests/golden/inception.py
 
 With torch 2.13.0 (CPU), torchvision 0.28.0, torch-fidelity 0.4.0, pytorch-fid 0.3.0, numpy 2.4.6. What is kept is
-torch-fidelity's, as people run it, in float32: its resize is TensorFlow 1's and its pixels are (x - 128) / 128, as in the
+torch-fidelity's, as its users run it, in float32: its resize is TensorFlow 1's and its pixels are (x - 128) / 128, as in the
 network of published numbers. pytorch-fid's network, whose own resize and pixels are others, must agree in float64 on what
 torch-fidelity resized. Weights and images are made by a rule, here and in the tests; neither is kept.
 """
@@ -56,8 +56,8 @@ def main() -> None:
             raise SystemExit(f"{name}: the references differ by {error:.1e}")
         alive = (features > 0).float().mean()
         spread = features.std(0).mean() / features.std()
-        said = f"{name:8} features 0..{features.max():.1f}, {alive:.0%} not 0; between images {spread:.2f} of their spread; "
-        print(said + f"the references differ by {error:.1e}")
+        line = f"{name:8} features 0..{features.max():.1f}, {alive:.0%} not 0; between images {spread:.2f} of their spread; "
+        print(line + f"the references differ by {error:.1e}")
     state = random_state_dict(SEED)
     golden["weights_crc32"] = np.uint32(zlib.crc32(b"".join(state[name].tobytes() for name in sorted(state))))
     np.savez_compressed(pathlib.Path(__file__).with_suffix(".npz"), **golden)

@@ -8,8 +8,9 @@ torch-fidelity 0.4.0:
 
 CPU-only torch lacks two unused operators that torchvision needs at import; they are declared first.
 
-In the file: `real` [300, 16] and `generated` [260, 16] float32, skewed and correlated, with twins in each set; `narrow_real`,
-`narrow_generated`, the same with integers and many ties; `logits` [205, 7]; and one array per metric, named below.
+In the file: `real` [300, 16] and `generated` [260, 16] float32, skewed and correlated, with duplicates in each set;
+`narrow_real`, `narrow_generated`, the same with integers and many ties; `logits` [205, 7]; and one array per metric, named
+below.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Color statistics: closed forms on images made of known colors, at 1e-9 unless a test says otherwise."""
+"""Color statistics: closed forms on images made of known colors, at 1e-9 unless noted."""
 
 import numpy as np
 import pytest

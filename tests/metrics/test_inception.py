@@ -1,8 +1,8 @@
 """Inception agrees with a reference implementation, for images of any size and color, in any batch.
 
 Goldens are from tests/golden/inception.py: torch-fidelity 0.4.0, float32, random weights. With 94 layers in float32 two correct
-implementations differ by 3e-7 of the whole vector; the tolerances are 1e-5 of it and, for each number, 1e-4 of it and 1e-5 of
-the largest. A resize with half-pixel centers is off by 5e-3 or more, pixels scaled by 127.5 instead of 128 by 6e-4.
+implementations differ by 3e-7 of the whole vector; the tolerances are 1e-5 of it and, for each number, 1e-4 of its value and
+1e-5 of the largest. A resize with half-pixel centers is off by 5e-3 or more, pixels scaled by 127.5 instead of 128 by 6e-4.
 """
 
 import functools

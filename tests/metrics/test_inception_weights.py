@@ -68,7 +68,7 @@ def same(got, expected):
         np.testing.assert_array_equal(got[name], array)
 
 
-def refuse_network(*_, **__):
+def fail_on_network(*_, **__):
     raise AssertionError("unexpected download")
 
 
@@ -111,7 +111,7 @@ def test_a_file_is_converted_once(stored, variables, home, monkeypatch, log_line
     converted = home / ".cache/ddpm_jax/inception" / f"inception-{found.sha256}.safetensors"
     assert [converted] == list(converted.parent.iterdir())
 
-    monkeypatch.setattr(weights, "read_torch_file", refuse_network)
+    monkeypatch.setattr(weights, "read_torch_file", fail_on_network)
     again = weights.load_weights(str(stored))
     same(again.variables, variables)
     assert again[1:] == found[1:]
@@ -158,14 +158,14 @@ def test_a_damaged_conversion_is_regenerated(stored, variables, home, log_lines)
 
 
 def test_an_unwritable_home_only_costs_time(stored, variables, home, log_lines):
-    (home.parent / "home").write_text("a file in the way")
+    (home.parent / "home").write_text("a file")
     same(weights.load_weights(str(stored)).variables, variables)
     assert len(log_lines) == 1
     assert "cannot be cached" in log_lines[0]
 
 
 def test_weights_are_found_in_the_folders_of_other_tools(published, variables, home, monkeypatch, log_lines):
-    monkeypatch.setattr(weights, "download", refuse_network)
+    monkeypatch.setattr(weights, "download", fail_on_network)
     monkeypatch.setenv("TORCH_HOME", str(home / "torch_home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
     places = [
@@ -190,7 +190,7 @@ def test_weights_are_found_in_the_folders_of_other_tools(published, variables, h
     assert (found.file, found.published, log_lines) == (str(converted), True, [])
     # Both are damaged: logged and skipped.
     converted.write_bytes(b"")
-    places[0].write_bytes(b"half of it")
+    places[0].write_bytes(b"half")
     with pytest.raises(AssertionError, match="unexpected download"):
         weights.load_weights()
     assert [line.startswith("skipping") for line in log_lines] == [True, True]
@@ -238,7 +238,7 @@ def test_weights_are_downloaded_with_progress(published, variables, home, monkey
     assert log_lines == [f"downloading the Inception weights (96 MB, once) to {file}"]
     megabytes = published.stat().st_size // 10**6
     assert f"{megabytes} / {megabytes} MB (100%)" in out.getvalue()
-    weights.load_weights(progress=refuse_network)  # the server is gone, the file is there
+    weights.load_weights(progress=fail_on_network)  # the server is gone, the file is there
 
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB

@@ -41,12 +41,12 @@ def test_symmetries(rng):
 def test_it_is_unbiased_at_any_size(rng):
     """For many samples of one distribution its mean is 0 within four standard errors; the biased estimate is far off."""
     for size in (3, 20):
-        draws = rng.normal(size=(2, 1000, size, 4)) + 0.5
-        distances = np.array([squared_mmd(x, y) for x, y in zip(*draws, strict=True)])
+        samples = rng.normal(size=(2, 1000, size, 4)) + 0.5
+        distances = np.array([squared_mmd(x, y) for x, y in zip(*samples, strict=True)])
         error = distances.std(ddof=1) / np.sqrt(len(distances))
         assert abs(distances.mean()) < 4 * error
         assert 0.2 < np.mean(distances < 0) < 0.8
-        diagonal = np.mean([((np.square(x).sum(1) / 4 + 1) ** 3).mean() / size for x in draws[0]])
+        diagonal = np.mean([((np.square(x).sum(1) / 4 + 1) ** 3).mean() / size for x in samples[0]])
         assert diagonal > 10 * error  # the diagonal would add this twice
 
 

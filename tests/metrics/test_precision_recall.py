@@ -16,7 +16,7 @@ def blocks(request, monkeypatch):
         monkeypatch.setattr(module, "COLUMNS", request.param)
 
 
-def brute_force(real, drawn, k):
+def brute_force(real, generated, k):
     def squared(a, b):
         return np.square(a[:, None] - b[None]).sum(axis=-1)
 
@@ -24,7 +24,7 @@ def brute_force(real, drawn, k):
         radii = np.sort(squared(centers, centers), axis=1)[:, k]
         return (squared(vectors, centers) <= radii).any(axis=1).mean()
 
-    return inside(drawn, real), inside(real, drawn)
+    return inside(generated, real), inside(real, generated)
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_it_agrees_with_another_implementation(golden, blocks, sets, metric, k):
 @pytest.mark.parametrize("scale", [1, 1 / 255, 1e3], ids=["levels", "pixels", "large"])
 def test_equal_distances_stay_equal(rng, blocks, scale):
     """Gray levels as float32 pixels: rounding moves no vector across a boundary."""
-    real, drawn = rng.integers(0, 4, (60, 4)), rng.integers(1, 5, (50, 4))
-    expected = brute_force(real, drawn, 3)
+    real, generated = rng.integers(0, 4, (60, 4)), rng.integers(1, 5, (50, 4))
+    expected = brute_force(real, generated, 3)
     assert 0 < expected[0] < 1
-    scaled = ((vectors * scale).astype(np.float32) for vectors in (real, drawn))
+    scaled = ((vectors * scale).astype(np.float32) for vectors in (real, generated))
     assert precision_recall(*scaled) == pytest.approx(expected, abs=1e-12)
 
 

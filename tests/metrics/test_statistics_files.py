@@ -126,5 +126,7 @@ def test_statistics_have_an_identity(tmp_path):
     a, b = (reference_stats.load(tmp_path / name).identity() for name in ("a.npz", "b.npz"))
     assert a != b
     assert a == reference_stats.load(tmp_path / "a.npz").identity()
-    said = {"set": "digits", "split": "train", "images": 20, "images_sha256": "ab", "resolution": 8}
-    assert reference_stats.Reference(GAUSSIAN, None, said).identity() == {name: said[name] for name in list(said)[:4]}
+    provenance = {"set": "digits", "split": "train", "images": 20, "images_sha256": "ab", "resolution": 8}
+    assert reference_stats.Reference(GAUSSIAN, None, provenance).identity() == {
+        name: provenance[name] for name in list(provenance)[:4]
+    }

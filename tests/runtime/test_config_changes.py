@@ -68,8 +68,8 @@ CASES = [
 @pytest.mark.parametrize(("field", "value", "on_resume", "on_reading"), CASES, ids=lambda value: str(value))
 def test_a_change_to_another_experiment_is_rejected(field, value, on_resume, on_reading):
     name, config = field.replace("__", "."), changed(**{field: value})
-    for check, refused in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
-        if refused:
+    for check, rejected in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
+        if rejected:
             with pytest.raises(ConflictError) as error:
                 check("runs/x", RECORDED, config)
             assert f"{name} was {json.dumps(changed_back(field))}, now {json.dumps(value)}" in str(error.value)

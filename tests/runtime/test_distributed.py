@@ -64,7 +64,7 @@ def hold():
         with distributed.hold_workdir(folder / "run"):
             pass
 write(
-    nobody=error_of(lambda: fails(None, None)),
+    none=error_of(lambda: fails(None, None)),
     one=error_of(lambda: fails(None, errors.InvalidArgumentError("`x` is 7"))),
     other=error_of(lambda: fails(errors.FileAccessError("no\\nfile"), None)),
     both=error_of(lambda: fails(errors.ConflictError("mine 0"), errors.ConflictError("mine 1"))),
@@ -82,7 +82,7 @@ write(
 """)
     assert codes == [0, 0]
     zero, one = results
-    assert zero["nobody"] is one["nobody"] is None
+    assert zero["none"] is one["none"] is None
     assert zero["one"] == ["InvalidArgumentError", "process 1 stopped: `x` is 7"]
     assert one["one"] == ["InvalidArgumentError", "`x` is 7"]
     assert zero["other"] == ["FileAccessError", "no\nfile"]
@@ -170,7 +170,7 @@ with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoint
 sound = checkpoint.check_sums
 def damaged(file, parts):
     if (file.name, me) in (("3", 1), ("2", 0)):
-        raise ValueError("a file is cut off")
+        raise ValueError("a file is truncated")
     sound(file, parts)
 checkpoint.check_sums = damaged
 with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoints:
@@ -188,7 +188,7 @@ write(again=again, step=step, left=left, nothing=nothing, lines=lines, values=fi
         assert len(row["lines"]) == 2
     assert sorted(os.listdir(tmp_path / "saved")) == ["1", "damaged-2", "damaged-3"]
     assert "another process could not read it" in results[0]["lines"][1]
-    assert "a file is cut off" in results[1]["lines"][1]
+    assert "a file is truncated" in results[1]["lines"][1]
 
 
 def test_sigterm_still_ends_a_process_that_is_not_training(two):
@@ -224,7 +224,7 @@ def test_one_process_does_not_communicate(monkeypatch, tmp_path):
     assert [distributed.all_processes(True), distributed.all_processes(False)] == [True, False]
     assert distributed.broadcast_ints([4, 2]) == [4, 2]
     assert distributed.prepare_workdir(tmp_path, {"seed": 0}, write=True) == tmp_path
-    monkeypatch.setattr(distributed.threading, "Thread", lambda **_: pytest.fail("nobody to leave"))
+    monkeypatch.setattr(distributed.threading, "Thread", lambda **_: pytest.fail("unexpected exit"))
     with pytest.raises(ValueError, match="Gloo"), distributed.distributed_main():
         raise ValueError("Gloo all-reduce failed")
 

@@ -137,7 +137,7 @@ def tpu_host(cluster, monkeypatch):
 
     The server's address is replaced by one where nothing listens, so that `requests` fails by itself as on such a host.
     """
-    asked = []
+    requests_made = []
 
     def set_variables(variables):
         cluster({"GCE_METADATA_IP": NO_SERVER, **variables})
@@ -145,8 +145,8 @@ def tpu_host(cluster, monkeypatch):
             monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
         monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)  # other tests have used the devices
         get = requests.get
-        monkeypatch.setattr(requests, "get", lambda url, **options: asked.append(url) or get(url, **options))
-        return asked
+        monkeypatch.setattr(requests, "get", lambda url, **options: requests_made.append(url) or get(url, **options))
+        return requests_made
 
     return set_variables
 
@@ -175,12 +175,12 @@ def test_a_single_host_does_not_join(cluster, environment):
             "JOB_COMPLETION_INDEX": "0",
         },
     ],
-    ids=["one name", "no name", "one address", "a pod of its own"],
+    ids=["one name", "no name", "one address", "a one-host pod"],
 )
 def test_a_tpu_host_without_peers_queries_no_metadata_server(tpu_host, environment):
-    asked = tpu_host(environment)
+    requests_made = tpu_host(environment)
     assert initialize_distributed() is False
-    assert not asked
+    assert not requests_made
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_a_tpu_host_without_peers_queries_no_metadata_server(tpu_host, environme
     ids=["unknown", "several hosts", "several slices"],
 )
 def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environment):
-    asked = tpu_host(environment)
+    requests_made = tpu_host(environment)
     with pytest.raises(DistributedError) as caught:
         initialize_distributed()
-    assert len(asked) == 1
+    assert len(requests_made) == 1
     message = str(caught.value)
     assert message.startswith("cannot find the other processes of this job: ")
     assert "HTTPConnectionPool" not in message

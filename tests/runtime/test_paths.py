@@ -30,19 +30,19 @@ def test_an_impossible_folder_is_an_immediate_error(tmp_path, monkeypatch):
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("")
 
-    def refused(call, *words):
+    def rejected(call, *words):
         with pytest.raises(FileAccessError, match="choose another --output") as caught:
             call()
         assert "\n" not in str(caught.value)
         assert all(word in str(caught.value) for word in words)
 
-    refused(lambda: paths.make_output_folder(tmp_path / "file"), "it is a file")
-    refused(lambda: paths.make_output_folder(tmp_path / "file" / "below"), "not a directory")
-    refused(lambda: paths.make_output_parent(tmp_path / "a"), "it is a folder")
-    refused(lambda: paths.make_output_parent(tmp_path / "file" / "x.npz"), "it is a file")
+    rejected(lambda: paths.make_output_folder(tmp_path / "file"), "it is a file")
+    rejected(lambda: paths.make_output_folder(tmp_path / "file" / "below"), "not a directory")
+    rejected(lambda: paths.make_output_parent(tmp_path / "a"), "it is a folder")
+    rejected(lambda: paths.make_output_parent(tmp_path / "file" / "x.npz"), "it is a file")
 
     def denied(*args, **kwargs):
         raise PermissionError(13, os.strerror(13))
 
     monkeypatch.setattr(paths.tempfile, "NamedTemporaryFile", denied)  # tests may run as root, which can write everywhere
-    refused(lambda: paths.make_output_folder(tmp_path / "a"), "permission denied")
+    rejected(lambda: paths.make_output_folder(tmp_path / "a"), "permission denied")

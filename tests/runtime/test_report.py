@@ -16,7 +16,7 @@ def test_json_replaces_nan_and_infinity_by_null(tmp_path):
 
 
 def test_a_table_has_every_column_once_and_empty_cells():
-    rows = [{"images": "real", "count": 1500}, {"images": "drawn", "frechet": 3.14159}]
+    rows = [{"images": "real", "count": 1500}, {"images": "generated", "frechet": 3.14159}]
     assert report.markdown_table(rows) == (
-        "| images | count | frechet |\n| --- | --- | --- |\n| real | 1,500 |  |\n| drawn |  | 3.142 |\n"
+        "| images | count | frechet |\n| --- | --- | --- |\n| real | 1,500 |  |\n| generated |  | 3.142 |\n"
     )

@@ -41,10 +41,10 @@ def holder(tmp_path, child_environment):
 def no_flock(monkeypatch):
     """Simulates a network filesystem without locks."""
 
-    def refuse(*_):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(run_lock.fcntl, "flock", fail)
 
 
 def record(**fields):
