@@ -63,7 +63,7 @@ def test_the_workdir_keeps_the_set_and_a_resume_compares(tmp_path, folder, confi
     resume(3)
     said = capfd.readouterr().err
     assert f"warning: {folder} has changed since the run was trained on it: 8 images before, 9 now" in said
-    assert "4095 white; 1 of them have levels outside, which are clipped" in said
+    assert "4095 white; 1 of them have levels outside the range, which are clipped" in said
     assert workdir.read_data_identity(run)["count"] == 9
 
     before = (run / "data.json").read_bytes()
@@ -124,7 +124,7 @@ def test_no_number_of_classes_names_the_number_found(tmp_path, folder, config_of
 def test_a_folder_without_classes_says_how_they_are_given(tmp_path, config_of):
     for name in ("cat_1", "cat_2", "dog_1", "dog_2"):
         Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    with pytest.raises(UsageError, match=r"has none: put the images of each class into a folder of its own.*\(cat/ for"):
+    with pytest.raises(UsageError, match=r"has none: put the images of each class into a separate folder.*\(cat/ for"):
         train.run(config_of(tmp_path), str(tmp_path / "run"))
 
 
