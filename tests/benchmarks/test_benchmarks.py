@@ -55,7 +55,7 @@ def test_the_input_is_compared_with_the_step(printed):
 def test_features_are_printed_as_rates(printed):
     out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())
-    per_image = float(re.search(r"([\d.]+) GFLOP an image", out)[1])
+    per_image = float(re.search(r"([\d.]+) GFLOP per image", out)[1])
     assert images == pytest.approx(2 / seconds, rel=0.05, abs=0.06)  # printed with one digit
     assert gflops == pytest.approx(per_image * images, rel=0.05)
     assert 11 < per_image < 12  # 5.7 billion multiply-adds
