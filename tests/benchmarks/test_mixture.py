@@ -44,7 +44,7 @@ def test_errors_match_the_page_and_are_at_most_those_of_diffusers(mixture, sched
     keys = jax.random.split(jax.random.key(0), 50_000)[:1000]
     x_T = np.asarray(mixture.chain.per_image_noise(keys, 0, mixture.SHAPE))
     exact = mixture.solve_flow(trained, x_T, steps=400)
-    sampler = mixture.make_sampler(trained, mixture.DETERMINISTIC[label], spacing, 10)
+    sampler = mixture.sampler_within(trained, mixture.DETERMINISTIC[label], spacing, 10)
     samples = mixture.run(sampler, mixture.make_network(trained), keys)
     error = np.sqrt(np.mean(np.sum(np.square(samples - exact), axis=-1)))
     ours, theirs = cell(schedule, label, spacing, 10)

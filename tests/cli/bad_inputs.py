@@ -328,7 +328,7 @@ CASES = (
         advice=("--config.optimizer.learning_rate=0.001",),
     ),
     Case("infinite learning rate", (*TRAIN, "--config.optimizer.learning_rate=inf"), "config.optimizer.learning_rate"),
-    Case("learning rate that is not a number", (*TRAIN, "--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"),
+    Case("learning rate of nan", (*TRAIN, "--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"),
     Case(
         "checkpoints kept",
         (*TRAIN, "--config.train.max_to_keep=0"),
