@@ -23,7 +23,7 @@ def mixture(repository):
 
 def cell(schedule, label, spacing, budget):
     """(our, diffusers') error in the table of a schedule; None if diffusers has none."""
-    table = re.search(rf"^### {schedule}\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)[1]
+    table = re.search(rf"^### {schedule.capitalize()} schedule\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)[1]
     (row,) = re.findall(rf"^\| {re.escape(label)} \| {spacing} \| (.*) \|$", table, re.MULTILINE)
     ours, theirs = row.split(" | ")[BUDGETS.index(budget)].split(" / ")
     return float(ours), None if theirs == "-" else float(theirs)
