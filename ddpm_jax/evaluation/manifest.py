@@ -1,4 +1,4 @@
-"""What a folder of results holds, in its manifest.json, so that results of two kinds never mix or replace each other."""
+"""The manifest.json of a results folder, which prevents mixing or overwriting results of different settings."""
 
 import itertools
 import json
@@ -15,18 +15,18 @@ MANIFEST = "manifest.json"
 
 
 def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.Path, output: str = "") -> pathlib.Path:
-    """A folder for these results, made and writable: one without such results, or the one that they were in before.
+    """Creates or reuses a writable folder for results: an unused one, or the one with the same results.
 
     Args:
-      identity: what the results are, as JSON can hold it.
+      identity: identifies the results, JSON-compatible.
       names: of the files that will be written.
-      default: the folder where no output is named. If it holds other results, the next free of default-2, default-3, ...
-      output: the folder that the user named, or "".
+      default: the folder if `output` is empty. If it has other results, the next free of default-2, default-3, ...
+      output: the folder chosen by the user, or "".
 
     Raises:
-      ConflictError: `output` holds files of these names that no manifest explains, or results of another kind (each
-        difference is named).
-      FileAccessError: the folder cannot be made or written.
+      ConflictError: `output` has files of these names without a manifest, or results of other settings (each difference
+        is named).
+      FileAccessError: the folder cannot be created or written.
     """
     if output:
         folder = paths.output_path(output, default)
@@ -35,7 +35,7 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
             require_same(folder, identity)
         elif found := [name for name in names if (folder / name).exists()]:
             raise ConflictError(
-                f"{folder} holds another {' and '.join(found)}: name a new folder by --output, or move that away"
+                f"{folder} already has another {' and '.join(found)}: choose a new folder with --output, or move it away"
             )
     else:
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
@@ -46,17 +46,17 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
 
 
 def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Write the folder's manifest."""
+    """Writes the folder's manifest."""
     write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")
 
 
 def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Raise a ConflictError that names each difference unless the folder's manifest says the same.
+    """Raises a ConflictError that names each difference between `identity` and the folder's manifest.
 
     Args:
       folder: with a manifest.
       identity: of the new results.
-      defaults: values of fields of `identity` that are younger than the folder; others of them are not looked at.
+      defaults: values of fields that an older manifest lacks; used only for fields of `identity`.
     """
     new = flatten(json.loads(json.dumps(identity)))
     younger = {name: value for name, value in flatten(json.loads(json.dumps(defaults or {}))).items() if name in new}
@@ -68,7 +68,7 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[
     ]
     if differing:
         raise ConflictError(
-            f"{folder} holds images of another kind: {'; '.join(differing)}. Remove it, or take another --output"
+            f"{folder} was written with different settings: {'; '.join(differing)}. Remove it, or choose another --output"
         )
 
 
@@ -76,14 +76,14 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """The folder's manifest.
 
     Raises:
-      InvalidDataError: it cannot be read, or is not a JSON object.
+      InvalidDataError: the manifest cannot be read, or is not a JSON object.
     """
     file = folder / MANIFEST
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InvalidDataError(
-            f"{file} cannot be read ({type(error).__name__}): remove its folder, and generate the images again"
+            f"{file} cannot be read ({type(error).__name__}): remove its folder and generate the images again"
         ) from error
 
 

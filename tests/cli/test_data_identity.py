@@ -63,7 +63,7 @@ def test_the_workdir_keeps_the_set_and_a_resume_compares(tmp_path, folder, confi
     resume(3)
     said = capfd.readouterr().err
     assert f"warning: {folder} has changed since the run was trained on it: 8 images before, 9 now" in said
-    assert "4095 white; 1 of them have levels outside, which are clipped" in said
+    assert "4095 white; 1 of them have levels outside the range, which are clipped" in said
     assert workdir.read_data_identity(run)["count"] == 9
 
     before = (run / "data.json").read_bytes()
@@ -104,7 +104,7 @@ def test_a_name_that_is_no_class_names_the_classes(config_of, tmp_path):
     config_validation.check_config(config)
     with pytest.raises(UsageError, match=r"'dasy': did you mean 'daisy'\? The classes are daisy, rose"):
         data_config.complete(config, {"class_names": ["daisy", "rose"]})
-    with pytest.raises(UsageError, match=r"does not say what its classes are called: take a number, 0\.\.1"):
+    with pytest.raises(UsageError, match=r"has no class names: use a number, 0\.\.1"):
         data_config.complete(config, None)
     config.sampling.label = "1"  # a number in quotes
     data_config.complete(config, None)
@@ -124,7 +124,7 @@ def test_no_number_of_classes_names_the_number_found(tmp_path, folder, config_of
 def test_a_folder_without_classes_says_how_they_are_given(tmp_path, config_of):
     for name in ("cat_1", "cat_2", "dog_1", "dog_2"):
         Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    with pytest.raises(UsageError, match=r"has none: put the images of each class into a folder of its own.*\(cat/ for"):
+    with pytest.raises(UsageError, match=r"has none: put the images of each class into a separate folder.*\(cat/ for"):
         train.run(config_of(tmp_path), str(tmp_path / "run"))
 
 
@@ -132,7 +132,7 @@ def test_a_folder_without_classes_says_how_they_are_given(tmp_path, config_of):
 def test_a_range_that_is_none_is_refused(wrong):
     config = defaults.get_config()
     config.data.value_range = wrong
-    with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the levels that are black and white"):
+    with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the black and white levels"):
         config_validation.check_config(config)
 
 

@@ -150,7 +150,7 @@ def test_images_that_are_there_are_not_drawn_again(trained, tiny_config, tmp_pat
 
     manifest = pieces / "manifest.json"
     manifest.write_text(re.sub(r'"weights_sha256": "\w+"', '"weights_sha256": "0"', manifest.read_text()))
-    with pytest.raises(ConflictError, match=r'images of another kind: weights_sha256 was "0"'):
+    with pytest.raises(ConflictError, match=r'written with different settings: weights_sha256 was "0"'):
         score("piecewise", 30)
 
 

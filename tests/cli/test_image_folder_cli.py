@@ -81,7 +81,7 @@ def test_a_broken_image_stops_the_run_or_is_left_out(tmp_path, folder, own_confi
     config.train.num_steps = 2
     assert train.run(config, str(tmp_path / "other")) == 0
     said = capfd.readouterr().err
-    assert f"{folder}: left out 1 of 10 images, as broken: cats/0.png (image file is truncated" in said
+    assert f"{folder}: skipped 1 broken of 10 images: cats/0.png (image file is truncated" in said
     assert "9 images in 2 classes" in said
 
 

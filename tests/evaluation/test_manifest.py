@@ -1,4 +1,4 @@
-"""Folders of results: none is written over by other results."""
+"""Folders of results: other results never overwrite them."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def claim(identity, folder, **options):
     return target
 
 
-def test_other_results_go_beside_and_the_same_come_back(tmp_path):
+def test_other_results_get_a_new_folder_and_the_same_reuse_theirs(tmp_path):
     default = tmp_path / "samples" / "ddim"
     assert claim(KIND, default) == default
     assert claim(OTHER, default).name == "ddim-2"
@@ -26,8 +26,8 @@ def test_other_results_go_beside_and_the_same_come_back(tmp_path):
     assert (default / "images.npz").read_text() == str(KIND)
 
 
-def test_a_folder_without_a_manifest_is_left_alone(tmp_path):
-    """As programs of before wrote it, or a file of that name; an empty one, as a kill leaves it, is taken."""
+def test_a_folder_without_a_manifest_is_not_used(tmp_path):
+    """A folder of an older program, or a file of that name; an empty folder, as after a kill, is used."""
     (tmp_path / "ddim").mkdir()
     (tmp_path / "ddim" / "images.npz").write_text("of before")
     (tmp_path / "ddim-2").write_text("")
@@ -39,16 +39,16 @@ def test_a_folder_without_a_manifest_is_left_alone(tmp_path):
     assert claim(KIND, tmp_path / "ddim").name == "ddim-4"
 
 
-def test_a_named_folder_is_never_written_over(tmp_path):
+def test_a_named_folder_is_never_overwritten(tmp_path):
     named = str(tmp_path / "out")
     assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
     assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
-    with pytest.raises(ConflictError, match=r"sampling\.seed was 0, now 1\. Remove it, or take another --output"):
+    with pytest.raises(ConflictError, match=r"sampling\.seed was 0, now 1\. Remove it, or choose another --output"):
         claim(OTHER, tmp_path, output=named)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("")
     assert claim(KIND, tmp_path, output=str(mine)) == mine
     (mine / "manifest.json").unlink()
-    with pytest.raises(ConflictError, match=r"mine holds another images\.npz: name a new folder by --output"):
+    with pytest.raises(ConflictError, match=r"mine already has another images\.npz: choose a new folder with --output"):
         claim(KIND, tmp_path, output=str(mine))

@@ -1,4 +1,4 @@
-"""Results in a folder: the same replaces itself, another lies beside, a torn file harms none."""
+"""Results in a folder: replacement, coexistence and damaged files."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from ddpm_jax.runtime.errors import FileAccessError
 ONE = Result("drawn", "frechet", {"step": 5, "sampling": {"seed": 0}}, {"step": 5, "frechet": 1.5}, {"notes": ["a"]})
 
 
-def test_the_same_measurement_replaces_itself_and_nothing_else(tmp_path):
+def test_only_the_same_measurement_is_replaced(tmp_path):
     results = Results(tmp_path / "results")
     assert results.read() == []
     others = [
@@ -43,7 +43,7 @@ def test_metrics_of_one_row_are_joined():
     assert rows[1] == other
 
 
-def test_what_is_torn_is_left_out_and_logged(tmp_path, log_lines):
+def test_damaged_files_are_skipped_and_logged(tmp_path, log_lines):
     results = Results(tmp_path)
     file = results.add(ONE, "step_5")
     (tmp_path / "half.json").write_text(file.read_text()[:40])
@@ -54,7 +54,7 @@ def test_what_is_torn_is_left_out_and_logged(tmp_path, log_lines):
     assert all("measure it again" in line for line in log_lines)
 
 
-def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+def test_an_impossible_folder_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileAccessError, match="cannot make the folder"):
         Results(tmp_path / "file" / "results").add(ONE, "step_5")
@@ -66,7 +66,7 @@ def _write(folder, first):
         Results(folder).read()
 
 
-def test_programs_that_write_at_once_lose_nothing(tmp_path):
+def test_concurrent_writers_lose_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write, args=(tmp_path, first)) for first in (0, 20)]
     for process in processes:
