@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, fair timing, counted operations, and the machine's ceiling."""
+"""Shared code of the benchmarks: options, timing, operation counts, and the peak speed of the machine."""
 
 import argparse
 import atexit
@@ -25,22 +25,22 @@ _clock = time.perf_counter
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """With the options that every benchmark has."""
+    """A parser with the common options."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--config", default="digits", help="name of a file of configs/, such as cifar10")
-    options.add_argument("--batch_size", type=int, help="in place of the config's")
-    options.add_argument("--dtype", choices=build.DTYPES, help="of convolutions and matmuls, in place of the config's")
-    options.add_argument("--rounds", type=int, default=7, help="medians are taken over so many")
+    options.add_argument("--batch_size", type=int, help="instead of the config's")
+    options.add_argument("--dtype", choices=build.DTYPES, help="of convolutions and matmuls, instead of the config's")
+    options.add_argument("--rounds", type=int, default=7, help="number of rounds, of which the median is reported")
     options.add_argument(
         "--one_core",
         action="store_true",
-        help="on one core of a CPU, by this process's CPU time: where others work too",
+        help="use one CPU core and measure CPU time, for a shared machine",
     )
     return options
 
 
 def load_config(options: argparse.Namespace):
-    """The config that the options name; XLA is set up as main.py does for it."""
+    """The config of the options; XLA is configured as in main.py."""
     config = importlib.import_module(f"configs.{options.config}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
     config.train.batch_size = options.batch_size or config.train.batch_size
@@ -52,8 +52,8 @@ def load_config(options: argparse.Namespace):
     return config
 
 
-def here(call: Callable[[], object]) -> Callable[[int], float]:
-    """Number of calls -> the seconds that they take. `call` returns when the work is done, on the device as well."""
+def in_process(call: Callable[[], object]) -> Callable[[int], float]:
+    """Number of calls -> seconds. `call` must block until the work is done, also on the device."""
 
     def timed(calls: int) -> float:
         start = _clock()
@@ -64,10 +64,10 @@ def here(call: Callable[[], object]) -> Callable[[int], float]:
     return timed
 
 
-def elsewhere(module: str, function: str, *args, **options) -> Callable[[int], float]:
-    """As `here`, of the call that module.function(*args, **options) makes, in a process of its own.
+def in_subprocess(module: str, function: str, *args, **options) -> Callable[[int], float]:
+    """Like `in_process`, for the call returned by module.function(*args, **options), in a separate process.
 
-    Two programs in one process meet each other's threads and each other's ways with memory.
+    Two frameworks in one process compete for threads and memory allocators.
     """
     process = _one_process()
     process.submit(_prepare, _clock is time.process_time, module, function, args, options).result()
@@ -75,15 +75,15 @@ def elsewhere(module: str, function: str, *args, **options) -> Callable[[int], f
 
 
 def against_torch(module: str, function: str, *args) -> dict[str, Callable[[int], float]]:
-    """`elsewhere` in both of PyTorch's memory formats: name -> what to time."""
+    """`in_subprocess` for both of PyTorch's memory formats: name -> timed function."""
     return {
-        f"torch, {name}": elsewhere(module, function, *args, channels_last=name == "channels_last")
+        f"torch, {name}": in_subprocess(module, function, *args, channels_last=name == "channels_last")
         for name in ("contiguous", "channels_last")
     }
 
 
-def asked(module: str, function: str, *args):
-    """What module.function(*args) returns, asked of a process of its own."""
+def call_in_subprocess(module: str, function: str, *args):
+    """The result of module.function(*args) in a separate process."""
     return _one_process().submit(_call, module, function, args, {}).result()
 
 
@@ -101,7 +101,7 @@ def _prepare(cpu_time: bool, module: str, function: str, args: tuple, options: d
     global _clock, _work
     if cpu_time:
         _clock = time.process_time
-    _work = here(_call(module, function, args, options))
+    _work = in_process(_call(module, function, args, options))
 
 
 def _run(calls: int) -> float:
@@ -109,12 +109,12 @@ def _run(calls: int) -> float:
 
 
 def seconds(work: dict[str, Callable[[int], float]], rounds: int, least: float = 0.5) -> dict[str, float]:
-    """Median seconds of one call of each, taken in turn, so that a slow minute of the machine meets them all.
+    """Median seconds of one call of each function, in alternating rounds, so that slow phases affect all of them.
 
     Args:
-      work: name -> what to time, from `here` or `elsewhere`.
-      rounds: how often each gets its turn, after one turn that is not counted.
-      least: seconds that a turn takes, after one call that is not counted; quick work is called again and again.
+      work: name -> timed function, from `in_process` or `in_subprocess`.
+      rounds: number of rounds, after one warm-up.
+      least: minimum seconds per round; fast functions are called repeatedly.
     """
     calls = {}
     for name, timed in work.items():
@@ -123,16 +123,16 @@ def seconds(work: dict[str, Callable[[int], float]], rounds: int, least: float =
     taken = {name: [] for name in work}
     for _ in range(rounds):
         for name, timed in work.items():
-            timed(1)  # what stood still has lost its caches, and on some machines its memory: the first call gets them back
+            timed(1)  # warm up: an idle process loses its caches, and on some machines its memory
             taken[name].append(timed(calls[name]) / calls[name])
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def count_flops(fn: Callable, *args) -> float:
-    """Operations of all convolutions and matmuls in `fn(*args)`, a multiplication and an addition counted as two.
+    """Floating-point operations of all convolutions and matmuls in `fn(*args)`, a multiply-add counted as two.
 
-    Read off the traced program, so that no compiler decides; what it would save by remembering is counted, the
-    rest (norms, swish, dropout, Adam) is not.
+    Counted in the traced program, independent of the compiler: rematerialization is included, other operations (norms,
+    swish, dropout, Adam) are not.
     """
     return _jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -141,9 +141,9 @@ def _jaxpr_flops(jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         parts = [_jaxpr_flops(part) for value in equation.params.values() for part in _jaxprs(value)]
-        # One branch of several runs: of a convolution's forms for different platforms the plain one counts, the dearest.
+        # Only one branch runs: of a convolution's implementations the reference has the largest count.
         inner = max(parts) if equation.primitive.name == "cond" else sum(parts)
-        if equation.primitive.name == "shard_map":  # what one device does
+        if equation.primitive.name == "shard_map":  # the count of one device
             inner *= equation.params["mesh"].size
         total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
         out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
@@ -154,10 +154,10 @@ def _jaxpr_flops(jaxpr) -> float:
         elif equation.primitive.name == "conv_general_dilated":
             layout = equation.params["dimension_numbers"]
             kernel = math.prod(shapes[1]) // shapes[1][layout.rhs_spec[0]]  # products per output
-            # Of a dilated input only every d-th value is not a known zero; a good convolution skips the others.
+            # Only every d-th value of a dilated input is not a known zero; the others are skipped.
             total += 2 * out * kernel / math.prod(equation.params["lhs_dilation"])
         elif equation.primitive.name in cpu_conv.REFERENCE_IMPLS:
-            # Shapes alone: inside shard_map avals also carry mesh axes, which mean nothing outside it.
+            # Shapes only: inside shard_map, avals also have mesh axes, which are invalid outside.
             shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
             total += count_flops(cpu_conv.REFERENCE_IMPLS[equation.primitive.name], *shapes)
     return total
@@ -170,15 +170,15 @@ def _jaxprs(value) -> list:
 
 
 def matmul(dtype: jnp.dtype) -> tuple[Callable[[int], float], float]:
-    """A square matmul large enough to reach the machine's ceiling, and its operations."""
+    """A square matmul large enough to reach the peak speed of the machine, and its operations."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
-    return here(lambda: jax.block_until_ready(product(a))), 2.0 * size**3
+    return in_process(lambda: jax.block_until_ready(product(a))), 2.0 * size**3
 
 
 def table(rows: dict[str, float], images: int, flops: float, ceiling: float, baseline: str | None = None) -> None:
-    """Print seconds, images/s, GFLOP/s and the share of the ceiling of each row, and its speed relative to `baseline`."""
+    """Prints seconds, images/s, GFLOP/s and the fraction of the ceiling for each row, and the speed relative to `baseline`."""
     print(f"{'':34} {'seconds':>9} {'images/s':>10} {'GFLOP/s':>9} {'of matmul':>9}" + f" {'ratio':>7}" * bool(baseline))
     for name, took in rows.items():
         line = f"{name:34} {took:9.4f} {images / took:10.1f} {flops / took / 1e9:9.1f} {flops / took / ceiling:9.1%}"

@@ -1,9 +1,9 @@
-"""Does the input keep up? Images/s of the pipeline alone, beside what the training step takes in the same run.
+"""Is the data pipeline fast enough? Images/s of the pipeline alone and of the training step in the same run.
 
 python benchmarks/data_pipeline.py --config=digits
 python benchmarks/data_pipeline.py --config=cifar10 --batch_size=8 --data_dir=PATH
 
-The pipeline runs as in training, onto the device, with nobody using the batches.
+The pipeline runs as in training, including the transfer to the device, but the batches are not used.
 """
 
 import time
@@ -18,8 +18,8 @@ from ddpm_jax.runtime import mesh as meshes
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
-    parser.add_argument("--in_memory", choices=build.IN_MEMORY, help="in place of the config's")
+    parser.add_argument("--data_dir", default="", help="folder of the TFDS sets, or the image folder")
+    parser.add_argument("--in_memory", choices=build.IN_MEMORY, help="instead of the config's")
     options = parser.parse_args()
     config = common.load_config(options)
     config.data.data_dir = options.data_dir
@@ -41,8 +41,8 @@ def main() -> None:
         meshes.batch_sharding(mesh),
     )
     step, _, _ = our_step(config, next(stream))
-    # What lies ready from the step's turn is soon used up: a turn lasts long enough for hundreds of batches.
-    work = {"input": common.here(lambda: next(stream)["image"].block_until_ready()), "step": common.here(step)}
+    # Batches prefetched during the step's round are soon used up: a round takes long enough for hundreds of batches.
+    work = {"input": common.in_process(lambda: next(stream)["image"].block_until_ready()), "step": common.in_process(step)}
     rows = common.seconds(work, options.rounds, 2.0)
     stream.close()
 

@@ -1,11 +1,11 @@
-"""How fast does Inception look at images? Images/s of evaluation.features=inception, resize included.
+"""How fast is Inception? Images/s of evaluation.features=inception, including the resize.
 
 python benchmarks/features.py --config=cifar10                                  # random pixels, random weights
 python benchmarks/features.py --config=cifar10 --against=torch                  # pip install torch torchvision pytorch-fid
 python benchmarks/features.py --config=cifar10 --stream=2000 --data_dir=PATH    # the set's own images, as in an evaluation
 
-With --against=torch pytorch-fid's network takes the same uint8 images in turn with ours, with its own resize to 299x299, in
-both of PyTorch's memory formats; a ratio above 1 says that ours is faster. Speed does not depend on the weights.
+With --against=torch, pytorch-fid's network runs on the same uint8 images in alternating rounds, with its own resize to
+299x299, in both of PyTorch's memory formats; a ratio above 1 means that ours is faster. Speed does not depend on the weights.
 """
 
 import functools
@@ -45,12 +45,12 @@ def main() -> None:
     apply, placed = jax.jit(network), jax.device_put(variables)
     flops = common.count_flops(network, placed, images)
     ceiling_matmul, ceiling_flops = common.matmul(np.float32)
-    work = {"ddpm_jax": common.here(lambda: jax.block_until_ready(apply(placed, images)))}
+    work = {"ddpm_jax": common.in_process(lambda: jax.block_until_ready(apply(placed, images)))}
     if options.against:
         work |= common.against_torch("torch_inception", "extractor", state, images)
     rows = common.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
-    print(f"{flops / batch_size / 1e9:,.1f} GFLOP an image, counted in the program; median of {options.rounds}")
+    print(f"{flops / batch_size / 1e9:,.1f} GFLOP per image, counted in the program; median of {options.rounds}")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
     common.table(rows, batch_size, flops, ceiling, better)
     if better:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def stream(config, variables, number: int, batch_size: int) -> None:
-    """Features of the first images of a data set, as an evaluation computes them; compilation is told apart."""
+    """Times the features of the first images of a data set, as in an evaluation; compilation is reported separately."""
     source = build.build_source(config)
     number = min(number, len(source))
     batches = (source.batch(np.arange(i, min(i + batch_size, number)))["image"] for i in range(0, number, batch_size))

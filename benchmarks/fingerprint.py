@@ -1,12 +1,12 @@
-"""Hash what the program computes, so that two commits can be compared: a refactoring must not change a number.
+"""Hashes the results of the program, to compare two commits: a refactoring must not change a number.
 
     python benchmarks/fingerprint.py > after.txt
     git worktree add ../before COMMIT && cd ../before && python benchmarks/fingerprint.py > before.txt
     diff ../before/before.txt after.txt
 
-Trains configs/digits.py for 200 steps without and with dropout, once in one go and once resumed at step 100, generates
-images with every sampler, edits images, and evaluates. Prints one line for each result: what it is, and the SHA-256 of
-its values. Equal lines mean equal bits; they can be compared on one machine with one set of library versions only.
+Trains configs/digits.py for 200 steps without and with dropout, once without interruption and once resumed at step 100,
+generates images with every sampler, edits images, and evaluates. Prints one line per result: its name and the SHA-256 of its
+values. Equal lines mean equal bits; compare only on one machine with the same library versions.
 """
 
 import argparse
@@ -42,7 +42,7 @@ EVALUATE = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where the runs go; by default a temporary folder")
+    parser.add_argument("--folder", help="folder of the runs; a temporary folder by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(options.folder or temporary)
@@ -70,13 +70,13 @@ def main() -> None:
 
 
 def program(workdir: pathlib.Path, fields: str) -> None:
-    """Run main.py in this repository; its own messages go to stderr."""
+    """Runs main.py in this repository; its output goes to stderr."""
     command = [sys.executable, "main.py", f"--workdir={workdir}", *fields.split()]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
 
 
 def print_training(name: str, run: pathlib.Path) -> None:
-    """Losses of all steps, and the state at the end."""
+    """Prints the losses of all steps and the final state."""
     sys.path.insert(0, str(ROOT))
     import orbax.checkpoint as ocp
 
@@ -90,7 +90,7 @@ def print_training(name: str, run: pathlib.Path) -> None:
 
 
 def leaves(tree: object) -> list:
-    """Arrays of nested dictionaries and lists, in order of their names."""
+    """Arrays of nested dictionaries and lists, sorted by name."""
     if isinstance(tree, dict):
         return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
     if isinstance(tree, list | tuple):
@@ -106,7 +106,7 @@ def print_arrays(name: str, file: pathlib.Path) -> None:
 
 
 def print_report(name: str, folder: pathlib.Path) -> None:
-    """The numbers themselves: every metric of the reports."""
+    """Prints every metric of the reports."""
     for file in sorted((folder / "results").glob("*.json")):
         row = json.loads(file.read_text())["row"]
         print(f"{name}: {json.dumps({key: value for key, value in row.items() if isinstance(value, float)}, sort_keys=True)}")

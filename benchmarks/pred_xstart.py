@@ -2,14 +2,14 @@
 
 python benchmarks/pred_xstart.py --workdir=runs/digits
 
-Takes training images to each t with fresh noise, asks the network (its EMA weights, with the image's own class) and
-prints, root mean square over pixels of [-1, 1]:
+Adds noise to training images at each t, evaluates the network (EMA parameters, with the label of the image) and
+prints root mean squares over pixels in [-1, 1]:
 
-    1/sqrt(acp)   by which an error in eps is multiplied, nearly, on its way to pred_xstart
+    1/sqrt(acp)   the factor, nearly, from an error in eps to an error in pred_xstart
     eps           the error of the network's estimate of the noise
-    outside       the share of pixels of pred_xstart that are outside [-1, 1] before they are clipped
-    class mean    the distance of the clipped pred_xstart from the mean image of the class: nearly what an ideal
-                  network answers where x_t holds nothing of the image
+    outside       the fraction of pixels of pred_xstart outside [-1, 1] before clipping
+    class mean    the distance of the clipped pred_xstart from the mean image of the class: nearly the output
+                  of an ideal network if x_t contains no signal
     image         its distance from the image itself
 """
 

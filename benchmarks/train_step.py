@@ -1,10 +1,10 @@
-"""How fast is a training step? Images/s, GFLOP/s, and the share of the machine's matmul ceiling measured in the same run.
+"""How fast is a training step? Images/s, GFLOP/s, and the fraction of the machine's matmul ceiling, measured in the same run.
 
 python benchmarks/train_step.py --config=cifar10 --batch_size=8
 python benchmarks/train_step.py --config=digits --against=torch    # needs: pip install torch diffusers
 
-With --against=torch the same network of PyTorch's diffusers takes the same step (flips, loss, clipping, Adam, EMA) in turn
-with ours, in both of its memory formats and in processes of its own; a ratio above 1 says that ours is faster.
+With --against=torch, the same network of PyTorch's diffusers runs the same step (flips, loss, clipping, Adam, EMA) in
+alternating rounds, in both memory formats and in separate processes; a ratio above 1 means that ours is faster.
 """
 
 import common
@@ -17,7 +17,7 @@ from ddpm_jax.runtime import mesh as meshes
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
+    parser.add_argument("--against", choices=["torch"], help="also measure this")
     options = parser.parse_args()
     config = common.load_config(options)
     batch_size = config.train.batch_size
@@ -27,15 +27,15 @@ def main() -> None:
     labels = np.arange(batch_size, dtype=np.int32) % max(1, config.data.num_classes)
     ours, flops, parameters = our_step(config, {"image": images, "label": labels})
     ceiling_matmul, ceiling_flops = common.matmul(build.DTYPES[config.model.dtype])
-    work = {"ddpm_jax": common.here(ours)}
+    work = {"ddpm_jax": common.in_process(ours)}
     if options.against:
-        torch_parameters = common.asked("torch_reference", "count_parameters", config)
+        torch_parameters = common.call_in_subprocess("torch_reference", "count_parameters", config)
         work |= common.against_torch("torch_reference", "train_step", config, images)
     rows = common.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
     print(f"{common.machine()}; {options.config}, batch {batch_size}, {config.model.dtype}, median of {options.rounds}")
-    print(f"{parameters:,} parameters; {flops / 1e9:,.1f} GFLOP a step, counted in the program")
+    print(f"{parameters:,} parameters; {flops / 1e9:,.1f} GFLOP per step, counted in the program")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
     common.table(rows, batch_size, flops, ceiling, better)
     if better:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def our_step(config, batch):
-    """A function that takes one step, the operations in it, and the number of parameters."""
+    """A function that runs one training step, its number of operations, and the number of parameters."""
     mesh = meshes.make_mesh()
     meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     replicated = meshes.replicated(mesh)

@@ -1,4 +1,4 @@
-"""What is wrong with a config, found before anything is loaded or compiled."""
+"""Validates a config before anything is loaded or compiled."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedul
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.user_messages import UsageError, config_errors
 
-LISTS = {  # field -> what its elements are; single values have their types checked where flags are parsed
+LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
     "model.ch_mult": int,
     "model.attn_resolutions": int,
     "ema.extra_decays": float,
@@ -27,12 +27,12 @@ LISTS = {  # field -> what its elements are; single values have their types chec
     "evaluation.num_steps": int,
     "edit.images": str,
 }
-TYPE_NAMES = {int: "whole numbers", float: "numbers", str: "words"}
-PAIRS = {  # field -> the range that it lies in, and an example
+TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
+PAIRS = {  # field -> its range, and an example
     "sampling.churn_interval": (0.0, math.inf, "(0.05,50.0)"),
     "sampling.guidance_interval": (0.0, 1.0, "(0.2,0.8)"),
 }
-RANGES = {  # field -> whether a number is in its range, and the range in words
+RANGES = {  # field -> (whether a number is in its range, description of the range)
     "model.dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
@@ -45,12 +45,12 @@ RANGES = {  # field -> whether a number is in its range, and the range in words
     "sampling.guidance_rescale": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "evaluation.ode_tolerance": (lambda x: 0 < x < 1, "above 0 and below 1"),
 }
-INFINITE = ("sampling.churn_interval",)  # fields in which infinity means something: without an upper end
+INFINITE = ("sampling.churn_interval",)  # fields in which infinity means no upper bound
 SEEDS = ("seed", "sampling.seed")
 
 
 def check_config(config: ConfigDict) -> None:
-    """Find out.
+    """Validates a resolved config.
 
     Raises:
       UsageError: one line that names the field.
@@ -69,7 +69,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
-    build.build_ema_tracker(config)  # raises, as does the next
+    build.build_ema_tracker(config)  # raises, like the next line
     build.params_field(config)
     check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
@@ -77,8 +77,8 @@ def check_config(config: ConfigDict) -> None:
     decode.parse_background(data.background)
     if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
         raise UsageError(
-            f"config.data.value_range is {tuple(data.value_range)}: give the levels that are black and white, such as "
-            "'(0,4095)', or () to find them"
+            f"config.data.value_range is {tuple(data.value_range)}: give the black and white levels, such as "
+            "'(0,4095)', or () to detect them"
         )
 
     positive = {
@@ -103,7 +103,7 @@ def check_config(config: ConfigDict) -> None:
                 if not holds(config[section][name]):
                     raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
     if model.ch % 4 or model.ch % min(32, model.ch // 4):
-        raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and from 128 on a multiple of 32")
+        raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
     if not model.ch_mult:
         raise UsageError("config.model.ch_mult is empty: it must hold one factor per level")
     if min(model.ch_mult) < 1:
@@ -111,14 +111,14 @@ def check_config(config: ConfigDict) -> None:
     halvings = len(model.ch_mult) - 1
     if data.image_size % 2**halvings:
         raise UsageError(
-            f"config.data.image_size is {data.image_size}, which cannot be halved {halvings} times as the "
-            f"{halvings + 1} levels of config.model.ch_mult ask: take a multiple of {2**halvings}, or fewer levels"
+            f"config.data.image_size is {data.image_size}, which cannot be halved {halvings} times for the "
+            f"{halvings + 1} levels of config.model.ch_mult: use a multiple of {2**halvings}, or fewer levels"
         )
     resolutions = [data.image_size // 2**level for level in range(halvings + 1)]
     if unmet := set(model.attn_resolutions) - set(resolutions):
         raise UsageError(
-            f"config.model.attn_resolutions names {sorted(unmet)}, but images of {data.image_size} pixels pass "
-            f"through {resolutions} only"
+            f"config.model.attn_resolutions contains {sorted(unmet)}, but images of {data.image_size} pixels only have "
+            f"the resolutions {resolutions}"
         )
     attending = [model.ch_mult[resolutions.index(resolution)] for resolution in model.attn_resolutions]
     attending += [model.ch_mult[-1]] * model.mid_attention
@@ -130,16 +130,16 @@ def check_config(config: ConfigDict) -> None:
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
     if not model.class_conditional and sampling.label != -1:
-        raise UsageError("config.sampling.label asks for a class, but config.model.class_conditional is False")
+        raise UsageError("config.sampling.label is set, but config.model.class_conditional is False")
     if isinstance(sampling.label, bool) or not isinstance(sampling.label, int | str):
         raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
-    # A name is looked up once the set is known (`data_config.complete`).
+    # A name is resolved when the data set is known (`data_config.complete`).
     if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
         raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(
             f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
-            "config.model.class_conditional and config.model.label_dropout above 0 knows images without a class: set it to 1"
+            "config.model.class_conditional and config.model.label_dropout above 0 supports guidance: set it to 1"
         )
     build.check_sampler_options(config)
     if sampling.guidance_scale != 1:
@@ -163,7 +163,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def check_lists(config: ConfigDict) -> None:
-    """Raise a UsageError unless every list holds what it should: flags tell a list from a number, not a 1 from an 'a'."""
+    """Raises UsageError unless the elements of every list have the right type, which the flag parser does not check."""
     for field, kind in LISTS.items():
         section, _, name = field.partition(".")
         wrong = [x for x in config[section][name] if not isinstance(x, (int, float) if kind is float else kind)]
@@ -173,7 +173,7 @@ def check_lists(config: ConfigDict) -> None:
 
 
 def numbers(config: ConfigDict) -> Iterator[tuple[str, int | float]]:
-    """Every number of a config, those in lists included: (field, value)."""
+    """Every number of a config, including those in lists: (field, value)."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from ((f"{name}.{field}", x) for field, x in numbers(value))
@@ -184,20 +184,20 @@ def numbers(config: ConfigDict) -> Iterator[tuple[str, int | float]]:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Raise a UsageError unless every number is finite and in its range, and every seed of 32 bits."""
+    """Raises UsageError unless every number is finite and in its range, and every seed has 32 bits."""
     for field, x in numbers(config):
         holds, words = RANGES.get(field, (lambda x: True, ""))
         if field not in INFINITE and not math.isfinite(x):
             raise UsageError(f"config.{field} is {x}: it must be a finite number{words and ', ' + words}")
         if not holds(x):
             raise UsageError(f"config.{field} is {x}: it must be {words}")
-        # JAX makes a key of the lowest 32 bits alone: of two seeds that differ above them it would make the same images.
+        # JAX uses only the lowest 32 bits: seeds that differ only above them would give the same images.
         if field in SEEDS and not (isinstance(x, int) and 0 <= x < 2**32):
-            raise UsageError(f"config.{field} is {x}: it must be a whole number from 0 to {2**32 - 1}")
+            raise UsageError(f"config.{field} is {x}: it must be an integer from 0 to {2**32 - 1}")
 
 
 def check_pairs(config: ConfigDict) -> None:
-    """Raise a UsageError unless every interval is two numbers in ascending order, in its range."""
+    """Raises UsageError unless every interval is two numbers in ascending order, in its range."""
     for field, (lowest, highest, example) in PAIRS.items():
         section, _, name = field.partition(".")
         pair = tuple(config[section][name])
@@ -209,6 +209,6 @@ def check_pairs(config: ConfigDict) -> None:
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:
-    """Raise a UsageError that lists the choices unless `value` is one of them."""
+    """Raises a UsageError that lists the choices unless `value` is one of them."""
     if value not in choices:
         raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")

@@ -1,4 +1,4 @@
-"""What a config leaves to the data set: how many classes there are, what they are called, which gray levels are white."""
+"""Config fields that depend on the data set: number and names of classes, and the range of gray levels."""
 
 import difflib
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def wrong_number(config: ConfigDict, source: ImageSource) -> str:
-    """The error where a class-conditional model is to learn a set with another number of classes than config.data says."""
+    """The error if config.data.num_classes of a class-conditional model does not match the data set."""
     data = config.data
     if source.num_classes:
         return (
@@ -34,11 +34,11 @@ def wrong_number(config: ConfigDict, source: ImageSource) -> str:
 
 
 def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
-    """Completes the config by what is known of the data set: a range of gray levels that was found, the number of a class.
+    """Completes the config with facts of the data set: the detected range of gray levels, the label of a class name.
 
     Args:
-      config: its data.value_range, where empty, and its sampling.label, where a name, are replaced.
-      identity: of the set, from `identity_of` or a workdir's data.json; None where nothing is known.
+      config: data.value_range, if empty, and sampling.label, if a name, are replaced.
+      identity: of the set, from `identity_of` or a workdir's data.json; None if unknown.
 
     Raises:
       UsageError: config.sampling.label is not the name of a class.
@@ -51,13 +51,13 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
     if not isinstance(label, str) or not config.model.class_conditional:
         return
     if label.removeprefix("-").isdecimal():
-        # Always the label, also where folders are called 1, 2, 3 and have the labels 0, 1, 2.
+        # Always the label, even if folders are named 1, 2, 3 and have the labels 0, 1, 2.
         config.sampling.label = int(label)
     elif label in names:
         config.sampling.label = names.index(label)
     elif not names:
         raise UsageError(
-            f"config.sampling.label is {label!r}, but the workdir does not say what its classes are called: take a number, "
+            f"config.sampling.label is {label!r}, but the workdir has no class names: use a number, "
             f"0..{config.data.num_classes - 1}"
         )
     else:
@@ -72,8 +72,7 @@ def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) 
 
     Args:
       config: resolved.
-      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
-        comes before.
+      class_counts: int [K], the proportions of the classes; None for equal ones. config.sampling.label takes precedence.
     """
     if not config.model.class_conditional:
         return None

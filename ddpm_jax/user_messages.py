@@ -1,4 +1,4 @@
-"""From the library's words to the user's: errors and log lines that name the fields of the config."""
+"""Converts errors and log lines of the library for the user, with config fields instead of arguments."""
 
 import contextlib
 import difflib
@@ -10,7 +10,7 @@ from typing import Any
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.runtime.progress import LineHandler
 
-# Arguments that are called otherwise than their fields, or as several fields are.
+# Arguments whose names differ from their fields or match several fields.
 _FIELDS = {
     "batch_size": "train.batch_size",
     "folder": "data.data_dir",
@@ -20,14 +20,14 @@ _FIELDS = {
 }
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
-# What absl, ml_collections and Python say of a wrong value, and the same in words.
+# Error messages of absl, ml_collections and Python, and readable replacements.
 _FLAG_ERROR_REWRITES = (
-    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
-    (r"could not convert string to float: (.*)", r"\1 is no number"),
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
     (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),
     (r"Overriding (\S+) is not allowed.*", r"\1 is a section: set one of its fields, such as --\1.FIELD=VALUE"),
     (r"Found (\S+) in argv before a value for --config was specified", r"\1 comes before --config: put --config=FILE first"),
-    (r"Error while parsing string: (.*) as tuple\..*", r"\1 is no list: write it as '(1,2)', quotes included"),
+    (r"Error while parsing string: (.*) as tuple\..*", r"\1 is not a list: write it as '(1,2)', quotes included"),
 )
 
 
@@ -43,15 +43,15 @@ class UsageError(UserError, ValueError):
 
 @contextlib.contextmanager
 def config_errors(where: str) -> Iterator[None]:
-    """Context in which the library is given values of a config: its ValueErrors become one line that names the field.
+    """Context manager that converts a ValueError of the library to one line that names the field.
 
-    Around calls that only check and keep their arguments: a ValueError of other work may be a bug.
+    For calls that only validate and store their arguments: a ValueError of other code may be a bug.
 
     Args:
-      where: what the line begins with: a section or a field, such as "diffusion" or "sampling.params is 'x'".
+      where: start of the line: a section or a field, such as "diffusion" or "sampling.params is 'x'".
 
     Raises:
-      UsageError: "config.WHERE: " and the message. One that names a field already stays as it is.
+      UsageError: "config.WHERE: " and the message. A UserError, which already names a field, is unchanged.
     """
     try:
         yield
@@ -62,11 +62,11 @@ def config_errors(where: str) -> Iterator[None]:
 
 
 def name_fields(text: str, config: Mapping[str, Any]) -> str:
-    """Replaces arguments in backquotes by fields: `channels` -> config.data.channels, `order=2` -> --config.sampling.order=2.
+    """Replaces arguments in backquotes with fields: `channels` -> config.data.channels, `order=2` -> --config.sampling.order=2.
 
     Args:
-      text: of an error or a log line.
-      config: sections by name, each with its fields. A name that is not a field of exactly one section stays as it is.
+      text: an error message or a log line.
+      config: sections by name, each with its fields. A name that is not a field of exactly one section is unchanged.
     """
 
     def field(match: re.Match[str]) -> str:
@@ -88,17 +88,17 @@ def name_fields(text: str, config: Mapping[str, Any]) -> str:
 
 
 def configure_logging(config: Mapping[str, Any]) -> None:
-    """Has the package's log lines printed on stderr by process 0, plain, with fields in place of arguments.
+    """Prints the package's log lines on stderr, in process 0 only, with config fields instead of arguments.
 
     Args:
-      config: as `name_fields` takes it.
+      config: see `name_fields`.
     """
     logger, handler = logging.getLogger("ddpm_jax"), LineHandler()
-    handler.addFilter(_of_primary_process)
+    handler.addFilter(_is_from_primary_process)
     handler.setFormatter(_FieldFormatter(config))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # absl prints what reaches the root logger, with a prefix
+    logger.propagate = False  # absl would print it again, with a prefix
 
 
 class _FieldFormatter(logging.Formatter):
@@ -110,32 +110,32 @@ class _FieldFormatter(logging.Formatter):
         return name_fields(super().format(record), self._config)
 
 
-def _of_primary_process(record: logging.LogRecord) -> bool:
-    import jax  # only now: the command line is parsed without it
+def _is_from_primary_process(record: logging.LogRecord) -> bool:
+    import jax  # imported lazily: the command line is parsed without it
 
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def format_flag_error(error: Exception) -> str:
-    """One line of what absl or ml_collections raised over the command line."""
-    if isinstance(error, KeyError | AttributeError):  # no such field; the inner text is the repr of a KeyError, hint and all
+    """Formats an error of absl or ml_collections about the command line as one line."""
+    if isinstance(error, KeyError | AttributeError):  # no such field; the inner text is the repr of a KeyError with its hint
         text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
-        if found := re.search(r"Attempting to lookup: ([\w.]+)", text):  # a field of a number
+        if found := re.search(r"Attempting to lookup: ([\w.]+)", text):  # a field of a scalar
             name, _, rest = found[1].rpartition(".")
             return f"config.{name} is one value and has no field {rest!r}: write --config.{name}=VALUE"
         field, _, hint = text.partition("\n")
         if found := re.search(r'Key "(.*?)" does not exist', field):
             field = found[1]
         name = field.removeprefix("KeyError(").strip("()\"'")
-        return f"the config has no field {name!r}: " + (_hint(hint or text) or "configs/defaults.py lists them all")
+        return f"the config has no field {name!r}: " + (_hint(hint or text) or "configs/defaults.py lists all fields")
     line = " ".join(str(error).split())
-    for saying, words in _FLAG_ERROR_REWRITES:
-        line = re.sub(saying, words, line)
+    for pattern, replacement in _FLAG_ERROR_REWRITES:
+        line = re.sub(pattern, replacement, line)
     return line
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """A question about the nearest of `names`, or ""."""
+    """A question about the most similar of `names`, or ""."""
     found = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {found[0]!r}?" if found else ""
 

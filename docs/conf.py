@@ -41,7 +41,7 @@ repository_pages = {
     "notebooks/ddpm_colab.ipynb": "generated/ddpm_colab.ipynb",
 }
 
-# The API reference. autosummary walks the package, so a new or renamed module needs no change here.
+# The API reference. autosummary traverses the package, so a new or renamed module needs no change here.
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 add_module_names = False
 python_use_unqualified_type_names = True

@@ -48,11 +48,11 @@ def makes_sense(zero, prediction, variance, loss, weighting):
     if loss.startswith("hybrid") and not learned:
         return False  # the bound needs a learned variance
     if bound_alone and weighting != "simple":
-        return False  # the bound has its own weights
+        return False  # the VLB has its own weights
     return not zero or prediction != "eps"
 
 
-def refusal(config):
+def error_of(config):
     """The error of check_config, or None."""
     try:
         config_validation.check_config(config)
@@ -64,7 +64,7 @@ def refusal(config):
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 def test_exactly_the_invalid_combinations_are_rejected_in_one_line(schedule):
     for cell in TABLE:
-        why = refusal(make_config(*cell, schedule=schedule))
+        why = error_of(make_config(*cell, schedule=schedule))
         assert (why is None) == makes_sense(*cell), f"{cell}: {why}"
         assert why is None or (why.startswith("config.diffusion: ") and "\n" not in why)
 

@@ -1,4 +1,4 @@
-"""The rules that a program can check: imports go down, only some modules read a config, files stay small and documented."""
+"""Rules of the architecture: imports point down, only some modules read a config, files are short and documented."""
 
 import ast
 import pathlib
@@ -40,12 +40,12 @@ CONFIG_READERS = (
 )
 MODES = ("train", "sample", "evaluate", "compute_stats", "visualize", "inpaint", "image_to_image", "interpolate")
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
-# Who may import a library that has one home: all other modules go through it.
+# Libraries that only one module may import; all others use that module.
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py", "data/splits.py"},
     "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
-    # Not part of JAX's stable API: `cpu.layer_functions` imports their home under a guard.
+    # Not part of JAX's stable API: `cpu.layer_functions` imports the using module under a guard.
     "jax.interpreters": {"cpu/conv.py"},
     "jax.extend": {"cpu/conv.py"},
     "ddpm_jax.cpu.conv": {"cpu/__init__.py"},
@@ -74,7 +74,7 @@ def package_of(module: str) -> str:
 
 
 def imports(file: pathlib.Path) -> set[str]:
-    """Full names of what a file imports, at any depth of its code: modules, and names out of modules."""
+    """Full names of all imports of a file, at any depth: modules, and names from modules."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -86,7 +86,7 @@ def imports(file: pathlib.Path) -> set[str]:
 
 
 def upward(own: str, imported: set[str]) -> list[str]:
-    """Imports that do not go down: to a higher layer, or to a neighbour on the same one."""
+    """Imports that do not point down: of a higher layer, or of another package of the same layer."""
     wrong = []
     for name in imported:
         if not name.startswith("ddpm_jax.") or name.startswith(SHARED):
@@ -98,7 +98,7 @@ def upward(own: str, imported: set[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_go_down(file):
+def test_imports_point_down(file):
     own = file.relative_to(PACKAGE).with_suffix("").parts[0]
     if own == "__init__":
         assert not imports(file)
@@ -107,7 +107,7 @@ def test_imports_go_down(file):
     assert not upward(own, imports(file))
 
 
-def test_the_check_sees_what_it_should():
+def test_the_import_check_works():
     assert upward("diffusion", {"ddpm_jax.models.unet.UNet"})
     assert upward("samplers", {"ddpm_jax.build.build_model"})
     assert not upward(
@@ -116,15 +116,15 @@ def test_the_check_sees_what_it_should():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_errors_of_the_command_line_are_raised_by_it(file):
-    """Below, a caller gets a ValueError, an OSError or a RuntimeError, and needs to know no class of this program."""
+def test_only_the_command_line_raises_its_errors(file):
+    """The library raises ValueError, OSError or RuntimeError, so that callers need no class of this program."""
     own = file.relative_to(PACKAGE).with_suffix("").parts[0]
     if own not in CONFIG_READERS and own != "user_messages":
         assert not {name for name in imports(file) if name.endswith((".UserError", ".UsageError"))}
 
 
 @pytest.mark.parametrize("library", HOMES)
-def test_libraries_stay_in_their_homes(library):
+def test_libraries_are_imported_by_one_module(library):
     users = {
         file.relative_to(PACKAGE).as_posix()
         for file in FILES
@@ -134,7 +134,7 @@ def test_libraries_stay_in_their_homes(library):
 
 
 def config_reads(source: str) -> list[str]:
-    """Where a module reads a config: `config.x`, or `any.section.field` with names of configs/defaults.py."""
+    """The config accesses of a module: `config.x`, or `any.section.field` with names of configs/defaults.py."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and node.id == "ConfigDict":
@@ -142,7 +142,7 @@ def config_reads(source: str) -> list[str]:
         if not isinstance(node, ast.Attribute):
             continue
         if isinstance(node.value, ast.Name) and node.value.id in ("config", "cfg") and node.attr not in ("items", "get"):
-            found.append(ast.unparse(node))  # `items` and `get`: of the dictionary that a workdir keeps
+            found.append(ast.unparse(node))  # `items` and `get`: of the dictionary in a workdir
         inner = node.value
         if isinstance(inner, ast.Attribute) and node.attr in SECTIONS.get(inner.attr, ()):
             found.append(ast.unparse(node))
@@ -150,7 +150,7 @@ def config_reads(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_config_is_read_above_the_library_only(file):
+def test_only_modules_above_the_library_read_a_config(file):
     if file.relative_to(PACKAGE).with_suffix("").parts[0] not in CONFIG_READERS:
         assert not config_reads(file.read_text())
 
@@ -166,13 +166,13 @@ def test_a_config_is_read_above_the_library_only(file):
         ("def f(self): return self.sampling.mean()", False),
     ],
 )
-def test_the_check_sees_who_reads_a_config(source, read):
+def test_the_config_check_works(source, read):
     assert bool(config_reads(source)) == read
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_files_are_short_say_what_they_are_and_have_a_name_of_their_own(file):
-    """Whether a file holds one idea no program can check; these are its signs."""
+def test_files_are_short_documented_and_have_unique_names(file):
+    """A program cannot check whether a file has one idea; these are proxies."""
     text = file.read_text()
     assert len(text.splitlines()) <= 400
     summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]

@@ -1,4 +1,4 @@
-"""The README, and the pages with its longer commands: their Python runs, their commands name fields, modes and files."""
+"""The README and the pages with longer commands: their Python runs, and their commands are valid."""
 
 import pathlib
 import re
@@ -30,11 +30,11 @@ def test_its_python_runs():
         exec(compile(block, str(README), "exec"), {})
 
 
-# ml_collections loads config files by a method that Python means to drop; nothing of ours can change that.
+# ml_collections loads config files with a deprecated method; this project cannot change that.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_its_commands_can_be_parsed(command, repository, monkeypatch):
-    """As main.py would, but for doing it: a field that no config has is an error, and so is a value of another type."""
+    """As in main.py, without running it: an unknown field or a value of the wrong type is an error."""
     monkeypatch.chdir(repository)
     import main as program
 
@@ -44,8 +44,8 @@ def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
     line = shlex.split(command, comments=True)[1:]
     if not any(part.startswith("--config=") for part in line):
-        line.insert(1, "--config=configs/digits.py")  # in place of the one that the workdir remembers
-    monkeypatch.setattr("sys.argv", line)  # where ml_collections looks for fields of the config
+        line.insert(1, "--config=configs/digits.py")  # instead of the config of the workdir
+    monkeypatch.setattr("sys.argv", line)  # where ml_collections finds the fields of the config
     rest = values(line)
     assert rest[1:] == []
     assert values.config.seed == 0
@@ -53,7 +53,7 @@ def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     assert (values.mode or "train") in program.MODES
 
 
-def test_its_links_and_pictures_exist():
+def test_its_links_and_figures_exist():
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
     assert len(targets) > 5
     for target in targets:

@@ -22,7 +22,7 @@ TARGETS = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), r
 
 @pytest.fixture
 def run_file(monkeypatch):
-    """Runs a file of docs/ and returns its names; what it adds to sys.path is taken back."""
+    """Runs a file of docs/ and returns its names; restores sys.path."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     return lambda name: runpy.run_path(str(DOCS / name))
 
@@ -62,14 +62,14 @@ def test_every_page_is_listed_and_in_the_toctree(run_file):
         ("[a](#part)", "[a](#part)", "[a](#part)"),
     ],
 )
-def test_links_lead_to_the_same_file_on_the_site(run_file, link, in_readme, in_page):
+def test_links_point_to_the_same_file_on_the_site(run_file, link, in_readme, in_page):
     rewrite_links = run_file("_extensions/repository_files.py")["rewrite_links"]
     moved = {REPOSITORY / name: DOCS / "generated" / f"{name.removesuffix('.md').lower()}.md" for name in ("CONTRIBUTING.md",)}
     assert rewrite_links(link, REPOSITORY / "README.md", DOCS / "generated" / "readme.md", moved) == in_readme
     assert rewrite_links(link, DOCS / "pods.md", DOCS / "pods.md", moved) == in_page
 
 
-def test_the_pages_are_made_again_when_a_module_is_gone(run_file, tmp_path):
+def test_the_pages_are_regenerated_when_a_module_is_removed(run_file, tmp_path):
     for file in ("ddpm_jax/__init__.py", "ddpm_jax/models/__init__.py", "ddpm_jax/models/unet.py"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
@@ -86,7 +86,7 @@ def test_the_pages_are_made_again_when_a_module_is_gone(run_file, tmp_path):
     assert not list(pages.iterdir())
 
 
-def test_equations_of_docstrings_become_code_and_sections_stay(run_file):
+def test_equations_in_docstrings_become_code_and_sections_are_kept(run_file):
     def documented():
         """A sum.
 
@@ -136,7 +136,7 @@ def test_signatures_are_those_of_the_source(run_file, what, obj, expected):
     assert signature_of_source(None, what, obj.__qualname__, obj, None, "(...)", None) == expected
 
 
-def test_the_citation_is_of_this_version():
+def test_the_citation_has_this_version():
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert citation["version"] == ddpm_jax.__version__
     assert citation["cff-version"] == "1.2.0"

@@ -163,7 +163,7 @@ def test_the_three_errors_are_proportional(step):
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @every_schedule
-def test_the_weights_of_the_bound(step, variance):
+def test_the_weights_of_the_vlb(step, variance):
     """DDPM eqs. 8 and 12: |mean error|^2/(2 s^2) is c1^2/(2 s^2) in x_start and beta^2/(2 s^2 alpha (1-acp)) in eps; 1e-7."""
     schedule, x_t, estimate, x_start, eps = step
     mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, predicting("eps", variance), estimate, x_t, T)
@@ -213,7 +213,7 @@ def true_step(schedule, t, x_t):
 
 @pytest.mark.parametrize("x_t", [0.0, 0.3, -1.2])
 def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
-    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, against Bayes' rule on a grid; 1e-6."""
+    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, by Bayes' rule on a grid; 1e-6."""
     schedule = make_schedule("cosine", 20)
     for t in (3, 10, 18):
         x, density, mean, variance = true_step(schedule, t, x_t)

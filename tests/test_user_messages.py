@@ -1,4 +1,4 @@
-"""The library's words in the user's: arguments become fields, ValueErrors become usage errors, log lines are plain."""
+"""Messages for users: arguments become fields, ValueErrors become usage errors, log lines are plain."""
 
 import io
 import logging
@@ -25,15 +25,15 @@ CONFIG = defaults.get_config().to_dict()
         ("`folder=PATH`", "--config.data.data_dir=PATH"),
         ("set `rtol` to more", "set config.evaluation.ode_tolerance to more"),
         ("`batch_size` is 3", "config.train.batch_size is 3"),  # a field of several sections
-        ("`seed` is -1", "config.seed is -1"),  # one of no section, and one of a section
-        ("`num_steps` and `nothing` and `data`", "`num_steps` and `nothing` and `data`"),  # of two sections, of none, a section
+        ("`seed` is -1", "config.seed is -1"),  # a top-level field
+        ("`num_steps` and `nothing` and `data`",) * 2,  # a field of two sections, of none, and a section
     ],
 )
 def test_arguments_become_fields(message, line):
     assert user_messages.name_fields(message, CONFIG) == line
 
 
-def test_every_field_that_an_argument_stands_for_exists():
+def test_every_field_of_an_argument_exists():
     for path in user_messages._FIELDS.values():
         section, name = path.split(".")
         assert name in CONFIG[section]
@@ -76,7 +76,7 @@ def test_log_lines_are_plain_on_stderr_and_name_fields(printed_log, capsys):
     assert capsys.readouterr() == ("", "5% of config.data.data_dir\nwarning: check config.data.data_dir\n")
 
 
-def test_log_lines_are_printed_once_whoever_configures_twice(printed_log, capsys):
+def test_log_lines_are_printed_once_after_configuring_twice(printed_log, capsys):
     user_messages.configure_logging(CONFIG)
     logging.getLogger("ddpm_jax").info("once")
     assert capsys.readouterr().err == "once\n"
@@ -115,24 +115,24 @@ def parse(argv):
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "expected"),
     [
         ("optimizer.learning_rat=1", "the config has no field 'learning_rat': did you mean 'learning_rate'?"),
-        ("optimizer.lr=1", "the config has no field 'lr': configs/defaults.py lists them all"),
-        ("optim.lr=1", "the config has no field 'optim': configs/defaults.py lists them all"),
-        ("train.batch_size=x", "flag --config.train.batch_size=x: 'x' is no whole number"),
-        ("train.batch_size=1.5", "flag --config.train.batch_size=1.5: '1.5' is no whole number"),
-        ("optimizer.learning_rate=x", "flag --config.optimizer.learning_rate=x: 'x' is no number"),
+        ("optimizer.lr=1", "the config has no field 'lr': configs/defaults.py lists all fields"),
+        ("optim.lr=1", "the config has no field 'optim': configs/defaults.py lists all fields"),
+        ("train.batch_size=x", "flag --config.train.batch_size=x: 'x' is not an integer"),
+        ("train.batch_size=1.5", "flag --config.train.batch_size=1.5: '1.5' is not an integer"),
+        ("optimizer.learning_rate=x", "flag --config.optimizer.learning_rate=x: 'x' is not a number"),
         ("train.tensorboard=x", "flag --config.train.tensorboard=x: 'x' is neither true nor false"),
-        ("model.ch_mult=(1,", "flag --config.model.ch_mult=(1,: (1, is no list: write it as '(1,2)', quotes included"),
+        ("model.ch_mult=(1,", "flag --config.model.ch_mult=(1,: (1, is not a list: write it as '(1,2)', quotes included"),
     ],
 )
-def test_each_kind_of_wrong_value(flag, said, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py", f"--config.{flag}"])  # ml_collections looks there for fields to define
+def test_each_kind_of_wrong_value(flag, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", f"--config.{flag}"])  # ml_collections finds the fields to define there
     with pytest.raises((flags.Error, TypeError, ValueError, KeyError, AttributeError)) as caught:
         parse(sys.argv)
-    assert user_messages.format_flag_error(caught.value) == said
+    assert user_messages.format_flag_error(caught.value) == expected
 
 
-def test_anything_else_stays_but_in_one_line():
+def test_other_errors_are_kept_in_one_line():
     assert user_messages.format_flag_error(ValueError("one\n  two")) == "one two"

@@ -62,7 +62,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
-    with TensorBoardWriter(run_folder, beside=f"{target}/step_N.json") as events:
+    with TensorBoardWriter(run_folder, fallback_file=f"{target}/step_N.json") as events:
         for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, fields):
             config.sampling.update(checkpoint_step=checkpoint_step, params=name)
             params, step = common.restore_params(config, run_folder, mesh)

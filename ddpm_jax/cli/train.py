@@ -329,7 +329,7 @@ class SampleGrids:
                     self._folder.mkdir(exist_ok=True)
                     for file, image in zip(files, pictures.values(), strict=True):
                         image_grid.save_png(file, image)
-        self._logbook.image(step, "samples", pictures[""])
+        self._logbook.log_image(step, "samples", pictures[""])
         return files
 
     def _sampler(self, config: ConfigDict) -> BatchedSampler:

@@ -1,6 +1,6 @@
-"""Each file of a set read once before training: into memory where there is room, and what is known of it afterwards.
+"""Reads each file of a set once before training: into memory if it fits, and to collect facts about the files.
 
-That is: which files are broken, a digest of each, the levels that it uses, and the range of deep gray files.
+These are: the unreadable files, a digest and the range of levels of each file, and the range of the deep gray files.
 """
 
 import hashlib
@@ -18,13 +18,20 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
+CHUNK = 16  # files per task of a thread: photographs are large, and progress should be visible
 
 
 class FirstReading:
-    """Each file read once: into memory where there is room, and what is known of it afterwards.
+    """Reads each file once.
 
     Deep gray files are read a second time, once the levels of all of them are known.
+
+    Args:
+      folder: of the files.
+      paths: relative to `folder`.
+      background: RGB behind transparent pixels.
+      shape: (H, W, C) of the decoded images.
+      images: uint8 [N, H, W, C] to fill, or None to keep no images.
     """
 
     def __init__(
@@ -42,14 +49,14 @@ class FirstReading:
         self._deep: dict[int, value_range.DeepLevels] = {}
 
     def read_all(self, num_threads: int | None) -> None:
-        """Reads every file; `broken` has index -> reason then."""
+        """Reads every file and sets `broken`: index -> reason."""
         self._for_each(range(len(self._paths)), (), num_threads)
 
     def read_deep(self, levels: Sequence[float], num_threads: int | None) -> tuple[float, ...]:
-        """Reads the deep files again, with the range `levels`, or the one found; that range, () where there is none.
+        """Reads the deep files again, with the range `levels` or the detected one. Returns that range; () without deep files.
 
         Raises:
-          InvalidArgumentError: there is none that fits.
+          InvalidArgumentError: no range fits.
         """
         if not self._deep:
             return tuple(levels)
@@ -65,7 +72,7 @@ class FirstReading:
         return tuple(float(level) for level in levels)
 
     def fingerprint(self, kept: Sequence[int] | None, prefix: str = "") -> str:
-        """Of the files with these indices, by default all; `prefix` of their paths, a split's folder, does not count."""
+        """Fingerprint of the files with these indices, by default all; `prefix`, the folder of a split, is ignored."""
         chosen = range(len(self._paths)) if kept is None else kept
         return identity.files_fingerprint((self._paths[index].removeprefix(prefix), self._digests[index]) for index in chosen)
 
@@ -74,7 +81,7 @@ class FirstReading:
         return list(self._deep.values())
 
     def all_equal(self, kept: Sequence[int] | None) -> bool:
-        """Whether there are several files and all of them have the same content."""
+        """Whether there are several files, all with the same content."""
         chosen = range(len(self._paths)) if kept is None else kept
         return len(chosen) > 1 and len({self._digests[index] for index in chosen}) == 1
 
@@ -84,7 +91,7 @@ class FirstReading:
         return self._least[chosen], self._most[chosen]
 
     def _for_each(self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None) -> None:
-        def work(positions: range) -> None:
+        def read_chunk(positions: range) -> None:
             for index in (indices[position] for position in positions):
                 try:
                     self._read(index, levels)
@@ -92,9 +99,9 @@ class FirstReading:
                     self.broken[index] = str(error)
 
         title = f"{self._folder}: {'checked' if self._images is None else 'read'}"
-        with warnings.catch_warnings():  # here and not in the threads: they share one set of filters
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF metadata, large photographs: nothing to be done
-            for_each_chunk(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads)
+        with warnings.catch_warnings():  # not in the threads, which share one set of filters
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # invalid EXIF metadata, large photographs
+            for_each_chunk(read_chunk, len(indices), chunk=CHUNK, title=title, num_threads=num_threads)
 
     def _read(self, index: int, levels: tuple[float, ...]) -> None:
         try:

@@ -1,7 +1,7 @@
-"""Any image set of TensorFlow Datasets, by its name there.
+"""Image sets of TensorFlow Datasets, by TFDS name.
 
-A prepared set is read from its array_record files: without network, and without tensorflow, which
-costs five seconds to import. A set that is not there yet is downloaded and prepared once.
+A prepared set is read from its array_record files, without network and without tensorflow, whose import takes five
+seconds. A missing set is downloaded and prepared once.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, erro
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 256  # examples that a thread reads and decodes at a time
+CHUNK = 256  # examples per task of a thread
 
 
 def load_tfds(
@@ -45,20 +45,20 @@ def load_tfds(
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
 ) -> ImageSource:
-    """A split of a TFDS image set, every image made to fit by `fit_image`.
+    """A split of a TFDS image set, every image converted by `center_crop_and_resize`.
 
-    Of several prepared versions the newest is read, whichever version this TFDS would prepare.
-    Images come from the feature "image" or else from the only image feature there is; labels from "label" or else
-    from the only class label; a set with neither kind of label has none (`num_classes` 0).
+    The newest prepared version is read, whichever version the installed TFDS would prepare. Images come from the feature
+    "image" or the only image feature; labels from "label" or the only class label. Otherwise the set has no labels
+    (`num_classes` 0).
 
     Args:
       name: TFDS name, "cifar10", "lsun/bedroom", or with a version "cifar10:3.0.2".
       split: TFDS split, "train" or a part such as "train[:90%]".
-      data_dir: where TFDS keeps its sets; "" means TFDS's own default ($TFDS_DATA_DIR or ~/tensorflow_datasets).
-      image_size: height and width wanted.
+      data_dir: folder of TFDS's sets; "" for TFDS's default ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      image_size: height and width of the output.
       channels: 1 or 3.
-      in_memory: True decodes the split once into memory, False reads examples when they are asked for,
-        "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
+      in_memory: True decodes the split once into memory, False reads examples on demand,
+        "auto" uses memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
 
     Raises:
@@ -71,7 +71,7 @@ def load_tfds(
     builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)
     records = _open_records(name, split, builder, image_key)
-    of_set = {
+    attributes = {
         "num_classes": num_classes,
         "class_names": builder.info.features[label_key].names if label_key else (),
         "fingerprint": f"TFDS {builder.info.full_name}, {len(records)} examples of {split}",
@@ -86,22 +86,21 @@ def load_tfds(
     if fits_in_memory(in_memory, len(records) * image_size * image_size * channels):
         images, labels = _decode_all(records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads)
         labels = labels if label_key else None
-        return ArraySource(images, labels, **of_set)
+        return ArraySource(images, labels, **attributes)
     return LazySource(
         lambda index: read_one(records[index]),
         len(records),
         image_size=image_size,
         channels=channels,
         num_threads=num_threads,
-        **of_set,
+        **attributes,
     )
 
 
 def decode_image(data: bytes) -> np.ndarray:
     """An encoded 8-bit image (PNG, JPEG, ...) as uint8 [H, W] or [H, W, 3].
 
-    Pillow always: TFDS itself would take OpenCV where that happens to be installed, whose JPEGs differ by
-    a level here and there.
+    Always by Pillow: TFDS would use OpenCV if it is installed, which decodes some JPEG pixels differently by one level.
     """
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
@@ -110,34 +109,34 @@ def decode_image(data: bytes) -> np.ndarray:
 def _find_prepared(name: str, data_dir: str):
     """Builder of the newest prepared version, or None.
 
-    Not `tfds.builder`: that looks only for the version which the installed TFDS would prepare, and so
-    would download again what an older or newer TFDS has prepared.
+    `tfds.builder` only finds the version that the installed TFDS would prepare, and would download again what an older
+    or newer TFDS has prepared.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder, registered
 
-    del tfds  # its import registers the sets, whose default configs the search needs
+    del tfds  # imported to register the sets; the search needs their default configs
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except registered.DatasetNotFoundError:
         return None
     except ValueError as error:
-        if "name string" in str(error):  # it does not even look like a name
+        if "name string" in str(error):  # not a valid name
             raise _unknown(name) from error
         raise _unreadable(name, data_dir, error) from error
-    except Exception as error:  # a damaged dataset_info.json or features.json, in whichever way it shows
+    except Exception as error:  # a damaged dataset_info.json or features.json can raise any exception
         raise _unreadable(name, data_dir, error) from error
 
 
 def _prepare(name: str, data_dir: str):
-    """Downloads and prepares a set; its builder. Every way in which this fails is outside the program."""
+    """Downloads and prepares a set and returns its builder. All failures have external causes."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
         raise _unknown(name) from error
-    except Exception as error:  # e.g. a version that does not exist; the reason follows a dump of the arguments
+    except Exception as error:  # e.g. an unknown version; the reason follows a dump of the arguments
         reason = str(error).split('}": ')[-1].splitlines() or [type(error).__name__]
         raise _unknown_config(name) or InvalidArgumentError(f"data set {name}: {reason[0]}") from error
 
@@ -152,7 +151,7 @@ def _prepare(name: str, data_dir: str):
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not glob.glob(os.path.join(downloads, "manual", "*")):
         raise UnavailableError(
             f"data set {name} must be downloaded by hand: put its files into {os.path.join(downloads, 'manual')} "
-            f"as https://www.tensorflow.org/datasets/catalog/{builder.name} says"
+            f"as described on https://www.tensorflow.org/datasets/catalog/{builder.name}"
         )
     # TFDS would retry for minutes. An .INFO file marks a finished download, which needs no network.
     if not glob.glob(os.path.join(downloads, "**", "*.INFO"), recursive=True):
@@ -163,13 +162,13 @@ def _prepare(name: str, data_dir: str):
                 "check the network, or set `data_dir` to where it is prepared"
             )
     with _prepare_lock(name, builder):
-        if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
+        if prepared := _find_prepared(name, data_dir):  # by the process that held the lock before
             return prepared
         logger.info(f"data set {name}: downloading and preparing it in {where}, once")
         try:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:
-            # Where files cannot be locked, another process may have been at it, and done.
+            # If files cannot be locked, another process may have prepared it meanwhile.
             with contextlib.suppress(UnavailableError):
                 if prepared := _find_prepared(name, data_dir):
                     return prepared
@@ -181,12 +180,12 @@ def _prepare(name: str, data_dir: str):
 
 @contextlib.contextmanager
 def _prepare_lock(name: str, builder) -> Iterator[None]:
-    """Lets in one process after another, of this host or, on a shared filesystem that knows locks, of all hosts.
+    """Admits one process at a time, of this host or, on a shared filesystem with locks, of all hosts.
 
-    So a shared data_dir is prepared once, and a local one once a host. The lock goes with the process that holds it.
+    A shared data_dir is thus prepared once, and a local one once per host. The lock ends with its process.
     """
     with contextlib.ExitStack() as stack:
-        # No lock where the folder cannot be written, as TFDS then says better, nor where the system has none.
+        # No lock if the folder is not writable (TFDS has the better error) or if the system has none.
         with contextlib.suppress(OSError, ImportError):
             import fcntl
 
@@ -201,9 +200,9 @@ def _prepare_lock(name: str, builder) -> Iterator[None]:
 
 
 def _unreachable_host(urls: list[str]) -> str:
-    """A host that the download needs if none of the first few answers, or "" if one does.
+    """A host of the download if none of the first few can be reached, or "" if one can.
 
-    Says nothing ("") where a proxy stands between.
+    Always "" behind a proxy.
     """
     if urllib.request.getproxies():
         return ""
@@ -223,7 +222,7 @@ def _unreachable_host(urls: list[str]) -> str:
 
 
 def _choose_features(name: str, features) -> tuple[str, str, int]:
-    """Keys of image and label ("" where there is none), and the number of classes."""
+    """Keys of image and label ("" if there is none), and the number of classes."""
     import tensorflow_datasets as tfds
 
     items = dict(features.items()) if hasattr(features, "items") else {}
@@ -257,7 +256,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
     if count == 0:
         raise InvalidArgumentError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
     images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
-    # Of the image features only one is decoded, and that by us (`decode_image`).
+    # Only one image feature is decoded, by `decode_image`.
     decoders = {key: tfds.decode.SkipDecoding() for key in images}
     try:
         records = builder.as_data_source(split, decoders=decoders)
@@ -266,9 +265,9 @@ def _open_records(name: str, split: str, builder, image_key: str):
         where, kind = builder.data_dir, builder.info.file_format.value
         raise UnavailableError(
             f"data set {name} in {where} is prepared as {kind}, which has no random access: "
-            "set `data_dir` to another folder, where it is then prepared as array_record"
+            "set `data_dir` to another folder, to prepare it there as array_record"
         ) from error
-    except Exception as error:  # missing or cut-off files: the reader has no exception of its own for them
+    except Exception as error:  # missing or truncated files: the reader has no specific exception
         raise _unreadable(name, builder.data_dir, error) from error
     return records
 
@@ -276,7 +275,7 @@ def _open_records(name: str, split: str, builder, image_key: str):
 def _decode_all(
     records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All examples: images uint8 [N, *shape], labels int64 [N]. Says how far it is every few seconds."""
+    """All examples: images uint8 [N, *shape], labels int64 [N]. Logs the progress every few seconds."""
     count = len(records)
     images, labels = np.empty((count, *shape), np.uint8), np.zeros(count, np.int64)
 
@@ -300,7 +299,7 @@ def _unknown(name: str) -> InvalidArgumentError:
 
 
 def _unknown_config(name: str) -> InvalidArgumentError | None:
-    """The error where `name` is "set/config" of a set that has no such config, else None."""
+    """The error if `name` is "set/config" and the set has no such config, else None."""
     import tensorflow_datasets as tfds
 
     base, _, config = name.split(":")[0].partition("/")
@@ -308,7 +307,7 @@ def _unknown_config(name: str) -> InvalidArgumentError | None:
     if not config or config in configs:
         return None
     close = difflib.get_close_matches(config, configs, n=3) or configs[:8]
-    hint = f"there is {', '.join(close)}" if close else f"it has no configs, write just {base}"
+    hint = f"there is {', '.join(close)}" if close else f"it has no configs, use {base}"
     return InvalidArgumentError(f"data set {base} has no config {config!r}: {hint}")
 
 

@@ -81,7 +81,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """Read the manifest of a folder.
 
     Raises:
-      InvalidDataError: it cannot be read, or is not a JSON object.
+      InvalidDataError: the manifest cannot be read, or is not a JSON object.
     """
     file = folder / MANIFEST
     try:

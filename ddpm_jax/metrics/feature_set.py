@@ -1,7 +1,7 @@
-"""What is kept of a set's features as they pass: mean and covariance of all, some of the features, the logits.
+"""Accumulates the features of an image set: mean and covariance of all, a subsample of the features, and the logits.
 
-All features of CIFAR-10 in pixels are 600 MB, and the nearest neighbours among 50,000 take twenty times as long to find as
-among 10,000. So the kernel distance and precision and recall look at a choice, drawn with a seed from the whole set.
+The pixel features of CIFAR-10 take 600 MB, and a nearest-neighbor search among 50,000 vectors takes twenty times as long as
+among 10,000. KID, precision and recall therefore use a random subsample with a fixed seed.
 """
 
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ CHOICE_SEED = 0
 
 
 class FeatureSet(NamedTuple):
-    """Of N images.
+    """Features of N images.
 
     Attributes:
       count: N.
-      gaussian: mean and covariance of all features; None where nobody asked.
-      features: float32 [M, D], those chosen, in the order of the images.
+      gaussian: mean and covariance of all features, or None if not requested.
+      features: float32 [M, D], the subsample, in the order of the images.
       logits: float32 [N, K], or None.
     """
 
@@ -35,18 +35,18 @@ class FeatureSet(NamedTuple):
 def accumulate_features(
     parts: Iterable[Features], count: int, kept: int, *, gaussian: bool = True, logits: bool = False
 ) -> FeatureSet:
-    """Go through the features of `count` images, batch by batch.
+    """Accumulates the features of `count` images, batch by batch.
 
     Args:
-      parts: of as many images together.
+      parts: features of `count` images in total.
       count: N, at least 1.
-      kept: how many features to keep; 0 for all.
-      gaussian: whether mean and covariance are wanted: D^2 numbers, and as many operations for each image.
-      logits: whether the logits are.
+      kept: number of feature vectors to keep; 0 for all.
+      gaussian: whether to compute mean and covariance: D^2 numbers, and as many operations per image.
+      logits: whether to keep the logits.
 
     Raises:
-      InvalidDataError: a value that is not finite, or fewer than two images where mean and covariance are wanted.
-      ValueError: no logits where they are wanted, or another number of images.
+      InvalidDataError: a value that is not finite, or fewer than two images with `gaussian`.
+      ValueError: missing logits with `logits`, or a different number of images.
     """
     indices, moments, done, filled = subsample_indices(count, kept), Moments(), 0, 0
     features, all_logits = np.zeros((0, 0), np.float32), []
@@ -65,14 +65,14 @@ def accumulate_features(
                 raise ValueError("these features come without logits: leave inception_score out of `metrics`")
             all_logits.append(own_logits)
     if done != count:
-        raise ValueError(f"features of {done} images, where {count} were announced")
+        raise ValueError(f"features of {done} images, expected {count}")
     fitted = moments.gaussian() if gaussian else None
     return FeatureSet(count, fitted, features, np.concatenate(all_logits) if logits else None)
 
 
 def subsample_indices(count: int, kept: int) -> np.ndarray:
-    """int [min(count, kept)], ascending: which of `count` images are kept; all where `kept` is 0. The same at every call."""
+    """int [min(count, kept)], ascending: indices of the images to keep, all if `kept` is 0. Deterministic."""
     if not kept or count <= kept:
         return np.arange(count)
-    # Unlike Generator, it promises the same numbers from every NumPy version.
+    # Unlike Generator, RandomState returns the same numbers in every NumPy version.
     return np.sort(np.random.RandomState(CHOICE_SEED).permutation(count)[:kept])

@@ -1,12 +1,12 @@
-"""The Kernel Inception Distance (Bińkowski et al. 2018, arXiv 1801.01401): how far apart two sets lie, up to third moments.
+"""The Kernel Inception Distance (Bińkowski et al. 2018, arXiv 1801.01401): compares two sets up to third moments.
 
 It is the squared maximum mean discrepancy under the kernel k(x, y) = (x·y / D + 1)^3. From m vectors x and n vectors y
 (eq. 4 of Gretton et al. 2012, whose expectation is the true one at any m and n):
 
     MMD^2 = mean over i != j of k(x_i, x_j) + mean over i != j of k(y_i, y_j) - 2 mean over i, j of k(x_i, y_j)
 
-Without bias means that it does not fall as the sets grow, as FID does, and that it falls below 0 half of the time where the
-two distributions are the same. To save time it is the mean over subsets of both sets, drawn with a seed.
+The estimate is unbiased: unlike FID it does not decrease as the sets grow, and it is negative about half of the time if the
+two distributions are equal. To save time it is the mean over random subsets of both sets, with a fixed seed.
 """
 
 from typing import NamedTuple
@@ -16,20 +16,20 @@ import numpy as np
 from ddpm_jax.metrics.frechet import check_dimensions, check_features
 from ddpm_jax.runtime.errors import InvalidDataError
 
-MIN_SAMPLES = 4  # vectors of a set: two for a subset, which is at most half of the set
-SEED = 2020  # torch-fidelity's: with it and subsets of the same size, both draw the same
+MIN_SAMPLES = 4  # vectors per set: two for a subset, which is at most half of the set
+SEED = 2020  # as torch-fidelity, so that both use the same subsets if the subset size is the same
 
 
 class KernelDistance(NamedTuple):
-    """The distance, and what was drawn for it.
+    """The distance and how it was estimated.
 
     Attributes:
-      mean: over the subsets; the distance. Without bias, so it may be negative.
-      standard_error: of `mean` as an estimate from two finite sets; the true distance lies within two of it 19 times of 20.
-      std: of the subsets' distances (divided by their number): what other tools print behind the ±. It is no error of the mean.
-      num_subsets: pairs of subsets drawn.
-      subset_size: vectors in each, drawn without replacement; each pair anew from the whole sets.
-      seed: of the drawing.
+      mean: the distance, a mean over the subsets. Unbiased, so it may be negative.
+      standard_error: of `mean` as an estimate from two finite sets; the true distance is within two of them 19 times of 20.
+      std: population standard deviation over the subsets, which other tools print after the ±. Not an error of the mean.
+      num_subsets: number of subset pairs.
+      subset_size: vectors per subset, sampled without replacement; each pair from the whole sets.
+      seed: of the subsets.
     """
 
     mean: float
@@ -45,20 +45,20 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of features [N, D] and [M, D], float64 inside.
 
-    The order of the two sets decides which subsets are drawn. With generated images first and real ones second, as
-    --mode=evaluate passes them, they are torch-fidelity's subsets of input1 and input2; the other order differs by chance.
+    The order of the two sets determines the subsets. With generated images first and real ones second, as
+        --mode=evaluate passes them, they are torch-fidelity's subsets of input1 and input2; the other order differs by chance.
 
-    Where the smaller set has less than 2,000 vectors, subsets are half of it: nothing is left to compare between subsets
-    that share most of their vectors. The expectation is the same at any size.
+        If the smaller set has fewer than 2,000 vectors, a subset is half of it: larger subsets would share most of their
+        vectors. The expectation is the same at any size.
 
-    The standard error counts both what the subsets leave to chance and what the sets themselves do. With s^2 the
-    variance over subsets of m out of N vectors (the smaller set), it is s^2 (1 / num_subsets + (m / N) / (1 - m / N)): a mean
-    over all vectors varies m / N as much as one over a subset, and subsets of one set 1 - m / N as much as independent
-    ones. Where both distributions are the same it is too large, by a factor of up to about 3.
+        The standard error covers both the choice of subsets and the finite sets themselves. With s^2 the
+        variance over subsets of m out of N vectors (the smaller set), it is s^2 (1 / num_subsets + (m / N) / (1 - m / N)): a
+        mean over all vectors varies m / N as much as one over a subset, and subsets of one set 1 - m / N as much as independent
+        ones. If both distributions are equal, it is too large by a factor of up to about 3.
 
-    Raises:
-      InvalidDataError: fewer than 4 vectors, other dimensions, or a value that is not finite.
-      ValueError: another shape, num_subsets below 2, or subset_size below 2.
+        Raises:
+          InvalidDataError: fewer than 4 vectors, different dimensions, or a value that is not finite.
+          ValueError: wrong shape, num_subsets below 2, or subset_size below 2.
     """
     a, b = check_features(a), check_features(b)
     check_dimensions(a.shape[1], b.shape[1])
@@ -70,12 +70,12 @@ def kernel_distance(
             f"a kernel distance needs at least {MIN_SAMPLES} images in each set, not {smaller}; measure more images"
         )
     size = min(subset_size, smaller // 2)
-    rng = np.random.RandomState(seed)  # unlike Generator, it promises the same numbers from every NumPy version
+    rng = np.random.RandomState(seed)  # unlike Generator, the same numbers in every NumPy version
     distances = np.array(
         [squared_mmd(a[_subset(rng, len(a), size)], b[_subset(rng, len(b), size)]) for _ in range(num_subsets)]
     )
-    share = size / smaller
-    standard_error = distances.std(ddof=1) * np.sqrt(1 / num_subsets + share / (1 - share))
+    fraction = size / smaller
+    standard_error = distances.std(ddof=1) * np.sqrt(1 / num_subsets + fraction / (1 - fraction))
     return KernelDistance(float(distances.mean()), float(standard_error), float(distances.std()), num_subsets, size, seed)
 
 
@@ -87,7 +87,7 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     base = x @ y.T / x.shape[1] + 1
-    return base * base * base  # a power would go through logarithms
+    return base * base * base  # faster than a power, which uses logarithms
 
 
 def _mean_off_diagonal(kernel: np.ndarray) -> float:

@@ -1,12 +1,12 @@
-"""Arrays out of a file of PyTorch's `torch.save`, without PyTorch and without running anything that the file says.
+"""Reads the arrays of a file of PyTorch's `torch.save`, without PyTorch and without executing code from the file.
 
-Such a file is a pickle, and a pickle is a program: an ordinary reader calls whatever function it names. This one knows four
-names: the ordered dictionary, the two functions that lay a tensor over a piece of memory, and the kinds of memory. They lead to
-functions of this file; any other name ends the reading before anything is called.
+Such a file is a pickle, and a pickle is a program: an ordinary reader calls any function that it names. This reader accepts
+only the ordered dictionary, the two functions that rebuild a tensor, and the storage types, and maps them to functions of
+this file. Any other name is an error before anything is called.
 
-Both layouts are read. Zip (PyTorch 1.6 and later): `NAME/data.pkl` and one entry `NAME/data/KEY` for each storage. Legacy: five
-pickles (magic number, version, machine, the dictionary, the keys of the storages), then each storage as its number of elements
-(int64) and its raw elements, little endian. The usual file of Inception weights is legacy.
+Both layouts are supported. Zip (PyTorch 1.6 and later): `NAME/data.pkl` and one entry `NAME/data/KEY` for each storage.
+Legacy: five pickles (magic number, version, machine, the dictionary, the keys of the storages), then each storage as its
+number of elements (int64) and its raw elements, little endian. The usual file of Inception weights is legacy.
 """
 
 import io
@@ -22,7 +22,7 @@ from ddpm_jax.runtime.errors import InvalidDataError, error_line, os_errors
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
-MAX_BYTES = 2**31  # bytes of a file that is worth reading: Inception has 95 MB
+MAX_BYTES = 2**31  # largest accepted file: Inception has 95 MB
 STORAGES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -41,45 +41,47 @@ def read_torch_file(file: Path) -> dict[str, np.ndarray]:
 
     Raises:
       FileAccessError: the file cannot be read.
-      InvalidDataError: it is cut off or damaged, is not of `torch.save`, holds anything but a flat dictionary of tensors,
-        or names anything that a state dict does not need. Nothing of it has been executed.
+      InvalidDataError: the file is truncated or damaged, was not written by `torch.save`, holds anything but a flat
+        dictionary of tensors, or names anything that a state dict does not need. Nothing in it was executed.
     """
     with os_errors(f"cannot read the weights {file}"):
         if file.stat().st_size > MAX_BYTES:
-            raise InvalidDataError(f"{file} has {file.stat().st_size / 2**30:,.1f} GiB: too much for Inception weights (95 MB)")
+            raise InvalidDataError(
+                f"{file} has {file.stat().st_size / 2**30:,.1f} GiB: too large for Inception weights (95 MB)"
+            )
         data = file.read_bytes()
     if not data:
-        raise InvalidDataError(f"the weights file {file} is empty: fetch it again")
+        raise InvalidDataError(f"the weights file {file} is empty: download it again")
     try:
         state = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
         return _checked(state)
     except _InvalidFile as error:
         raise InvalidDataError(f"{file} {error}") from error
-    except Exception as error:  # a pickle of nonsense fails in every way there is
-        raise InvalidDataError(f"{file} is cut off or damaged ({error_line(error, kind=True)}): fetch it again") from error
+    except Exception as error:  # an invalid pickle can raise any exception
+        raise InvalidDataError(f"{file} is truncated or damaged ({error_line(error, kind=True)}): download it again") from error
 
 
 class _InvalidFile(Exception):
-    """Goes on after the file's name."""
+    """An invalid file. The message continues after the file's name."""
 
 
 class _StateDict(dict):
-    """In place of OrderedDict. PyTorch hangs the versions of its layers on it; here nothing can be hung on it."""
+    """Replaces OrderedDict. PyTorch sets layer versions as its attribute; here no attribute can be set."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        """A pickle calls this with attributes to set. None is wanted."""
+        """Called by a pickle with attributes to set; ignored."""
 
 
 class _Opaque:
-    """Something that a pickle may hold, but not change."""
+    """An object that a pickle may contain but not modify."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
         raise _InvalidFile(
-            "changes what it may only use: nothing of it was executed; fetch the weights from a source that you trust"
+            "modifies a built-in object: nothing in it was executed; download the weights from a source that you trust"
         )
 
 
@@ -105,7 +107,7 @@ class _StorageType(_Opaque):
 
 
 class _Storage(_Opaque):
-    """A piece of memory that tensors lie in; zip files say at once what is in it, legacy files at their end."""
+    """Memory of one or more tensors. Zip files provide its data immediately, legacy files at their end."""
 
     __slots__ = ("data", "dtype", "length")
 
@@ -114,7 +116,7 @@ class _Storage(_Opaque):
 
 
 class _Tensor(_Opaque):
-    """A tensor, laid out once the storages are known."""
+    """A tensor, converted to an array once the storages are loaded."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
@@ -125,15 +127,15 @@ class _Tensor(_Opaque):
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, self.storage.dtype)
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        # No tensor of a network repeats memory: one that did could claim any size.
+        # Tensors of a network do not repeat memory: one that did could claim any size.
         if last >= self.storage.length or math.prod(self.shape) > self.storage.length:
-            raise _InvalidFile("is damaged: a tensor reaches beyond its storage; fetch it again")
+            raise _InvalidFile("is damaged: a tensor reaches beyond its storage; download it again")
         strides = [stride * self.storage.dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(self.storage.data[self.offset :], self.shape, strides, writeable=False).copy()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names of a state dict, and refuses every other."""
+    """Accepts the names of a state dict and rejects all others."""
 
     def __init__(self, stream: io.BytesIO, find_storage: Any):
         super().__init__(stream)
@@ -149,10 +151,10 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return _StorageType(STORAGES[name])
         if module == "torch" and name.endswith("Storage"):
-            raise _InvalidFile(f"holds numbers of the kind {name[:40]}: save them as float32")
+            raise _InvalidFile(f"holds numbers of the type {name[:40]}: save them as float32")
         raise _InvalidFile(
-            f"asks for {f'{module}.{name}'[:80]!r}, which no weights need: nothing of it was executed; do not open it "
-            "elsewhere, fetch the weights from a source that you trust"
+            f"imports {f'{module}.{name}'[:80]!r}, which weights do not need: nothing in it was executed; do not open it "
+            "elsewhere, download the weights from a source that you trust"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -160,17 +162,17 @@ class _Unpickler(pickle.Unpickler):
             raise _InvalidFile("holds more than arrays (a whole module?): save its state_dict() instead")
         _, kind, key, _, length, *view = pid
         if not isinstance(key, str) or type(length) is not int or length < 0:
-            raise _InvalidFile("is damaged: a storage without key or length; fetch it again")
+            raise _InvalidFile("is damaged: a storage without key or length; download it again")
         if view and view[0] is not None:
             raise _InvalidFile("holds views of storages: save it again with a newer PyTorch")
         return self._find_storage(key, kind.dtype, length)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    """PyTorch's `_rebuild_tensor_v2`; what follows the strides (gradient, hooks) does not matter here."""
+    """PyTorch's `_rebuild_tensor_v2`; the arguments after the strides (gradient, hooks) are ignored."""
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers) or len(shape) != len(strides):
-        raise _InvalidFile("is damaged: a tensor without storage or shape; fetch it again")
+        raise _InvalidFile("is damaged: a tensor without storage or shape; download it again")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -182,7 +184,7 @@ def _read_zip(data: bytes) -> Any:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         if any("/code/" in name for name in names):
-            raise _InvalidFile("is a TorchScript program, not a state dict: fetch the .pth file instead")
+            raise _InvalidFile("is a TorchScript program, not a state dict: download the .pth file instead")
         roots = [name.removesuffix("data.pkl") for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise _InvalidFile("is a zip archive, but not one of torch.save")
@@ -195,7 +197,7 @@ def _read_zip(data: bytes) -> Any:
             if key not in storages:
                 size = length * np.dtype(dtype).itemsize
                 if f"{root}data/{key}" not in names:
-                    raise _InvalidFile(f"is damaged: its storage {key[:40]!r} is missing; fetch it again")
+                    raise _InvalidFile(f"is damaged: its storage {key[:40]!r} is missing; download it again")
                 raw = _entry(archive, f"{root}data/{key}", size)
                 if len(raw) != size:
                     raise EOFError(f"a storage of {len(raw):,} instead of {size:,} bytes")
@@ -206,15 +208,15 @@ def _read_zip(data: bytes) -> Any:
 
 
 def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """An entry of at most so many bytes: a small archive can unpack to any size."""
+    """An entry of at most `most` bytes: a small archive can unpack to any size."""
     if archive.getinfo(name).file_size > most:
-        raise _InvalidFile(f"is damaged: its entry {name[:40]!r} is larger than what is said of it; fetch it again")
+        raise _InvalidFile(f"is damaged: its entry {name[:40]!r} is larger than declared; download it again")
     return archive.read(name)
 
 
 def _read_legacy(data: bytes) -> Any:
-    if data[:1] != pickle.PROTO:  # with which every pickle of torch.save begins
-        raise _InvalidFile("is not a file of torch.save: fetch the .pth file")
+    if data[:1] != pickle.PROTO:  # the first byte of every pickle of torch.save
+        raise _InvalidFile("is not a file of torch.save: download the .pth file")
     stream, storages = io.BytesIO(data), {}
 
     def find_storage(key: str, dtype: str, length: int) -> _Storage:
@@ -228,16 +230,16 @@ def _read_legacy(data: bytes) -> Any:
     except (_InvalidFile, EOFError):
         raise
     except Exception as error:
-        raise _InvalidFile("is not a file of torch.save: fetch the .pth file") from error
+        raise _InvalidFile("is not a file of torch.save: download the .pth file") from error
     if type(magic) is not int or magic != MAGIC_NUMBER:
-        raise _InvalidFile("is a pickle, but not one of torch.save: fetch the .pth file")
+        raise _InvalidFile("is a pickle, but not one of torch.save: download the .pth file")
     version, machine, state, keys = load(), load(), load(), load()
     if version != PROTOCOL_VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise _InvalidFile(
             "was saved by another version of torch.save or on a big-endian machine: save it again with a newer PyTorch"
         )
     if not isinstance(keys, list) or sorted(keys) != sorted(storages):
-        raise _InvalidFile("is damaged: it does not hold the storages that its tensors lie in; fetch it again")
+        raise _InvalidFile("is damaged: it does not hold the storages of its tensors; download it again")
     for key in keys:
         storage = storages[key]
         begin = stream.tell() + 8
@@ -246,7 +248,7 @@ def _read_legacy(data: bytes) -> Any:
         if begin + size > len(data):
             raise EOFError(f"it ends after {len(data):,} bytes, in the middle of the weights")
         if length != storage.length:
-            raise _InvalidFile("is damaged: a storage has another length than its tensors say; fetch it again")
+            raise _InvalidFile("is damaged: the length of a storage does not match its tensors; download it again")
         storage.data = np.frombuffer(data, storage.dtype, storage.length, begin)
         stream.seek(begin + size)
     return state
@@ -254,12 +256,12 @@ def _read_legacy(data: bytes) -> Any:
 
 def _same(storage: _Storage, dtype: str, length: int) -> _Storage:
     if storage.dtype != np.dtype(dtype) or storage.length != length:
-        raise _InvalidFile("is damaged: two tensors differ about their storage; fetch it again")
+        raise _InvalidFile("is damaged: two tensors disagree about their storage; download it again")
     return storage
 
 
 def _checked(state: Any) -> dict[str, np.ndarray]:
-    """What was read, as arrays, if it is a flat dictionary of tensors."""
+    """Validates that `state` is a flat dictionary of tensors and converts it to arrays."""
     if not isinstance(state, dict) or not state:
         raise _InvalidFile("holds no dictionary of tensors: save a network's state_dict()")
     wrong = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, _Tensor)]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 import contextlib
 import os
@@ -11,16 +11,16 @@ from ddpm_jax.runtime.errors import os_errors
 
 @contextlib.contextmanager
 def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True, shared: bool = False) -> Iterator[IO[Any]]:
-    """Opens a new file that replaces `file` when the context ends; where the context fails, it is removed.
+    """Opens a temporary file that replaces `file` when the context ends; it is removed if the context fails.
 
     A reader of `file`, even after a crash, finds the old content or the new, never a part.
 
     Args:
-      file: in a folder that exists.
+      file: its folder must exist.
       mode: "wb", or "w" for text in UTF-8.
-      sync: whether to wait until the content is on the disk. Without it a crash of the machine may leave a part.
-      shared: whether several processes may write the file at once. Only then the new file has a name of its own, which a
-        kill leaves behind; otherwise the next attempt overwrites it.
+      sync: whether to wait until the content is on disk. Otherwise a crash of the machine may leave a partial file.
+      shared: whether several processes may write the file at once. The temporary file then has a unique name and remains
+        after a kill; otherwise the next attempt overwrites it.
 
     Raises:
       OSError: it cannot be written.
@@ -40,7 +40,7 @@ def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True, shared: bool
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Writes a text as `open_atomic` does.
+    """Writes a text with `open_atomic`.
 
     Raises:
       FileAccessError: the file cannot be written.

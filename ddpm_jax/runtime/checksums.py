@@ -1,4 +1,4 @@
-"""Checksums of a folder's files, kept beside them: whether what lies there is what was written."""
+"""Checksums of the files in a folder, stored in the folder, to detect changes since they were written."""
 
 import json
 import zlib
@@ -23,19 +23,19 @@ def write_sums(folder: Path) -> None:
 
 
 def has_sums(folder: Path) -> bool:
-    """Whether the folder has its checksums."""
+    """Whether the folder has checksums."""
     return (folder / SUMS).exists()
 
 
 def check_sums(folder: Path, parts: Iterable[str]) -> None:
-    """Checks the files of the subfolders `parts`; a folder without checksums.json only for having all of them.
+    """Checks the files of the subfolders `parts`. Without checksums.json, only checks that the subfolders exist.
 
     Raises:
-      ValueError: a file is missing or not as it was written; names the first.
+      ValueError: a file is missing or has changed since it was written; names the first.
     """
     parts = set(parts)
     if not has_sums(folder):
-        # The process was killed before it wrote them, or while it deleted the folder.
+        # The process was killed before it wrote the checksums, or while it deleted the folder.
         missing = sorted(part for part in parts if not (folder / part).is_dir())
         if missing:
             raise ValueError(f"{missing[0]} is missing")

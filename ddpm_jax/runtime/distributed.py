@@ -1,8 +1,7 @@
-"""The processes of one job: each runs the same program on the devices of its own host, and all fail and stop together.
+"""Multi-process jobs: every process runs the same program on the devices of its host, and all fail and stop together.
 
-A process that waits in a collective for one that has gone another way would wait for ever. So what one of them alone
-can know (a file that is not there, a signal) is told to the others before anybody decides by it. With one
-process nothing here does anything.
+If one process fails alone, the others block in a collective. Information that only one process has (a missing file, a
+signal) is therefore broadcast before any process acts on it. With one process, these functions do nothing.
 """
 
 import concurrent.futures
@@ -30,17 +29,17 @@ from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.runtime.run_lock import RunLock
 
-SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show one host what another has written
-LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir ask for it
-EXIT_GRACE_S = 10.0  # how long a process that has failed waits for the others to end as well
-MESSAGE_BYTES = 1024  # of an error that is told to the others
+SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show a file written by another host
+LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir check it
+EXIT_GRACE_S = 10.0  # how long a failed process waits for the others to exit
+MESSAGE_BYTES = 1024  # of a broadcast error
 
-# Words of the errors with which collectives end when another process is gone.
+# Parts of the error messages of collectives when another process is gone.
 _PEER_LOST_PATTERNS = ("gloo", "nccl", "connection reset", "connection closed", "heartbeat", "coordination service")
 
 
 def is_primary_process() -> bool:
-    """Whether this is the one process that writes files and says what goes on."""
+    """Whether this is process 0, which writes files and logs."""
     return jax.process_index() == 0
 
 
@@ -53,12 +52,12 @@ def show_progress(total: int, unit: str = "images") -> Iterator[Callable[[float]
 
 @contextlib.contextmanager
 def raise_on_all_processes() -> Iterator[None]:
-    """Context: what fails in one process fails in all, so that none waits for one that is gone.
+    """Context manager that raises an error of one process in all processes, so that none blocks forever.
 
-    Every process must come here, and inside nothing may wait for another.
+    Every process must enter it, and the body must not wait for another process.
 
     Raises:
-      DistributedError, InvalidArgumentError: another process failed; with the message of the first that did. A process that
+      DistributedError, InvalidArgumentError: another process failed; with the message of the first one. A process that
         failed itself raises its own error.
     """
     if jax.process_count() == 1:
@@ -69,10 +68,10 @@ def raise_on_all_processes() -> Iterator[None]:
         yield
     except Exception as error:
         own = error
-    told = multihost_utils.process_allgather(_encode(own))
+    messages = multihost_utils.process_allgather(_encode(own))
     if own is not None:
         raise own
-    for index, message in enumerate(told):
+    for index, message in enumerate(messages):
         if message[0]:
             text = bytes(message[1:]).rstrip(b"\0").decode(errors="ignore")
             kind = InvalidArgumentError if message[0] == InvalidArgumentError.exit_code else DistributedError
@@ -80,12 +79,12 @@ def raise_on_all_processes() -> Iterator[None]:
 
 
 def all_processes(mine: bool) -> bool:
-    """Whether every process says so."""
+    """Logical AND of `mine` over all processes."""
     return mine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(mine))))
 
 
 def broadcast_ints(numbers: Sequence[int]) -> list[int]:
-    """The list of whole numbers below 2**31 that process 0 has: the others may see a folder later than it does."""
+    """The integers, below 2**31, of process 0; the other processes may see a shared folder later."""
     if jax.process_count() == 1:
         return list(numbers)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
@@ -98,23 +97,23 @@ def broadcast_ints(numbers: Sequence[int]) -> list[int]:
 def prepare_workdir(
     folder: str | os.PathLike, config: dict[str, Any], *, write: bool, defaults: dict[str, Any] | None = None
 ) -> Path:
-    """The workdir of the whole job: made for a training, checked for a mode that reads it. No file in it is changed.
+    """The workdir of the whole job: created for training, checked for a mode that reads it. No file in it is changed.
 
     Args:
       folder: workdir.
-      config: resolved; the same in every process, but for the fields of `config_changes.PER_HOST`.
-      write: for a training, which continues with `hold_workdir` and `check_resume`: process 0 makes the folder. Else the
-        run in it, if there is one, must be of `config` (`run_record.check_reading`).
-      defaults: values of fields that the workdir's config is too old to have.
+      config: resolved; the same in every process, except the fields of `config_changes.PER_HOST`.
+      write: for training, which continues with `hold_workdir` and `check_resume`: process 0 creates the folder.
+        Otherwise the run in it, if any, must match `config` (`run_record.check_reading`).
+      defaults: values of fields that the workdir's config lacks.
 
     Returns:
       The folder's absolute path.
 
     Raises:
-      InvalidArgumentError: the processes were given different configs.
+      InvalidArgumentError: the processes have different configs.
       FileAccessError: the folder cannot be written.
-      DistributedError: the processes do not see one and the same folder.
-      ConflictError: the run in it is another.
+      DistributedError: the processes do not share the folder.
+      ConflictError: the folder contains a different run.
     """
     check_same_config(config)
     with raise_on_all_processes():
@@ -130,14 +129,13 @@ def prepare_workdir(
 
 @contextlib.contextmanager
 def hold_workdir(folder: Path) -> Iterator[Callable[[], None]]:
-    """Context: no other training in `folder`, of this machine or another. Process 0 holds the lock for the whole job.
+    """Context manager that excludes other trainings in `folder`, on any machine. Process 0 holds the lock for the job.
 
     Yields:
-      A function that raises where the workdir was lost nevertheless (`RunLock.check`), to be called by all processes before
-      anything is saved.
+      A function that raises if the lock was lost (`RunLock.check`); all processes call it before anything is saved.
 
     Raises:
-      ConflictError: another training has it.
+      ConflictError: another training holds the lock.
     """
     lock = None
     try:
@@ -155,12 +153,12 @@ def hold_workdir(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def _acquire(folder: Path) -> RunLock | None:
-    """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all where another training has it."""
+    """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all if it is taken."""
     if jax.process_count() == 1:
         return RunLock(folder)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         attempt = pool.submit(RunLock, folder) if is_primary_process() else None
-        # A collective fails where one process keeps the others waiting for 30 s, and the lock may take longer.
+        # A collective fails after waiting 30 s for a process, and the lock may take longer.
         while not all_processes(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
             pass
         with raise_on_all_processes():
@@ -168,7 +166,7 @@ def _acquire(folder: Path) -> RunLock | None:
 
 
 def check_same_config(config: dict[str, Any]) -> None:
-    """Raises InvalidArgumentError in all processes unless they have one config, but for fields of `config_changes.PER_HOST`."""
+    """Raises InvalidArgumentError in all processes unless their configs match, except `config_changes.PER_HOST`."""
     if jax.process_count() == 1:
         return
     fixed = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
@@ -181,67 +179,67 @@ def check_same_config(config: dict[str, Any]) -> None:
     other = [index for index, theirs in enumerate(digests) if np.any(theirs != digests[0])]
     if other:
         raise InvalidArgumentError(
-            f"process {', '.join(map(str, other))} got another config than process 0: give every process the same command"
+            f"process {', '.join(map(str, other))} has a different config than process 0: run the same command in every process"
         )
 
 
 def check_shared(folder: Path) -> None:
-    """Raises DistributedError in every process unless all see one and the same `folder`. Process 0 can write into it."""
+    """Raises DistributedError in every process unless all share `folder`, into which process 0 can write."""
     if jax.process_count() == 1:
         return
     name = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
-    mark = folder / f".seen-{name:08x}"
+    marker_file = folder / f".seen-{name:08x}"
     try:
         with raise_on_all_processes():
             if is_primary_process():
                 with os_errors(f"cannot write into {folder}"):
-                    mark.touch()
+                    marker_file.touch()
         with raise_on_all_processes():
-            if not is_primary_process() and not _appears(mark):
+            if not is_primary_process() and not _appears(marker_file):
                 raise DistributedError(
                     f"process {jax.process_index()} does not see what process 0 writes into {folder}: "
-                    "take a --workdir on a filesystem that all hosts share"
+                    "use a --workdir on a filesystem that all hosts share"
                 )
     finally:
         if is_primary_process():
-            mark.unlink(missing_ok=True)
+            marker_file.unlink(missing_ok=True)
 
 
 class PreemptionSync:
-    """Once a step each process says on which signal it wants to stop; all learn of it, one step later, in the same step.
+    """Synchronizes preemption signals: all processes stop in the same step, one step after the first signal.
 
-    The answer read in a step is that of the step before, which the devices have computed by then, or nearly: nobody
-    waits. Agreeing at once would make the devices wait for the host in every step.
+    A step reads the result of the previous step, which the devices have usually computed by then, so nothing blocks.
+    Reading the current result would make the devices wait for the host in every step.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._shape, self._sharding = (mesh.size,), batch_sharding(mesh)
         self._highest = jax.jit(jnp.max, out_shardings=replicated(mesh))
-        self._mine, self._ballot = 0, self._make_ballot(0)
+        self._signal, self._values = 0, self._make_values(0)
         self._before: jax.Array | None = None
 
     def __call__(self, mine: int) -> int:
-        """Vote for the signal `mine`, or 0 to go on. Every process calls this in the same place of its program.
+        """Shares the signal `mine`, or 0 for none. Every process must call this at the same point of its program.
 
         Returns:
-          The highest vote of the call before, the same in all processes; 0 at first.
+          The highest signal of the previous call, the same in all processes; 0 at first.
         """
-        if mine != self._mine:
-            self._mine, self._ballot = mine, self._make_ballot(mine)
-        before, self._before = self._before, self._highest(self._ballot)
+        if mine != self._signal:
+            self._signal, self._values = mine, self._make_values(mine)
+        before, self._before = self._before, self._highest(self._values)
         return 0 if before is None else int(before)
 
-    def _make_ballot(self, mine: int) -> jax.Array:
+    def _make_values(self, mine: int) -> jax.Array:
         rows = np.full(self._shape, mine, np.int32)
         return jax.make_array_from_callback(self._shape, self._sharding, lambda index: rows[index])
 
 
 @contextlib.contextmanager
 def distributed_main() -> Iterator[None]:
-    """Around a whole program (also as a decorator): a process that fails alone ends, and does not wait for the others.
+    """Context manager or decorator for the entry point of a multi-process job: a process that fails alone exits.
 
-    At its end JAX waits minutes for all processes, while they may be waiting in a collective for this one. Where all
-    fail alike, all end at once and as usual.
+    At exit JAX waits minutes for all processes, while these may be blocked in a collective by this one. If all processes
+    fail, all exit normally.
 
     Raises:
       DistributedError: a collective failed because another process is gone.
@@ -253,12 +251,12 @@ def distributed_main() -> Iterator[None]:
             raise
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         threading.Thread(target=_exit_after_grace_period, args=(code,), daemon=True).start()
-        # JAX raises now the one, now the other kind.
+        # JAX raises either type.
         lost = isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and not isinstance(error, ExpectedError)
         if lost and any(word in str(error).lower() for word in _PEER_LOST_PATTERNS):
             raise DistributedError(
                 f"another process of the job is gone ({error_line(error)}); "
-                "start the same command again on every host: it goes on from the last checkpoint"
+                "rerun the same command on every host to resume from the last checkpoint"
             ) from error
         raise
 
@@ -283,7 +281,7 @@ def _encode(error: Exception | None) -> np.ndarray:
 
 def _appears(file: Path) -> bool:
     deadline = time.monotonic() + SHARED_FS_TIMEOUT_S
-    # Listing the folder has a network filesystem look again; asking for the file alone may be answered from memory.
+    # Listing the folder refreshes a network filesystem; a query of the file alone may use its cache.
     while file.name not in os.listdir(file.parent):
         if time.monotonic() > deadline:
             return False

@@ -3,8 +3,8 @@
 Code that calls the library catches those. The command line catches `ExpectedError`, prints its message as one line and exits
 with its code; every other exception is a bug of this program and keeps its traceback.
 
-A message says what is wrong and what to do. It names an argument in backquotes, `channels` or `on_decode_error='skip'`; the
-command line replaces that by the field of the config (`user_messages.name_fields`).
+A message states the problem and the remedy. It names an argument in backquotes, `channels` or `on_decode_error='skip'`; the
+command line replaces it with the field of the config (`user_messages.name_fields`).
 """
 
 import contextlib
@@ -17,32 +17,32 @@ class ExpectedError(Exception):
     """The base of all errors whose message is written for the user.
 
     Attributes:
-      exit_code: of a command that ends with it: 2 where the command is wrong, 1 otherwise.
+      exit_code: exit code of the command: 2 for a wrong command, 1 otherwise.
     """
 
     exit_code = 1
 
 
 class InvalidArgumentError(ExpectedError, ValueError):
-    """An argument, and so a flag or a field of the config, has a value that makes no sense."""
+    """An argument, or the corresponding flag or config field, has an invalid value."""
 
     exit_code = 2
 
 
 class InvalidDataError(ExpectedError, ValueError):
-    """A file, a folder or an array does not hold what is needed: damaged, of another kind, too few, or not finite."""
+    """The content of a file, folder or array is invalid: damaged, of the wrong type, too small, or not finite."""
 
 
 class FileAccessError(ExpectedError, OSError):
-    """A file or folder is not there, or cannot be read or written."""
+    """A file or folder does not exist, or cannot be read or written."""
 
 
 class ConflictError(ExpectedError, RuntimeError):
-    """A folder holds other results, or another run, or another process uses it."""
+    """A folder contains other results or another run, or another process uses it."""
 
 
 class CheckpointError(ExpectedError, RuntimeError):
-    """There is no checkpoint, or it is damaged or of another model."""
+    """There is no checkpoint, or it is damaged or does not match the model."""
 
 
 class DistributedError(ExpectedError, RuntimeError):
@@ -54,18 +54,18 @@ class UnavailableError(ExpectedError, RuntimeError):
 
 
 class NumericalError(ExpectedError, RuntimeError):
-    """A computation did not converge or gave NaN or infinity."""
+    """A computation did not converge or returned NaN or infinity."""
 
 
 def error_line(error: object, *, most: int = 160, kind: bool = False) -> str:
-    """What an error says, in one line of at most `most` characters.
+    """The message of an error as one line of at most `most` characters.
 
-    An OSError says the system's reason alone: the message around it names the file.
+    For an OSError only the system's reason: the caller's message names the file.
 
     Args:
-      error: an exception, also one of tensorstore over a system error; or a text.
-      most: characters; a longer line is cut.
-      kind: whether the line begins with the class and holds all that the error says: for errors of other programs' code.
+      error: an exception, including tensorstore's for system errors; or a text.
+      most: characters; a longer line is truncated.
+      kind: whether to add the class and keep the full message: for errors of other libraries.
     """
     text = " ".join(str(error).split())
     if kind:
@@ -80,14 +80,14 @@ def error_line(error: object, *, most: int = 160, kind: bool = False) -> str:
 
 @contextlib.contextmanager
 def os_errors(action: str, advice: str = "") -> Iterator[None]:
-    """Context that makes one line of an OSError: the action that failed, the system's reason, and what to do.
+    """Context manager that converts an OSError to one line: the failed action, the system's reason, and the remedy.
 
     Args:
       action: such as "cannot write /home/ada/run/config.json".
       advice: such as "; choose another folder".
 
     Raises:
-      FileAccessError: in place of an OSError.
+      FileAccessError: instead of an OSError.
     """
     try:
         yield

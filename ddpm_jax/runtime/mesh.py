@@ -1,4 +1,4 @@
-"""Devices: one mesh axis over all of them, and the processes that own them.
+"""Devices: one mesh axis over all devices of all processes.
 
 Data parallelism only: parameters are replicated, the batch is split along its first axis.
 """
@@ -16,19 +16,19 @@ from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError, erro
 
 DATA_AXIS = "data"
 
-_TPU_WORKERS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # the first that is set counts, as it does for JAX
+_TPU_WORKERS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # the first that is set is used, as in JAX
 _INDEXED_POD = ("JOB_COMPLETION_INDEX", *_TPU_WORKERS)
 _LAUNCHERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
 _CLUSTERED = (*_INDEXED_POD, *_LAUNCHERS)
-# Packages through which JAX asks where it is; their errors are not all OSErrors.
+# Packages with which JAX detects its cluster; not all of their errors are OSErrors.
 _NETWORK_PACKAGES = ("requests", "urllib3", "http", "kubernetes")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with the one axis "data" over `devices`, by default every device of every process.
 
-    The devices of a process lie side by side, so that each reads one piece of the batch. `jax.make_mesh`
-    follows the wires instead, and on a TPU pod mixes the processes; one all-reduce over all needs no such order.
+    The devices of a process are contiguous, so that each process reads one slice of the batch. `jax.make_mesh` follows
+    the physical topology and interleaves processes on a TPU pod; a single all-reduce does not need that order.
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
     # Auto axes: under JAX's default, Explicit, Linen's Dropout fails.
@@ -41,7 +41,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices, the others whole: images [B, H, W, C], labels [B]."""
+    """The first axis split over the devices: images [B, H, W, C], labels [B]."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
@@ -49,15 +49,15 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     """Checks that every process, and every device in every micro-batch, gets the same number of images.
 
     Raises:
-      InvalidArgumentError: `batch_size` is no positive multiple of devices x accumulation_steps; names the nearest that are.
-        Or the processes have different numbers of devices.
+      InvalidArgumentError: `batch_size` is not a positive multiple of devices x accumulation_steps (the message names the
+        nearest), or the processes have different numbers of devices.
     """
     counts = Counter(device.process_index for device in mesh.devices.flat)
     if len(set(counts.values())) > 1:
         listed = ", ".join(str(count) for _, count in sorted(counts.items()))
         raise InvalidArgumentError(f"the processes have {listed} devices: give each of them the same number")
     if accumulation_steps < 1:
-        raise InvalidArgumentError(f"`accumulation_steps` is {accumulation_steps}, and must be at least 1")
+        raise InvalidArgumentError(f"`accumulation_steps` is {accumulation_steps}: it must be at least 1")
     unit = mesh.size * accumulation_steps
     if batch_size > 0 and batch_size % unit == 0:
         return
@@ -72,11 +72,11 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
 def initialize_distributed(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> bool:
-    """Joins the other processes of the run. Call it before anything touches a device.
+    """Joins the other processes of the run. Must be called before any device is used.
 
-    With the three arguments, joins by them. Without any, joins where JAX recognises a cluster
-    (Cloud TPU, Slurm, Open MPI, an indexed Kubernetes job), and leaves a lone machine alone.
-    Under Slurm JAX gives each task one GPU: start one task a GPU, or set JAX_LOCAL_DEVICE_IDS.
+    Uses the three arguments if given. Otherwise joins if JAX detects a cluster (Cloud TPU, Slurm, Open MPI, an indexed
+    Kubernetes job), and does nothing on a single host. Under Slurm JAX gives each task one GPU: start one task per GPU,
+    or set JAX_LOCAL_DEVICE_IDS.
 
     Returns:
       Whether this process belongs to a distributed run.
@@ -88,7 +88,7 @@ def initialize_distributed(
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [flag for flag, value in given.items() if value is None or value == ""]
     if 0 < len(missing) < len(given):
-        raise InvalidArgumentError(f"{', '.join(given)} belong together: {' and '.join(missing)} missing")
+        raise InvalidArgumentError(f"{', '.join(given)} must be given together: {' and '.join(missing)} missing")
     explicit = not missing
     options: dict[str, Any] = {}
     if explicit:
@@ -103,21 +103,21 @@ def initialize_distributed(
             )
         options = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
         if not any(name in os.environ for name in _LAUNCHERS):
-            # With all three given JAX still asks TPU and Kubernetes services, whose answers it would not use; a launcher
-            # also knows which devices are this process's.
+            # With all three given, JAX would still query TPU and Kubernetes services and ignore the results. A launcher
+            # also assigns the devices of this process.
             options["cluster_detection_method"] = "deactivate"
     elif _is_single_host():
         return False
-    # JAX's own service for preemption would take SIGTERM's handler, and with it the signal wherever `Interrupt` is not
-    # at work: then nothing but SIGKILL could end a process that reads data or samples.
+    # JAX's preemption service would replace the SIGTERM handler, also where `GracefulShutdown` is not active: then only
+    # SIGKILL could end a process that reads data or samples.
     jax.config.update("jax_enable_preemption_service", False)
-    # A CPU client is made with the collectives named here, and only then; the other platforms ignore it.
+    # Must be set before the CPU client is created; other platforms ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     where = f" at {coordinator}" if explicit else ""
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
-        # Nothing recognised the machine, so nothing knows a coordinator.
+        # No cluster was detected, so there is no coordinator.
         if not explicit and "coordinator_address" in str(error):
             return False
         if _is_network_error(error):  # requests has ValueErrors too
@@ -126,9 +126,9 @@ def initialize_distributed(
     except jax.errors.JaxRuntimeError as error:
         raise DistributedError(f"cannot join the other processes{where}: {error_line(error)}") from error
     except RuntimeError as error:
-        if "distributed.initialize" not in str(error):  # a launcher's variables or a service's answer that JAX cannot use
+        if "distributed.initialize" not in str(error):  # JAX cannot use a launcher's variables or a service's response
             raise DistributedError(_not_found(str(error))) from error
-        # A device was used already. That does no harm where there is no other process; elsewhere it is a defect.
+        # A device was already used. This is harmless in a single process; otherwise it is a bug.
         if explicit or jax.default_backend() == "tpu" or any(name in os.environ for name in _CLUSTERED):
             raise
         return False
@@ -144,7 +144,7 @@ def _is_network_error(error: Exception) -> bool:
 
 
 def _first_cause(error: BaseException) -> str:
-    """In words: the exceptions around it only add class names and addresses of objects."""
+    """The message of the root cause: outer exceptions only add class names and object addresses."""
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause
     error = getattr(error, "reason", error)  # of a URLError
@@ -161,13 +161,13 @@ def _not_found(reason: str) -> str:
 
 
 def _is_single_host() -> bool:
-    """Places that JAX takes for a cluster but that are a single host: it would fail there or hide devices."""
-    # A single Slurm task may own all GPUs of its machine; JAX would keep only the first.
+    """Whether this is a single host that JAX would treat as a cluster, where it would fail or hide devices."""
+    # A single Slurm task may own all GPUs of its host; JAX would use only the first.
     if os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
         return True
-    # JAX would ask a metadata server about a TPU host without peers, and not every such host has one.
+    # JAX would query a metadata server about a TPU host without peers, and not every such host has one.
     workers = next((os.environ[name] for name in _TPU_WORKERS if name in os.environ), None)
     if workers is not None and not any(name in _LAUNCHERS or name.startswith("MEGASCALE_") for name in os.environ):
         return len(workers.split(",")) == 1
-    # Any Kubernetes pod looks like a cluster to JAX; only an indexed one has others to join.
+    # JAX treats any Kubernetes pod as a cluster; only an indexed job has other processes.
     return "KUBERNETES_SERVICE_HOST" in os.environ and not any(name in os.environ for name in _INDEXED_POD)

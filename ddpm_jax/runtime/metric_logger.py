@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress line, metrics.jsonl, TensorBoard."""
+"""Training logs: progress line, metrics.jsonl, TensorBoard."""
 
 import json
 import logging
@@ -25,18 +25,19 @@ TENSORBOARD = "tensorboard"
 
 
 class TrainLogger:
-    """The record of a training run.
+    """Logs a training run.
 
     Args:
-      workdir: the run's folder; metrics.jsonl and tensorboard/ go into it.
-      total_steps: where training ends.
-      start_step: the step it starts from. Lines of metrics.jsonl after it are cut off: a run that was killed
-        writes them again. None leaves the file as it is, to add to.
-      batch_size: images a step.
-      is_writer: False in all processes but one: those write and say nothing.
-      tensorboard: whether to write events; without tensorflow one line says so, and all goes on.
-      on_line: which of the scalars the progress line shows.
-      out: where lines go, by default stderr; a terminal's line is rewritten in place.
+      workdir: the run's folder, for metrics.jsonl and tensorboard/.
+      total_steps: last step of the training.
+      start_step: first step. Later lines of metrics.jsonl are removed: a killed run writes them again. None appends to
+        the file as it is.
+      batch_size: images per step.
+      is_writer: False in all processes except one; they write and print nothing.
+      tensorboard: whether to write events; logs one line and continues if tensorflow is missing.
+      console_scalars: names of the scalars in the progress line.
+      clock: monotonic seconds.
+      out: destination of lines, by default stderr; a terminal's line is rewritten.
 
     Raises:
       FileAccessError: metrics.jsonl cannot be written.
@@ -51,7 +52,7 @@ class TrainLogger:
         batch_size: int,
         is_writer: bool = True,
         tensorboard: bool = True,
-        on_line: Collection[str] = ("loss", "grad_norm"),
+        console_scalars: Collection[str] = ("loss", "grad_norm"),
         clock: Callable[[], float] = time.monotonic,
         out: TextIO | None = None,
     ) -> None:
@@ -61,7 +62,7 @@ class TrainLogger:
         self._is_writer = is_writer
         self._rate = Throughput(clock)
         self._line = StatusLine(sys.stderr if out is None else out, clock)
-        self._on_line = on_line
+        self._console_scalars = console_scalars
         self._step = 0
         self._shown: dict[str, float] = {}
         self._events = TensorBoardWriter(self._file.parent) if is_writer and tensorboard else None
@@ -73,18 +74,18 @@ class TrainLogger:
                 self._metrics = self._file.open("a", encoding="utf-8")
 
     def tick(self, step: int) -> None:
-        """`step` steps are done. Prints the progress line now and then."""
+        """Records that `step` steps are done. Prints the progress line at intervals."""
         if not self._is_writer:
             return
         if self._events is not None:
-            self._events.warm()  # after the first step, so that it waits for no import
+            self._events.start()  # after the first step, which the import would delay
         self._rate.update(step)
         self._step = step
         if self._line.due() or step >= self._total:
             self._show()
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers of `step`, which is done, and prints the progress line with those that it shows.
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records scalars of the completed `step` and prints the progress line.
 
         Raises:
           FileAccessError: metrics.jsonl cannot be written.
@@ -98,29 +99,29 @@ class TrainLogger:
             self._metrics.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **numbers}) + "\n")
             self._metrics.flush()
         if self._events is not None:
-            self._events.scalars(step, values)
-        self._shown |= {name: values[name] for name in self._on_line if name in values}
+            self._events.log_scalars(step, values)
+        self._shown |= {name: values[name] for name in self._console_scalars if name in values}
         if step > self._step:
             self._rate.update(step)
             self._step = step
         self._show()
 
     def rates(self) -> dict[str, float]:
-        """Steps and images a second over the recent past, pauses left out; empty before they are known."""
+        """Recent steps and images per second, excluding pauses; empty until they are known."""
         steps = self._rate.per_second()
         return {} if steps is None else {"steps_per_second": steps, "images_per_second": steps * self._batch_size}
 
-    def image(self, step: int, name: str, grid: np.ndarray) -> None:
-        """Records a picture, uint8 [H, W, C], in TensorBoard."""
+    def log_image(self, step: int, name: str, grid: np.ndarray) -> None:
+        """Records an image, uint8 [H, W, C], in TensorBoard."""
         if self._is_writer and self._events is not None:
-            self._events.image(step, name, grid)
+            self._events.log_image(step, name, grid)
 
     def pause(self) -> Any:
-        """Context whose time counts as no training: sampling, evaluating, saving."""
+        """Context manager whose time is excluded from the training speed: sampling, evaluating, saving."""
         return self._rate.pause()
 
     def close(self) -> None:
-        """Writes what is still waiting. May be called twice."""
+        """Flushes and closes the logs. May be called twice."""
         self._line.end()
         if self._events is not None:
             self._events.close()
@@ -140,45 +141,45 @@ class TrainLogger:
 
 
 class TensorBoardWriter:
-    """TensorBoard's events, written by a thread: importing tensorflow takes seconds, and nobody need wait. A context.
+    """Writes TensorBoard events in a thread, so that training does not block on the tensorflow import. A context manager.
 
-    Where they cannot be written, one line is logged: no picture of a number is worth a run.
+    TensorBoard errors are logged as one line and do not stop training.
 
     Args:
-      workdir: the run's folder; they go into its tensorboard/.
-      beside: the file that has the same numbers.
+      workdir: the run's folder, for tensorboard/.
+      fallback_file: name of the file with the same numbers, for that line.
     """
 
-    def __init__(self, workdir: str | os.PathLike, beside: str = METRICS) -> None:
+    def __init__(self, workdir: str | os.PathLike, fallback_file: str = METRICS) -> None:
         self._folder = Path(workdir).absolute() / TENSORBOARD
-        self._beside = beside
+        self._fallback_file = fallback_file
         self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._off = False
 
-    def warm(self) -> None:
-        """Begin to import what will be needed."""
+    def start(self) -> None:
+        """Starts the thread, which imports tensorflow."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
             self._thread.start()
 
-    def scalars(self, step: int, values: Mapping[str, float], curve: str = "") -> None:
-        """Record numbers of `step`.
+    def log_scalars(self, step: int, values: Mapping[str, float], curve: str = "") -> None:
+        """Records scalars of `step`.
 
         Args:
-          step: where on the axis.
+          step: position on the axis.
           values: tag -> number; each tag is a chart.
-          curve: "" for the run itself; other names are curves of their own in these charts, and files in a folder of
-            their own: TensorBoard reads of a folder only the newest file, which must stay that of a run in training.
+          curve: "" for the run itself; other names are separate curves in these charts, with separate folders:
+            TensorBoard reads only the newest file of a folder, which must stay that of the running training.
         """
         self._put(curve, "write_scalars", int(step), dict(values))
 
-    def image(self, step: int, name: str, grid: np.ndarray) -> None:
-        """Record a picture, uint8 [H, W, C]."""
+    def log_image(self, step: int, name: str, grid: np.ndarray) -> None:
+        """Records an image, uint8 [H, W, C]."""
         self._put("", "write_images", int(step), {name: np.asarray(grid, np.uint8)})
 
     def close(self) -> None:
-        """Write what is still waiting. May be called twice."""
+        """Flushes and closes the files. May be called twice."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -190,7 +191,7 @@ class TensorBoardWriter:
         self.close()
 
     def _put(self, *entry: Any) -> None:
-        self.warm()
+        self.start()
         if not self._off:
             self._queue.put(entry)
 
@@ -208,33 +209,33 @@ class TensorBoardWriter:
                         writer.flush()
             for writer in writers.values():
                 writer.close()
-        except Exception as error:  # an import may fail in any way
+        except Exception as error:  # an import can raise any exception
             self._off = True
-            logger.warning(f"TensorBoard is off ({error_line(error)}); {self._beside} has the same numbers")
+            logger.warning(f"TensorBoard is off ({error_line(error)}); {self._fallback_file} has the same numbers")
 
 
 def _load_writers() -> Callable[[str], Any]:
-    """Folder -> writer of events into it."""
-    # Else tensorflow tells of GPU libraries that it shall not use, and of the rounding of operations it will not do.
+    """Returns folder -> writer of events."""
+    # Silence TensorFlow's start-up warnings.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
     from clu import metric_writers
 
     for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)  # else it takes the memory that JAX computes in
+        tf.config.set_visible_devices([], kind)  # else it allocates the memory that JAX needs
     return metric_writers.SummaryWriter
 
 
 def _truncate_after(file: Path, start_step: int) -> None:
-    """Leaves the lines of steps up to `start_step`; from the beginning, none."""
+    """Keeps the lines of steps up to `start_step`; none for `start_step` 0."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
     except OSError as error:
         raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
-    # From the beginning, not even those of step 0 stay: it evaluates and draws the untrained model again.
+    # From the beginning, not even step 0 is kept: the untrained model is evaluated again.
     lines = text.splitlines(keepends=True) if start_step > 0 else []
     kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)
     if kept != text:
@@ -242,7 +243,7 @@ def _truncate_after(file: Path, start_step: int) -> None:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 where the line is torn."""
+    """The step of a line of metrics.jsonl; -1 for an incomplete line."""
     try:
         return int(json.loads(line)["step"]) if line.endswith("\n") else -1
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Being asked to stop: the first signal lets the step finish and the state be saved."""
+"""Graceful shutdown on SIGTERM and SIGINT: the current step ends and the state is saved."""
 
 import signal
 import threading
@@ -7,46 +7,46 @@ from types import FrameType
 
 
 class GracefulShutdown:
-    """Context in which SIGTERM and SIGINT set a flag instead of ending the process.
+    """Context manager in which SIGTERM and SIGINT set a flag instead of ending the process.
 
-    with Interrupt() as interrupt:
+    with GracefulShutdown() as shutdown:
         for step in ...:
-            if interrupt.check():
-                save(); sys.exit(interrupt.exit_code)
+            if shutdown.check():
+                save(); sys.exit(shutdown.exit_code)
 
-    A Ctrl-C after the first request interrupts at once. Signals reach the main thread
-    only, so in any other thread this does nothing. The old handlers come back at the end.
+    A Ctrl-C after the first signal interrupts immediately. Only the main thread receives signals, so this does nothing
+    in other threads. The previous handlers are restored at the end.
 
     Args:
-      vote: with several processes, how they agree: takes the signal that this one received, or 0, and returns the one
-        on which all stop, or 0; each process calls it once a step. None with one process.
+      sync: for several processes, e.g. `PreemptionSync`: takes the signal received by this process, or 0, and returns
+        the signal on which all stop, or 0; every process calls it once per step. None for one process.
     """
 
-    def __init__(self, vote: Callable[[int], int] | None = None) -> None:
-        self._vote = vote
+    def __init__(self, sync: Callable[[int], int] | None = None) -> None:
+        self._sync = sync
         self._requested: int | None = None
         self._agreed: int | None = None
         self._old: dict[int, object] = {}
 
     @property
     def requested(self) -> int | None:
-        """The first signal that this process received (signal.SIGTERM or signal.SIGINT), None before."""
+        """The first signal received by this process (signal.SIGTERM or signal.SIGINT), or None."""
         return self._requested
 
     def check(self) -> int | None:
-        """The signal on which to stop now, None to go on; the same in every process. Call it once a step."""
+        """The signal on which to stop now, or None; the same in every process. Must be called once per step."""
         if self._agreed is None:
-            self._agreed = self._requested if self._vote is None else self._vote(self._requested or 0) or None
+            self._agreed = self._requested if self._sync is None else self._sync(self._requested or 0) or None
         return self._agreed
 
     @property
     def agreed(self) -> int | None:
-        """What `check` returned last."""
+        """The last result of `check`."""
         return self._agreed
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal that `check` returned, as shells report it; 0 where it returned none."""
+        """128 + the signal returned by `check`, as in shells; 0 without one."""
         return 128 + self._agreed if self._agreed else 0
 
     def __enter__(self) -> "GracefulShutdown":
@@ -57,7 +57,7 @@ class GracefulShutdown:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            # None stands for a handler that was not set from Python; it cannot be set again from here.
+            # None means a handler that was not set from Python; it cannot be restored from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old.clear()
 

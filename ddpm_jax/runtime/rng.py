@@ -1,12 +1,12 @@
-"""Where every random number comes from: a root key per purpose, made from the one seed of a run.
+"""Random keys: one root key per purpose, derived from the seed of a run.
 
-Nothing carries a key along: a draw is a function of (seed, purpose, step), so that a resumed run, or one on other
-devices, draws the same numbers.
+No key is part of the state: random numbers are a function of (seed, purpose, step), so that they are the same in a resumed
+run and on other devices.
 """
 
 import jax
 
-# Never renumber: a run resumed with other numbers would go on with other noise.
+# Never renumber: a resumed run would continue with different noise.
 PURPOSES = {"init": 0, "train": 1, "sample": 2, "bound": 3, "flow": 4}
 
 

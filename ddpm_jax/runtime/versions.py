@@ -1,4 +1,4 @@
-"""Which program this is: versions of the libraries that its numbers depend on, and the commit of its source."""
+"""Provenance of the program: versions of the libraries that its numbers depend on, and the commit of its source."""
 
 import datetime
 import importlib.metadata
@@ -15,7 +15,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def program_versions() -> dict[str, str]:
-    """Name -> version of this program, Python and the libraries; those that are not installed are left out."""
+    """Name -> version of this program, Python and the installed libraries."""
     found = {"ddpm_jax": ddpm_jax.__version__, "python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -26,7 +26,7 @@ def program_versions() -> dict[str, str]:
 
 
 def program_commit() -> str | None:
-    """The git commit of the source, with "-dirty" where files were changed since; None outside a checkout or without git."""
+    """The git commit of the source, with "-dirty" if files have changed; None outside a checkout or without git."""
     source = Path(ddpm_jax.__file__)
 
     def git(*arguments: str) -> str:

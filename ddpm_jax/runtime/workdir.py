@@ -1,4 +1,4 @@
-"""The folder of one run: its config, and where its checkpoints, samples and evaluations are."""
+"""The folder of one run: its config and the locations of checkpoints, samples and evaluations."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_lin
 
 
 def make_folder(workdir: str | os.PathLike) -> Path:
-    """Creates the folder where it is missing.
+    """Creates the folder if it is missing.
 
     Args:
       workdir: absolute or relative to the current folder.
@@ -41,20 +41,18 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileAccessError(f"{file.parent} holds no run: there is no config.json in it; check --workdir") from error
+        raise FileAccessError(f"{file.parent} contains no run: there is no config.json in it; check --workdir") from error
     except OSError as error:
         raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except ValueError as error:  # neither UTF-8 nor JSON
-        raise InvalidDataError(
-            f"{file} is damaged ({error}); put the run's config back, or choose another --workdir"
-        ) from error
+        raise InvalidDataError(f"{file} is damaged ({error}); restore the run's config, or choose another --workdir") from error
     if not isinstance(config, dict):
-        raise InvalidDataError(f"{file} is damaged (no JSON object); put the run's config back, or choose another --workdir")
+        raise InvalidDataError(f"{file} is damaged (no JSON object); restore the run's config, or choose another --workdir")
     return config
 
 
 def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
-    """What the run in `workdir` was trained on (`data/identity.py`); None where no step was taken, or before data.json existed.
+    """The data set of the run in `workdir` (`data/identity.py`); None before the first step or without data.json.
 
     Raises:
       InvalidDataError: data.json is damaged.
@@ -81,17 +79,17 @@ def write_data_identity(workdir: str | os.PathLike, identity: dict[str, Any]) ->
 
 
 def checkpoint_folder(workdir: str | os.PathLike) -> Path:
-    """Where the run's checkpoints lie. Not created here."""
+    """The folder of the run's checkpoints. Not created here."""
     return absolute(workdir) / "checkpoints"
 
 
 def sample_folder(workdir: str | os.PathLike) -> Path:
-    """Where pictures drawn from the run go. Not created here."""
+    """The folder of generated images. Not created here."""
     return absolute(workdir) / "samples"
 
 
 def evaluation_folder(workdir: str | os.PathLike) -> Path:
-    """Where the run's measurements go. Not created here."""
+    """The folder of evaluation results. Not created here."""
     return absolute(workdir) / "eval"
 
 
@@ -99,13 +97,13 @@ def absolute(workdir: str | os.PathLike) -> Path:
     """The absolute path of a workdir, with ~ for the home folder.
 
     Raises:
-      FileAccessError: the name is empty or an address of another kind.
+      FileAccessError: the name is empty or a URL.
     """
     text = os.fspath(workdir)
     if not text:
-        raise FileAccessError("no workdir given: say --workdir=DIR")
+        raise FileAccessError("no workdir given: set --workdir=DIR")
     if "://" in text:
         raise FileAccessError(
-            f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder"
+            f"the workdir {text} is not a folder on this machine; mount the bucket and use the mounted folder"
         )
     return paths.expand(text)

@@ -57,7 +57,7 @@ class DelayedMetricLogger:
                 raise NumericalError(self._not_finite(name, step))
         self._interval.append(metrics)
         if step % self._every == 0:
-            self._logger.scalars(step, self._averages(step))
+            self._logger.log_scalars(step, self._averages(step))
             self._interval.clear()
         else:
             self._logger.tick(step)

@@ -271,17 +271,19 @@ CASES = (
     Case("unknown section", (*TRAIN, "--config.trian.num_steps=3"), "'trian': did you mean 'train'"),
     Case("a section as a field", (*TRAIN, "--config.train=3"), "config.train"),
     Case("field of a field", (*TRAIN, "--config.seed.value=3"), "config.seed"),
-    Case("words for a whole number", (*TRAIN, "--config.train.num_steps=many"), "num_steps=many.*whole number"),
-    Case("fraction for a whole number", (*TRAIN, "--config.train.num_steps=2.5"), "num_steps=2.5.*whole number"),
-    Case("nothing for a number", (*TRAIN, "--config.train.num_steps="), "num_steps=.*whole number"),
+    Case("words for an integer", (*TRAIN, "--config.train.num_steps=many"), "num_steps=many.*integer"),
+    Case("fraction for an integer", (*TRAIN, "--config.train.num_steps=2.5"), "num_steps=2.5.*integer"),
+    Case("nothing for a number", (*TRAIN, "--config.train.num_steps="), "num_steps=.*integer"),
     Case("words for a number", (*TRAIN, "--config.optimizer.learning_rate=fast"), "learning_rate=fast.*number"),
     Case("words for yes or no", (*TRAIN, "--config.model.remat=maybe"), "remat=maybe.*true nor false"),
     Case("list without brackets", (*TRAIN, "--config.model.ch_mult=1;2"), "ch_mult holds '1;2'.*\\(1,2\\)"),
     Case("list without an end", (*TRAIN, "--config.model.ch_mult=(1,2"), "ch_mult=\\(1,2.*'\\(1,2\\)'"),
-    Case("list of words", (*TRAIN, "--config.model.ch_mult=('a',)"), "config.model.ch_mult holds 'a'.*\\(1,2\\)"),
+    Case("list of strings", (*TRAIN, "--config.model.ch_mult=('a',)"), "config.model.ch_mult holds 'a'.*\\(1,2\\)"),
     Case("list of fractions", (*TRAIN, "--config.model.ch_mult=(1.5,)"), "config.model.ch_mult holds 1.5"),
-    Case("words in a list of numbers", (*TRAIN, "--config.ema.extra_decays=('long',)"), "config.ema.extra_decays holds 'long'"),
-    Case("numbers in a list of words", (*EVALUATE, "--config.evaluation.metrics=(1,)"), "config.evaluation.metrics holds 1"),
+    Case(
+        "string in a list of numbers", (*TRAIN, "--config.ema.extra_decays=('long',)"), "config.ema.extra_decays holds 'long'"
+    ),
+    Case("numbers in a list of strings", (*EVALUATE, "--config.evaluation.metrics=(1,)"), "config.evaluation.metrics holds 1"),
     # Ranges and contradictions.
     Case(
         "empty ch_mult", (*TRAIN, "--config.model.ch_mult=()"), "config.model.ch_mult", advice=("--config.model.ch_mult=(1,)",)

@@ -106,7 +106,7 @@ def test_an_unknown_class_is_an_error_that_lists_the_classes(config_of, tmp_path
     config_validation.check_config(config)
     with pytest.raises(UsageError, match=r"'dasy': did you mean 'daisy'\? The classes are daisy, rose"):
         data_config.complete(config, {"class_names": ["daisy", "rose"]})
-    with pytest.raises(UsageError, match=r"does not say what its classes are called: take a number, 0\.\.1"):
+    with pytest.raises(UsageError, match=r"has no class names: use a number, 0\.\.1"):
         data_config.complete(config, None)
     config.sampling.label = "1"  # a number in quotes
     data_config.complete(config, None)
@@ -126,7 +126,7 @@ def test_a_missing_number_of_classes_is_an_error_with_the_number_found(tmp_path,
 def test_a_folder_without_classes_is_an_error_with_advice(tmp_path, config_of):
     for name in ("cat_1", "cat_2", "dog_1", "dog_2"):
         Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    with pytest.raises(UsageError, match=r"has none: put the images of each class into a folder of its own.*\(cat/ for"):
+    with pytest.raises(UsageError, match=r"has none: put the images of each class into a separate folder.*\(cat/ for"):
         train.run(config_of(tmp_path), str(tmp_path / "run"))
 
 
@@ -134,7 +134,7 @@ def test_a_folder_without_classes_is_an_error_with_advice(tmp_path, config_of):
 def test_invalid_value_ranges(wrong):
     config = defaults.get_config()
     config.data.value_range = wrong
-    with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the levels that are black and white"):
+    with pytest.raises(UsageError, match=r"^config\.data\.value_range is .*: give the black and white levels"):
         config_validation.check_config(config)
 
 

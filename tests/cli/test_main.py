@@ -65,7 +65,7 @@ def test_a_run_of_an_older_version_can_be_resumed(trained, tmp_path, main, metri
         (["--config=configs/digits.py", "--workdir=x", "--config.train.num_stepz=1"], "'num_stepz': did you mean 'num_steps'?"),
         (
             ["--config=configs/digits.py", "--workdir=x", "--config.train.num_steps=many"],
-            "num_steps=many: 'many' is no whole number",
+            "num_steps=many: 'many' is not an integer",
         ),
         (["--config=configs/digits.py", "--workdir=x", "--mode=fly"], "mode"),
         (["--config=configs/digits.py", "--workdir=x", "--wordir=y"], "wordir"),

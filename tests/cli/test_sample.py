@@ -320,12 +320,12 @@ def test_errors_are_one_line(generate, trained, tiny_config, tmp_path, monkeypat
 
     refused(r"there are 2, 4, 6", changes={"sampling.checkpoint_step": 5})
     refused(r"model\.ch was 8, now 16", changes={"model.ch": 16})
-    refused("holds no run", where=tmp_path / "nothing")
+    refused("contains no run", where=tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(BatchedSampler, "generate", None)  # found before any image is generated
     refused("cannot write to", output=str(tmp_path / "file" / "below"))
     refused("it is a file; choose another --output", output=str(tmp_path / "file"))
-    refused("--output=gs://bucket/x is not a path of this machine", output="gs://bucket/x")
+    refused("--output=gs://bucket/x is not a path on this machine", output="gs://bucket/x")
     refused("config.sampling.format is 'jpg': choose one of npz, png", changes={"sampling.format": "jpg"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "grid.png").write_text("")

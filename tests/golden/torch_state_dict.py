@@ -1,4 +1,4 @@
-"""Makes torch_state_dict.npz: bytes of files that PyTorch writes, beside the arrays in them.
+"""Generates torch_state_dict.npz: bytes of files written by PyTorch, and the arrays in them.
 
 python tests/golden/torch_state_dict.py     # torch 2.13.0, numpy 2.4.6
 """

@@ -8,7 +8,7 @@ from ddpm_jax.metrics import features
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
 
-def test_wrong_inputs_are_refused():
+def test_wrong_inputs_are_rejected():
     for name in ("magic", "module:", ":function"):
         with pytest.raises(InvalidArgumentError, match=r"choose inception, pixels, pixels_16 .*, or module:function"):
             features.make_extractor(name)
@@ -19,7 +19,7 @@ def test_wrong_inputs_are_refused():
 
 @pytest.mark.parametrize(("length", "size"), [(8, 4), (12, 5), (7, 3), (4, 16), (6, 6)])
 def test_small_pixels_are_means_over_areas(length, size):
-    """Against a picture repeated until the areas hold whole pixels, to float32's rounding; small images stay as they are."""
+    """Compared with an image enlarged until the areas hold whole pixels, in float32; small images are unchanged."""
     images = np.random.default_rng(1).integers(0, 256, (3, length, length, 2), dtype=np.uint8)
     extractor = features.make_extractor(f"pixels_{size}")
     found = np.asarray(extractor.apply(None, jnp.asarray(images)).features)
@@ -31,6 +31,6 @@ def test_small_pixels_are_means_over_areas(length, size):
 
 
 @pytest.mark.parametrize("name", ["pixels_", "pixels_0", "pixels_x", "pixels_-4"])
-def test_a_size_of_pixels_must_be_one(name):
+def test_an_invalid_pixel_size_is_an_error(name):
     with pytest.raises(InvalidArgumentError, match="choose inception, pixels, pixels_16"):
         features.make_extractor(name)

@@ -1,4 +1,4 @@
-"""The kernel distance against the sums written out, torch-fidelity, and its own claim to have no bias."""
+"""KID compared with explicit sums and torch-fidelity, its unbiasedness and its standard error."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from ddpm_jax.metrics.kid import SEED, kernel_distance, squared_mmd
 from ddpm_jax.runtime.errors import InvalidDataError
 
 
-def test_it_is_the_sums_written_out(rng):
+def test_it_agrees_with_explicit_sums(rng):
     x, y = rng.normal(size=(5, 3)), rng.normal(size=(7, 3)) + 1
 
     def kernel(a, b):
@@ -22,32 +22,32 @@ def test_it_is_the_sums_written_out(rng):
 
 
 @pytest.mark.parametrize(("num_subsets", "subset_size", "seed"), [(100, 50, SEED), (10, 130, 7)])
-def test_it_is_that_of_another_implementation_subset_by_subset(golden, num_subsets, subset_size, seed):
+def test_it_agrees_with_another_implementation_subset_by_subset(golden, num_subsets, subset_size, seed):
     found = kernel_distance(golden["real"], golden["generated"], num_subsets=num_subsets, subset_size=subset_size, seed=seed)
     np.testing.assert_allclose([found.mean, found.std], golden[f"kid_{num_subsets}_of_{subset_size}"], rtol=1e-10)
     assert (found.num_subsets, found.subset_size, found.seed) == (num_subsets, subset_size, seed)
 
 
-def test_order_motion_and_sides(rng):
+def test_symmetries(rng):
     x, y = rng.normal(size=(20, 4)), rng.normal(size=(30, 4)) + 0.5
     distance = squared_mmd(x, y)
     rotation, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     assert squared_mmd(rng.permutation(x), rng.permutation(y)) == pytest.approx(distance, rel=1e-10)
     assert squared_mmd(y, x) == pytest.approx(distance, rel=1e-10)
     assert squared_mmd(x @ rotation, y @ rotation) == pytest.approx(distance, rel=1e-10)
-    assert abs(squared_mmd(x + 3, y + 3) - distance) > 0.1 * distance  # the kernel knows where 0 is
+    assert abs(squared_mmd(x + 3, y + 3) - distance) > 0.1 * distance  # the kernel is not translation-invariant
 
 
-def test_it_has_no_bias_at_any_size(rng):
-    """Over many draws of the same distribution its mean is 0 within four standard errors; the biased form's is far off."""
+def test_it_is_unbiased_at_any_size(rng):
+    """For many samples of one distribution its mean is 0 within four standard errors; the biased estimate is far off."""
     for size in (3, 20):
-        draws = rng.normal(size=(2, 1000, size, 4)) + 0.5
-        distances = np.array([squared_mmd(x, y) for x, y in zip(*draws, strict=True)])
+        samples = rng.normal(size=(2, 1000, size, 4)) + 0.5
+        distances = np.array([squared_mmd(x, y) for x, y in zip(*samples, strict=True)])
         error = distances.std(ddof=1) / np.sqrt(len(distances))
         assert abs(distances.mean()) < 4 * error
         assert 0.2 < np.mean(distances < 0) < 0.8
-        diagonal = np.mean([((np.square(x).sum(1) / 4 + 1) ** 3).mean() / size for x in draws[0]])
-        assert diagonal > 10 * error  # what leaving the diagonal in would add, twice
+        diagonal = np.mean([((np.square(x).sum(1) / 4 + 1) ** 3).mean() / size for x in samples[0]])
+        assert diagonal > 10 * error  # the diagonal would add this twice
 
 
 def test_its_expectation_is_the_distance_of_the_distributions(rng):
@@ -60,8 +60,8 @@ def test_its_expectation_is_the_distance_of_the_distributions(rng):
 
 
 @pytest.mark.parametrize(("num", "subset_size"), [(200, 20), (60, 1000)], ids=["a tenth of the set", "half of the set"])
-def test_the_standard_error_is_one(rng, num, subset_size):
-    """Over draws of both sets from two distributions, the spread of the means is what each claims, within a third."""
+def test_the_standard_error_is_correct(rng, num, subset_size):
+    """Over samples of two distributions, the standard deviation of the means is as estimated, within a third."""
     found = [
         kernel_distance(rng.normal(size=(num, 3)), rng.normal(size=(num, 3)) + 0.7, num_subsets=20, subset_size=subset_size)
         for _ in range(200)
@@ -69,7 +69,7 @@ def test_the_standard_error_is_one(rng, num, subset_size):
     spread = np.std([each.mean for each in found])
     claimed = np.sqrt(np.mean([each.standard_error**2 for each in found]))
     assert 0.75 < claimed / spread < 1.5
-    # The spread over subsets divided by the root of their number, which some report, claims far too little.
+    # The standard error over subsets alone, which some tools report, is far too small.
     assert np.mean([each.std for each in found]) / np.sqrt(20) < 0.6 * spread
 
 
@@ -79,13 +79,13 @@ def test_small_sets_get_smaller_subsets(rng):
     assert kernel_distance(rng.normal(size=(4, 3)), rng.normal(size=(9, 3))).subset_size == 2
 
 
-def test_the_seed_says_what_is_drawn(rng):
+def test_the_seed_determines_the_subsets(rng):
     x, y = rng.normal(size=(2, 40, 3))
     assert kernel_distance(x, y, seed=1) == kernel_distance(x, y, seed=1)
     assert kernel_distance(x, y, seed=1).mean != kernel_distance(x, y, seed=2).mean
 
 
-def test_bad_input_is_told(rng):
+def test_bad_input_is_an_error(rng):
     sound = rng.normal(size=(9, 3))
     with pytest.raises(InvalidDataError, match="at least 4 images in each set, not 3"):
         kernel_distance(sound, sound[:3])

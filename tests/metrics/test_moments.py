@@ -1,4 +1,4 @@
-"""Streaming accumulated against those of the whole, and the words about small samples."""
+"""Streaming moments compared with those of the whole set, and the warnings about small samples."""
 
 import numpy as np
 import pytest
@@ -32,15 +32,15 @@ def test_any_batches_give_the_gaussian_of_the_whole(rng, monkeypatch, batch_size
         np.testing.assert_allclose(ours, whole, rtol=1e-12, atol=1e-12)
 
 
-def test_a_mean_far_larger_than_the_spread_costs_no_digits(rng, monkeypatch):
+def test_a_mean_far_larger_than_the_deviation_costs_no_digits(rng, monkeypatch):
     monkeypatch.setattr(moments, "BLOCK", 16)
     features = rng.normal(size=(200, 3)).round(3)
     near, far = moments_of(features).gaussian(), moments_of(features + 2.0**20).gaussian()
-    # Of the 16 digits of a feature 6 are the mean's; running sums of squares would leave 4 of the covariance.
+    # The mean takes 6 of a feature's 16 digits; running sums of squares would leave 4 for the covariance.
     np.testing.assert_allclose(far.covariance, near.covariance, atol=1e-9)
 
 
-def test_updates_may_go_on_after_a_look(rng):
+def test_updates_may_continue_after_a_read(rng):
     features = rng.normal(size=(40, 4))
     accumulated = moments_of(features[:10])
     accumulated.gaussian()
@@ -66,18 +66,18 @@ def test_merging_with_none_changes_nothing(rng):
     assert Moments().merge(Moments()).count == 0
 
 
-def test_three_numbers_carry_it_to_another_host(rng):
+def test_count_mean_and_scatter_rebuild_the_moments(rng):
     features = rng.normal(size=(30, 4))
     here, there = moments_of(features[:12]), moments_of(features[12:])
     sent = Moments.of(there.count, there.mean, there.scatter)
-    sent.update(features[:5])  # a copy: the sender's does not move
+    sent.update(features[:5])  # a copy: later updates of the original have no effect
     assert there.count == 18
     assert_same(here.merge(Moments.of(there.count, there.mean, there.scatter)), moments_of(features))
     with pytest.raises(ValueError, match="do not go together"):
         Moments.of(3, np.zeros(4), np.zeros((3, 3)))
 
 
-def test_the_callers_array_may_be_filled_again(rng):
+def test_the_callers_array_may_be_reused(rng):
     first, second = rng.normal(size=(2, 6, 3))
     accumulated, buffer = Moments(), np.empty((6, 3))
     for features in (first, second):
@@ -86,7 +86,7 @@ def test_the_callers_array_may_be_filled_again(rng):
     assert_same(accumulated, moments_of(np.concatenate([first, second])))
 
 
-def test_an_empty_batch_is_none(rng):
+def test_an_empty_batch_changes_nothing(rng):
     accumulated = Moments()
     accumulated.update(np.zeros((0, 3)))
     assert accumulated.count == 0
@@ -95,7 +95,7 @@ def test_an_empty_batch_is_none(rng):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_vectors_are_told(count):
+def test_too_few_vectors_are_an_error(count):
     accumulated = Moments()
     accumulated.update(np.ones((count, 3)))
     with pytest.raises(InvalidDataError, match=f"{count} image.* at least 2"):
@@ -112,7 +112,7 @@ def test_too_few_vectors_are_told(count):
         (np.zeros((2, 3, 1)), ValueError, r"\[N, D\]"),
     ],
 )
-def test_bad_features_are_told_and_not_added(rng, features, kind, words):
+def test_bad_features_are_an_error_and_not_added(rng, features, kind, words):
     accumulated = moments_of(rng.normal(size=(9, 3)))
     before = accumulated.gaussian()
     with pytest.raises(kind, match=words) as error:
@@ -122,7 +122,7 @@ def test_bad_features_are_told_and_not_added(rng, features, kind, words):
     np.testing.assert_array_equal(accumulated.gaussian().covariance, before.covariance)
 
 
-def test_sets_of_other_dimension_do_not_merge(rng):
+def test_sets_of_different_dimension_do_not_merge(rng):
     with pytest.raises(InvalidDataError, match="of 3 and of 4 dimensions"):
         moments_of(rng.normal(size=(9, 3))).merge(moments_of(rng.normal(size=(9, 4))))
 
@@ -137,21 +137,21 @@ def test_sets_of_other_dimension_do_not_merge(rng):
         ((65, 1500, 64), False, []),
         ((1000, 50, 64), False, ["50 reference images for 64 features"]),
         ((2000, 50_000, 2048), True, ["2,000 generated images for 2,048 features", "FID of 2,000 images"]),
-        ((9999, 50_000, 2048), True, ["FID of 9,999 images: it falls"]),
-        ((10_000, 50_000, 2048), True, ["published ones are mostly of 50,000"]),
-        ((50_000, None, 2048), True, ["nobody knows how many images the reference"]),
+        ((9999, 50_000, 2048), True, ["FID of 9,999 images: FID decreases"]),
+        ((10_000, 50_000, 2048), True, ["published ones mostly use 50,000"]),
+        ((50_000, None, 2048), True, ["the number of reference images is unknown"]),
     ],
 )
-def test_small_samples_are_warned_of(counts, published, words):
-    said = sample_warnings(*counts, published=published)
-    assert len(said) == len(words)
-    for line, expected in zip(said, words, strict=True):
+def test_small_samples_cause_warnings(counts, published, words):
+    lines = sample_warnings(*counts, published=published)
+    assert len(lines) == len(words)
+    for line, expected in zip(lines, words, strict=True):
         assert expected in line
         assert "\n" not in line
 
 
 def test_small_samples_do_raise_the_distance(rng):
-    """What the warnings say: the distance between two draws of the same falls as their number grows."""
+    """As the warnings state: the distance between two samples of one distribution decreases with their size."""
     from ddpm_jax.metrics.frechet import frechet_distance
 
     reference = fit_gaussian(rng.normal(size=(4000, 16)))

@@ -1,4 +1,4 @@
-"""Files of reference statistics: what is saved is read, what is wrong is said in one line."""
+"""Files of reference statistics: round trips and one-line errors."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ GAUSSIAN = fit_gaussian(FEATURES)
 PROVENANCE = {"set": "digits", "split": "train", "extractor": {"features": "pixels"}}
 
 
-def test_what_is_saved_is_read(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     for features in (FEATURES, None):
         reference_stats.save(tmp_path / "r.npz", reference_stats.Reference(GAUSSIAN, features, PROVENANCE))
         read = reference_stats.load(tmp_path / "r.npz")
@@ -31,10 +31,10 @@ def test_another_tools_mu_and_sigma_are_read(tmp_path):
     np.testing.assert_array_equal(read.gaussian.covariance, GAUSSIAN.covariance)
     assert read.features is None
     assert read.provenance is None
-    reference_stats.check_matches("r.npz", read.provenance, PROVENANCE)  # it does not say what it is of
+    reference_stats.check_matches("r.npz", read.provenance, PROVENANCE)  # a file without provenance passes
 
 
-def test_statistics_of_something_else_are_refused_field_by_field():
+def test_other_statistics_are_rejected_field_by_field():
     reference_stats.check_matches("r.npz", PROVENANCE | {"images": 3}, PROVENANCE)
     with pytest.raises(InvalidDataError, match=r'split is "train", wanted "test"; resolution is null, wanted 8$'):
         reference_stats.check_matches("r.npz", PROVENANCE, PROVENANCE | {"split": "test", "resolution": 8})
@@ -54,15 +54,15 @@ def test_statistics_of_something_else_are_refused_field_by_field():
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_bad_arrays_are_said_in_one_line(tmp_path, arrays, match):
+def test_bad_arrays_are_a_one_line_error(tmp_path, arrays, match):
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(InvalidDataError, match=match) as caught:
         reference_stats.load(tmp_path / "r.npz")
     assert "\n" not in str(caught.value)
 
 
-def test_bad_files_are_said_in_one_line(tmp_path):
-    with pytest.raises(FileAccessError, match="make them with --mode=compute_stats"):
+def test_bad_files_are_a_one_line_error(tmp_path):
+    with pytest.raises(FileAccessError, match="compute them with --mode=compute_stats"):
         reference_stats.load(tmp_path / "r.npz")
     reference_stats.save(tmp_path / "r.npz", reference_stats.Reference(GAUSSIAN, FEATURES, PROVENANCE))
     whole = (tmp_path / "r.npz").read_bytes()

@@ -1,4 +1,4 @@
-"""Statistics, images and features as other tools write them: read, or named for what they are; no pickle is run."""
+"""Statistics, images and features of other tools: they are read or rejected by name; no pickle is executed."""
 
 import pickle
 
@@ -22,7 +22,7 @@ def assert_gaussian(read, rtol=1e-12):
 
 
 def test_statistics_of_guided_diffusion_with_images(tmp_path):
-    """VIRTUAL_imagenet256_labeled.npz and the like: moments of one number of images, beside fewer images."""
+    """VIRTUAL_imagenet256_labeled.npz and the like: moments of all images, with fewer images."""
     moments = {"mu": GAUSSIAN.mean, "sigma": GAUSSIAN.covariance}
     np.savez(tmp_path / "r.npz", arr_0=IMAGES, arr_1=LABELS, mu_s=np.zeros(2), sigma_s=np.eye(2), **moments)
     read = reference_stats.load(tmp_path / "r.npz")
@@ -77,7 +77,7 @@ class Evil:
         return (print, ("this must not be printed",))
 
 
-def test_no_pickle_is_run(tmp_path, capsys):
+def test_no_pickle_is_executed(tmp_path, capsys):
     (tmp_path / "r.pkl").write_bytes(pickle.dumps({"mu": Evil()}))
     with pytest.raises(InvalidDataError, match=r"pickle of more than arrays \(builtins.print\)") as caught:
         reference_stats.load(tmp_path / "r.pkl")
@@ -106,7 +106,7 @@ def test_other_files_are_named(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "r.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
-    with pytest.raises(InvalidDataError, match="a file of PyTorch"):
+    with pytest.raises(InvalidDataError, match="a PyTorch file"):
         reference_stats.load(tmp_path / "r.pt")
     np.savez(tmp_path / "r.npz", mean=np.zeros(3), cov=np.eye(3))
     with pytest.raises(InvalidDataError, match=r"no mu and no sigma, but mean \[3\], cov \[3, 3\]: write mu"):
@@ -119,12 +119,14 @@ def test_other_files_are_named(tmp_path):
         reference_stats.load(tmp_path / "r.pkl")
 
 
-def test_statistics_know_themselves(tmp_path):
+def test_statistics_have_an_identity(tmp_path):
     """By the hash of their images, or else of their numbers."""
     np.savez(tmp_path / "a.npz", mu=GAUSSIAN.mean, sigma=GAUSSIAN.covariance)
     np.savez(tmp_path / "b.npz", mu=GAUSSIAN.mean + 1, sigma=GAUSSIAN.covariance)
     a, b = (reference_stats.load(tmp_path / name).identity() for name in ("a.npz", "b.npz"))
     assert a != b
     assert a == reference_stats.load(tmp_path / "a.npz").identity()
-    said = {"set": "digits", "split": "train", "images": 20, "images_sha256": "ab", "resolution": 8}
-    assert reference_stats.Reference(GAUSSIAN, None, said).identity() == {name: said[name] for name in list(said)[:4]}
+    provenance = {"set": "digits", "split": "train", "images": 20, "images_sha256": "ab", "resolution": 8}
+    assert reference_stats.Reference(GAUSSIAN, None, provenance).identity() == {
+        name: provenance[name] for name in list(provenance)[:4]
+    }

@@ -1,6 +1,6 @@
-"""Files of torch.save: read rightly, or refused with nothing executed.
+"""Files of torch.save: read correctly, or rejected with nothing executed.
 
-PyTorch wrote some of them (tests/golden/torch_state_dict.py); what it would not write is pickled by `torch_pickles`.
+PyTorch wrote some of them (tests/golden/torch_state_dict.py); `torch_pickles` writes the others.
 """
 
 import io
@@ -45,8 +45,8 @@ def read(tmp_path):
 
 
 @pytest.fixture
-def refused(read):
-    """Bytes and a pattern: they are refused in one line that names the file and matches."""
+def rejected(read):
+    """(bytes, pattern): asserts a one-line error that names the file and matches."""
 
     def check(data, pattern):
         with pytest.raises(InvalidDataError, match=pattern) as caught:
@@ -58,7 +58,7 @@ def refused(read):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_kind_of_tensor_comes_out_as_it_went_in(read, layout):
+def test_every_type_of_tensor_round_trips(read, layout):
     got = read(LAYOUTS[layout](state_of(STATE), STATE.values()))
     assert list(got) == list(STATE)
     for name, array in STATE.items():
@@ -69,7 +69,7 @@ def test_every_kind_of_tensor_comes_out_as_it_went_in(read, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_files_of_pytorch_itself(read, refused, layout):
+def test_files_of_pytorch_itself(read, rejected, layout):
     with np.load(GOLDEN) as golden:
         expected = {name.removeprefix("array "): golden[name] for name in golden.files if name.startswith("array ")}
         got = read(golden[f"{layout} of state"].tobytes())
@@ -77,8 +77,8 @@ def test_files_of_pytorch_itself(read, refused, layout):
         for name, array in expected.items():
             np.testing.assert_array_equal(got[name], array)
             assert got[name].dtype == array.dtype
-        refused(golden[f"{layout} of module"].tobytes(), r"'torch\.nn\.modules\.\w+\.\w+', which no weights need")
-        refused(golden["zip of bfloat16"].tobytes(), "BFloat16Storage: save them as float32")
+        rejected(golden[f"{layout} of module"].tobytes(), r"'torch\.nn\.modules\.\w+\.\w+', which weights do not need")
+        rejected(golden["zip of bfloat16"].tobytes(), "BFloat16Storage: save them as float32")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -98,7 +98,7 @@ def test_views_parameters_and_shared_storages(read, layout):
     assert got["parameter"][0, 0] == 2
 
 
-# Programs that an ordinary reader of pickles would run. Each would leave a file behind.
+# Programs that an ordinary unpickler would execute. Each would create a file.
 def hostile(mark):
     command = f"touch {mark}"
     return {
@@ -118,7 +118,7 @@ def hostile(mark):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", hostile("x"))
-def test_a_hostile_pickle_is_refused_and_nothing_is_executed(refused, tmp_path, layout, case):
+def test_a_hostile_pickle_is_rejected_and_not_executed(rejected, tmp_path, layout, case):
     mark = tmp_path / "executed"
     program = hostile(mark)[case]
     if case == "calls a command":  # the check can fail: an ordinary reader does run it
@@ -126,80 +126,80 @@ def test_a_hostile_pickle_is_refused_and_nothing_is_executed(refused, tmp_path, 
         assert mark.exists()
         mark.unlink()
     for state in (program, {"weight": program}):
-        refused(LAYOUTS[layout](state), "which no weights need: nothing of it was executed")
+        rejected(LAYOUTS[layout](state), "which weights do not need: nothing in it was executed")
     assert not mark.exists()
 
 
-def test_hostile_from_the_first_byte(refused, tmp_path):
-    """Not of torch.save at all; and with the program where magic number, version, machine or keys should be."""
+def test_hostile_from_the_first_byte(rejected, tmp_path):
+    """Not from torch.save, and with the program instead of magic number, version, machine or keys."""
     mark = tmp_path / "executed"
     program = Called("os", "system", f"touch {mark}")
-    refused(pickled(program), "nothing of it was executed")
+    rejected(pickled(program), "nothing in it was executed")
     for place in range(5):
         parts = [torch_state_dict.MAGIC_NUMBER, 1001, {"little_endian": True}, {}, []]
         parts[place] = program
-        refused(pickled(*parts), "nothing of it was executed")
+        rejected(pickled(*parts), "nothing in it was executed")
     for old in (b"cos\nsystem\n(S'touch %b'\ntR.", b"(S'touch %b'\nios\nsystem\n."):
         program = old % os.fsencode(mark)
-        refused(program, r"is not a file of torch\.save")
-        refused(pickle.PROTO + b"\x02" + program, "nothing of it was executed")
+        rejected(program, r"is not a file of torch\.save")
+        rejected(pickle.PROTO + b"\x02" + program, "nothing in it was executed")
     assert not mark.exists()
 
 
-def test_what_a_pickle_may_use_it_may_not_change(refused):
-    """BUILD, which sets attributes: on a function, on a kind of memory, on a class."""
+def test_a_pickle_cannot_modify_what_it_may_use(rejected):
+    """BUILD, which sets attributes: on a function, a storage type, a class."""
     head = pickled(torch_state_dict.MAGIC_NUMBER, 1001, {"little_endian": True})
-    changes = "changes what it may only use: nothing of it was executed"
+    changes = "modifies a built-in object: nothing in it was executed"
     for module, name, reason in (
         ("torch._utils", "_rebuild_tensor_v2", changes),
         ("torch", "FloatStorage", changes),
-        ("collections", "OrderedDict", "is cut off or damaged"),
+        ("collections", "OrderedDict", "is truncated or damaged"),
     ):
         program = f"c{module}\n{name}\n".encode() + b"}X\x08\x00\x00\x00functionK\x01sb."
-        refused(head + pickle.PROTO + b"\x02" + program, reason)
+        rejected(head + pickle.PROTO + b"\x02" + program, reason)
 
 
-def test_files_cut_off_anywhere_are_refused(refused):
+def test_truncated_files_are_rejected(rejected):
     arrays = {name: STATE[name] for name in ("conv.weight", "half")}
     for layout in LAYOUTS.values():
         data = layout(state_of(arrays), arrays.values())
         for length in {1, 2, 3, *range(4, len(data), 37), len(data) - 1}:
-            refused(data[:length], r"cut off or damaged|is not a file of torch\.save")
-    refused(b"", "is empty: fetch it again")
+            rejected(data[:length], r"truncated or damaged|is not a file of torch\.save")
+    rejected(b"", "is empty: download it again")
 
 
-def test_a_changed_byte_of_a_zip_is_noticed(refused):
+def test_a_changed_byte_of_a_zip_is_noticed(rejected):
     arrays = {"weight": np.arange(500, dtype=np.float32)}
     data = bytearray(zipped(state_of(arrays), arrays.values()))
     data[data.index(arrays["weight"].tobytes()) + 1000] ^= 1
-    refused(bytes(data), "cut off or damaged .*CRC")
+    rejected(bytes(data), "truncated or damaged .*CRC")
 
 
-def test_other_files_are_named_for_what_they_are(refused, tmp_path):
+def test_other_files_are_named_in_the_error(rejected, tmp_path):
     weight = np.ones(4, np.float32)
     good = state_of({"weight": weight})
-    refused(b"\x89PNG\r\n\x1a\n" + bytes(100), r"is not a file of torch\.save")
-    refused(b"<!DOCTYPE html><html>", r"is not a file of torch\.save")
-    refused(pickled({"weight": 1}), r"a pickle, but not one of torch\.save")
+    rejected(b"\x89PNG\r\n\x1a\n" + bytes(100), r"is not a file of torch\.save")
+    rejected(b"<!DOCTYPE html><html>", r"is not a file of torch\.save")
+    rejected(pickled({"weight": 1}), r"a pickle, but not one of torch\.save")
     stream = io.BytesIO()
     np.savez(stream, weight=weight)
-    refused(stream.getvalue(), r"is a zip archive, but not one of torch\.save")
-    refused(zipped(good, [weight], **{"code/net.py": "pass"}), "is a TorchScript program")
-    refused(zipped(good, [weight], byteorder="big"), "big-endian")
-    refused(legacy(good, [weight], machine={"little_endian": False}), "big-endian")
-    refused(zipped([1, 2]), "holds no dictionary of tensors")
-    refused(zipped({}), "holds no dictionary of tensors")
-    refused(zipped({"state_dict": good}, [weight]), r"not a flat dictionary of tensors \('state_dict' is something else\)")
-    refused(zipped({"epoch": 3} | good, [weight]), r"not a flat dictionary of tensors \('epoch'")
-    refused(zipped({3: tensor(storage(weight, "0"), weight)}, [weight]), r"not a flat dictionary of tensors \('3'")
-    refused(zipped(Called("net", "Net")), re.escape("asks for 'net.Net', which no weights need"))
-    refused(zipped({"weight": tensor(storage(weight, "0", kind="BFloat16Storage"), weight)}, [weight]), "save them as float32")
-    refused(zipped({"weight": Stored(("module", "Net", "file", "source"))}), "holds more than arrays")
+    rejected(stream.getvalue(), r"is a zip archive, but not one of torch\.save")
+    rejected(zipped(good, [weight], **{"code/net.py": "pass"}), "is a TorchScript program")
+    rejected(zipped(good, [weight], byteorder="big"), "big-endian")
+    rejected(legacy(good, [weight], machine={"little_endian": False}), "big-endian")
+    rejected(zipped([1, 2]), "holds no dictionary of tensors")
+    rejected(zipped({}), "holds no dictionary of tensors")
+    rejected(zipped({"state_dict": good}, [weight]), r"not a flat dictionary of tensors \('state_dict' is something else\)")
+    rejected(zipped({"epoch": 3} | good, [weight]), r"not a flat dictionary of tensors \('epoch'")
+    rejected(zipped({3: tensor(storage(weight, "0"), weight)}, [weight]), r"not a flat dictionary of tensors \('3'")
+    rejected(zipped(Called("net", "Net")), re.escape("imports 'net.Net', which weights do not need"))
+    rejected(zipped({"weight": tensor(storage(weight, "0", kind="BFloat16Storage"), weight)}, [weight]), "save them as float32")
+    rejected(zipped({"weight": Stored(("module", "Net", "file", "source"))}), "holds more than arrays")
     with pytest.raises(FileAccessError, match=r"cannot read the weights .*directory"):
         read_torch_file(tmp_path)
 
 
-def test_tensors_that_claim_what_is_not_there(refused):
+def test_tensors_beyond_their_storage_are_rejected(rejected):
     weight = np.arange(4, dtype=np.float32)
     stored = storage(weight, "0")
     beyond = {
@@ -210,7 +210,7 @@ def test_tensors_that_claim_what_is_not_there(refused):
     }
     for name, claimed in beyond.items():
         for layout in LAYOUTS.values():
-            refused(layout({name: claimed}, [weight]), "a tensor reaches beyond its storage")
+            rejected(layout({name: claimed}, [weight]), "a tensor reaches beyond its storage")
     for wrong in (
         tensor(stored, weight, offset=-1),
         tensor(stored, weight, shape=(-4,)),
@@ -218,20 +218,22 @@ def test_tensors_that_claim_what_is_not_there(refused):
         tensor(stored, weight, shape=(4, 1)),
         tensor("none", weight),
     ):
-        refused(zipped({"weight": wrong}, [weight]), "a tensor without storage or shape")
+        rejected(zipped({"weight": wrong}, [weight]), "a tensor without storage or shape")
     for length in (-1, 1.5, True, "4"):
-        refused(zipped({"w": tensor(storage(weight, "0", length), weight)}, [weight]), "a storage without key or length")
-    refused(zipped({"w": tensor(storage(weight, "1"), weight)}, [weight]), "its storage '1' is missing")
-    refused(zipped({"w": tensor(storage(weight, "0", 3), weight)}, [weight]), "larger than what is said of it")
-    refused(zipped({"w": tensor(storage(weight, "0", 5), weight)}, [weight]), "a storage of 16 instead of 20 bytes")
+        rejected(zipped({"w": tensor(storage(weight, "0", length), weight)}, [weight]), "a storage without key or length")
+    rejected(zipped({"w": tensor(storage(weight, "1"), weight)}, [weight]), "its storage '1' is missing")
+    rejected(zipped({"w": tensor(storage(weight, "0", 3), weight)}, [weight]), "larger than declared")
+    rejected(zipped({"w": tensor(storage(weight, "0", 5), weight)}, [weight]), "a storage of 16 instead of 20 bytes")
     both = {"a": tensor(stored, weight), "b": tensor(storage(weight, "0", kind="IntStorage"), weight)}
     for layout in LAYOUTS.values():
-        refused(layout(both, [weight]), "two tensors differ about their storage")
-    refused(legacy({"w": tensor(stored, weight)}, [weight], keys=[]), "does not hold the storages")
-    refused(legacy({"w": tensor(storage(weight, "0", 3), weight)}, [weight]), "another length than its tensors say")
-    refused(legacy({"w": tensor(storage(weight, "0", view=(("1", 0, 4),)), weight)}, [weight]), "holds views of storages")
+        rejected(layout(both, [weight]), "two tensors disagree about their storage")
+    rejected(legacy({"w": tensor(stored, weight)}, [weight], keys=[]), "does not hold the storages")
+    rejected(
+        legacy({"w": tensor(storage(weight, "0", 3), weight)}, [weight]), "the length of a storage does not match its tensors"
+    )
+    rejected(legacy({"w": tensor(storage(weight, "0", view=(("1", 0, 4),)), weight)}, [weight]), "holds views of storages")
 
 
-def test_a_file_too_large_is_not_read(refused, monkeypatch):
+def test_a_file_too_large_is_not_read(rejected, monkeypatch):
     monkeypatch.setattr(torch_state_dict, "MAX_BYTES", 100)
-    refused(zipped({}), "too much for Inception weights")
+    rejected(zipped({}), "too large for Inception weights")

@@ -1,4 +1,4 @@
-"""Writes files of torch.save without PyTorch: sound ones, and such as it would never write."""
+"""Writes files of torch.save without PyTorch: valid ones, and ones that it would never write."""
 
 import collections
 import io
@@ -18,7 +18,7 @@ KINDS = {
 
 
 class Named:
-    """Pickled as the name of something in another module, as PyTorch's own classes and functions are."""
+    """Pickled as a global of another module, like PyTorch's classes and functions."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -38,7 +38,7 @@ class Stored(tuple):
 
 
 class TorchPickler(pickle._Pickler):
-    """Protocol 2 of what PyTorch writes, without PyTorch."""
+    """Pickles in protocol 2, as PyTorch does, without PyTorch."""
 
     def persistent_id(self, thing):
         return tuple(thing) if isinstance(thing, Stored) else None

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic file writes."""
 
 import os
 
@@ -8,7 +8,7 @@ from ddpm_jax.runtime import atomic
 from ddpm_jax.runtime.errors import FileAccessError
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "f"
     atomic.write_atomically(file, "old")
 
@@ -24,7 +24,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_a_context_that_fails_leaves_the_old_file_and_its_own_error(tmp_path, kind, shared):
+def test_a_failed_context_keeps_the_old_file_and_raises_its_error(tmp_path, kind, shared):
     file = tmp_path / "f"
     file.write_bytes(b"old")
 
@@ -41,7 +41,7 @@ def test_a_context_that_fails_leaves_the_old_file_and_its_own_error(tmp_path, ki
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_the_new_content_replaces_the_old_and_is_synced_where_asked(tmp_path, monkeypatch, sync):
+def test_the_new_content_replaces_the_old_and_is_synced_on_request(tmp_path, monkeypatch, sync):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     file = tmp_path / "f"
@@ -58,12 +58,12 @@ def test_text_is_utf_8(tmp_path):
     assert (tmp_path / "f").read_bytes() == "é".encode()
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(FileAccessError, match=r"cannot write .*f: no such file or directory$"):
         atomic.write_atomically(tmp_path / "nothing" / "f", "x")
 
 
-def test_what_a_kill_left_is_overwritten(tmp_path):
+def test_a_leftover_of_a_kill_is_overwritten(tmp_path):
     (tmp_path / ".f.tmp").write_bytes(b"a part of an earlier attempt")
     with atomic.open_atomic(tmp_path / "f") as out:
         out.write(b"new")

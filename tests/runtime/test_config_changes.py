@@ -1,4 +1,4 @@
-"""What may change in a run's config, against the defaults: every field of a config has a rule."""
+"""Allowed changes of a run's config: every field of the default config has a rule."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ def changed(**fields):
     return config
 
 
-# A change of each kind that the table tells apart: field, new value, refused on a resume, refused when reading.
+# One change for each kind of rule: field, new value, rejected on a resume, rejected when reading.
 CASES = [
     ("seed", 1, True, False),
     ("data__name", "digits", True, True),
@@ -41,7 +41,7 @@ CASES = [
     ("model__dropout", 0.0, False, False),
     ("model__dtype", "bfloat16", False, False),
     ("model__remat", True, False, False),
-    ("model__label_dropout", 0.1, True, True),  # from 0: an embedding more
+    ("model__label_dropout", 0.1, True, True),  # from 0: adds an embedding
     ("diffusion__schedule", "cosine", True, True),
     ("diffusion__prediction", "v", True, True),
     ("diffusion__variance", "fixed_small", False, False),
@@ -66,10 +66,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("field", "value", "on_resume", "on_reading"), CASES, ids=lambda value: str(value))
-def test_a_change_is_refused_where_it_makes_another_experiment(field, value, on_resume, on_reading):
+def test_a_change_to_another_experiment_is_rejected(field, value, on_resume, on_reading):
     name, config = field.replace("__", "."), changed(**{field: value})
-    for check, refused in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
-        if refused:
+    for check, rejected in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
+        if rejected:
             with pytest.raises(ConflictError) as error:
                 check("runs/x", RECORDED, config)
             assert f"{name} was {json.dumps(changed_back(field))}, now {json.dumps(value)}" in str(error.value)
@@ -91,13 +91,13 @@ def test_every_field_has_a_rule_and_every_rule_a_field():
         assert name in fields or any(field.startswith(name + ".") for field in fields), name
 
 
-def test_a_section_name_that_only_begins_alike_is_another():
+def test_a_common_prefix_does_not_match_a_section():
     assert config_changes.rule_of("dataset.n") is config_changes._OTHER
     assert config_changes.rule_of("data.name") is config_changes.RULES["data"]
     config_changes.check_resume("x", {"data": {}, "dataset": {"n": 1}}, {"data": {}, "dataset": {"n": 2}})
 
 
-def test_all_refused_fields_are_named_with_what_to_do():
+def test_all_rejected_fields_are_named_with_a_remedy():
     config = changed(model__ch=64, diffusion__schedule="cosine", seed=3, model__dropout=0.5, model__label_dropout=0.1)
     config["data"]["flip"] = True
     with pytest.raises(ConflictError) as error:
@@ -108,8 +108,8 @@ def test_all_refused_fields_are_named_with_what_to_do():
         "model.ch was 128, now 64",
         'diffusion.schedule was "linear", now "cosine"',
         "seed was 0, now 3",
-        "data.flip was not there, now true",
-        "model.label_dropout was 0.0, now 0.1 (only above 0 does the network have an embedding",
+        "data.flip was missing, now true",
+        "model.label_dropout was 0.0, now 0.1 (the network has a null-label embedding only if",
         "--workdir",
     ):
         assert words in line
@@ -126,7 +126,7 @@ def test_a_partly_fixed_field_may_change_within_its_part():
         config_changes.check_resume("x", changed(**{field: old}), changed(**{field: new}))
 
 
-def test_a_report_has_the_runs_training_and_the_calls_sampling():
+def test_a_report_has_the_training_of_the_run_and_the_sampling_of_the_call():
     recorded = changed(optimizer__learning_rate=3e-4, seed=5, train__batch_size=32, diffusion__loss="vlb")
     config = changed(
         optimizer__learning_rate=1.0,

@@ -1,4 +1,4 @@
-"""What the processes of a job tell each other: two real ones, with two devices each."""
+"""Communication between the processes of a job: two real processes with two devices each."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from ddpm_jax.runtime.preemption import GracefulShutdown
 port, me, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 mesh.initialize_distributed("127.0.0.1:" + port, 2, me)
 distributed.SHARED_FS_TIMEOUT_S = 0.5
-def refused(work):
+def error_of(work):
     try:
         work()
     except Exception as error:
@@ -30,14 +30,14 @@ def fails(*errors):
     with distributed.raise_on_all_processes():
         if errors[me]:
             raise errors[me]
-def says(**told):
-    (folder / str(me)).write_text(json.dumps(told))
+def write(**results):
+    (folder / str(me)).write_text(json.dumps(results))
 """
 
 
 @pytest.fixture
 def two(free_port, tmp_path, child_environment):
-    """Run a program in two processes: (code) -> what each `says`, and the exit codes."""
+    """Runs a program in two processes: (code) -> the values that each writes, and the exit codes."""
 
     def run(code):
         environment = child_environment(devices=2)
@@ -53,36 +53,36 @@ def _read(file):
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def test_two_processes_learn_what_one_of_them_knows(two, tmp_path):
+def test_two_processes_share_the_state_of_one(two, tmp_path):
     for name in "abc":
         (tmp_path / name).mkdir()
-    told, codes = two("""
+    results, codes = two("""
 config = {"seed": 1, "data": {"name": "digits", "data_dir": f"of process {me}"}}
 def hold():
     with distributed.hold_workdir(folder / "run") as check:
         check()
         with distributed.hold_workdir(folder / "run"):
             pass
-says(
-    nobody=refused(lambda: fails(None, None)),
-    one=refused(lambda: fails(None, errors.InvalidArgumentError("`x` is 7"))),
-    other=refused(lambda: fails(errors.FileAccessError("no\\nfile"), None)),
-    both=refused(lambda: fails(errors.ConflictError("mine 0"), errors.ConflictError("mine 1"))),
-    defect=refused(lambda: fails(None, KeyError("x"))),
+write(
+    none=error_of(lambda: fails(None, None)),
+    one=error_of(lambda: fails(None, errors.InvalidArgumentError("`x` is 7"))),
+    other=error_of(lambda: fails(errors.FileAccessError("no\\nfile"), None)),
+    both=error_of(lambda: fails(errors.ConflictError("mine 0"), errors.ConflictError("mine 1"))),
+    defect=error_of(lambda: fails(None, KeyError("x"))),
     agree=[distributed.all_processes(True), distributed.all_processes(me == 0)],
     first=[distributed.broadcast_ints([3, 5, 8] if me == 0 else []), distributed.broadcast_ints([] if me == 0 else [1])],
-    same=refused(lambda: distributed.check_same_config(config)),
-    another=refused(lambda: distributed.check_same_config(config | {"seed": me})),
-    shared=refused(lambda: distributed.check_shared(folder / "a")),
-    apart=refused(lambda: distributed.check_shared(folder / "bc"[me])),
-    prepared=refused(lambda: distributed.prepare_workdir(folder / "run", config, write=True)),
-    held=refused(hold),
+    same=error_of(lambda: distributed.check_same_config(config)),
+    another=error_of(lambda: distributed.check_same_config(config | {"seed": me})),
+    shared=error_of(lambda: distributed.check_shared(folder / "a")),
+    apart=error_of(lambda: distributed.check_shared(folder / "bc"[me])),
+    prepared=error_of(lambda: distributed.prepare_workdir(folder / "run", config, write=True)),
+    held=error_of(hold),
     writes=distributed.is_primary_process(),
 )
 """)
     assert codes == [0, 0]
-    zero, one = told
-    assert zero["nobody"] is one["nobody"] is None
+    zero, one = results
+    assert zero["none"] is one["none"] is None
     assert zero["one"] == ["InvalidArgumentError", "process 1 stopped: `x` is 7"]
     assert one["one"] == ["InvalidArgumentError", "`x` is 7"]
     assert zero["other"] == ["FileAccessError", "no\nfile"]
@@ -95,9 +95,9 @@ says(
     assert zero["same"] is one["same"] is None
     assert zero["another"] == one["another"]
     assert zero["another"][0] == "InvalidArgumentError"
-    assert "process 1 got another config than process 0" in zero["another"][1]
+    assert "process 1 has a different config than process 0" in zero["another"][1]
     assert zero["shared"] is one["shared"] is None
-    assert "take a --workdir on a filesystem that all hosts share" in one["apart"][1]
+    assert "use a --workdir on a filesystem that all hosts share" in one["apart"][1]
     assert zero["apart"][1] == f"process 1 stopped: {one['apart'][1]}"
     assert [os.listdir(tmp_path / name) for name in "abc"] == [[], [], []]
     assert zero["prepared"] is one["prepared"] is None
@@ -107,9 +107,9 @@ says(
     assert [zero["writes"], one["writes"]] == [True, False]
 
 
-def test_a_long_wait_for_the_workdir_is_no_long_collective(two, tmp_path):
-    """Gloo ends a collective in which one process lets the other wait for 30 s; that limit is not waited for here."""
-    told, codes = two("""
+def test_a_long_wait_for_the_workdir_is_not_a_long_collective(two, tmp_path):
+    """Gloo aborts a collective after waiting 30 s for a process; this test does not wait that long."""
+    results, codes = two("""
 distributed.LOCK_POLL_S = 0.2
 polls, all_agree = [], distributed.all_processes
 distributed.all_processes = lambda mine: polls.append(mine) or all_agree(mine)
@@ -122,11 +122,11 @@ distributed.RunLock = Quick
 with distributed.hold_workdir(folder) as check:
     check()
     held = json.loads((folder / run_lock.FILE).read_text())["pid"]
-    check()  # so that both have read it before it is released
-says(polls=polls, held=held, me=os.getpid())
+    check()  # so that both have read it before the release
+write(polls=polls, held=held, me=os.getpid())
 """)
     assert codes == [0, 0]
-    zero, one = told
+    zero, one = results
     assert zero["held"] == one["held"] == zero["me"]
     assert zero["polls"][-1]
     assert not any(zero["polls"][:-1])
@@ -136,7 +136,7 @@ says(polls=polls, held=held, me=os.getpid())
 
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_to_one_stops_all_in_the_same_step(two, victim, number):
-    told, codes = two(f"""
+    results, codes = two(f"""
 work = jax.jit(lambda x: x.sum(), out_shardings=mesh.replicated(mesh.make_mesh()))
 with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh())) as interrupt:
     for step in range(20):
@@ -145,17 +145,17 @@ with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh())) as interrupt
         if step == 5 and me == {victim}:
             os.kill(os.getpid(), {int(number)})
         work(jax.numpy.ones(3)).block_until_ready()
-says(step=step, requested=interrupt.requested, agreed=interrupt.agreed)
+write(step=step, requested=interrupt.requested, agreed=interrupt.agreed)
 sys.exit(interrupt.exit_code)
 """)
     assert codes == [128 + number] * 2
-    assert [row["step"] for row in told] == [7, 7]  # voted for in step 6, read in the next
-    assert [row["agreed"] for row in told] == [number] * 2
-    assert [row["requested"] for row in told] == [number if index == victim else None for index in range(2)]
+    assert [row["step"] for row in results] == [7, 7]  # sent in step 6, read in step 7
+    assert [row["agreed"] for row in results] == [number] * 2
+    assert [row["requested"] for row in results] == [number if index == victim else None for index in range(2)]
 
 
-def test_a_checkpoint_damaged_for_one_is_passed_over_by_all(two, tmp_path):
-    told, codes = two("""
+def test_a_checkpoint_damaged_for_one_process_is_skipped_by_all(two, tmp_path):
+    results, codes = two("""
 from ddpm_jax.runtime import checkpoint
 devices = mesh.make_mesh()
 state = {"params": {"a": jax.jit(lambda: jax.numpy.arange(6.0), out_shardings=mesh.replicated(devices))()}}
@@ -170,7 +170,7 @@ with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoint
 sound = checkpoint.check_sums
 def damaged(file, parts):
     if (file.name, me) in (("3", 1), ("2", 0)):
-        raise ValueError("a file is cut off")
+        raise ValueError("a file is truncated")
     sound(file, parts)
 checkpoint.check_sums = damaged
 with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoints:
@@ -178,25 +178,25 @@ with checkpoint.CheckpointManager(folder / "saved", max_to_keep=3) as checkpoint
     left = checkpoints.steps()
 with checkpoint.CheckpointManager(folder / "nothing" / str(me), max_to_keep=1, read_only=True) as checkpoints:
     nothing = checkpoints.steps()
-says(again=again, step=step, left=left, nothing=nothing, lines=lines, values=fields["params"]["a"].tolist())
+write(again=again, step=step, left=left, nothing=nothing, lines=lines, values=fields["params"]["a"].tolist())
 """)
     assert codes == [0, 0]
-    for row in told:
+    for row in results:
         assert row["again"] == [True, True, True, False]
         assert (row["step"], row["left"], row["nothing"]) == (1, [1], [])
         assert row["values"] == list(range(6))
         assert len(row["lines"]) == 2
     assert sorted(os.listdir(tmp_path / "saved")) == ["1", "damaged-2", "damaged-3"]
-    assert "another process could not read it" in told[0]["lines"][1]
-    assert "a file is cut off" in told[1]["lines"][1]
+    assert "another process could not read it" in results[0]["lines"][1]
+    assert "a file is truncated" in results[1]["lines"][1]
 
 
 def test_sigterm_still_ends_a_process_that_is_not_training(two):
-    """With JAX's preemption service on, both live on after the signal: its handler takes the signal and only makes a note."""
-    told, codes = two("""
+    """With JAX's preemption service, both would survive the signal, which its handler only records."""
+    results, codes = two("""
 import time
-says(ready=True)
-if me == 0:  # the coordinator goes last: without it the other would end in any case
+write(ready=True)
+if me == 0:  # the coordinator exits last: without it the other process would end anyway
     while not (folder / "1").exists():
         time.sleep(0.1)
     time.sleep(1)
@@ -204,16 +204,16 @@ os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(10)
 os._exit(3)
 """)
-    assert [row["ready"] for row in told] == [True, True]
+    assert [row["ready"] for row in results] == [True, True]
     assert codes == [-signal.SIGTERM] * 2
 
 
-def test_the_vote_is_read_one_call_later():
+def test_the_signal_is_read_one_call_later():
     vote = distributed.PreemptionSync(make_mesh())
     assert [vote(mine) for mine in (0, 15, 0, 2, 0, 0)] == [0, 0, 15, 0, 2, 0]
 
 
-def test_one_process_asks_nobody(monkeypatch, tmp_path):
+def test_one_process_does_not_communicate(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda *_: pytest.fail("a collective"))
     monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda *_: pytest.fail("a collective"))
     with distributed.raise_on_all_processes():
@@ -224,14 +224,14 @@ def test_one_process_asks_nobody(monkeypatch, tmp_path):
     assert [distributed.all_processes(True), distributed.all_processes(False)] == [True, False]
     assert distributed.broadcast_ints([4, 2]) == [4, 2]
     assert distributed.prepare_workdir(tmp_path, {"seed": 0}, write=True) == tmp_path
-    monkeypatch.setattr(distributed.threading, "Thread", lambda **_: pytest.fail("nobody to leave"))
+    monkeypatch.setattr(distributed.threading, "Thread", lambda **_: pytest.fail("unexpected exit"))
     with pytest.raises(ValueError, match="Gloo"), distributed.distributed_main():
         raise ValueError("Gloo all-reduce failed")
 
 
-def test_a_process_that_another_one_left_says_so_and_leaves(two):
-    """The first fails alone, the second loses it: both end soon, and not only after JAX's five minutes."""
-    told, codes = two("""
+def test_a_process_that_lost_a_peer_exits_with_an_error(two):
+    """The first fails alone, the second loses it: both exit soon, not after JAX's timeout of five minutes."""
+    results, codes = two("""
 distributed.EXIT_GRACE_S = 0.5
 @distributed.distributed_main()
 def run():
@@ -240,19 +240,19 @@ def run():
             raise errors.FileAccessError("disk full")
         raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
 jax.devices()
-error = refused(run)
-says(error=error)
+error = error_of(run)
+write(error=error)
 if me == 0:
     sys.exit(1)
-import time; time.sleep(60)  # in some collective
+import time; time.sleep(60)  # as if blocked in a collective
 """)
     assert codes == [1, 1]
-    assert told[0]["error"] == ["FileAccessError", "disk full"]
-    assert told[1]["error"][0] == "DistributedError"
-    assert "another process of the job is gone (UNKNOWN: Gloo all-reduce failed" in told[1]["error"][1]
+    assert results[0]["error"] == ["FileAccessError", "disk full"]
+    assert results[1]["error"][0] == "DistributedError"
+    assert "another process of the job is gone (UNKNOWN: Gloo all-reduce failed" in results[1]["error"][1]
 
 
-def test_errors_that_are_told_fit_into_their_row():
+def test_broadcast_errors_fit_into_their_row():
     row = distributed._encode(InvalidArgumentError("é" * 5000))
     assert row.shape == (distributed.MESSAGE_BYTES,)
     assert row[0] == 2

@@ -1,4 +1,4 @@
-"""What an error says in one line, and what becomes of the errors of the system."""
+"""One-line errors and system errors."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_an_error_in_one_line(error, line):
     assert error_line(error) == line
 
 
-def test_the_line_of_an_error_of_others_says_all_of_it():
+def test_the_line_of_a_foreign_error_is_complete():
     assert error_line(KeyError("x"), kind=True) == "KeyError: 'x'"
     assert error_line(EOFError(), kind=True) == "EOFError"
     assert error_line(PermissionError(13, "Permission denied", "/a/b"), kind=True).endswith("Permission denied: '/a/b'")
@@ -29,8 +29,8 @@ def test_the_line_of_an_error_of_others_says_all_of_it():
 
 
 def test_a_system_error_becomes_one_line_and_others_pass():
-    match = r"^cannot write /a: no space left on device; go elsewhere$"
-    with pytest.raises(FileAccessError, match=match), os_errors("cannot write /a", "; go elsewhere"):
+    match = r"^cannot write /a: no space left on device; choose another$"
+    with pytest.raises(FileAccessError, match=match), os_errors("cannot write /a", "; choose another"):
         raise OSError(28, "No space left on device")
     with pytest.raises(FileAccessError, match=r"^first$"), os_errors("second"):
         raise FileAccessError("first")

@@ -10,55 +10,55 @@ from ddpm_jax.runtime.preemption import GracefulShutdown
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_sets_the_flag_and_nothing_stops(number):
-    with GracefulShutdown() as interrupt:
-        assert interrupt.requested is interrupt.check() is interrupt.agreed is None
-        assert interrupt.exit_code == 0
+def test_a_signal_only_sets_the_flag(number):
+    with GracefulShutdown() as shutdown:
+        assert shutdown.requested is shutdown.check() is shutdown.agreed is None
+        assert shutdown.exit_code == 0
         os.kill(os.getpid(), number)
-        assert interrupt.requested == interrupt.check() == interrupt.agreed == number
-        assert interrupt.exit_code == 128 + number
+        assert shutdown.requested == shutdown.check() == shutdown.agreed == number
+        assert shutdown.exit_code == 128 + number
 
 
 def test_the_first_signal_counts():
-    with GracefulShutdown() as interrupt:
+    with GracefulShutdown() as shutdown:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.requested == signal.SIGTERM
+        assert shutdown.requested == signal.SIGTERM
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_ctrl_c_after_a_request_interrupts_at_once(first):
-    with GracefulShutdown() as interrupt:
+    with GracefulShutdown() as shutdown:
         os.kill(os.getpid(), first)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.requested == first
+        assert shutdown.requested == first
 
 
-def test_what_the_vote_says_counts_not_what_this_process_received():
-    told, answers = [], iter([0, 0, signal.SIGTERM])
+def test_the_synchronized_signal_applies_not_the_one_of_this_process():
+    received, answers = [], iter([0, 0, signal.SIGTERM])
 
-    def vote(mine):
-        told.append(mine)
+    def sync(mine):
+        received.append(mine)
         return next(answers)
 
-    with GracefulShutdown(vote) as interrupt:
-        assert interrupt.check() is None
+    with GracefulShutdown(sync) as shutdown:
+        assert shutdown.check() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.check() is None  # nobody else knows yet
-        assert (interrupt.agreed, interrupt.exit_code) == (None, 0)
-        assert interrupt.check() == interrupt.check() == interrupt.agreed == signal.SIGTERM
-        assert interrupt.exit_code == 128 + signal.SIGTERM
-    assert told == [0, signal.SIGINT, signal.SIGINT]  # nor is there another vote once all have agreed
+        assert shutdown.check() is None  # the other processes do not know yet
+        assert (shutdown.agreed, shutdown.exit_code) == (None, 0)
+        assert shutdown.check() == shutdown.check() == shutdown.agreed == signal.SIGTERM
+        assert shutdown.exit_code == 128 + signal.SIGTERM
+    assert received == [0, signal.SIGINT, signal.SIGINT]  # no further calls once all have agreed
 
 
-def test_old_handlers_come_back_even_after_an_error():
+def test_old_handlers_are_restored_even_after_an_error():
     old = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    interrupt = GracefulShutdown()
-    interrupt.__enter__()
+    shutdown = GracefulShutdown()
+    shutdown.__enter__()
     assert signal.getsignal(signal.SIGTERM) != old[0]
     error = RuntimeError()
-    assert not interrupt.__exit__(RuntimeError, error, None)  # nor is the error swallowed
+    assert not shutdown.__exit__(RuntimeError, error, None)  # and the error is not swallowed
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == old
 
 
@@ -67,8 +67,8 @@ def test_in_another_thread_it_does_nothing():
     seen = []
 
     def run():
-        with GracefulShutdown() as interrupt:
-            seen.extend([signal.getsignal(signal.SIGTERM), interrupt.requested])
+        with GracefulShutdown() as shutdown:
+            seen.extend([signal.getsignal(signal.SIGTERM), shutdown.requested])
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -76,13 +76,13 @@ def test_in_another_thread_it_does_nothing():
     assert seen == [old, None]
 
 
-def test_the_loop_ends_with_the_shells_code(child_environment):
+def test_the_loop_ends_with_the_exit_code_of_shells(child_environment):
     loop = (
         "import os, sys, signal\n"
         "from ddpm_jax.runtime.preemption import GracefulShutdown\n"
-        "with GracefulShutdown() as interrupt:\n"
+        "with GracefulShutdown() as shutdown:\n"
         "    for step in range(10):\n"
-        "        if interrupt.check(): print('saved', step); sys.exit(interrupt.exit_code)\n"
+        "        if shutdown.check(): print('saved', step); sys.exit(shutdown.exit_code)\n"
         "        if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     child = subprocess.run([sys.executable, "-c", loop], env=child_environment(), capture_output=True, text=True)

@@ -43,14 +43,14 @@ def test_a_paused_progress_keeps_its_speed():
     assert out.getvalue().splitlines()[-1] == "10 / 30 batches (33%) · 1.0 batches/s · 0:20 left"
 
 
-def test_speed_is_unknown_before_there_is_any():
+def test_speed_is_unknown_at_first():
     clock = Clock()
     rate = Throughput(clock)
     assert rate.per_second() is None
     rate.update(3)
-    rate.update(4)  # at the same instant
+    rate.update(4)  # at the same time
     clock.now += 0.4
-    rate.update(5)  # too soon after to be believed
+    rate.update(5)  # too soon to measure
     assert rate.per_second() is None
     assert rate.seconds_left(10) is None
     clock.now += 0.4

@@ -1,4 +1,4 @@
-"""One training at a time: real processes for the kernel's lock, and records of machines that are not there for the rest."""
+"""One training at a time: real processes for the kernel lock, and records of imaginary machines for the heartbeat."""
 
 import errno
 import json
@@ -39,12 +39,12 @@ def holder(tmp_path, child_environment):
 
 @pytest.fixture
 def no_flock(monkeypatch):
-    """As on a network filesystem without locks."""
+    """Simulates a network filesystem without locks."""
 
-    def refuse(*_):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(run_lock.fcntl, "flock", fail)
 
 
 def record(**fields):
@@ -55,7 +55,7 @@ def write(folder, entry):
     (folder / FILE).write_text(json.dumps(entry))
 
 
-def test_a_second_process_is_told_who_has_it(tmp_path, holder):
+def test_the_error_of_a_second_process_names_the_holder(tmp_path, holder):
     before = (tmp_path / FILE).read_text()
     with pytest.raises(ConflictError) as error:
         RunLock(tmp_path)
@@ -69,7 +69,7 @@ def test_a_second_process_is_told_who_has_it(tmp_path, holder):
 def test_a_killed_holder_does_not_block_at_all(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert json.loads((tmp_path / FILE).read_text())["pid"] == holder.pid  # it could not take its name out
+    assert json.loads((tmp_path / FILE).read_text())["pid"] == holder.pid  # it could not remove its record
     began = time.monotonic()
     with RunLock(tmp_path) as lock:
         lock.check()
@@ -91,7 +91,7 @@ def test_it_is_free_after_a_release(tmp_path):
     assert os.listdir(tmp_path) == [FILE]
 
 
-def test_a_machine_that_is_silent_loses_it_in_time(tmp_path, log_lines):
+def test_a_machine_without_heartbeat_loses_the_lock(tmp_path, log_lines):
     write(tmp_path, record())
     began = time.monotonic()
     with RunLock(tmp_path, **FAST):
@@ -99,11 +99,11 @@ def test_a_machine_that_is_silent_loses_it_in_time(tmp_path, log_lines):
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     (line,) = log_lines
     assert "process 4711 on node7" in line
-    assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # what is waited for in earnest
+    assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # the real waiting time
 
 
-def test_a_kernel_lock_that_a_dead_machine_left_blocks_no_longer(tmp_path):
-    """Some network filesystems keep it; the record is of another machine, which is silent."""
+def test_a_kernel_lock_left_by_a_dead_machine_does_not_block(tmp_path):
+    """Some network filesystems keep it; the record is of another machine without heartbeat."""
     write(tmp_path, record())
     left = os.open(tmp_path / FILE, os.O_RDWR)
     try:
@@ -116,7 +116,7 @@ def test_a_kernel_lock_that_a_dead_machine_left_blocks_no_longer(tmp_path):
         os.close(left)
 
 
-def test_a_machine_that_still_writes_keeps_it(tmp_path):
+def test_a_machine_with_heartbeat_keeps_the_lock(tmp_path):
     write(tmp_path, record())
     done = threading.Event()
 
@@ -152,12 +152,12 @@ def test_without_kernel_locks_the_heartbeat_keeps_others_out(tmp_path, no_flock)
         first.check()
 
 
-def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypatch):
-    """Both find nobody and write: the last one has it, and the other one is told."""
+def test_without_kernel_locks_one_of_two_wins(tmp_path, no_flock, monkeypatch):
+    """Both find no holder and write: the last one wins, the other one fails."""
     results, found, both = [], [], threading.Barrier(2)
     read = run_lock._read
 
-    def read_together(file):  # neither writes before both have looked
+    def read_together(file):  # neither writes before both have read
         entry = read(file)
         if len(found) < 2:
             found.append(entry)
@@ -184,8 +184,8 @@ def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypa
     held[0].release()
 
 
-def test_a_holder_that_was_silent_for_too_long_does_not_save(tmp_path):
-    """As after a suspended machine: another one has taken the workdir, and its name stays."""
+def test_a_holder_that_lost_the_lock_does_not_save(tmp_path):
+    """As after suspending the machine: another one has taken the workdir, and its record is kept."""
     with RunLock(tmp_path, **FAST) as lock:
         lock.check()
         write(tmp_path, record())
@@ -195,7 +195,7 @@ def test_a_holder_that_was_silent_for_too_long_does_not_save(tmp_path):
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
 
 
-def test_the_heartbeat_moves(tmp_path):
+def test_the_heartbeat_counts(tmp_path):
     with RunLock(tmp_path, **FAST):
         before = (tmp_path / FILE).read_text()
         deadline = time.monotonic() + 5
@@ -205,7 +205,7 @@ def test_the_heartbeat_moves(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"host": "x"}'])
-def test_a_file_that_names_nobody_blocks_nobody(tmp_path, content):
+def test_a_file_without_a_record_does_not_block(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     began = time.monotonic()
     with RunLock(tmp_path):
