@@ -253,7 +253,7 @@ def remedies(config: ConfigDict) -> str:
 def score(config: ConfigDict, scores: Callable[[Any], dict[str, float]], state: TrainState, logbook: TrainLogger) -> None:
     """Log the scores of images generated with the current parameters; none if the images are not finite."""
     try:
-        logbook.scalars(int(state.step), scores(params_of(config, state)))
+        logbook.log_scalars(int(state.step), scores(params_of(config, state)))
     except NonFiniteSamples as error:  # training continues: the loss is checked separately
         logger.info(f"no scores for step {int(state.step):,}: {error}")
 

@@ -219,4 +219,4 @@ def record(events: TensorBoardWriter, result: Result) -> None:
     numbers = result.row if result.kind == "generated" else result.details
     if result.kind == "ode_bits_per_dim":
         numbers = {f"ode_{name}": value for name, value in numbers.items()}
-    events.scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")
+    events.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")
