@@ -176,7 +176,7 @@ def test_files_are_short_documented_and_have_unique_names(file):
     text = file.read_text()
     assert len(text.splitlines()) <= 400
     summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
-    assert summary.endswith((".", ":", "?")), "the module's docstring begins with a sentence that says what it is"
+    assert summary.endswith((".", ":", "?")), "the module's docstring begins with a sentence that describes it"
     if file != PACKAGE / "cli" / "common.py":
         assert not {"utils", "util", "helpers", "helper", "misc", "common", "tools"} & set(file.stem.split("_"))
 

@@ -33,7 +33,7 @@ WORDS = {  # regular expression -> standard words
     r"quicker|quickest": "faster, fastest",
     r"in place of": "instead of",
     r"whole numbers?": "integer",
-    r"walk(s|ed|ing)?": "traverse, iterate",
+    r"(?<!random )walk(s|ed|ing)?": "traverse, iterate",
     r"pieces?": "part, chunk",
     r"is no (image|number|list|way|longer one|such thing|sampler|digit|defect|error|vector|file)s?": "is not a",
     r"for want of|by way of|of one's own|but for|for ever": "without, through, custom, except, forever",

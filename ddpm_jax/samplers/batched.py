@@ -71,7 +71,7 @@ class BatchedSampler:
         self.sampler = sampler
         self._driver = BatchDriver(mesh, batch_size)
         self.batch_size = self._driver.batch_size
-        # What XLA makes of the weights before the first step of a chunk, it makes once: on a CPU, filters for quicker
+        # What XLA makes of the weights before the first step of a chunk, it makes once: on a CPU, filters for faster
         # convolutions, in the time of half a step of 8 images. So chunks are not too short.
         self.chunk_size = largest_divisor(sampler.num_steps, max(25, sampler.num_steps // 20))
 

@@ -74,7 +74,7 @@ def image_keys(key, indices):
 
 def test_exact_network_with_the_optimal_variance_reaches_the_entropy():
     """The true reverse step of Gaussian data is Gaussian, so with its mean and variance the bound is tight for any T: the
-    entropy plus L_T. The density stands in for the decoder's bins. Five standard errors of 1e4 pixels.
+    entropy plus L_T. The density replaces the decoder's bins. Five standard errors of 1e4 pixels.
     """
     v = 0.6
     schedule = make_schedule("linear", 50)

@@ -55,7 +55,7 @@ def test_a_user_defined_function(monkeypatch):
     (both,) = feature_extraction.extract(extractor, meshes.make_mesh(), [IMAGES], batch_size=21)
     assert both.features.shape == (21, 3)
     np.testing.assert_allclose(both.logits, IMAGES.mean(axis=(1, 2))[:, :2], rtol=1e-5)
-    with pytest.raises(InvalidArgumentError, match=r"gives \[\[\]\] for 8 images: it must give \[B, D\]"):
+    with pytest.raises(InvalidArgumentError, match=r"returns \[\[\]\] for 8 images: it must return \[B, D\]"):
         extracted(features.make_extractor("test_feature_extraction:scalar"))
     with pytest.raises(InvalidDataError, match=r"not finite for images 0\.\.7"):
         extracted(features.make_extractor("test_feature_extraction:logarithm"))
