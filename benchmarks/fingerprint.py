@@ -76,17 +76,24 @@ def program(workdir: pathlib.Path, fields: str) -> None:
 
 
 def print_training(name: str, run: pathlib.Path) -> None:
-    """Prints the losses of all steps and the final state."""
-    sys.path.insert(0, str(ROOT))
-    import orbax.checkpoint as ocp
-
+    """Losses of all steps, and the state at the end."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for field in ("loss", "grad_norm"):
         values = {row["step"]: row[field] for row in rows if field in row}
         show(f"{name}: {len(values)} values of {field}", json.dumps(values).encode())
-    for field in ("params", "ema_params", "opt_state", "power_0.1"):
-        tree = ocp.StandardCheckpointer().restore(run / "checkpoints" / "200" / field)
-        show(f"{name}: {field}", b"".join(np.asarray(leaf).tobytes() for leaf in leaves(tree)))
+    for item in sorted(path for path in (run / "checkpoints" / "200").iterdir() if (path / "_METADATA").exists()):
+        show(f"{name}: {item.name}", b"".join(np.asarray(array).tobytes() for array in leaves(read_item(item))))
+
+
+def read_item(item: pathlib.Path) -> object:
+    """The arrays of an item of a checkpoint as NumPy, however they were sharded."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(item).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def leaves(tree: object) -> list:

@@ -171,14 +171,14 @@ def test_every_timestep_sampler_can_be_configured(name):
         ("diffusion", {"timestep_sampler": "magic"}, "choose one of uniform, low_discrepancy"),
         ("model", {"num_heads": 3}, "does not divide the width"),
         ("model", {"label_dropout": 0.1, "class_conditional": False}, "class_conditional is False"),
-        ("sampling", {"churn": 1.0}, "only the sampler heun reads it"),
+        ("sampling", {"churn": 1.0}, "only the sampler heun uses it"),
         (
             "sampling",
             {"eta": 0.5, "sampler": "unipc"},
-            r"^config.sampling.eta is 0.5, but only the sampler ddim reads it: set config.sampling.eta=0, or "
+            r"^config.sampling.eta is 0.5, but only the sampler ddim uses it: set config.sampling.eta=0, or "
             r"config.sampling.sampler=ddim$",
         ),
-        ("sampling", {"order": 3}, "only the sampler unipc reads it"),
+        ("sampling", {"order": 3}, "only the sampler unipc uses it"),
     ],
 )
 def test_unused_options_are_rejected(section, fields, match):

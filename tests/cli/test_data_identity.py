@@ -65,7 +65,7 @@ def test_the_workdir_records_the_data_set_and_a_resume_compares_it(tmp_path, fol
     resume(3)
     printed = capfd.readouterr().err
     assert f"warning: {folder} has changed since the run was trained on it: 8 images before, 9 now" in printed
-    assert "4095 white; 1 of them have levels outside, which are clipped" in printed
+    assert "4095 white; 1 of them have levels outside the range, which are clipped" in printed
     assert workdir.read_data_identity(run)["count"] == 9
 
     before = (run / "data.json").read_bytes()

@@ -81,7 +81,7 @@ def test_a_broken_image_is_an_error_or_is_skipped(tmp_path, folder, own_config, 
     config.train.num_steps = 2
     assert train.run(config, str(tmp_path / "other")) == 0
     printed = capfd.readouterr().err
-    assert f"{folder}: left out 1 of 10 images, as broken: cats/0.png (image file is truncated" in printed
+    assert f"{folder}: skipped 1 broken of 10 images: cats/0.png (image file is truncated" in printed
     assert "9 images in 2 classes" in printed
 
 
