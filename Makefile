@@ -1,6 +1,9 @@
 # make demo    sets everything up, trains on handwritten digits for some minutes, and says where its pictures are
 # make test    sets everything up and runs the tests
 # make lint    checks style
+# make typecheck  checks types; pyproject.toml lists the modules that are left out
+# make docs    builds the documentation site in docs/_build/html; a warning is an error
+# make test-newest runs the tests with the newest jax, flax, optax and orbax, in a virtual environment of its own
 # make figures makes every picture of README.md and docs/ with the program as it is; CIFAR-10 is downloaded, or read
 #              where DATA=DIR has it as TFDS keeps it. make figures-slow FLOWERS=DIR adds those whose networks train for hours.
 #
@@ -14,7 +17,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint figures figures-slow clean
+.PHONY: demo test test-newest lint typecheck docs figures figures-slow clean
 
 demo: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -27,6 +30,19 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+typecheck: $(VENV)/.installed-test
+	$(RUN) -m mypy
+
+docs: $(VENV)/.installed-docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "The site: $(CURDIR)/docs/_build/html/index.html"
+
+# The upgrade comes after the pinned versions: what pip then reports as incompatible is what this target is to find out.
+test-newest:
+	$(MAKE) VENV=$(VENV)-newest $(VENV)-newest/.installed-test
+	$(VENV)-newest/bin/python -m pip install --disable-pip-version-check --upgrade jax jaxlib flax optax orbax-checkpoint
+	$(VENV)-newest/bin/python -m pytest
+
 figures: $(VENV)/.installed
 	$(RUN) docs/make_figures.py $(if $(DATA),--data_dir=$(DATA))
 
@@ -34,7 +50,7 @@ figures-slow: $(VENV)/.installed
 	$(RUN) docs/make_figures.py --slow $(if $(DATA),--data_dir=$(DATA)) $(if $(FLOWERS),--flowers_dir=$(FLOWERS))
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest .cache .mypy_cache .pytest_cache .ruff_cache docs/_build docs/generated
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with venv found: install one (on Debian: apt-get install python3-venv), or say make PYTHON=/path/to/python3"; exit 1; }
@@ -46,4 +62,8 @@ $(VENV)/.installed: requirements.txt $(VENV)/bin/python
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@

@@ -1,33 +1,35 @@
-"""Do generated images have the colors of the photographs? And if not: is it the training or the sampling?
+"""Do generated images have the colors of the training photographs? If not, is the cause training or sampling?
 
-Measure images that --mode=sample generated, against the photographs that the model was trained on:
+Compare images of --mode=sample with the photographs that the model was trained on:
 
     python benchmarks/colors.py PHOTOGRAPHS --images runs/mine/samples/NAME/images.npz
 
-Train a small network on a folder of photographs, and generate with one checkpoint in several ways; the same command
-again resumes the training, or uses the finished run (4 minutes of a core for 1,500 steps at 16x16):
+Train a small network on a folder of photographs and generate with one checkpoint and several settings; rerun the command to
+resume the training or to use the finished run (4 minutes of a core for 1,500 steps at 16x16):
 
     python benchmarks/colors.py PHOTOGRAPHS --gray --workdir=runs/colors_v --train diffusion.prediction=v \
       --sample sampling.spacing=leading --sample sampling.spacing=trailing --sample diffusion.clip_denoised=False
 
-Generate with the perfect network in place of a trained one: the mean of the photographs given x_t, in closed form. What
-is wrong then is the sampler's own; what is wrong only with a trained network is the training's:
+Generate with the perfect network instead of a trained one: the mean of the photographs given x_t, in closed form. An error
+that remains is caused by the sampler; an error that only a trained network has is caused by training:
 
     python benchmarks/colors.py PHOTOGRAPHS --gray --exact --sample sampling.spacing=leading
 
-Set a trained network's x̂_0 against the perfect one's, at noisy photographs: how wrong is its color at each t?
+Compare the x̂_0 of a trained network with the perfect one, on noisy photographs: the error of its color at each t:
 
-    python benchmarks/colors.py PHOTOGRAPHS --gray --workdir=runs/colors_v --train diffusion.prediction=v --guess 500 900 980
+    python benchmarks/colors.py PHOTOGRAPHS --gray --workdir=runs/colors_v --train diffusion.prediction=v --compare_x0 500 900
+    980
 
 The other commands print, on the scale 0..255 and with the photographs first: mean brightness with its standard error,
 and its standard deviation over the images; mean cast (largest minus smallest channel mean of an image) and the largest;
-contrast (standard deviation of brightness within an image); saturation; and the share of nearly flat images.
+contrast (standard deviation of brightness within an image); saturation; and the fraction of nearly flat images.
 ddpm_jax/metrics/color.py defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
 """
 
 import argparse
 import ast
 import contextlib
+import dataclasses
 import pathlib
 import sys
 
@@ -39,40 +41,40 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import image_folder
-from ddpm_jax import build, check
+from ddpm_jax import build, config_validation
+from ddpm_jax.cli import common, train
 from ddpm_jax.data.image_folder import load_image_folder
+from ddpm_jax.diffusion import gaussian, pixels
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.metrics.color import ColorStatistics, color_statistics
-from ddpm_jax.process import diffusion, pixels
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.programs import sample, train, weights
-from ddpm_jax.runtime import compiler
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import PersonError
-from ddpm_jax.samplers.generate import Generator
+from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.samplers.batched import BatchedSampler
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"  # of compiled programs
-GUESSES = 100  # photographs at which x̂_0 is compared
+NUM_COMPARED = 100  # photographs for which x̂_0 is compared
 WIDTH = 64  # of a row's name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", help="folder of the images that the model is or was trained on")
-    parser.add_argument("--images", nargs="*", default=[], help="files images.npz of --mode=sample, to be measured")
+    parser.add_argument("--images", nargs="*", default=[], help="files images.npz of --mode=sample to measure")
     parser.add_argument("--image_size", type=int, default=16, help="for --workdir and --exact; --images have their own")
     parser.add_argument("--gray", action="store_true", help="turn the photographs gray; they stay RGB")
-    parser.add_argument("--workdir", help="of the small network: it is trained there, or resumed")
+    parser.add_argument("--workdir", help="run directory of the small network, trained or resumed there")
     parser.add_argument("--exact", action="store_true", help="generate with the perfect network")
-    parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of the config, for all rows")
+    parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="config fields for all rows")
     parser.add_argument(
-        "--sample", nargs="*", action="append", metavar="FIELD=VALUE", help="of the config, for one row; give it once a row"
+        "--sample", nargs="*", action="append", metavar="FIELD=VALUE", help="config fields for one row; repeat for more rows"
     )
-    parser.add_argument("--guess", nargs="+", type=int, metavar="t", help="compare x̂_0 at these t, 0..T-1")
+    parser.add_argument("--compare_x0", nargs="+", type=int, metavar="t", help="compare x̂_0 at these t, 0..T-1")
     parser.add_argument("--picture", help="PNG file for the generated images of the last row")
     options = parser.parse_args()
 
-    if options.guess:
-        print_guesses(options)
+    if options.compare_x0:
+        print_x0_errors(options)
         return
     if options.images:
         files = {file: np.load(file)["images"] for file in options.images}
@@ -80,16 +82,16 @@ def main() -> None:
         rows = files.items()
     else:
         size = options.image_size
-        rows = generated(options)
+        rows = generate_rows(options)
     photographs = load_photographs(options.photographs, size, options.gray)
     print(header())
     print(row(f"{len(photographs):,} photographs", color_statistics(photographs)), flush=True)
     for name, images in rows:
         print(row(name, color_statistics(images)), flush=True)
     if options.picture:
-        from ddpm_jax import visualize
+        from ddpm_jax.plotting import image_grid
 
-        visualize.save_png(pathlib.Path(options.picture), visualize.grid(images[:64]))
+        image_grid.save_png(pathlib.Path(options.picture), image_grid.grid(images[:64]))
 
 
 def header() -> str:
@@ -105,12 +107,12 @@ def row(name: str, found: ColorStatistics) -> str:
 def load_photographs(folder: str, size: int, gray: bool) -> np.ndarray:
     """uint8 [N, size, size, 3]; with `gray` all three channels are the brightness."""
     channels = 1 if gray else 3
-    source = load_image_folder(folder, image_size=size, channels=channels, in_memory=True, report=lambda line: None)
+    source = load_image_folder(folder, image_size=size, channels=channels, in_memory=True)
     images = source.batch(np.arange(len(source)))["image"]
     return np.repeat(images, 3, axis=-1) if gray else images
 
 
-def generated(options: argparse.Namespace):
+def generate_rows(options: argparse.Namespace):
     """(name, images uint8 [N, H, W, 3]) for each --sample."""
     config, mesh = prepare(options)
     if options.exact:
@@ -122,38 +124,41 @@ def generated(options: argparse.Namespace):
         set_fields(row_config, settings)
         if options.exact:
             row_config.diffusion.prediction = "x_start"
-        check.check_config(row_config)
+        config_validation.check_config(row_config)
         name = " ".join(setting.removeprefix("sampling.").removeprefix("diffusion.") for setting in settings) or "as trained"
         if options.exact:
             yield f"perfect network: {name}", generate_exact(row_config, mesh, photographs)
         else:
-            params, _ = weights.restore(row_config, folder, mesh)
-            yield name, sample.draw(row_config, build.build_generator(row_config, mesh), params).images
+            params, _ = common.restore_params(row_config, folder, mesh)
+            yield name, common.generate(row_config, build.build_batched_sampler(row_config, mesh), params).images
 
 
-def print_guesses(options: argparse.Namespace) -> None:
-    """The mean color of the network's x̂_0 against that of the perfect network's, at each t."""
+def print_x0_errors(options: argparse.Namespace) -> None:
+    """Prints the mean color of the network's x̂_0 minus that of the perfect network, at each t."""
     config, mesh = prepare(options)
-    params, _ = weights.restore(config, train_small(options, config), mesh)
+    params, _ = common.restore_params(config, train_small(options, config), mesh)
     images = load_photographs(options.photographs, options.image_size, options.gray)
     schedule, exact = build.build_schedule(config), perfect_network(build.build_schedule(config))
     data = jnp.asarray(pixels.from_uint8(images)).reshape(len(images), -1)
     denoise_fn = build.build_denoise_fn(config)
+    parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
 
     @jax.jit
-    def guesses(params, data, x_start, t, key):
+    def mean_colors(params, data, x_start, t, key):
         t = jnp.full(len(x_start), t)
-        x_t = diffusion.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
+        x_t = gaussian.q_sample(schedule, x_start, t, jax.random.normal(key, x_start.shape))
         output = denoise_fn(params, None)(x_t, t)
-        guess = diffusion.predict_xstart(schedule, output, x_t, t, prediction=config.diffusion.prediction)
-        return tuple(127.5 * x.mean(axis=(1, 2)) for x in (guess, jnp.clip(guess, -1, 1), exact(data, None)(x_t, t)))
+        pred_xstart = parameterization.predict_x0(output, x_t, schedule.level(t))
+        return tuple(
+            127.5 * x.mean(axis=(1, 2)) for x in (pred_xstart, jnp.clip(pred_xstart, -1, 1), exact(data, None)(x_t, t))
+        )
 
-    chosen = pixels.from_uint8(jnp.asarray(images[:: -(-len(images) // GUESSES)]))
+    chosen = pixels.from_uint8(jnp.asarray(images[:: -(-len(images) // NUM_COMPARED)]))
     print(f"mean color of x̂_0 for {len(chosen)} photographs, network minus perfect network, levels of 255")
     print("     t   sqrt(ᾱ_t)   mean   rms  |  clipped: mean   rms  |  perfect network: spread")
-    for t in options.guess:
-        guess, clipped, right = map(np.asarray, guesses(params, data, chosen, t, jax.random.key(t)))
-        signal, wrong, less = float(schedule.sqrt_alphas_cumprod[t]), guess - right, clipped - right
+    for t in options.compare_x0:
+        ours, clipped, right = map(np.asarray, mean_colors(params, data, chosen, t, jax.random.key(t)))
+        signal, wrong, less = float(schedule.sqrt_alphas_cumprod[t]), ours - right, clipped - right
         line = f"{t:6} {signal:11.5f} {wrong.mean():7.1f} {rms(wrong):6.1f}  | {less.mean():14.1f} {rms(less):6.1f}"
         print(line + f"  | {right.std(axis=0).mean():23.1f}", flush=True)
 
@@ -163,16 +168,15 @@ def rms(x: np.ndarray) -> float:
 
 
 def prepare(options: argparse.Namespace):
-    """The small config, and the devices; XLA is set up as main.py does for it."""
+    """The small config and the mesh; XLA is configured as in main.py."""
     config = small_config(options)
-    compiler.set_cpu_flags(config.model.ch)
-    compiler.set_cpu_devices(config.model.ch, config.train.batch_size)
+    build.configure_cpu(config)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     return config, meshes.make_mesh()
 
 
 def train_small(options: argparse.Namespace, config) -> pathlib.Path:
-    """Train the small network, or resume it; the folder of the run."""
+    """Trains or resumes the small network; returns the folder of the run."""
     if not options.workdir:
         sys.exit("error: nothing to measure: give --images, --workdir or --exact")
     folder = pathlib.Path(options.workdir)
@@ -184,7 +188,7 @@ def train_small(options: argparse.Namespace, config) -> pathlib.Path:
 
 
 def small_config(options: argparse.Namespace):
-    """configs/image_folder.py with a network that trains in minutes on a core."""
+    """configs/image_folder.py with a network that trains in minutes on one core."""
     config = image_folder.get_config()
     config.data.image_size = options.image_size
     network = {
@@ -207,7 +211,7 @@ def set_fields(config, settings: list[str]) -> None:
     """Sets FIELD=VALUE, as --config.FIELD=VALUE does."""
     for setting in settings:
         field, _, value = setting.partition("=")
-        with contextlib.suppress(ValueError, SyntaxError):  # a word stays a word
+        with contextlib.suppress(ValueError, SyntaxError):  # keep other values as strings
             value = ast.literal_eval(value)
         config.update_from_flattened_dict({field: value})
 
@@ -230,10 +234,9 @@ def perfect_network(schedule: NoiseSchedule):
         def denoise_fn(x_t, t):
             flat = x_t.reshape(len(x_t), -1)
             alpha, sigma = (
-                diffusion.extract(table, t, flat)
-                for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+                extract(table, t, flat) for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
             )
-            # log q(x_t | x_i), less what all i share
+            # log q(x_t | x_i), up to a constant
             products = alpha * (flat @ data.T) - jnp.square(alpha) * (jnp.square(data).sum(axis=1) / 2)[None]
             return (jax.nn.softmax(products / jnp.square(sigma), axis=1) @ data).reshape(x_t.shape)
 
@@ -243,21 +246,21 @@ def perfect_network(schedule: NoiseSchedule):
 
 
 def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> np.ndarray:
-    """Images that the sampler of `config`, whose prediction is x_start, generates with the perfect network."""
+    """Images generated by the sampler of `config`, whose prediction is x_start, with the perfect network."""
     data = jnp.asarray(pixels.from_uint8(photographs)).reshape(len(photographs), -1)
     sampling = config.sampling
-    generator = Generator(
+    generator = BatchedSampler(
         build.build_sampler(config),
         perfect_network(build.build_schedule(config)),
         mesh,
         image_shape=build.image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
     )
-    return sample.draw(config, generator, data).images
+    return common.generate(config, generator, data).images
 
 
 if __name__ == "__main__":
     try:
         main()
-    except PersonError as error:
+    except ExpectedError as error:
         sys.exit(f"error: {error}")

@@ -1,14 +1,14 @@
-"""Kill a training run at random instants, resume it, and compare its end with that of a run that was never stopped.
+"""Kills a training run at random times, resumes it, and compares the final state with that of an uninterrupted run.
 
     python benchmarks/kill_campaign.py --kills=50
     python benchmarks/kill_campaign.py --kills=50 --kills_per_run=3 --warm
 
-Each run is a small network on scikit-learn's digits, 200 steps, a checkpoint every 10. A kill is SIGKILL, at an instant that
-a seed chooses: during the start, between two steps, while a checkpoint is written, between its naming and its checksums,
-and around the last save. After `kills_per_run` kills the run is resumed to its end, and every array of its state
-(parameters, EMA, optimizer) is compared bit for bit. The exit code is 1 where one differs.
+Each run is a small network on scikit-learn's digits, 200 steps, a checkpoint every 10. A kill is SIGKILL at a random time:
+during the start, between two steps, while a checkpoint is written, between its naming and its checksums, and around the last
+save. After `kills_per_run` kills the run is resumed to its end, and every array of its state (parameters, EMA, optimizer) is
+compared bit for bit. The exit code is 1 if one differs.
 
---warm forks each run from a process that has imported the program: several times faster; no kill falls into imports.
+--warm forks each run from a process that has imported the program: several times faster, but without kills during imports.
 """
 
 import argparse
@@ -37,12 +37,12 @@ CONFIG = (
     "model.attn_resolutions=()",
     "model.dropout=0.1",
     "diffusion.timestep_sampler=low_discrepancy",
-    "ema.decays=(0.99,)",
+    "ema.extra_decays=(0.99,)",
     "train.batch_size=8",
     "train.log_every=1",
     "train.checkpoint_every=10",
-    "train.keep_latest=2",
-    "train.keep_every=50",
+    "train.max_to_keep=2",
+    "train.keep_period=50",
     "train.sample_every=0",
     "train.tensorboard=False",
 )
@@ -50,7 +50,7 @@ TIMEOUT_S = 600.0
 
 
 def in_child(work: Callable[[], int], log: pathlib.Path) -> int:
-    """Fork a process that does `work` and exits with what it returns; its id."""
+    """Forks a process that runs `work` and exits with its result; returns the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -71,7 +71,7 @@ def in_child(work: Callable[[], int], log: pathlib.Path) -> int:
 
 
 class Run:
-    """A training in a process of its own."""
+    """A training run in a separate process."""
 
     def __init__(self, workdir: pathlib.Path, options: argparse.Namespace):
         self._log = workdir.with_name(f"{workdir.name}.log")
@@ -88,7 +88,7 @@ class Run:
                 self._pid = subprocess.Popen([sys.executable, *line], cwd=REPOSITORY, stdout=log, stderr=log).pid
 
     def ended(self) -> bool:
-        """Whether it has; its exit code is in `code` then."""
+        """Whether the process has ended; then `code` is its exit code."""
         if self.code is None:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
@@ -96,12 +96,12 @@ class Run:
         return self.code is not None
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the process to be gone."""
+        """Sends SIGKILL and waits for the process to end."""
         os.kill(self._pid, signal.SIGKILL)
         self.code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
     def wait(self) -> None:
-        """Until it ends by itself, without an error."""
+        """Waits until the process ends; raises SystemExit on an error."""
         while not self.ended():
             if time.monotonic() - self.began > TIMEOUT_S:
                 self.kill()
@@ -111,7 +111,7 @@ class Run:
 
 
 def train_here(line: list[str]) -> int:
-    """The program, in this process."""
+    """Runs the program in this process."""
     program = importlib.import_module("main")
     sys.argv = line
     program.main(program.parse_flags(line))
@@ -119,7 +119,7 @@ def train_here(line: list[str]) -> int:
 
 
 def logged_step(workdir: pathlib.Path) -> int:
-    """The last whole step in metrics.jsonl, 0 before the first."""
+    """The last completely logged step in metrics.jsonl, 0 before the first."""
     try:
         lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
     except OSError:
@@ -128,7 +128,7 @@ def logged_step(workdir: pathlib.Path) -> int:
 
 
 def checkpoints(workdir: pathlib.Path) -> tuple[list[int], bool, bool]:
-    """Saved steps; whether one is half written; whether the newest has no checksums."""
+    """Saved steps; whether a save is unfinished; whether the newest has no checksums."""
     try:
         names = os.listdir(workdir / "checkpoints")
     except OSError:
@@ -139,7 +139,7 @@ def checkpoints(workdir: pathlib.Path) -> tuple[list[int], bool, bool]:
 
 
 def instant(kind: str, random: np.random.Generator, first_step_s: float, done: int, steps: int):
-    """(condition of a workdir and a run, seconds after it came true): when to kill a run that has `done` of `steps`."""
+    """When to kill a run that has `done` of `steps` steps: (condition of workdir and run, delay in seconds)."""
     step = int(random.integers(done + 1, max(done + 2, steps - 4)))
     if kind == "start":
         wait = random.uniform(0.0, first_step_s)
@@ -154,7 +154,7 @@ def instant(kind: str, random: np.random.Generator, first_step_s: float, done: i
 
 
 def where(workdir: pathlib.Path, before: int, last: int) -> str:
-    """In words, what the kill found; `before` was the newest checkpoint when the run was started, `last` is the last step."""
+    """Describes when the kill happened; `before` was the newest checkpoint at the start, `last` is the last step."""
     steps, half_written, bare = checkpoints(workdir)
     if not (workdir / "config.json").exists() or logged_step(workdir) <= before:
         return "before the first step of the start"
@@ -182,7 +182,7 @@ def write_arrays(folder: pathlib.Path, out: pathlib.Path) -> int:
 
 
 def final_state(workdir: pathlib.Path, last: int) -> dict[str, bytes]:
-    """Every array of the checkpoint of the last step: name -> bytes. Read in a child, since JAX does not survive a fork."""
+    """Every array of the last checkpoint: name -> bytes. Read in a child process, since JAX does not survive a fork."""
     out, log = (workdir.with_name(f"{workdir.name}{suffix}") for suffix in (".npz", ".log"))
     _, status = os.waitpid(in_child(lambda: write_arrays(workdir / "checkpoints" / str(last), out), log), 0)
     if status:
@@ -192,26 +192,26 @@ def final_state(workdir: pathlib.Path, last: int) -> dict[str, bytes]:
 
 
 def differing(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """Names of arrays that are not bit for bit the same."""
+    """Names of arrays that are not bit-identical."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def main() -> None:
-    """The campaign."""
+    """Runs the campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--kills_per_run", type=int, default=1, help="after so many a run is resumed to its end")
-    parser.add_argument("--steps", type=int, default=200, help="of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--kills_per_run", type=int, default=1, help="number of kills before a run is resumed to its end")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     parser.add_argument("--warm", action="store_true", help="fork the runs from this process")
-    parser.add_argument("--folder", default="", help="where the runs go; a temporary folder by default")
+    parser.add_argument("--folder", default="", help="folder of the runs; a temporary folder by default")
     options = parser.parse_args()
     folder = pathlib.Path(options.folder or tempfile.mkdtemp(prefix="kills-")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(options.seed)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # two processes cannot share some accelerators
     if options.warm:
-        for module in ("main", "ddpm_jax.programs.train", "ddpm_jax.data.digits", "configs.defaults"):
+        for module in ("main", "ddpm_jax.cli.train", "ddpm_jax.data.digits", "configs.defaults"):
             importlib.import_module(module)
 
     whole = folder / "whole"
@@ -240,7 +240,7 @@ def main() -> None:
             while not run.ended() and not condition(workdir, run):
                 time.sleep(0.001)
             time.sleep(delay)
-            if run.ended():  # the instant was after the end: no kill
+            if run.ended():  # the run ended first: no kill
                 run.wait()
                 break
             run.kill()
@@ -256,7 +256,7 @@ def main() -> None:
         print(f"{killed:4d}  {verdict}  ({'; '.join(found)})", flush=True)
         if not difference:
             shutil.rmtree(workdir)
-    print("\n| the kill fell | times |\n|---|---|")
+    print("\n| time of the kill | count |\n|---|---|")
     for place, count in places.most_common():
         print(f"| {place} | {count} |")
     print(f"\n{killed} kills, {ends} runs resumed to the end: {ends - wrong} bit-identical, {wrong} different")

@@ -1,10 +1,10 @@
-"""How long do the metrics take once the features are there, and how much memory? No images, no network: random vectors.
+"""How much time and memory do the metrics need, given the features? Uses random vectors, no images and no network.
 
 python benchmarks/metrics.py                                   # 50,000 of 2,048: an FID; 10,000 for kid, precision and recall
 python benchmarks/metrics.py --num=2000 --dimension=64 --kept=500
 
-Seconds that passed, seconds of all cores together (which say more where a machine is shared), and the highest memory of
-the process so far, the vectors themselves included.
+Prints wall-clock seconds, CPU seconds of all cores (more reliable on a shared machine), and the peak memory of the process
+so far, including the vectors.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax.metrics.collection import collect
+from ddpm_jax.metrics.feature_set import accumulate_features
 from ddpm_jax.metrics.features import Features
 from ddpm_jax.metrics.frechet import frechet_distance
-from ddpm_jax.metrics.kernel import kernel_distance
+from ddpm_jax.metrics.kid import kernel_distance
 from ddpm_jax.metrics.precision_recall import Manifold
 
 BATCH = 1000
@@ -35,18 +35,21 @@ def main() -> None:
     options = parser.parse_args()
     print(f"two sets of {options.num:,} vectors of {options.dimension:,}, {options.kept:,} of them kept")
     print(f"{'':32} {'seconds':>8} {'of cores':>9} {'memory, GiB':>12}")
-    real, drawn = (
-        timed(f"moments and choice, {name}", lambda shift=shift: collect(parts(options, shift), options.num, options.kept))
-        for name, shift in (("real", 0.0), ("drawn", 0.1))
+    real, generated = (
+        timed(
+            f"moments and choice, {name}",
+            lambda shift=shift: accumulate_features(parts(options, shift), options.num, options.kept),
+        )
+        for name, shift in (("real", 0.0), ("generated", 0.1))
     )
-    timed("Fréchet distance", lambda: frechet_distance(real.gaussian, drawn.gaussian))
-    timed("KID", lambda: kernel_distance(real.features, drawn.features))
-    manifold = timed("neighbours of the real", lambda: Manifold(real.features))
-    timed("precision and recall", lambda: manifold.compare(drawn.features))
+    timed("Fréchet distance", lambda: frechet_distance(real.gaussian, generated.gaussian))
+    timed("KID", lambda: kernel_distance(real.features, generated.features))
+    manifold = timed("neighbors of the real", lambda: Manifold(real.features))
+    timed("precision and recall", lambda: manifold.compare(generated.features))
 
 
 def parts(options: argparse.Namespace, shift: float) -> Iterator[Features]:
-    """Vectors whose spread falls from one dimension to the next, as features' does; batch by batch."""
+    """Vectors whose standard deviation decreases over the dimensions, as for features; batch by batch."""
     rng = np.random.default_rng(0)
     spread = np.exp(-np.arange(options.dimension) / (options.dimension / 7)).astype(np.float32)
     for first in range(0, options.num, BATCH):

@@ -1,12 +1,12 @@
-"""How exact is each sampler, by network evaluations? On a Gaussian mixture, whose exact denoiser is known in closed form.
+"""How accurate is each sampler for a number of network evaluations? On a Gaussian mixture with a closed-form denoiser.
 
 python benchmarks/mixture.py --plot=docs/images/samplers.png             # 4 minutes on 2 cores
 python benchmarks/mixture.py --against=diffusers --schedule=cosine       # pip install torch diffusers
 
-Without noise: the root mean square distance between the samples and those of the probability-flow ODE from the same x_T,
-which is followed down to t=0, where all samplers take the network's guess. With noise: the sliced Wasserstein distance
-of the samples from the mixture, beside that of as many samples of the mixture itself (the noise floor). The order is the
-slope of the error over the two largest numbers of evaluations. All in float64: what is measured is the method.
+Deterministic samplers: the root mean square distance to the solution of the probability-flow ODE from the same x_T, which is
+solved down to t=0, where all samplers return the network's x̂_0. Stochastic samplers: the sliced Wasserstein distance to the
+mixture, and that of as many samples of the mixture itself (the noise floor). The order is the slope of the error over the two
+largest numbers of evaluations. All in float64, so that the method is measured, not the rounding.
 """
 
 import argparse
@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax import curves
-from ddpm_jax.process import schedules
-from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.diffusion import schedules, spacings
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.plotting import filmstrip
+from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers import sampler as chain
 
-# Five blobs in three dimensions: weights, means and standard deviations.
+# Five Gaussians in three dimensions: weights, means and standard deviations.
 WEIGHTS = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
 MEANS = np.array([[-0.7, -0.5, 0.4], [0.6, 0.7, 0.1], [0.7, -0.4, -0.6], [-0.1, 0.2, -0.3], [-0.5, 0.8, 0.8]])
 SCALES = np.array([0.15, 0.2, 0.1, 0.3, 0.12])
@@ -35,7 +36,7 @@ SHAPE = (1, 1, 3)
 STEPS = 1000  # of the trained chain
 BUDGETS = (5, 10, 20, 50, 100)
 SPACINGS = ("trailing", "karras", "logsnr")
-FLOWS = {  # samplers without noise: what the table calls them -> name, options
+DETERMINISTIC = {  # deterministic samplers: label -> name, options
     "ddim": ("ddim", {}),
     "dpmpp_2m": ("dpmpp_2m", {}),
     "unipc": ("unipc", {}),
@@ -43,7 +44,7 @@ FLOWS = {  # samplers without noise: what the table calls them -> name, options
     "heun": ("heun", {}),
     "ode": ("ode", {}),
 }
-DRAWS = {  # samplers with noise
+STOCHASTIC = {  # stochastic samplers
     "ancestral, fixed_small": ("ancestral", {"variance": "fixed_small"}),
     "ancestral, fixed_large": ("ancestral", {"variance": "fixed_large"}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
@@ -54,36 +55,40 @@ DRAWS = {  # samplers with noise
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedule", choices=schedules.SCHEDULES, default="linear", help="noise schedule of the trained chain")
-    parser.add_argument("--against", choices=["diffusers"], help="measure its samplers beside ours")
+    parser.add_argument("--against", choices=["diffusers"], help="also measure its samplers")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network evaluations per sample")
-    parser.add_argument("--flows", type=int, default=1000, help="samples compared with the ODE")
-    parser.add_argument("--draws", type=int, default=50_000, help="samples compared with the mixture")
+    parser.add_argument("--ode_samples", type=int, default=1000, help="samples compared with the ODE")
+    parser.add_argument("--mixture_samples", type=int, default=50_000, help="samples compared with the mixture")
     parser.add_argument(
-        "--seeds", type=int, default=1, help="of the samples compared with the mixture: errors are means over them"
+        "--seeds",
+        type=int,
+        default=1,
+        help="seeds of the samples compared with the mixture, to average errors over",
     )
-    parser.add_argument("--only", choices=[*FLOWS, *DRAWS], nargs="+", help="these samplers; all by default")
-    parser.add_argument("--spacing", choices=schedules.SPACINGS, help="one of the spacings")
+    parser.add_argument("--only", choices=[*DETERMINISTIC, *STOCHASTIC], nargs="+", help="only these samplers; all by default")
+    parser.add_argument("--spacing", choices=spacings.SPACINGS, help="only this spacing")
     parser.add_argument("--plot", help="PNG file for the curves")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
     trained = schedules.make_schedule(options.schedule, STEPS)
     network = make_network(trained)
-    keys = [jax.random.split(jax.random.key(seed), options.draws) for seed in range(options.seeds)]
-    flow_keys = [keys[0][: options.flows]]
-    x_T = np.asarray(chain.images_noise(*flow_keys, 0, SHAPE))
+    keys = [jax.random.split(jax.random.key(seed), options.mixture_samples) for seed in range(options.seeds)]
+    flow_keys = [keys[0][: options.ode_samples]]
+    x_T = np.asarray(chain.per_image_noise(*flow_keys, 0, SHAPE))
     exact = solve_flow(trained, x_T)
-    floor = np.mean([sliced_wasserstein(draw_mixture(options.draws, seed)) for seed in range(5)])
+    floor = np.mean([sliced_wasserstein(sample_mixture(options.mixture_samples, seed)) for seed in range(5)])
 
     def distance_to_flow(samples: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.sum(np.square(samples.reshape(exact.shape) - exact), axis=-1))))
 
-    flows, draws = (
-        {label: setting for label, setting in rows.items() if label in (options.only or rows)} for rows in (FLOWS, DRAWS)
+    deterministic, stochastic = (
+        {label: setting for label, setting in rows.items() if label in (options.only or rows)}
+        for rows in (DETERMINISTIC, STOCHASTIC)
     )
-    kinds = (  # (title, samplers, keys of each seed, error of samples, what errors are not told apart from)
-        ("distance from the probability-flow ODE", flows, flow_keys, distance_to_flow, 0.0),
-        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", draws, keys, sliced_wasserstein, floor),
+    kinds = (  # (title, samplers, keys of each seed, error function, noise floor)
+        ("distance from the probability-flow ODE", deterministic, flow_keys, distance_to_flow, 0.0),
+        (f"sliced Wasserstein distance from the mixture; noise floor {floor:.1e}", stochastic, keys, sliced_wasserstein, floor),
     )
     if options.against:
         import mixture_diffusers
@@ -95,12 +100,12 @@ def main() -> None:
         rows = {}
         for label, setting in settings.items():
             for spacing in [options.spacing] if options.spacing else SPACINGS:
-                samplers = [make_sampler(trained, setting, spacing, budget) for budget in options.budgets]
+                samplers = [sampler_within(trained, setting, spacing, budget) for budget in options.budgets]
                 errors = [
                     np.mean([error_of(run(sampler, network, keys)) for keys in seeds]) if sampler else np.nan
                     for sampler in samplers
                 ]
-                rows[label, spacing] = [(sampler.evaluations if sampler else 0) for sampler in samplers], errors
+                rows[label, spacing] = [(sampler.nfe if sampler else 0) for sampler in samplers], errors
         print_table(title, rows, options.budgets, least)
         panels.append((title, rows, least))
     if options.plot:
@@ -111,21 +116,21 @@ def main() -> None:
 
 
 def exact_denoiser(x_t: jax.Array, signal: jax.Array, spread: jax.Array) -> jax.Array:
-    """E[x_0 | x_t], x_t = signal x_0 + spread eps: [..., 3]. Each blob by itself is the Gaussian case of Bayes' rule,
+    """E[x_0 | x_t], x_t = signal x_0 + spread eps: [..., 3]. For each component by Bayes' rule for Gaussians,
 
     m_i + signal s_i² / v_i (x_t - signal m_i),   v_i = signal² s_i² + spread²,
 
-    and the blobs count by how likely x_t is under each, w_i N(x_t; signal m_i, v_i).
+    weighted by the posterior of the component, proportional to w_i N(x_t; signal m_i, v_i).
     """
     variance = jnp.square(signal * SCALES) + jnp.square(spread)
-    away = x_t[..., None, :] - signal * jnp.asarray(MEANS)
-    log_weight = jnp.log(WEIGHTS) - 1.5 * jnp.log(variance) - 0.5 * jnp.sum(jnp.square(away), axis=-1) / variance
-    guesses = jnp.asarray(MEANS) + (signal * np.square(SCALES) / variance)[:, None] * away
-    return jnp.sum(jax.nn.softmax(log_weight)[..., None] * guesses, axis=-2)
+    difference = x_t[..., None, :] - signal * jnp.asarray(MEANS)
+    log_weight = jnp.log(WEIGHTS) - 1.5 * jnp.log(variance) - 0.5 * jnp.sum(jnp.square(difference), axis=-1) / variance
+    means = jnp.asarray(MEANS) + (signal * np.square(SCALES) / variance)[:, None] * difference
+    return jnp.sum(jax.nn.softmax(log_weight)[..., None] * means, axis=-2)
 
 
-def make_network(trained: schedules.NoiseSchedule) -> chain.DenoiseFn:
-    """(x_t, t [B], all equal) -> x_start: what a network that has learnt the mixture predicts."""
+def make_network(trained: schedules.NoiseSchedule) -> DenoiseFn:
+    """(x_t, t [B], all equal) -> x_start: the output of a perfect network for the mixture."""
     signals, spreads = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
 
     def network(x_t: jax.Array, t: jax.Array) -> jax.Array:
@@ -135,9 +140,9 @@ def make_network(trained: schedules.NoiseSchedule) -> chain.DenoiseFn:
 
 
 def solve_flow(trained: schedules.NoiseSchedule, x_T: np.ndarray, steps: int = 4000) -> np.ndarray:
-    """The probability-flow ODE from T-1 down to t=0, and the guess from there: Kutta's method in log sigma.
+    """The probability-flow ODE from T-1 down to t=0, followed by x̂_0: the classical Runge-Kutta method in log sigma.
 
-    In x / sqrt(alphas_cumprod) it is dx / d log sigma = x - E[x_0 | x]. With half the steps the samples are the same to 1e-10.
+    In x / sqrt(alphas_cumprod) it is dx / d log sigma = x - E[x_0 | x]. Half the steps change the samples by less than 1e-10.
     """
     sigmas = np.geomspace(*trained.sqrt_recipm1_alphas_cumprod[[-1, 0]], 2 * steps + 1)
     signals, spreads = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
@@ -147,8 +152,8 @@ def solve_flow(trained: schedules.NoiseSchedule, x_T: np.ndarray, steps: int = 4
         signal = 1 / jnp.sqrt(1 + sigma**2)
         return x - exact_denoiser(signal * x, signal, signal * sigma)
 
-    def step(x, at):
-        start, middle, end = at
+    def step(x, interval):
+        start, middle, end = interval
         k1 = slope(x, start)
         k2 = slope(x + h / 2 * k1, middle)
         k3 = slope(x + h / 2 * k2, middle)
@@ -159,17 +164,17 @@ def solve_flow(trained: schedules.NoiseSchedule, x_T: np.ndarray, steps: int = 4
     return np.asarray(exact_denoiser(signals[0] * x, signals[0], spreads[0])).reshape(-1, 3)
 
 
-def draw_mixture(count: int, seed: int) -> np.ndarray:
-    """Samples of the mixture itself: [count, 3]."""
+def sample_mixture(count: int, seed: int) -> np.ndarray:
+    """Samples of the mixture: [count, 3]."""
     random = np.random.default_rng(seed)
-    blob = random.choice(len(WEIGHTS), size=count, p=WEIGHTS)
-    return MEANS[blob] + SCALES[blob, None] * random.normal(size=(count, 3))
+    component = random.choice(len(WEIGHTS), size=count, p=WEIGHTS)
+    return MEANS[component] + SCALES[component, None] * random.normal(size=(count, 3))
 
 
 def sliced_wasserstein(samples: np.ndarray, directions: int = 32) -> float:
     """Root mean square, over directions, of the Wasserstein-2 distance between samples and mixture along each.
 
-    Along a direction the mixture is one of five Gaussians on a line: its quantiles are known but for an interpolation.
+    Along a direction the mixture is a one-dimensional mixture of five Gaussians; its quantiles are interpolated.
     """
     samples = np.asarray(samples).reshape(-1, 3)
     units = np.random.default_rng(0).normal(size=(directions, 3))
@@ -186,37 +191,36 @@ def sliced_wasserstein(samples: np.ndarray, directions: int = 32) -> float:
 # The samplers.
 
 
-def make_sampler(
+def sampler_within(
     trained: schedules.NoiseSchedule, setting: tuple[str, dict], spacing: str, budget: int
 ) -> chain.Sampler | None:
-    """The one of most steps that takes at most `budget` evaluations; None where one step takes more."""
+    """The sampler with the most steps within `budget` evaluations; None if one step needs more."""
     name, options = setting
+    options = {"variance": "fixed_small"} | options
+    parameterization = Parameterization("x_start", options.pop("variance"), clip_denoised=False)
     for num_steps in range(budget, 0, -1):
-        timesteps = schedules.spaced_timesteps(trained.num_timesteps, num_steps, spacing, schedule=trained)
-        sampler = SAMPLERS[name](
-            schedules.respace(trained, timesteps),
-            **({"prediction": "x_start", "variance": "fixed_small", "clip_denoised": False, "trained": trained} | options),
-        )
-        if sampler.evaluations <= budget:
+        timesteps = spacings.spaced_timesteps(trained.num_timesteps, num_steps, spacing, schedule=trained)
+        sampler = make_sampler(name, schedules.respace(trained, timesteps), parameterization, trained=trained, **options)
+        if sampler.nfe <= budget:
             return sampler
     return None
 
 
-def run(sampler: chain.Sampler, network: chain.DenoiseFn, keys: jax.Array) -> np.ndarray:
+def run(sampler: chain.Sampler, network: DenoiseFn, keys: jax.Array) -> np.ndarray:
     """Samples [B, 3], one for each key."""
     return np.asarray(jax.jit(lambda keys: chain.sample(sampler, network, keys, SHAPE).x)(keys)).reshape(-1, 3)
 
 
-# What is shown.
+# Output.
 
 
 def order(evaluations: list[int], errors: list[float]) -> float:
-    """The slope of the last two errors."""
+    """The slope between the last two errors."""
     return float(-np.diff(np.log(errors[-2:]))[0] / np.diff(np.log(evaluations[-2:]))[0])
 
 
 def print_table(title: str, rows: dict, budgets: list[int], floor: float) -> None:
-    """One row for each sampler and spacing, as Markdown."""
+    """Prints one Markdown row per sampler and spacing."""
     print(f"\n{title}\n\n| sampler | spacing | {' | '.join(map(str, budgets))} | order |\n|{'---|' * (len(budgets) + 3)}")
     for (label, spacing), (evaluations, errors) in rows.items():
         cells = [f"{error:.1e}" if np.isfinite(error) else "" for error in errors]
@@ -228,7 +232,7 @@ COLORS = ("#1f5a96", "#b4532a", "#3c3c3c", "#6b8f3a", "#8a4f9e", "#c99a2e")
 
 
 def plot(file: str, panels: list) -> None:
-    """A panel for each kind of sampler, each with the spacing that serves it best at its largest budget."""
+    """One panel per kind of sampler; each sampler with its best spacing at the largest budget."""
     figure = Figure(figsize=(12, 5), dpi=110, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for axes, (title, rows, floor) in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -239,13 +243,13 @@ def plot(file: str, panels: list) -> None:
             text = f"{label} ({spacing}), order {order(evaluations, errors):.1f}"
             axes.loglog(evaluations, errors, "o-", color=color, label=text, linewidth=1.6, markersize=4)
         if floor:
-            axes.axhline(floor, color=curves.NEUTRAL, linestyle=":", linewidth=1.2)
-            axes.text(5, 0.92 * floor, "as many samples of the mixture itself", color=curves.INK, size=9, va="top")
-        axes.set_title(title.split(";")[0], color=curves.INK, size=12, loc="left")
-        axes.set_xlabel("network evaluations per sample", color=curves.INK)
+            axes.axhline(floor, color=filmstrip.NEUTRAL, linestyle=":", linewidth=1.2)
+            axes.text(5, 0.92 * floor, "as many samples of the mixture itself", color=filmstrip.INK, size=9, va="top")
+        axes.set_title(title.split(";")[0], color=filmstrip.INK, size=12, loc="left")
+        axes.set_xlabel("network evaluations per sample", color=filmstrip.INK)
         axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-        axes.xaxis.set_minor_locator(curves.NullLocator())
-        axes.grid(color=curves.FAINT)
+        axes.xaxis.set_minor_locator(filmstrip.NullLocator())
+        axes.grid(color=filmstrip.FAINT)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=9, labelcolor="linecolor", frameon=False, loc="upper right")

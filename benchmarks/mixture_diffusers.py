@@ -1,4 +1,4 @@
-"""The samplers of diffusers on the mixture of `mixture.py`, side by side with ours. Needs torch and diffusers."""
+"""Compares the samplers of diffusers with ours on the mixture of `mixture.py`. Needs torch and diffusers."""
 
 import functools
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import mixture
 import numpy as np
 import torch
 
-from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 
 def spaced(spacing: str) -> dict:
-    """The options by which diffusers' schedulers come to the timesteps that ours call `spacing`."""
+    """The options with which diffusers' schedulers use the timesteps of our `spacing`."""
     return {"karras": {"use_karras_sigmas": True}, "logsnr": {"use_lu_lambdas": True}}.get(
         spacing, {"timestep_spacing": spacing}
     )
@@ -48,19 +48,21 @@ def make_network(trained: NoiseSchedule) -> Callable[[torch.Tensor, float], torc
     return network
 
 
-def draw(trained: NoiseSchedule, label: str, spacing: str, evaluations: int, x_T: np.ndarray, seed: int) -> np.ndarray | None:
-    """Samples [B, 3] from x_T [B, 3] in exactly so many evaluations; None where diffusers cannot generate any.
+def generate(
+    trained: NoiseSchedule, label: str, spacing: str, evaluations: int, x_T: np.ndarray, seed: int
+) -> np.ndarray | None:
+    """Samples [B, 3] from x_T [B, 3] in exactly `evaluations` evaluations; None if diffusers cannot generate any.
 
-    Under cosine and sigmoid its spacings by noise level round the first levels to one timestep, T-1. Its solvers look up their
-    first level by the timestep, take the second of these, and run past the last.
+    With cosine and sigmoid, its spacings in the noise level round several first levels to the timestep T-1. Its solvers find
+    their first level by the timestep, use the second of these, and run past the last one.
 
     Args:
       trained: the chain that the network was trained on.
       label: a key of SAME.
       spacing: one of its spacings.
-      evaluations: of the network, per sample.
+      evaluations: network evaluations per sample.
       x_T: pure noise, float64.
-      seed: of the noise in the steps, where there is any.
+      seed: for the noise of stochastic samplers.
     """
     make, options, _ = SAME[label]
     try:
@@ -69,7 +71,7 @@ def draw(trained: NoiseSchedule, label: str, spacing: str, evaluations: int, x_T
         x, network = torch.from_numpy(x_T), make_network(trained)
         if label == "heun":
             x = x * scheduler.init_noise_sigma
-        options = {"generator": torch.Generator().manual_seed(seed)} if label in mixture.DRAWS else {}
+        options = {"generator": torch.Generator().manual_seed(seed)} if label in mixture.STOCHASTIC else {}
         for t in scheduler.timesteps:
             output = network(scheduler.scale_model_input(x, t).double(), t)
             x = scheduler.step(output, t, x, **options, return_dict=False)[0]
@@ -79,10 +81,10 @@ def draw(trained: NoiseSchedule, label: str, spacing: str, evaluations: int, x_T
 
 
 def compare(trained: NoiseSchedule, kinds: tuple, budgets: list[int], only_spacing: str | None) -> None:
-    """Print ours and theirs for each sampler, spacing and budget that both have, and where ours is the worse of the two."""
+    """Prints both errors for each common sampler, spacing and budget, and the cells in which ours is worse."""
     ours_network, worse, skipped = mixture.make_network(trained), [], []
     for title, settings, seeds, error_of, floor in kinds:
-        starts = [np.asarray(mixture.chain.images_noise(keys, 0, mixture.SHAPE)).reshape(-1, 3) for keys in seeds]
+        starts = [np.asarray(mixture.chain.per_image_noise(keys, 0, mixture.SHAPE)).reshape(-1, 3) for keys in seeds]
         print(f"\n{title}: ours / diffusers {diffusers.__version__}\n")
         print(f"| sampler | spacing | {' | '.join(map(str, budgets))} |\n|{'---|' * (len(budgets) + 2)}")
         for label in settings:
@@ -93,17 +95,17 @@ def compare(trained: NoiseSchedule, kinds: tuple, budgets: list[int], only_spaci
                     continue
                 cells = []
                 for budget in budgets:
-                    sampler = mixture.make_sampler(trained, settings[label], spacing, budget)
+                    sampler = mixture.sampler_within(trained, settings[label], spacing, budget)
                     ours = np.mean([error_of(mixture.run(sampler, ours_network, keys)) for keys in seeds])
-                    samples = [draw(trained, label, spacing, sampler.evaluations, x_T, seed) for seed, x_T in enumerate(starts)]
+                    samples = [generate(trained, label, spacing, sampler.nfe, x_T, seed) for seed, x_T in enumerate(starts)]
                     if any(x is None for x in samples):
                         cells.append(f"{ours:.1e} / -")
-                        skipped.append(f"{label}, {spacing}, {sampler.evaluations}")
+                        skipped.append(f"{label}, {spacing}, {sampler.nfe}")
                         continue
                     theirs = np.mean([error_of(x) for x in samples])
                     cells.append(f"{ours:.1e} / {theirs:.1e}")
                     if ours > 1.02 * theirs + 0.2 * floor:
-                        worse.append(f"{label}, {spacing}, {sampler.evaluations}: {ours:.3g} against {theirs:.3g}")
+                        worse.append(f"{label}, {spacing}, {sampler.nfe}: {ours:.3g} against {theirs:.3g}")
                 print(f"| {label} | {spacing} | {' | '.join(cells)} |", flush=True)
     print(f"\nours is worse by more than 2% and a fifth of the noise floor in {len(worse)} cells")
     print("\n".join(worse))

@@ -2,18 +2,19 @@
 
 python benchmarks/pred_xstart.py --workdir=runs/digits
 
-Takes training images to each t with fresh noise, asks the network (its EMA weights, with the image's own class) and
-prints, root mean square over pixels of [-1, 1]:
+Adds noise to training images at each t, evaluates the network (EMA parameters, with the label of the image) and
+prints root mean squares over pixels in [-1, 1]:
 
-    1/sqrt(acp)   by which an error in eps is multiplied, nearly, on its way to pred_xstart
+    1/sqrt(acp)   the factor, nearly, from an error in eps to an error in pred_xstart
     eps           the error of the network's estimate of the noise
-    outside       the share of pixels of pred_xstart that are outside [-1, 1] before they are clipped
-    class mean    the distance of the clipped pred_xstart from the mean image of the class: nearly what an ideal
-                  network answers where x_t holds nothing of the image
+    outside       the fraction of pixels of pred_xstart outside [-1, 1] before clipping
+    class mean    the distance of the clipped pred_xstart from the mean image of the class: nearly the output
+                  of an ideal network if x_t contains no signal
     image         its distance from the image itself
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
@@ -25,8 +26,9 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax import build
-from ddpm_jax.process import diffusion, pixels
-from ddpm_jax.programs import weights
+from ddpm_jax.cli import common
+from ddpm_jax.diffusion import gaussian, pixels
+from ddpm_jax.diffusion.parameterization import predict_eps_from_xstart
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import workdir
 
@@ -41,8 +43,9 @@ def main() -> None:
 
     folder = pathlib.Path(options.workdir).expanduser().absolute()
     config = ConfigDict(workdir.read_config(str(folder)))
-    params, step = weights.restore(config, folder, meshes.make_mesh())
-    schedule, source = build.build_schedule(config), build.build_source(config, report=lambda line: None)
+    params, step = common.restore_params(config, folder, meshes.make_mesh())
+    schedule, source = build.build_schedule(config), build.build_source(config)
+    parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
     every = source.batch(np.arange(len(source)))
     images, labels = np.asarray(pixels.from_uint8(every["image"])), every["label"]
     means = np.stack([images[labels == label].mean(axis=0) for label in range(config.data.num_classes)])
@@ -54,17 +57,10 @@ def main() -> None:
 
     @jax.jit
     def estimate(t: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_t = diffusion.q_sample(schedule, x_start, t, noise)
-        _, _, pred_xstart = diffusion.p_mean_variance(
-            schedule,
-            denoise_fn(x_t, t),
-            x_t,
-            t,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            clip_denoised=False,
-        )
-        return pred_xstart, diffusion.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
+        x_t = gaussian.q_sample(schedule, x_start, t, noise)
+        level = schedule.level(t)
+        pred_xstart = parameterization.denoise(denoise_fn, x_t, level)
+        return pred_xstart, predict_eps_from_xstart(x_t, level, pred_xstart)
 
     for last in TIMESTEPS:
         step_t = last * (schedule.num_timesteps - 1) // 999

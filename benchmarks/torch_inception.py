@@ -1,4 +1,4 @@
-"""pytorch-fid's Inception, for --against=torch of features.py; nothing else imports it."""
+"""pytorch-fid's Inception, imported only by features.py with --against=torch."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ except ImportError as error:
 
 
 def extractor(state: dict[str, np.ndarray], images: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
-    """A function that computes the features of uint8 [B, H, W, C], resize to 299x299 included."""
+    """A function that computes the features of uint8 [B, H, W, C], including the resize to 299x299."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = {name: torch.from_numpy(array) for name, array in state.items()} | {"fc.bias": torch.zeros(1008)}
     fetch, strict = pytorch_fid.inception.load_state_dict_from_url, torch.nn.Module.load_state_dict
     pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: weights
-    # Without the counts of batches that norms keep beside what they need.
+    # Without the batch counters of the norms.
     torch.nn.Module.load_state_dict = lambda self, given: strict(self, given, strict=False)
     try:
         network = pytorch_fid.inception.InceptionV3().to(device).eval()

@@ -1,4 +1,4 @@
-"""The same network and work in PyTorch and diffusers, for --against=torch; nothing else imports it."""
+"""The same network and work in PyTorch and diffusers, imported only with --against=torch."""
 
 import copy
 from collections.abc import Callable
@@ -13,13 +13,13 @@ except ImportError as error:
 
 
 def make_unet(config) -> "torch.nn.Module":
-    """diffusers' U-Net with the settings of ours: the published ones give the published number of parameters."""
+    """diffusers' U-Net with our settings; the published settings give the published number of parameters."""
     model, size = config.model, config.data.image_size
     widths = tuple(model.ch * factor for factor in model.ch_mult)
     attends = [size // 2**level in model.attn_resolutions for level in range(len(widths))]
     heads = {width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]}
     if len(heads) > 1:
-        raise SystemExit("error: diffusers gives all attention the same width here: choose another --config")
+        raise SystemExit("error: diffusers supports only one attention width here: choose another --config")
     return diffusers.UNet2DModel(
         sample_size=size,
         in_channels=config.data.channels,
@@ -40,17 +40,17 @@ def make_unet(config) -> "torch.nn.Module":
 
 
 def _labels(config, batch_size: int) -> "torch.Tensor | None":
-    """As the other side has them; dropping some is left out."""
+    """Labels as for our network, without label dropout."""
     return torch.arange(batch_size, device=_device()) % config.data.num_classes if config.model.class_conditional else None
 
 
 def count_parameters(config) -> int:
-    """Of diffusers' network."""
+    """Number of parameters of diffusers' network."""
     return sum(parameter.numel() for parameter in make_unet(config).parameters())
 
 
 def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
-    """A function that takes one step of DDPM's training on uint8 [B, H, W, C]."""
+    """A function that runs one training step of DDPM on uint8 [B, H, W, C]."""
     network = _prepared(config, channels_last).train()
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
@@ -82,7 +82,7 @@ def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[
 
 
 def sampler(config, batch_size: int, num_steps: int, *, channels_last: bool) -> Callable[[], None]:
-    """A function that draws a batch: diffusers' scheduler and network, step by step as its pipelines do."""
+    """A function that generates a batch with diffusers' scheduler and network, like its pipelines."""
     network = _prepared(config, channels_last).eval()
     kind = diffusers.DDIMScheduler if config.sampling.sampler == "ddim" else diffusers.DDPMScheduler
     scheduler = kind(config.diffusion.num_timesteps)

@@ -1,14 +1,14 @@
-"""How fast is a training step? Images/s, GFLOP/s, and the share of the machine's matmul ceiling measured in the same run.
+"""How fast is a training step? Images/s, GFLOP/s, and the fraction of the machine's matmul ceiling, measured in the same run.
 
 python benchmarks/train_step.py --config=cifar10 --batch_size=8
 python benchmarks/train_step.py --config=digits --against=torch    # needs: pip install torch diffusers
 
-With --against=torch the same network of PyTorch's diffusers takes the same step (flips, loss, clipping, Adam, EMA) in turn
-with ours, in both of its memory formats and in processes of its own; a ratio above 1 says that ours is faster.
+With --against=torch, the same network of PyTorch's diffusers runs the same step (flips, loss, clipping, Adam, EMA) in
+alternating rounds, in both memory formats and in separate processes; a ratio above 1 means that ours is faster.
 """
 
+import common
 import jax
-import measure
 import numpy as np
 
 from ddpm_jax import build
@@ -16,34 +16,34 @@ from ddpm_jax.runtime import mesh as meshes
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--against", choices=["torch"], help="measure this beside ours")
+    parser = common.parser(__doc__)
+    parser.add_argument("--against", choices=["torch"], help="also measure this")
     options = parser.parse_args()
-    config = measure.load_config(options)
+    config = common.load_config(options)
     batch_size = config.train.batch_size
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *build.image_shape(config)), dtype=np.uint8)
     labels = np.arange(batch_size, dtype=np.int32) % max(1, config.data.num_classes)
     ours, flops, parameters = our_step(config, {"image": images, "label": labels})
-    ceiling_matmul, ceiling_flops = measure.matmul(build.DTYPES[config.model.dtype])
-    work = {"ddpm_jax": measure.here(ours)}
+    ceiling_matmul, ceiling_flops = common.matmul(build.DTYPES[config.model.dtype])
+    work = {"ddpm_jax": common.in_process(ours)}
     if options.against:
-        torch_parameters = measure.asked("torch_reference", "count_parameters", config)
-        work |= measure.against_torch("torch_reference", "train_step", config, images)
-    rows = measure.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
+        torch_parameters = common.call_in_subprocess("torch_reference", "count_parameters", config)
+        work |= common.against_torch("torch_reference", "train_step", config, images)
+    rows = common.seconds(work | {"ceiling": ceiling_matmul}, options.rounds)
     ceiling = ceiling_flops / rows.pop("ceiling")
 
-    print(f"{measure.machine()}; {options.config}, batch {batch_size}, {config.model.dtype}, median of {options.rounds}")
-    print(f"{parameters:,} parameters; {flops / 1e9:,.1f} GFLOP a step, counted in the program")
+    print(f"{common.machine()}; {options.config}, batch {batch_size}, {config.model.dtype}, median of {options.rounds}")
+    print(f"{parameters:,} parameters; {flops / 1e9:,.1f} GFLOP per step, counted in the program")
     better = min((name for name in rows if name.startswith("torch")), key=rows.get, default=None)
-    measure.table(rows, batch_size, flops, ceiling, better)
+    common.table(rows, batch_size, flops, ceiling, better)
     if better:
         print(f"torch has {torch_parameters:,} parameters; ddpm_jax is {rows[better] / rows['ddpm_jax']:.2f}x {better}")
 
 
 def our_step(config, batch):
-    """A function that takes one step, the operations in it, and the number of parameters."""
+    """A function that runs one training step, its number of operations, and the number of parameters."""
     mesh = meshes.make_mesh()
     meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     replicated = meshes.replicated(mesh)
@@ -52,7 +52,7 @@ def our_step(config, batch):
     key = jax.device_put(jax.random.key(1), replicated)
     batch = jax.device_put(batch, meshes.batch_sharding(mesh))
     train_step = build.build_train_step(config, mesh)
-    flops = measure.count_flops(train_step, state, batch, key)
+    flops = common.count_flops(train_step, state, batch, key)
     step = jax.jit(train_step, donate_argnums=0)
     held = [state]
 

@@ -1,7 +1,7 @@
 """DDPM on CelebA-HQ at 256x256 as published: Ho et al. 2020 (arXiv 2006.11239), L_simple, 113.7M parameters.
 
 Command:    python main.py --config=configs/celebahq256.py --workdir=runs/celebahq256
-            TFDS cannot download this set; `tfds build celeb_a_hq/256` says where its files must lie.
+            TFDS cannot download this set; `tfds build celeb_a_hq/256` prints where to put its files.
 Hardware:   published on a TPU v3-128 with batch 64. On one accelerator: model.remat, optimizer.accumulation_steps.
 Expected:   the paper shows samples and gives no FID. Not yet measured here.
 """
@@ -10,7 +10,7 @@ from configs import defaults
 
 
 def get_config():
-    """What CelebA-HQ and LSUN share at 256x256; the LSUN configs start from here."""
+    """CelebA-HQ at 256x256; the LSUN configs are based on it."""
     config = defaults.get_config()
     config.data.name = "celeb_a_hq/256"
     config.data.image_size = 256

@@ -9,9 +9,9 @@ from configs import celebahq256
 
 
 def get_config():
-    """As for CelebA-HQ, over other images and for longer."""
+    """The CelebA-HQ config with other images and more steps."""
     config = celebahq256.get_config()
     config.data.name = "lsun/bedroom"
-    config.data.random_flip = False  # the one set that the paper does not mirror
+    config.data.random_flip = False  # the only set that the paper does not mirror
     config.train.num_steps = 2_400_000
     return config

@@ -9,7 +9,7 @@ from configs import celebahq256
 
 
 def get_config():
-    """As for CelebA-HQ, over other images and for longer."""
+    """The CelebA-HQ config with other images and more steps."""
     config = celebahq256.get_config()
     config.data.name = "lsun/church_outdoor"
     config.train.num_steps = 1_200_000

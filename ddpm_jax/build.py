@@ -1,4 +1,4 @@
-"""The one translator: a ConfigDict in, the parts of a run out. Below this file nobody reads a config."""
+"""Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
 from collections.abc import Callable
@@ -11,35 +11,39 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import data_config
+from ddpm_jax import cpu, data_config
+from ddpm_jax.cpu import compiler
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import ImageSource
+from ddpm_jax.diffusion import loss_weighting, pixels, schedules, spacings, timestep_sampling
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.models import layers, unet
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.process import diffusion, pixels, schedules, timesteps, weightings
-from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import UsageError
-from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.samplers.bound import BoundMeter
-from ddpm_jax.samplers.flow_meter import FlowMeter
-from ddpm_jax.samplers.generate import Generator
-from ddpm_jax.samplers.guidance import Guidance, guide, guided_timesteps
+from ddpm_jax.samplers import make_sampler
+from ddpm_jax.samplers.batched import BatchedSampler
+from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, SamplerState
+from ddpm_jax.samplers.sampler import Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
-from ddpm_jax.training.averages import Averaging
+from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
+from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-WEIGHTS = {"ema": "ema_params", "raw": "params"}  # -> field of the state; averages are fields of their own name
-WEIGHTING_OPTIONS = {  # weighting -> its options, and their fields of diffusion
+STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> field of the state; additional EMAs keep their name
+WEIGHTING_OPTIONS = {  # weighting -> {option: field of config.diffusion}
     "min_snr_gamma": {"gamma": "min_snr_gamma"},
     "p2": {"gamma": "p2_gamma", "k": "p2_k"},
     "edm": {"sigma_data": "edm_sigma_data"},
 }
-OPTIONS = {"unipc": ("order",), "heun": ("churn", "churn_interval", "churn_noise")}  # sampler -> its own fields of sampling
-# sampling.format -> what is written of the images
+SAMPLER_OPTIONS = {  # sampler -> {its field of config.sampling: value required for other samplers, None for any}
+    "ddim": {"eta": 0.0},
+    "unipc": {"order": 2},
+    "heun": {"churn": 0.0, "churn_interval": None, "churn_noise": None},
+}
+# sampling.format -> files to write
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
@@ -54,11 +58,24 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
+def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
+    """Set XLA flags for the network on CPUs. Must be called before JAX initializes; accepts a config that is not validated.
+
+    Args:
+      config: config of the run.
+      own_devices: whether this process may set the number of CPU devices; False in a distributed run.
+    """
+    channels = unet.min_channels(config.model)
+    compiler.set_xla_flags(channels)
+    if own_devices:
+        compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
+
+
 def build_model(config: ConfigDict) -> UNet:
-    """The network."""
+    """The network, with the layer implementations of this platform."""
     model = config.model
     return UNet(
-        out_channels=config.data.channels * (1 + (config.diffusion.variance in diffusion.LEARNED_VARIANCES)),
+        out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
         ch=model.ch,
         ch_mult=tuple(model.ch_mult),
         num_res_blocks=model.num_res_blocks,
@@ -70,129 +87,130 @@ def build_model(config: ConfigDict) -> UNet:
         num_classes=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else 0,
         dtype=DTYPES[model.dtype],
         remat=model.remat,
+        **cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
 
 
+def build_parameterization(config: ConfigDict) -> Parameterization:
+    """The meaning of the network output."""
+    diffusion = config.diffusion
+    scale = 1000 / diffusion.num_timesteps  # the time embedding expects 0..1000
+    return Parameterization(diffusion.prediction, diffusion.variance, diffusion.clip_denoised, time_scale=scale)
+
+
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
-    """The chain of T steps that the network is trained on."""
-    try:
-        schedule = schedules.make_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
-        return schedules.with_zero_terminal_snr(schedule) if config.diffusion.zero_terminal_snr else schedule
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
+    """The noise schedule of the training, T steps."""
+    diffusion = config.diffusion
+    with config_errors("diffusion"):
+        return schedules.make_schedule(
+            diffusion.schedule, diffusion.num_timesteps, zero_terminal_snr=diffusion.zero_terminal_snr
+        )
 
 
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
-    """The chain that config.sampling walks: the trained one respaced, and of it the lower part, `strength` in 0..1."""
+    """The respaced schedule of config.sampling, restricted to the lowest fraction `strength` in 0..1 of its steps."""
     trained, sampling = build_schedule(config), config.sampling
-    visited = schedules.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
-    lower = visited[: max(1, round(strength * len(visited)))]
-    return schedules.respace(trained, lower, from_noise=len(lower) == len(visited))
+    timesteps = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+    lower = timesteps[: max(1, round(strength * len(timesteps)))]
+    return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
 
 
-def build_weighting(config: ConfigDict) -> weightings.Weighting | None:
-    """How the squared error at each t counts."""
+def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
+    """The weight of the squared error at each t; None for weight 1."""
     name = config.diffusion.weighting
     fields = WEIGHTING_OPTIONS.get(name, {})
-    try:
-        weighting = weightings.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
-        return weightings.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
-    except ValueError as error:
-        raise UsageError(f"config.diffusion: {error}") from error
+    with config_errors("diffusion"):
+        weighting = loss_weighting.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
 
 
-def build_timestep_sampler(config: ConfigDict) -> timesteps.TimestepSampler:
-    """How t is drawn in training."""
-    return timesteps.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
+def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
+    """The distribution of t in training."""
+    return timestep_sampling.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
+
+
+def check_sampler_options(config: ConfigDict) -> None:
+    """Raise a UsageError if config.sampling sets an option that none of the selected samplers has."""
+    sampling = config.sampling
+    for sampler, fields in SAMPLER_OPTIONS.items():
+        for field, unused in fields.items():
+            if unused not in (None, sampling[field]) and sampler not in (sampling.sampler, *config.evaluation.samplers):
+                raise UsageError(
+                    f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {sampler} uses it: set "
+                    f"config.sampling.{field}={unused:g}, or config.sampling.sampler={sampler}"
+                )
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
-    """The sampler that config.sampling names, over its respaced chain or the lower part of it."""
-    process, sampling = config.diffusion, config.sampling
-    options = {name: getattr(sampling, name) for name in OPTIONS.get(sampling.sampler, ())}
+    """The sampler of config.sampling over its respaced schedule, or the lowest fraction `strength` of it."""
+    sampling = config.sampling
+    options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
+    check_sampler_options(config)
     if "churn_interval" in options:
         options["churn_min"], options["churn_max"] = options.pop("churn_interval")
-    try:
-        return SAMPLERS[sampling.sampler](
+    with config_errors("sampling"):
+        return make_sampler(
+            sampling.sampler,
             sampling_schedule(config, strength),
-            prediction=process.prediction,
-            variance=process.variance,
-            clip_denoised=process.clip_denoised,
-            eta=sampling.eta,
+            build_parameterization(config),
             trained=build_schedule(config),
             **options,
         )
-    except ValueError as error:
-        raise UsageError(f"config.sampling: {error}") from error
 
 
-def build_filling(config: ConfigDict) -> Sampler:
-    """That sampler, as it fills in what is missing of an image."""
-    try:
+def build_inpainting_sampler(config: ConfigDict) -> Sampler:
+    """The sampler of config.sampling with RePaint resampling."""
+    with config_errors("sampling.sampler and config.edit"):
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
-    except ValueError as error:
-        raise UsageError(f"config.sampling.sampler and config.edit: {error}") from error
 
 
 def build_inversion(config: ConfigDict) -> Sampler:
-    """The way from an image to the noise that the ddim of config.sampling makes it from."""
-    process = config.diffusion
-    try:
-        return ddim_inversion(
-            sampling_schedule(config),
-            prediction=process.prediction,
-            variance=process.variance,
-            clip_denoised=process.clip_denoised,
-            turns=config.edit.turns,
-        )
-    except ValueError as error:
-        raise UsageError(f"config.edit: {error}") from error
+    """DDIM inversion: from an image to the latent that the ddim of config.sampling maps to it."""
+    with config_errors("edit"):
+        predict_x0 = build_parameterization(config).denoise
+        return ddim_inversion(sampling_schedule(config), predict_x0, num_fixed_point_iters=config.edit.inversion_iters)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam, with its warm-up and clipping."""
+    """Adam with warm-up and gradient clipping."""
     return optimizers.make_optimizer(
         config.optimizer.learning_rate, warmup_steps=config.optimizer.warmup_steps, clip_norm=config.optimizer.clip_norm
     )
 
 
 def build_learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Step -> learning rate, the optimizer's own."""
+    """Step -> learning rate of the optimizer."""
     return optimizers.warmup_schedule(config.optimizer.learning_rate, config.optimizer.warmup_steps)
 
 
-def build_averaging(config: ConfigDict) -> Averaging:
-    """The averages of the parameters that are kept beside the first."""
-    options = {name: tuple(config.ema[name]) for name in ("decays", "power_stds")}
+def build_ema_tracker(config: ConfigDict) -> EmaTracker:
+    """The additional EMAs of the parameters."""
+    options = {name: tuple(config.ema[name]) for name in ("extra_decays", "power_sigma_rel")}
     for name, values in options.items():
-        try:
-            Averaging(**{name: values})
-        except ValueError as error:
-            raise UsageError(f"config.ema.{name}: {error}") from error
-    return Averaging(**options)
+        with config_errors(f"ema.{name}"):
+            EmaTracker(**{name: values})
+    return EmaTracker(**options)
 
 
-def weights_field(config: ConfigDict) -> str | None:
-    """The field of a checkpoint that holds the weights of config.sampling; None where they must be made of others."""
-    name = config.sampling.weights
-    if name in WEIGHTS:
-        return WEIGHTS[name]
-    try:
-        return build_averaging(config).kept(name)
-    except ValueError as error:
-        raise UsageError(f"config.sampling.weights is {name!r}: {error}") from error
+def params_field(config: ConfigDict) -> str | None:
+    """The checkpoint field of config.sampling.params; None if they must be computed from other fields."""
+    name = config.sampling.params
+    if name in STATE_FIELDS:
+        return STATE_FIELDS[name]
+    with config_errors(f"sampling.params is {name!r}"):
+        return build_ema_tracker(config).resolve(name)
 
 
-def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> ImageSource:
-    """The images that config.data names. Reading and preparing a large set is told to `report`.
+def build_source(config: ConfigDict) -> ImageSource:
+    """Load the data set of config.data. Reading and preparing a large set is logged.
 
     Raises:
-      PersonError: the set is not there and cannot be prepared.
-      UsageError: it is there, but not as the config says.
+      UsageError: the size, channels or number of classes of the images differ from the config.
+      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
     """
     data = config.data
     if data.name == "digits":
-        from ddpm_jax.data import digits  # scikit-learn takes a second to import
+        from ddpm_jax.data import digits  # imported lazily: scikit-learn takes a second
 
         source = digits.load_digits(data.split)
     elif data.name == "image_folder":
@@ -202,11 +220,10 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             channels=data.channels,
             split=data.split,
             background=data.background,
-            on_broken=data.on_broken,
+            on_decode_error=data.on_decode_error,
             levels=tuple(data.value_range),
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
-            report=report,
         )
     else:
         from ddpm_jax.data import tfds
@@ -219,11 +236,10 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
             channels=data.channels,
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
-            report=report,
         )
     if (source.image_size, source.channels) != (data.image_size, data.channels):
         raise UsageError(
-            f"{data.name} holds images of {source.image_size} pixels and {source.channels} channels: set "
+            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
             f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
         )
     if config.model.class_conditional and source.num_classes != data.num_classes:
@@ -231,157 +247,129 @@ def build_source(config: ConfigDict, report: Callable[[str], None] = print) -> I
     return source
 
 
-def _network_time(config: ConfigDict, t: jax.Array) -> jax.Array:
-    """t of a chain of any length on the scale 0..1000 that the time embedding is made for."""
-    return t if config.diffusion.num_timesteps == 1000 else t * (1000 / config.diffusion.num_timesteps)
+def null_cond(config: ConfigDict) -> np.int32:
+    """The null label of classifier-free guidance."""
+    return np.int32(config.data.num_classes)
 
 
-def build_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], Callable[[jax.Array, jax.Array], jax.Array]]:
-    """(params, labels int32 [B] or None) -> denoise_fn(x_t, t) -> model output: the network as a sampler sees it."""
-    model = build_model(config)
+def build_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
+    """(params, cond) -> denoise_fn(x_t, t) -> model output, for sampling. cond: int32 [B] or None."""
+    model, parameterization = build_model(config), build_parameterization(config)
 
-    def make_denoise_fn(params: Any, labels: jax.Array | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        return lambda x_t, t: model.apply({"params": params}, x_t, _network_time(config, t), labels)
+    def make_denoise_fn(params: Any, cond: Any) -> DenoiseFn:
+        return lambda x_t, t: model.apply({"params": params}, x_t, parameterization.network_time(t), cond)
 
     return make_denoise_fn
 
 
-def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, jax.Array | None], DenoiseFn]:
-    """As `build_denoise_fn`, guided towards its labels as config.sampling says."""
+def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
+    """As `build_denoise_fn`, with the guidance of config.sampling."""
     make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
-    try:
+    with config_errors("sampling"):
         first_t, last_t = guided_timesteps(sampling.guidance_interval, config.diffusion.num_timesteps)
-        how = Guidance(
+        guidance = Guidance(
             scale=sampling.guidance_scale,
             first_t=first_t,
             last_t=last_t,
             rescale=sampling.guidance_rescale,
             num_channels=config.data.channels,
         )
-    except ValueError as error:
-        raise UsageError(f"config.sampling: {error}") from error
 
-    def make_guided(params: Any, labels: jax.Array) -> DenoiseFn:
-        def network(x_t: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-            return make_denoise_fn(params, labels)(x_t, t)
+    def make_guided(params: Any, cond: Any) -> DenoiseFn:
+        def network(x_t: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+            return make_denoise_fn(params, cond)(x_t, t)
 
-        return guide(network, labels, config.data.num_classes, how)
+        return classifier_free_guidance(network, cond, null_cond(config), guidance)
 
     return make_guided
 
 
 def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
-    """key -> the state at step 0; pure."""
+    """key -> initial TrainState; a pure function."""
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
-        labels = jnp.zeros(1, jnp.int32) if model.num_classes else None
-        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), labels)["params"]
+        cond = jnp.zeros(1, jnp.int32) if model.num_classes else None
+        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
 
-    t_history, averaging = build_timestep_sampler(config).init(), build_averaging(config)
-    return lambda key: create_state(init_params, optimizer, key, t_history=t_history, averaging=averaging)
-
-
-def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch, key) -> (state, metrics), of arrays on the mesh; pure, not yet jitted."""
-    model = build_model(config)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # Dropout is drawn at the shape of the whole batch, which XLA alone can share out.
-    options = {"share": functools.partial(meshes.share_gradients, mesh=mesh)} if on_cpu and not config.model.dropout else {}
-
-    def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, dropout_key: jax.Array) -> jax.Array:
-        labels = labels if model.num_classes else None
-        time = _network_time(config, t)
-        return model.apply({"params": params}, x_t, time, labels, deterministic=False, rngs={"dropout": dropout_key})
-
-    return functools.partial(
-        train_step,
-        apply_fn=apply_fn,
-        schedule=build_schedule(config),
-        optimizer=build_optimizer(config),
-        prediction=config.diffusion.prediction,
-        loss=config.diffusion.loss,
-        ema_decay=config.ema.decay,
-        random_flip=config.data.random_flip,
-        variance=config.diffusion.variance,
-        weighting=build_weighting(config),
-        timestep_sampler=build_timestep_sampler(config),
-        label_dropout=config.model.label_dropout,
-        no_label=config.data.num_classes,
-        averaging=build_averaging(config),
-        accumulation_steps=config.optimizer.accumulation_steps,
-        unroll=on_cpu,
-        **options,
+    timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
+    return lambda key: create_state(
+        init_params, optimizer, key, timestep_sampler_state=timestep_sampler_state, averaging=averaging
     )
 
 
-def build_generator(
+def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch of a data source, key) -> (state, metrics), for arrays on the mesh; a pure function, not jitted."""
+    model, parameterization = build_model(config), build_parameterization(config)
+
+    def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
+        time = parameterization.network_time(t)
+        return model.apply({"params": params}, x_t, time, cond, deterministic=False, rngs={"dropout": dropout_key})
+
+    take_step = functools.partial(
+        train_step,
+        apply_fn=apply_fn,
+        schedule=build_schedule(config),
+        parameterization=parameterization,
+        optimizer=build_optimizer(config),
+        loss=config.diffusion.loss,
+        ema_decay=config.ema.decay,
+        random_flip=config.data.random_flip,
+        weighting=build_weighting(config),
+        timestep_sampler=build_timestep_sampler(config),
+        cond_dropout=config.model.label_dropout,
+        null_cond=null_cond(config),
+        averaging=build_ema_tracker(config),
+        accumulation_steps=config.optimizer.accumulation_steps,
+        **cpu.train_step_options(mesh, stochastic=model.stochastic),
+    )
+
+    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        cond = {"cond": batch["label"]} if model.num_classes else {}
+        return take_step(state, {"image": batch["image"], **cond}, key)
+
+    return step
+
+
+def build_batched_sampler(
     config: ConfigDict,
     mesh: Mesh,
-    kept_steps: np.ndarray | None = None,
+    save_steps: np.ndarray | None = None,
     *,
     sampler: Sampler | None = None,
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
     finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
-) -> Generator:
-    """The driver that draws images as config.sampling says.
+) -> BatchedSampler:
+    """The batched sampler of config.sampling.
 
     Args:
-      config, mesh: the resolved config, and the devices that draw.
-      kept_steps: int [S], 0..num_steps-1: before which of the sampler's steps x_t is kept; by default config.sampling.keep
-        of them, evenly spread, pure noise first.
-      sampler: in place of the one that config.sampling names.
-      begin, finish: as `Generator` takes them.
+      config: resolved config.
+      mesh: devices to generate on.
+      save_steps: int [S], 0..num_steps-1: x_t is saved before these steps. Default: config.sampling.num_intermediates evenly
+        spaced steps, starting with pure noise.
+      sampler: replaces the sampler of config.sampling.
+      begin, finish: as for `BatchedSampler`.
+
+    Raises:
+      UsageError: a field of config.sampling is invalid.
     """
     sampling = config.sampling
     sampler = build_sampler(config) if sampler is None else sampler
-    if kept_steps is None:
-        kept_steps = np.linspace(0, sampler.num_steps - 1, sampling.keep).round().astype(int) if sampling.keep else ()
-    return Generator(
+    if save_steps is None:
+        save_steps = (
+            np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
+            if sampling.num_intermediates
+            else ()
+        )
+    return BatchedSampler(
         sampler,
         build_guided_denoise_fn(config),
         mesh,
         image_shape=image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
-        kept_steps=tuple(int(step) for step in kept_steps),
+        save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
         finish=finish,
     )
-
-
-def build_bound_meter(config: ConfigDict, mesh: Mesh) -> BoundMeter:
-    """The driver that measures the variational bound as config.evaluation says."""
-    try:
-        return BoundMeter(
-            build_schedule(config),
-            build_denoise_fn(config),
-            mesh,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            clip_denoised=config.diffusion.clip_denoised,
-            decoder=config.evaluation.vlb_decoder,
-            batch_size=config.evaluation.batch_size,
-            timesteps_per_image=config.evaluation.bound_timesteps,
-        )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation.bound_timesteps: {error}") from error
-
-
-def build_flow_meter(config: ConfigDict, mesh: Mesh) -> FlowMeter:
-    """The driver that measures the likelihood under the probability flow as config.evaluation says."""
-    try:
-        return FlowMeter(
-            build_schedule(config),
-            build_denoise_fn(config),
-            mesh,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            batch_size=config.evaluation.batch_size,
-            probes=config.evaluation.flow_probes,
-            rtol=config.evaluation.flow_tolerance,
-            atol=config.evaluation.flow_tolerance,
-        )
-    except ValueError as error:
-        raise UsageError(f"config.evaluation, flow_bits_per_dim: {error}") from error

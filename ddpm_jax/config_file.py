@@ -1,7 +1,7 @@
-"""Config files from the command line: what is wrong with one is said in one line, with the file's own line number.
+"""Loads config files for the command line, with one-line errors that include the line number in the file.
 
-A config file is Python and may fail like any program. `ml_collections` reports some failures with a traceback and some not
-at all; a field with a typo, set by a file whose config is not locked, would be a new field that nothing reads.
+A config file is Python code and may fail like any program. `ml_collections` reports some failures with a traceback and others
+not at all: a misspelled field in an unlocked config would silently become a new field.
 """
 
 import difflib
@@ -14,14 +14,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax.runtime.errors import PersonError, UsageError, did_you_mean, said_of_flags
+from ddpm_jax.runtime.errors import ExpectedError, error_line
+from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """FILE.py or FILE.py:ARGUMENT -> what its `get_config` returns, locked.
+    """FILE.py or FILE.py:ARGUMENT -> the result of its `get_config`, locked.
 
     Args:
-      defaults: every field of a config; the file must return these fields and no others.
+      defaults: all fields of a config; the file must return exactly these fields.
     """
 
     syntactic_help = "a file with a function get_config()"
@@ -31,9 +32,15 @@ class ConfigFileParser(flags.ArgumentParser):
         self._defaults = defaults
 
     def parse(self, argument: str) -> ConfigDict:
-        """See the class. Raises UsageError where the file is not such a config, PersonError where the file raises one."""
-        config = load(argument)
-        _compare(config, self._defaults, f"--config={argument}")
+        """See the class. Raises UserError if the file is not such a config or raises an ExpectedError itself."""
+        try:
+            config = load(argument)
+            _compare(config, self._defaults, f"--config={argument}")
+        except ExpectedError as error:
+            # absl would catch a ValueError and add a prefix.
+            user_error = UserError(str(error))
+            user_error.exit_code = error.exit_code
+            raise user_error from error
         config.lock()
         return config
 
@@ -43,11 +50,11 @@ class ConfigFileParser(flags.ArgumentParser):
 
 
 def load(argument: str) -> ConfigDict:
-    """What `get_config` of FILE.py, or of FILE.py:ARGUMENT, returns.
+    """The result of `get_config` of FILE.py or FILE.py:ARGUMENT.
 
     Raises:
-      UsageError: there is no such file, it fails, or it returns something else.
-      PersonError: raised by the file itself.
+      UsageError: the file does not exist, fails, or does not return a config.
+      ExpectedError: raised by the file itself.
     """
     path, colon, given = argument.partition(":")
     file = pathlib.Path(path).expanduser()
@@ -56,7 +63,7 @@ def load(argument: str) -> ConfigDict:
     try:
         spec = importlib.util.spec_from_file_location("config_config", file)
         if spec is None or spec.loader is None:
-            raise UsageError(f"--config={argument}: the name of a config file ends in .py")
+            raise UsageError(f"--config={argument}: the name of a config file must end in .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
@@ -71,26 +78,26 @@ def load(argument: str) -> ConfigDict:
             )
             raise UsageError(f"--config={argument}: {fault}") from None
         config = get_config(*arguments)
-    except PersonError:
+    except ExpectedError:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"--config={argument} fails{_place(error, file)}: {_reason(error)}") from error
     if not isinstance(config, ConfigDict):
         kind = "nothing" if config is None else f"a {type(config).__name__}"
-        raise UsageError(f"--config={argument}: its get_config returns {kind}, and must return a ConfigDict")
+        raise UsageError(f"--config={argument}: its get_config returns {kind}, but must return a ConfigDict")
     return config
 
 
 def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> str:
-    """Set the fields of `config` to those of a nested dictionary, until one does not fit.
+    """Sets the fields of `config` to those of a nested dictionary, up to the first invalid one.
 
     Args:
-      config: has every field, at values of the right types.
+      config: has all fields, with values of the right types.
       values: fields by name; sections are dictionaries.
-      prefix: of the names in the answer.
+      prefix: for the names in the result.
 
     Returns:
-      What is wrong with the first field that does not fit, or "".
+      The problem of the first invalid field, or "".
     """
     for name, value in values.items():
         field = prefix + name
@@ -98,14 +105,14 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
             return f"the field {field} is unknown to this version"
         if isinstance(config[name], ConfigDict):
             if not isinstance(value, dict):
-                return f"{field} is {value!r}, and must be a section with fields"
+                return f"{field} is {value!r}, but must be a section with fields"
             if fault := update(config[name], value, prefix=f"{field}."):
                 return fault
             continue
         try:
             config[name] = value
         except TypeError:
-            return f"{field} is {value!r}, and must be of the type {type(config[name]).__name__}"
+            return f"{field} is {value!r}, but must be of the type {type(config[name]).__name__}"
     return ""
 
 
@@ -122,21 +129,22 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
             raise UsageError(f"{where}: {field} must be {'a section' if isinstance(default, ConfigDict) else 'one value'}")
         if isinstance(default, ConfigDict):
             _compare(value, default, where, f"{field}.")
-        # The same rules as for assignment: a whole number will do for a number, and a list for a tuple.
+        # The same rules as for assignment: an integer is accepted for a float, and a list for a tuple.
         elif type(value) is not type(default) and (fault := update(ConfigDict({name: default}), {name: value})):
             raise UsageError(f"{where}: {prefix}{fault}")
 
 
 def _nearest(file: pathlib.Path) -> str:
-    """A hint for a name that is nearly one of configs/."""
+    """A hint for a name that is similar to one of configs/."""
     folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
-    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in ("defaults", "workdir", "__init__")]
+    not_experiments = ("defaults", "from_workdir", "__init__")
+    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in not_experiments]
     found = difflib.get_close_matches(file.stem, names, n=1)
     return f"; did you mean --config=configs/{found[0]}.py?" if found else f"; configs/ holds {', '.join(names)}"
 
 
 def _place(error: BaseException, file: pathlib.Path) -> str:
-    """The innermost line of the file that was at work."""
+    """The innermost line of the file in the traceback."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f" in line {error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
@@ -148,14 +156,15 @@ def _reason(error: BaseException) -> str:
         return f"{error.msg} (SyntaxError)"
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {error.code})"
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in text:  # of a locked ConfigDict
-        return said_of_flags(error)
-    return f"{text} ({type(error).__name__})"
+    if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in str(
+        error
+    ):  # a locked ConfigDict
+        return format_flag_error(error)
+    return error_line(error, kind=True)
 
 
 def repeated_lists(flag_values: flags.FlagValues, arguments: list[str]) -> str:
-    """The first list that the command line gives more than once, or "": ml_collections would join its values."""
+    """The first list that the command line sets more than once, or "": ml_collections would concatenate its values."""
     names = [word.lstrip("-").partition("=")[0] for word in arguments if word.startswith("-")]
     for name in dict.fromkeys(names):
         if names.count(name) > 1 and name in flag_values and isinstance(flag_values[name], flags.MultiFlag):

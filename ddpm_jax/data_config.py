@@ -1,20 +1,26 @@
-"""What a config leaves to the data set: how many classes there are, what they are called, which gray levels are white."""
+"""Config fields that depend on the data set: number and names of classes, and the range of gray levels."""
 
 import difflib
+import logging
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.source import ImageSource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime import run_record, workdir
+from ddpm_jax.user_messages import UsageError, UserError
+
+logger = logging.getLogger(__name__)
 
 
 def wrong_number(config: ConfigDict, source: ImageSource) -> str:
-    """The error where a class-conditional model is to learn a set with another number of classes than config.data says."""
+    """The error if config.data.num_classes of a class-conditional model does not match the data set."""
     data = config.data
     if source.num_classes:
         return (
@@ -28,11 +34,11 @@ def wrong_number(config: ConfigDict, source: ImageSource) -> str:
 
 
 def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
-    """Completes the config by what is known of the data set: a range of gray levels that was found, the number of a class.
+    """Completes the config with facts of the data set: the detected range of gray levels, the label of a class name.
 
     Args:
-      config: its data.value_range, where empty, and its sampling.label, where a name, are replaced.
-      identity: of the set, from `identity_of` or a workdir's data.json; None where nothing is known.
+      config: data.value_range, if empty, and sampling.label, if a name, are replaced.
+      identity: of the set, from `identity_of` or a workdir's data.json; None if unknown.
 
     Raises:
       UsageError: config.sampling.label is not the name of a class.
@@ -45,13 +51,13 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
     if not isinstance(label, str) or not config.model.class_conditional:
         return
     if label.removeprefix("-").isdecimal():
-        # Always the label, also where folders are called 1, 2, 3 and have the labels 0, 1, 2.
+        # Always the label, even if folders are named 1, 2, 3 and have the labels 0, 1, 2.
         config.sampling.label = int(label)
     elif label in names:
         config.sampling.label = names.index(label)
     elif not names:
         raise UsageError(
-            f"config.sampling.label is {label!r}, but the workdir does not say what its classes are called: take a number, "
+            f"config.sampling.label is {label!r}, but the workdir has no class names: use a number, "
             f"0..{config.data.num_classes - 1}"
         )
     else:
@@ -66,8 +72,7 @@ def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) 
 
     Args:
       config: resolved.
-      class_counts: int [K], the proportions of the classes; None for each in turn. A class that config.sampling.label names
-        comes before.
+      class_counts: int [K], the proportions of the classes; None for equal ones. config.sampling.label takes precedence.
     """
     if not config.model.class_conditional:
         return None
@@ -76,3 +81,45 @@ def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) 
     if class_counts is not None:
         return class_sequence(class_counts, config.sampling.num_images)
     return np.arange(config.sampling.num_images, dtype=np.int32) % config.data.num_classes
+
+
+def edit_labels(config: ConfigDict, count: int, own: np.ndarray | None) -> np.ndarray | None:
+    """int32 [count], classes of images to edit: config.sampling.label, their own, or no class; None for an unconditional model.
+
+    Raises:
+      UsageError: the class is unknown, and the model was not trained without one.
+    """
+    if not config.model.class_conditional:
+        return None
+    if config.sampling.label >= 0:
+        return np.full(count, config.sampling.label, np.int32)
+    if own is not None:
+        return np.asarray(own, np.int32)
+    if config.model.label_dropout:
+        return np.full(count, config.data.num_classes, np.int32)
+    raise UsageError(
+        "config.sampling.label is missing: this model draws a class, and image files do not say theirs; "
+        f"choose one of 0..{config.data.num_classes - 1}"
+    )
+
+
+def check_trained_on(run_folder: pathlib.Path, new: Mapping[str, Any], has_classes: bool) -> None:
+    """Compare the set with the one that the run was trained on so far.
+
+    Raises:
+      UserError: a class-conditional run was trained on other classes.
+    """
+    old = workdir.read_data_identity(run_folder) if run_record.latest_saved_step(run_folder) is not None else None
+    if old is None:
+        return
+    classes = data_identity.class_changes(old, new)
+    if has_classes and classes:
+        raise UserError(
+            f"{run_folder} was trained on other classes than {new['name']} has: {classes}. Put them back, or choose another "
+            "--workdir for a new run"
+        )
+    if changed := data_identity.content_changes(old, new):
+        changed += f"; classes {classes}" if classes else ""  # which this model does not use
+        logger.warning(
+            f"warning: {new['name']} has changed since the run was trained on it: {changed}; training continues with these"
+        )

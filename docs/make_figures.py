@@ -1,15 +1,15 @@
-"""Make every picture of README.md and docs/, by the program as it is: `make figures`.
+"""Generates every figure of README.md and docs/ with the current program: `make figures`.
 
-python docs/make_figures.py                      # all but the slow ones: about 12 minutes of two free cores
-python docs/make_figures.py --slow               # the slow ones too: an hour or more on a CPU
+python docs/make_figures.py                      # all except the slow ones: about 12 minutes on two free cores
+python docs/make_figures.py --slow               # including the slow ones: an hour or more on a CPU
 python docs/make_figures.py --only chain reverse
-python docs/make_figures.py --list               # which command makes which picture
+python docs/make_figures.py --list               # lists the command of each figure
 
-Trains what the pictures need in runs/figures/, runs the commands of FIGURES and copies each picture to docs/images/,
-with its command and a hash of the program's sources in the PNG file. A picture whose command and sources are those of
-its file is not made again (--force makes it), and what was stopped resumes; a change of the sources makes the pictures,
-and trains the small networks, from the beginning. The large ones are trained again only if their command changes.
-Exit code 0; 1 if a picture could not be made.
+Trains the networks in runs/figures/, runs the commands of FIGURES and copies each figure to docs/images/, with its command
+and a hash of the program's sources in the PNG file. A figure whose command and sources match its file is skipped (unless
+--force), and an interrupted run resumes. If the sources change, the figures are generated again and the small networks are
+trained again; the large ones are only trained again if their command changes.
+Exit code 0; 1 if a figure failed.
 """
 
 import argparse
@@ -33,14 +33,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 RUNS = "runs/figures"
 MAIN = "python main.py"
-DATA = "TFDS_DIR"  # in a command: --data_dir, where CIFAR-10 and Fashion-MNIST are
+DATA = "TFDS_DIR"  # in a command: --data_dir, the folder of CIFAR-10 and Fashion-MNIST
 PHOTOS = "FLOWERS_DIR"  # in a command: --flowers_dir, a folder of photographs in subfolders
-LARGE = 300_000  # bytes of a picture that a page loads slowly
+LARGE = 300_000  # bytes, above which a page loads slowly
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A network to be trained.
+    """A network to train.
 
     Attributes:
       fields: of the command line, after the program.
@@ -53,11 +53,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture.
+    """A figure.
 
     Attributes:
-      command: as in a shell, in the repository.
-      file: what the command writes, a pattern of one file; several figures may come from one command.
+      command: shell command, run in the repository.
+      file: pattern of the file that the command writes; one command may write several figures.
       run: the network that it needs, a key of TRAINED, or "".
     """
 
@@ -73,8 +73,8 @@ class Figure:
 TRAINED = {
     "digits": Run("--config=configs/digits.py"),
     "averages": Run(
-        '--config=configs/digits.py --config.ema.power_stds="(0.05,0.1)" --config.ema.decays="(0.99,)" '
-        "--config.train.checkpoint_every=50 --config.train.keep_every=50 --config.train.sample_every=0"
+        '--config=configs/digits.py --config.ema.power_sigma_rel="(0.05,0.1)" --config.ema.extra_decays="(0.99,)" '
+        "--config.train.checkpoint_every=50 --config.train.keep_period=50 --config.train.sample_every=0"
     ),
     "fashion_mnist": Run(
         f"--config=configs/fashion_mnist.py --config.data.data_dir={DATA} --config.train.num_steps=6000", slow=True
@@ -84,46 +84,48 @@ TRAINED = {
         "--config.data.num_classes=5 --config.model.class_conditional=True --config.model.ch=32 "
         '--config.model.ch_mult="(1,2,2)" --config.model.attn_resolutions="(6,)" --config.model.num_res_blocks=1 '
         "--config.model.dropout=0.0 --config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=100 "
-        "--config.ema.decay=0.999 --config.train.num_steps=2000 --config.train.batch_size=16 --config.train.sample_every=1000 "
+        "--config.ema.decay=0.999 --config.train.num_steps=6000 --config.train.batch_size=16 --config.train.sample_every=1000 "
         "--config.sampling.sampler=dpmpp_2m --config.sampling.num_steps=20",
         slow=True,
     ),
 }
 
 
-def of_run(run: str, fields: str, output: str) -> str:
-    """A command that runs a mode on a trained network and writes into a folder of its own."""
+def command_for_run(run: str, fields: str, output: str) -> str:
+    """A command that runs a mode on a trained network and writes into its own folder."""
     return f"{MAIN} --workdir={RUNS}/{run} {fields} --output={RUNS}/pictures/{output}"
 
 
-CHAINS = of_run(
+CHAINS = command_for_run(
     "digits",
-    "--mode=illustrate --config.illustrate.num_images=3 --config.sampling.sampler=ancestral --config.sampling.num_steps=1000 "
+    "--mode=visualize --config.visualize.num_images=3 --config.sampling.sampler=ancestral --config.sampling.num_steps=1000 "
     "--config.sampling.seed=2",
-    "illustrate",
+    "visualize",
 )
 LENGTHS = ",".join(f"'power_{length}'" for length in (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25))
 FRECHET = "--mode=evaluate --config.evaluation.class_proportions=uniform --config.evaluation.metrics=\"('frechet',)\""
 
 FIGURES = {
-    "digits": Figure(of_run("digits", "--mode=sample", "digits"), "grid.png", "digits"),
+    "digits": Figure(command_for_run("digits", "--mode=sample", "digits"), "grid.png", "digits"),
     "chain": Figure(CHAINS, "chain.png", "digits"),
     "reverse": Figure(CHAINS, "reverse.png", "digits"),
     "forward": Figure(
-        f"{MAIN} --config=configs/cifar10.py --workdir={RUNS}/forward --mode=illustrate --config.data.data_dir={DATA} "
-        f"--config.illustrate.num_images=2 --config.illustrate.num_stages=9 --output={RUNS}/pictures/forward",
+        f"{MAIN} --config=configs/cifar10.py --workdir={RUNS}/forward --mode=visualize --config.data.data_dir={DATA} "
+        f"--config.visualize.num_images=2 --config.visualize.num_stages=9 --output={RUNS}/pictures/forward",
         "forward.png",
     ),
     "inpaint": Figure(
-        of_run("digits", "--mode=inpaint --config.edit.split=test --config.edit.mask=bottom", "inpaint"),
+        command_for_run("digits", "--mode=inpaint --config.edit.split=test --config.edit.mask=bottom", "inpaint"),
         "inpaint.png",
         "digits",
     ),
     "bound": Figure(
-        of_run("digits", "--mode=evaluate --config.evaluation.metrics=\"('bits_per_dim',)\"", "bound"), "*.png", "digits"
+        command_for_run("digits", "--mode=evaluate --config.evaluation.metrics=\"('bits_per_dim',)\"", "bound"),
+        "*.png",
+        "digits",
     ),
     "evaluations": Figure(
-        of_run(
+        command_for_run(
             "digits",
             f"{FRECHET} --config.evaluation.samplers=\"('ddim','ancestral')\" "
             '--config.evaluation.num_steps="(10,20,50,100,250)"',
@@ -133,37 +135,37 @@ FIGURES = {
         "digits",
     ),
     "lengths": Figure(
-        of_run(
+        command_for_run(
             "averages",
             f"{FRECHET} --config.sampling.sampler=dpmpp_2m --config.sampling.num_steps=20 --config.sampling.spacing=logsnr "
-            f'--config.evaluation.averages="({LENGTHS})"',
+            f'--config.evaluation.params="({LENGTHS})"',
             "lengths",
         ),
         "lengths.png",
         "averages",
     ),
     "samplers": Figure(f"python benchmarks/mixture.py --plot={RUNS}/pictures/samplers/samplers.png", "samplers.png"),
-    "fashion_mnist": Figure(of_run("fashion_mnist", "--mode=sample", "fashion_mnist"), "grid.png", "fashion_mnist"),
-    "flowers": Figure(of_run("flowers", "--mode=sample", "flowers"), "grid.png", "flowers"),
+    "fashion_mnist": Figure(command_for_run("fashion_mnist", "--mode=sample", "fashion_mnist"), "grid.png", "fashion_mnist"),
+    "flowers": Figure(command_for_run("flowers", "--mode=sample", "flowers"), "grid.png", "flowers"),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), help="these, slow ones among them")
-    parser.add_argument("--slow", action="store_true", help="also the pictures whose networks train for hours")
-    parser.add_argument("--force", action="store_true", help="make a picture again that is up to date")
-    parser.add_argument("--list", action="store_true", help="print which command makes which picture, and stop")
+    parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), help="only these, including slow ones")
+    parser.add_argument("--slow", action="store_true", help="also the figures whose networks train for hours")
+    parser.add_argument("--force", action="store_true", help="also generate figures that are up to date")
+    parser.add_argument("--list", action="store_true", help="list the command of each figure and exit")
     parser.add_argument(
         "--data_dir",
         default=default_data(),
-        help="where TFDS sets are; by default $DDPM_JAX_TEST_DATA/tfds, or else where TFDS keeps and prepares them",
+        help="folder of the TFDS sets; by default $DDPM_JAX_TEST_DATA/tfds, or TFDS's default folder",
     )
-    parser.add_argument("--flowers_dir", help="photographs in subfolders, for flowers.png")
+    parser.add_argument("--flowers_dir", help="folder with subfolders of photographs, for flowers.png")
     options = parser.parse_args()
     chosen = options.only or [name for name, figure in FIGURES.items() if options.slow or not figure.slow]
     if options.list:
-        print("\n".join(f"{name}.png{' (slow)' if FIGURES[name].slow else ''}: {recipe(name)}" for name in FIGURES))
+        print("\n".join(f"{name}.png{' (slow)' if FIGURES[name].slow else ''}: {full_command(name)}" for name in FIGURES))
         return 0
 
     start, failed = time.monotonic(), []
@@ -174,26 +176,26 @@ def main() -> int:
         try:
             size = make(name, options)
         except subprocess.CalledProcessError as error:
-            print(f"error: {name}.png was not made: exit code {error.returncode} of: {error.cmd}", file=sys.stderr, flush=True)
+            print(f"error: {name}.png failed: exit code {error.returncode} of: {error.cmd}", file=sys.stderr, flush=True)
             failed.append(name)
         except FileNotFoundError as error:
-            print(f"error: {name}.png was not made: {error}", file=sys.stderr, flush=True)
+            print(f"error: {name}.png failed: {error}", file=sys.stderr, flush=True)
             failed.append(name)
         else:
             print(f"{name}.png: {size:,} bytes" + (f", more than {LARGE:,}" if size > LARGE else ""), flush=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{time.monotonic() - start:,.0f} s, in which programs used {used.ru_utime + used.ru_stime:,.0f} s of cores")
+    print(f"{time.monotonic() - start:,.0f} s; CPU time {used.ru_utime + used.ru_stime:,.0f} s")
     return 1 if failed else 0
 
 
 def default_data() -> str:
-    """Where the tests find TFDS's sets, or "" for TFDS's own folder."""
+    """The TFDS folder of the tests, or "" for TFDS's default folder."""
     data = os.environ.get("DDPM_JAX_TEST_DATA")
     return str(pathlib.Path(data, "tfds").absolute()) if data else ""
 
 
-def recipe(name: str) -> str:
-    """The commands that make a picture, as a reader may type them."""
+def full_command(name: str) -> str:
+    """The shell commands that generate a figure."""
     figure = FIGURES[name]
     return f"{training_command(figure.run)} && {figure.command}" if figure.run else figure.command
 
@@ -203,7 +205,7 @@ def training_command(run: str) -> str:
 
 
 def sources() -> str:
-    """A hash of every file that decides what a picture shows."""
+    """A hash of all files that determine the figures."""
     digest = hashlib.sha256()
     files = [ROOT / "main.py", ROOT / "benchmarks" / "mixture.py", *ROOT.glob("ddpm_jax/**/*.py"), *ROOT.glob("configs/*.py")]
     for file in sorted(files):
@@ -212,31 +214,31 @@ def sources() -> str:
 
 
 def is_current(name: str) -> bool:
-    """Whether docs/images has this picture, made by this command and, but for the slow ones, by these sources."""
+    """Whether docs/images has this figure from this command and, except for slow ones, from these sources."""
     path = IMAGES / f"{name}.png"
     if not path.exists():
         return False
     with Image.open(path) as image:
         info = image.info
-    return info.get("Command") == recipe(name) and (FIGURES[name].slow or info.get("Sources") == sources())
+    return info.get("Command") == full_command(name) and (FIGURES[name].slow or info.get("Sources") == sources())
 
 
 def make(name: str, options: argparse.Namespace) -> int:
-    """Make one picture; its size in bytes.
+    """Generates one figure; returns its size in bytes.
 
     Raises:
       CalledProcessError: a command failed.
-      FileNotFoundError: it wrote no such picture, or a folder of images is needed.
+      FileNotFoundError: the command did not write the figure, or a folder of images is needed.
     """
     figure = FIGURES[name]
     if figure.run:
         train(figure.run, options)
     output = ROOT / RUNS / "pictures" / name
     if figure.command == CHAINS:
-        output = output.with_name("illustrate")
+        output = output.with_name("visualize")
     done = output.with_suffix(".json")
-    stamp = {"command": recipe(name), "sources": sources()}
-    if options.force or not (done.exists() and json.loads(done.read_text()) == stamp):  # one command may make two pictures
+    stamp = {"command": full_command(name), "sources": sources()}
+    if options.force or not (done.exists() and json.loads(done.read_text()) == stamp):  # one command may write two figures
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         call(figure.command, options)
@@ -248,7 +250,7 @@ def make(name: str, options: argparse.Namespace) -> int:
 
 
 def train(run: str, options: argparse.Namespace) -> None:
-    """Train a network, or resume, or do nothing where it is trained by this program already. Errors as `make`."""
+    """Trains or resumes a network, or does nothing if this program has already trained it. Raises as `make`."""
     folder, stamp_file = ROOT / RUNS / run, ROOT / RUNS / f"{run}.json"
     stamp = {"command": training_command(run)}
     if not TRAINED[run].slow:
@@ -265,18 +267,18 @@ def train(run: str, options: argparse.Namespace) -> None:
 
 
 def call(command: str, options: argparse.Namespace) -> None:
-    """Run a command line of FIGURES or TRAINED. Errors as `make`."""
+    """Runs a command of FIGURES or TRAINED. Raises as `make`."""
     print(f"$ {command}", flush=True)
     line = [sys.executable, *shlex.split(command)[1:]]
-    for place, folder, option in ((DATA, options.data_dir, ""), (PHOTOS, options.flowers_dir, "--flowers_dir")):
-        if option and not folder and place in command:
-            raise FileNotFoundError(f"the command needs a folder of photographs: give it with {option}=DIR")
-        line = [part.replace(place, str(pathlib.Path(folder).expanduser().absolute()) if folder else "") for part in line]
+    for placeholder, folder, option in ((DATA, options.data_dir, ""), (PHOTOS, options.flowers_dir, "--flowers_dir")):
+        if option and not folder and placeholder in command:
+            raise FileNotFoundError(f"the command needs a folder of photographs: set {option}=DIR")
+        line = [part.replace(placeholder, str(pathlib.Path(folder).expanduser().absolute()) if folder else "") for part in line]
     subprocess.run(line, cwd=ROOT, check=True)
 
 
 def save(source: pathlib.Path, target: pathlib.Path, stamp: dict[str, str]) -> int:
-    """Copy a picture, as small as PNG makes it without loss, with its command in it; the size in bytes."""
+    """Copies a figure as a lossless PNG of minimal size that contains its command; returns the size in bytes."""
     with Image.open(source) as image:
         picture = image.convert("RGB")
     pixels = np.asarray(picture)
@@ -284,7 +286,7 @@ def save(source: pathlib.Path, target: pathlib.Path, stamp: dict[str, str]) -> i
         picture = picture.convert("L")
     elif picture.getcolors(256):
         picture = picture.quantize(256, dither=Image.Dither.NONE)
-        if (np.asarray(picture.convert("RGB")) != pixels).any():  # quantize merges colors that nearly agree
+        if (np.asarray(picture.convert("RGB")) != pixels).any():  # quantize merges similar colors
             picture = Image.fromarray(pixels)
     info = PngInfo()
     info.add_text("Command", stamp["command"])

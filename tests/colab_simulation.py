@@ -1,10 +1,10 @@
-"""The notebook as on Google Colab: a kernel with Colab's versions, which has imported NumPy and JAX before the first cell.
+"""Runs the notebook as on Google Colab: a kernel with Colab's versions that has imported NumPy and JAX beforehand.
 
     python tests/colab_simulation.py --python=python3.13 --folder=/tmp/colab
 
 Makes a virtual environment with the versions below and the kernel, copies the repository, and executes the notebook in it,
 shrunk, by nbclient. The notebook then makes its own environment. Takes about 4 GB and some minutes, and needs PyPI; so it
-is no part of the test suite. Versions of Colab's runtime of August 2026.
+is not part of the test suite. Versions of Colab's runtime of August 2026.
 """
 
 import argparse
@@ -18,7 +18,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 COLAB = ("numpy==2.1.3", "jax==0.7.2", "jaxlib==0.7.2", "flax==0.11.2")
 KERNEL = ("ipykernel", "nbclient", "nbformat")
 
-# What Colab's kernel does before the first cell, and what it leaves in the environment.
+# What Colab's kernel does before the first cell.
 STARTUP = """
 import os, sys, types
 import numpy, jax
@@ -39,7 +39,7 @@ for cell in notebook.cells:
         cell.source = settings
 check = nbformat.v4.new_code_cell(
     "import numpy, jax\\n"
-    "assert numpy.__version__ == '2.1.3' and jax.__version__ == '0.7.2'  # the kernel is as it was\\n"
+    "assert numpy.__version__ == '2.1.3' and jax.__version__ == '0.7.2'  # the kernel is unchanged\\n"
     "assert PYTHON != sys.executable"
 )
 notebook.cells.append(check)
@@ -59,17 +59,17 @@ FIELDS = [
     "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
     "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.tensorboard=False",
     "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
-    "--config.illustrate.num_stages=6",
+    "--config.visualize.num_stages=6",
 ]
 ANCESTRAL_STEPS = 20
 """
 
 
 def main() -> int:
-    """The command; the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default="python3.13", help="Colab's Python")
-    parser.add_argument("--folder", type=pathlib.Path, required=True, help="for the environments; kept, and used again")
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="folder for the environments; kept and reused")
     options = parser.parse_args()
     kernel, clone = options.folder / "kernel", options.folder / "ddpm_jax"
     python = kernel / "bin" / "python"

@@ -1,6 +1,6 @@
-"""The table of combinations: every cell trains a step and draws, or is refused in one line that says why.
+"""The table of combinations: every cell trains a step and samples, or is rejected with a one-line error.
 
-Run op by op, with a network of one matrix: all cells then share the same few compiled operations.
+Run op by op, with a network of one matrix, so that all cells share the same few compiled operations.
 """
 
 import itertools
@@ -12,15 +12,17 @@ import optax
 import pytest
 
 from configs import defaults, digits
-from ddpm_jax import build, check
-from ddpm_jax.process import diffusion, losses, schedules, timesteps, weightings
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax import build, config_validation
+from ddpm_jax.diffusion import loss_weighting, losses, schedules, timestep_sampling
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
+from ddpm_jax.diffusion.variances import VARIANCES
 from ddpm_jax.samplers import SAMPLERS, sampler
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
+from ddpm_jax.user_messages import UsageError
 
 SHAPE = (2, 2, 1)
-TABLE = list(itertools.product((False, True), diffusion.PREDICTIONS, diffusion.VARIANCES, losses.LOSSES, weightings.WEIGHTINGS))
+TABLE = list(itertools.product((False, True), PREDICTIONS, VARIANCES, losses.LOSSES, loss_weighting.WEIGHTINGS))
 
 
 def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple", weighting="simple", **process):
@@ -39,30 +41,30 @@ def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple
 
 
 def makes_sense(zero, prediction, variance, loss, weighting):
-    """Written anew: what the table should be."""
+    """An independent definition of the valid combinations."""
     learned, bound_alone = variance == "learned_range", loss.startswith("vlb")
     if loss == "simple" and learned:
-        return False  # nothing would train the variance
+        return False  # the variance would not be trained
     if loss.startswith("hybrid") and not learned:
-        return False  # nothing for the bound to train
+        return False  # the bound needs a learned variance
     if bound_alone and weighting != "simple":
-        return False  # the bound has its own weights
+        return False  # the VLB has its own weights
     return not zero or prediction != "eps"
 
 
-def refusal(config):
-    """Why check_config refuses it, or None."""
+def error_of(config):
+    """The error of check_config, or None."""
     try:
-        check.check_config(config)
+        config_validation.check_config(config)
     except UsageError as error:
         return str(error)
     return None
 
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
-def test_what_makes_no_sense_is_refused_in_one_line_and_nothing_else(schedule):
+def test_exactly_the_invalid_combinations_are_rejected_in_one_line(schedule):
     for cell in TABLE:
-        why = refusal(make_config(*cell, schedule=schedule))
+        why = error_of(make_config(*cell, schedule=schedule))
         assert (why is None) == makes_sense(*cell), f"{cell}: {why}"
         assert why is None or (why.startswith("config.diffusion: ") and "\n" not in why)
 
@@ -71,9 +73,9 @@ def linear(params, x_t):
     return (x_t.reshape(len(x_t), -1) @ params).reshape(*x_t.shape[:-1], -1)
 
 
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
-def test_what_makes_sense_trains(prediction):
-    """The loss is finite and every output has a gradient: the variance's too, where it is learned."""
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_valid_combinations_train(prediction):
+    """The loss is finite and every output has a gradient, including a learned variance."""
     batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *SHAPE)), jnp.uint8)}
     count = 0
     for cell in TABLE:
@@ -90,9 +92,8 @@ def test_what_makes_sense_trains(prediction):
             apply_fn=lambda params, x_t, t, labels, key: linear(params, x_t),
             schedule=build.build_schedule(config),
             optimizer=optimizer,
-            prediction=config.diffusion.prediction,
+            parameterization=build.build_parameterization(config),
             loss=config.diffusion.loss,
-            variance=config.diffusion.variance,
             weighting=build.build_weighting(config),
             ema_decay=0.5,
             random_flip=False,
@@ -106,10 +107,10 @@ def test_what_makes_sense_trains(prediction):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_from_what_was_trained(name):
-    """Images come out finite, and those of a learned variance by the first half of the channels; or it is refused."""
+def test_every_sampler_samples_every_trained_parameterization(name):
+    """Images are finite, and independent of a learned variance; or the combination is rejected."""
     keys = jax.random.split(jax.random.key(0), 2)
-    for zero, prediction, variance in itertools.product((False, True), diffusion.PREDICTIONS, diffusion.VARIANCES):
+    for zero, prediction, variance in itertools.product((False, True), PREDICTIONS, VARIANCES):
         config = make_config(zero, prediction, variance, "vlb")
         config.sampling.sampler = name
         if zero and (prediction == "eps" or name in ("heun", "ode")):
@@ -118,47 +119,45 @@ def test_every_sampler_draws_from_what_was_trained(name):
             continue
         channels = build.build_model(config).out_channels
         params = 0.1 * jnp.ones((4, 4 * channels))
-        made, drawn = build.build_sampler(config), []
-        state = sampler.start(made, keys, SHAPE)
-        if made.extra_evaluations and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
-            continue  # inner loops compile anew each time; these samplers ask for x_start and nothing else
+        made, samples = build.build_sampler(config), []
+        state = sampler.init_state(made, keys, SHAPE)
+        if made.extra_nfe and (prediction, variance) not in (("eps", "learned_range"), ("v", "fixed_small")):
+            continue  # inner loops are recompiled each time; these samplers use x_start only
 
         def network(x_t, t, params=params):
             return linear(params, x_t)
 
         for index in range(made.num_steps)[::-1]:
-            x, _, memory = made.step(
-                lambda x, t, params=params: linear(params, x), state.x, state.memory, jnp.int32(index), keys
-            )
-            state = state.replace(x=x, memory=memory)
-            drawn.append(x)
-        assert drawn[-1].shape == (2, *SHAPE)
-        assert np.isfinite(drawn).all()
+            x, _, carry = made.step(lambda x, t, params=params: linear(params, x), state.x, state.carry, jnp.int32(index), keys)
+            state = state.replace(x=x, carry=carry)
+            samples.append(x)
+        assert samples[-1].shape == (2, *SHAPE)
+        assert np.isfinite(samples).all()
 
 
-@pytest.mark.parametrize("name", timesteps.TIMESTEP_SAMPLERS)
-def test_every_way_to_draw_t_can_be_asked_for(name):
-    """The config's name decides what is drawn, and num_timesteps the range: told by what only one of the three does."""
+@pytest.mark.parametrize("name", timestep_sampling.TIMESTEP_SAMPLERS)
+def test_every_timestep_sampler_can_be_configured(name):
+    """The name selects the timestep sampler, and num_timesteps the range: detected by properties that only one of them has."""
     config = make_config(timestep_sampler=name)
-    check.check_config(config)
+    config_validation.check_config(config)
     made, batch, steps = build.build_timestep_sampler(config), 80, config.diffusion.num_timesteps
     state = made.init()
     t, weights = made.draw(state, jax.random.key(0), batch)
     assert t.dtype == jnp.int32
     assert 0 <= t.min() < 5
     assert steps - 5 <= t.max() < steps
-    np.testing.assert_allclose(weights, 1, rtol=1e-5)  # without a history all t are alike
+    np.testing.assert_allclose(weights, 1, rtol=1e-5)  # uniform without a history
     counts = np.bincount(np.asarray(t), minlength=steps)
-    assert (counts == batch // steps).all() == (name == "low_discrepancy")  # each t falls on B/T images exactly
+    assert (counts == batch // steps).all() == (name == "low_discrepancy")  # each t occurs exactly B/T times
 
-    # Losses of 1 at t=0 and .1 elsewhere, ten times each: only second_moment then prefers t=0, and weighs it less.
-    every = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), timesteps.HISTORY)
+    # Losses of 1 at t=0 and .1 elsewhere, ten times each: only second_moment then prefers t=0, with a smaller weight.
+    every = jnp.repeat(jnp.arange(steps, dtype=jnp.int32), timestep_sampling.HISTORY)
     t, weights = made.draw(made.update(state, every, jnp.where(every == 0, 1.0, 0.1)), jax.random.key(1), 400)
     at_0 = np.asarray(t) == 0
     if name == "second_moment":
-        share = 1 / (1 + 0.1 * (steps - 1))  # of t=0: p(t) is proportional to the root mean square
-        assert at_0.mean() == pytest.approx(share, abs=4 * np.sqrt(share / 400))
-        np.testing.assert_allclose(weights[at_0], 1 / (steps * share), rtol=0.01)
+        p_0 = 1 / (1 + 0.1 * (steps - 1))  # p(t) is proportional to the root mean square
+        assert at_0.mean() == pytest.approx(p_0, abs=4 * np.sqrt(p_0 / 400))
+        np.testing.assert_allclose(weights[at_0], 1 / (steps * p_0), rtol=0.01)
     else:
         assert at_0.mean() == pytest.approx(1 / steps, abs=4 * np.sqrt(1 / steps / 400))
         np.testing.assert_allclose(weights, 1)
@@ -172,28 +171,34 @@ def test_every_way_to_draw_t_can_be_asked_for(name):
         ("diffusion", {"timestep_sampler": "magic"}, "choose one of uniform, low_discrepancy"),
         ("model", {"num_heads": 3}, "does not divide the width"),
         ("model", {"label_dropout": 0.1, "class_conditional": False}, "class_conditional is False"),
-        ("sampling", {"churn": 1.0}, "only the sampler heun reads it"),
-        ("sampling", {"order": 3}, "only the sampler unipc reads it"),
+        ("sampling", {"churn": 1.0}, "only the sampler heun uses it"),
+        (
+            "sampling",
+            {"eta": 0.5, "sampler": "unipc"},
+            r"^config.sampling.eta is 0.5, but only the sampler ddim uses it: set config.sampling.eta=0, or "
+            r"config.sampling.sampler=ddim$",
+        ),
+        ("sampling", {"order": 3}, "only the sampler unipc uses it"),
     ],
 )
-def test_options_without_a_use_are_refused(section, fields, match):
+def test_unused_options_are_rejected(section, fields, match):
     config = make_config()
     config[section].update(fields)
     with pytest.raises(UsageError, match=match) as caught:
-        check.check_config(config)
+        config_validation.check_config(config)
     assert "\n" not in str(caught.value)
 
 
-def test_guidance_needs_a_model_that_knows_images_without_a_class():
+def test_guidance_needs_a_model_trained_with_label_dropout():
     config = make_config()
     config.sampling.guidance_scale = 2.0
-    check.check_config(config)
+    config_validation.check_config(config)
     config.model.label_dropout = 0.0
     with pytest.raises(UsageError, match=r"label_dropout above 0"):
-        check.check_config(config)
+        config_validation.check_config(config)
 
 
-def test_every_field_of_the_model_reaches_the_network():
+def test_every_model_field_reaches_the_network():
     config = defaults.get_config()
     config.model.class_conditional = True
     others = {

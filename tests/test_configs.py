@@ -1,4 +1,4 @@
-"""Every experiment of configs/: it builds at full size, and takes a step shrunk."""
+"""Every experiment of configs/: it builds at full size and trains a step at reduced size."""
 
 import importlib
 import pathlib
@@ -10,12 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import defaults
-from ddpm_jax import build, check
-from ddpm_jax.programs import pictures, sample
+from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "workdir"))
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "from_workdir"))
 
 PUBLISHED = {  # parameters
     "cifar10": 35_746_307,
@@ -34,7 +33,7 @@ def load(name):
 
 
 def shrink(config):
-    """One level, over images of four pixels, with attention where the experiment has any: networks alike compile once."""
+    """One level and images of four pixels, with attention if the experiment has any; equal networks compile once."""
     model = config.model
     model.ch_mult = (1,)
     model.attn_resolutions = (4,) if model.attn_resolutions else ()
@@ -42,14 +41,14 @@ def shrink(config):
     model.num_res_blocks = 1
     config.data.image_size = 4
     config.train.batch_size = 8
-    config.optimizer.warmup_steps = min(10, config.optimizer.warmup_steps)  # else a first step is lost in float32's rounding
+    config.optimizer.warmup_steps = min(10, config.optimizer.warmup_steps)  # or the first step is below float32's rounding
     return config
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_at_full_size(name):
     config = load(name)
-    check.check_config(config)
+    config_validation.check_config(config)
     state = jax.eval_shape(build.build_init(config), jax.random.key(0))
     build.build_sampler(config)
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -61,36 +60,36 @@ def test_builds_at_full_size(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_cost_little(name):
-    """Along the way at most 20 evaluations an image, but for the digits, whose 50 cost 26 steps of 2,500; the last picture
-    costs less than the training, and is left out after two steps."""
+def test_sample_grids_cost_little(name):
+    """At most 20 evaluations per image during training, except for the digits, whose 50 cost 26 of 2,500 steps; the final
+    grid costs less than the training, and is omitted after two steps."""
     config = load(name)
-    quick, full = pictures.quick_config(config), pictures.few_images(config)
-    check.check_config(quick)
-    assert build.build_sampler(quick).evaluations <= (50 if name == "digits" else 20)
-    assert pictures.cost_in_steps(quick) <= pictures.cost_in_steps(full) < config.train.num_steps / 50
-    assert pictures.cost_in_steps(full) > 2
+    quick, full = sampling_config.quick_config(config), sampling_config.few_images(config)
+    config_validation.check_config(quick)
+    assert build.build_sampler(quick).nfe <= (50 if name == "digits" else 20)
+    assert sampling_config.cost_in_steps(quick) <= sampling_config.cost_in_steps(full) < config.train.num_steps / 50
+    assert sampling_config.cost_in_steps(full) > 2
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_takes_a_step_shrunk(name):
-    """Every parameter is trained, and by as much as the config's optimizer says; the EMA follows by what its decay says."""
+def test_trains_a_step_at_reduced_size(name):
+    """Every parameter is updated by the optimizer of the config, and the EMA follows with its decay."""
     config = shrink(load(name))
-    check.check_config(config)
+    config_validation.check_config(config)
     init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config, make_mesh(jax.devices()[:1])))
     before = init(jax.random.key(0))
     rng = np.random.default_rng(0)
-    # A fresh network outputs zero and hands no gradient down: its zeros are replaced.
+    # An initial network outputs zero and has no gradients below: its zeros are replaced.
     params = jax.tree.map(lambda x: x if x.any() else jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype), before.params)
     before = before.replace(params=params, ema_params=params)
     images = rng.integers(0, 256, (8, *build.image_shape(config)), dtype=np.uint8)
     batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
     after, metrics = train_step(before, batch, jax.random.key(1))
-    # What it is to predict has a mean square of 1 (noise; for v at least that of the image), independent of the outputs.
+    # The target has a mean square of 1 (noise; for v at least that of the image), independent of the outputs.
     least = np.mean(np.square(images / 127.5 - 1)) if config.diffusion.prediction == "v" else 1
     assert least - 5 * np.sqrt(2 / images.size) < float(metrics["loss"]) < 30
     assert int(after.step) == 1
-    # Adam's first step is the learning rate times the sign of the gradient, but for its epsilon.
+    # Adam's first step is the learning rate times the sign of the gradient, up to its epsilon.
     rate = float(build.build_learning_rate(config)(0))
     warmup = config.optimizer.warmup_steps
     assert rate == pytest.approx(config.optimizer.learning_rate / max(1, warmup))
@@ -98,7 +97,7 @@ def test_takes_a_step_shrunk(name):
     unmoved = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(change) if not leaf.any()]
     assert not unmoved
     largest = max(leaf.max() for leaf in jax.tree.leaves(change))
-    assert largest == pytest.approx(rate, rel=0.1)  # 2e-6 at least, of parameters of size 1 in float32
+    assert largest == pytest.approx(rate, rel=0.1)  # at least 2e-6, for parameters of size 1 in float32
     decay = min(config.ema.decay, 1 / 10)  # at the first step
     expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, before.params, after.params)
     for average, wanted in zip(*map(jax.tree.leaves, (after.ema_params, expected)), strict=True):
@@ -107,18 +106,18 @@ def test_takes_a_step_shrunk(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_own_sampling_is_not_warned_of(name):
-    assert sample.sampling_notes(load(name)) == []
+    assert sampling_config.sampling_warnings(load(name)) == []
 
 
-def test_photographs_of_ones_own_are_not_tinted():
-    """docs/colors.md: small sets want a prediction other than eps, and a spacing that starts where no image is left."""
+def test_the_image_folder_config_avoids_color_casts():
+    """docs/colors.md: small sets need a prediction other than eps, and a spacing that starts at pure noise."""
     config = load("image_folder")
     assert config.diffusion.prediction == "v"
     assert build.sampling_schedule(config).timesteps[-1] == config.diffusion.num_timesteps - 1
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_header_says_how_to_run_it(name):
+def test_the_header_has_the_command(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert f"python main.py --config=configs/{name}.py --workdir=runs/{name}" in text
     for part in ("Command:", "Hardware:", "Expected:"):
@@ -127,7 +126,7 @@ def test_the_header_says_how_to_run_it(name):
 
 @pytest.fixture
 def restated(monkeypatch):
-    """(what makes a config) -> the fields that it sets to the value that they have already."""
+    """(get_config) -> the fields that it sets to their default."""
     found = []
     set_field = ConfigDict.__setattr__
 
@@ -146,7 +145,7 @@ def restated(monkeypatch):
     return trace
 
 
-def test_a_field_that_is_set_to_its_default_is_seen(restated):
+def test_a_field_that_is_set_to_its_default_is_found(restated):
     def make():
         config = defaults.get_config()
         config.model.ch = defaults.get_config().model.ch
@@ -156,7 +155,7 @@ def test_a_field_that_is_set_to_its_default_is_seen(restated):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_states_only_what_differs_and_adds_no_field(name, restated):
+def test_sets_only_fields_that_differ_and_adds_none(name, restated):
     assert not restated(lambda: load(name))
     fields, ours = dict(_flat(defaults.get_config())), dict(_flat(load(name)))
     assert ours.keys() == fields.keys()

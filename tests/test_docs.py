@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: links and pictures exist, and every function, field, mode and file that is named."""
+"""README, CONTRIBUTING and docs/: links, figures, and named functions, fields, modes and files exist."""
 
 import functools
 import importlib
@@ -18,9 +18,18 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 CONFIG = defaults.get_config()
 SECTIONS = {name: section for name, section in CONFIG.items() if isinstance(section, ConfigDict)}
 FIELDS = {f"{name}.{field}" for name, section in SECTIONS.items() for field in section}
-OTHER_MODULES = {"lax": "jax.lax", "np": "numpy", "jnp": "jax.numpy", "jax": "jax"}  # of which pages may name a function
-SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; others may be files that the program writes
-WRITTEN = (".json", ".lock", ".jsonl", ".txt", ".npz", ".npy", ".png", ".pth")  # and so may these, and files in WRITTEN_IN
+OTHER_MODULES = {"lax": "jax.lax", "np": "numpy", "jnp": "jax.numpy", "jax": "jax"}  # whose functions pages may name
+SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; the program may write others
+WRITTEN = (
+    ".json",
+    ".lock",
+    ".jsonl",
+    ".txt",
+    ".npz",
+    ".npy",
+    ".png",
+    ".pth",
+)  # files that the program may write
 WRITTEN_IN = ("eval", "samples", "checkpoints")  # folders of a workdir
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -28,7 +37,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 @functools.cache
 def modules():
-    """Last name -> the modules of the package that are called so, full names."""
+    """Last name -> full names of the modules of the package."""
     found = {}
     for module in pkgutil.walk_packages(ddpm_jax.__path__, "ddpm_jax."):
         found.setdefault(module.name.rpartition(".")[2], []).append(module.name)
@@ -37,7 +46,7 @@ def modules():
 
 @functools.cache
 def words_of_the_sources():
-    """Every word in the Python files that pages speak of: names of functions and arrays, values of fields, flags."""
+    """Every word in the Python files: names of functions and arrays, values of fields, flags."""
     files = [REPOSITORY / "main.py"]
     for folder in ("ddpm_jax", "configs", "benchmarks"):
         files += (REPOSITORY / folder).rglob("*.py")
@@ -45,18 +54,18 @@ def words_of_the_sources():
 
 
 def in_backticks(text):
-    """What stands in backticks in the text outside of blocks of code."""
+    """The text in backticks outside code blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
 def names(text):
-    """(name, whether it exists) of every function, config field and file that a page names."""
-    for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)?)", text):  # in blocks of code as well: --config.ema.decay=0.99
+    """(name, whether it exists) for every function, config field and file in a page."""
+    for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)?)", text):  # also in code blocks: --config.ema.decay=0.99
         if name not in ("json", "to_dict"):
             yield f"config.{name}", name in FIELDS or name in CONFIG
     for quoted in in_backticks(text):
         if re.match(r"config\.\w+", quoted) and quoted != "config.json":
-            continue  # a field, seen above
+            continue  # a field, checked above
         path = re.fullmatch(r"[\w./-]+(\.\w+)", quoted)
         if path and path[1] in SOURCES:
             yield quoted, is_file(quoted) or quoted.split("/")[0] in WRITTEN_IN
@@ -71,14 +80,14 @@ def names(text):
 
 
 def is_file(path):
-    """Whether there is such a file in the repository, in the package, or (a bare name) anywhere in the package."""
+    """Whether the file exists in the repository, in the package, or (a bare name) anywhere in the package."""
     if "/" in path:
         return any((root / path).is_file() for root in (REPOSITORY, REPOSITORY / "ddpm_jax", REPOSITORY / "docs"))
     return (REPOSITORY / path).is_file() or any(any((REPOSITORY / folder).rglob(path)) for folder in ("ddpm_jax", "docs"))
 
 
 def is_attribute(module, name):
-    """Whether a module of the package (or one of OTHER_MODULES) that is called so has this name, of its own or of a class."""
+    """Whether a module of that name in the package (or of OTHER_MODULES), or a class in it, has this attribute."""
     candidates = modules().get(module, []) + ([OTHER_MODULES[module]] if module in OTHER_MODULES else [])
     return any(hasattr(importlib.import_module(full), name) for full in candidates)
 
@@ -88,13 +97,13 @@ def modes(text):
 
 
 @each_page
-def test_links_and_pictures_exist(page):
+def test_links_and_figures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
 @each_page
-def test_what_it_names_exists(page):
+def test_named_things_exist(page):
     found = dict(names(page.read_text()))
     assert found, "no function, field or file is named here: the names are not in backticks"
     assert not [name for name, exists in found.items() if not exists]
@@ -110,12 +119,12 @@ def test_modes_exist(page):
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("`diffusion.q_sample`, `flow_likelihood.flow_density`, `bound.summarize`, `post_hoc.recipe`", []),
-        ("`diffusion.q_simple`", ["diffusion.q_simple"]),
-        ("`flow_likelihood.no_density`", ["flow_likelihood.no_density"]),
+        ("`gaussian.q_sample`, `vlb.summarize`, `posthoc_ema.solve_posthoc_weights`, `lax.scan`", []),
+        ("`gaussian.q_simple`", ["gaussian.q_simple"]),
+        ("`ode_likelihood.no_density`", ["ode_likelihood.no_density"]),
         ("`no_module.q_sample`", ["no_module.q_sample"]),
         ("`lax.scan`, `jax.jit`, `lax.scam`", ["lax.scam"]),
-        ("`evaluation.kept_features`, `sampling.weights=ema`, `evaluation.kept_fetures`", ["evaluation.kept_fetures"]),
+        ("`evaluation.max_features`, `sampling.params=ema`, `evaluation.kept_fetures`", ["evaluation.kept_fetures"]),
         ("`prediction=eps`, `predicktion=eps`", ["predicktion=eps"]),
         ("--config.ema.decay=0.99 --config.seed=1 --config.ema.decays_=1", ["config.ema.decays_"]),
         ("```sh\npython main.py --config.train.steps=1\n```", ["config.train.steps"]),
@@ -125,7 +134,7 @@ def test_modes_exist(page):
         ("`config.json`, `metrics.jsonl`, `nothing.py`", ["nothing.py"]),
     ],
 )
-def test_a_wrong_name_is_seen(text, wrong):
+def test_a_wrong_name_is_found(text, wrong):
     found = dict(names(text))
     assert [name for name, exists in found.items() if not exists] == wrong
     assert len(found) > len(wrong) or len(found) == len(wrong) == 1

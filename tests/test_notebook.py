@@ -1,4 +1,4 @@
-"""The notebook runs top to bottom, shrunk, and shows what it says; its first cell finds or makes the Python that it needs.
+"""The notebook runs at reduced size and shows its figures; its first cell finds or creates the Python that it needs.
 
 `tests/colab_simulation.py` runs it under the versions of Colab, environment and all: gigabytes, so by hand.
 """
@@ -24,7 +24,7 @@ FIELDS = [
     "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
     "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.tensorboard=False",
     "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
-    "--config.illustrate.num_stages=6",
+    "--config.visualize.num_stages=6",
 ]
 ANCESTRAL_STEPS = 20
 """
@@ -34,10 +34,10 @@ def pictures(cell):
     return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
 
 
-# nbclient runs its event loop in ways that newer Pythons announce the end of; nothing of ours can change that.
+# nbclient uses a deprecated event loop API; this project cannot change that.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_it_runs_and_shows_its_pictures(tmp_path, repository, compiled_fast, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as a person has
+def test_it_runs_and_shows_its_figures(tmp_path, repository, compiled_fast, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as for users
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
@@ -53,8 +53,8 @@ def test_it_runs_and_shows_its_pictures(tmp_path, repository, compiled_fast, mon
     assert rows[-1]["step"] == 8
 
 
-def test_its_kernel_imports_nothing_that_colab_has_in_another_version(repository):
-    """What a kernel has imported cannot be replaced while it runs: JAX, NumPy and the program belong to other processes."""
+def test_its_kernel_imports_no_package_with_another_version_in_colab(repository):
+    """A kernel cannot replace imported packages while it runs: JAX, NumPy and the program run in other processes."""
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     assert sum(source.startswith("%%in_environment") for source in cells) == 3
     for source in cells:
@@ -64,7 +64,7 @@ def test_its_kernel_imports_nothing_that_colab_has_in_another_version(repository
 
 
 class Machine:
-    """Stands in for `subprocess`: says what nvidia-smi and pip would, and makes nothing.
+    """Replaces `subprocess`: simulates nvidia-smi and pip and creates nothing.
 
     Attributes:
       lines: the commands that ran, as text.
@@ -84,7 +84,7 @@ class Machine:
 
 
 def install(machine, folder, monkeypatch, devices=()):
-    """Run the first cell in `folder`; the Python that it chose."""
+    """Runs the first cell in `folder`; returns the Python that it chose."""
     monkeypatch.chdir(folder)
     (folder / "main.py").touch()
     source = next(
@@ -114,24 +114,24 @@ def install(machine, folder, monkeypatch, devices=()):
     ],
     ids=["cpu", "T4", "old driver", "V100", "TPU", "newer TPU", "no ensurepip"],
 )
-def test_it_makes_an_environment_for_the_accelerator_that_is_there(machine, devices, extra, tmp_path, monkeypatch, capsys):
+def test_it_creates_an_environment_for_the_accelerator(machine, devices, extra, tmp_path, monkeypatch, capsys):
     assert install(machine, tmp_path, monkeypatch, devices) == os.path.join(".venv-notebook", "bin", "python")
     last = machine.lines[-1]
     assert last.startswith(os.path.join(".venv-notebook", "bin", "python") + " -m pip install")
     assert last.endswith(f"-r requirements.txt{f' {extra}' if extra else ''}")
     assert any("-m virtualenv" in line for line in machine.lines) != machine._venv
     machine.lines.clear()
-    install(machine, tmp_path, monkeypatch, devices)  # a second time nothing is made
+    install(machine, tmp_path, monkeypatch, devices)  # the second call creates nothing
     assert not any("requirements.txt" in line and "--dry-run" not in line for line in machine.lines)
 
 
-def test_it_takes_its_own_python_where_the_requirements_are_there(tmp_path, monkeypatch, capsys):
+def test_it_uses_its_own_python_if_the_requirements_are_installed(tmp_path, monkeypatch, capsys):
     machine = Machine(satisfied=True)
     assert install(machine, tmp_path, monkeypatch) == sys.executable
     assert len(machine.lines) == 1
 
 
-def test_it_is_committed_without_outputs_and_names_commands_that_exist(repository):
+def test_it_is_committed_without_outputs_and_with_valid_commands(repository):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells)

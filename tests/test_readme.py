@@ -1,4 +1,4 @@
-"""What the README says is true: its Python runs, its commands name fields, modes and files that exist."""
+"""The README and the pages with longer commands: their Python runs, and their commands are valid."""
 
 import pathlib
 import re
@@ -11,8 +11,16 @@ from ml_collections import config_flags
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-SHELL = "".join(block for kind, block in BLOCKS if kind == "sh").replace("\\\n", " ")
-COMMANDS = [line for line in SHELL.splitlines() if line.startswith("python main.py")]
+PAGES = [README, *(README.parent / "docs" / name for name in ("training.md", "sampling.md"))]
+
+
+def commands(page):
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("python main.py")]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
 def test_its_python_runs():
@@ -22,11 +30,11 @@ def test_its_python_runs():
         exec(compile(block, str(README), "exec"), {})
 
 
-# ml_collections loads config files by a method that Python means to drop; nothing of ours can change that.
+# ml_collections loads config files with a deprecated method; this project cannot change that.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_its_commands_can_be_parsed(command, repository, monkeypatch):
-    """As main.py would, but for doing it: a field that no config has is an error, and so is a value of another type."""
+    """As in main.py, without running it: an unknown field or a value of the wrong type is an error."""
     monkeypatch.chdir(repository)
     import main as program
 
@@ -36,8 +44,8 @@ def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
     line = shlex.split(command, comments=True)[1:]
     if not any(part.startswith("--config=") for part in line):
-        line.insert(1, "--config=configs/digits.py")  # in place of the one that the workdir remembers
-    monkeypatch.setattr("sys.argv", line)  # where ml_collections looks for fields of the config
+        line.insert(1, "--config=configs/digits.py")  # instead of the config of the workdir
+    monkeypatch.setattr("sys.argv", line)  # where ml_collections finds the fields of the config
     rest = values(line)
     assert rest[1:] == []
     assert values.config.seed == 0
@@ -45,7 +53,7 @@ def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     assert (values.mode or "train") in program.MODES
 
 
-def test_its_links_and_pictures_exist():
+def test_its_links_and_figures_exist():
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
     assert len(targets) > 5
     for target in targets:

@@ -1,4 +1,4 @@
-"""docs/how-ddpm-works.md is true: its code runs, its tables are what the code prints, and its formulas hold. In float64."""
+"""docs/how-ddpm-works.md is correct: its code runs, its tables are the code's output, and its formulas hold. In float64."""
 
 import contextlib
 import io
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.process import diffusion, losses
-from ddpm_jax.process.schedules import SCHEDULES, make_schedule
+from ddpm_jax.diffusion import gaussian, losses
+from ddpm_jax.diffusion.parameterization import Parameterization, predict_v, predict_xstart_from_eps
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule
 
 PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "how-ddpm-works.md").read_text()
 SHAPE = (3, 2, 2, 1)
@@ -35,6 +36,10 @@ def at(table):
     return np.asarray(table)[T].reshape(-1, 1, 1, 1)
 
 
+def predicting(prediction, variance="fixed_small"):
+    return Parameterization(prediction, variance, clip_denoised=False)
+
+
 def squared(error):
     return np.square(error).sum(axis=(1, 2, 3))
 
@@ -44,10 +49,10 @@ def step(x64, name):
     """(schedule, x_t, the estimate of eps, true x_start, true eps) of one step of each of T."""
     schedule = make_schedule(name, 100)
     x_start, eps, estimate = normal(0), normal(1), normal(2)
-    return schedule, np.asarray(diffusion.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
+    return schedule, np.asarray(gaussian.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
 
 
-def test_its_tables_are_what_its_code_prints():
+def test_tables_are_the_output_of_the_code():
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -59,7 +64,7 @@ def test_its_tables_are_what_its_code_prints():
         assert line in rows
 
 
-ARRAYS = {  # of the page -> in Python, with T for t
+ARRAYS = {  # notation of the page -> Python, with T for t
     "ᾱ_{t-1}": "acp_before",
     "ᾱ_t": "acp",
     "α_t": "alpha",
@@ -78,7 +83,7 @@ ARRAYS = {  # of the page -> in Python, with T for t
 
 
 def evaluated(formula, values):
-    """The number of a formula as the page writes it: `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with products written as spaces."""
+    """The value of a formula of the page, such as `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with spaces for products."""
     formula = unicodedata.normalize("NFD", formula)
     for ours, name in ARRAYS.items():
         formula = formula.replace(unicodedata.normalize("NFD", ours), name)
@@ -92,26 +97,26 @@ def evaluated(formula, values):
 
 
 def formulas(name):
-    """The right sides of the lines of the page that begin with `name =`, up to the words beside them."""
+    """The right-hand sides of the lines of the page that begin with `name =`, without trailing text."""
     return re.findall(rf"^    {re.escape(name)} *= (.+?)(?:,? {{3,}}.*)?$", PAGE, re.MULTILINE)
 
 
 def rows(head):
-    """The cells of the table whose first column is called so: first cell -> the others, without words."""
+    """The cells of the table whose first column has this header: first cell -> the others, without text."""
     table = re.search(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)[1]
     return {cells[0].strip("`"): cells[1:] for cells in (row.strip("| ").split(" | ") for row in table.splitlines())}
 
 
 @every_schedule
-def test_its_formulas_are_those_of_the_code(step):
-    """Each is read from the page and computed; 1e-9."""
+def test_formulas_match_the_code(step):
+    """Each is parsed from the page and computed; 1e-9."""
     schedule, x_t, _, x_start, eps = step
     before = np.append(1.0, schedule.alphas_cumprod)[:-1]
-    v = diffusion.predict_v(schedule, x_start, T, eps)
+    v = predict_v(x_start, schedule.level(T), eps)
     values = {"acp_before": at(before), "acp": at(schedule.alphas_cumprod), "alpha": at(schedule.alphas)}
     values |= {"beta": at(schedule.betas), "image": x_start, "eps": eps, "x_t": x_t, "v": v}
     values |= {"first": at(schedule.posterior_mean_coef1), "second": at(schedule.posterior_mean_coef2)}
-    mean, _, _ = diffusion.p_mean_variance(schedule, eps, x_t, T, prediction="eps", variance="fixed_small", clip_denoised=False)
+    mean, _, _ = gaussian.p_mean_variance(schedule, predicting("eps", "fixed_small"), eps, x_t, T)
     for name, wanted, number in (
         ("x_t", x_t, 1),
         ("c1_t", values["first"], 1),
@@ -133,42 +138,36 @@ def test_its_formulas_are_those_of_the_code(step):
 
 
 @every_schedule
-def test_the_mean_in_eps(step):
+def test_the_mean_in_terms_of_eps(step):
     """DDPM eq. 11 is eq. 7 with eq. 15 in it; 1e-9 relative to terms of up to 1e2."""
     schedule, x_t, estimate, _, _ = step
-    mean, _, _ = diffusion.p_mean_variance(
-        schedule, estimate, x_t, T, prediction="eps", variance="fixed_small", clip_denoised=False
-    )
+    mean, _, _ = gaussian.p_mean_variance(schedule, predicting("eps", "fixed_small"), estimate, x_t, T)
     eps_form = (x_t - at(schedule.betas) / at(schedule.sqrt_one_minus_alphas_cumprod) * estimate) / np.sqrt(at(schedule.alphas))
     np.testing.assert_allclose(mean, eps_form, rtol=1e-9, atol=1e-9)
 
 
 @every_schedule
-def test_one_error_three_times(step):
-    """L_simple = |eps error|^2 = SNR |x_start error|^2 = acp |v error|^2, of any estimate; 1e-9."""
+def test_the_three_errors_are_proportional(step):
+    """L_simple = |eps error|^2 = SNR |x_start error|^2 = acp |v error|^2, for any estimate; 1e-9."""
     schedule, x_t, estimate, x_start, eps = step
     acp = schedule.alphas_cumprod[T]
     snr = acp / np.square(schedule.sqrt_one_minus_alphas_cumprod[T])
-    pred_xstart = np.asarray(diffusion.predict_xstart_from_eps(schedule, x_t, T, estimate))
-    v, v_estimate = (
-        diffusion.predict_v(schedule, image, T, noise) for image, noise in ((x_start, eps), (pred_xstart, estimate))
-    )
+    pred_xstart = np.asarray(predict_xstart_from_eps(x_t, schedule.level(T), estimate))
+    v, v_estimate = (predict_v(image, schedule.level(T), noise) for image, noise in ((x_start, eps), (pred_xstart, estimate)))
     simple = squared(eps - estimate)
     np.testing.assert_allclose(simple, snr * squared(x_start - pred_xstart), rtol=1e-9)
     np.testing.assert_allclose(simple, acp * squared(v - v_estimate), rtol=1e-9)
-    loss = losses.training_losses(schedule, jnp.asarray(estimate), x_start, x_t, T, eps, prediction="eps")
+    loss = losses.training_losses(schedule, predicting("eps"), jnp.asarray(estimate), x_start, x_t, T, eps)
     np.testing.assert_allclose(loss, simple / 4, rtol=1e-5)  # the mean over four pixels, in float32
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @every_schedule
-def test_the_weights_of_the_bound(step, variance):
+def test_the_weights_of_the_vlb(step, variance):
     """DDPM eqs. 8 and 12: |mean error|^2/(2 s^2) is c1^2/(2 s^2) in x_start and beta^2/(2 s^2 alpha (1-acp)) in eps; 1e-7."""
     schedule, x_t, estimate, x_start, eps = step
-    mean, log_variance, pred_xstart = diffusion.p_mean_variance(
-        schedule, estimate, x_t, T, prediction="eps", variance=variance, clip_denoised=False
-    )
-    true_mean, _, _ = diffusion.q_posterior_mean_variance(schedule, x_start, x_t, T)
+    mean, log_variance, pred_xstart = gaussian.p_mean_variance(schedule, predicting("eps", variance), estimate, x_t, T)
+    true_mean, _, _ = gaussian.q_posterior_mean_variance(schedule, x_start, x_t, T)
     sigma2 = np.exp(np.asarray(log_variance)).reshape(-1)
     term = squared(np.asarray(true_mean) - mean) / (2 * sigma2)
     in_x_start = schedule.posterior_mean_coef1[T] ** 2 / (2 * sigma2)
@@ -178,7 +177,7 @@ def test_the_weights_of_the_bound(step, variance):
 
 
 @every_schedule
-def test_the_weight_of_fixed_small_is_half_the_fall_of_the_snr(name):
+def test_the_weight_of_fixed_small_is_half_the_decrease_of_the_snr(name):
     """2107.00630: c1^2 / (2 beta~) = (SNR_{t-1} - SNR_t) / 2 at every t > 0; 1e-9."""
     schedule = make_schedule(name, 1000)
     snr = 1 / np.square(schedule.sqrt_recipm1_alphas_cumprod)
@@ -198,8 +197,8 @@ def test_the_two_variances_bound_the_true_one(name):
 
 
 def true_step(schedule, t, x_t):
-    """Of images -1 and 1, equally frequent: a grid of x_{t-1}, q(x_{t-1} | x_t) on it by Bayes' rule, and what the page says
-    of it: its mean and variance."""
+    """For images -1 and 1 with equal probability: a grid of x_{t-1}, q(x_{t-1} | x_t) on it by Bayes' rule, and its mean and
+    variance by the page's formulas."""
     images, x = np.array([-1.0, 1.0]), np.linspace(-8, 8, 40_001)
     acp, prev = schedule.alphas_cumprod[t], schedule.alphas_cumprod[t - 1]
     density = np.exp(-((x_t - np.sqrt(schedule.alphas[t]) * x) ** 2) / (2 * schedule.betas[t])) * sum(
@@ -214,7 +213,7 @@ def true_step(schedule, t, x_t):
 
 @pytest.mark.parametrize("x_t", [0.0, 0.3, -1.2])
 def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
-    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, against Bayes' rule on a grid; 1e-6."""
+    """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, by Bayes' rule on a grid; 1e-6."""
     schedule = make_schedule("cosine", 20)
     for t in (3, 10, 18):
         x, density, mean, variance = true_step(schedule, t, x_t)
@@ -224,8 +223,8 @@ def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
 
 
 @every_schedule
-def test_the_variance_of_the_true_step_is_on_average_at_most_beta(name):
-    """Over x_t; at single x_t it may be more, as it is at 0, where the image may be either."""
+def test_the_mean_variance_of_the_true_step_is_at_most_beta(name):
+    """On average over x_t; at single x_t it may exceed beta, as at 0, where both images are equally probable."""
     schedule, x_t = make_schedule(name, 100), np.linspace(-6, 6, 241)
     for t in (1, 20, 60, 98):
         acp = schedule.alphas_cumprod[t]
@@ -236,8 +235,8 @@ def test_the_variance_of_the_true_step_is_on_average_at_most_beta(name):
         assert schedule.posterior_variance[t] <= variance <= schedule.betas[t] * (1 + 1e-9)
 
 
-def test_the_true_step_is_nearer_to_a_gaussian_the_smaller_it_is():
-    """KL from the Gaussian of its mean and variance in the middle of the chain at x_t = 0.05: the page's numbers; 15%."""
+def test_smaller_true_steps_are_closer_to_a_gaussian():
+    """KL from the Gaussian with its mean and variance in the middle of the chain at x_t = 0.05: the page's values; 15%."""
     divergences = []
     for steps in (10, 100, 1000):
         x, density, mean, variance = true_step(make_schedule("cosine", steps), steps // 2, 0.05)

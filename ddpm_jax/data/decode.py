@@ -1,6 +1,6 @@
-"""One image file, of whatever kind people have, as 8-bit gray or RGB.
+"""Decodes an image file of any common format to 8-bit gray or RGB.
 
-Colour profiles are not applied: values are taken as they stand in the file, as every published data set takes them.
+Color profiles are not applied: values are used as stored in the file, as in published data sets.
 """
 
 import contextlib
@@ -13,41 +13,42 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from ddpm_jax.data.value_range import DeepLevels, find_range
 from ddpm_jax.data.value_range import to_uint8 as levels_to_uint8
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
-# Only these are tried, whatever a file is called: Pillow would hand others, such as EPS, to programs outside.
+# Only these are tried, whatever the file name: Pillow would pass others, such as EPS, to external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-class BrokenImage(Exception):
-    """A file that is no readable image. The message is the reason, in a few words."""
+class ImageDecodeError(ValueError):
+    """A file cannot be decoded as an image. The message is the reason, in a few words."""
 
 
 def read_image(file: str | BinaryIO, background: tuple[int, int, int], value_range: Sequence[float] = ()) -> np.ndarray:
-    """The picture in a file, upright: uint8 [H, W] (gray) or [H, W, 3] (RGB). See `open_image` and `to_uint8`.
+    """The image in a file, upright: uint8 [H, W] (gray) or [H, W, 3] (RGB). See `open_image` and `to_uint8`.
 
     Raises:
-      BrokenImage: as those two.
+      ImageDecodeError: as those two.
     """
     with open_image(file) as picture:
         return to_uint8(picture, background, value_range)
 
 
 def open_image(file: str | BinaryIO) -> Image.Image:
-    """The picture in a file, decoded and upright (EXIF), its first frame. Safe to call from many threads.
+    """Decodes the first frame of an image file and rotates it according to EXIF. Thread-safe.
 
     Args:
       file: its path, or its bytes as a binary file.
 
     Raises:
-      BrokenImage: empty, cut off, damaged, no image, or more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS`.
+      ImageDecodeError: the file is empty, truncated, damaged, not an image, or has more pixels than twice
+        `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
         picture = Image.open(file, formats=FORMATS)
-    except MemoryError:  # says nothing about the file
+    except MemoryError:  # not a fault of the file
         raise
-    except Exception as error:  # decoders have no exception of their own for what they cannot read
-        raise BrokenImage(_reason(error, file)) from error
+    except Exception as error:  # decoders raise exceptions of many types
+        raise ImageDecodeError(_reason(error, file)) from error
     try:
         picture.load()
     except MemoryError:
@@ -55,71 +56,77 @@ def open_image(file: str | BinaryIO) -> Image.Image:
         raise
     except Exception as error:
         picture.close()
-        raise BrokenImage(_reason(error, file)) from error
-    # Damaged EXIF metadata does not make a picture unreadable: it is then taken without a rotation.
+        raise ImageDecodeError(_reason(error, file)) from error
+    # Damaged EXIF metadata does not make an image unreadable: it is then not rotated.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether it is gray of more than 8 bits: only then does `to_uint8` need a range."""
+    """Whether the image is gray with more than 8 bits, which requires a range in `to_uint8`."""
     return picture.mode == "F" or picture.mode.startswith("I")
 
 
 def measure_deep(picture: Image.Image) -> DeepLevels:
-    """The levels of a deep picture.
+    """The levels of a deep image.
 
     Raises:
-      BrokenImage: some are not finite.
+      ImageDecodeError: a level is not finite.
     """
     values = np.asarray(picture)
     least, most = float(values.min()), float(values.max())
     if not (np.isfinite(least) and np.isfinite(most)):
-        raise BrokenImage(f"gray levels from {least:g} to {most:g}: they must be finite")
+        raise ImageDecodeError(f"gray levels from {least:g} to {most:g}: they must be finite")
     return DeepLevels(least, most, picture.mode == "F")
 
 
 def to_uint8(picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float] = ()) -> np.ndarray:
-    """uint8 [H, W] (gray) or [H, W, 3] (RGB) of a picture of any of Pillow's modes.
+    """Converts an image of any Pillow mode to uint8 [H, W] (gray) or [H, W, 3] (RGB).
 
-      - transparency, by channel, palette or color key: over `background`;
-      - CMYK and other colors: RGB by Pillow's plain conversion;
+      - transparency, by channel, palette or color key: composited over `background`;
+      - CMYK and other color spaces: RGB by Pillow's plain conversion;
       - gray of 16 bits, 32 bits or floats (modes I;16, I, F): `value_range` to 0..255, rounded and clipped;
       - color of 16 bits: the high byte, which is all that Pillow reads, within one level of rounding.
 
     Args:
       picture: from `open_image`.
       background: RGB, 0..255.
-      value_range: (black, white) of deep gray. It belongs to a set, not to a file (`value_range.py`); by default
-        the range that `find_range` finds for this file alone.
+      value_range: (black, white) of deep gray, common to a whole set (`value_range.py`); by default the result of
+        `find_range` for this file alone.
 
     Raises:
-      BrokenImage: of a kind that cannot be shown as above.
+      ImageDecodeError: the mode cannot be converted.
     """
     try:
-        return _deep_gray(picture, background, value_range) if is_deep(picture) else _shallow(picture, background)
-    except ValueError as error:  # Pillow has no way from this mode, such as LAB, to RGB
-        raise BrokenImage(f"damaged: {' '.join(str(error).split())[:100] or 'ValueError'}") from error
+        return (
+            _decode_high_bit_depth_gray(picture, background, value_range)
+            if is_deep(picture)
+            else _decode_8bit(picture, background)
+        )
+    except ImageDecodeError:
+        raise
+    except ValueError as error:  # Pillow cannot convert this mode, such as LAB, to RGB
+        raise ImageDecodeError(f"damaged: {error_line(error)}") from error
 
 
 def parse_background(name: str) -> tuple[int, int, int]:
-    """A colour by name or #rrggbb, as RGB 0..255.
+    """A color by name or #rrggbb, as RGB 0..255.
 
     Raises:
-      UsageError: no such colour, or one that is itself transparent.
+      InvalidArgumentError: unknown or transparent color.
     """
     try:
-        colour = ImageColor.getrgb(name)
+        color = ImageColor.getrgb(name)
     except ValueError:
-        colour = ()
-    if len(colour) != 3:
-        raise UsageError(f"config.data.background is {name!r}: give a colour's name, such as white, or #rrggbb")
-    return colour
+        color = ()
+    if len(color) != 3:
+        raise InvalidArgumentError(f"`background` is {name!r}: give a color name, such as white, or #rrggbb")
+    return color
 
 
-def _shallow(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
-    """Pictures of at most 8 bits a channel, as Pillow holds them."""
+def _decode_8bit(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
+    """Decodes images of at most 8 bits per channel."""
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         canvas = Image.new("RGB", picture.size, background)
@@ -132,13 +139,15 @@ def _shallow(picture: Image.Image, background: tuple[int, int, int]) -> np.ndarr
     return np.asarray(picture)
 
 
-def _deep_gray(picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float]) -> np.ndarray:
-    """Gray of more than 8 bits; uint8 [H, W], or [H, W, 3] where one level stands for transparent."""
-    measured = measure_deep(picture)  # refuses NaN, which has no level
+def _decode_high_bit_depth_gray(
+    picture: Image.Image, background: tuple[int, int, int], value_range: Sequence[float]
+) -> np.ndarray:
+    """Decodes gray of more than 8 bits: uint8 [H, W], or [H, W, 3] if one level means transparent."""
+    measured = measure_deep(picture)  # rejects NaN
     try:
         low, high = value_range or find_range([measured])
     except ValueError as error:
-        raise BrokenImage(str(error)) from error
+        raise ImageDecodeError(str(error)) from error
     values = np.asarray(picture)
     levels = levels_to_uint8(values, (low, high))
     key = picture.info.get("transparency")
@@ -148,17 +157,14 @@ def _deep_gray(picture: Image.Image, background: tuple[int, int, int], value_ran
 
 
 def _reason(error: Exception, file: str | BinaryIO) -> str:
-    """Why a file cannot be read, without a line break."""
-    if isinstance(error, BrokenImage):
+    """The reason why a file cannot be read, on one line."""
+    if isinstance(error, ImageDecodeError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image" if _size(file) else "empty file"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    words = " ".join(str(error).split())[:100]
-    return words if isinstance(error, OSError) and words else f"damaged: {words or type(error).__name__}"
+    return error_line(error) if isinstance(error, OSError) and str(error) else f"damaged: {error_line(error)}"
 
 
 def _size(file: str | BinaryIO) -> int:

@@ -1,7 +1,7 @@
-"""Which images are the same, pixel by pixel: between two sets, and within one.
+"""Finds identical images, pixel by pixel, between two sets and within one.
 
-Images are compared by the 128-bit BLAKE2b hash of their bytes at the model's resolution, so a set of millions takes 16
-bytes an image. Copies in another file format, crop or mirror image are other images here.
+Images are compared by the 128-bit BLAKE2b hash of their bytes at the model's resolution, which takes 16 bytes per image.
+Copies in another lossy format, crops and mirror images count as different.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ import numpy as np
 
 from ddpm_jax.data.source import ImageSource
 
-MOST_HASHED = 50_000  # images of a set that does not fit into memory: more would take as long as an epoch
+MOST_HASHED = 50_000  # images per set that is not in memory: more would take as long as an epoch
 BATCH = 256
 
 
 class Overlap(NamedTuple):
-    """What two sets share.
+    """The overlap of two sets.
 
     Attributes:
-      shared: images of the first set found among those of the second that were looked at.
+      shared: images of the first set found among the hashed images of the second.
       count: images of the first set.
-      found: images of the second set, of those looked at, found in the first.
-      hashed: images of the second set that were looked at.
+      found: hashed images of the second set found in the first.
+      hashed: images of the second set that were hashed.
       total: images of the second set.
     """
 
@@ -35,9 +35,9 @@ class Overlap(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of the first set that is in the second, or of the second in the first, 0..1: the larger of the two.
+        """Fraction of the first set that is in the second, or of the second in the first, 0..1: the larger of the two.
 
-        An estimate where not all of the second were looked at.
+        An estimate if not all of the second set was hashed.
         """
         if not self.count or not self.hashed:
             return 0.0
@@ -51,13 +51,13 @@ def hash_images(images: np.ndarray) -> list[bytes]:
 
 
 def count_repeated(hashes: Iterable[bytes]) -> int:
-    """How many are copies of an earlier one."""
+    """Number of hashes that repeat an earlier one."""
     hashes = list(hashes)
     return len(hashes) - len(set(hashes))
 
 
 def hash_source(source: ImageSource, most: int | None = None) -> list[bytes]:
-    """Hashes of a set's images, in order; where there are more than `most`, of as many spread evenly over the set."""
+    """Hashes of a set's images, in order; at most `most` of them, spread evenly over the set."""
     indices = np.arange(len(source))
     if most is not None and len(source) > most:
         indices = np.arange(most) * len(source) // most
@@ -68,8 +68,8 @@ def hash_source(source: ImageSource, most: int | None = None) -> list[bytes]:
 
 
 def find_overlap(hashes: list[bytes], other: ImageSource, *, most: int | None = MOST_HASHED) -> Overlap:
-    """How many images of a set, of these hashes, are in `other`, of which at most `most` are looked at (None: all)."""
-    mine, theirs = hashes, hash_source(other, most)
-    in_mine, in_theirs = set(mine), set(theirs)
-    shared, found = (sum(image in known for image in hashes) for known, hashes in ((in_theirs, mine), (in_mine, theirs)))
-    return Overlap(shared, len(mine), found, len(theirs), len(other))
+    """The overlap of a set with these hashes and `other`, of which at most `most` images are hashed (None: all)."""
+    own, others = hashes, hash_source(other, most)
+    in_own, in_others = set(own), set(others)
+    shared, found = (sum(image in known for image in hashes) for known, hashes in ((in_others, own), (in_own, others)))
+    return Overlap(shared, len(own), found, len(others), len(other))

@@ -1,28 +1,37 @@
-"""Each file of a set read once before training: into memory where there is room, and what is known of it afterwards.
+"""Reads each file of a set once before training: into memory if it fits, and to collect facts about the files.
 
-That is: which files are broken, a digest of each, the levels that it uses, and the range of deep gray files.
+These are: the unreadable files, a digest and the range of levels of each file, and the range of the deep gray files.
 """
 
 import hashlib
 import io
+import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ddpm_jax.data import decode, identity, value_range
-from ddpm_jax.data.source import fit_image, in_chunks
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
+from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 
-CHUNK = 16  # files that a thread reads at a time: photographs are large, and progress should show
+logger = logging.getLogger(__name__)
+
+CHUNK = 16  # files per task of a thread: photographs are large, and progress should be visible
 
 
 class FirstReading:
-    """Each file read once: into memory where there is room, and what is known of it afterwards.
+    """Reads each file once.
 
     Deep gray files are read a second time, once the levels of all of them are known.
+
+    Args:
+      folder: of the files.
+      paths: relative to `folder`.
+      background: RGB behind transparent pixels.
+      shape: (H, W, C) of the decoded images.
+      images: uint8 [N, H, W, C] to fill, or None to keep no images.
     """
 
     def __init__(
@@ -39,15 +48,15 @@ class FirstReading:
         self.broken: dict[int, str] = {}
         self._deep: dict[int, value_range.DeepLevels] = {}
 
-    def read_all(self, num_threads: int | None, report: Callable[[str], Any]) -> None:
-        """Reads every file; `broken` has index -> reason then."""
-        self._for_each(range(len(self._paths)), (), num_threads, report)
+    def read_all(self, num_threads: int | None) -> None:
+        """Reads every file and sets `broken`: index -> reason."""
+        self._for_each(range(len(self._paths)), (), num_threads)
 
-    def read_deep(self, levels: Sequence[float], num_threads: int | None, report: Callable[[str], Any]) -> tuple[float, ...]:
-        """Reads the deep files again, with the range `levels`, or the one found; that range, () where there is none.
+    def read_deep(self, levels: Sequence[float], num_threads: int | None) -> tuple[float, ...]:
+        """Reads the deep files again, with the range `levels` or the detected one. Returns that range; () without deep files.
 
         Raises:
-          UsageError: there is none that fits.
+          InvalidArgumentError: no range fits.
         """
         if not self._deep:
             return tuple(levels)
@@ -56,14 +65,14 @@ class FirstReading:
             try:
                 levels = value_range.find_range(list(self._deep.values()))
             except ValueError as error:
-                raise UsageError(f"config.data.value_range is not set, and in {self._folder} {error}") from error
+                raise InvalidArgumentError(f"`levels` is not set, and in {self._folder} {error}") from error
         named = {self._paths[index]: measured for index, measured in self._deep.items()}
-        report(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
-        self._for_each(sorted(self._deep), tuple(levels), num_threads, report)
+        logger.info(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
+        self._for_each(sorted(self._deep), tuple(levels), num_threads)
         return tuple(float(level) for level in levels)
 
     def fingerprint(self, kept: Sequence[int] | None, prefix: str = "") -> str:
-        """Of the files with these indices, by default all; `prefix` of their paths, a split's folder, does not count."""
+        """Fingerprint of the files with these indices, by default all; `prefix`, the folder of a split, is ignored."""
         chosen = range(len(self._paths)) if kept is None else kept
         return identity.files_fingerprint((self._paths[index].removeprefix(prefix), self._digests[index]) for index in chosen)
 
@@ -72,7 +81,7 @@ class FirstReading:
         return list(self._deep.values())
 
     def all_equal(self, kept: Sequence[int] | None) -> bool:
-        """Whether there are several files and all of them have the same content."""
+        """Whether there are several files, all with the same content."""
         chosen = range(len(self._paths)) if kept is None else kept
         return len(chosen) > 1 and len({self._digests[index] for index in chosen}) == 1
 
@@ -81,27 +90,25 @@ class FirstReading:
         chosen = slice(None) if kept is None else list(kept)
         return self._least[chosen], self._most[chosen]
 
-    def _for_each(
-        self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None, report: Callable[[str], Any]
-    ) -> None:
-        def work(positions: range) -> None:
+    def _for_each(self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None) -> None:
+        def read_chunk(positions: range) -> None:
             for index in (indices[position] for position in positions):
                 try:
                     self._read(index, levels)
-                except decode.BrokenImage as error:
+                except decode.ImageDecodeError as error:
                     self.broken[index] = str(error)
 
         title = f"{self._folder}: {'checked' if self._images is None else 'read'}"
-        with warnings.catch_warnings():  # here and not in the threads: they share one set of filters
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF metadata, large photographs: nothing to be done
-            in_chunks(work, len(indices), chunk=CHUNK, title=title, num_threads=num_threads, report=report)
+        with warnings.catch_warnings():  # not in the threads, which share one set of filters
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # invalid EXIF metadata, large photographs
+            for_each_chunk(read_chunk, len(indices), chunk=CHUNK, title=title, num_threads=num_threads)
 
     def _read(self, index: int, levels: tuple[float, ...]) -> None:
         try:
             with open(os.path.join(self._folder, self._paths[index]), "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise decode.BrokenImage((error.strerror or str(error)).lower()) from error
+            raise decode.ImageDecodeError(error_line(error)) from error
         self._digests[index] = hashlib.sha256(content).digest()
         with decode.open_image(io.BytesIO(content)) as picture:
             if decode.is_deep(picture) and not levels:
@@ -109,7 +116,7 @@ class FirstReading:
                 return
             if decode.is_deep(picture):
                 self._deep.setdefault(index, decode.measure_deep(picture))
-            image = fit_image(decode.to_uint8(picture, self._background, levels), self._shape[0], self._shape[2])
+            image = center_crop_and_resize(decode.to_uint8(picture, self._background, levels), self._shape[0], self._shape[2])
         self._least[index], self._most[index] = image.min(), image.max()
         if self._images is not None:
             self._images[index] = image

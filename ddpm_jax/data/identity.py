@@ -1,7 +1,7 @@
-"""Which set of images a run was trained on, or statistics are of: count, classes in order, and a fingerprint.
+"""Identity of the data set of a run or of statistics: count, classes in order, and a fingerprint.
 
-The name of a set says little: a folder is its path, and its files may change. A fingerprint is of what is in it, so that a
-copied folder is the same set and a changed one is not.
+A name is not enough: for a folder it is the path, and the files may change. The fingerprint is a hash of the content, so
+that a copied folder is the same set and a changed one is not.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ Identity = dict[str, Any]
 
 
 def identity_of(source: ImageSource) -> Identity:
-    """{"name", "split", "count", "class_names", "fingerprint", "value_range"}, of what JSON can hold."""
+    """{"name", "split", "count", "class_names", "fingerprint", "value_range"}, JSON-compatible."""
     return {
         "name": source.name,
         "split": source.split,
@@ -28,7 +28,7 @@ def identity_of(source: ImageSource) -> Identity:
 
 
 def class_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what the classes of two sets differ, in words; "" where they do not. The order counts: labels are its numbers."""
+    """Describes the differences between the classes of two sets; "" if equal. The order matters: it defines the labels."""
     before, after = list(old["class_names"]), list(new["class_names"])
     if before == after:
         return ""
@@ -38,16 +38,16 @@ def class_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def content_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what the images of two sets differ, in words; "" where they are the same or nothing is known."""
+    """Describes the differences between the images of two sets; "" if equal or unknown."""
     if not old["fingerprint"] or not new["fingerprint"] or old["fingerprint"] == new["fingerprint"]:
         return ""
     if old["count"] != new["count"]:
         return f"{old['count']:,} images before, {new['count']:,} now, so their order in training changes too"
-    return f"as many images as before, {new['count']:,}, but not the same"
+    return f"as many images as before, {new['count']:,}, but different ones"
 
 
 def files_fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
-    """Of (path within the set, digest of the content) in order: 64 hex digits."""
+    """Fingerprint of (path within the set, digest of the content) in order: 64 hex digits."""
     digest = hashlib.sha256()
     for path, content in files:
         digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + content)
@@ -55,7 +55,7 @@ def files_fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
 
 
 def arrays_fingerprint(images: np.ndarray, labels: np.ndarray | None) -> str:
-    """Of a set in memory: 64 hex digits."""
+    """Fingerprint of a set in memory: 64 hex digits."""
     digest = hashlib.sha256(repr((images.shape, images.dtype.str)).encode())
     digest.update(np.ascontiguousarray(images))
     if labels is not None:

@@ -1,25 +1,28 @@
-"""A folder of a user's own images; its subfolders, where it has any, are classes, or splits and then classes.
+"""A folder of the user's own images. Subfolders are classes, or splits that contain classes.
 
     photos/0001.jpg, photos/0002.png ...      no labels
     photos/cats/... , photos/dogs/...         label 0 for cats, 1 for dogs
-    photos/train/cats/... , photos/test/...   splits `train` and `test` (`splits.py`), each with classes or without
+    photos/train/cats/... , photos/test/...   splits `train` and `test` (`splits.py`),with or without classes
 
-Every file is read once before training begins, so that a broken one shows then and not after a night.
+Every file is read once before training, so that a broken file is an immediate error and not one after a night. The number
+of images found, files left out and unusual gray levels are logged.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image, held_in_memory
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
-ON_BROKEN = ("error", "skip")
+logger = logging.getLogger(__name__)
+
+ON_DECODE_ERROR = ("error", "skip")
 NAMED_IN_ERROR = 5
 NAMED_IN_REPORT = 20
 
@@ -31,62 +34,61 @@ def load_image_folder(
     channels: int,
     split: str = "train",
     background: str = "white",
-    on_broken: str = "error",
+    on_decode_error: str = "error",
     levels: Sequence[float] = (),
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> ImageSource:
-    """The images of a folder, each read by `decode.read_image` and made to fit by `source.fit_image`.
+    """The images of a folder, each read by `decode.read_image` and `source.center_crop_and_resize`.
 
-    That is: the square in the middle, resized by Pillow's bicubic filter, which averages over all covered pixels when it
-    shrinks (`source.RESIZE_FILTER` says why this one; the same for every set). Smaller images are enlarged by it.
+    The latter takes the central square and resizes it with Pillow's antialiased bicubic filter, as for every set
+    (`source.RESIZE_FILTER`). Smaller images are enlarged.
 
-    Files are found at any depth and ordered by their path within the folder, so that example i is the same image on
-    every machine. Hidden files and folders are skipped. Each folder directly below `folder` (or below that of the
-    split) that holds an image is a class, in the order of their names: by number where all of them are numbers. Nothing
-    of this depends on whether the set fits into memory.
+    Files are found at any depth and sorted by their path within the folder, so that example i is the same image on
+    every machine. Hidden files and folders are skipped. Each folder directly below `folder` (or below that of the split)
+    that contains an image is a class, sorted by name, or numerically if all names are numbers. None of this depends on
+    whether the set fits into memory.
 
     Args:
       folder: its path; ~ is expanded.
-      image_size: height and width wanted.
+      image_size: height and width of the output.
       channels: 1 or 3.
-      split: "train", where the folder has splits also "test" and the like, "all" for everything, or a slice such as
-        "train[:90%]" (`splits.select`).
-      background: what shows through transparent pixels, a color's name or #rrggbb. White by default: what has
-        transparency (logos, drawings, cut-outs) is mostly made for white pages, and dark lines would vanish on black.
-      on_broken: what to do about files that cannot be read: "error" stops, "skip" leaves them out and reports that.
-      levels: (black, white) of gray files of more than 8 bits; () to find one range for all of them
+      split: "train", "test" or another split folder, "all" for everything, or a slice such as "train[:90%]"
+        (`splits.select`).
+      background: color behind transparent pixels, a name or #rrggbb. White by default: images with transparency (logos,
+        drawings, cut-outs) are mostly made for white pages, and dark lines would vanish on black.
+      on_decode_error: what to do about unreadable files: "error" stops, "skip" leaves them out and logs that.
+      levels: (black, white) of gray files of more than 8 bits; () to detect one range for all of them
         (`value_range.find_range`).
-      in_memory: True keeps all images decoded in memory, False reads them again when they are asked for (all are
-        still read once at first, to find the broken), "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
+      in_memory: True keeps all decoded images in memory, False reads them on demand (all are still read once at the
+        start, to find broken files), "auto" uses memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
-      report: called with a line about what was found, left out, is odd about the levels, or takes time.
 
     Returns:
-      A source whose name is the folder's absolute path; its batches have "label" where there are classes. Its fingerprint
-      is of the paths and contents of the files that it holds.
+      A source whose name is the folder's absolute path; its batches have "label" if there are classes. Its fingerprint
+      is a hash of the paths and contents of its files.
 
     Raises:
-      UsageError: no folder named, or split, background, on_broken or channels is none of the choices, or no range is found.
-      PersonError: the folder is not there or holds no image, images lie both at its top and in subfolders, a file
-        is broken (on_broken "error"), no image of the folder or of a class can be read, or the splits differ in classes.
+      InvalidArgumentError: no folder, or an unknown split, background, on_decode_error or number of channels; or no range fits.
+      FileAccessError: the folder does not exist.
+      InvalidDataError: the folder contains no image, images are both at its top and in subfolders, a file is broken
+        (on_decode_error "error"), no image of the folder or of a class can be read, or the splits differ in classes.
     """
     if channels not in (1, 3):
-        raise UsageError(f"config.data.channels is {channels}: it must be 1 (gray) or 3 (RGB)")
-    if on_broken not in ON_BROKEN:
-        raise UsageError(f"config.data.on_broken is {on_broken!r}: choose one of {', '.join(ON_BROKEN)}")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
+    if on_decode_error not in ON_DECODE_ERROR:
+        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
     if not folder:
-        raise UsageError("config.data.data_dir is empty: name the folder of your images with --config.data.data_dir=PATH")
+        raise InvalidArgumentError("`folder` is empty: name the folder of your images with `folder=PATH`")
     color = decode.parse_background(background)
 
     folder = os.path.abspath(os.path.expanduser(folder))
     found, others = find_images(folder)
     if others and found:
-        report(f"{folder}: not read, by kind: {counted(others)}; only {', '.join(EXTENSIONS)} are")
+        logger.info(f"{folder}: ignored files, by extension: {counted(others)}; only {', '.join(EXTENSIONS)} are read")
     if not found:
         also = f", and found only {counted(others)}" if others else ""
-        raise PersonError(f"no images in {folder}: looked there and in its subfolders for {', '.join(EXTENSIONS)}{also}")
+        raise InvalidDataError(f"no images in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}{also}")
     paths, labels, classes = choose_examples(folder, found, split)
     has_splits = bool(splits_of(found))
     part = f" (split {split}; the folders {', '.join(splits_of(found))} are splits)" if has_splits else ""
@@ -94,26 +96,26 @@ def load_image_folder(
         part = f" (split {split} of {len(found):,})"
 
     def read(path: str, white: Sequence[float] = ()) -> np.ndarray:
-        return fit_image(decode.read_image(os.path.join(folder, path), color, white), image_size, channels)
+        return center_crop_and_resize(decode.read_image(os.path.join(folder, path), color, white), image_size, channels)
 
     shape = (image_size, image_size, channels)
-    images = np.empty((len(paths), *shape), np.uint8) if held_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
+    images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, list(paths), color, shape, images)
-    first.read_all(num_threads, report)
-    kept = _without_broken(folder, paths, labels, classes, first.broken, on_broken, report) if first.broken else None
-    levels = first.read_deep(levels, num_threads, report)
+    first.read_all(num_threads)
+    kept = _readable_indices(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
+    levels = first.read_deep(levels, num_threads)
     if kept is not None:
         if images is not None:
-            for new, old in enumerate(kept):  # in place: a second copy may not fit
+            for new, old in enumerate(kept):  # in-place: a second copy may not fit
                 images[new] = images[old]
             images = images[: len(kept)]
         paths, labels = [paths[index] for index in kept], None if labels is None else labels[kept]
-    report(_summary(folder, part, len(paths), classes, labels))
+    logger.info(_summary(folder, part, len(paths), classes, labels))
     for line in value_range.level_warnings(*first.extremes(kept), first.deep()):
-        report(f"warning: {folder}: {line}")
+        logger.warning(f"warning: {folder}: {line}")
     if first.all_equal(kept):
-        report(f"warning: {folder}: all {len(paths):,} files are the same image: check config.data.data_dir")
-    of_set = {
+        logger.warning(f"warning: {folder}: all {len(paths):,} files are the same image: check `folder`")
+    attributes = {
         "num_classes": len(classes),
         "class_names": classes,
         "fingerprint": first.fingerprint(kept, f"{split.partition('[')[0]}/" if has_splits else ""),
@@ -122,49 +124,48 @@ def load_image_folder(
         "split": split,
     }
     if images is not None:
-        return ArraySource(images, labels, **of_set)
+        return ArraySource(images, labels, **attributes)
 
     def read_example(index: int) -> tuple[np.ndarray, int | None]:
         try:
             image = read(paths[index], levels)
-        except decode.BrokenImage as error:  # it could be read when the run began
-            raise PersonError(
+        except decode.ImageDecodeError as error:  # it was readable when the run started
+            raise InvalidDataError(
                 f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back, "
-                "or resume without it: --config.data.on_broken=skip"
+                "or resume without it: `on_decode_error='skip'`"
             ) from error
         return image, None if labels is None else int(labels[index])
 
-    return LazySource(read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **of_set)
+    return LazySource(read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **attributes)
 
 
-def _without_broken(
+def _readable_indices(
     folder: str,
     paths: Sequence[str],
     labels: np.ndarray | None,
     classes: Sequence[str],
     broken: dict[int, str],
-    on_broken: str,
-    report: Callable[[str], Any],
+    on_decode_error: str,
 ) -> list[int]:
-    """Indices of the images that can be read, where going on without the others is wanted and possible."""
+    """Indices of the readable images; raises unless broken ones are to be skipped and can be."""
     named = [f"{paths[index]} ({broken[index]})" for index in sorted(broken)]
     if len(broken) == len(paths):
-        raise PersonError(
-            f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; "
-            "check --config.data.data_dir"
+        raise InvalidDataError(
+            f"none of the {len(paths):,} images in {folder} can be read: {listed(named, NAMED_IN_ERROR)}; check `folder`"
         )
-    if on_broken == "error":
-        raise PersonError(
+    if on_decode_error == "error":
+        raise InvalidDataError(
             f"{len(broken):,} of {len(paths):,} images in {folder} cannot be read: {listed(named, NAMED_IN_ERROR)}; "
-            "repair or remove them, or train without them: --config.data.on_broken=skip"
+            "repair or remove them, or train without them: `on_decode_error='skip'`"
         )
     kept = [index for index in range(len(paths)) if index not in broken]
     if labels is not None and (lost := sorted(set(labels.tolist()) - set(labels[kept].tolist()))):
         names = [classes[label] for label in lost]
-        raise PersonError(
+        raise InvalidDataError(
             f"no image of class {listed(names, NAMED_IN_ERROR)} in {folder} can be read: repair its files, or remove its folder"
         )
-    report(f"{folder}: left out {len(broken):,} of {len(paths):,} images, as broken: {listed(named, NAMED_IN_REPORT)}")
+
+    logger.info(f"{folder}: skipped {len(broken):,} broken of {len(paths):,} images: {listed(named, NAMED_IN_REPORT)}")
     return kept
 
 

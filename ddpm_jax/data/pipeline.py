@@ -1,10 +1,9 @@
-"""From an image source to batches on the device, by Grain.
+"""The batch pipeline from an image source to the devices, built on Grain.
 
-Which examples make up step s is a pure function of (seed, s): `batch_indices`. So a run
-that resumes at step s needs no iterator state, and the number of hosts changes nothing but
-which slice of the batch each of them reads.
+The examples of step s are a pure function of (seed, s): `batch_indices`. A run that resumes at step s therefore needs no
+iterator state, and the number of hosts only changes which slice of the batch each host reads.
 
-Random flips are not here: they happen on the device, with a key of (seed, step).
+Random flips happen on the device, with a key of (seed, step).
 """
 
 import collections
@@ -18,31 +17,30 @@ import jax
 import numpy as np
 
 from ddpm_jax.data.source import Batch, ImageSource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """Examples of the global batch of `step`: int64 [batch_size], each 0 .. num_examples-1.
+    """Indices of the examples in the global batch of `step`: int64 [batch_size], each 0 .. num_examples-1.
 
-    The steps read one endless sequence: a permutation of the set, then another, and so on.
-    Every epoch holds each example once, and no remainder is dropped: a batch may end one
-    epoch and begin the next.
+    The steps read one endless sequence of permutations of the set. Every epoch contains each example once, and no
+    remainder is dropped: a batch may end one epoch and begin the next.
     """
     first, last = step * batch_size, (step + 1) * batch_size  # positions in the endless sequence
-    pieces = []
+    parts = []
     for epoch in range(first // num_examples, (last - 1) // num_examples + 1):
         start = epoch * num_examples
-        pieces.append(_permutation(seed, epoch, num_examples)[max(first - start, 0) : last - start])
-    return np.concatenate(pieces)
+        parts.append(_permutation(seed, epoch, num_examples)[max(first - start, 0) : last - start])
+    return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """A uniformly random order of the set. Of the cached ones, two are in use at an epoch's end.
+    """A uniformly random order of the set. Cached: two are in use at the end of an epoch.
 
-    Not `grain.MapDataset.shuffle`: its four-round cipher leaves two epochs' orders of 50,000 examples
-    correlated at 0.11 (by chance: 0.004). This sort costs milliseconds an epoch; and raw Philox words
-    and SeedSequence belong to the part of NumPy's randomness that no version may change.
+    `grain.MapDataset.shuffle` is not used: with its four-round cipher, the orders of two epochs of 50,000 examples have a
+    correlation of 0.11 (by chance: 0.004). This sort takes milliseconds per epoch, and NumPy guarantees that raw Philox
+    words and SeedSequence are the same in every version.
     """
     words = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(num_examples)
     order = np.argsort(words, kind="stable")
@@ -61,32 +59,34 @@ def batches(
     num_threads: int = 4,
     prefetch: int = 8,
 ) -> Iterator[Batch]:
-    """This process's part of the batches of steps start_step, start_step + 1, ... without end.
+    """Yields this process's part of the batches of steps start_step, start_step + 1, ... without end.
 
     Args:
       source: the set.
-      batch_size: of the global batch; may exceed the set.
-      seed: of the order of examples; not negative.
-      start_step: first step wanted. Any step costs the same to start from.
+      batch_size: global batch size; may exceed the set.
+      seed: for the order of examples; not negative.
+      start_step: first step. Starting at any step costs the same.
       process_index: which of `process_count` equal, consecutive slices of each batch to read.
       process_count: number of processes.
-      num_threads: batches being read at once; 0 reads in the caller's thread.
-      prefetch: batches read ahead.
+      num_threads: batches read at once; 0 reads in the caller's thread.
+      prefetch: number of prefetched batches.
 
     Returns:
-      Iterator of {"image": uint8 [batch_size / process_count, H, W, C]}, plus "label" int32 where
-      the set has labels. Its threads start with the first batch, and end when it is closed
-      (`.close()`) or forgotten.
+      Iterator of {"image": uint8 [batch_size / process_count, H, W, C]}, plus "label" int32 if
+      the set has labels. Its threads start with the first batch and end when it is closed
+      (`.close()`) or garbage-collected.
 
     Raises:
-      UsageError: batch_size is not a positive multiple of process_count, seed is negative, or the set is empty.
+      InvalidArgumentError: batch_size is not a positive multiple of process_count, seed is negative, or the set is empty.
     """
     if batch_size < 1 or batch_size % process_count:
-        raise UsageError(f"train.batch_size is {batch_size}: it must be a positive multiple of the {process_count} processes")
+        raise InvalidArgumentError(
+            f"`batch_size` is {batch_size}: it must be a positive multiple of the {process_count} processes"
+        )
     if seed < 0:
-        raise UsageError(f"seed is {seed}: it must not be negative")
+        raise InvalidArgumentError(f"`seed` is {seed}: it must not be negative")
     if len(source) == 0:
-        raise UsageError(f"data set {source.name}, split {source.split}, is empty")
+        raise InvalidArgumentError(f"data set {source.name}, split {source.split}, is empty")
     if not 0 <= process_index < process_count or start_step < 0:
         raise ValueError(f"no process {process_index} of {process_count}, or negative step {start_step}")
     local_size = batch_size // process_count
@@ -102,7 +102,7 @@ def batches(
 
 
 def _closing(dataset: grain.IterDataset) -> Iterator[Batch]:
-    """Iterates over a Grain data set and stops its threads when the iteration ends, for whatever reason."""
+    """Iterates over a Grain data set and stops its threads when the iteration ends for any reason."""
     iterator = iter(dataset)
     try:
         yield from iterator
@@ -113,16 +113,16 @@ def _closing(dataset: grain.IterDataset) -> Iterator[Batch]:
 def prefetch_to_device(
     iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-    """Moves batches onto the devices ahead of their use.
+    """Moves batches to the devices ahead of their use.
 
-    Transfers run in the background, so that while step s computes, the batches of the following
-    steps travel. The first batch comes as soon as it is there itself; the others start after it.
+    Transfers run in the background, so that the next batches are transferred while a step computes. The first batch is
+    returned as soon as it is ready; the others start after it.
 
     Args:
-      iterator: this process's batches, e.g. of `batches`; closed together with the result.
-      sharding: of the global batch, over its first axis, e.g. NamedSharding(mesh, PartitionSpec("data")).
-        The processes' slices lie in the order of the devices.
-      size: batches on the device at a time, the one in use not counted.
+      iterator: this process's batches, e.g. from `batches`; closed together with the result.
+      sharding: of the global batch over its first axis, e.g. NamedSharding(mesh, PartitionSpec("data")).
+        The slices of the processes are in the order of the devices.
+      size: batches on the device at a time, excluding the one in use.
 
     Returns:
       Iterator of the same dictionaries with global arrays [batch_size, ...].
@@ -132,12 +132,12 @@ def prefetch_to_device(
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
-    return _ahead(iterator, sharding, size)
+    return _prefetch(iterator, sharding, size)
 
 
-def _ahead(iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int) -> Iterator[dict[str, jax.Array]]:
+def _prefetch(iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int) -> Iterator[dict[str, jax.Array]]:
     queue = collections.deque()
-    wanted = 1  # at first: one batch is all that the caller waits for
+    wanted = 1  # the caller waits for the first batch only
     try:
         while True:
             for batch in itertools.islice(iterator, wanted - len(queue)):

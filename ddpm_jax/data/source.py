@@ -1,48 +1,49 @@
-"""Image sets with random access: `source.batch(indices)` is the one way in.
+"""Image sets with random access through `source.batch(indices)`.
 
-Two kinds. `ArraySource` keeps the whole set decoded in memory, where a batch is one
-fancy-indexing copy; `LazySource` reads each example when it is asked for, for sets that
-do not fit. Images stay uint8 until they are on the device.
+`ArraySource` keeps the whole set decoded in memory, where a batch is one fancy-indexing copy. `LazySource` reads each
+example on demand, for sets that do not fit. Images stay uint8 until they are on the device.
 """
 
 import concurrent.futures
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
-# Bicubic over the source pixels that each target pixel covers (Pillow's resize is antialiased when
-# it shrinks). Sharper than BOX and BILINEAR, rings less at edges than LANCZOS, and serves enlarging as
-# well. One filter for all sets, so that training images and reference statistics never differ by it.
+logger = logging.getLogger(__name__)
+
+# Pillow's bicubic filter, antialiased when it shrinks. Sharper than BOX and BILINEAR, less ringing at edges than LANCZOS,
+# and suitable for enlarging. One filter for all sets, so that training images and reference statistics always agree.
 RESIZE_FILTER = Image.Resampling.BICUBIC
-MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images that in_memory="auto" still holds in memory
+MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images up to which in_memory="auto" uses memory
 
 Batch = dict[str, np.ndarray]
 
 
-class NoSuchSplit(UsageError):
-    """A set does not have the split that was named."""
+class NoSuchSplit(InvalidArgumentError):
+    """A set does not have the requested split."""
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """What the pipeline and the metrics need of a set of images.
+    """A set of images, as used by the pipeline and the metrics.
 
     Attributes:
       name: the set's name, for reports.
-      split: which part of it, e.g. "train".
+      split: e.g. "train".
       image_size: height and width of every image.
-      channels: 1 (grey) or 3 (RGB).
-      num_classes: labels are 0 .. num_classes-1; 0 where there are no labels.
-      class_names: what label i means, for each i; () where there are no labels or nothing is known.
-      fingerprint: the same for sets of the same images, and for no others; "" where nothing is known.
-      value_range: levels of deep gray files that are black and white (`value_range.py`); () where there are none.
+      channels: 1 (gray) or 3 (RGB).
+      num_classes: labels are 0 .. num_classes-1; 0 without labels.
+      class_names: the name of each label; () without labels or if unknown.
+      fingerprint: identifies the images of the set; "" if unknown.
+      value_range: (black, white) levels of deep gray files (`value_range.py`); () without such files.
     """
 
     name: str
@@ -61,7 +62,7 @@ class ImageSource(Protocol):
     def batch(self, indices: np.ndarray) -> Batch:
         """Examples at `indices` [n], each 0 .. len-1, in that order.
 
-        Returns {"image": uint8 [n, H, W, C]} and, where the set has labels,
+        Returns {"image": uint8 [n, H, W, C]} and, if the set has labels,
         "label": int32 [n]. The arrays belong to the caller. Raises IndexError
         for an index outside the set.
         """
@@ -69,9 +70,9 @@ class ImageSource(Protocol):
 
 
 class ArraySource:
-    """A set held in memory: images uint8 [N, H, W, C], labels [N] integers or None.
+    """A set in memory: images uint8 [N, H, W, C], labels [N] integers or None.
 
-    Raises ValueError where shapes, dtypes or label range contradict each other.
+    Raises ValueError if shapes, dtypes and num_classes are inconsistent.
     """
 
     def __init__(
@@ -116,10 +117,10 @@ class LazySource:
 
     Args:
       read: index -> (image, label): image uint8 [image_size, image_size, channels], label an
-        integer, or None where num_classes is 0. Called from several threads at once. It should
-        spend its time in code that releases the interpreter's lock, as image decoders do.
+        integer, or None if num_classes is 0. Called from several threads at once; it should
+        spend its time in code that releases the GIL, as image decoders do.
       length: number of examples.
-      num_threads: how many examples of a batch are read at once.
+      num_threads: number of examples of a batch that are read at once.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class LazySource:
         self.class_names, self.fingerprint, self.value_range = tuple(class_names), fingerprint, tuple(value_range)
         self._read = read
         self._length = length
-        # Its threads start with the first batch and end with this object or the interpreter.
+        # The threads start with the first batch and end with this object or the interpreter.
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)), "image-reader")
 
     def __len__(self) -> int:
@@ -155,7 +156,7 @@ class LazySource:
         images = np.empty((len(indices), *shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for row, (image, label) in enumerate(self._pool.map(self._read, indices.tolist())):
-            # Assignment would broadcast a wrong shape or wrap a wrong dtype in silence.
+            # Assignment would silently broadcast a wrong shape or wrap a wrong dtype.
             if image.shape != shape or image.dtype != np.uint8:
                 raise ValueError(f"{self.name}: example {indices[row]} is {image.dtype} {image.shape}, not uint8 {shape}")
             images[row] = image
@@ -164,24 +165,24 @@ class LazySource:
         return {"image": images, "label": labels} if self.num_classes else {"image": images}
 
 
-def fit_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """Any uint8 image as uint8 [image_size, image_size, channels].
+def center_crop_and_resize(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """Converts any uint8 image to uint8 [image_size, image_size, channels].
 
-    Colours first: RGB becomes grey by the ITU-R 601 luma weights, grey becomes three equal channels, and
-    an alpha channel is dropped. Then the largest centred square is cut out and resized
-    with `RESIZE_FILTER`. An image that already fits comes back bit for bit.
+    First the channels: RGB becomes gray by the ITU-R 601 luma weights, gray becomes three equal channels, and an alpha
+    channel is dropped. Then the largest centered square is cropped and resized with `RESIZE_FILTER`. An image of the
+    right shape is returned unchanged.
 
     Args:
-      image: uint8 [H, W] or [H, W, C], C in 1 (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha).
-      image_size: height and width wanted.
+      image: uint8 [H, W] or [H, W, C], C in 1 (gray), 2 (gray, alpha), 3 (RGB), 4 (RGB, alpha).
+      image_size: height and width of the output.
       channels: 1 or 3.
 
     Raises:
-      UsageError: channels is neither 1 nor 3.
+      InvalidArgumentError: channels is neither 1 nor 3.
       ValueError: `image` is not such an array.
     """
     if channels not in (1, 3):
-        raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
@@ -197,60 +198,58 @@ def fit_image(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
     square = np.ascontiguousarray(image[top : top + side, left : left + side])
     picture = Image.fromarray(square if square.shape[2] == 3 else square[:, :, 0])
     if channels == 1:
-        picture = picture.convert("L")  # before resizing: a third of the work
-    picture = picture.resize((image_size, image_size), RESIZE_FILTER)  # Pillow copies where the size is right already
+        picture = picture.convert("L")  # before resizing, which then costs a third
+    picture = picture.resize((image_size, image_size), RESIZE_FILTER)  # a plain copy if the size already matches
     if channels == 3:
         picture = picture.convert("RGB")
     return np.array(picture).reshape(image_size, image_size, channels)
 
 
-def held_in_memory(in_memory: bool | str, size: int) -> bool:
-    """Whether a set of `size` bytes is decoded into memory: as told, or by "auto" where it takes at most `MEMORY_LIMIT`."""
+def fits_in_memory(in_memory: bool | str, size: int) -> bool:
+    """Whether to decode a set of `size` bytes into memory; "auto" allows at most `MEMORY_LIMIT`."""
     return in_memory is True or (in_memory == "auto" and size <= MEMORY_LIMIT)
 
 
-def in_chunks(
+def for_each_chunk(
     work: Callable[[range], None],
     count: int,
     *,
     chunk: int,
     title: str,
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> None:
-    """Go through all examples once, in threads, and say every few seconds how far it is.
+    """Calls `work` for all examples, in threads, and logs the progress every few seconds.
 
     Args:
-      work: called with the ranges of `chunk` indices that make up 0 .. count-1, several at once.
+      work: called with ranges of at most `chunk` indices that cover 0 .. count-1, several at once.
       count: number of examples.
-      chunk: examples at a time.
-      title: of what is reported: "<title> 512 of 1,797 images".
-      num_threads: ranges at work at once.
-      report: called with each line.
+      chunk: examples per call.
+      title: prefix of the log lines: "<title> 512 of 1,797 images".
+      num_threads: number of concurrent calls.
 
-    Raises whatever `work` raises; what has not begun is then left out.
+    Raises whatever `work` raises; pending calls are then canceled.
     """
     done, last = 0, time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(num_threads or min(16, os.cpu_count() or 1), "image-decoder") as pool:
-        pieces = [range(i * chunk, min((i + 1) * chunk, count)) for i in range(math.ceil(count / chunk))]
-        tasks = {pool.submit(work, piece): len(piece) for piece in pieces}
+        chunks = [range(i * chunk, min((i + 1) * chunk, count)) for i in range(math.ceil(count / chunk))]
+        tasks = {pool.submit(work, indices): len(indices) for indices in chunks}
         try:
             for task in concurrent.futures.as_completed(tasks):
                 task.result()
                 done += tasks[task]
                 if time.monotonic() - last > 3:
                     last = time.monotonic()
-                    report(f"{title} {done:,} of {count:,} images")
+                    logger.info(f"{title} {done:,} of {count:,} images")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _checked(indices: np.ndarray, length: int) -> np.ndarray:
-    """Indices as int64 [n]. NumPy would take -1 for the last example, so a wrong index is an error here."""
+    """Indices as int64 [n]. Negative indices are an error, although NumPy accepts them."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise IndexError(f"indices must be a vector of integers, not {indices.dtype} {indices.shape}")
     if indices.size and (indices.min() < 0 or indices.max() >= length):
-        raise IndexError(f"indices run from {indices.min()} to {indices.max()}: the set holds 0 .. {length - 1}")
+        raise IndexError(f"indices range from {indices.min()} to {indices.max()}: the set has 0 .. {length - 1}")
     return indices.astype(np.int64)

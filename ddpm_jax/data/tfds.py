@@ -1,7 +1,7 @@
-"""Any image set of TensorFlow Datasets, by its name there.
+"""Image sets of TensorFlow Datasets, by TFDS name.
 
-A prepared set is read from its array_record files: without network, and without tensorflow, which
-costs five seconds to import. A set that is not there yet is downloaded and prepared once.
+A prepared set is read from its array_record files, without network and without tensorflow, whose import takes five
+seconds. A missing set is downloaded and prepared once.
 """
 
 import contextlib
@@ -9,20 +9,30 @@ import difflib
 import glob
 import importlib.util
 import io
+import logging
 import os
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, NoSuchSplit, fit_image, held_in_memory, in_chunks
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.data.source import (
+    ArraySource,
+    ImageSource,
+    LazySource,
+    NoSuchSplit,
+    center_crop_and_resize,
+    fits_in_memory,
+    for_each_chunk,
+)
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, error_line
 
-CHUNK = 256  # examples that a thread reads and decodes at a time
+logger = logging.getLogger(__name__)
+
+CHUNK = 256  # examples per task of a thread
 
 
 def load_tfds(
@@ -34,36 +44,34 @@ def load_tfds(
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
-    report: Callable[[str], Any] = print,
 ) -> ImageSource:
-    """A split of a TFDS image set, every image made to fit by `fit_image`.
+    """A split of a TFDS image set, every image converted by `center_crop_and_resize`.
 
-    Of several prepared versions the newest is read, whichever version this TFDS would prepare.
-    Images come from the feature "image" or else from the only image feature there is; labels from "label" or else
-    from the only class label; a set with neither kind of label has none (`num_classes` 0).
+    The newest prepared version is read, whichever version the installed TFDS would prepare. Images come from the feature
+    "image" or the only image feature; labels from "label" or the only class label. Otherwise the set has no labels
+    (`num_classes` 0).
 
     Args:
       name: TFDS name, "cifar10", "lsun/bedroom", or with a version "cifar10:3.0.2".
       split: TFDS split, "train" or a part such as "train[:90%]".
-      data_dir: where TFDS keeps its sets; "" means TFDS's own default ($TFDS_DATA_DIR or ~/tensorflow_datasets).
-      image_size: height and width wanted.
+      data_dir: folder of TFDS's sets; "" for TFDS's default ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      image_size: height and width of the output.
       channels: 1 or 3.
-      in_memory: True decodes the split once into memory, False reads examples when they are asked for,
-        "auto" takes memory for up to `source.MEMORY_LIMIT` bytes.
+      in_memory: True decodes the split once into memory, False reads examples on demand,
+        "auto" uses memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
-      report: called with a line about what takes time.
 
     Raises:
-      UsageError: no such set, config, version or split; not an image set; channels not 1 or 3.
-      PersonError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
+      InvalidArgumentError: no such set, config, version or split; not an image set; channels not 1 or 3.
+      UnavailableError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
     """
     if channels not in (1, 3):
-        raise UsageError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     data_dir = os.path.expanduser(data_dir)
-    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir, report)
+    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)
     records = _open_records(name, split, builder, image_key)
-    of_set = {
+    attributes = {
         "num_classes": num_classes,
         "class_names": builder.info.features[label_key].names if label_key else (),
         "fingerprint": f"TFDS {builder.info.full_name}, {len(records)} examples of {split}",
@@ -73,29 +81,26 @@ def load_tfds(
 
     def read_one(record: dict) -> tuple[np.ndarray, int | None]:
         label = int(record[label_key]) if label_key else None
-        return fit_image(decode_image(record[image_key]), image_size, channels), label
+        return center_crop_and_resize(decode_image(record[image_key]), image_size, channels), label
 
-    if held_in_memory(in_memory, len(records) * image_size * image_size * channels):
-        images, labels = _decode_all(
-            records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads, report
-        )
+    if fits_in_memory(in_memory, len(records) * image_size * image_size * channels):
+        images, labels = _decode_all(records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads)
         labels = labels if label_key else None
-        return ArraySource(images, labels, **of_set)
+        return ArraySource(images, labels, **attributes)
     return LazySource(
         lambda index: read_one(records[index]),
         len(records),
         image_size=image_size,
         channels=channels,
         num_threads=num_threads,
-        **of_set,
+        **attributes,
     )
 
 
 def decode_image(data: bytes) -> np.ndarray:
     """An encoded 8-bit image (PNG, JPEG, ...) as uint8 [H, W] or [H, W, 3].
 
-    Pillow always: TFDS itself would take OpenCV where that happens to be installed, whose JPEGs differ by
-    a level here and there.
+    Always by Pillow: TFDS would use OpenCV if it is installed, which decodes some JPEG pixels differently by one level.
     """
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
@@ -104,81 +109,83 @@ def decode_image(data: bytes) -> np.ndarray:
 def _find_prepared(name: str, data_dir: str):
     """Builder of the newest prepared version, or None.
 
-    Not `tfds.builder`: that looks only for the version which the installed TFDS would prepare, and so
-    would download again what an older or newer TFDS has prepared.
+    `tfds.builder` only finds the version that the installed TFDS would prepare, and would download again what an older
+    or newer TFDS has prepared.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder, registered
 
-    del tfds  # its import registers the sets, whose default configs the search needs
+    del tfds  # imported to register the sets; the search needs their default configs
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except registered.DatasetNotFoundError:
         return None
     except ValueError as error:
-        if "name string" in str(error):  # it does not even look like a name
+        if "name string" in str(error):  # not a valid name
             raise _unknown(name) from error
         raise _unreadable(name, data_dir, error) from error
-    except Exception as error:  # a damaged dataset_info.json or features.json, in whichever way it shows
+    except Exception as error:  # a damaged dataset_info.json or features.json can raise any exception
         raise _unreadable(name, data_dir, error) from error
 
 
-def _prepare(name: str, data_dir: str, report: Callable[[str], Any]):
-    """Downloads and prepares a set; its builder. Every way in which this fails is outside the program."""
+def _prepare(name: str, data_dir: str):
+    """Downloads and prepares a set and returns its builder. All failures have external causes."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
         raise _unknown(name) from error
-    except Exception as error:  # e.g. a version that does not exist; the reason follows a dump of the arguments
+    except Exception as error:  # e.g. an unknown version; the reason follows a dump of the arguments
         reason = str(error).split('}": ')[-1].splitlines() or [type(error).__name__]
-        raise _unknown_config(name) or UsageError(f"data set {name}: {reason[0]}") from error
+        raise _unknown_config(name) or InvalidArgumentError(f"data set {name}: {reason[0]}") from error
 
     _choose_features(name, builder.info.features)  # before a download of gigabytes
     where = builder.data_dir
     if importlib.util.find_spec("tensorflow") is None:
-        raise PersonError(
+        raise UnavailableError(
             f"data set {name} is not prepared in {where}, and preparing it needs tensorflow: "
-            "pip install tensorflow-cpu, or set --config.data.data_dir to where it is prepared"
+            "pip install tensorflow-cpu, or set `data_dir` to where it is prepared"
         )
     downloads = os.path.join(builder.data_dir_root, "downloads")
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not glob.glob(os.path.join(downloads, "manual", "*")):
-        raise PersonError(
+        raise UnavailableError(
             f"data set {name} must be downloaded by hand: put its files into {os.path.join(downloads, 'manual')} "
-            f"as https://www.tensorflow.org/datasets/catalog/{builder.name} says"
+            f"as described on https://www.tensorflow.org/datasets/catalog/{builder.name}"
         )
     # TFDS would retry for minutes. An .INFO file marks a finished download, which needs no network.
     if not glob.glob(os.path.join(downloads, "**", "*.INFO"), recursive=True):
         host = _unreachable_host(list(builder.url_infos or ()))
         if host:
-            raise PersonError(
+            raise UnavailableError(
                 f"data set {name} is not prepared in {where}, and {host} cannot be reached to download it: "
-                "check the network, or set --config.data.data_dir to where it is prepared"
+                "check the network, or set `data_dir` to where it is prepared"
             )
-    with _one_at_a_time(name, builder, report):
-        if prepared := _find_prepared(name, data_dir):  # by the process whose turn came before
+    with _prepare_lock(name, builder):
+        if prepared := _find_prepared(name, data_dir):  # by the process that held the lock before
             return prepared
-        report(f"data set {name}: downloading and preparing it in {where}, once")
+        logger.info(f"data set {name}: downloading and preparing it in {where}, once")
         try:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:
-            # Where files cannot be locked, another process may have been at it, and done.
-            with contextlib.suppress(PersonError):
+            # If files cannot be locked, another process may have prepared it meanwhile.
+            with contextlib.suppress(UnavailableError):
                 if prepared := _find_prepared(name, data_dir):
                     return prepared
-            raise PersonError(f"data set {name} could not be prepared in {where}: {_one_line(error)}") from error
+            raise UnavailableError(
+                f"data set {name} could not be prepared in {where}: {error_line(error, most=300, kind=True)}"
+            ) from error
     return builder
 
 
 @contextlib.contextmanager
-def _one_at_a_time(name: str, builder, report: Callable[[str], Any]) -> Iterator[None]:
-    """Lets in one process after another, of this host or, on a shared filesystem that knows locks, of all hosts.
+def _prepare_lock(name: str, builder) -> Iterator[None]:
+    """Admits one process at a time, of this host or, on a shared filesystem with locks, of all hosts.
 
-    So a shared data_dir is prepared once, and a local one once a host. The lock goes with the process that holds it.
+    A shared data_dir is thus prepared once, and a local one once per host. The lock ends with its process.
     """
     with contextlib.ExitStack() as stack:
-        # No lock where the folder cannot be written, as TFDS then says better, nor where the system has none.
+        # No lock if the folder is not writable (TFDS has the better error) or if the system has none.
         with contextlib.suppress(OSError, ImportError):
             import fcntl
 
@@ -187,15 +194,15 @@ def _one_at_a_time(name: str, builder, report: Callable[[str], Any]) -> Iterator
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                report(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
+                logger.info(f"data set {name}: waiting for another process that prepares it in {builder.data_dir_root}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _unreachable_host(urls: list[str]) -> str:
-    """A host that the download needs if none of the first few answers, or "" if one does.
+    """A host of the download if none of the first few can be reached, or "" if one can.
 
-    Says nothing ("") where a proxy stands between.
+    Always "" behind a proxy.
     """
     if urllib.request.getproxies():
         return ""
@@ -215,7 +222,7 @@ def _unreachable_host(urls: list[str]) -> str:
 
 
 def _choose_features(name: str, features) -> tuple[str, str, int]:
-    """Keys of image and label ("" where there is none), and the number of classes."""
+    """Keys of image and label ("" if there is none), and the number of classes."""
     import tensorflow_datasets as tfds
 
     items = dict(features.items()) if hasattr(features, "items") else {}
@@ -226,9 +233,11 @@ def _choose_features(name: str, features) -> tuple[str, str, int]:
         found = (
             f"several ({', '.join(images)}) and none called image" if images else f"none among {', '.join(items) or 'nothing'}"
         )
-        raise UsageError(f"data set {name} is not a set of images: one image feature is needed, there are {found}")
+        raise InvalidArgumentError(f"data set {name} is not a set of images: one image feature is needed, there are {found}")
     if np.dtype(items[image_key].np_dtype) != np.uint8:
-        raise UsageError(f"data set {name} has {np.dtype(items[image_key].np_dtype)} images: only 8-bit ones can be read")
+        raise InvalidArgumentError(
+            f"data set {name} has {np.dtype(items[image_key].np_dtype)} images: only 8-bit ones can be read"
+        )
     label_key = "label" if "label" in labels else labels[0] if len(labels) == 1 else ""
     return image_key, label_key, items[label_key].num_classes or 0 if label_key else 0
 
@@ -237,35 +246,36 @@ def _open_records(name: str, split: str, builder, image_key: str):
     """Sequence of examples with the image still encoded, checked by reading one."""
     import tensorflow_datasets as tfds
 
+    sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
     try:
-        sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
-        if builder.info.splits[split].num_examples == 0:
-            raise UsageError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
+        count = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
         raise NoSuchSplit(
             f"data set {name} has no split {split!r}: choose one of {', '.join(sizes)}, or a part such as train[:90%]"
         ) from error
+    if count == 0:
+        raise InvalidArgumentError(f"data set {name}, split {split!r}, is empty: its splits are {sizes}")
     images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
-    # Of the image features only one is decoded, and that by us (`decode_image`).
+    # Only one image feature is decoded, by `decode_image`.
     decoders = {key: tfds.decode.SkipDecoding() for key in images}
     try:
         records = builder.as_data_source(split, decoders=decoders)
         decode_image(records[0][image_key])
     except NotImplementedError as error:
         where, kind = builder.data_dir, builder.info.file_format.value
-        raise PersonError(
+        raise UnavailableError(
             f"data set {name} in {where} is prepared as {kind}, which has no random access: "
-            "set --config.data.data_dir to another folder, where it is then prepared as array_record"
+            "set `data_dir` to another folder, to prepare it there as array_record"
         ) from error
-    except Exception as error:  # missing or cut-off files: the reader has no exception of its own for them
+    except Exception as error:  # missing or truncated files: the reader has no specific exception
         raise _unreadable(name, builder.data_dir, error) from error
     return records
 
 
 def _decode_all(
-    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None, report: Callable[[str], Any]
+    records, read_one: Callable, shape: tuple[int, int, int], title: str, num_threads: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All examples: images uint8 [N, *shape], labels int64 [N]. Says how far it is every few seconds."""
+    """All examples: images uint8 [N, *shape], labels int64 [N]. Logs the progress every few seconds."""
     count = len(records)
     images, labels = np.empty((count, *shape), np.uint8), np.zeros(count, np.int64)
 
@@ -274,22 +284,22 @@ def _decode_all(
             images[index], label = read_one(record)
             labels[index] = label or 0
 
-    in_chunks(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads, report=report)
+    for_each_chunk(decode, count, chunk=CHUNK, title=f"data set {title}: decoded", num_threads=num_threads)
     return images, labels
 
 
-def _unknown(name: str) -> UsageError:
+def _unknown(name: str) -> InvalidArgumentError:
     import tensorflow_datasets as tfds
 
     wanted = name.split("/")[0].split(":")[0].lower().replace("-", "_")
     known = tfds.list_builders(with_community_datasets=False)
     close = [n for n in {wanted, wanted.replace("_", "")} if n in known] or difflib.get_close_matches(wanted, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "its names are at https://www.tensorflow.org/datasets/catalog"
-    return UsageError(f"TFDS has no data set {name!r}: {hint}")
+    return InvalidArgumentError(f"TFDS has no data set {name!r}: {hint}")
 
 
-def _unknown_config(name: str) -> UsageError | None:
-    """The error where `name` is "set/config" of a set that has no such config, else None."""
+def _unknown_config(name: str) -> InvalidArgumentError | None:
+    """The error if `name` is "set/config" and the set has no such config, else None."""
     import tensorflow_datasets as tfds
 
     base, _, config = name.split(":")[0].partition("/")
@@ -297,17 +307,12 @@ def _unknown_config(name: str) -> UsageError | None:
     if not config or config in configs:
         return None
     close = difflib.get_close_matches(config, configs, n=3) or configs[:8]
-    hint = f"there is {', '.join(close)}" if close else f"it has no configs, write just {base}"
-    return UsageError(f"data set {base} has no config {config!r}: {hint}")
+    hint = f"there is {', '.join(close)}" if close else f"it has no configs, use {base}"
+    return InvalidArgumentError(f"data set {base} has no config {config!r}: {hint}")
 
 
-def _unreadable(name: str, where: str, error: Exception) -> PersonError:
-    return PersonError(
-        f"data set {name} in {where or 'the default data_dir'} cannot be read ({_one_line(error)}): "
-        "remove its folder to have it prepared again, or set another data.data_dir"
+def _unreadable(name: str, where: str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"data set {name} in {where or 'the default data_dir'} cannot be read ({error_line(error, most=300, kind=True)}): "
+        "remove its folder to have it prepared again, or set another `data_dir`"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

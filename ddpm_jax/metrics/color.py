@@ -1,8 +1,8 @@
 """Color statistics of a set of images: is one set brighter, more tinted, more saturated or flatter than another?
 
-The statistics of generated images are compared with those of the photographs that the model was trained on. They are
-simple on purpose: each one is a fault that a viewer sees at once, and 64 images show it. A Fréchet distance, which
-needs thousands of images, says that sets differ, but not in what.
+The statistics of generated images are compared with those of the training images. They are simple on purpose: each one
+measures a fault that a viewer sees at once, and 64 images show it. A Fréchet distance needs thousands of images and does
+not show in what two sets differ.
 
 All values are on the scale of uint8, 0..255. The brightness of a pixel is the mean of its channels.
 """
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 FLAT_CONTRAST = 24.0  # an image whose contrast is lower is nearly flat; of 600 photographs of flowers at 32x32, 4% are
-CHUNK = 256  # images that are in float64 at once
+CHUNK = 256  # images converted to float64 at once
 
 
 class ImageColors(NamedTuple):
@@ -35,7 +35,7 @@ class ImageColors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ColorStatistics:
-    """Statistics of a set of images, on the scale 0..255 but for `count` and `flat`.
+    """Statistics of a set of images, on the scale 0..255 except `count` and `flat`.
 
     Attributes:
       count: number of images.
@@ -46,7 +46,7 @@ class ColorStatistics:
       largest_cast: the largest of these.
       contrast: mean over the images of the standard deviation of the brightness within an image.
       saturation: mean over all pixels of the largest channel minus the smallest.
-      flat: share of images, 0..1, whose contrast is below FLAT_CONTRAST.
+      flat: fraction of images, 0..1, whose contrast is below FLAT_CONTRAST.
     """
 
     count: int
@@ -61,7 +61,7 @@ class ColorStatistics:
 
     @property
     def brightness_error(self) -> float:
-        """Standard error of `brightness`, for images drawn independently: brightness_spread / sqrt(count)."""
+        """Standard error of `brightness`, for independent images: brightness_spread / sqrt(count)."""
         return self.brightness_spread / self.count**0.5
 
 
@@ -69,11 +69,11 @@ def image_colors(images: np.ndarray) -> ImageColors:
     """Statistics of each image of uint8 [N, H, W, C], C = 1 or 3.
 
     Raises:
-      ValueError: another shape or type.
+      ValueError: wrong shape or dtype.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
         raise ValueError(f"images are {images.dtype} of shape {images.shape}: they must be uint8 [N, H, W, 1 or 3]")
-    parts = [_of_chunk(images[first : first + CHUNK].astype(np.float64)) for first in range(0, len(images), CHUNK)]
+    parts = [_chunk_colors(images[first : first + CHUNK].astype(np.float64)) for first in range(0, len(images), CHUNK)]
     if not parts:
         return ImageColors(np.zeros((0, images.shape[-1])), np.zeros(0), np.zeros(0))
     return concatenate(parts)
@@ -88,11 +88,11 @@ def summarize(colors: ImageColors) -> ColorStatistics:
     """The statistics of a set of images from those of each image.
 
     Raises:
-      PersonError: no image.
+      InvalidDataError: no image.
     """
     count = len(colors.contrast)
     if not count:
-        raise PersonError("color statistics need at least one image, and there is none")
+        raise InvalidDataError("color statistics need at least one image")
     brightness, casts = colors.channels.mean(axis=1), np.ptp(colors.channels, axis=1)
     return ColorStatistics(
         count=count,
@@ -111,13 +111,13 @@ def color_statistics(images: np.ndarray) -> ColorStatistics:
     """The statistics of a set of images, uint8 [N, H, W, C], C = 1 or 3.
 
     Raises:
-      PersonError: no image.
-      ValueError: another shape or type.
+      InvalidDataError: no image.
+      ValueError: wrong shape or dtype.
     """
     return summarize(image_colors(images))
 
 
-def _of_chunk(images: np.ndarray) -> ImageColors:
+def _chunk_colors(images: np.ndarray) -> ImageColors:
     pixels = images.reshape(len(images), -1, images.shape[-1])
     return ImageColors(
         channels=pixels.mean(axis=1), contrast=pixels.mean(axis=2).std(axis=1), saturation=np.ptp(pixels, axis=2).mean(axis=1)

@@ -1,20 +1,22 @@
-"""One file from the network: whole and with the right hash, or not at all."""
+"""Downloads a file atomically and checks its hash."""
 
 import contextlib
 import hashlib
 import http.client
-import os
-import secrets
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import UnavailableError, error_line
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # bytes read at once
-PATIENCE = 30  # seconds without a byte
+TIMEOUT_S = 30  # seconds without received data
 
 
 def download(
@@ -24,55 +26,48 @@ def download(
     sha256: str,
     size: int,
     title: str,
-    report: Callable[[str], Any],
     progress: Callable[[int, str], Any] | None = None,
 ) -> None:
-    """Fetch `url`. What arrives becomes `file` only when it is whole and has the right hash; until then it lies beside it.
+    """Downloads `url` to `file`. The file appears only when the download is complete and its hash matches.
 
     Args:
-      url: where it is.
-      file: where to put it; its folder is made.
-      sha256: 64 hexadecimal digits that it must have.
-      size: its bytes, for those servers that do not say.
-      title: what messages call it.
-      report: called with a line that says what begins.
-      progress: makes a progress bar out of a total and its unit: a context with `update(done)`.
+      url: of the file.
+      file: destination; its folder is created.
+      sha256: expected hash, 64 hexadecimal digits.
+      size: bytes, used if the server sends no Content-Length.
+      title: name of the file in messages.
+      progress: (total, unit) -> a context manager with `update(done)`, the progress bar.
 
     Raises:
-      PersonError: no network, no room, or something else arrived; says how to do it by hand.
+      UnavailableError: no network, no disk space, or wrong content; the message explains the manual download.
     """
-    by_hand = f"fetch {url} on another machine and put it at {file}"
-    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+    by_hand = f"download {url} on another machine and copy it to {file}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        report(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer, partial.open("wb") as out:
-            total = int(answer.headers.get("Content-Length") or 0)
+        logger.info(f"downloading the {title} ({size / 1e6:,.0f} MB, once) to {file}")
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, open_atomic(file, shared=True) as out:
+            total = int(response.headers.get("Content-Length") or 0)
             bar = progress(max(1, (total or size) // 10**6), "MB") if progress else contextlib.nullcontext()
             digest, done = hashlib.sha256(), 0
             with bar:
-                while block := answer.read(BLOCK):
+                while block := response.read(BLOCK):
                     out.write(block)
                     digest.update(block)
                     done += len(block)
                     if progress:
                         bar.update(done / 1e6)
-        if total and done < total:
-            raise PersonError(f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}")
-        if digest.hexdigest() != sha256:
-            raise PersonError(
-                f"what came from {url} is not the {title}: SHA-256 {digest.hexdigest()[:8]}.., not {sha256[:8]}..; {by_hand}"
-            )
-        os.replace(partial, file)
+            if total and done < total:
+                raise UnavailableError(
+                    f"the download of the {title} ended after {done:,} of {total:,} bytes: try again, or {by_hand}"
+                )
+            if digest.hexdigest() != sha256:
+                raise UnavailableError(
+                    f"the content of {url} is not the {title}: SHA-256 {digest.hexdigest()[:8]}.., not {sha256[:8]}..; "
+                    f"{by_hand}"
+                )
     except urllib.error.URLError as error:
-        raise PersonError(f"the {title} are not here and cannot be downloaded ({_words(error.reason)}): {by_hand}") from error
+        raise UnavailableError(
+            f"the {title} are missing and cannot be downloaded ({error_line(error.reason)}): {by_hand}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise PersonError(f"the {title} cannot be downloaded to {file.parent} ({_words(error)}): {by_hand}") from error
-    finally:
-        with contextlib.suppress(OSError):  # of a folder that cannot be made: said already
-            partial.unlink(missing_ok=True)
-
-
-def _words(error: object) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+        raise UnavailableError(f"the {title} cannot be downloaded to {file.parent} ({error_line(error)}): {by_hand}") from error

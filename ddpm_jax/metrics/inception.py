@@ -1,18 +1,18 @@
-"""The Inception-v3 of the FID: the network whose features nearly every published FID, KID and Inception Score is taken from.
+"""The Inception-v3 of the FID: the network behind nearly every published FID, KID and Inception Score.
 
 It is the TensorFlow graph "inception-2015-12-05" (Szegedy et al. 2015, arXiv 1512.00567, with the quirks of that graph), which
 Heusel et al. 2017 (arXiv 1706.08500) and Salimans et al. 2016 (arXiv 1606.03498) used. A score is comparable only if all of
-this is the same:
+these details match:
 
-- images are resized to 299x299 by the bilinear resize of TensorFlow 1: output pixel i looks at input position i * H / 299
-  (no half-pixel centres, corners not aligned), and nothing is smoothed where an image shrinks;
+- images are resized to 299x299 by the bilinear resize of TensorFlow 1: output pixel i samples input position i * H / 299
+  (no half-pixel centers, corners not aligned), without antialiasing;
 - levels 0..255 become (x - 128) / 128;
 - average pools of 3x3 divide by the number of pixels under the window, not by 9, along the border;
 - the pool branch of the last block takes the maximum, not the average.
 
 Batch norms are folded into the convolutions before them (`inception_weights.py`): each convolution has a kernel and a bias.
-Every product is computed in full float32, on accelerators as well: their quicker default would show in a FID's digits.
-Layers bear the names of PyTorch's Inception, so that its state dicts can be read.
+Every product is computed in full float32, on accelerators as well: their faster default would change a FID's digits.
+Layers have the names of PyTorch's Inception, so that its state dicts can be read.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,11 @@ from jax import lax
 SIZE = 299  # height and width that the network was trained at
 RESIZE = "TensorFlow 1 bilinear to 299x299, not antialiased"
 NUM_FEATURES = 2048
-NUM_CLASSES = 1008  # of which 1,000 mean something
-CPU_GROUP = 8  # images that a CPU takes through the network at once: more do not fit its caches, and fill its memory
+NUM_CLASSES = 1008  # 1,000 of them are used
 
 
 class Features(NamedTuple):
-    """What a network says about images.
+    """Output of the network.
 
     Attributes:
       features: float32 [N, 2048], the last average pool ("pool3"), not negative: FID, KID, precision and recall.
@@ -44,20 +43,21 @@ class Features(NamedTuple):
     logits: jax.Array
 
 
-def apply(variables: Any, images: jax.Array) -> Features:
+def apply(variables: Any, images: jax.Array, *, group_size: int | None = None) -> Features:
     """Features and logits of images of any size. Pure; one compilation for each shape.
 
     Args:
-      variables: of `inception_weights.load_weights` or `random_variables`.
-      images: [N, H, W, C], C 1 (grey, repeated) or 3 (RGB), uint8 or floats in the same units, 0..255.
+      variables: from `inception_weights.load_weights` or `random_variables`.
+      images: [N, H, W, C], C 1 (gray, repeated) or 3 (RGB), uint8 or floats in the same units, 0..255.
+      group_size: largest number of images in the network at once, in sequential groups; None for all.
 
     Raises:
-      ValueError: images of another shape.
+      ValueError: wrong shape.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         raise ValueError(f"images must be [N, H, W, 1 or 3], not {list(images.shape)}")
-    if jax.default_backend() == "cpu" and len(images) > CPU_GROUP:
-        return in_groups(lambda group: _apply(variables, group), images, CPU_GROUP)
+    if group_size is not None and len(images) > group_size:
+        return in_groups(lambda group: _apply(variables, group), images, group_size)
     return _apply(variables, images)
 
 
@@ -70,9 +70,9 @@ def _apply(variables: Any, images: jax.Array) -> Features:
 
 
 def in_groups(function: Callable[[jax.Array], Any], images: jax.Array, most: int) -> Any:
-    """What `function` gives for images [N, ...], asked for at most so many at a time, N >= 1, one group after the other.
+    """Applies `function` to images [N, ...], N >= 1, in sequential groups of at most `most`.
 
-    Groups are of one size; the last image fills up the last group.
+    All groups have the same size; the last one is padded with the last image.
     """
     number = -(-len(images) // most)
     size = -(-len(images) // number)
@@ -84,8 +84,8 @@ def in_groups(function: Callable[[jax.Array], Any], images: jax.Array, most: int
 def resize(images: jax.Array) -> jax.Array:
     """The bilinear resize of TensorFlow 1 (align_corners=False): float32 [N, H, W, C] -> [N, 299, 299, C].
 
-    Along each axis, out[i] = x[l] + (x[l + 1] - x[l]) * f where i * H / 299 = l + f, l whole, and the last pixel goes on
-    for ever. Positions are float32, as there.
+    Along each axis, out[i] = x[l] + (x[l + 1] - x[l]) * f where i * H / 299 = l + f, l an integer; the last pixel is
+    repeated at the border. Positions are float32, as in TensorFlow.
     """
     for axis in (1, 2):
         length = images.shape[axis]
@@ -101,9 +101,9 @@ def resize(images: jax.Array) -> jax.Array:
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """Mean of the pixels under a 3x3 window that lie in the image: [N, H, W, C] -> the same shape, H and W 2 or more.
+    """Mean of the pixels of a 3x3 window that are inside the image: [N, H, W, C] -> the same shape, H and W 2 or more.
 
-    Of both pools: slices, one axis after the other, are quicker than `lax.reduce_window` on CPUs.
+    Both pools use slices, one axis at a time, which is faster than `lax.reduce_window` on CPUs.
     """
     for axis in (1, 2):
         count = np.full([x.shape[i] if i == axis else 1 for i in range(4)], 3, np.float32)
@@ -114,11 +114,11 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array, *, stride: int = 2, padding: str = "VALID") -> jax.Array:
-    """Maximum under a 3x3 window: [N, H, W, C] -> [N, H', W', C].
+    """Maximum of a 3x3 window: [N, H, W, C] -> [N, H', W', C].
 
     Args:
-      x: not negative, so that a border of zeros changes no maximum.
-      stride: of the windows.
+      x: not negative, so that zero padding changes no maximum.
+      stride: window stride.
       padding: "VALID", or "SAME" with stride 1: a border of one pixel.
     """
     if padding == "SAME":
@@ -136,12 +136,12 @@ def _windows(x: jax.Array, axis: int, stride: int) -> list[jax.Array]:
 
 
 class Conv(nn.Module):
-    """Convolution, bias (both with a folded batch norm in them), ReLU.
+    """Convolution and bias with a folded batch norm, then ReLU.
 
     Attributes:
       features: output channels.
-      kernel: height and width; 1x1 is computed as a matmul, and 3x3 "VALID" by cutting the border off "SAME": both are
-        quicker on CPUs (the second layer by 3 to 4).
+      kernel: height and width; 1x1 is computed as a matmul, and 3x3 "VALID" by cropping "SAME": both are
+        faster on CPUs (the second layer 3 to 4 times).
       stride: 1 or 2.
       padding: "SAME" or "VALID"; with stride 2 "VALID".
     """
@@ -155,9 +155,8 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array, pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
         """[N, H, W, C] -> [N, H', W', features].
 
-        A `pool` comes before the convolution in the network. One that averages may come after it all the same, as a
-        1x1 convolution and an average are both linear and over other axes, and has less to do there. The bias is added last:
-        an average leaves it as it is.
+        `pool` precedes the convolution in the network. An average commutes with a 1x1 convolution, since both are linear
+        and over different axes, so it runs after it, on fewer channels. The bias is added last: an average keeps it.
         """
         kernel = self.param("kernel", nn.initializers.he_uniform(), (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
@@ -244,9 +243,9 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8x8: 1x1, 3x3 forked into 1x3 and 3x1, the same after a 3x3, pool. [N, 8, 8, C] -> [N, 8, 8, 2048]."""
+    """8x8: 1x1, 3x3 split into 1x3 and 3x1, the same after a 3x3, pool. [N, 8, 8, C] -> [N, 8, 8, 2048]."""
 
-    last: bool  # the last block takes the maximum where the one before it averages
+    last: bool  # the last block pools by maximum, the one before it by average
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -264,7 +263,7 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """The whole: float32 [N, 299, 299, 3] in [-1, 1) -> Features."""
+    """The whole network: float32 [N, 299, 299, 3] in [-1, 1) -> Features."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Features:

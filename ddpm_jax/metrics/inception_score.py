@@ -1,12 +1,12 @@
-"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498, section 4): certain of each image, uncertain of all.
+"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498, section 4): confident for each image, diverse over all.
 
     IS = exp( mean over x of KL( p(y | x) || p(y) ) ),    p(y) = mean over x of p(y | x)
 
-with the classifier's p(y | x) = softmax(logits). It runs from 1 (every image looks like every other) to the number of
-classes (each image certainly of one class, all classes equally often). It knows no reference set.
+with the classifier's p(y | x) = softmax(logits). It ranges from 1 (all predictions are the same) to the number of classes
+(each prediction is certain, all classes are equally frequent). It uses no reference set.
 
-The images are cut, in their order, into ten parts, and mean and standard deviation are those of the ten scores. So their
-order counts: images sorted by class score lower, part by part.
+The images are split, in their order, into ten parts; the result is mean and standard deviation of the ten scores. The
+order therefore matters: images sorted by class score lower.
 """
 
 import itertools
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.metrics.frechet import check_features
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 class InceptionScore(NamedTuple):
-    """Mean and standard deviation (over the parts, divided by their number, as published) and the number of parts."""
+    """Mean and standard deviation over the parts (population standard deviation, as published), and the number of parts."""
 
     mean: float
     std: float
@@ -32,14 +32,14 @@ def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> InceptionSco
     The parts are images i N // num_splits .. (i + 1) N // num_splits - 1.
 
     Raises:
-      PersonError: a value that is not finite, or fewer images than parts.
-      ValueError: another shape, or num_splits below 1.
+      InvalidDataError: a value that is not finite, or fewer images than parts.
+      ValueError: wrong shape, or num_splits below 1.
     """
     logits = check_features(logits)
     if num_splits < 1:
-        raise ValueError(f"num_splits is {num_splits}, which is not at least 1")
+        raise ValueError(f"num_splits is {num_splits}: it must be at least 1")
     if len(logits) < num_splits:
-        raise PersonError(f"an Inception Score of {num_splits} parts needs at least as many images, not {len(logits)}")
+        raise InvalidDataError(f"an Inception Score of {num_splits} parts needs at least as many images, not {len(logits)}")
     bounds = [index * len(logits) // num_splits for index in range(num_splits + 1)]
     scores = [_score(logits[begin:end].astype(np.float64)) for begin, end in itertools.pairwise(bounds)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), num_splits)
@@ -50,6 +50,6 @@ def _score(logits: np.ndarray) -> float:
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     p = np.exp(log_p)
     marginal = p.mean(axis=0)
-    # Where a class has probability 0 for all images its terms are 0 as well.
+    # If a class has probability 0 for all images, its terms are 0 as well.
     log_marginal = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
     return float(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))

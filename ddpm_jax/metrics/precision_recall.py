@@ -1,8 +1,8 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991): are drawn images good, and are all kinds drawn?
+"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991): fidelity and diversity of generated images.
 
-The manifold of a set is the union of balls around its vectors, each reaching to the k-th nearest other vector of the
-set and including it (eq. 1). Precision is the share of drawn vectors in the manifold of the real ones; recall the share
-of real vectors in the manifold of the drawn ones (eq. 2). A vector is no neighbour of itself; its twins are.
+The manifold of a set is the union of balls around its vectors, each with the distance to the k-th nearest other vector of
+the set as radius, inclusive (eq. 1). Precision is the fraction of generated vectors in the manifold of the real ones; recall
+the fraction of real vectors in the manifold of the generated ones (eq. 2). A vector is not its own neighbor; duplicates are.
 """
 
 from collections.abc import Iterator
@@ -10,27 +10,27 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddpm_jax.metrics.frechet import check_dimensions, check_features
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 BLOCK = 2**25  # distances in memory at once: 256 MiB
 COLUMNS = 4096  # vectors in float64 at once
-# A ball includes its edge, and features of few levels, pixels first of all, have many vectors just there. So an edge is
-# as wide as what rounding makes of distances that are equal: rounding of the features to float32, of the longest one ...
+# A ball includes its boundary, and features with few levels, such as pixels, have many vectors exactly there. The radius
+# therefore gets a tolerance for the rounding of equal distances: of float32 features, relative to the longest vector ...
 FLOAT32 = 2.0**-22
-# ... and of the products, of the largest squared distance from the centre.
+# ... and of the products, relative to the largest squared distance from the center.
 PRODUCTS = 1e-12
 
 
 class Manifold:
-    """Real vectors and how far their balls reach, to be computed once for all the sets that are compared with them.
+    """Real vectors and the radii of their balls, computed once for all sets to compare with.
 
     Args:
       real: [N, D].
-      k: which nearest neighbour a ball reaches to; below N.
+      k: a ball reaches to the k-th nearest neighbor; below N.
 
     Raises:
-      PersonError: too few vectors for k, or a value that is not finite.
-      ValueError: another shape, or k below 1.
+      InvalidDataError: too few vectors for k, or a value that is not finite.
+      ValueError: wrong shape, or k below 1.
     """
 
     def __init__(self, real: np.ndarray, *, k: int = 3):
@@ -39,57 +39,57 @@ class Manifold:
         self.k = k
         real = check_features(real)
         self._check_enough(real)
-        # Squared distances come from products: the smaller these, the less they round.
-        self._centre = real.mean(axis=0, dtype=np.float64)
-        self._real = _Set(real, self._centre)
+        # Squared distances are computed from products: centering keeps these small and their rounding too.
+        self._center = real.mean(axis=0, dtype=np.float64)
+        self._real = _Set(real, self._center)
         self._radii = _squared_radii(self._real, k)
 
-    def compare(self, drawn: np.ndarray) -> tuple[float, float]:
+    def compare(self, generated: np.ndarray) -> tuple[float, float]:
         """(precision, recall) of vectors [M, D], each 0..1, in float64; M above k.
 
-        Both depend on the numbers of vectors: compare only where these are the same. Time grows with M (N + M); memory
-        beyond that of the vectors does not grow.
+        Both depend on N and M: compare only results with the same numbers. Time grows with M (N + M); memory beyond the
+        vectors is constant.
 
         Raises:
-          PersonError: too few vectors, of other dimensions, or a value that is not finite.
-          ValueError: another shape.
+          InvalidDataError: too few vectors, different dimensions, or a value that is not finite.
+          ValueError: wrong shape.
         """
-        drawn = check_features(drawn)
-        check_dimensions(self._centre.size, drawn.shape[1])
-        self._check_enough(drawn)
-        real, drawn = self._real, _Set(drawn, self._centre)
-        largest = max(real.norms.max(), drawn.norms.max())
-        longest = np.sqrt(largest) + np.linalg.norm(self._centre)
+        generated = check_features(generated)
+        check_dimensions(self._center.size, generated.shape[1])
+        self._check_enough(generated)
+        real, generated = self._real, _Set(generated, self._center)
+        largest = max(real.norms.max(), generated.norms.max())
+        longest = np.sqrt(largest) + np.linalg.norm(self._center)
 
         def reach(squared: np.ndarray) -> np.ndarray:
             return squared + FLOAT32 * longest * np.sqrt(squared) + PRODUCTS * largest
 
-        real_reach, drawn_reach = reach(self._radii), reach(_squared_radii(drawn, self.k))
+        real_reach, generated_reach = reach(self._radii), reach(_squared_radii(generated, self.k))
         covered, first, good = np.zeros(len(real), bool), 0, []
-        for block in _squared_distances(drawn, real):
+        for block in _squared_distances(generated, real):
             good.append((block <= real_reach).any(axis=1))
-            covered |= (block <= drawn_reach[first : first + len(block), None]).any(axis=0)
+            covered |= (block <= generated_reach[first : first + len(block), None]).any(axis=0)
             first += len(block)
         return float(np.concatenate(good).mean()), float(covered.mean())
 
     def _check_enough(self, vectors: np.ndarray) -> None:
         if len(vectors) <= self.k:
-            raise PersonError(
-                f"precision and recall look at {self.k} neighbours and need at least {self.k + 1} images in each set, not "
+            raise InvalidDataError(
+                f"precision and recall use {self.k} neighbors and need at least {self.k + 1} images in each set, not "
                 f"{len(vectors)}; measure more images"
             )
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, *, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> tuple[float, float]:
     """(precision, recall) of two sets, [N, D] and [M, D]; as `Manifold.compare`."""
-    return Manifold(real, k=k).compare(drawn)
+    return Manifold(real, k=k).compare(generated)
 
 
 class _Set:
-    """Vectors [N, D] about a centre [D]; float64 only where they are used."""
+    """Vectors [N, D] relative to a center [D]; converted to float64 block by block."""
 
-    def __init__(self, vectors: np.ndarray, centre: np.ndarray):
-        self._vectors, self._centre = vectors, centre
+    def __init__(self, vectors: np.ndarray, center: np.ndarray):
+        self._vectors, self._center = vectors, center
         self.norms = np.concatenate([np.square(part).sum(axis=1) for part in self.parts(COLUMNS)])
 
     def __len__(self) -> int:
@@ -97,20 +97,20 @@ class _Set:
 
     def parts(self, size: int) -> Iterator[np.ndarray]:
         for first in range(0, len(self), size):
-            yield self._vectors[first : first + size] - self._centre
+            yield self._vectors[first : first + size] - self._center
 
 
 def _squared_radii(vectors: _Set, k: int) -> np.ndarray:
-    """[N], the squared distance of each vector to its k-th nearest other."""
+    """[N], the squared distance of each vector to its k-th nearest other vector."""
     radii = []
     for block in _squared_distances(vectors, vectors):
         block.partition(k, axis=1)
-        radii.append(block[:, k].copy())  # the least is its own
+        radii.append(block[:, k].copy())  # index 0 is the vector itself
     return np.maximum(np.concatenate(radii), 0)
 
 
 def _squared_distances(a: _Set, b: _Set) -> Iterator[np.ndarray]:
-    """Blocks of rows of [N, M]."""
+    """Yields blocks of rows of the matrix [N, M]."""
     first = 0
     for rows in a.parts(max(1, BLOCK // len(b))):
         distances = np.empty((len(rows), len(b)))

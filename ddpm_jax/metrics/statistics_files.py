@@ -1,15 +1,15 @@
-"""Files of reference statistics, images or features, as this program and others write them: their arrays by one name each.
+"""Reads files of reference statistics, images or features of this program and other tools, as arrays with uniform names.
 
-| file | written by | arrays |
-|---|---|---|
-| .npz with mu, sigma | this program, pytorch-fid, clean-fid, EDM | mu, sigma; ours also features and provenance |
-| .npz with arr_0 and perhaps mu, sigma, arr_1 | guided-diffusion | images, labels; mu, sigma |
-| .npz with images, labels | --mode=sample | images, labels |
-| .npy | anybody | images uint8 [N, H, W, C], or features [N, D] |
-| .pkl with fid: mu, sigma | EDM2 | mu, sigma |
-| .pkl with raw_mean, raw_cov, num_items | StyleGAN2-ADA, StyleGAN3 | mu, sigma, count; features, where kept |
+    | file | written by | arrays |
+    |---|---|---|
+    | .npz with mu, sigma | this program, pytorch-fid, clean-fid, EDM | mu, sigma; ours also features and provenance |
+    | .npz with arr_0 and perhaps mu, sigma, arr_1 | guided-diffusion | images, labels; mu, sigma |
+    | .npz with images, labels | --mode=sample | images, labels |
+| .npy | any tool | images uint8 [N, H, W, C], or features [N, D] |
+    | .pkl with fid: mu, sigma | EDM2 | mu, sigma |
+    | .pkl with raw_mean, raw_cov, num_items | StyleGAN2-ADA, StyleGAN3 | mu, sigma, count; features, if stored |
 
-A pickle can run any program. Only those parts of it are read that make dictionaries, lists and arrays.
+A pickle can execute arbitrary code. Only dictionaries, lists, numbers and arrays are unpickled.
 """
 
 import pathlib
@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 NAMES = ("mu", "sigma", "features", "provenance")  # of our own files
-MAKE = "write mu [D] and sigma [D, D] with numpy.savez, or make the file with --mode=reference"
-# What a pickle of arrays is made of.
+MAKE = "write mu [D] and sigma [D, D] with numpy.savez, or create the file with --mode=compute_stats"
+# The globals that a pickle of arrays needs.
 ALLOWED = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
@@ -35,11 +35,11 @@ ALLOWED = {
 
 
 def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file in one of the formats above: some of mu, sigma, features, images, labels, count, provenance.
+    """Reads a file in one of the formats above: some of mu, sigma, features, images, labels, count, provenance.
 
     Raises:
-      FileNotFoundError: it is not there.
-      PersonError: it is damaged, or of another kind; says which.
+      FileNotFoundError: the file does not exist.
+      InvalidDataError: the file is damaged or has another format.
     """
     try:
         with file.open("rb") as opened:
@@ -51,18 +51,18 @@ def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
                 return _from_one_array(file, np.load(opened, allow_pickle=False))
             if start[:1] == b"\x80":
                 return _from_pickle(file, opened)
-    except (FileNotFoundError, PersonError):
+    except (FileNotFoundError, InvalidDataError):
         raise
-    except Exception as error:  # a damaged file shows in whichever way
-        raise PersonError(f"{file} is damaged or holds no arrays ({type(error).__name__}): make it again") from error
-    raise PersonError(f"{file} is damaged or holds no arrays: {MAKE}")
+    except Exception as error:  # a damaged file can raise any exception
+        raise InvalidDataError(f"{file} is damaged or holds no arrays ({type(error).__name__}): create it again") from error
+    raise InvalidDataError(f"{file} is damaged or holds no arrays: {MAKE}")
 
 
 def _from_npz(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(opened) as archive:
         members = archive.namelist()
     if any(name.endswith("data.pkl") for name in members):
-        raise PersonError(f"{file} is a file of PyTorch: load it there, and {MAKE}")
+        raise InvalidDataError(f"{file} is a PyTorch file: load it there, and {MAKE}")
     opened.seek(0)
     with np.load(opened, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in NAMES if name in arrays}
@@ -74,7 +74,7 @@ def _from_npz(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
                 found["labels"] = labels
         elif not found:
             listed = ", ".join(f"{name} {list(arrays[name].shape)}" for name in arrays.files[:6])
-            raise PersonError(f"{file} holds no mu and no sigma, but {listed or 'nothing'}: {MAKE}")
+            raise InvalidDataError(f"{file} holds no mu and no sigma, but {listed or 'nothing'}: {MAKE}")
     return found
 
 
@@ -83,12 +83,12 @@ def _from_one_array(file: pathlib.Path, array: np.ndarray) -> dict[str, np.ndarr
     if array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] in (1, 3):
         return {"images": array}
     if array.ndim == 4 and array.dtype == np.uint8:
-        raise PersonError(f"{what}: images must be [N, H, W, C] with C 1 or 3, transpose it with numpy")
+        raise InvalidDataError(f"{what}: images must be [N, H, W, C] with C 1 or 3, transpose it with numpy")
     if array.ndim == 4:
-        raise PersonError(f"{what}: images must be uint8, 0..255, convert it with numpy")
+        raise InvalidDataError(f"{what}: images must be uint8, 0..255, convert it with numpy")
     if array.ndim == 2 and array.dtype.kind == "f":
         return {"features": array}
-    raise PersonError(f"{what}: it must be images uint8 [N, H, W, C] or features [N, D] of some float type")
+    raise InvalidDataError(f"{what}: it must be images uint8 [N, H, W, C] or features [N, D] of some float type")
 
 
 def _from_pickle(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ def _from_pickle(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
     if isinstance(held, np.ndarray):
         return _from_one_array(file, held)
     if not isinstance(held, dict):
-        raise PersonError(f"{file} is a pickle of {type(held).__name__}: {MAKE}")
+        raise InvalidDataError(f"{file} is a pickle of {type(held).__name__}: {MAKE}")
     if isinstance(held.get("fid"), dict):
         held = held["fid"]
     if "mu" in held and "sigma" in held:
@@ -108,21 +108,23 @@ def _from_pickle(file: pathlib.Path, opened: BinaryIO) -> dict[str, np.ndarray]:
         return {"mu": mean, "sigma": covariance, "count": np.int64(count)}
     if held.get("all_features"):
         return {"features": np.concatenate([np.asarray(part) for part in held["all_features"]])}
-    raise PersonError(f"{file} is a pickle with {', '.join(map(str, list(held)[:6])) or 'nothing'}, no mu and sigma: {MAKE}")
+    raise InvalidDataError(
+        f"{file} is a pickle with {', '.join(map(str, list(held)[:6])) or 'nothing'}, no mu and sigma: {MAKE}"
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Makes dictionaries, lists, numbers and arrays; runs nothing else."""
+    """Unpickles dictionaries, lists, numbers and arrays only; executes nothing else."""
 
     def __init__(self, file: pathlib.Path, opened: BinaryIO):
         super().__init__(opened)
         self._path = file
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may name."""
+        """The allowed globals only."""
         if (module, name) not in ALLOWED:
-            raise PersonError(
-                f"{self._path} is a pickle of more than arrays ({module}.{name}), which could run any program: "
+            raise InvalidDataError(
+                f"{self._path} is a pickle of more than arrays ({module}.{name}), which could execute arbitrary code: "
                 f"load it with the tool that wrote it, and {MAKE}"
             )
         return super().find_class(module, name)

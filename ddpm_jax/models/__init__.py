@@ -1,1 +1,1 @@
-"""Flax Linen networks; they know nothing of diffusion."""
+"""Flax Linen networks, independent of the diffusion process."""

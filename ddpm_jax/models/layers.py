@@ -1,37 +1,61 @@
-"""The parts of the U-Net: time embedding, residual block, self-attention, down- and upsampling.
+"""Layers of the U-Net: time embedding, residual block, self-attention, down- and upsampling.
 
 They follow Ho et al. 2020 (arXiv 2006.11239), appendix B. Precision: parameters, group
 norms and the attention's softmax are float32; convolutions and matmuls run in `dtype`.
 """
 
-import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.models import cpu_conv, cpu_norm
+ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
+NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
 
-# Every kernel starts from the same law; a layer whose output is added to something else starts from
-# zero, so that at the start each residual block is its shortcut and the network's output is 0.
+# All kernels have the same initializer, except the last layer of each residual branch, which is zero: initially each
+# residual block is its shortcut and the network's output is 0.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.zeros_init()
 
 
-def conv(features: int, *, stride: int = 1, init=default_init, dtype=jnp.float32, name=None, how=cpu_conv.convolve) -> nn.Conv:
-    """A 3x3 'SAME' convolution; at stride 2 it pads (0, 1), as the published networks; PyTorch's padding=1 shifts the taps."""
+def conv(
+    features: int,
+    *,
+    stride: int = 1,
+    init=default_init,
+    dtype=jnp.float32,
+    name=None,
+    conv_fn: ConvFn = jax.lax.conv_general_dilated,
+) -> nn.Conv:
+    """A 3x3 'SAME' convolution; stride 2 pads (0, 1) as in the published networks, unlike PyTorch's padding=1."""
     strides = (stride, stride)
-    return nn.Conv(features, (3, 3), strides, "SAME", kernel_init=init, dtype=dtype, name=name, conv_general_dilated=how)
+    return nn.Conv(features, (3, 3), strides, "SAME", kernel_init=init, dtype=dtype, name=name, conv_general_dilated=conv_fn)
+
+
+def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
+    """Nearest-neighbor upsampling by 2, x [B, H, W, C] -> [B, 2 H, 2 W, C], then `jax.lax.conv_general_dilated`."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    x = x.reshape(batch, 2 * height, 2 * width, channels)
+    return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+
+
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
+    """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C."""
+    fast = x.dtype == jnp.float32  # E[x^2] - E[x]^2 loses too many digits for bfloat16 x
+    norm = nn.GroupNorm(groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=fast, parent=None)
+    return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
-    """A matmul over the last axis. On images it is a 1x1 convolution, at twice its speed on CPUs."""
+    """A matmul over the last axis. On images it equals a 1x1 convolution, but is twice as fast on CPUs."""
     return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=_matmul)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
-    """x @ kernel with all pixels in one row: XLA for CPUs would turn a factor of the kernel's gradient around for more axes."""
+    """x @ kernel with flattened pixels: with more axes, XLA for CPUs would transpose an operand of the kernel's gradient."""
     pixels = x.reshape(-1, x.shape[-1])
     return jax.lax.dot_general(pixels, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -40,11 +64,11 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5, in Ho's layout).
 
     Args:
-      t: [B] times, int or float, in 0..1000. Computed in float32: bfloat16 cannot tell 995 from 996.
+      t: [B] times, int or float, in 0..1000. Computed in float32: in bfloat16, 995 equals 996.
       dim: even width of the embedding.
 
     Returns:
-      float32 [B, dim]: sines, then cosines, of t times dim/2 frequencies from 1 down to 1/10000.
+      float32 [B, dim]: sines, then cosines, of t times dim/2 frequencies from 1 to 1/10000.
 
     Raises:
       ValueError: dim is odd or below 4.
@@ -58,41 +82,35 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
 
 
 class GroupNorm(nn.Module):
-    """`flax.linen.GroupNorm`, with its parameters; on CPUs in a quicker form."""
+    """The parameters of `flax.linen.GroupNorm`, for any `norm_fn`."""
 
     groups: int
-    fast: bool
+    norm_fn: NormFn = group_norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
-
-        def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-            norm = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=self.fast, parent=None)
-            return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
-
-        quick = functools.partial(cpu_norm.group_norm, groups=self.groups, epsilon=1e-6)
-        return jax.lax.platform_dependent(x, scale, bias, cpu=quick if self.fast else plain, default=plain)
+        return self.norm_fn(x, scale, bias, groups=self.groups, epsilon=1e-6)
 
 
 class Norm(nn.Module):
-    """Group norm with float32 statistics; the result returns to `dtype`."""
+    """Group norm with float32 statistics; the result is cast to `dtype`."""
 
     groups: int
     dtype: jnp.dtype = jnp.float32
+    norm_fn: NormFn = group_norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # E[x^2] - E[x]^2 is quick, but cancels where x was rounded to 8 bits of mantissa.
-        return GroupNorm(self.groups, self.dtype == jnp.float32, name="group_norm")(x).astype(self.dtype)
+        return GroupNorm(self.groups, self.norm_fn, name="group_norm")(x).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
     """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`).
 
-    With `scale_shift` the embedding comes after the second norm, as norm(h) * (1 + scale) + shift (Dhariwal & Nichol
-    2105.05233, section 3.1, "adaptive group normalization"; Improved DDPM's networks have it).
+    With `scale_shift` the embedding is applied after the second norm, as norm(h) * (1 + scale) + shift (Dhariwal & Nichol
+    2105.05233, section 3.1, "adaptive group normalization"; also in Improved DDPM's networks).
     """
 
     features: int
@@ -100,38 +118,42 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     dtype: jnp.dtype = jnp.float32
+    conv_fn: ConvFn = jax.lax.conv_general_dilated
+    norm_fn: NormFn = group_norm
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, deterministic: bool) -> jax.Array:
         """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
-        h = conv(self.features, dtype=self.dtype, name="conv1")(nn.swish(Norm(self.groups, self.dtype, name="norm1")(x)))
+        h = nn.swish(Norm(self.groups, self.dtype, self.norm_fn, name="norm1")(x))
+        h = conv(self.features, dtype=self.dtype, name="conv1", conv_fn=self.conv_fn)(h)
         width = 2 * self.features if self.scale_shift else self.features
         temb = dense(width, dtype=self.dtype, name="temb_proj")(nn.swish(temb))[:, None, None, :]
-        norm = Norm(self.groups, self.dtype, name="norm2")
+        norm = Norm(self.groups, self.dtype, self.norm_fn, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(temb, 2, axis=-1)
             h = nn.swish(norm(h) * (1 + scale) + shift)
         else:
             h = nn.swish(norm(h + temb))
         h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=deterministic)
-        h = conv(self.features, init=zero_init, dtype=self.dtype, name="conv2")(h)
+        h = conv(self.features, init=zero_init, dtype=self.dtype, name="conv2", conv_fn=self.conv_fn)(h)
         if x.shape[-1] != self.features:
             x = dense(self.features, dtype=self.dtype, name="shortcut")(x)
         return x + h
 
 
 class SelfAttention(nn.Module):
-    """Attention over all H*W positions in heads of D = C / heads channels, scale D^-1/2; with one, Ho's `attn_block`."""
+    """Attention over all H*W positions in heads of D = C / heads channels, scale D^-1/2; one head is Ho's `attn_block`."""
 
     groups: int
     heads: int = 1
     dtype: jnp.dtype = jnp.float32
+    norm_fn: NormFn = group_norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
-        h = Norm(self.groups, self.dtype, name="norm")(x).reshape(batch, height * width, channels)
+        h = Norm(self.groups, self.dtype, self.norm_fn, name="norm")(x).reshape(batch, height * width, channels)
         q = dense(channels, dtype=self.dtype, name="q")(h)
         k = dense(channels, dtype=self.dtype, name="k")(h)
         v = dense(channels, dtype=self.dtype, name="v")(h)
@@ -151,17 +173,19 @@ class Downsample(nn.Module):
     """Halve height and width with a strided 3x3 convolution."""
 
     dtype: jnp.dtype = jnp.float32
+    conv_fn: ConvFn = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
+        return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv", conv_fn=self.conv_fn)(x)
 
 
 class Upsample(nn.Module):
-    """Double height and width: each pixel becomes 2x2 of its kind, then a 3x3 convolution."""
+    """Double height and width by nearest-neighbor upsampling, then a 3x3 convolution; `upsample_conv_fn` does both."""
 
     dtype: jnp.dtype = jnp.float32
+    upsample_conv_fn: ConvFn = upsample_conv
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return conv(x.shape[-1], dtype=self.dtype, name="conv", how=cpu_conv.convolve_doubled)(x)
+        return conv(x.shape[-1], dtype=self.dtype, name="conv", conv_fn=self.upsample_conv_fn)(x)

@@ -1,43 +1,54 @@
-"""The U-Net of Ho et al. 2020 (arXiv 2006.11239, appendix B): PixelCNN++'s shape, with time and attention.
+"""The U-Net of Ho et al. 2020 (arXiv 2006.11239, appendix B): PixelCNN++'s architecture with time embedding and attention.
 
                        x_t [B, H, W, C]                                   output [B, H, W, out_channels]
                             |                                                      |
     level 0    conv - [block] x n -------------- skips ------------- [block] x (n+1) - norm, swish, conv
-                            | half                                        | double
+                            | downsample                                  | upsample
     level 1           [block] x n -------------- skips ------------- [block] x (n+1)
-                            | half                                        | double
+                            | downsample                                  | upsample
       ...                  ...                                           ...
                             +------- block, attention, block -------------+
 
-A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. Between the two middle blocks
-there is self-attention at any resolution, as in Ho's network, unless `mid_attention` is False. Every output of
-the way down, the first convolution and the halvings among them, is a skip: it is concatenated to one block's input
-on the way up, which is why that way has one block more a level. Time enters each block through an embedding.
+A block is a residual block, followed by self-attention at the resolutions in `attn_resolutions`. The two middle blocks have
+self-attention between them at any resolution, as in Ho's network, unless `mid_attention` is False. Every output of the
+encoder, including the first convolution and the downsampling layers, is a skip: it is concatenated to the input of one
+decoder block, so the decoder has one more block per level. Each block gets the time embedding.
 
-Improved DDPM (2102.09672) has the same shape, with heads, scale-shift norms and attention at more resolutions.
+Improved DDPM (2102.09672) has the same architecture, with multiple heads, scale-shift norms and attention at more resolutions.
 
 With the published settings the parameter counts are the published ones: 35,746,307 (CIFAR-10), 113,673,219
 (256x256), 78,700,803 (CelebA 64); 52,546,438 and 121,063,942 (Improved DDPM's CIFAR-10 and ImageNet 64).
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models.layers import (
+    ConvFn,
     Downsample,
     Norm,
+    NormFn,
     ResidualBlock,
     SelfAttention,
     Upsample,
     conv,
     default_init,
     dense,
+    group_norm,
     timestep_embedding,
+    upsample_conv,
     zero_init,
 )
+
+
+def min_channels(fields: Mapping[str, Any]) -> int:
+    """Channels of the narrowest layers of a `UNet` with these attributes, which need not be validated yet."""
+    return fields["ch"]
 
 
 class UNet(nn.Module):
@@ -46,17 +57,20 @@ class UNet(nn.Module):
     Attributes:
       out_channels: channels of the output (C of the image; a learned variance doubles it).
       ch: base width; level i has ch * ch_mult[i] channels.
-      ch_mult: one factor per level; the image is halved between levels.
-      num_res_blocks: residual blocks per level on the way down; one more on the way up.
+      ch_mult: one factor per level; the resolution is halved between levels.
+      num_res_blocks: residual blocks per encoder level; the decoder has one more.
       attn_resolutions: heights at which every block is followed by self-attention.
-      dropout: rate inside residual blocks while training.
-      num_heads: of each attention; they share its channels.
-      scale_shift: time scales and shifts each block's second norm, in place of being added before it.
-      num_classes: 0, or the number of classes of a conditional model: their embedding is added to time's. One of them may
-        stand for "no class".
-      dtype: of convolutions and matmuls; parameters and the output are float32.
-      remat: recompute each block in the backward pass in place of keeping its activations.
-      mid_attention: whether there is self-attention between the two middle blocks, whatever attn_resolutions holds.
+      dropout: dropout rate of residual blocks in training.
+      num_heads: heads per attention, which split its channels.
+      scale_shift: the time embedding scales and shifts the second norm of each block, instead of being added before it.
+      num_classes: number of classes, 0 for an unconditional model; the class embedding is added to the time embedding. One
+        of them may be the null label.
+      dtype: dtype of convolutions and matmuls; parameters and the output are float32.
+      remat: recompute each block in the backward pass instead of storing its activations.
+      mid_attention: self-attention between the two middle blocks, independent of attn_resolutions.
+      conv_fn: the 3x3 convolutions, with the arguments of `jax.lax.conv_general_dilated`.
+      upsample_conv_fn: nearest-neighbor upsampling and the convolution after it, with the same arguments.
+      norm_fn: the group norms, with the arguments of `layers.group_norm`.
     """
 
     out_channels: int = 3
@@ -71,6 +85,14 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     mid_attention: bool = True
+    conv_fn: ConvFn = jax.lax.conv_general_dilated
+    upsample_conv_fn: ConvFn = upsample_conv
+    norm_fn: NormFn = group_norm
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it uses random numbers in training."""
+        return self.dropout > 0
 
     @nn.compact
     def __call__(
@@ -85,16 +107,26 @@ class UNet(nn.Module):
           deterministic: False applies dropout, with the rng "dropout".
 
         Returns:
-          float32 [B, H, W, out_channels]; exactly 0 for a network fresh from init.
+          float32 [B, H, W, out_channels]; exactly 0 after init.
 
         Raises:
-          ValueError: a size that cannot be halved, t of another shape, or labels given to a network without
-            classes or withheld from one with.
+          ValueError: a size that cannot be halved, t of another shape, or labels that do not match num_classes.
         """
         self._check(x_t, t, labels)
-        groups = min(32, self.ch // 4)  # 32 at the published width of 128; narrow networks keep 4 channels a group
+        groups = min(32, self.ch // 4)  # 32 at the published width of 128; at least 4 channels per group
         block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
+        residual_block = functools.partial(
+            block_class,
+            groups=groups,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            dtype=self.dtype,
+            conv_fn=self.conv_fn,
+            norm_fn=self.norm_fn,
+        )
+        attention = functools.partial(attention_class, groups, self.num_heads, self.dtype, self.norm_fn)
+        conv3x3 = functools.partial(conv, dtype=self.dtype, conv_fn=self.conv_fn)
 
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch))
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense1")(nn.swish(temb))
@@ -104,49 +136,43 @@ class UNet(nn.Module):
             )(labels)
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
-            h = block_class(features, groups, self.dropout, self.scale_shift, self.dtype, name=name)(h, temb, deterministic)
-            if h.shape[1] in self.attn_resolutions:
-                h = attention_class(groups, self.num_heads, self.dtype, name=f"{name}_attn")(h)
-            return h
+            h = residual_block(features, name=name)(h, temb, deterministic)
+            return attention(name=f"{name}_attn")(h) if h.shape[1] in self.attn_resolutions else h
 
         levels = range(len(self.ch_mult))
-        h = conv(self.ch, dtype=self.dtype, name="conv_in")(x_t.astype(self.dtype))
+        h = conv3x3(self.ch, name="conv_in")(x_t.astype(self.dtype))
         skips = [h]
         for level in levels:
             for i in range(self.num_res_blocks):
                 h = block(h, self.ch * self.ch_mult[level], f"down{level}_block{i}")
                 skips.append(h)
             if level != levels[-1]:
-                h = Downsample(self.dtype, name=f"down{level}_downsample")(h)
+                h = Downsample(self.dtype, self.conv_fn, name=f"down{level}_downsample")(h)
                 skips.append(h)
 
-        h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block0")(
-            h, temb, deterministic
-        )
+        h = residual_block(h.shape[-1], name="mid_block0")(h, temb, deterministic)
         if self.mid_attention:
-            h = attention_class(groups, self.num_heads, self.dtype, name="mid_attn")(h)
-        h = block_class(h.shape[-1], groups, self.dropout, self.scale_shift, self.dtype, name="mid_block1")(
-            h, temb, deterministic
-        )
+            h = attention(name="mid_attn")(h)
+        h = residual_block(h.shape[-1], name="mid_block1")(h, temb, deterministic)
 
         for level in reversed(levels):
             for i in range(self.num_res_blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.ch * self.ch_mult[level], f"up{level}_block{i}")
             if level != 0:
-                h = Upsample(self.dtype, name=f"up{level}_upsample")(h)
+                h = Upsample(self.dtype, self.upsample_conv_fn, name=f"up{level}_upsample")(h)
 
-        h = nn.swish(Norm(groups, self.dtype, name="norm_out")(h))
-        return conv(self.out_channels, init=zero_init, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+        h = nn.swish(Norm(groups, self.dtype, self.norm_fn, name="norm_out")(h))
+        return conv3x3(self.out_channels, init=zero_init, name="conv_out")(h).astype(jnp.float32)
 
     def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> None:
         factor = 2 ** (len(self.ch_mult) - 1)
         if x_t.ndim != 4 or x_t.shape[1] % factor or x_t.shape[2] % factor:
             raise ValueError(
-                f"images of shape {x_t.shape} do not halve {len(self.ch_mult) - 1} times: "
-                f"[B, H, W, C] with H and W divisible by {factor} is needed"
+                f"images of shape {x_t.shape} cannot be halved {len(self.ch_mult) - 1} times: "
+                f"[B, H, W, C] with H and W divisible by {factor} is required"
             )
         if t.shape != x_t.shape[:1]:
-            raise ValueError(f"t has shape {t.shape}: one time per image, [{x_t.shape[0]}], is needed")
+            raise ValueError(f"t has shape {t.shape}: one time per image, [{x_t.shape[0]}], is required")
         if (labels is not None) != bool(self.num_classes):
             have = "got labels" if labels is not None else "got no labels"
             raise ValueError(f"a network with num_classes={self.num_classes} {have}")

@@ -1,1 +1,1 @@
-"""The machine around a run: devices, checkpoints, logs, folders, errors."""
+"""The runtime of a run: devices, checkpoints, logs, folders, errors."""

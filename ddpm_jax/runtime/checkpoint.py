@@ -1,19 +1,17 @@
-"""Checkpoints of a training state: written in the background, read back even when the newest is damaged.
+"""Checkpoints of a training state: written in the background, restorable even if the newest one is damaged.
 
 A state is a dict of top-level fields, each a tree of arrays: {"params": ..., "ema_params": ..., "opt_state": ...}.
-Each field becomes a folder of its own inside the step's folder, so that sampling reads the
-parameters without the optimizer's state. A step's folder gets its name when all of it is on the
-disk; what a killed process leaves half-written has another name, and the next start removes it.
-Checksums are added then, because the storage format has none of its own for the arrays: with a bit
-flipped on the disk it would hand back other numbers without a word.
+Each field is saved in its own folder inside the step's folder, so that sampling reads the parameters without the optimizer
+state. The step's folder gets its final name when all of it is on disk; a killed process leaves a folder with another name,
+which the next start removes. Checksums are added last, because the storage format has none for arrays and would silently
+return wrong numbers after a bit flip on disk.
 
-Every process of a run makes the same calls in the same order.
+Every process of a run must make the same calls in the same order.
 """
 
 import functools
+import logging
 import os
-import re
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -27,59 +25,58 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
+from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError, error_line, os_errors
 from ddpm_jax.runtime.orbax_logs import silence_orbax
-from ddpm_jax.runtime.processes import all_agree, first_says, is_writer, together
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
-Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and what makes the wanted layout of it
+Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and its conversion to the current layout
 
-# Trouble that says nothing about the files: never a reason to set a checkpoint aside.
-_NOT_DAMAGE = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
+# Errors that do not indicate a corrupt checkpoint.
+_NOT_CORRUPTION = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one folder.
 
     Args:
-      directory: created where it does not exist, unless `read_only`.
-      keep_latest: how many of the newest stay.
-      keep_every: steps divisible by this stay for ever; 0 keeps none of them.
-      read_only: never writes, renames or deletes: for reading beside a training that runs.
-      report: takes the one line that tells of a damaged checkpoint; by default it goes to stderr.
+      directory: created if missing, unless `read_only`.
+      max_to_keep: number of newest checkpoints to keep.
+      keep_period: steps divisible by this are never deleted; 0 disables it.
+      read_only: never writes, renames or deletes, so that a running training is not disturbed.
 
     Raises:
-      UsageError: `keep_latest` under 1 or `keep_every` negative.
-      PersonError: the folder cannot be made.
+      InvalidArgumentError: `max_to_keep` below 1 or `keep_period` negative.
+      FileAccessError: the folder cannot be created.
     """
 
     def __init__(
         self,
         directory: str | os.PathLike,
         *,
-        keep_latest: int,
-        keep_every: int = 0,
+        max_to_keep: int,
+        keep_period: int = 0,
         read_only: bool = False,
-        report: Callable[[str], None] | None = None,
     ) -> None:
-        if keep_latest < 1:
-            raise UsageError(f"keep_latest is {keep_latest}: at least the newest checkpoint must stay")
-        if keep_every < 0:
-            raise UsageError(f"keep_every is {keep_every}: give a number of steps, or 0 to keep only the newest")
+        if max_to_keep < 1:
+            raise InvalidArgumentError(f"max_to_keep is {max_to_keep}: it must be at least 1")
+        if keep_period < 0:
+            raise InvalidArgumentError(f"keep_period is {keep_period}: give a number of steps, or 0 to keep only the newest")
         silence_orbax()
-        _save_arrays_whole()
+        _disable_replica_parallel()
         self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
         self._read_only = read_only
-        self._report = report or (lambda line: print(line, file=sys.stderr))
         self._background: threading.Thread | None = None
         self._background_error: Exception | None = None
-        self._failure: PersonError | None = None
+        self._failure: FileAccessError | None = None
         self._manager: ocp.CheckpointManager | None = None
-        if read_only and not all_agree(self.directory.is_dir()):
+        if read_only and not all_processes(self.directory.is_dir()):
             return
-        keep: list[Any] = [policies.LatestN(keep_latest)]
-        if keep_every:
-            keep.append(policies.EveryNSteps(keep_every))
+        keep: list[Any] = [policies.LatestN(max_to_keep)]
+        if keep_period:
+            keep.append(policies.EveryNSteps(keep_period))
         options = ocp.CheckpointManagerOptions(
             create=False,
             read_only=read_only,
@@ -87,39 +84,37 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
         )
-        try:
-            with together():  # before Orbax has all processes wait for each other
+        with os_errors(f"cannot use the checkpoint folder {self.directory}"):
+            with raise_on_all_processes():  # before Orbax synchronizes the processes
                 if not read_only:
                     self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
-            raise PersonError(f"cannot use the checkpoint folder {self.directory}: {_cause(error)}") from error
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order: what process 0 sees. One still being written is not among them."""
+        """The steps with a complete checkpoint, in order, as seen by process 0."""
         if self._manager is None:
             return []
         if self._read_only:
             self._manager.reload()
-        # Orbax counts the one under way as well; only the disk knows.
-        return first_says(sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()))
+        # Orbax includes unfinished checkpoints; only the folder names are reliable.
+        return broadcast_ints(sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()))
 
     def latest_step(self) -> int | None:
-        """The newest step that has a checkpoint, None where there is none."""
+        """The newest step with a checkpoint; None if there is none."""
         steps = self.steps()
         return steps[-1] if steps else None
 
     def save(self, step: int, state: State, *, wait: bool = False) -> bool:
         """Writes `state` in the background; its buffers may be donated as soon as this returns.
 
-        Waits for the save before, if that one is not done.
+        Waits for the previous save first.
 
         Returns:
-          False where `step` has a checkpoint already, which then stays as it is.
+          False if `step` already has a checkpoint, which is then kept unchanged.
 
         Raises:
-          PersonError: this or the save before could not be written (disk full, folder gone).
-          ValueError: `step` lies before the newest checkpoint: it belongs to another past.
+          FileAccessError: this or the previous save could not be written (disk full, folder gone).
+          ValueError: `step` is older than the newest checkpoint.
         """
         assert self._manager is not None, "closed"
         assert not self._read_only, "read only"
@@ -131,9 +126,9 @@ class Checkpoints:
             if step not in steps:
                 raise ValueError(f"step {step} is older than the newest checkpoint, {steps[-1]}")
             return False
-        items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items() if jax.tree.leaves(tree)}
+        items = {name: ocp.args.StandardSave(_wrap_leaf(tree)) for name, tree in state.items() if jax.tree.leaves(tree)}
         try:
-            # force: whether to save is the caller's decision, not a policy's.
+            # force: the caller decides when to save, not a policy.
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except OSError as error:
             raise self._fail(error) from error
@@ -148,38 +143,38 @@ class Checkpoints:
     ) -> tuple[State, int]:
         """Reads a whole state into the shapes, types and shardings of `abstract_state`.
 
-        With `step` None, the newest that can be read: damaged ones are passed over, told of in one line
-        and renamed out of the way (damaged-STEP), so that the step can be saved again.
+        With `step` None, reads the newest valid checkpoint: damaged ones are logged and renamed to damaged-STEP, so that
+        the step can be saved again.
 
         Args:
           abstract_state: jax.ShapeDtypeStruct trees, with shardings, of every field.
           step: of the checkpoint.
-          older: the state in the layout of an older version of this program, and what makes the present layout of
-            it; for checkpoints that are not as `abstract_state`.
+          older: the state in the layout of an older version of this program, and the conversion to the current layout;
+            for checkpoints that do not match `abstract_state`.
 
         Returns:
           The state, and its step.
 
         Raises:
-          PersonError: no checkpoint, none of `step`, all damaged, or of a state of another shape.
+          CheckpointError: no checkpoint, none of `step`, all damaged, or of another model.
         """
         layouts = [(abstract_state, lambda state: state)] + ([older] if older else [])
         state, step = self._restore(layouts, step, whole=True)
-        with together():
-            if not self._read_only and is_writer() and not has_sums(self.directory / str(step)):
-                # The process that saved it was killed before it wrote them. Read in whole, it is sound now.
+        with raise_on_all_processes():
+            if not self._read_only and is_primary_process() and not has_sums(self.directory / str(step)):
+                # The process was killed before it wrote the checksums. The checkpoint was read completely, so it is valid.
                 write_sums(self.directory / str(step))
         return state, step
 
     def restore_part(self, abstract_part: State, step: int | None = None) -> tuple[State, int]:
-        """As `restore`, reading only the fields of `abstract_part`."""
+        """Like `restore`, but reads only the fields of `abstract_part`."""
         return self._restore([(abstract_part, lambda state: state)], step, whole=False)
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk.
+        """Waits until the last save is on disk.
 
         Raises:
-          PersonError: it could not be written.
+          FileAccessError: the save failed.
         """
         if self._background is None:
             return
@@ -192,143 +187,145 @@ class Checkpoints:
         """Waits for the last save and ends the background threads. May be called twice.
 
         Raises:
-          PersonError: the last save could not be written, and nobody was told yet.
+          FileAccessError: the last save failed and this was not raised before.
         """
         try:
             self.wait()
         finally:
             manager, self._manager = self._manager, None
-            if manager is not None and self._failure is None:  # a failed one would only raise the same again
+            if manager is not None and self._failure is None:  # after a failure it would only raise the same error again
                 manager.close()
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self.close()
-        except PersonError:
-            if kind is None:  # another error is on its way already: that one is the cause
+        except ExpectedError:
+            if kind is None:  # otherwise the propagating error is the cause
                 raise
 
     def _restore(self, layouts: Layouts, step: int | None, *, whole: bool) -> tuple[State, int]:
         self.wait()
         steps = self.steps()
         if not steps:
-            raise PersonError(f"no checkpoint in {self.directory}")
+            raise CheckpointError(f"no checkpoint in {self.directory}")
         if step is not None:
             if step not in steps:
-                there = ", ".join(map(str, steps))
-                wanted = f"no checkpoint of step {step} in {self.directory}, which config.sampling.checkpoint_step names"
-                raise PersonError(f"{wanted}; there are {there}")
-            state, cause = self._try(step, layouts, whole)
+                listed = ", ".join(map(str, steps))
+                wanted = f"no checkpoint of step {step} in {self.directory}, which `checkpoint_step` names"
+                raise CheckpointError(f"{wanted}; there are {listed}")
+            state, cause = self._validate_and_read(step, layouts, whole)
             if state is None:
-                raise PersonError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
+                raise CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
             return state, step
         damaged: dict[int, str] = {}
         for candidate in reversed(steps):
-            state, cause = self._try(candidate, layouts, whole)
+            state, cause = self._validate_and_read(candidate, layouts, whole)
             if state is not None:
-                # Only now: where none can be read, the files may not be what is wrong.
-                self._set_aside(damaged, candidate)
+                # Only now: if no checkpoint can be read, the cause may not be the files.
+                self._quarantine(damaged, candidate)
                 return state, candidate
-            if all_agree((self.directory / str(candidate)).is_dir()):  # else the training beside has deleted it meanwhile
+            if all_processes((self.directory / str(candidate)).is_dir()):  # else the running training has deleted it
                 damaged[candidate] = cause
         if not damaged:
-            raise PersonError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
+            raise CheckpointError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
         listed = ", ".join(map(str, sorted(damaged)))
-        raise PersonError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
+        raise CheckpointError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
 
-    def _try(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
-        """The state, or None and what is wrong with the files. All processes agree on which."""
+    def _validate_and_read(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
+        """The state, or None and the damage of the files; the same choice in all processes."""
         folder = self.directory / str(step)
         wanted = [{name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)} for abstract, _ in layouts]
 
         def inspect() -> int:
             check_sums(folder, wanted[0])
-            # Read before the arrays are, so that a state of another shape is not taken for damage.
+            # Compare shapes before reading arrays, so that another model is not reported as damage.
             items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in wanted[0]))
             written = {item.name: _read_shapes(item) for item in items}
             wrong = [_differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole) for fields in wanted]
             if all(wrong):
                 more = f" and {len(wrong[0]) - 3} more" if len(wrong[0]) > 3 else ""
-                raise PersonError(
-                    f"the checkpoint of step {step} is of another model: {'; '.join(wrong[0][:3])}{more}. Take the config of "
-                    "the run (--workdir without --config does), or another --workdir"
+                raise CheckpointError(
+                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[0][:3])}{more}. Use the "
+                    "config of the run (--workdir without --config), or another --workdir"
                 )
             return wrong.index([])
 
         def read(layout: int) -> State:
             (abstract, convert), fields = layouts[layout], wanted[layout]
-            items = {name: ocp.args.StandardRestore(_boxed(tree)) for name, tree in fields.items()}
+            items = {name: ocp.args.StandardRestore(_wrap_leaf(tree)) for name, tree in fields.items()}
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return convert({name: _unboxed(found[name], tree) if name in fields else tree for name, tree in abstract.items()})
+            return convert(
+                {name: _unwrap_leaf(found[name], tree) if name in fields else tree for name, tree in abstract.items()}
+            )
 
-        def by_all(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-            with together():
-                result, cause = _attempt(folder, functools.partial(work, *arguments))
-            return (result, "") if all_agree(result is not None) else (None, cause or "another process could not read it")
+        def on_all_processes(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+            with raise_on_all_processes():
+                result, cause = _catch_corruption(folder, functools.partial(work, *arguments))
+            return (result, "") if all_processes(result is not None) else (None, cause or "another process could not read it")
 
-        # All must have found it sound before any reads: Orbax has them wait for each other there.
-        layout, cause = by_all(inspect)
-        return (None, cause) if layout is None else by_all(read, layout)
+        # All processes must have validated it before any reads, because Orbax synchronizes them there.
+        layout, cause = on_all_processes(inspect)
+        return (None, cause) if layout is None else on_all_processes(read, layout)
 
-    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+    def _quarantine(self, damaged: dict[int, str], good: int) -> None:
         for step, cause in sorted(damaged.items()):
             folder = self.directory / str(step)
             line = f"the checkpoint {folder} is damaged ({cause})"
             if not self._read_only:
                 new = _free_name(self.directory / f"damaged-{step}")
-                with together():
-                    if is_writer():
+                with raise_on_all_processes():
+                    if is_primary_process():
                         folder.rename(new)
-                line += f" and now called {new.name}"
-            self._report(f"{line}; going on from step {good}")
+                line += f" and was renamed to {new.name}"
+            logger.warning(f"{line}; resuming from step {good}")
         if damaged and not self._read_only:
             self._manager.reload()
 
     def _finish(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()
-            if is_writer():
+            if is_primary_process():
                 write_sums(self.directory / str(step))
-        except Exception as error:  # whatever it was: tensorstore has no type for a full disk
+        except Exception as error:  # tensorstore has no specific exception for a full disk
             self._background_error = error
 
-    def _fail(self, error: Exception) -> PersonError:
-        # Writes that never began are told of by Python when the program ends, after the line that matters.
+    def _fail(self, error: Exception) -> FileAccessError:
+        # Python warns at exit about writes that never started, after the relevant error.
         warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
-        self._failure = PersonError(
-            f"cannot write a checkpoint into {self.directory}: {_cause(error)}. "
-            "Those written before are whole: once that is mended, the same command goes on from the last of them"
+        self._failure = FileAccessError(
+            f"cannot write a checkpoint into {self.directory}: {error_line(error)}. "
+            "Earlier checkpoints are complete: after fixing this, rerun the same command to resume"
         )
         return self._failure
 
 
-def _attempt(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
-    """What `work` returns, or None and what is wrong with the files of `folder`."""
+def _catch_corruption(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of `work`, or None and the damage of the files in `folder`."""
     try:
         return work(), ""
     except PermissionError as error:
-        raise PersonError(f"cannot read the checkpoint {folder}: {_cause(error)}") from error
-    except (PersonError, *_NOT_DAMAGE):
+        raise FileAccessError(f"cannot read the checkpoint {folder}: {error_line(error)}") from error
+    except (ExpectedError, *_NOT_CORRUPTION):
         raise
-    except Exception as error:  # a damaged file shows as ValueError, KeyError, JSON error, ..., as the damage has it
-        return None, _cause(error)
+    except Exception as error:  # a damaged file can raise any exception
+        return None, error_line(error)
 
 
-def _boxed(tree: Any) -> Any:
-    # Orbax takes no bare array as an item.
+def _wrap_leaf(tree: Any) -> Any:
+    # Orbax does not accept a bare array as an item.
     return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
 
 
-def _unboxed(read: Any, abstract: Any) -> Any:
+def _unwrap_leaf(read: Any, abstract: Any) -> Any:
     return read["value"] if jax.tree_util.all_leaves([abstract]) else read
 
 
 def _shapes(tree: Any) -> dict[str, tuple]:
-    """Path -> (shape, dtype), with paths spelled alike for dicts, tuples, lists and named tuples."""
-    leaves = jax.tree_util.tree_flatten_with_path(_boxed(tree))[0]
+    """Path -> (shape, dtype), with the same paths for dicts, tuples, lists and named tuples."""
+    leaves = jax.tree_util.tree_flatten_with_path(_wrap_leaf(tree))[0]
     return {"/".join(map(_name, path)): (tuple(leaf.shape), np.dtype(leaf.dtype).name) for path, leaf in leaves}
 
 
@@ -344,21 +341,23 @@ def _read_shapes(item: Path) -> dict[str, tuple]:
 
 
 def _differing(wanted: dict[str, dict], written: dict[str, dict], whole: bool) -> list[str]:
-    """In what the checkpoint's fields are not those wanted, each in words."""
+    """Descriptions of the differences between the fields of the model and the checkpoint."""
     differing = []
     for field in sorted(written.keys() | wanted.keys() if whole else wanted.keys()):
         if field not in written or field not in wanted:
             differing.append(f"{field} is missing from the {'model' if field in written else 'checkpoint'}")
             continue
-        there, here = written[field], wanted[field]
-        for path in sorted(there.keys() | here.keys()):
-            if there.get(path) != here.get(path):
-                differing.append(f"{field}/{path} is {_show(there.get(path))} there, {_show(here.get(path))} here")
+        saved, expected = written[field], wanted[field]
+        for path in sorted(saved.keys() | expected.keys()):
+            if saved.get(path) != expected.get(path):
+                differing.append(
+                    f"{field}/{path} is {_show(saved.get(path))} in the checkpoint and {_show(expected.get(path))} here"
+                )
     return differing
 
 
 def _show(shape: tuple | None) -> str:
-    return "nothing" if shape is None else f"{shape[1]}{list(shape[0])}"
+    return "missing" if shape is None else f"{shape[1]}{list(shape[0])}"
 
 
 def _free_name(path: Path) -> Path:
@@ -368,17 +367,7 @@ def _free_name(path: Path) -> Path:
     return new
 
 
-def _cause(error: BaseException) -> str:
-    """One short line of an error that may have many, with file specifications in them."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # what tensorstore makes of an OSError
-        return os.strerror(int(code[1])).lower()
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
-def _save_arrays_whole() -> None:
-    """Has one device write each replicated array. Orbax would cut it into one slice a device: thousands of dispatches."""
+def _disable_replica_parallel() -> None:
+    """Lets one device write each replicated array. Orbax would slice it over all devices: thousands of dispatches."""
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

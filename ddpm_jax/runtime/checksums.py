@@ -1,11 +1,11 @@
-"""Checksums of a folder's files, kept beside them: whether what lies there is what was written."""
+"""Checksums of the files in a folder, stored in the folder, to detect changes since they were written."""
 
 import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddpm_jax.runtime.workdir import write_atomically
+from ddpm_jax.runtime.atomic import write_atomically
 
 SUMS = "checksums.json"
 
@@ -15,7 +15,7 @@ def write_sums(folder: Path) -> None:
 
     Raises:
       OSError: a file cannot be read.
-      PersonError: checksums.json cannot be written.
+      FileAccessError: checksums.json cannot be written.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     sums = {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc32(file)] for file in files}
@@ -23,19 +23,19 @@ def write_sums(folder: Path) -> None:
 
 
 def has_sums(folder: Path) -> bool:
-    """Whether the folder has its checksums."""
+    """Whether the folder has checksums."""
     return (folder / SUMS).exists()
 
 
 def check_sums(folder: Path, parts: Iterable[str]) -> None:
-    """Checks the files of the subfolders `parts`; a folder without checksums.json only for having all of them.
+    """Checks the files of the subfolders `parts`. Without checksums.json, only checks that the subfolders exist.
 
     Raises:
-      ValueError: a file is missing or not as it was written; names the first.
+      ValueError: a file is missing or has changed since it was written; names the first.
     """
     parts = set(parts)
     if not has_sums(folder):
-        # The process was killed before it wrote them, or while it deleted the folder.
+        # The process was killed before it wrote the checksums, or while it deleted the folder.
         missing = sorted(part for part in parts if not (folder / part).is_dir())
         if missing:
             raise ValueError(f"{missing[0]} is missing")

@@ -1,8 +1,8 @@
-"""Which fields of a run's config may change: when training is resumed, and when a mode only reads the run.
+"""Rules for changes of a run's config: when training is resumed, and when a mode only reads the run.
 
-A change is refused where it would make one run out of two experiments: another network, diffusion process, data set or
-seed, or a state that the checkpoint does not hold. Every other change is allowed, and recorded (`run_record.py`). The
-modes that read (sample, evaluate, ...) take what concerns them from the call and all the rest from the record.
+A change is rejected if it would mix two experiments in one run: another network, diffusion process, data set or seed, or a
+state that the checkpoint does not contain. Every other change is allowed and recorded (`run_record.py`). The modes that
+only read (sample, evaluate, ...) use their own fields from the command line and all others from the record.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import ConflictError
 
-# Fields that may differ between the processes of one job: where the data is and how fast it is read, not what it is.
+# Fields that may differ between the processes of one job: location and speed of the data, not its content.
 PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
 
 ABSENT = object()  # the value of a field that a config does not have
@@ -28,13 +28,13 @@ def _nothing(value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a change of a field means.
+    """The rule for changes of a field.
 
     Attributes:
-      why: the reason, for readers of the table and, where only a part of the value is fixed, for the error.
-      resume: value -> the part of it that a resume must keep.
+      why: the reason, for documentation and, if only a part of the value is fixed, for the error.
+      resume: value -> the part that a resumed training must keep.
       reading: value -> the part that a mode which only reads the run must keep.
-      read: whether those modes use the field, so that their reports give the call's value and not the run's.
+      read: whether those modes use the field, so that their reports contain the value of the command line.
     """
 
     why: str
@@ -67,16 +67,16 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-# Field or section -> rule; the longest name that matches counts. A new field of data, model or diffusion is fixed unless it
-# is named here, since nothing else is safe; a new field of another section is free or of training, as its section is.
+# Field or section -> rule; the longest matching name applies. A new field of data, model or diffusion is fixed by default,
+# the only safe choice; a new field of another section has the rule of its section.
 RULES: dict[str, Rule] = {
-    "seed": Rule("initial parameters, data order and noise follow from it; sampling has its own", _whole, _nothing, read=False),
-    "data": _fixed("the images that the run learns"),
+    "seed": Rule("determines initial parameters, data order and noise; sampling has its own", _whole, _nothing, read=False),
+    "data": _fixed("the training images"),
     "data.data_dir": _free("where the images are"),
     "data.in_memory": _free("memory and speed"),
     "data.num_threads": _free("speed"),
     "data.prefetch": _free("memory and speed"),
-    "data.on_broken": _free("what to do about files that cannot be read; the images read are the same"),
+    "data.on_decode_error": _free("handling of unreadable files; the images read are the same"),
     "data.random_flip": _training("augmentation, random at each step"),
     "data.background": Rule(
         "pixels of the training images, and of the real ones in an evaluation", _whole, _nothing, read=True
@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
     "model": _fixed("the network"),
     "model.dropout": _training("only active in training"),
     "model.label_dropout": Rule(
-        "only above 0 does the network have an embedding for images without a class", _is_positive, _is_positive, read=False
+        "the network has a null-label embedding only if it is above 0", _is_positive, _is_positive, read=False
     ),
     "model.dtype": _free("precision of the computation; parameters are float32 in any case"),
     "model.remat": _free("memory and speed"),
@@ -102,25 +102,25 @@ RULES: dict[str, Rule] = {
     "diffusion.p2_k": _training("the objective"),
     "diffusion.edm_sigma_data": _training("the objective"),
     "diffusion.timestep_sampler": Rule(
-        "second_moment has a history of losses in the checkpoint, the others have none", _has_history, _nothing, read=False
+        "second_moment keeps a history of losses in the checkpoint, the others do not", _has_history, _nothing, read=False
     ),
     "diffusion.clip_denoised": _free("only used in sampling"),
-    "optimizer": _training("how the parameters are moved; Adam's moments stay"),
+    "optimizer": _training("the optimizer; Adam's moments are kept"),
     "ema.decay": _training("from the next step on"),
-    "ema.decays": _fixed("each is a copy of the parameters in the checkpoint"),
-    "ema.power_stds": _fixed("each is a copy of the parameters in the checkpoint"),
+    "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
+    "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
     "train.tensorboard": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),
-    "edit": _free("only used by the modes that edit images"),
-    "illustrate": _free("only used by --mode=illustrate"),
+    "edit": _free("only used by the image editing modes"),
+    "visualize": _free("only used by --mode=visualize"),
 }
-_OTHER = _training("not known")
+_OTHER = _training("unknown")
 
 
 def rule_of(field: str) -> Rule:
-    """The rule of a field, named with dots."""
+    """The rule of a field, by its dotted name."""
     name = field
     while name not in RULES:
         name, dot, _ = name.rpartition(".")
@@ -130,17 +130,17 @@ def rule_of(field: str) -> Rule:
 
 
 def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises PersonError where `config` changes what a resume of the run with the config `recorded` must keep; names each."""
+    """Raises ConflictError if `config` changes fields that a resumed run must keep from `recorded`; names each."""
     _check(folder, recorded, config, lambda rule: rule.resume, "which a resume cannot change")
 
 
 def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises PersonError where `config` changes what a mode that reads the run must keep; names each field."""
-    _check(folder, recorded, config, lambda rule: rule.reading, "which its checkpoints do not fit")
+    """Raises ConflictError if `config` changes fields that a mode which reads the run must keep; names each."""
+    _check(folder, recorded, config, lambda rule: rule.reading, "which does not match its checkpoints")
 
 
 def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:
-    """Field -> [old value, new value] for each field that differs; None for a field that one of them does not have."""
+    """Field -> [old value, new value] for each field that differs; None for a missing field."""
     old, new = flatten(recorded), flatten(config)
     return {
         field: [old.get(field), new.get(field)]
@@ -150,7 +150,7 @@ def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[
 
 
 def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a mode that reads a run: `config` in the fields that such modes use, the run's own in all others."""
+    """The config of a mode that reads a run: the fields that such modes use from `config`, all others from `recorded`."""
     merged = json.loads(json.dumps(config))
     for field, value in flatten(recorded).items():
         *sections, name = field.split(".")
@@ -163,7 +163,7 @@ def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries -> {"section.field": value}, lists in place of tuples, as JSON has them."""
+    """Nested dictionaries -> {"section.field": value}, with tuples as lists, as in JSON."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict) and value:
@@ -179,7 +179,7 @@ def describe(changed: dict[str, list[Any]]) -> str:
 
 
 def _check(
-    folder: Any, recorded: dict[str, Any], config: dict[str, Any], part: Callable[[Rule], Callable[[Any], Any]], said: str
+    folder: Any, recorded: dict[str, Any], config: dict[str, Any], part: Callable[[Rule], Callable[[Any], Any]], reason: str
 ) -> None:
     old, new = flatten(recorded), flatten(config)
     differing = []
@@ -187,14 +187,14 @@ def _check(
         rule, before, after = rule_of(field), old.get(field, ABSENT), new.get(field, ABSENT)
         if before == after or part(rule)(before) == part(rule)(after):
             continue
-        reason = "" if part(rule) is _whole else f" ({rule.why})"
-        differing.append(f"{field} was {_show(before)}, now {_show(after)}{reason}")
+        note = "" if part(rule) is _whole else f" ({rule.why})"
+        differing.append(f"{field} was {_show(before)}, now {_show(after)}{note}")
     if differing:
-        raise PersonError(
-            f"{folder} holds a run with another config, {said}: {'; '.join(differing)}. "
-            "Put the old values back, or choose another --workdir"
+        raise ConflictError(
+            f"{folder} already contains a run with a different config, {reason}: {'; '.join(differing)}. "
+            "Restore the old values, or choose another --workdir"
         )
 
 
 def _show(value: Any) -> str:
-    return "not there" if value is ABSENT else json.dumps(value)
+    return "missing" if value is ABSENT else json.dumps(value)

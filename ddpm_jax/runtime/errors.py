@@ -1,60 +1,97 @@
-"""Errors that a person can cause and mend: one line, no traceback.
+"""Errors that a user can cause and fix. Each is a standard exception: a `ValueError`, an `OSError` or a `RuntimeError`.
 
-`main.py` prints the message of these two and exits with their code; every other
-exception is a defect of this program and keeps its traceback.
+Code that calls the library catches those. The command line catches `ExpectedError`, prints its message as one line and exits
+with its code; every other exception is a bug of this program and keeps its traceback.
+
+A message states the problem and the remedy. It names an argument in backquotes, `channels` or `on_decode_error='skip'`; the
+command line replaces it with the field of the config (`user_messages.name_fields`).
 """
 
-import difflib
+import contextlib
+import os
 import re
-from collections.abc import Sequence
-
-# What absl, ml_collections and Python say of a wrong value, and the same in words.
-_SAYINGS = (
-    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
-    (r"could not convert string to float: (.*)", r"\1 is no number"),
-    (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),
-    (r"Overriding (\S+) is not allowed.*", r"\1 is a section: set one of its fields, such as --\1.FIELD=VALUE"),
-    (r"Found (\S+) in argv before a value for --config was specified", r"\1 comes before --config: put --config=FILE first"),
-    (r"Error while parsing string: (.*) as tuple\..*", r"\1 is no list: write it as '(1,2)', quotes included"),
-)
+from collections.abc import Iterator
 
 
-class PersonError(Exception):
-    """Something outside the program is wrong. The message says what, and what to do about it."""
+class ExpectedError(Exception):
+    """The base of all errors whose message is written for the user.
+
+    Attributes:
+      exit_code: exit code of the command: 2 for a wrong command, 1 otherwise.
+    """
 
     exit_code = 1
 
 
-class UsageError(PersonError):
-    """A flag or a config value is wrong."""
+class InvalidArgumentError(ExpectedError, ValueError):
+    """An argument, or the corresponding flag or config field, has an invalid value."""
 
     exit_code = 2
 
 
-def said_of_flags(error: Exception) -> str:
-    """One line of what absl or ml_collections raised over the command line."""
-    if isinstance(error, KeyError | AttributeError):  # no such field; the inner text is the repr of a KeyError, hint and all
-        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
-        if found := re.search(r"Attempting to lookup: ([\w.]+)", text):  # a field of a number
-            name, _, rest = found[1].rpartition(".")
-            return f"config.{name} is one value and has no field {rest!r}: write --config.{name}=VALUE"
-        field, _, hint = text.partition("\n")
-        if found := re.search(r'Key "(.*?)" does not exist', field):
-            field = found[1]
-        name = field.removeprefix("KeyError(").strip("()\"'")
-        return f"the config has no field {name!r}: " + (_hint(hint or text) or "configs/defaults.py lists them all")
-    line = " ".join(str(error).split())
-    for saying, words in _SAYINGS:
-        line = re.sub(saying, words, line)
-    return line
+class InvalidDataError(ExpectedError, ValueError):
+    """The content of a file, folder or array is invalid: damaged, of the wrong type, too small, or not finite."""
 
 
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """A question about the nearest of `names`, or ""."""
-    found = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {found[0]!r}?" if found else ""
+class FileAccessError(ExpectedError, OSError):
+    """A file or folder does not exist, or cannot be read or written."""
 
 
-def _hint(text: str) -> str:
-    found = re.search(r'Did you mean "(.*?)"', text)
-    return f"did you mean {found[1]!r}?" if found else ""
+class ConflictError(ExpectedError, RuntimeError):
+    """A folder contains other results or another run, or another process uses it."""
+
+
+class CheckpointError(ExpectedError, RuntimeError):
+    """There is no checkpoint, or it is damaged or does not match the model."""
+
+
+class DistributedError(ExpectedError, RuntimeError):
+    """Another process of the job has failed or cannot be reached."""
+
+
+class UnavailableError(ExpectedError, RuntimeError):
+    """A package, a download or a prepared data set is missing."""
+
+
+class NumericalError(ExpectedError, RuntimeError):
+    """A computation did not converge or returned NaN or infinity."""
+
+
+def error_line(error: object, *, most: int = 160, kind: bool = False) -> str:
+    """The message of an error as one line of at most `most` characters.
+
+    For an OSError only the system's reason: the caller's message names the file.
+
+    Args:
+      error: an exception, including tensorstore's for system errors; or a text.
+      most: characters; a longer line is truncated.
+      kind: whether to add the class and keep the full message: for errors of other libraries.
+    """
+    text = " ".join(str(error).split())
+    if kind:
+        text = f"{type(error).__name__}: {text}" if text else ""
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror.lower()
+    elif code := re.search(r"os_error_code='(\d+)'", text):
+        text = os.strerror(int(code[1])).lower()
+    text = text or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+@contextlib.contextmanager
+def os_errors(action: str, advice: str = "") -> Iterator[None]:
+    """Context manager that converts an OSError to one line: the failed action, the system's reason, and the remedy.
+
+    Args:
+      action: such as "cannot write /home/ada/run/config.json".
+      advice: such as "; choose another folder".
+
+    Raises:
+      FileAccessError: instead of an OSError.
+    """
+    try:
+        yield
+    except FileAccessError:
+        raise
+    except OSError as error:
+        raise FileAccessError(f"{action}: {error_line(error)}{advice}") from error

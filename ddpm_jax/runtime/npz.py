@@ -1,9 +1,8 @@
-"""NumPy's .npz archives written and read a few rows at a time, so that an array need not fit into memory.
+"""Streaming reads and writes of NumPy's .npz archives, for arrays that do not fit into memory.
 
-The files are those of np.savez, and np.load opens them: uncompressed, with ZIP64, so that they may be larger than 4 GiB.
+The files have the format of np.savez: uncompressed, with ZIP64 for more than 4 GiB.
 """
 
-import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,14 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.runtime.atomic import open_atomic
+
 
 class Rows(NamedTuple):
     """An array that arrives in consecutive chunks.
 
     Attributes:
       shape: of the whole array.
-      dtype: of its elements.
-      chunks: arrays [n, *shape[1:]], together shape[0] rows.
+      dtype: of the elements.
+      chunks: arrays `[n, *shape[1:]]`, together shape[0] rows.
     """
 
     shape: tuple[int, ...]
@@ -27,35 +28,26 @@ class Rows(NamedTuple):
 
 
 def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray | Rows]) -> None:
-    """Write an archive of these arrays; the file appears complete or not at all.
+    """Writes an archive of these arrays atomically.
 
     Raises:
       OSError: it cannot be written.
-      ValueError: the chunks of an array are not the rows that its shape announces.
+      ValueError: the chunks of an array do not match its shape.
     """
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("wb") as out:
-            with zipfile.ZipFile(out, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        if isinstance(array, Rows):
-                            _write_rows(member, name, array)
-                        else:
-                            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with open_atomic(file) as out, zipfile.ZipFile(out, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if isinstance(array, Rows):
+                    _write_rows(member, name, array)
+                else:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def rows(file: pathlib.Path, name: str, batch_size: int) -> Iterator[np.ndarray]:
     """The rows of one array in order, at most `batch_size` at a time.
 
     Raises:
-      OSError, KeyError, ValueError, zipfile.BadZipFile: no such archive or array, or damaged data (its checksum differs).
+      OSError, KeyError, ValueError, zipfile.BadZipFile: no such archive or array, or damaged data (wrong checksum).
     """
     with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
         shape, dtype = _read_header(member)
@@ -64,11 +56,11 @@ def rows(file: pathlib.Path, name: str, batch_size: int) -> Iterator[np.ndarray]
             count = min(batch_size, shape[0] - first)
             data = member.read(count * row_bytes)
             yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
-        member.read(1)  # at the end of the data zipfile compares the checksum
+        member.read(1)  # zipfile verifies the checksum at the end of the data
 
 
 def shape_of(file: pathlib.Path, name: str) -> tuple[int, ...] | None:
-    """The shape of one array; None where there is no such array or no sound archive."""
+    """The shape of one array; None if the array does not exist or the archive is invalid."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
             return _read_header(member)[0]
@@ -82,11 +74,11 @@ def _write_rows(member, name: str, array: Rows) -> None:
     np.lib.format.write_array_header_1_0(member, header)
     for chunk in array.chunks:
         if chunk.shape[1:] != tuple(array.shape[1:]) or chunk.dtype != dtype:
-            raise ValueError(f"{name} is announced as {array.shape} {dtype}, but a chunk is {chunk.shape} {chunk.dtype}")
+            raise ValueError(f"{name} is declared as {array.shape} {dtype}, but a chunk is {chunk.shape} {chunk.dtype}")
         member.write(np.ascontiguousarray(chunk).tobytes())
         written += len(chunk)
     if written != array.shape[0]:
-        raise ValueError(f"{name} is announced with {array.shape[0]} rows, but has {written}")
+        raise ValueError(f"{name} is declared with {array.shape[0]} rows, but has {written}")
 
 
 def _read_header(member) -> tuple[tuple[int, ...], np.dtype]:

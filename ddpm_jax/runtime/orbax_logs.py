@@ -1,4 +1,4 @@
-"""What Orbax and asyncio print in passing, kept off the screen: what matters is raised."""
+"""Silences the logs of Orbax and asyncio. Relevant errors are raised."""
 
 import logging
 import os
@@ -10,28 +10,28 @@ import absl.logging
 
 
 def silence_orbax() -> None:
-    """Lets Orbax log only where --verbosity asks for information: what it says in passing alarms, what matters raises."""
+    """Silences Orbax unless --verbosity is INFO or higher: its routine messages look alarming, and errors are raised."""
     for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
-        if _from_elsewhere_or_asked not in logger.filters:
-            logger.addFilter(_from_elsewhere_or_asked)
-    if not isinstance(sys.unraisablehook, _ButNotOfLateWrites):
-        sys.unraisablehook = _ButNotOfLateWrites(sys.unraisablehook)
+        if _orbax_log_filter not in logger.filters:
+            logger.addFilter(_orbax_log_filter)
+    if not isinstance(sys.unraisablehook, _UnraisableHookFilter):
+        sys.unraisablehook = _UnraisableHookFilter(sys.unraisablehook)
 
 
-def _from_elsewhere_or_asked(record: logging.LogRecord) -> bool:
-    # Of writes that fail together Orbax awaits one, which raises; asyncio tells of every other, with its traceback.
+def _orbax_log_filter(record: logging.LogRecord) -> bool:
+    # When several writes fail, Orbax raises the error of one; asyncio logs the others with their tracebacks.
     not_awaited = record.name == "asyncio" and "exception was never retrieved" in str(record.msg)
     orbax = f"{os.sep}orbax{os.sep}" in record.pathname or not_awaited
     return not orbax or absl.logging.get_verbosity() >= absl.logging.INFO
 
 
-class _ButNotOfLateWrites:
-    """What shows errors that nobody can catch, but for those of writes that end after Orbax has given up on all of them."""
+class _UnraisableHookFilter:
+    """Hook for unraisable exceptions that ignores those of writes that end after Orbax has given up."""
 
     def __init__(self, show: Callable[[Any], None]):
         self._show = show
 
     def __call__(self, unraisable: Any) -> None:
-        # tensorstore's threads come upon the event loop that Orbax has left, each with a traceback of its own.
+        # Each tensorstore thread finds the event loop closed by Orbax and prints a traceback.
         if str(unraisable.exc_value) != "Event loop is closed":
             self._show(unraisable)

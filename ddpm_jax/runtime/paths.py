@@ -1,43 +1,45 @@
-"""Paths that users give: `~` is the home folder everywhere, and an output is checked before the work for it begins."""
+"""Paths given by users: `~` is always expanded, and outputs are checked before the work begins."""
 
 import os
 import pathlib
 import tempfile
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import FileAccessError, error_line
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
     """The absolute path of `path`, with `~` and `~user` replaced by the home folder.
 
     Raises:
-      PersonError: `~user` of a user that this machine does not have.
+      FileAccessError: `~user` of an unknown user.
     """
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("~"):
         user = text.split("/")[0]
-        raise PersonError(f"{text} is not a path of this machine: it has no home folder {user}; write the path in full")
+        raise FileAccessError(f"{text} is not a path on this machine: there is no home folder {user}; write the full path")
     return pathlib.Path(os.path.abspath(text))
 
 
 def output_path(text: str, default: str | os.PathLike) -> pathlib.Path:
-    """The path that --output names; `default` where it is empty.
+    """The path of --output; `default` if it is empty.
 
     Raises:
-      PersonError: an address such as gs://bucket/x.
+      FileAccessError: an address such as gs://bucket/x.
     """
     if not text:
         return expand(default)
     if "://" in text:
-        raise PersonError(f"--output={text} is not a path of this machine: name a local one and copy it, or mount the bucket")
+        raise FileAccessError(
+            f"--output={text} is not a path on this machine: use a local one and copy the result, or mount the bucket"
+        )
     return expand(text)
 
 
 def make_output_folder(folder: pathlib.Path) -> None:
-    """Make the folder, parents included, and try to write into it.
+    """Creates the folder with its parents and checks that it is writable.
 
     Raises:
-      PersonError: it cannot be made or written; one line that names --output.
+      FileAccessError: it cannot be created or written; names --output.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,17 +50,17 @@ def make_output_folder(folder: pathlib.Path) -> None:
 
 
 def make_output_parent(file: pathlib.Path) -> None:
-    """As `make_output_folder`, of the folder that `file` is to be written into.
+    """Like `make_output_folder`, for the parent folder of `file`.
 
     Raises:
-      PersonError: the folder cannot be made or written, or `file` is a folder.
+      FileAccessError: the folder cannot be created or written, or `file` is a folder.
     """
     make_output_folder(file.parent)
     if file.is_dir():
-        raise PersonError(f"cannot write to {file}: it is a folder; choose another --output")
+        raise FileAccessError(f"cannot write to {file}: it is a folder; choose another --output")
 
 
-def cannot_write(target: pathlib.Path, error: OSError) -> PersonError:
-    """The one line for an output that the system does not let us write."""
-    reason = "it is a file" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
-    return PersonError(f"cannot write to {target}: {reason}; choose another --output")
+def cannot_write(target: pathlib.Path, error: OSError) -> FileAccessError:
+    """The error for an output that cannot be written."""
+    reason = "it is a file" if isinstance(error, FileExistsError) else error_line(error)
+    return FileAccessError(f"cannot write to {target}: {reason}; choose another --output")

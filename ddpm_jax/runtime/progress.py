@@ -1,8 +1,9 @@
-"""How far, how fast, how long yet: one line, rewritten in a terminal, printed now and then into a file.
+"""Progress, throughput and remaining time in one line: rewritten in a terminal, printed at intervals to a file.
 
-Speed is that of the recent past only; neither compilation counts, nor what happens inside `pause()`.
+Throughput is measured over the recent past, without compilation and without the time inside `pause()`.
 """
 
+import logging
 import math
 import shutil
 import sys
@@ -11,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
-WINDOW_S = 30.0  # speed is the mean over this long
-LEAST_S = 0.5  # and over no less: what happens to be told of at the same moment has no speed
-TERMINAL_S = 1.0  # between two rewritings of the line in a terminal
+WINDOW_S = 30.0  # throughput is the mean over this time
+MIN_WINDOW_S = 0.5  # shorter times give no throughput
+TERMINAL_S = 1.0  # between two updates of the line in a terminal
 FILE_S = 10.0  # between two lines in a log file
 
 
-class Rate:
-    """Speed over the recent past, from counts and a clock. The first count only starts the clock."""
+class Throughput:
+    """Counts per second over the recent past. The first count only starts the clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, window: float = WINDOW_S) -> None:
         self._clock = clock
@@ -30,7 +31,7 @@ class Rate:
 
     def update(self, done: int) -> None:
         now = self._clock() - self._paused
-        # The newest point moves until it is a fiftieth of the window away from the one before: few points at any speed.
+        # Replace the newest point until it is a fiftieth of the window after the previous one, to bound their number.
         if len(self._points) > 1 and now - self._points[-2][0] < self._window / 50:
             self._points.pop()
         self._points.append((now, done))
@@ -46,19 +47,25 @@ class Rate:
             self._paused += self._clock() - begin
 
     def per_second(self) -> float | None:
-        """Counts a second; None before there are two of them `LEAST_S` apart."""
+        """Counts per second; None until two counts are `MIN_WINDOW_S` apart."""
         if len(self._points) < 2:
             return None
         (begin, first), (end, last) = self._points[0], self._points[-1]
-        return (last - first) / (end - begin) if end - begin >= LEAST_S and last > first else None
+        return (last - first) / (end - begin) if end - begin >= MIN_WINDOW_S and last > first else None
 
     def seconds_left(self, remaining: int) -> float | None:
         speed = self.per_second()
         return None if speed is None else remaining / speed
 
 
-class Line:
-    """One line that is rewritten in a terminal, and printed now and then into a file."""
+class StatusLine:
+    """One line that is rewritten in a terminal and printed at intervals to a file.
+
+    Attributes:
+      shown: the line visible in the terminal, or None; other output must be printed above it.
+    """
+
+    shown: ClassVar["StatusLine | None"] = None
 
     def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
         self._out = out
@@ -66,7 +73,7 @@ class Line:
         self._live = out.isatty()
         self._open = False
         self._last = -math.inf
-        self._lock = threading.Lock()  # TensorBoard's thread may say something
+        self._lock = threading.Lock()  # TensorBoard's thread may log
 
     def due(self) -> bool:
         return self._clock() - self._last >= (TERMINAL_S if self._live else FILE_S)
@@ -75,20 +82,24 @@ class Line:
         self._last = self._clock()
         with self._lock:
             if self._live:
-                width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and \r not reach its beginning
+                width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and \r would not return to its start
                 self._out.write(f"\r{text[:width]}\x1b[K")
                 self._open = True
+                StatusLine.shown = self
             else:
                 self._out.write(text + "\n")
             self._out.flush()
 
-    def say(self, text: str) -> None:
+    def print_above(self, text: str) -> None:
+        """Prints a permanent line; the next update shows the status line below it."""
         with self._lock:
             self._out.write(("\r\x1b[K" if self._open else "") + text + "\n")
             self._open = False
             self._out.flush()
 
     def end(self) -> None:
+        if StatusLine.shown is self:
+            StatusLine.shown = None
         with self._lock:
             if self._open:
                 self._out.write("\n")
@@ -96,25 +107,39 @@ class Line:
                 self._open = False
 
 
+class LineHandler(logging.Handler):
+    """Prints log records as lines on stderr, above the status line if a terminal shows one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text, line = self.format(record), StatusLine.shown
+            if line is not None:
+                line.print_above(text)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 class Progress:
-    """Progress of `total` things: how many are done, how fast, how long it takes yet."""
+    """Progress of `total` units: count, throughput and remaining time."""
 
     def __init__(
         self, total: int, unit: str = "images", *, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._total = total
         self._unit = unit
-        self._line = Line(sys.stderr if out is None else out, clock)
-        self._rate = Rate(clock)
+        self._line = StatusLine(sys.stderr if out is None else out, clock)
+        self._rate = Throughput(clock)
 
     def update(self, done: float) -> None:
-        """`done` of the total are finished, fractions included. The first call ends what does not count: compilation."""
+        """Reports that `done` of the total are finished, fractions included. Time before the first call is not measured."""
         self._rate.update(done)
         if self._line.due() or done >= self._total:
             self._line.show(" · ".join(progress_parts(done, self._total, self._unit, "", self._rate)))
 
     def pause(self) -> Any:
-        """Context whose time does not count."""
+        """Context manager whose time is not measured."""
         return self._rate.pause()
 
     def close(self) -> None:
@@ -127,8 +152,8 @@ class Progress:
         self.close()
 
 
-def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Rate, images: int = 0) -> list[str]:
-    """Count and percentage, and once they are known: speed (in images as well, where there are `images` a count), time left."""
+def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Throughput, images: int = 0) -> list[str]:
+    """Count and percentage and, once known, throughput (also of images, with `images` per count) and remaining time."""
     counted = f"{prefix}{int(done):,} / {total:,}" if prefix else f"{int(done):,} / {total:,} {unit}"
     parts = [f"{counted} ({int(100 * done // max(total, 1))}%)"]
     speed = rate.per_second()

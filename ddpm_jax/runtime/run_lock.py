@@ -1,35 +1,38 @@
-"""One training at a time in a workdir: a kernel lock for one machine, a heartbeat that is watched for several.
+"""The lock of a workdir, for one training at a time: a kernel lock on one machine, a heartbeat between machines.
 
-`training.lock` in the workdir is locked with flock by the process that trains. The kernel releases that lock when the process
-ends, however it ends, so on one machine (containers included: they share a kernel) a killed training never blocks the next.
+The training process locks `training.lock` in the workdir with flock. The kernel releases the lock when the process ends for
+any reason, so on one machine (including containers, which share the kernel) a killed training never blocks the next.
 
-Between machines such a lock is not to be trusted: some network filesystems have none, some have one for each machine, and
-on some that of a dead machine stays for long. So the holder also writes its name and a counter into the file every
-`BEAT_S` seconds. Another machine that finds such a record watches it: if the counter moves, the workdir is in use; if it
-stays as it is for `EXPIRE_S` seconds, its writer is gone. No clock is compared with that of another machine.
+Between machines flock is unreliable: some network filesystems lack it, some lock per machine, and some keep the lock of a
+dead machine for a long time. The holder therefore also writes its name and a counter into the file every `BEAT_S` seconds.
+Another machine watches that record: if the counter changes, the workdir is in use; if it is constant for `EXPIRE_S` seconds,
+the holder is gone. Clocks of different machines are never compared.
 
-A holder that was stopped (SIGSTOP, a suspended laptop) keeps the workdir on its own machine. To another machine it looks
-dead after `EXPIRE_S` and loses the workdir; when it continues it finds another name in the file, and ends before it saves.
+A stopped holder (SIGSTOP, a suspended laptop) keeps the workdir on its own machine. Another machine considers it dead after
+`EXPIRE_S` seconds and takes the workdir; when the holder continues, it finds another name in the file and exits before it
+saves.
 """
 
 import errno
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import ConflictError, os_errors
+
+logger = logging.getLogger(__name__)
 
 try:
     import fcntl
-except ImportError:  # Windows: the heartbeat alone has to do
+except ImportError:  # Windows: only the heartbeat
     fcntl = None
 
 FILE = "training.lock"
@@ -44,24 +47,23 @@ class RunLock:
     """The exclusive right to train in a workdir, held from construction to `release`.
 
     Args:
-      folder: workdir; exists.
-      report: takes a line where the right must be waited for.
+      folder: existing workdir.
       beat_s: seconds between two heartbeats.
-      expire_s: seconds without a heartbeat after which the holder on another machine counts as gone.
+      expire_s: seconds without a heartbeat after which a holder on another machine is considered dead.
 
     Raises:
-      PersonError: another training holds it (says which), or the file cannot be written.
+      ConflictError: another training holds the lock; names it.
+      FileAccessError: the file cannot be written.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        report: Callable[[str], None] = lambda line: None,
         beat_s: float = BEAT_S,
         expire_s: float = EXPIRE_S,
     ) -> None:
-        self._folder, self._file, self._report = folder, folder / FILE, report
+        self._folder, self._file = folder, folder / FILE
         self._beat_s, self._expire_s = beat_s, expire_s
         self._record: Record = {
             "host": socket.gethostname(),
@@ -72,25 +74,23 @@ class RunLock:
             "beats": 0,
         }
         self._stop = threading.Event()
-        try:
+        with os_errors(f"cannot write {self._file}"):
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 self._acquire()
             except BaseException:
-                os.close(self._descriptor)  # and with it the kernel's lock
+                os.close(self._descriptor)  # also releases the kernel lock
                 raise
-        except OSError as error:
-            raise PersonError(f"cannot write {self._file}: {(error.strerror or str(error)).lower()}") from error
         self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises PersonError where another training has taken the workdir meanwhile. Call before anything is saved."""
+        """Raises ConflictError if another training has taken the workdir. Must be called before anything is saved."""
         holder = _read(self._file)
         if holder is not None and holder["token"] != self._record["token"]:
-            raise PersonError(
-                f"this process was silent for over {self._expire_s:g} s, and another training has taken the workdir: "
-                f"{_describe(holder)}. Nothing more is saved here"
+            raise ConflictError(
+                f"this process was stopped for over {self._expire_s:g} s, and another training has taken the workdir: "
+                f"{_describe(holder)}. Nothing more is saved"
             )
 
     def release(self) -> None:
@@ -104,7 +104,7 @@ class RunLock:
             if holder is not None and holder["token"] == self._record["token"]:
                 os.truncate(self._file, 0)
         except OSError:
-            pass  # the folder is gone; so is what was locked
+            pass  # the folder is gone
         os.close(self._descriptor)
 
     def __enter__(self) -> "RunLock":
@@ -117,25 +117,25 @@ class RunLock:
         locked, holder = self._flock(), _read(self._file)
         deadline = time.monotonic() + EXITING_S
         while locked is False and (holder is None or holder["machine"] == self._record["machine"]):
-            # Held by a process of this machine: one that is there, one that is ending, or one that has not written yet.
+            # Held by a process of this machine: running, exiting, or before its first write.
             if time.monotonic() > deadline:
                 raise self._in_use(holder)
             time.sleep(0.1)
             locked, holder = self._flock(), _read(self._file)
         certain = bool(locked) and (holder is None or holder["machine"] == self._record["machine"])
         if holder is not None and not certain:
-            # A process of this machine that holds the kernel's lock may be watching, too: it is to come first.
+            # A process of this machine that holds the kernel lock may also be watching; it has priority.
             self._watch(holder, self._expire_s + (2 * self._beat_s if locked is False else 0.0))
             locked = locked or self._flock()
         self._write()
-        if not certain:  # another machine may have done the same at the same time: the last one to write has it
+        if not certain:  # another machine may have written at the same time: the last one wins
             time.sleep(min(1.0, self._beat_s / 2))
             holder = _read(self._file)
             if holder is not None and holder["token"] != self._record["token"]:
                 raise self._in_use(holder)
 
     def _flock(self) -> bool | None:
-        """Whether this process has the kernel's lock now; None where the filesystem has none."""
+        """Whether this process now has the kernel lock; None if the filesystem does not support it."""
         if fcntl is None:
             return None
         try:
@@ -145,10 +145,8 @@ class RunLock:
         return True
 
     def _watch(self, holder: Record, seconds: float) -> None:
-        """Returns once `holder` has been silent for so long, or has released; raises where somebody writes."""
-        self._report(
-            f"the workdir was last used by {_describe(holder)}; waiting up to {seconds:.0f} s for a sign of that training"
-        )
+        """Returns once `holder` has released the lock or has not written for `seconds`; raises if any process writes."""
+        logger.info(f"the workdir was last used by {_describe(holder)}; waiting up to {seconds:.0f} s for its heartbeat")
         deadline, silent = time.monotonic() + seconds, holder
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._beat_s / 2))
@@ -166,15 +164,15 @@ class RunLock:
             try:
                 holder = _read(self._file)
                 if holder is not None and holder["token"] != self._record["token"]:
-                    return  # `check` will say so
+                    return  # `check` raises
                 self._record["beats"] += 1
                 self._write()
             except OSError:
-                continue  # a full disk or a network that fails for a while
+                continue  # a full disk or a temporary network failure
 
     def _write(self) -> None:
         data = (json.dumps(self._record) + "\n").encode()
-        # Opened for each write, so that a network filesystem shows it to others; in place, so that flock keeps its file.
+        # Reopened for each write, to make it visible on network filesystems; not replaced, since flock belongs to the file.
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             os.pwrite(descriptor, data, 0)
@@ -182,10 +180,10 @@ class RunLock:
         finally:
             os.close(descriptor)
 
-    def _in_use(self, holder: Record | None) -> PersonError:
+    def _in_use(self, holder: Record | None) -> ConflictError:
         who = "another process" if holder is None else _describe(holder)
-        return PersonError(
-            f"{self._folder} is in use: {who} trains in it. Wait until that training ends, stop it, or choose another --workdir"
+        return ConflictError(
+            f"{self._folder} is in use: {who} is training in it. Wait until it ends, stop it, or choose another --workdir"
         )
 
 
@@ -194,7 +192,7 @@ def _describe(holder: Record) -> str:
 
 
 def _read(file: Path) -> Record | None:
-    """The record in the file; None where there is none, or where it is just being written."""
+    """The record in the file; None if there is none or it is being written."""
     try:
         record = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -211,7 +209,7 @@ def _is_released(file: Path) -> bool:
 
 
 def _machine() -> str:
-    """Of this kernel since it started: the same in all its containers, another one after a restart."""
+    """Identifier of the running kernel: the same in all its containers, different after a reboot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,9 +1,13 @@
-"""Which program this is: versions of the libraries that its numbers depend on, and the commit of its source."""
+"""Provenance of the program: versions of the libraries that its numbers depend on, and the commit of its source."""
 
+import datetime
 import importlib.metadata
 import platform
+import socket
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import ddpm_jax
 
@@ -11,7 +15,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def program_versions() -> dict[str, str]:
-    """Name -> version of this program, Python and the libraries; those that are not installed are left out."""
+    """Name -> version of this program, Python and the installed libraries."""
     found = {"ddpm_jax": ddpm_jax.__version__, "python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -22,7 +26,7 @@ def program_versions() -> dict[str, str]:
 
 
 def program_commit() -> str | None:
-    """The git commit of the source, with "-dirty" where files were changed since; None outside a checkout or without git."""
+    """The git commit of the source, with "-dirty" if files have changed; None outside a checkout or without git."""
     source = Path(ddpm_jax.__file__)
 
     def git(*arguments: str) -> str:
@@ -34,3 +38,14 @@ def program_commit() -> str | None:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def start_facts() -> dict[str, Any]:
+    """When and where which program was started, for the record of a run."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": program_versions(),
+        "commit": program_commit(),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+    }

@@ -1,4 +1,4 @@
-"""The folder of one run: its config, and where its checkpoints, samples and evaluations are."""
+"""The folder of one run: its config and the locations of checkpoints, samples and evaluations."""
 
 import json
 import os
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.runtime import paths
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
 
 def make_folder(workdir: str | os.PathLike) -> Path:
-    """Creates the folder where it is missing.
+    """Creates the folder if it is missing.
 
     Args:
       workdir: absolute or relative to the current folder.
@@ -19,15 +20,13 @@ def make_folder(workdir: str | os.PathLike) -> Path:
       Its absolute path.
 
     Raises:
-      PersonError: it cannot be created or written.
+      FileAccessError: it cannot be created or written.
     """
     folder = absolute(workdir)
-    try:
+    with os_errors(f"cannot make the workdir {folder}", "; choose another --workdir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PersonError(f"cannot make the workdir {folder}: {_reason(error)}; choose another --workdir") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PersonError(f"cannot write into the workdir {folder}: permission denied; choose another --workdir")
+        raise FileAccessError(f"cannot write into the workdir {folder}: permission denied; choose another --workdir")
     return folder
 
 
@@ -35,27 +34,28 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """The config of the run in `workdir`.
 
     Raises:
-      PersonError: there is none, or it is not a JSON object.
+      FileAccessError: there is none, or it cannot be read.
+      InvalidDataError: it is not a JSON object.
     """
     file = absolute(workdir) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PersonError(f"{file.parent} holds no run: there is no config.json in it; check --workdir") from error
+        raise FileAccessError(f"{file.parent} contains no run: there is no config.json in it; check --workdir") from error
     except OSError as error:
-        raise PersonError(f"cannot read {file}: {_reason(error)}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except ValueError as error:  # neither UTF-8 nor JSON
-        raise PersonError(f"{file} is damaged ({error}); put the run's config back, or choose another --workdir") from error
+        raise InvalidDataError(f"{file} is damaged ({error}); restore the run's config, or choose another --workdir") from error
     if not isinstance(config, dict):
-        raise PersonError(f"{file} is damaged (no JSON object); put the run's config back, or choose another --workdir")
+        raise InvalidDataError(f"{file} is damaged (no JSON object); restore the run's config, or choose another --workdir")
     return config
 
 
 def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
-    """What the run in `workdir` was trained on (`data/identity.py`); None where no step was taken, or before data.json existed.
+    """The data set of the run in `workdir` (`data/identity.py`); None before the first step or without data.json.
 
     Raises:
-      PersonError: data.json is damaged.
+      InvalidDataError: data.json is damaged.
     """
     file = absolute(workdir) / "data.json"
     try:
@@ -64,66 +64,46 @@ def read_data_identity(workdir: str | os.PathLike) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise PersonError(f"cannot read {file}: {_reason(error)}") from error
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise PersonError(f"{file} is damaged: remove it (a resumed training writes it again), or restore it") from error
+        raise InvalidDataError(f"{file} is damaged: remove it (a resumed training writes it again), or restore it") from error
 
 
 def write_data_identity(workdir: str | os.PathLike, identity: dict[str, Any]) -> None:
     """Writes data.json.
 
     Raises:
-      PersonError: it cannot be written.
+      FileAccessError: it cannot be written.
     """
     write_atomically(absolute(workdir) / "data.json", json.dumps(identity, indent=2) + "\n")
 
 
 def checkpoint_folder(workdir: str | os.PathLike) -> Path:
-    """Where the run's checkpoints lie. Not created here."""
+    """The folder of the run's checkpoints. Not created here."""
     return absolute(workdir) / "checkpoints"
 
 
 def sample_folder(workdir: str | os.PathLike) -> Path:
-    """Where pictures drawn from the run go. Not created here."""
+    """The folder of generated images. Not created here."""
     return absolute(workdir) / "samples"
 
 
 def evaluation_folder(workdir: str | os.PathLike) -> Path:
-    """Where the run's measurements go. Not created here."""
+    """The folder of evaluation results. Not created here."""
     return absolute(workdir) / "eval"
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Writes `text` so that whoever reads `file`, even after a crash, finds the old or the new, never a part.
-
-    Raises:
-      PersonError: the file cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PersonError(f"cannot write {file}: {_reason(error)}") from error
 
 
 def absolute(workdir: str | os.PathLike) -> Path:
     """The absolute path of a workdir, with ~ for the home folder.
 
     Raises:
-      PersonError: the name is empty or an address of another kind.
+      FileAccessError: the name is empty or a URL.
     """
     text = os.fspath(workdir)
     if not text:
-        raise PersonError("no workdir given: say --workdir=DIR")
+        raise FileAccessError("no workdir given: set --workdir=DIR")
     if "://" in text:
-        raise PersonError(f"the workdir {text} is not a folder of this machine; mount the bucket and name the mounted folder")
+        raise FileAccessError(
+            f"the workdir {text} is not a folder on this machine; mount the bucket and use the mounted folder"
+        )
     return paths.expand(text)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -1,13 +1,19 @@
-"""Samplers: ways back from noise to an image, and the driver that runs them on all devices."""
+"""Samplers, and the driver that runs them on all devices."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
-# Modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each holds the function of its name (dpmpp.py two).
-from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, ode, unipc
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+
+# Import modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each defines a function of its name (dpmpp.py two).
+from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, rk4, unipc
 from ddpm_jax.samplers.sampler import Sampler
 
-# name -> (schedule, *, prediction, variance, clip_denoised, eta, trained, and options of its own) -> Sampler.
-# `schedule` is usually respaced; `trained` is the chain that it was respaced from, for those that stop between its entries.
+# name -> (schedule, predict_x0, *, sampler options) -> Sampler. `schedule` is usually respaced. `predict_x0` is
+# `Parameterization.denoise`; a sampler that needs more of the network's output takes `parameterization` instead. A sampler
+# that evaluates the network between the levels of `schedule` takes `trained`, the chain that it was respaced from.
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": ancestral.ancestral,
     "ddim": ddim.ddim,
@@ -15,5 +21,38 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_2m_sde": dpmpp.dpmpp_2m_sde,
     "unipc": unipc.unipc,
     "heun": heun.heun,
-    "ode": ode.ode,
+    "ode": rk4.rk4,
 }
+
+
+def make_sampler(
+    name: str,
+    schedule: NoiseSchedule,
+    parameterization: Parameterization,
+    *,
+    trained: NoiseSchedule | None = None,
+    **options: Any,
+) -> Sampler:
+    """The sampler called `name` over `schedule`.
+
+    Args:
+      name: a key of SAMPLERS.
+      schedule: the sampling chain, usually respaced.
+      parameterization: what the network's output means.
+      trained: the chain that `schedule` was respaced from.
+      options: sampler options: eta of ddim, order of unipc, churn, churn_min, churn_max and churn_noise of heun.
+
+    Raises:
+      ValueError: unknown name, unknown option, an option out of range, or a prediction or sampler incompatible with zero
+        terminal SNR.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    parts = {"predict_x0": parameterization.denoise, "parameterization": parameterization, "trained": trained}
+    known = list(inspect.signature(SAMPLERS[name]).parameters)[1:]
+    own = [option for option in known if option not in parts]
+    for option in options:
+        if option not in own:
+            raise ValueError(f"the sampler {name} has no option {option!r}: it has {', '.join(own) or 'none'}")
+    parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
+    return SAMPLERS[name](schedule, **{part: value for part, value in parts.items() if part in known}, **options)

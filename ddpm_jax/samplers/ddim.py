@@ -1,4 +1,4 @@
-"""DDIM: the same network, a chain of few steps, and as much or little noise as one likes. Song et al. 2010.02502.
+"""DDIM: sampling in few steps with an adjustable amount of noise. Song et al. 2010.02502.
 
     x_prev = sqrt(ᾱ_prev) x̂_0 + sqrt(1 - ᾱ_prev - σ²) ε̂ + σ z,    σ = η sqrt(β̃)                  (eqs. 12 and 16)
 
@@ -10,54 +10,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import make_guess
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.parameterization import DenoiseFn, PredictFn, predict_eps_from_xstart
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 
 
-def ddim(
-    schedule: NoiseSchedule,
-    *,
-    prediction: str,
-    variance: str,
-    clip_denoised: bool,
-    eta: float = 0.0,
-    trained: NoiseSchedule | None = None,
-) -> Sampler:
+def ddim(schedule: NoiseSchedule, predict_x0: PredictFn, *, eta: float = 0.0) -> Sampler:
     """DDIM over `schedule`, usually respaced to 10 .. 250 steps.
 
     Args:
-      schedule: the chain to walk.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output; η stands in its place.
-      clip_denoised: whether each guess of x_start is clipped to [-1, 1]; ε̂ is then derived from the clipped guess.
+      schedule: the sampling chain.
+      predict_x0: `Parameterization.denoise`. If it clips, ε̂ is derived from the clipped x̂_0.
       eta: η >= 0.
-      trained: not read.
 
     Raises:
-      ValueError: eta < 0, or so large that σ² would exceed all the noise that x_prev holds; or a prediction that the
-        schedule has no use for.
+      ValueError: eta < 0, or so large that σ² exceeds the noise variance of x_prev.
     """
-    del trained
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    # float64 throughout; cast once, where a step reads them.
+    # float64; cast once, where a step uses them.
     sigma = eta * np.sqrt(schedule.posterior_variance)
     noise_variance_prev = np.append(0.0, np.square(schedule.sqrt_one_minus_alphas_cumprod[:-1]))
     direction_squared = noise_variance_prev - np.square(sigma)
     if eta < 0 or (direction_squared < -1e-12).any():
-        raise ValueError(f"eta is {eta}, out of ddim's range: set it from 0 (deterministic) to 1 (as ancestral sampling)")
+        raise ValueError(f"eta is {eta}, out of ddim's range: set it from 0 (deterministic) to 1 (ancestral sampling)")
     direction = np.sqrt(np.maximum(direction_squared, 0.0))
-    signal = np.sqrt(schedule.alphas_cumprod_prev)
+    alpha_prev = np.sqrt(schedule.alphas_cumprod_prev)
 
-    def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
+    def step(denoise_fn: DenoiseFn, x_t: jax.Array, carry: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
-        pred_xstart = guess(denoise_fn, x_t, index)
-        eps = diffusion.predict_eps_from_xstart(schedule, x_t, t, pred_xstart)
-        x_prev = diffusion.extract(signal, t, x_t) * pred_xstart + diffusion.extract(direction, t, x_t) * eps
+        level = schedule.level(t)
+        pred_xstart = predict_x0(denoise_fn, x_t, level)
+        eps = predict_eps_from_xstart(x_t, level, pred_xstart)
+        x_prev = extract(alpha_prev, t, x_t) * pred_xstart + extract(direction, t, x_t) * eps
         if eta > 0:
-            noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
-            x_prev = x_prev + diffusion.extract(sigma, t, x_t) * noise
-        return x_prev, pred_xstart, memory
+            noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+            x_prev = x_prev + extract(sigma, t, x_t) * noise
+        return x_prev, pred_xstart, carry
 
     return Sampler(schedule=schedule, step=step)

@@ -1,106 +1,98 @@
-"""DDIM backwards: from an image to the noise that DDIM makes it from. Song et al. 2010.02502, section 4.3.
+"""DDIM inversion: from an image to the noise from which DDIM generates it. Song et al. 2010.02502, section 4.3.
 
-With η = 0 a step of DDIM from entry k of the chain to the next is, in x̄ = x / sqrt(ᾱ) and σ = sqrt((1 - ᾱ) / ᾱ),
+With η = 0 a step of DDIM from index k of the chain to k - 1 is, in x̄ = x / sqrt(ᾱ) and σ = sqrt((1 - ᾱ) / ᾱ),
 
-    x̄_{k-1} = x̄_k + (σ_{k-1} - σ_k) ε̂(x_k, t_k)        (the clean image being entry -1, where σ = 0)
+    x̄_{k-1} = x̄_k + (σ_{k-1} - σ_k) ε̂(x_k, t_k)        (the clean image has index -1, where σ = 0)
 
-and its inverse is the x_k that solves this for a known x_{k-1}. x_k stands on both sides, so one guesses where it lies,
-asks the network there, at t_k, and takes the step with that ε̂:
+and its inverse is the x_k that solves this for a given x_{k-1}, by fixed-point iteration:
 
     x̄_k ← x̄_{k-1} + (σ_k - σ_{k-1}) ε̂(x_k, t_k)                                                         (1)
 
-The first x_k to ask at lies along the ε̂ of the step before (in the very first step, ε̂ = 0). One turn of (1)
-leaves an error that falls with the square of the number of steps; each further turn makes it smaller, down to where the
-inverse is exact but for rounding, wherever (1) contracts.
+The initial x_k uses the ε̂ of the previous step (0 in the first). One iteration of (1) has an error of second order in the
+step size; where (1) contracts, further iterations converge to the inverse, up to rounding.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.diffusion import extract
-from ddpm_jax.process.schedules import NoiseSchedule
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.parameterization import DenoiseFn, PredictFn, predict_eps_from_xstart
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.samplers import sampler as chain
-from ddpm_jax.samplers.guess import make_guess, no_finite_sigma
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler
+from ddpm_jax.samplers.runge_kutta import require_finite_sigma
+from ddpm_jax.samplers.sampler import Sampler
 
 
-def ddim_inversion(
-    schedule: NoiseSchedule, *, prediction: str, variance: str, clip_denoised: bool = False, turns: int = 1
-) -> Sampler:
-    """The way from an image (`sampler.start_from`) to the x_T from which `ddim` with η = 0 over `schedule` returns it.
+def ddim_inversion(schedule: NoiseSchedule, predict_x0: PredictFn, *, num_fixed_point_iters: int = 1) -> Sampler:
+    """The sampler from an image (`sampler.init_state_from`) to the x_T from which `ddim` with η = 0 reconstructs it.
 
-    Step i = 0 .. K-1 leads to entry i of the schedule; the guesses that it keeps are those made there.
+    Step i = 0 .. K-1 ends at index i of the schedule; its pred_xstart is that at index i.
 
     Args:
-      schedule: the chain to climb, the same as in `ddim`.
-      prediction: what the network predicts: eps, x_start or v.
-      variance: not read, but for the layout of the network's output.
-      clip_denoised: as in the `ddim` that shall return the image. Where a guess is in fact clipped, what leads there cannot
-        be told from the image, and it does not return exactly.
-      turns: of (1) in each step, and so evaluations of the network: at least 1.
+      schedule: the schedule of the `ddim` that reconstructs the image.
+      predict_x0: its `predict_x0`. Where x̂_0 is clipped, the step is not invertible and the reconstruction not exact.
+      num_fixed_point_iters: iterations of (1), one network evaluation each, per step; at least 1.
 
     Raises:
-      ValueError: turns < 1, or a prediction or schedule that starts from infinite σ.
+      ValueError: num_fixed_point_iters < 1, or a schedule that starts at infinite σ.
     """
-    if turns < 1:
-        raise ValueError(f"an inversion takes at least one turn in each step, not {turns}")
-    no_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
-    guess = make_guess(schedule, prediction=prediction, variance=variance, clip_denoised=clip_denoised)
-    # x_k = on_x x_{k-1} + on_eps ε̂: the step in x̄, times sqrt(ᾱ_k).
+    if num_fixed_point_iters < 1:
+        raise ValueError(f"an inversion needs at least 1 fixed-point iteration per step, not {num_fixed_point_iters}")
+    require_finite_sigma("the inversion of ddim", schedule, "only a model trained without zero_terminal_snr can interpolate")
+    # x_k = x_coef x_{k-1} + eps_coef ε̂: the step in x̄, times sqrt(ᾱ_k).
     sigma = schedule.sqrt_recipm1_alphas_cumprod
-    on_x = schedule.sqrt_alphas_cumprod / np.sqrt(schedule.alphas_cumprod_prev)
-    on_eps = schedule.sqrt_alphas_cumprod * np.diff(sigma, prepend=0.0)
+    x_coef = schedule.sqrt_alphas_cumprod / np.sqrt(schedule.alphas_cumprod_prev)
+    eps_coef = schedule.sqrt_alphas_cumprod * np.diff(sigma, prepend=0.0)
 
     def step(denoise_fn: DenoiseFn, x: jax.Array, eps: jax.Array, index: jax.Array, keys: jax.Array | None):
-        entry = schedule.num_timesteps - 1 - index
-        t = jnp.full(x.shape[:1], entry, jnp.int32)
+        t = jnp.full(x.shape[:1], schedule.num_timesteps - 1 - index, jnp.int32)
+        level = schedule.level(t)
 
-        def climb(eps: jax.Array) -> jax.Array:
-            return extract(on_x, t, x) * x + extract(on_eps, t, x) * eps
+        def inverse_step(eps: jax.Array) -> jax.Array:
+            return extract(x_coef, t, x) * x + extract(eps_coef, t, x) * eps
 
-        def turn(_, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def iterate(_, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x_next, _ = carry
-            pred_xstart = guess(denoise_fn, x_next, entry)
-            return climb(diffusion.predict_eps_from_xstart(schedule, x_next, t, pred_xstart)), pred_xstart
+            pred_xstart = predict_x0(denoise_fn, x_next, level)
+            return inverse_step(predict_eps_from_xstart(x_next, level, pred_xstart)), pred_xstart
 
-        x_next, pred_xstart = jax.lax.fori_loop(0, turns, turn, (climb(eps), x))
-        eps = (x_next - extract(on_x, t, x) * x) / extract(on_eps, t, x)
+        x_next, pred_xstart = jax.lax.fori_loop(0, num_fixed_point_iters, iterate, (inverse_step(eps), x))
+        eps = (x_next - extract(x_coef, t, x) * x) / extract(eps_coef, t, x)
         return x_next, pred_xstart, eps
 
-    extra = (turns - 1) * schedule.num_timesteps
-    return Sampler(schedule=schedule, step=step, init_memory=lambda x: 0.0 * x, extra_evaluations=extra)
+    extra = (num_fixed_point_iters - 1) * schedule.num_timesteps
+    return Sampler(schedule=schedule, step=step, init_carry=lambda x: 0.0 * x, extra_nfe=extra)
 
 
 def invert(inversion: Sampler, denoise_fn: DenoiseFn, x_start: jax.Array) -> jax.Array:
-    """x_T [B, H, W, C] of images x_start [B, H, W, C] in [-1, 1], by a sampler of `ddim_inversion`."""
-    state = chain.start_from(inversion, x_start)
-    return chain.advance(inversion, denoise_fn, state, None, first_step=0, count=inversion.num_steps).x
+    """x_T [B, H, W, C] of images x_start [B, H, W, C] in [-1, 1], with a sampler from `ddim_inversion`."""
+    state = chain.init_state_from(inversion, x_start)
+    return chain.run_steps(inversion, denoise_fn, state, None, first_step=0, count=inversion.num_steps).x
 
 
-def slerp(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
-    """From a to b on the great circle between them: latents of images between two images. DDIM 2010.02502, appendix D.5.
+def slerp(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Array:
+    """Spherical linear interpolation from a to b, for latents of DDIM. DDIM 2010.02502, appendix D.5.
 
         sin((1 - s) θ) / sin θ a + sin(s θ) / sin θ b,   θ the angle between a and b
 
-    Half of the way in a straight line is nearer to 0 than noise ever is, and no image comes of it; this way is not.
+    The norm of a linear interpolation of noise would be too small for noise.
 
     Args:
       a: [B, H, W, C].
-      b: likewise.
-      share: [B] in 0..1; 0 gives a and 1 gives b.
+      b: [B, H, W, C].
+      fraction: s, [B] in 0..1; 0 gives a and 1 gives b.
     """
     axes = tuple(range(1, a.ndim))
-    share = share.reshape(-1, *[1] * (a.ndim - 1))
+    fraction = fraction.reshape(-1, *[1] * (a.ndim - 1))
 
     def norm(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True))
 
     cosine = jnp.sum(a * b, axis=axes, keepdims=True) / jnp.maximum(norm(a) * norm(b), 1e-30)
     angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
-    straight = angle < 1e-3  # there the circle is a line, and sin θ too small to divide by
-    sine = jnp.where(straight, 1.0, jnp.sin(angle))
-    on_a = jnp.where(straight, 1 - share, jnp.sin((1 - share) * angle) / sine)
-    on_b = jnp.where(straight, share, jnp.sin(share * angle) / sine)
-    return on_a * a + on_b * b
+    parallel = angle < 1e-3  # interpolate linearly, since sin θ is too small to divide by
+    sine = jnp.where(parallel, 1.0, jnp.sin(angle))
+    a_coef = jnp.where(parallel, 1 - fraction, jnp.sin((1 - fraction) * angle) / sine)
+    b_coef = jnp.where(parallel, fraction, jnp.sin(fraction * angle) / sine)
+    return a_coef * a + b_coef * b

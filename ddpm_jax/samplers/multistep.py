@@ -1,26 +1,25 @@
-"""Linear multistep samplers: one network evaluation a step, and the guesses of the steps before it used again.
+"""Linear multistep samplers: one network evaluation per step, reusing x̂_0 of previous steps.
 
-Written in the guess of x_start, the probability-flow ODE is, with α = sqrt(ᾱ), s = sqrt(1 - ᾱ), λ = log(α / s),
+In terms of x̂_0, the probability-flow ODE is, with α = sqrt(ᾱ), σ = sqrt(1 - ᾱ), λ = log(α / σ),
 
-    d(x / s) = e^λ x̂_0(x, λ) dλ    hence    x_t = (s_t / s_s) x_s + s_t ∫ e^λ x̂_0 dλ,  λ from λ_s to λ_t       (1)
+    d(x / σ) = e^λ x̂_0(x, λ) dλ    hence    x_t = (σ_t / σ_s) x_s + σ_t ∫ e^λ x̂_0 dλ,  λ from λ_s to λ_t       (1)
 
-(DPM-Solver++ 2211.01095, eq. 8). Only x̂_0 is not known; every method here puts a polynomial through the guesses at
-hand in its place, so that a step is a sum whose weights depend on the schedule alone,
+(DPM-Solver++ 2211.01095, eq. 8). All methods here approximate x̂_0 by a polynomial through its latest values, so a step is a
+linear combination whose coefficients depend only on the schedule,
 
-    x_t = a x_s + b_0 x̂_0(t_s) + b_1 x̂_0(before that) + ... + c z                                             (2)
+    x_t = a x_s + b_0 x̂_0(s) + b_1 x̂_0(previous) + ... + c z                                                  (2)
 
-and a method is a table of those weights, made once in float64. The last step goes to λ = infinity, where all the weight
-of (1) is on the newest guess: the sample is that guess, and the step of lower order is the exact one.
+and a method is a table of coefficients, computed once in float64. In the last step, to λ = infinity, all the weight of (1) is
+on the newest x̂_0: it is the sample, so a lower order is exact there.
 
-A polynomial in λ through the last guesses holds where steps are of about the same length in λ. Where they are not, it fails:
-a step much longer than the one before it would add the last change h/2h' times more and throw the guess beyond every image;
-a step after a much longer one, as the second one of the cosine schedule is, would add next to nothing of a change that is
-still to come. Such steps take x̂_0 to be linear in α: a bounded line, and the exact one for data N(m, I) (`along_signal`).
-The spacings by t end with a long step, unless they are trailing. The step before that one is the last of a row of growing
-steps, and takes the same line (`steps_along_signal`).
+A polynomial in λ is accurate if steps have similar lengths in λ. In a step much longer than the previous one it would
+amplify the last change by h/2h' and leave the range of images; in a step after a much longer one, such as the second step of
+the cosine schedule, it would nearly ignore the last change. Such steps assume x̂_0 to be linear in α instead: bounded, and
+exact for data N(m, I) (`alpha_linear_extrapolation`). The spacings in t end with a long step, unless they are trailing. The
+step before it is the last of a sequence of growing steps, and does the same (`is_alpha_linear_step`).
 
-A corrector may look back: once the network has seen x_t, the step that led there is taken again with this guess among
-the others, and the improved x_t is where the next step sets out. That costs no evaluation (UniPC 2302.04867, algorithm 1).
+A corrector repeats the step to x_t once x̂_0(x_t) is known, and the next step starts at the corrected x_t. It costs no
+evaluation (UniPC 2302.04867, algorithm 1).
 """
 
 import dataclasses
@@ -29,130 +28,131 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.diffusion import extract
-from ddpm_jax.process.schedules import NoiseSchedule
-from ddpm_jax.samplers.guess import GuessFn
-from ddpm_jax.samplers.sampler import DenoiseFn, Sampler, images_noise
+from ddpm_jax.diffusion.noise_level import extract
+from ddpm_jax.diffusion.parameterization import DenoiseFn, PredictFn
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-    """Row k of each table, float64, belongs to the step that sets out from entry k of a chain of K.
+class Coefficients:
+    """Coefficients of (2), float64; row k is the step that starts at index k of a chain of K.
 
     Attributes:
-      on_x: [K], a of (2).
-      on_guesses: [K, P], b of (2), on the guess at entry k, k + 1 .. k + P - 1: the newest first.
-      on_noise: [K], c of (2), or None for a method without noise.
+      x: [K], a of (2).
+      x0: [K, P], b of (2), of x̂_0 at index k, k + 1 .. k + P - 1: the newest first.
+      noise: [K], c of (2), or None for a deterministic method.
     """
 
-    on_x: np.ndarray
-    on_guesses: np.ndarray
-    on_noise: np.ndarray | None = None
+    x: np.ndarray
+    x0: np.ndarray
+    noise: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Correction:
-    """Row k, float64, takes the step to entry k again, from the (corrected) x at entry k + 1.
+    """Coefficients of a corrector, float64; row k repeats the step to index k from the (corrected) x at index k + 1.
 
     Attributes:
-      on_x: [K], on x as the predictor left it: 1 where nothing is corrected.
-      on_before: [K], on x at entry k + 1.
-      on_guesses: [K, P + 1], on the guess at entry k, k + 1 .. k + P.
+      x: [K], of the predicted x: 1 without correction.
+      previous_x: [K], of x at index k + 1.
+      x0: [K, P + 1], of x̂_0 at index k, k + 1 .. k + P.
     """
 
-    on_x: np.ndarray
-    on_before: np.ndarray
-    on_guesses: np.ndarray
+    x: np.ndarray
+    previous_x: np.ndarray
+    x0: np.ndarray
 
 
-def multistep(schedule: NoiseSchedule, guess: GuessFn, weights: Weights, correction: Correction | None = None) -> Sampler:
-    """The sampler that takes the steps (2).
+def multistep(
+    schedule: NoiseSchedule, predict_x0: PredictFn, coefficients: Coefficients, correction: Correction | None = None
+) -> Sampler:
+    """The sampler with steps (2).
 
     Args:
-      schedule: the chain to walk.
-      guess: one evaluation of the network, by `make_guess`.
-      weights: of every step.
-      correction: of every step, or None.
+      schedule: the sampling chain.
+      predict_x0: `Parameterization.denoise`.
+      coefficients: of all steps.
+      correction: corrector of all steps, or None.
     """
-    width = weights.on_guesses.shape[1] if correction is None else correction.on_guesses.shape[1]
+    width = coefficients.x0.shape[1] if correction is None else correction.x0.shape[1]
 
-    def init_memory(x: jax.Array):
-        # Guesses [B, P, ...], the newest first, and the x that the last step set out from. What has not been guessed
-        # yet has weight 0; x stands there, being finite and of the right shape and sharding.
+    def init_carry(x: jax.Array):
+        # Previous x̂_0 [B, P, ...], the newest first, and the x of the previous step. Missing x̂_0 have coefficient 0; x is a
+        # placeholder that is finite and has the right shape and sharding.
         return jnp.stack([x] * (width - 1), axis=1) if width > 1 else x[:, None][:, :0], x
 
-    def step(denoise_fn: DenoiseFn, x_t: jax.Array, memory: tuple, index: jax.Array, keys: jax.Array):
+    def step(denoise_fn: DenoiseFn, x_t: jax.Array, carry: tuple, index: jax.Array, keys: jax.Array):
         t = jnp.full(x_t.shape[:1], index, jnp.int32)
-        before, x_before = memory
-        pred_xstart = guess(denoise_fn, x_t, index)
-        guesses = jnp.concatenate([pred_xstart[:, None], before], axis=1)
+        previous_x0, previous_x = carry
+        pred_xstart = predict_x0(denoise_fn, x_t, schedule.level(t))
+        x0 = jnp.concatenate([pred_xstart[:, None], previous_x0], axis=1)
 
-        def weigh(table: np.ndarray) -> jax.Array:
-            return sum(extract(table[:, i], t, x_t) * guesses[:, i] for i in range(table.shape[1]))
+        def combine(table: np.ndarray) -> jax.Array:
+            return sum(extract(table[:, i], t, x_t) * x0[:, i] for i in range(table.shape[1]))
 
         if correction is not None:
-            corrected = extract(correction.on_x, t, x_t) * x_t + extract(correction.on_before, t, x_t) * x_before
-            x_t = corrected + weigh(correction.on_guesses)
-        x_prev = extract(weights.on_x, t, x_t) * x_t + weigh(weights.on_guesses)
-        if weights.on_noise is not None:
-            noise = images_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
-            x_prev = x_prev + extract(weights.on_noise, t, x_t) * noise
-        return x_prev, pred_xstart, (guesses[:, :-1], x_t)
+            corrected = extract(correction.x, t, x_t) * x_t + extract(correction.previous_x, t, x_t) * previous_x
+            x_t = corrected + combine(correction.x0)
+        x_prev = extract(coefficients.x, t, x_t) * x_t + combine(coefficients.x0)
+        if coefficients.noise is not None:
+            noise = per_image_noise(keys, schedule.num_timesteps - index, x_t.shape[1:])
+            x_prev = x_prev + extract(coefficients.noise, t, x_t) * noise
+        return x_prev, pred_xstart, (x0[:, :-1], x_t)
 
-    return Sampler(schedule=schedule, step=step, init_memory=init_memory)
+    return Sampler(schedule=schedule, step=step, init_carry=init_carry)
 
 
 def log_signal_to_noise(schedule: NoiseSchedule) -> np.ndarray:
-    """λ_k = log(sqrt(ᾱ_k) / sqrt(1 - ᾱ_k)) of each entry, half the log SNR: float64 [K], descending; -inf where ᾱ = 0."""
+    """λ_k = log(sqrt(ᾱ_k) / sqrt(1 - ᾱ_k)), half the log SNR: float64 [K], descending; -inf where ᾱ = 0."""
     with np.errstate(divide="ignore"):
         return -np.log(schedule.sqrt_recipm1_alphas_cumprod)
 
 
-UNEVEN = 2.0  # ratio of the lengths of two steps, in λ, above which no polynomial in λ joins them
+MAX_STEP_RATIO = 2.0  # of the lengths of two steps in λ; above it, no polynomial in λ is used
 
 
-def long_steps(schedule: NoiseSchedule) -> np.ndarray:
-    """Whether the step from entry k is much longer than the one before it: bool [K]. Not the first step, nor the last."""
+def is_long_step(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the step from index k is much longer than the previous one: bool [K]; False for the first and last step."""
     lengths = _lengths(schedule)
-    return _of_inner_steps(schedule, lengths[:-1] > UNEVEN * lengths[1:])
+    return _pad_inner_steps(schedule, lengths[:-1] > MAX_STEP_RATIO * lengths[1:])
 
 
-def uneven_steps(schedule: NoiseSchedule) -> np.ndarray:
-    """Whether the step from entry k is much longer or shorter than the one before it: bool [K]. Not the first, nor the last."""
+def is_uneven_step(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the step from index k is much longer or shorter than the previous one: bool [K]; False for the first and last."""
     lengths = _lengths(schedule)
-    return long_steps(schedule) | _of_inner_steps(schedule, lengths[1:] > UNEVEN * lengths[:-1])
+    return is_long_step(schedule) | _pad_inner_steps(schedule, lengths[1:] > MAX_STEP_RATIO * lengths[:-1])
 
 
-def steps_along_signal(schedule: NoiseSchedule) -> np.ndarray:
-    """Whether the step from entry k, without noise, takes x̂_0 to be linear in α: bool [K].
+def is_alpha_linear_step(schedule: NoiseSchedule) -> np.ndarray:
+    """Whether the deterministic step from index k assumes x̂_0 to be linear in α: bool [K].
 
-    Uneven steps do, and the step that leads to a long one: it is one of a row of steps that grow, where the last change, times
-    h/2h', is too much already.
+    Uneven steps do, and the step before a long one, since it is one of a sequence of growing steps, where h/2h' times the last
+    change is too much.
     """
-    return uneven_steps(schedule) | _of_inner_steps(schedule, long_steps(schedule)[:-2])
+    return is_uneven_step(schedule) | _pad_inner_steps(schedule, is_long_step(schedule)[:-2])
 
 
 def _lengths(schedule: NoiseSchedule) -> np.ndarray:
-    """In λ, of the steps from entries 1 .. K-1: float64 [K-1]; the first step of a chain from pure noise is infinite."""
+    """Lengths in λ of the steps from indices 1 .. K-1: float64 [K-1]; infinite for a step from zero SNR."""
     return -np.diff(log_signal_to_noise(schedule))
 
 
-def _of_inner_steps(schedule: NoiseSchedule, flags: np.ndarray) -> np.ndarray:
-    """flags [K-2] of the steps from entries 1 .. K-2, and False for the last and the first: bool [K]."""
+def _pad_inner_steps(schedule: NoiseSchedule, flags: np.ndarray) -> np.ndarray:
+    """flags [K-2] of the steps from indices 1 .. K-2, padded with False for the last and the first step: bool [K]."""
     return np.concatenate([[False], flags, [False]])[: schedule.num_timesteps]
 
 
-def along_signal(schedule: NoiseSchedule) -> np.ndarray:
-    """r of D = x̂_0(k) + r (x̂_0(k) - x̂_0(k+1)), for a step from entry k that takes x̂_0 to be linear in α: float64 [K].
+def alpha_linear_extrapolation(schedule: NoiseSchedule) -> np.ndarray:
+    """r of D = x̂_0(k) + r (x̂_0(k) - x̂_0(k+1)), for a step from index k in which x̂_0 is linear in α: float64 [K].
 
-    D is the mean of that line over the step, as (1) weighs it, by d e^λ = d(α/s). As ∫ α d(α/s) = 1/s,
+    D is the mean of x̂_0 over the step with the weight of (1), d e^λ = d(α/σ). As ∫ α d(α/σ) = 1/σ,
 
-        r = (a - α_k) / (α_k - α_{k+1}),     a = (1/s_t - 1/s_k) / (α_t/s_t - α_k/s_k),                       (3)
+        r = (a - α_k) / (α_k - α_{k+1}),     a = (1/σ_t - 1/σ_k) / (α_t/σ_t - α_k/σ_k),                       (3)
 
-    which is h/2h' where steps are short, and at most (1 - α_k) / (α_k - α_{k+1}) where they are long. 0 in the first step,
-    which has none before it, and in the last.
+    which approaches h/2h' for short steps, and is at most (1 - α_k) / (α_k - α_{k+1}). It is 0 in the first and the last step.
     """
-    alpha, spread = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
-    mean = np.diff(1 / spread) / np.diff(alpha / spread)  # of the steps that set out from entries 1 .. K-1
+    alpha, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    mean = np.diff(1 / sigma) / np.diff(alpha / sigma)  # of the steps from indices 1 .. K-1
     inner = (mean[:-1] - alpha[1:-1]) / -np.diff(alpha[1:])
     return np.concatenate([[0.0], inner, [0.0]])[: len(alpha)]

@@ -1,9 +1,8 @@
-"""What a sampler is, and the one `lax.scan` that runs any of them.
+"""The sampler interface, and the `lax.scan` that runs any sampler.
 
-A sampler walks a chain of K steps from noise to an image. Step i = 0 .. K-1 stands at index K-1-i of its (respaced)
-schedule. It sees the network only as `denoise_fn(x_t, t) -> model_output`, with t int32 [B] on the scale the network
-was trained on. All its randomness comes from one key per image: image b of a batch is the same picture whatever
-stands beside it.
+A sampler takes K steps from noise to an image. Step i = 0 .. K-1 starts at index K-1-i of its (respaced) schedule. It calls
+the network only as `denoise_fn(x_t, t) -> model_output`, with t int32 [B] in the training chain. All its randomness comes
+from one key per image, so an image does not depend on the rest of its batch.
 """
 
 import dataclasses
@@ -15,100 +14,99 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process import diffusion
-from ddpm_jax.process.schedules import NoiseSchedule
-
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
+from ddpm_jax.diffusion import gaussian
+from ddpm_jax.diffusion.parameterization import DenoiseFn
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A way back from noise. Built by `SAMPLERS[name]`.
+    """A sampler. Built by `SAMPLERS[name]`.
 
     Attributes:
-      schedule: the chain that is walked, one entry per step; its `timesteps` are what the network is given.
-      step: (denoise_fn, x_t [B, H, W, C], memory, index int32, keys [B]) -> (x_prev, pred_xstart, memory).
-      init_memory: x_T -> what a multistep method carries from step to step; nothing by default.
-      extra_evaluations: of the network, over all steps together, beyond one a step; below 0 where some steps need none.
-      length: steps from noise to image, where they are not one for each entry of the schedule.
+      schedule: the sampling chain; its `timesteps` are the network's t.
+      step: (denoise_fn, x_t [B, H, W, C], carry, index int32, keys [B]) -> (x_prev, pred_xstart, carry); index counts down
+        from num_steps - 1 to 0.
+      init_carry: x_T -> the initial carry of a multistep method; () by default.
+      extra_nfe: network evaluations of all steps beyond one per step; negative if some steps need none.
+      total_steps: number of steps if it is not one per index of the schedule.
     """
 
     schedule: NoiseSchedule
     step: Callable[[DenoiseFn, jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
-    init_memory: Callable[[jax.Array], Any] = lambda x_T: ()
-    extra_evaluations: int = 0
-    length: int | None = None
+    init_carry: Callable[[jax.Array], Any] = lambda x_T: ()
+    extra_nfe: int = 0
+    total_steps: int | None = None
 
     @property
     def num_steps(self) -> int:
-        """K, the number of steps from noise to image."""
-        return self.schedule.num_timesteps if self.length is None else self.length
+        """Number of steps from noise to image."""
+        return self.schedule.num_timesteps if self.total_steps is None else self.total_steps
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations per image, all steps together."""
-        return self.num_steps + self.extra_evaluations
+    def nfe(self) -> int:
+        """Number of network evaluations per image."""
+        return self.num_steps + self.extra_nfe
 
 
 @flax.struct.dataclass
 class SamplerState:
-    """Where a batch of images stands on its way: a pytree, batch first in every array that has a batch.
+    """State of a batch during sampling: a pytree whose arrays have the batch as leading axis.
 
     Attributes:
-      x: [B, H, W, C], the images so far; after the last step, samples of x_0.
-      memory: the sampler's own.
-      kept_x: [B, S, H, W, C], x_t before each kept step.
-      kept_pred_xstart: [B, S, H, W, C], the guess of x_start at each kept step.
+      x: [B, H, W, C], x_t; after the last step, samples of x_0.
+      carry: the sampler's carry.
+      saved_x: [B, S, H, W, C], x_t before each saved step.
+      saved_pred_xstart: [B, S, H, W, C], pred_xstart at each saved step.
     """
 
     x: jax.Array
-    memory: Any
-    kept_x: jax.Array
-    kept_pred_xstart: jax.Array
+    carry: Any
+    saved_x: jax.Array
+    saved_pred_xstart: jax.Array
 
 
-def images_noise(keys: jax.Array, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Standard normal [B, *shape], one independent draw per key; `purpose` 0 is x_T, i + 1 the noise of step i."""
+def per_image_noise(keys: jax.Array, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Standard normal `[B, *shape]`, independent for each key; `purpose` 0 is x_T, i + 1 the noise of step i."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, purpose), shape))(keys)
 
 
-def start(sampler: Sampler, keys: jax.Array, image_shape: Sequence[int], *, keep: int = 0) -> SamplerState:
-    """Pure noise, with room for `keep` intermediate results.
+def init_state(sampler: Sampler, keys: jax.Array, image_shape: Sequence[int], *, num_saved: int = 0) -> SamplerState:
+    """The initial state: pure noise.
 
     Args:
       sampler: built by `SAMPLERS[name]`.
       keys: [B], one per image.
       image_shape: (H, W, C).
-      keep: how many intermediate results S `advance` will be asked to keep.
+      num_saved: S, the number of `save_steps` of `run_steps`.
     """
-    return start_from(sampler, images_noise(keys, 0, image_shape), keep=keep)
+    return init_state_from(sampler, per_image_noise(keys, 0, image_shape), num_saved=num_saved)
 
 
-def start_from(sampler: Sampler, x: jax.Array, *, keep: int = 0) -> SamplerState:
-    """As `start`, but from x [B, H, W, C], floating, in place of pure noise: an image to invert, or noise of one's own."""
-    room = jnp.stack([x] * keep, axis=1) if keep else x[:, None][:, :0]
-    return SamplerState(x=x, memory=sampler.init_memory(x), kept_x=room, kept_pred_xstart=room)
+def init_state_from(sampler: Sampler, x: jax.Array, *, num_saved: int = 0) -> SamplerState:
+    """As `init_state`, but from a given x [B, H, W, C], floating: an image to invert, or given noise."""
+    buffer = jnp.stack([x] * num_saved, axis=1) if num_saved else x[:, None][:, :0]
+    return SamplerState(x=x, carry=sampler.init_carry(x), saved_x=buffer, saved_pred_xstart=buffer)
 
 
-def start_from_image(sampler: Sampler, keys: jax.Array, x_start: jax.Array, *, keep: int = 0) -> SamplerState:
-    """As `start`, but from an image with as much noise as the first step of the chain expects. Meng et al. 2108.01073 (SDEdit).
+def init_state_sdedit(sampler: Sampler, keys: jax.Array, x_start: jax.Array, *, num_saved: int = 0) -> SamplerState:
+    """As `init_state`, but from an image noised to the first level of the chain. Meng et al. 2108.01073 (SDEdit).
 
-    A chain that begins in the middle (`schedules.respace` to the lower part of one) keeps what that much noise has left of the
-    image and generates the rest. A whole chain keeps something too where its first ᾱ is not 0: leading spacing of few steps
-    starts well below T-1. To keep nothing, use `start`.
+    Use a chain that starts at an intermediate t (`schedules.respace` to small t). A chain from T-1 also preserves some of the
+    image unless its last ᾱ is 0, and more so with leading spacing of few steps, which starts well below T-1.
 
     Args:
       sampler: over such a chain.
       keys: [B], one per image.
       x_start: [B, H, W, C] in [-1, 1].
-      keep: as in `start`.
+      num_saved: as in `init_state`.
     """
     t = jnp.full(x_start.shape[:1], sampler.schedule.num_timesteps - 1)
-    noise = images_noise(keys, 0, x_start.shape[1:])
-    return start_from(sampler, diffusion.q_sample(sampler.schedule, x_start, t, noise), keep=keep)
+    noise = per_image_noise(keys, 0, x_start.shape[1:])
+    return init_state_from(sampler, gaussian.q_sample(sampler.schedule, x_start, t, noise), num_saved=num_saved)
 
 
-def advance(
+def run_steps(
     sampler: Sampler,
     denoise_fn: DenoiseFn,
     state: SamplerState,
@@ -116,41 +114,41 @@ def advance(
     *,
     first_step: int | jax.Array,
     count: int,
-    kept_steps: Sequence[int] = (),
+    save_steps: Sequence[int] = (),
 ) -> SamplerState:
     """Take steps first_step .. first_step + count - 1 under one `lax.scan`.
 
     Args:
       sampler: built by `SAMPLERS[name]`.
       denoise_fn: (x_t [B, H, W, C], t int32 [B]) -> model output.
-      state: from `start` or an earlier `advance`.
-      keys: [B], the keys given to `start`; a sampler that draws no noise does not read them.
-      first_step: number of the first step; may be traced, so that one compilation serves every stretch of a chain.
-      count: how many steps.
-      kept_steps: the S step numbers whose x_t and pred_xstart are kept; the same in each call of a chain. Memory
+      state: from `init_state` or an earlier `run_steps`.
+      keys: [B], the keys of `init_state`; ignored by deterministic samplers.
+      first_step: number of the first step; may be traced, so that one compilation serves all chunks.
+      count: number of steps.
+      save_steps: the S step numbers whose x_t and pred_xstart are saved; the same in each call of a chain. Memory
         grows with S, not with the number of steps.
     """
-    # Step number -> its place among the kept; S, one past the end, where it is not kept: such a write is dropped.
-    slots = np.full(sampler.num_steps, len(kept_steps), np.int32)
-    slots[list(kept_steps)] = np.arange(len(kept_steps))
+    # Step number -> slot; S, one past the end, for steps that are not saved: such a write is dropped.
+    slots = np.full(sampler.num_steps, len(save_steps), np.int32)
+    slots[list(save_steps)] = np.arange(len(save_steps))
 
     def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, None]:
         index = sampler.num_steps - 1 - i
-        x, pred_xstart, memory = sampler.step(denoise_fn, state.x, state.memory, index, keys)
-        kept_x, kept_pred_xstart = state.kept_x, state.kept_pred_xstart
-        if len(kept_steps):
+        x, pred_xstart, carry = sampler.step(denoise_fn, state.x, state.carry, index, keys)
+        saved_x, saved_pred_xstart = state.saved_x, state.saved_pred_xstart
+        if len(save_steps):
             slot = jnp.asarray(slots)[i]
-            kept_x = kept_x.at[:, slot].set(state.x, mode="drop")
-            kept_pred_xstart = kept_pred_xstart.at[:, slot].set(pred_xstart, mode="drop")
-        return SamplerState(x=x, memory=memory, kept_x=kept_x, kept_pred_xstart=kept_pred_xstart), None
+            saved_x = saved_x.at[:, slot].set(state.x, mode="drop")
+            saved_pred_xstart = saved_pred_xstart.at[:, slot].set(pred_xstart, mode="drop")
+        return SamplerState(x=x, carry=carry, saved_x=saved_x, saved_pred_xstart=saved_pred_xstart), None
 
     steps = first_step + jnp.arange(count, dtype=jnp.int32)
     return jax.lax.scan(body, state, steps)[0]
 
 
 def sample(
-    sampler: Sampler, denoise_fn: DenoiseFn, keys: jax.Array, image_shape: Sequence[int], *, kept_steps: Sequence[int] = ()
+    sampler: Sampler, denoise_fn: DenoiseFn, keys: jax.Array, image_shape: Sequence[int], *, save_steps: Sequence[int] = ()
 ) -> SamplerState:
-    """The whole way from noise to images, one per key. Arguments as in `start` and `advance`."""
-    state = start(sampler, keys, image_shape, keep=len(kept_steps))
-    return advance(sampler, denoise_fn, state, keys, first_step=0, count=sampler.num_steps, kept_steps=kept_steps)
+    """Run all steps from noise to images, one image per key. Arguments as in `init_state` and `run_steps`."""
+    state = init_state(sampler, keys, image_shape, num_saved=len(save_steps))
+    return run_steps(sampler, denoise_fn, state, keys, first_step=0, count=sampler.num_steps, save_steps=save_steps)

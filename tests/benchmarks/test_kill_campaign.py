@@ -1,4 +1,4 @@
-"""What the campaign of kills reads in a workdir; that a killed run ends bit for bit is in tests/programs/test_resume.py."""
+"""The functions of the kill campaign that read a workdir; tests/cli/test_resume.py tests bit-exact resume after a kill."""
 
 import importlib.util
 
@@ -24,7 +24,7 @@ def test_a_difference_of_one_bit_is_found(campaign):
     ]
 
 
-def test_a_kill_is_named_by_what_it_left(campaign, tmp_path):
+def test_a_kill_is_described_by_the_state_of_the_workdir(campaign, tmp_path):
     def left(step, *saved, half=False, bare=False):
         run = tmp_path / f"{step}-{saved}-{half}-{bare}"
         for number in saved:

@@ -1,4 +1,4 @@
-"""Classes in proportion: exact counts, the same start at every length."""
+"""Classes in proportion: exact counts, and prefixes that do not depend on the length."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ def test_every_prefix_has_the_proportions_within_one_image(seed):
     np.testing.assert_array_equal(class_sequence(7 * counts, length), sequence)
 
 
-def test_as_many_images_as_the_set_has_are_its_counts():
+def test_a_sequence_as_long_as_the_set_has_its_counts():
     counts = np.array([190, 0, 10, 3, 1])
     np.testing.assert_array_equal(np.bincount(class_sequence(counts, counts.sum()), minlength=5), counts)
     np.testing.assert_array_equal(np.bincount(class_sequence(counts, 5 * counts.sum()), minlength=5), 5 * counts)
 
 
-def test_equal_shares_take_turns():
+def test_equal_proportions_alternate():
     for num_classes in (1, 2, 10):
         sequence = class_sequence(np.full(num_classes, 600), 23)
         np.testing.assert_array_equal(sequence, np.arange(23) % num_classes)
@@ -38,11 +38,11 @@ def test_equal_shares_take_turns():
     assert class_sequence(np.array([1, 2]), 0).shape == (0,)
 
 
-def test_proportions_in_the_smallest_numbers():
+def test_proportions_as_the_smallest_integers():
     np.testing.assert_array_equal(reduced(np.array([6000, 3000, 0])), [2, 1, 0])
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [], [-1, 2], [0.5, 0.5], [[1, 2]]])
-def test_other_counts_are_refused(counts):
+def test_invalid_counts_are_rejected(counts):
     with pytest.raises(ValueError, match="count"):
         class_sequence(np.array(counts), 3)

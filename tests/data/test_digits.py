@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 
 from ddpm_jax.data import digits
 from ddpm_jax.data.source import ImageSource
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 
 def everything(source):
@@ -14,7 +14,7 @@ def everything(source):
 
 
 def frechet(a, b):
-    """Fréchet distance of two sets of vectors, float64, trace of the root by eigenvalues."""
+    """Fréchet distance of two sets of vectors, float64, trace of the square root by eigenvalues."""
     mean_a, mean_b = a.mean(0), b.mean(0)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(cov_a)
@@ -37,12 +37,12 @@ def test_splits_partition_the_set():
     assert both == sorted(c.tobytes() + bytes([k]) for c, k in zip(counts, original.target, strict=True))
 
 
-def test_held_out_digits_score_what_the_documentation_says():
+def test_held_out_digits_have_the_documented_score():
     train, test = (digits.to_counts(everything(digits.load_digits(s))["image"]).reshape(-1, 64) for s in ("train", "test"))
     assert frechet(test, train) == pytest.approx(27.511, abs=0.001)
 
 
-def test_source_says_what_it_is():
+def test_source_attributes():
     source = digits.load_digits("train")
     assert isinstance(source, ImageSource)
     assert (source.name, source.split, source.image_size, source.channels, source.num_classes) == ("digits", "train", 8, 1, 10)
@@ -53,7 +53,7 @@ def test_source_says_what_it_is():
     assert set(batch["image"].ravel()) == {round(k * 255 / 16) for k in range(17)}  # 127.5 rounds to even in both
 
 
-def test_counts_return_exactly():
+def test_counts_round_trip_exactly():
     counts = np.arange(17.0)
     levels = digits.from_counts(counts)
     assert levels[0] == 0
@@ -65,12 +65,12 @@ def test_to_counts_is_monotone_and_linear_between_counts():
     levels = np.arange(256, dtype=np.uint8)
     counts = digits.to_counts(levels)
     assert (np.diff(counts) > 0).all()
-    # Snapping moves a level by at most half a level: 16 / 255 / 2.
+    # Rounding to a count moves a level by at most half a level: 16 / 255 / 2.
     np.testing.assert_allclose(counts, levels * (16 / 255), atol=16 / 255 / 2 + 1e-12)
     with pytest.raises(ValueError, match="uint8"):
         digits.to_counts(counts)
 
 
 def test_unknown_split():
-    with pytest.raises(UsageError, match=r"'validation'.*train"):
+    with pytest.raises(InvalidArgumentError, match=r"'validation'.*train"):
         digits.load_digits("validation")

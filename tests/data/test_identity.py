@@ -1,4 +1,4 @@
-"""Which set a run was trained on, and in what another one differs."""
+"""The identity of a data set, and descriptions of changes."""
 
 import numpy as np
 import pytest
@@ -27,15 +27,15 @@ def test_classes_are_compared_by_name_and_order(names, words):
 
 def test_contents_are_compared_by_fingerprint():
     assert identity.content_changes(made(), made(name="elsewhere")) == ""
-    assert identity.content_changes(made(), made(fingerprint="")) == ""  # nothing is known
+    assert identity.content_changes(made(), made(fingerprint="")) == ""  # unknown
     assert (
         identity.content_changes(made(), made(fingerprint="b", count=9))
         == "10 images before, 9 now, so their order in training changes too"
     )
-    assert "not the same" in identity.content_changes(made(), made(fingerprint="b"))
+    assert "but different ones" in identity.content_changes(made(), made(fingerprint="b"))
 
 
-def test_a_set_in_memory_is_known_by_its_pixels_and_labels():
+def test_a_set_in_memory_is_identified_by_pixels_and_labels():
     images, labels = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1), np.array([0, 1, 0])
     first = identity.arrays_fingerprint(images, labels)
     assert identity.arrays_fingerprint(images.copy(), labels.astype(np.int64)) == first
@@ -57,7 +57,7 @@ def test_the_identity_is_json_of_the_source():
     }
 
 
-def test_digits_know_their_classes_and_take_slices():
+def test_digits_have_class_names_and_slices():
     whole, first, rest = (digits.load_digits(split) for split in ("train", "train[:90%]", "train[90%:]"))
     assert whole.class_names == tuple("0123456789")
     both = np.concatenate([part.batch(np.arange(len(part)))["image"] for part in (first, rest)])

@@ -1,4 +1,4 @@
-"""Sources and `fit_image`; order, sharding, resume and clean shutdown of the input pipeline."""
+"""Sources and `center_crop_and_resize`; order, sharding, resume and clean shutdown of the input pipeline."""
 
 import itertools
 import subprocess
@@ -13,14 +13,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
 from ddpm_jax.data import pipeline
-from ddpm_jax.data.source import ArraySource, LazySource, fit_image
-from ddpm_jax.runtime.errors import UsageError
+from ddpm_jax.data.source import ArraySource, LazySource, center_crop_and_resize
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
 
 
 def array_source(n, labelled=True):
-    """Every image spells its own index, and so does its label."""
+    """Every image encodes its index, and so does its label."""
     images = np.zeros((n, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 1, 0] = np.arange(n) % 256, np.arange(n) // 256
     labels, classes = (np.arange(n), n) if labelled else (None, 0)
@@ -49,7 +49,7 @@ def take(source, n, **options):
 
 
 @pytest.mark.parametrize("make", [array_source, lazy_source])
-def test_label_stays_tied_to_image(make):
+def test_labels_match_images(make):
     for batch in take(make(300), 40):
         assert batch["image"].shape == (8, 2, 2, 1)
         assert batch["image"].dtype == np.uint8
@@ -62,7 +62,7 @@ def test_no_labels_no_label_key():
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(300, 8), (64, 8), (13, 5), (5, 13), (3, 64), (1, 4)])
-def test_every_epoch_is_a_fresh_permutation(n, batch_size):
+def test_every_epoch_is_a_new_permutation(n, batch_size):
     epochs = max(4, -(-batch_size // n))
     order = np.concatenate([spelled(b) for b in take(array_source(n), -(-epochs * n // batch_size), batch_size=batch_size)])
     order = order[: epochs * n].reshape(epochs, n)
@@ -73,7 +73,7 @@ def test_every_epoch_is_a_fresh_permutation(n, batch_size):
 
 
 def test_permutations_are_independent():
-    """Orders of different epochs and of neighbouring seeds are as uncorrelated as chance has them."""
+    """Orders of different epochs and of adjacent seeds are uncorrelated."""
     n = 20_000
     orders = np.array([pipeline._permutation(seed, epoch, n) for seed in range(4) for epoch in range(4)])
     correlations = np.corrcoef(orders)[np.triu_indices(16, 1)] * np.sqrt(n)  # standard normal each
@@ -83,7 +83,7 @@ def test_permutations_are_independent():
 
 
 def test_order_never_changes():
-    """A run resumed under newer libraries must see the same order, so these numbers are for good."""
+    """A run resumed with newer libraries must see the same order, so these numbers must never change."""
     assert pipeline.batch_indices(0, num_examples=10, batch_size=10, seed=0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
     assert pipeline.batch_indices(3, num_examples=10, batch_size=4, seed=7).tolist() == [6, 1, 4, 8]
 
@@ -126,13 +126,13 @@ def test_seeds_differ():
         ({"seed": -1}, "negative"),
     ],
 )
-def test_bad_arguments_are_refused_at_once(options, words):
-    with pytest.raises(UsageError, match=words):
+def test_bad_arguments_are_rejected_immediately(options, words):
+    with pytest.raises(InvalidArgumentError, match=words):
         pipeline.batches(array_source(50), **{"batch_size": 8, "seed": 0, **options})
 
 
 def test_empty_source():
-    with pytest.raises(UsageError, match=r"numbered.*empty"):
+    with pytest.raises(InvalidArgumentError, match=r"numbered.*empty"):
         pipeline.batches(array_source(0, labelled=False), batch_size=8, seed=0)
 
 
@@ -155,7 +155,7 @@ def test_index_outside_the_set(make, index):
 @pytest.mark.parametrize(
     "image", [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 1, 1), np.uint8), np.zeros((2, 2, 1), np.float32)]
 )
-def test_lazy_source_refuses_an_image_of_another_kind(image):
+def test_lazy_source_rejects_a_wrong_image(image):
     source = LazySource(lambda index: (image, None), 4, image_size=2, channels=1, name="odd", split="train")
     with pytest.raises(ValueError, match="odd: example 3"):
         source.batch(np.array([3]))
@@ -203,7 +203,7 @@ def prefetch_threads():
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_closing_or_forgetting_stops_the_threads(forget):
+def test_closing_or_deleting_stops_the_threads(forget):
     before = prefetch_threads()
     on_host = pipeline.batches(array_source(50), batch_size=8, seed=0)
     on_device = pipeline.prefetch_to_device(on_host, data_sharding())
@@ -212,14 +212,14 @@ def test_closing_or_forgetting_stops_the_threads(forget):
     if forget:
         del on_device, on_host
     else:
-        on_device.close()  # closes the host's side too, which is still referred to here
+        on_device.close()  # also closes the host iterator, which is still referenced here
     deadline = time.monotonic() + 10
     while prefetch_threads() - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not prefetch_threads() - before
 
 
-def test_closing_drops_reads_not_yet_begun():
+def test_closing_cancels_pending_reads():
     begun = []
 
     class Slow(ArraySource):
@@ -238,7 +238,7 @@ def test_closing_drops_reads_not_yet_begun():
 
 
 def test_interpreter_exits_with_batches_in_flight():
-    """Neither a pending read nor an open iterator keeps the program alive, or makes it complain."""
+    """Neither a pending read nor an open iterator keeps the program alive or causes an error."""
     program = """
 import time, numpy as np
 from ddpm_jax.data.pipeline import batches
@@ -257,64 +257,70 @@ print("read")
     assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")
 
 
-# Sources: what becomes of an image before the pipeline.
+# Sources: conversion of an image before the pipeline.
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fitting_image_is_untouched(channels):
     image = NOISE[0][..., :channels]
-    np.testing.assert_array_equal(fit_image(image, 8, channels), image)
+    np.testing.assert_array_equal(center_crop_and_resize(image, 8, channels), image)
 
 
-def test_grey_and_colour():
-    grey = NOISE[0][..., 0]
-    np.testing.assert_array_equal(fit_image(grey, 8, 1)[..., 0], grey)
-    np.testing.assert_array_equal(fit_image(grey, 8, 3), np.repeat(grey[..., None], 3, -1))
+def test_gray_and_color():
+    gray = NOISE[0][..., 0]
+    np.testing.assert_array_equal(center_crop_and_resize(gray, 8, 1)[..., 0], gray)
+    np.testing.assert_array_equal(center_crop_and_resize(gray, 8, 3), np.repeat(gray[..., None], 3, -1))
     luma = NOISE[0] @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(fit_image(NOISE[0], 8, 1)[..., 0], luma, atol=0.51)  # half a level, and 16-bit weights
-    np.testing.assert_array_equal(fit_image(fit_image(NOISE[0], 8, 1), 8, 3)[..., 1:2], fit_image(NOISE[0], 8, 1))
+    np.testing.assert_allclose(
+        center_crop_and_resize(NOISE[0], 8, 1)[..., 0], luma, atol=0.51
+    )  # half a level, and 16-bit weights
+    np.testing.assert_array_equal(
+        center_crop_and_resize(center_crop_and_resize(NOISE[0], 8, 1), 8, 3)[..., 1:2], center_crop_and_resize(NOISE[0], 8, 1)
+    )
 
 
 def test_alpha_is_dropped():
     opaque = NOISE[0]
     with_alpha = np.concatenate([opaque, NOISE[1][..., :1]], -1)
-    np.testing.assert_array_equal(fit_image(with_alpha, 8, 3), opaque)
-    np.testing.assert_array_equal(fit_image(with_alpha[..., 2:], 8, 1), opaque[..., 2:])
+    np.testing.assert_array_equal(center_crop_and_resize(with_alpha, 8, 3), opaque)
+    np.testing.assert_array_equal(center_crop_and_resize(with_alpha[..., 2:], 8, 1), opaque[..., 2:])
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_other_shapes_are_cut_to_the_centred_square(transpose):
-    """Bands at the ends of the long side disappear whole; nothing of the square does."""
+def test_other_shapes_are_cropped_to_the_central_square(transpose):
+    """Bands at the ends of the long side are removed; the square is kept."""
     wide = np.zeros((6, 16, 3), np.uint8)
     wide[:, 5:11] = NOISE[0][:6, :6]
     image = wide.swapaxes(0, 1) if transpose else wide
     expected = NOISE[0][:6, :6]
-    np.testing.assert_array_equal(fit_image(image, 6, 3), expected.swapaxes(0, 1) if transpose else expected)
+    np.testing.assert_array_equal(center_crop_and_resize(image, 6, 3), expected.swapaxes(0, 1) if transpose else expected)
 
 
 def test_shrinking_is_antialiased():
     """A fine checkerboard becomes its mean; without antialiasing it would become black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    small = fit_image(board, 8, 1)
+    small = center_crop_and_resize(board, 8, 1)
     assert np.abs(small.astype(int) - 127).max() <= 4
     flat = np.full((40, 64, 3), 77, np.uint8)
-    np.testing.assert_array_equal(fit_image(flat, 16, 3), np.full((16, 16, 3), 77))
+    np.testing.assert_array_equal(center_crop_and_resize(flat, 16, 3), np.full((16, 16, 3), 77))
 
 
 def test_resizing_does_not_shift():
-    """Resizing commutes with mirroring, so no pixel centre is off."""
+    """Resizing commutes with mirroring, so pixel centers are correct."""
     picture = np.asarray(Image.effect_mandelbrot((48, 48), (-2, -1.5, 1, 1.5), 50))
     for size in (32, 64):
-        np.testing.assert_array_equal(fit_image(picture[:, ::-1], size, 1), fit_image(picture, size, 1)[:, ::-1])
+        np.testing.assert_array_equal(
+            center_crop_and_resize(picture[:, ::-1], size, 1), center_crop_and_resize(picture, size, 1)[:, ::-1]
+        )
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)])
-def test_no_image_at_all(image):
+def test_invalid_images(image):
     with pytest.raises(ValueError, match="must be uint8"):
-        fit_image(image, 4, 3)
+        center_crop_and_resize(image, 4, 3)
 
 
-def test_sources_refuse_contradictions():
+def test_sources_reject_inconsistent_arguments():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     for arguments, options in (
         ((images.astype(np.float32),), {}),

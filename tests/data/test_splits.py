@@ -1,4 +1,4 @@
-"""Splits and slices of sets that have none of their own format."""
+"""Splits and slices of sets outside TFDS."""
 
 import numpy as np
 import pytest
@@ -31,12 +31,12 @@ def test_select(spec, expected):
 
 
 @pytest.mark.parametrize("spec", ["test", "", "trian", "train[", "train[:x]", "train[:10%", "test[:10]", "train[:11]"])
-def test_what_is_no_split_names_those_there_are(spec):
+def test_an_unknown_split_lists_the_splits(spec):
     with pytest.raises(ValueError, match=r"choose one of train, val, or a part such as train\[:90%\]"):
         splits.select(spec, {"train": 10, "val": 4})
 
 
-def test_every_prefix_of_the_mixed_order_has_the_proportions_of_the_whole():
+def test_every_prefix_of_the_shuffled_order_has_the_class_proportions():
     paths = [f"{index}.png" for index in range(100)]
     labels = np.repeat([0, 1], [75, 25])
     order = splits.mixed_order(paths, labels)
@@ -46,8 +46,8 @@ def test_every_prefix_of_the_mixed_order_has_the_proportions_of_the_whole():
     assert order.tolist() != splits.mixed_order(paths).tolist()
 
 
-def test_the_order_does_not_depend_on_what_else_is_there():
-    """A file that is added changes the place of others, not their order."""
+def test_the_relative_order_does_not_depend_on_other_files():
+    """An added file changes the positions of others, not their order."""
     paths = [f"{index}.png" for index in range(20)]
     before = [paths[index] for index in splits.mixed_order(paths)]
     more = [*paths, "new.png"]
@@ -55,6 +55,6 @@ def test_the_order_does_not_depend_on_what_else_is_there():
     assert [path for path in after if path != "new.png"] == before
 
 
-def test_a_slice_past_the_end_says_so():
+def test_a_slice_past_the_end_is_an_error():
     with pytest.raises(ValueError, match="10 examples"):
         splits.select("train[:1000]", {"train": 10})

@@ -1,4 +1,4 @@
-"""Reading and preparing TFDS sets: real ones where there are any, and always a small one made here."""
+"""Reading and preparing TFDS sets: real ones if available, and a small synthetic one."""
 
 import concurrent.futures
 import glob
@@ -18,15 +18,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ddpm_jax.data import tfds as our_tfds
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, fit_image
+from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize
 from ddpm_jax.data.tfds import load_tfds
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
 
 class DdpmTinyNoise(tfds.core.GeneratorBasedBuilder):
-    """Twelve images of noise, each with a label of its own."""
+    """Twelve images of noise, each with its own label."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -43,15 +43,15 @@ class DdpmTinyNoise(tfds.core.GeneratorBasedBuilder):
 
 
 def load(name, split="train", **options):
-    return load_tfds(name, split, **{"image_size": 8, "channels": 3, "report": lambda line: None, **options})
+    return load_tfds(name, split, **{"image_size": 8, "channels": 3, **options})
 
 
 def everything(source):
     return source.batch(np.arange(len(source)))
 
 
-def refusal(kind, name, split="train", **options):
-    """The message with which loading fails: always one line."""
+def error_of(kind, name, split="train", **options):
+    """The error message of a failed load, always one line."""
     with pytest.raises(kind) as caught:
         load(name, split, **options)
     assert issubclass(type(caught.value), kind)
@@ -61,10 +61,11 @@ def refusal(kind, name, split="train", **options):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    """data_dir with the tiny set, prepared on its first use; and what was reported."""
-    folder, lines = tmp_path_factory.mktemp("tfds"), []
-    load("ddpm_tiny_noise", data_dir=str(folder), report=lines.append)
+def prepared(tmp_path_factory, logged):
+    """data_dir with the tiny set, prepared on its first use, and the log lines."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with logged() as lines:
+        load("ddpm_tiny_noise", data_dir=str(folder))
     return folder, lines
 
 
@@ -79,7 +80,7 @@ def copy(prepared, tmp_path):
 def a_set(request, prepared, real_data):
     """(name, data_dir, image_size, channels, examples, classes) of the split "test"."""
     if request.param == "tiny" or real_data is None:
-        # Without real sets these two stand for a part of a split, and for grey.
+        # Without real sets these two cover a part of a split and gray images.
         return {
             "tiny": ("ddpm_tiny_noise", prepared[0], "test", 8, 3, 4, 12),
             "cifar10": ("ddpm_tiny_noise", prepared[0], "train[:7]", 8, 3, 7, 12),
@@ -111,7 +112,7 @@ def test_reads_what_tfds_reads(a_set):
         assert batch["label"].dtype == np.int32
         for row, index in enumerate(chosen):
             expected = reference[int(index)]
-            np.testing.assert_array_equal(batch["image"][row], fit_image(expected["image"], image_size, channels))
+            np.testing.assert_array_equal(batch["image"][row], center_crop_and_resize(expected["image"], image_size, channels))
             assert batch["label"][row] == expected["label"]
 
 
@@ -125,9 +126,9 @@ def test_prepares_on_first_use(prepared):
     np.testing.assert_array_equal(batch["image"], NOISE[batch["label"]])  # PNG loses nothing
 
 
-def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch):
-    """As on the hosts of a pod; threads here, for locks are of open files. The others wait, then read what is there."""
-    began, lines = threading.Event(), []
+def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch, log_lines):
+    """As on the hosts of a pod, but with threads, since locks belong to open files. The others wait, then read the set."""
+    began = threading.Event()
     prepare = tfds.core.DatasetBuilder.download_and_prepare
 
     def slow(self, *args, **kwargs):
@@ -137,15 +138,15 @@ def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", slow)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        first = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert began.wait(60)
-        # The second found nothing prepared either, and has its turn only now.
+        # The second process found nothing prepared either and gets the lock only now.
         found = iter([None])
         find = our_tfds._find_prepared
         monkeypatch.setattr(our_tfds, "_find_prepared", lambda *args: next(found, None) or find(*args))
-        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path), report=lines.append)
+        second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert len(first.result()) == len(second.result()) == 12
-    assert ["preparing" in lines[0], "waiting for another process" in lines[1], len(lines)] == [True, True, 2]
+    assert ["preparing" in log_lines[0], "waiting for another process" in log_lines[1], len(log_lines)] == [True, True, 2]
 
 
 def test_another_process_was_faster_where_files_cannot_be_locked(tmp_path, monkeypatch):
@@ -175,11 +176,11 @@ def test_prepared_set_needs_neither_tensorflow_nor_network(prepared, real_data):
     program = """
 import importlib.machinery, socket, sys
 find = importlib.machinery.PathFinder.find_spec
-importlib.machinery.PathFinder.find_spec = classmethod(  # as where tensorflow is not installed
+importlib.machinery.PathFinder.find_spec = classmethod(  # as if tensorflow were not installed
     lambda cls, name, path=None, target=None: None if name.split(".")[0] == "tensorflow" else find(name, path, target))
-def refuse(*args, **kwargs):
+def fail(*args, **kwargs):
     raise AssertionError("the network was tried")
-socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = fail
 from ddpm_jax.data.tfds import load_tfds
 for name, data_dir, size, channels in SETS:
     for in_memory in (True, False):
@@ -214,7 +215,7 @@ def test_another_version_than_this_tfds_prepares(copy, version):
 
 
 def test_newest_version_wins_unless_one_is_asked_for(copy):
-    # 1.10.0 is newer than 1.9.0, though not in the alphabet. Each is recognised by its class names.
+    # 1.10.0 is newer than 1.9.0, though not in the alphabet. Each is recognized by its class names.
     for version, label in (("1.9.0", "a"), ("1.10.0", "b")):
         (restamp(copy, version) / "label.labels.txt").write_text("".join(f"{label}{i}\n" for i in range(12)))
     data_dir = str(copy.parent.parent)
@@ -223,12 +224,12 @@ def test_newest_version_wins_unless_one_is_asked_for(copy):
     assert found == expected
 
 
-def test_images_are_made_to_fit(prepared):
-    colour = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0])))
+def test_images_are_cropped_and_resized(prepared):
+    rgb = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0])))
     for image_size, channels in ((8, 1), (4, 3), (16, 1)):
         batch = everything(load("ddpm_tiny_noise", data_dir=str(prepared[0]), image_size=image_size, channels=channels))
         assert batch["image"].shape == (12, image_size, image_size, channels)
-        np.testing.assert_array_equal(batch["image"], [fit_image(i, image_size, channels) for i in colour["image"]])
+        np.testing.assert_array_equal(batch["image"], [center_crop_and_resize(i, image_size, channels) for i in rgb["image"]])
 
 
 def test_large_sets_stay_on_disk(prepared, monkeypatch):
@@ -238,7 +239,7 @@ def test_large_sets_stay_on_disk(prepared, monkeypatch):
         assert type(load("ddpm_tiny_noise", data_dir=str(prepared[0]))) is kind
 
 
-# What a person can get wrong.
+# User errors.
 
 
 @pytest.mark.parametrize(
@@ -250,26 +251,26 @@ def test_large_sets_stay_on_disk(prepared, monkeypatch):
         ("zzzzqqqq", "catalog"),
         ("", "catalog"),
         ("lsun/bedrooms", "bedroom"),
-        ("cifar10/grey", "write just cifar10"),
+        ("cifar10/gray", "use cifar10"),
         ("cifar10:9.9.9", "only: 3"),
         ("imdb_reviews", "not a set of images"),
     ],
 )
 def test_unknown_set(tmp_path, name, words):
-    message = refusal(UsageError, name, data_dir=str(tmp_path))
+    message = error_of(InvalidArgumentError, name, data_dir=str(tmp_path))
     assert words in message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("split", ["validation", "train[", "train[:0]", ""])
 def test_unknown_split(prepared, split):
-    message = refusal(UsageError, "ddpm_tiny_noise", split, data_dir=str(prepared[0]))
+    message = error_of(InvalidArgumentError, "ddpm_tiny_noise", split, data_dir=str(prepared[0]))
     assert repr(split) in message
     assert "test" in message
 
 
 def test_channels(prepared):
-    assert "channels is 4" in refusal(UsageError, "ddpm_tiny_noise", data_dir=str(prepared[0]), channels=4)
+    assert "`channels` is 4" in error_of(InvalidArgumentError, "ddpm_tiny_noise", data_dir=str(prepared[0]), channels=4)
 
 
 @pytest.fixture
@@ -285,21 +286,21 @@ def test_missing_set_offline(tmp_path, monkeypatch, no_download):
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
     began = time.monotonic()
-    message = refusal(PersonError, "mnist", data_dir=str(tmp_path))
+    message = error_of(UnavailableError, "mnist", data_dir=str(tmp_path))
     assert time.monotonic() - began < 5
     assert "storage.googleapis.com cannot be reached" in message
     assert str(tmp_path) in message
-    assert "data.data_dir" in message
+    assert "`data_dir`" in message
 
 
 def test_missing_set_without_tensorflow(tmp_path, monkeypatch, no_download):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = refusal(PersonError, "mnist", data_dir=str(tmp_path))
+    message = error_of(UnavailableError, "mnist", data_dir=str(tmp_path))
     assert "pip install tensorflow-cpu" in message
 
 
 def test_set_to_be_downloaded_by_hand(tmp_path, no_download):
-    assert str(tmp_path / "downloads" / "manual") in refusal(PersonError, "celeb_a_hq", data_dir=str(tmp_path))
+    assert str(tmp_path / "downloads" / "manual") in error_of(UnavailableError, "celeb_a_hq", data_dir=str(tmp_path))
 
 
 def test_finished_downloads_need_no_network(tmp_path, monkeypatch):
@@ -307,7 +308,7 @@ def test_finished_downloads_need_no_network(tmp_path, monkeypatch):
     (tmp_path / "downloads" / "x" / "train.gz.INFO").touch()
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("network was tried"))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", failing_download)
-    message = refusal(PersonError, "mnist", data_dir=str(tmp_path))
+    message = error_of(UnavailableError, "mnist", data_dir=str(tmp_path))
     assert "could not be prepared" in message
     assert "ConnectionError: connection lost" in message
 
@@ -342,12 +343,12 @@ def cut_features(folder):
 def test_damaged_set(copy, damage):
     damage(pathlib.Path(copy))
     data_dir = str(copy.parent.parent)
-    message = refusal(PersonError, "ddpm_tiny_noise", data_dir=data_dir)
+    message = error_of(UnavailableError, "ddpm_tiny_noise", data_dir=data_dir)
     assert "cannot be read" in message
     assert data_dir in message
 
 
 def test_set_without_random_access(tmp_path):
     tfds.builder("ddpm_tiny_noise", data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
-    message = refusal(PersonError, "ddpm_tiny_noise", data_dir=str(tmp_path))
+    message = error_of(UnavailableError, "ddpm_tiny_noise", data_dir=str(tmp_path))
     assert "prepared as tfrecord" in message

@@ -1,13 +1,13 @@
-"""Makes improved_diffusion.npz: terms of the bound, losses and importance weights by openai/improved-diffusion.
+"""Generates improved_diffusion.npz: VLB terms, losses and importance weights of openai/improved-diffusion.
 
     python tests/golden/improved_diffusion.py CHECKOUT
 
-CHECKOUT is a clone of https://github.com/openai/improved-diffusion at 1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5. The file
-beside this one was made with Python 3.11, torch 2.13.0+cpu and numpy 2.4.6.
+CHECKOUT is a clone of https://github.com/openai/improved-diffusion at 1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5. The
+file was generated with Python 3.11, torch 2.13.0+cpu and numpy 2.4.6.
 
-It is run in float64, tables too, so that what is compared is the formula and not the rounding; and the bins of its
-decoder once with its own tanh approximation of the normal distribution function, once with the exact one. Images are
-NHWC in the file. Network outputs are random numbers that are close to the truth in some images and far in others.
+It runs in float64, including the tables, so that formulas are compared and not rounding; the bins of the decoder use its
+tanh approximation of the normal distribution function and the exact one. Images are NHWC in the file. Network outputs are
+random numbers, close to the truth for some images and far from it for others.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("checkout", type=pathlib.Path)
 sys.path.insert(0, str(parser.parse_args().checkout))
-vars(np)["int"] = int  # as it was called in its numpy
+vars(np)["int"] = int  # removed from newer NumPy versions
 
 from improved_diffusion import gaussian_diffusion as reference  # noqa: E402
 from improved_diffusion import losses as reference_losses  # noqa: E402
@@ -69,11 +69,11 @@ def process(name, prediction, variance, loss="mse"):
 generator = np.random.default_rng(20)
 golden = {}
 
-# One batch: levels at both edges and between; t at both ends and between; half the guesses good, half bad.
+# One batch: levels at both edges and between; t at both ends and between; half the predictions good, half bad.
 levels = generator.integers(0, 256, (8, 3, 3, 2))
 levels[:, 0, 0], levels[:, 0, 1], levels[:, 1, 0] = 0, 255, [1, 254]
 golden["levels"] = levels.astype(np.uint8)
-x_start = golden["levels"].astype(np.float32) / np.float32(127.5) - 1  # in float32: the program's own numbers
+x_start = golden["levels"].astype(np.float32) / np.float32(127.5) - 1  # in float32, as in the program
 golden["noise"] = noise = generator.standard_normal(levels.shape).astype(np.float32)
 golden["guess_error"] = generator.standard_normal(levels.shape).astype(np.float32)
 golden["variance_output"] = generator.uniform(-1.5, 1.5, levels.shape).astype(np.float32)
@@ -104,7 +104,7 @@ for name in T:
                 values = chain.training_losses(model, channels_first(x_start), ts, noise=channels_first(noise))["loss"]
                 golden[f"{name}/{prediction}/{variance}/{loss}"] = values.numpy()
 
-# The whole bound of two images over a chain of 12 steps, under a fixed rule in place of a network.
+# The whole VLB of two images over a chain of 12 steps, with a fixed function instead of a network.
 chain = reference.GaussianDiffusion(
     betas=reference.get_named_beta_schedule("cosine", 12),
     model_mean_type=MEANS["eps"],
@@ -112,8 +112,8 @@ chain = reference.GaussianDiffusion(
     loss_type=LOSSES["mse"],
 )
 golden["loop/noise"] = loop_noise = generator.standard_normal((12, 2, 3, 3, 2)).astype(np.float32)
-draws = iter(loop_noise[::-1])  # it walks from t = 11 down to 0
-torch.randn_like = lambda x: channels_first(next(draws))
+noises = iter(loop_noise[::-1])  # from t = 11 down to 0
+torch.randn_like = lambda x: channels_first(next(noises))
 rule = lambda x, t: 0.8 * x + 0.02 * t.reshape(-1, 1, 1, 1)  # noqa: E731
 for key, value in chain.calc_bpd_loop(rule, channels_first(x_start[:2])).items():
     golden[f"loop/{key}"] = value.numpy()

@@ -1,9 +1,9 @@
-"""Makes inception.npz: features and logits that torch-fidelity and pytorch-fid compute with random weights.
+"""Generates inception.npz: features and logits of torch-fidelity and pytorch-fid with random weights.
 
 python tests/golden/inception.py
 
 With torch 2.13.0 (CPU), torchvision 0.28.0, torch-fidelity 0.4.0, pytorch-fid 0.3.0, numpy 2.4.6. What is kept is
-torch-fidelity's, as people run it, in float32: its resize is TensorFlow 1's and its pixels are (x - 128) / 128, as in the
+torch-fidelity's, as its users run it, in float32: its resize is TensorFlow 1's and its pixels are (x - 128) / 128, as in the
 network of published numbers. pytorch-fid's network, whose own resize and pixels are others, must agree in float64 on what
 torch-fidelity resized. Weights and images are made by a rule, here and in the tests; neither is kept.
 """
@@ -23,7 +23,7 @@ SEED = 0
 
 
 def make_images() -> dict[str, np.ndarray]:
-    """Name -> uint8 [N, H, W, 3]: noise, and noise in large pixels; of each size two. Extreme levels at 32 px."""
+    """Name -> uint8 [N, H, W, 3]: noise, and noise in large pixels; two of each size. Extreme levels at 32 px."""
     words = np.random.Philox(np.random.SeedSequence(SEED))
 
     def noise(*shape: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def make_images() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    import torch  # here, since the tests take the images from this file
+    import torch  # imported lazily, since the tests import the images from this file
 
     fidelity, fid = reference_networks()
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
@@ -56,18 +56,18 @@ def main() -> None:
             raise SystemExit(f"{name}: the references differ by {error:.1e}")
         alive = (features > 0).float().mean()
         spread = features.std(0).mean() / features.std()
-        said = f"{name:8} features 0..{features.max():.1f}, {alive:.0%} not 0; between images {spread:.2f} of their spread; "
-        print(said + f"the references differ by {error:.1e}")
+        line = f"{name:8} features 0..{features.max():.1f}, {alive:.0%} not 0; between images {spread:.2f} of their spread; "
+        print(line + f"the references differ by {error:.1e}")
     state = random_state_dict(SEED)
     golden["weights_crc32"] = np.uint32(zlib.crc32(b"".join(state[name].tobytes() for name in sorted(state))))
     np.savez_compressed(pathlib.Path(__file__).with_suffix(".npz"), **golden)
 
 
 def reference_networks():
-    """torch-fidelity's extractor (uint8 [N, 3, H, W] -> features, logits) and pytorch-fid's network, both of one state dict."""
+    """torch-fidelity's extractor (uint8 [N, 3, H, W] -> features, logits) and pytorch-fid's network, from one state dict."""
     import torch.library
 
-    # torchvision beside another build of PyTorch: its own operators are missing, and not needed.
+    # torchvision with another build of PyTorch lacks its operators, which are not needed.
     for name in ("nms", "qnms"):
         torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     torch.library.register_fake = lambda *_, **__: lambda function: function
@@ -76,7 +76,7 @@ def reference_networks():
 
     state = {name: torch.from_numpy(array) for name, array in random_state_dict(SEED).items()}
     state["fc.bias"] = torch.zeros(1008)
-    # What batch norms also count, and no result depends on.
+    # Batch counters of the norms, which do not affect the results.
     state |= {name.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for name in state if "running_mean" in name}
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         torch.save(state, file.name)

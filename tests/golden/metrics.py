@@ -1,15 +1,16 @@
-"""Makes metrics.npz: metrics of given features by pytorch-fid and torch-fidelity.
+"""Generates metrics.npz: metrics of given features by pytorch-fid and torch-fidelity.
 
 Made with Python 3.11, numpy 2.4.6, scipy 1.17.1, torch 2.13.0 (CPU), torchvision 0.28.0, pytorch-fid 0.3.0 and
 torch-fidelity 0.4.0:
 
-    pip install --no-deps torch torchvision==0.28.0 pytorch-fid==0.3.0 torch-fidelity==0.4.0   # and what they import
+    pip install --no-deps torch torchvision==0.28.0 pytorch-fid==0.3.0 torch-fidelity==0.4.0   # and their dependencies
     python tests/golden/metrics.py
 
-CPU-only torch lacks two operators that torchvision names at import and nothing here uses; they are declared first.
+CPU-only torch lacks two unused operators that torchvision needs at import; they are declared first.
 
-In the file: `real` [300, 16] and `generated` [260, 16] float32, skewed and correlated, with twins in each set; `narrow_real`,
-`narrow_generated`, the same with whole numbers and many ties; `logits` [205, 7]; and one array a metric, named below.
+In the file: `real` [300, 16] and `generated` [260, 16] float32, skewed and correlated, with duplicates in each set;
+`narrow_real`, `narrow_generated`, the same with integers and many ties; `logits` [205, 7]; and one array per metric, named
+below.
 """
 
 import pathlib
@@ -50,7 +51,7 @@ def main() -> None:
         return [found[metric_kid.KEY_METRIC_KID_MEAN], found[metric_kid.KEY_METRIC_KID_STD]]
 
     def precision_recall(real, generated, k):
-        # torch-fidelity takes the generated set first.
+        # torch-fidelity expects the generated set first.
         found = both(metric_prc.prc_features_to_metric, generated, real, prc_neighborhood=k)
         return [found[metric_prc.KEY_METRIC_PRECISION], found[metric_prc.KEY_METRIC_RECALL]]
 

@@ -1,4 +1,4 @@
-"""Makes samplers.npz: what the schedulers of diffusers draw with small random networks.
+"""Generates samplers.npz: samples of diffusers' schedulers with small random networks.
 
 python tests/golden/samplers.py      # torch 2.13.0, diffusers 0.42.1, numpy 2.4.6
 
@@ -36,8 +36,8 @@ def main() -> None:
     def network(x, t):
         return torch.tanh(x @ network_in + network_time * (float(t) / 1000)) @ network_out
 
-    def draw(scheduler, timesteps=None, num_steps=None, noisy=False, **options):
-        """With its own timesteps, or with these, ascending. noisy: with the noise given; options: what `step` takes."""
+    def sample(scheduler, timesteps=None, num_steps=None, noisy=False, **options):
+        """With its own timesteps, or with these, ascending. noisy: with the given noise; options: arguments of `step`."""
         scheduler.set_timesteps(num_steps or len(timesteps))
         scheduler.alphas_cumprod = ALPHAS_CUMPROD
         if timesteps is not None:
@@ -53,23 +53,23 @@ def main() -> None:
     golden = dict(weights)
     for prediction, name in NAMES.items():
         ddim = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "prediction_type": name}
-        golden[f"ddim-{prediction}"] = draw(DDIMScheduler(**common, **ddim), num_steps=10)[0]
-        golden[f"ddim_clipped-{prediction}"] = draw(
+        golden[f"ddim-{prediction}"] = sample(DDIMScheduler(**common, **ddim), num_steps=10)[0]
+        golden[f"ddim_clipped-{prediction}"] = sample(
             DDIMScheduler(**common, **(ddim | {"clip_sample": True})), num_steps=10, use_clipped_model_output=True
         )[0]
-        golden[f"ddim_half-{prediction}"] = draw(DDIMScheduler(**common, **ddim), num_steps=10, eta=0.5, noisy=True)[0]
+        golden[f"ddim_half-{prediction}"] = sample(DDIMScheduler(**common, **ddim), num_steps=10, eta=0.5, noisy=True)[0]
         solver = {"prediction_type": name, "final_sigmas_type": "zero"}
         for chain, timesteps in (("trailing", TRAILING), ("uneven", UNEVEN)):
-            golden[f"dpmpp_2m_{chain}-{prediction}"] = draw(DPMSolverMultistepScheduler(**common, **solver), timesteps)[0]
+            golden[f"dpmpp_2m_{chain}-{prediction}"] = sample(DPMSolverMultistepScheduler(**common, **solver), timesteps)[0]
             for order in (1, 2, 3):
                 scheduler = UniPCMultistepScheduler(**common, **solver, solver_order=order)
-                golden[f"unipc_{order}_{chain}-{prediction}"] = draw(scheduler, timesteps)[0]
+                golden[f"unipc_{order}_{chain}-{prediction}"] = sample(scheduler, timesteps)[0]
         sde = DPMSolverMultistepScheduler(**common, **solver, algorithm_type="sde-dpmsolver++")
-        golden[f"dpmpp_2m_sde-{prediction}"] = draw(sde, TRAILING, noisy=True)[0]
+        golden[f"dpmpp_2m_sde-{prediction}"] = sample(sde, TRAILING, noisy=True)[0]
 
-    # Where they differ on purpose from ours: seven steps, which do not divide a thousand.
+    # A case in which they intentionally differ from ours: seven steps, which do not divide a thousand.
     seven = {"timestep_spacing": "trailing", "clip_sample": False, "prediction_type": "v_prediction"}
-    golden["ddim_of_seven"], golden["ddim_of_seven_timesteps"] = draw(DDIMScheduler(**common, **seven), num_steps=7)
+    golden["ddim_of_seven"], golden["ddim_of_seven_timesteps"] = sample(DDIMScheduler(**common, **seven), num_steps=7)
     for spacing in ("leading", "linspace"):
         scheduler = DPMSolverMultistepScheduler(**common, timestep_spacing=spacing)
         scheduler.set_timesteps(10)

@@ -1,18 +1,18 @@
-"""Color statistics: closed forms on images made of known colors, at 1e-9 unless a test says otherwise."""
+"""Color statistics: closed forms on images made of known colors, at 1e-9 unless noted."""
 
 import numpy as np
 import pytest
 
 from ddpm_jax.metrics import color
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def plain(*colors, size=4):
-    """One image of a single color for each: uint8 [N, size, size, 3]."""
+    """One constant image per color: uint8 [N, size, size, 3]."""
     return np.broadcast_to(np.uint8(colors)[:, None, None], (len(colors), size, size, 3))
 
 
-def test_plain_images_have_their_own_color():
+def test_constant_images_have_their_own_color():
     found = color.color_statistics(plain((10, 20, 60), (110, 100, 120)))
     assert found.count == 2
     assert found.brightness == pytest.approx((30 + 110) / 2)
@@ -33,20 +33,20 @@ def test_gray_images_have_contrast_but_neither_cast_nor_saturation():
         assert (found.cast, found.largest_cast, found.saturation, found.flat) == (0, 0, 0, 0)
 
 
-def test_colors_that_cancel_over_an_image_are_saturated_but_no_cast():
+def test_colors_that_cancel_over_an_image_give_saturation_but_no_cast():
     image = np.zeros((1, 3, 1, 3), np.uint8)
     image[0, :, 0] = 255 * np.eye(3, dtype=np.uint8)  # a red, a green and a blue pixel
     found = color.color_statistics(image)
     assert (found.cast, found.saturation, found.contrast) == pytest.approx((0, 255, 0))
 
 
-def test_flat_is_the_share_below_the_threshold():
+def test_flat_is_the_fraction_below_the_threshold():
     steps = np.zeros((3, 2, 2, 3), np.uint8)
     steps[:, 0] = np.uint8([0, 46, 50])[:, None, None]  # contrast 0, 23 and 25; the threshold is 24
     assert color.color_statistics(steps).flat == pytest.approx(2 / 3)
 
 
-def test_parts_of_a_set_make_the_whole_and_chunks_do_not_show():
+def test_statistics_do_not_depend_on_parts_and_chunks():
     images = np.random.default_rng(0).integers(0, 256, (color.CHUNK + 7, 2, 3, 3), dtype=np.uint8)
     whole = color.color_statistics(images)
     parts = [color.image_colors(images[:5]), color.image_colors(images[5:5]), color.image_colors(images[5:])]
@@ -56,11 +56,11 @@ def test_parts_of_a_set_make_the_whole_and_chunks_do_not_show():
 
 
 @pytest.mark.parametrize("images", [np.zeros((1, 2, 2, 3)), np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 2, 4), np.uint8)])
-def test_other_arrays_are_an_error(images):
+def test_invalid_arrays_are_an_error(images):
     with pytest.raises(ValueError, match=r"they must be uint8 \[N, H, W, 1 or 3\]"):
         color.color_statistics(images)
 
 
 def test_no_images_are_an_error():
-    with pytest.raises(PersonError, match="at least one image"):
+    with pytest.raises(InvalidDataError, match="at least one image"):
         color.color_statistics(np.zeros((0, 2, 2, 3), np.uint8))

@@ -5,7 +5,7 @@ import pytest
 
 from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 def test_the_gaussian_of_vectors_is_numpys(rng):
@@ -16,7 +16,7 @@ def test_the_gaussian_of_vectors_is_numpys(rng):
 
 
 @pytest.mark.parametrize("reference", ["fid_pytorch_fid", "fid_torch_fidelity"])
-def test_it_is_that_of_other_implementations(golden, reference):
+def test_it_agrees_with_other_implementations(golden, reference):
     distance = frechet_distance(fit_gaussian(golden["generated"]), fit_gaussian(golden["real"]))
     assert distance == pytest.approx(float(golden[reference]), rel=1e-10)
 
@@ -39,7 +39,7 @@ def test_commuting_covariances_have_a_closed_form(rng):
     assert frechet_distance(a, b) == pytest.approx(np.sum((std_a - std_b) ** 2), rel=1e-12)
 
 
-def test_in_one_dimension_it_is_that_of_means_and_deviations():
+def test_one_dimension_has_a_closed_form():
     a, b = Gaussian(np.array([3.0]), np.array([[4.0]])), Gaussian(np.array([-1.0]), np.array([[25.0]]))
     assert frechet_distance(a, b) == pytest.approx(4**2 + 3**2, rel=1e-12)
 
@@ -51,7 +51,7 @@ def test_covariances_that_do_not_commute_agree_with_the_eigenvalues_of_their_pro
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
 
-def test_motions_of_both_change_nothing_and_order_does_not_matter(rng):
+def test_it_is_symmetric_and_invariant_under_rigid_motions(rng):
     a, b = (fit_gaussian(rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6))) for _ in range(2))
     rotation, _ = np.linalg.qr(rng.normal(size=(6, 6)))
     moved = [Gaussian(rotation @ g.mean + 5, rotation @ g.covariance @ rotation.T) for g in (a, b)]
@@ -68,7 +68,7 @@ def test_the_order_of_images_does_not_matter(rng):
     assert frechet_distance(fit_gaussian(shuffled), fit_gaussian(other)) == pytest.approx(distance, rel=1e-10)
 
 
-def test_moving_or_scaling_one_of_them_costs_what_it_should(rng):
+def test_moving_or_scaling_one_set_has_a_closed_form(rng):
     a = fit_gaussian(rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)))
     shift = rng.normal(size=6)
     assert frechet_distance(a, Gaussian(a.mean + shift, a.covariance)) == pytest.approx(shift @ shift, rel=1e-10)
@@ -77,26 +77,26 @@ def test_moving_or_scaling_one_of_them_costs_what_it_should(rng):
 
 
 @pytest.mark.parametrize("number", [2, 5, 60, 400], ids=lambda n: f"{n} vectors of 64")
-def test_distance_to_oneself_is_0_and_not_by_cutting_it_off(rng, number):
-    spectrum = np.exp(-np.arange(64) / 4)  # 1 .. 1.4e-7, as features have it
+def test_distance_to_itself_is_0_without_clipping(rng, number):
+    spectrum = np.exp(-np.arange(64) / 4)  # 1 .. 1.4e-7, as for features
     a = fit_gaussian(rng.normal(size=(number, 64)) * spectrum + 5)
     scale = np.trace(a.covariance)
     assert frechet_distance(a, a) <= 1e-12 * scale
-    # An error below 0 would be cut off there; here it shows.
+    # There, an error below 0 would be clipped; here it is visible.
     away = Gaussian(a.mean + np.sqrt(scale / 64), a.covariance)
     assert frechet_distance(a, away) == pytest.approx(scale, rel=1e-12)
 
 
 @pytest.mark.parametrize("number", [5, 400], ids=["singular", "regular"])
 def test_covariances_rounded_to_float32_do_no_harm(rng, number):
-    """Rounded, a singular covariance has negative eigenvalues; files of other tools are like that."""
+    """A rounded singular covariance has negative eigenvalues; files of other tools contain such covariances."""
     a, b = (fit_gaussian(rng.normal(size=(number, 64)) @ rng.normal(size=(64, 64))) for _ in range(2))
     rounded = [Gaussian(g.mean, g.covariance.astype(np.float32).astype(np.float64)) for g in (a, b)]
     assert frechet_distance(*rounded) == pytest.approx(frechet_distance(a, b), rel=1e-4)
     assert frechet_distance(rounded[0], rounded[0]) <= 1e-4 * np.trace(a.covariance)
 
 
-def test_singular_sets_in_planes_that_share_nothing_are_as_far_as_can_be(rng):
+def test_singular_sets_in_orthogonal_planes(rng):
     features = np.zeros((2, 30, 10))
     features[0, :, :4], features[1, :, 4:] = rng.normal(size=(30, 4)), rng.normal(size=(30, 6))
     a, b = map(fit_gaussian, features)
@@ -125,37 +125,37 @@ def test_scale_of_the_features_does_not_matter(rng):
     [
         (np.zeros((0, 3)), "0 images .*at least 2"),
         (np.zeros((1, 3)), "1 image of .*at least 2"),
-        (np.array([[0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]]), "2 of 3 images are not finite, first those of number 1"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]]), "2 of 3 images are not finite, first those of image 1"),
     ],
     ids=["none", "one", "nan"],
 )
-def test_what_has_no_gaussian_is_told_in_one_line(features, words):
-    with pytest.raises(PersonError, match=words) as error:
+def test_vectors_without_a_gaussian_are_a_one_line_error(features, words):
+    with pytest.raises(InvalidDataError, match=words) as error:
         fit_gaussian(features)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("features", [np.zeros(3), np.zeros((2, 0)), np.array([["a"]])], ids=["flat", "empty", "text"])
-def test_what_is_no_set_of_vectors_is_refused(features):
+def test_invalid_vectors_are_rejected(features):
     with pytest.raises(ValueError, match="features must be numbers"):
         fit_gaussian(features)
 
 
-def test_vectors_of_different_dimension_are_told(rng):
-    with pytest.raises(PersonError, match="of 3 and of 4 dimensions"):
+def test_vectors_of_different_dimension_are_an_error(rng):
+    with pytest.raises(InvalidDataError, match="of 3 and of 4 dimensions"):
         frechet_distance(fit_gaussian(rng.normal(size=(9, 3))), fit_gaussian(rng.normal(size=(9, 4))))
 
 
-def test_statistics_that_are_none_are_refused():
+def test_invalid_statistics_are_rejected():
     sound = Gaussian(np.zeros(3), np.eye(3))
     with pytest.raises(ValueError, match="not \\[D\\] and \\[D, D\\]"):
         frechet_distance(sound, Gaussian(np.zeros(3), np.eye(4)))
-    with pytest.raises(PersonError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         frechet_distance(sound, Gaussian(np.full(3, np.nan), np.eye(3)))
 
 
 def test_both_factors_of_a_covariance_are_factors_of_it(rng):
-    """The triangular one is taken where it fits, else that of eigenvectors."""
+    """The triangular factor is used if it is accurate, else that of the eigenvectors."""
     sound = fit_gaussian(rng.normal(size=(5, 8))).covariance
     rounded = sound.astype(np.float32).astype(np.float64)
     for covariance, tolerance in ((sound, 1e-14), (rounded, 1e-6)):

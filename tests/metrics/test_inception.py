@@ -1,10 +1,11 @@
-"""Inception: what a reference implementation computes, on images of any size and colour, in any batch.
+"""Inception agrees with a reference implementation, for images of any size and color, in any batch.
 
-Goldens are of tests/golden/inception.py: torch-fidelity 0.4.0, float32, random weights. With 94 layers in float32 two right
-implementations differ by 3e-7 of the whole vector; the tolerances are 1e-5 of it and, for each number, 1e-4 of it and 1e-5 of
-the largest. A resize with half-pixel centres is off by 5e-3 or more, pixels scaled by 127.5 instead of 128 by 6e-4.
+Goldens are from tests/golden/inception.py: torch-fidelity 0.4.0, float32, random weights. With 94 layers in float32 two correct
+implementations differ by 3e-7 of the whole vector; the tolerances are 1e-5 of it and, for each number, 1e-4 of its value and
+1e-5 of the largest. A resize with half-pixel centers is off by 5e-3 or more, pixels scaled by 127.5 instead of 128 by 6e-4.
 """
 
+import functools
 import importlib.util
 import pathlib
 
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
 
 FOLDER = pathlib.Path(__file__).parent.parent / "golden"
 NAMES = ("32", "64", "256", "299", "oblong", "extreme")
-BATCH = 3  # of every call of the network, so that it is compiled once
+BATCH = 3  # of every network call, so that it is compiled once
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def images():
-    """Name -> uint8 [N, H, W, 3], as the reference implementation was given them."""
+    """Name -> uint8 [N, H, W, 3], the inputs of the reference implementation."""
     spec = importlib.util.spec_from_file_location("golden_inception", FOLDER / "inception.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -60,38 +62,39 @@ def assert_equal_to(reference, got):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_features_and_logits_are_those_of_the_reference(golden, images, network, name):
-    """The resize apart, then the network: an image of 299 pixels is not resized. The next test has both in one."""
+def test_features_and_logits_agree_with_the_reference(golden, images, network, name):
+    """Resize and network separately: an image of 299 pixels is not resized. The next test runs both together."""
     computed = network(inception.resize(jnp.asarray(images[name], jnp.float32)))
     assert_equal_to(golden[f"{name}_features"], computed.features)
     assert_equal_to(golden[f"{name}_logits"], computed.logits)
     assert computed.features.min() >= 0
 
 
-def test_the_goldens_tell_images_apart(golden):
-    """Features of other images are far enough from each other that agreement means something: 100 times the tolerance."""
+def test_the_goldens_distinguish_images(golden):
+    """Features of different images differ by 100 times the tolerance, so that agreement is meaningful."""
     for name in NAMES:
         first, second = golden[f"{name}_features"][:2]
         assert np.linalg.norm(first - second) > 1e-3 * np.linalg.norm(first)
 
 
 def test_the_extractor_is_the_network_with_its_resize(golden, images, variables, tmp_path):
-    """uint8 32x32, through jit and the batches of `extract`: more than a CPU takes at once, in groups."""
-    extractor = features.FeatureExtractor("inception", features.apply_inception, {}, variables)
-    many = images["32"][np.arange(inception.CPU_GROUP + 1) % 2]
-    (got,) = features.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
+    """uint8 32x32, through jit and `extract`, with batches larger than a group."""
+    apply = functools.partial(features.apply_inception, group_size=8)
+    extractor = features.FeatureExtractor("inception", apply, {}, variables)
+    many = images["32"][np.arange(9) % 2]
+    (got,) = feature_extraction.extract(extractor, meshes.make_mesh(jax.devices()[:1]), [many], batch_size=len(many))
     which = np.arange(len(many)) % 2
     assert_equal_to(golden["32_features"][which], got.features)
     assert_equal_to(golden["32_logits"][which], got.logits)
 
 
-def test_grey_is_the_colour_of_three_equal_channels(variables, monkeypatch):
-    """Seen by the network, which is not run here; 1e-6 of the range."""
+def test_gray_equals_three_equal_channels(variables, monkeypatch):
+    """Compares the input of the network, which does not run here; 1e-6 of the range."""
     seen = []
     monkeypatch.setattr(inception.Inception, "apply", lambda self, variables, x: seen.append(np.asarray(x)))
-    grey = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
-    inception.apply(variables, jnp.asarray(grey))
-    inception.apply(variables, jnp.asarray(grey.repeat(3, -1)))
+    gray = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
+    inception.apply(variables, jnp.asarray(gray))
+    inception.apply(variables, jnp.asarray(gray.repeat(3, -1)))
     assert seen[0].shape == (2, 299, 299, 3)
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)
     extremes = np.array([0, 255], np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
@@ -101,7 +104,7 @@ def test_grey_is_the_colour_of_three_equal_channels(variables, monkeypatch):
 
 
 def test_the_resize_against_plain_loops():
-    """Output pixel i lies at i * H / 299, and between two pixels it is their mean by distance.
+    """Output pixel i is at i * H / 299; between two pixels it is interpolated linearly.
 
     Expected in float64; positions in float32 are off by up to length / 2**23, and a level by 255 times that on each axis.
     """
@@ -116,7 +119,7 @@ def test_the_resize_against_plain_loops():
 
 
 def axis_weights(length):
-    """Of each input pixel in each output pixel: [299, length]."""
+    """The weight of each input pixel in each output pixel: [299, length]."""
     matrix = np.zeros((299, length))
     for i in range(299):
         position = i * length / 299
@@ -127,7 +130,7 @@ def axis_weights(length):
 
 
 def test_pools_against_plain_loops():
-    """Means over the pixels under the window that there are, maxima without and with a border; 1e-6."""
+    """Means over the pixels inside the image, maxima without and with a border; 1e-6."""
     x = np.random.default_rng(0).uniform(0, 1, (2, 5, 7, 3)).astype(np.float32)
 
     def pooled(reduce, stride, border):
@@ -156,7 +159,7 @@ def test_groups_change_nothing(number):
     assert max(sizes) <= 4
 
 
-def test_other_shapes_are_refused(variables):
+def test_other_shapes_are_rejected(variables):
     for shape in ((8, 8, 3), (1, 8, 8, 2), (1, 8, 8, 4), (1, 0, 8, 3), (1, 8, 0, 1)):
         with pytest.raises(ValueError, match="images must be"):
             inception.apply(variables, jnp.zeros(shape, jnp.uint8))

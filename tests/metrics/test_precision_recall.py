@@ -1,11 +1,11 @@
-"""Precision and recall: another implementation, brute force, and sets whose answer is known."""
+"""Precision and recall: another implementation, brute force, and sets with a known result."""
 
 import numpy as np
 import pytest
 
 from ddpm_jax.metrics import precision_recall as module
 from ddpm_jax.metrics.precision_recall import precision_recall
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import InvalidDataError
 
 
 @pytest.fixture(params=[None, 7], ids=["at once", "in blocks"])
@@ -16,15 +16,15 @@ def blocks(request, monkeypatch):
         monkeypatch.setattr(module, "COLUMNS", request.param)
 
 
-def brute_force(real, drawn, k):
+def brute_force(real, generated, k):
     def squared(a, b):
         return np.square(a[:, None] - b[None]).sum(axis=-1)
 
-    def inside(vectors, centres):
-        radii = np.sort(squared(centres, centres), axis=1)[:, k]
-        return (squared(vectors, centres) <= radii).any(axis=1).mean()
+    def inside(vectors, centers):
+        radii = np.sort(squared(centers, centers), axis=1)[:, k]
+        return (squared(vectors, centers) <= radii).any(axis=1).mean()
 
-    return inside(drawn, real), inside(real, drawn)
+    return inside(generated, real), inside(real, generated)
 
 
 @pytest.mark.parametrize(
@@ -32,47 +32,47 @@ def brute_force(real, drawn, k):
     [("", "precision_recall_3", 3), ("", "precision_recall_1", 1), ("narrow_", "narrow_precision_recall_3", 3)],
     ids=["k=3", "k=1", "ties"],
 )
-def test_it_is_that_of_another_implementation(golden, blocks, sets, metric, k):
-    """To the vector: 1e-6 is less than one of 300. The narrow sets are whole numbers, most of them on the edge of a ball."""
+def test_it_agrees_with_another_implementation(golden, blocks, sets, metric, k):
+    """Exactly: 1e-6 is less than one vector of 300. The narrow sets are integers, mostly on the boundary of a ball."""
     real, generated = (golden[f"{sets}{name}"].astype(np.float32) for name in ("real", "generated"))
     assert precision_recall(real, generated, k=k) == pytest.approx(tuple(golden[metric]), abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1, 1 / 255, 1e3], ids=["levels", "pixels", "large"])
-def test_distances_that_are_equal_stay_equal(rng, blocks, scale):
-    """Grey levels as pixels are compared, in float32: rounding puts no vector on the wrong side of an edge."""
-    real, drawn = rng.integers(0, 4, (60, 4)), rng.integers(1, 5, (50, 4))
-    expected = brute_force(real, drawn, 3)
+def test_equal_distances_stay_equal(rng, blocks, scale):
+    """Gray levels as float32 pixels: rounding moves no vector across a boundary."""
+    real, generated = rng.integers(0, 4, (60, 4)), rng.integers(1, 5, (50, 4))
+    expected = brute_force(real, generated, 3)
     assert 0 < expected[0] < 1
-    scaled = ((vectors * scale).astype(np.float32) for vectors in (real, drawn))
+    scaled = ((vectors * scale).astype(np.float32) for vectors in (real, generated))
     assert precision_recall(*scaled) == pytest.approx(expected, abs=1e-12)
 
 
-def test_sets_whose_answer_is_known(rng, blocks):
+def test_sets_with_a_known_result(rng, blocks):
     real = rng.normal(size=(50, 4))
     assert precision_recall(real, real) == (1, 1)
     assert precision_recall(real, real + 1000) == (0, 0)
     assert precision_recall(1e4 + real, 1e4 + real[:20])[0] == 1  # far from the origin no digits are lost
 
 
-def test_twins_are_neighbours_of_each_other(rng, blocks):
-    """k + 1 of a kind make balls without extent; k of them do not."""
+def test_duplicates_are_neighbors_of_each_other(rng, blocks):
+    """k + 1 duplicates have balls of radius 0; k of them do not."""
     real = rng.normal(size=(50, 64))
-    one_kind = np.repeat(real[:1], 20, axis=0)  # good images, all the same
-    assert precision_recall(real, one_kind) == (1, 1 / 50)
-    kinds = rng.permutation(np.repeat(real, 4, axis=0))
-    assert precision_recall(kinds, real) == (1, 1)  # zero, whatever it is rounded to
+    one_image = np.repeat(real[:1], 20, axis=0)  # good images, all the same
+    assert precision_recall(real, one_image) == (1, 1 / 50)
+    repeated = rng.permutation(np.repeat(real, 4, axis=0))
+    assert precision_recall(repeated, real) == (1, 1)  # zero, despite rounding
     few = np.concatenate([np.repeat(real[:1], 3, axis=0), real[:1] + 1e6])
     assert precision_recall(real, few)[1] == 1  # balls that reach to the fourth, a million away
 
 
-def test_wrong_inputs_are_refused():
+def test_wrong_inputs_are_rejected():
     sound = np.zeros((9, 2))
-    with pytest.raises(PersonError, match="3 neighbours and need at least 4 images in each set, not 3"):
+    with pytest.raises(InvalidDataError, match="3 neighbors and need at least 4 images in each set, not 3"):
         precision_recall(sound[:3], sound)
-    with pytest.raises(PersonError, match="of 2 and of 3 dimensions"):
+    with pytest.raises(InvalidDataError, match="of 2 and of 3 dimensions"):
         precision_recall(sound, np.zeros((9, 3)))
-    with pytest.raises(PersonError, match="not finite"):
+    with pytest.raises(InvalidDataError, match="not finite"):
         precision_recall(sound, np.full((9, 2), np.nan))
     with pytest.raises(ValueError, match="k is 0"):
         precision_recall(sound, sound, k=0)

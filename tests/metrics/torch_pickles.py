@@ -1,4 +1,4 @@
-"""Writes files of torch.save without PyTorch: sound ones, and such as it would never write."""
+"""Writes files of torch.save without PyTorch: valid ones, and ones that it would never write."""
 
 import collections
 import io
@@ -6,7 +6,7 @@ import pickle
 import struct
 import zipfile
 
-from ddpm_jax.metrics import torch_file
+from ddpm_jax.metrics import torch_state_dict
 
 KINDS = {
     "float32": "FloatStorage",
@@ -18,7 +18,7 @@ KINDS = {
 
 
 class Named:
-    """Pickled as the name of something in another module, as PyTorch's own classes and functions are."""
+    """Pickled as a global of another module, like PyTorch's classes and functions."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -38,7 +38,7 @@ class Stored(tuple):
 
 
 class TorchPickler(pickle._Pickler):
-    """Protocol 2 of what PyTorch writes, without PyTorch."""
+    """Pickles in protocol 2, as PyTorch does, without PyTorch."""
 
     def persistent_id(self, thing):
         return tuple(thing) if isinstance(thing, Stored) else None
@@ -90,7 +90,7 @@ def zipped(state, arrays=(), root="archive/", **entries):
     return stream.getvalue()
 
 
-def legacy(state, arrays=(), keys=None, magic=torch_file.MAGIC_NUMBER, machine=None):
+def legacy(state, arrays=(), keys=None, magic=torch_state_dict.MAGIC_NUMBER, machine=None):
     """The bytes of a file of older PyTorch, and of `_use_new_zipfile_serialization=False`."""
     machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}} if machine is None else machine
     keys = [str(i) for i in range(len(arrays))] if keys is None else keys

@@ -1,4 +1,4 @@
-"""The U-Net against the published networks and against what it promises."""
+"""The U-Net against the published networks and its documented properties."""
 
 import functools
 
@@ -41,21 +41,21 @@ def apply(model, params, x, t, labels=None):
 
 
 def randomise(params, scale=0.3):
-    """Fresh parameters, none zero: a network fresh from init outputs 0, and hides every fault behind it."""
+    """Random nonzero parameters: a network after init outputs 0, which would hide any fault."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     return tree.unflatten([scale * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameter_counts_are_the_published_ones(name):
+def test_parameter_counts_match_the_published_ones(name):
     model, size, count = PUBLISHED[name]
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1,), jnp.int32)))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 
 
-def test_a_network_without_any_attention_can_be_had():
-    """Ho's has attention in the middle whatever attn_resolutions is; mid_attention=False takes that away too."""
+def test_networks_without_attention_are_possible():
+    """Ho's has attention in the middle whatever attn_resolutions is; mid_attention=False removes it."""
     for changes, count in (({}, 1), ({"mid_attention": False}, 0)):
         model = tiny(attn_resolutions=(), **changes)
         shapes = jax.eval_shape(functools.partial(model.init, jax.random.key(0)), *inputs())["params"]
@@ -63,14 +63,14 @@ def test_a_network_without_any_attention_can_be_had():
     assert tiny(mid_attention=True) == tiny()
 
 
-def test_attention_stands_where_the_paper_puts_it():
+def test_attention_is_at_the_papers_resolutions():
     model, size, _ = PUBLISHED["cifar10"]
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1,), jnp.int32)))
     attention = {name for name in shapes["params"] if name.endswith("attn")}
     assert attention == {"down1_block0_attn", "down1_block1_attn", "mid_attn"} | {f"up1_block{i}_attn" for i in range(3)}
 
 
-def test_a_fresh_network_outputs_zero_and_a_random_one_does_not():
+def test_output_is_zero_after_init_and_nonzero_for_random_parameters():
     x, t = inputs()
     model = tiny()
     params = init(model, x, t)
@@ -78,7 +78,7 @@ def test_a_fresh_network_outputs_zero_and_a_random_one_does_not():
     assert jnp.std(apply(model, randomise(params), x, t)) > 1e-2
 
 
-def test_an_image_alone_is_as_in_a_batch():
+def test_batch_items_are_independent():
     x, t = inputs()
     model = tiny()
     params = randomise(init(model, x, t))
@@ -87,7 +87,7 @@ def test_an_image_alone_is_as_in_a_batch():
     np.testing.assert_allclose(alone, whole[1:2], rtol=1e-4, atol=1e-4)
 
 
-def test_time_matters_and_neighbouring_times_differ_in_bfloat16():
+def test_outputs_depend_on_time_and_differ_between_neighbors_in_bfloat16():
     x, _ = inputs(batch=2)
     x = jnp.stack([x[0], x[0]])
     model = tiny(dtype=jnp.bfloat16)
@@ -96,7 +96,7 @@ def test_time_matters_and_neighbouring_times_differ_in_bfloat16():
     assert not jnp.array_equal(out[0], out[1])
 
 
-def test_bfloat16_computes_near_float32_and_returns_float32():
+def test_bfloat16_is_close_to_float32_and_returns_float32():
     x, t = inputs()
     params = randomise(init(tiny(), x, t), scale=0.1)
     exact = apply(tiny(), params, x, t)
@@ -106,7 +106,7 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(init(tiny(dtype=jnp.bfloat16), x, t)))
 
 
-def test_rematerialisation_changes_memory_not_gradients():
+def test_rematerialization_does_not_change_gradients():
     x, t = inputs()
     params = randomise(init(tiny(), x, t), scale=0.1)
 
@@ -126,7 +126,7 @@ def test_rematerialisation_changes_memory_not_gradients():
     assert "remat" in str(jax.make_jaxpr(gradient(True))(params))
 
 
-def test_dropout_is_on_in_training_only():
+def test_dropout_is_active_only_in_training():
     x, t = inputs()
     model = tiny()
     params = randomise(init(model, x, t))
@@ -139,7 +139,7 @@ def test_dropout_is_on_in_training_only():
     assert jnp.array_equal(apply(model, params, x, t), apply(model, params, x, t))
 
 
-def test_labels_steer_a_conditional_network():
+def test_labels_change_the_output_of_a_conditional_network():
     x, t = inputs(batch=2)
     x, t = jnp.stack([x[0], x[0]]), jnp.array([5, 5], jnp.int32)
     model = tiny(num_classes=10)
@@ -152,7 +152,7 @@ def test_labels_steer_a_conditional_network():
         init(tiny(), x, t, jnp.array([0, 1]))
 
 
-def test_sizes_that_do_not_halve_and_times_of_another_shape_are_refused():
+def test_invalid_shapes_are_rejected():
     x, t = inputs(size=6)
     with pytest.raises(ValueError, match="divisible by 4"):
         init(tiny(ch_mult=(1, 2, 2)), x, t)
@@ -171,8 +171,8 @@ def test_timestep_embedding_is_sines_then_cosines_of_geometric_frequencies():
         timestep_embedding(t, 7)
 
 
-def test_attention_is_a_permutation_equivariant_map():
-    """No position enters attention: shuffled pixels give shuffled outputs."""
+def test_attention_is_permutation_equivariant():
+    """Attention has no positional encoding: permuted pixels give permuted outputs."""
     x, _ = inputs(size=4, channels=16)
     layer = SelfAttention(groups=4)
     params = randomise(layer.init(jax.random.key(0), x))
@@ -183,8 +183,8 @@ def test_attention_is_a_permutation_equivariant_map():
     np.testing.assert_allclose(shuffled, out[:, order], rtol=1e-4, atol=1e-4)
 
 
-def test_heads_attend_by_themselves():
-    """Each of four heads is single-head attention over its own channels: q, k, v cut into four, values side by side."""
+def test_heads_are_independent():
+    """Each of four heads is single-head attention over its own channels: q, k, v are split, values concatenated."""
     x, _ = inputs(size=4, channels=16)
     layer = SelfAttention(groups=4, heads=4)
     params = randomise(layer.init(jax.random.key(0), x))
@@ -201,7 +201,7 @@ def test_heads_attend_by_themselves():
 
 
 def test_time_scales_and_shifts_the_second_norm():
-    """With convolutions that copy, the block is x + swish(norm(swish(norm(x))) (1 + scale) + shift)."""
+    """With identity convolutions, the block is x + swish(norm(swish(norm(x))) (1 + scale) + shift)."""
     x, _ = inputs(size=4, channels=8)
     temb = jnp.ones((3, 5))
     layer = ResidualBlock(8, groups=2, scale_shift=True)
@@ -215,10 +215,10 @@ def test_time_scales_and_shifts_the_second_norm():
     np.testing.assert_allclose(layer.apply({"params": p}, x, temb, True), x + h, rtol=1e-4, atol=1e-4)
 
 
-def test_resampling_layers():
+def test_downsampling_and_upsampling():
     x, _ = inputs(size=4, channels=2)
-    kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))  # the identity convolution shows the resampling alone
+    kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))  # with the identity convolution only resampling remains
     params = {"params": {"conv": {"kernel": kernel, "bias": jnp.zeros(2)}}}
     np.testing.assert_array_equal(Upsample().apply(params, x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
-    # 'SAME' at stride 2 pads (0, 1): output 0 is centred on pixel 1, not on pixel 0.
+    # 'SAME' at stride 2 pads (0, 1): output 0 is centered on pixel 1, not on pixel 0.
     np.testing.assert_array_equal(Downsample().apply(params, x), x[:, 1::2, 1::2])

@@ -1,4 +1,4 @@
-"""What tests in child processes need."""
+"""Fixtures for tests in child processes."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def child_environment():
-    """environment(devices) for a child that imports ddpm_jax and computes on the CPU."""
+    """environment(devices) for a child process that imports ddpm_jax and uses the CPU."""
 
     def environment(devices: int = 1) -> dict[str, str]:
         return os.environ | {

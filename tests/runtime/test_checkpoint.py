@@ -1,4 +1,4 @@
-"""Real checkpoints on a real disk, damaged in real ways; eight devices (tests/conftest.py)."""
+"""Checkpoints on disk, with realistic damage; eight devices (tests/conftest.py)."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.runtime.checkpoint import Checkpoints
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.checkpoint import CheckpointManager
+from ddpm_jax.runtime.errors import CheckpointError, FileAccessError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh, replicated
 
-# Odd sizes, sizes that eight devices share out among themselves, sizes stored within the index and beside it.
+# Odd sizes, sizes divisible by eight devices, sizes stored inside and outside the index.
 SHAPES = {"kernel": (3, 3, 8, 16), "bias": (16,), "odd": (7, 11), "table": (1000, 3), "scale": ()}
 
 
@@ -54,7 +54,7 @@ def assert_same(read, written):
 
 def saved(folder, steps, **arguments):
     """A folder with a checkpoint of make_state(step) for each step."""
-    with Checkpoints(folder, keep_latest=arguments.pop("keep_latest", 10), **arguments) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=arguments.pop("max_to_keep", 10), **arguments) as checkpoints:
         for step in steps:
             assert checkpoints.save(step, make_state(step))
     return folder
@@ -67,7 +67,7 @@ def ten_and_twenty(tmp_path_factory):
 
 @pytest.fixture
 def folder(ten_and_twenty, tmp_path):
-    """Two checkpoints to do harm to."""
+    """Two checkpoints to damage."""
     return shutil.copytree(ten_and_twenty, tmp_path, dirs_exist_ok=True)
 
 
@@ -75,8 +75,8 @@ def large_file(folder):
     return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
-    with Checkpoints(tmp_path / "new", keep_latest=2) as checkpoints:
+def test_a_state_is_restored_bit_for_bit(tmp_path):
+    with CheckpointManager(tmp_path / "new", max_to_keep=2) as checkpoints:
         assert checkpoints.latest_step() is None
         checkpoints.save(7, make_state(7), wait=True)
         assert checkpoints.steps() == [7]
@@ -87,8 +87,8 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 2)])
-def test_it_comes_back_on_another_number_of_devices(tmp_path, before, after):
-    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+def test_it_is_restored_on_another_number_of_devices(tmp_path, before, after):
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(1, make_state(1, jax.devices()[:before]))
         state, _ = checkpoints.restore(abstract(make_state(0, jax.devices()[:after])))
     assert_same(state, make_state(1))
@@ -100,7 +100,7 @@ def test_buffers_may_be_donated_while_they_are_written(tmp_path, devices):
     state = {"params": make_state(0, jax.devices()[:devices])["params"], "step": make_state(0, jax.devices()[:devices])["step"]}
     train_step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     copies = {}
-    with Checkpoints(tmp_path, keep_latest=20) as checkpoints:
+    with CheckpointManager(tmp_path, max_to_keep=20) as checkpoints:
         for step in range(8):
             copies[step] = host(state)
             checkpoints.save(step, state)
@@ -112,30 +112,30 @@ def test_buffers_may_be_donated_while_they_are_written(tmp_path, devices):
 
 def test_a_part_is_read_without_the_rest(folder):
     shutil.rmtree(folder / "20" / "opt_state")
-    with Checkpoints(folder, keep_latest=1, read_only=True) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=1, read_only=True) as checkpoints:
         part, step = checkpoints.restore_part(abstract({"params": make_state(0)["params"]}))
     assert step == 20
     assert_same(part, {"params": make_state(20)["params"]})
 
 
 @pytest.mark.parametrize(
-    ("keep_latest", "keep_every", "left"),
+    ("max_to_keep", "keep_period", "left"),
     [(1, 0, [9]), (3, 0, [7, 8, 9]), (2, 4, [0, 4, 8, 9]), (1, 3, [0, 3, 6, 9])],
 )
-def test_retention(tmp_path, keep_latest, keep_every, left):
+def test_retention(tmp_path, max_to_keep, keep_period, left):
     state = {"step": jnp.int32(0)}
-    for begin in (0, 5):  # a restart in between changes nothing
-        with Checkpoints(tmp_path, keep_latest=keep_latest, keep_every=keep_every) as checkpoints:
+    for begin in (0, 5):  # a restart changes nothing
+        with CheckpointManager(tmp_path, max_to_keep=max_to_keep, keep_period=keep_period) as checkpoints:
             for step in range(begin, begin + 5):
                 checkpoints.save(step, state)
     assert sorted(int(folder.name) for folder in tmp_path.iterdir()) == left
-    with Checkpoints(tmp_path, keep_latest=1, read_only=True) as checkpoints:
+    with CheckpointManager(tmp_path, max_to_keep=1, read_only=True) as checkpoints:
         assert checkpoints.steps() == left
 
 
 def test_a_saved_step_is_not_saved_again(tmp_path):
     saved(tmp_path, [5])
-    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
         assert not checkpoints.save(5, make_state(6))
         with pytest.raises(ValueError, match="older than the newest"):
             checkpoints.save(4, make_state(4))
@@ -151,7 +151,7 @@ DAMAGES = {
     "no index": lambda folder: (folder / "params" / "_METADATA").unlink(),
     "no field": lambda folder: shutil.rmtree(folder / "params"),
     "empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
-    # As a kill in the middle of a deletion leaves it.
+    # As after a kill during a deletion.
     "half deleted": lambda folder: ((folder / "checksums.json").unlink(), shutil.rmtree(folder / "opt_state")),
 }
 
@@ -163,16 +163,15 @@ def flip_bit(file):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd):
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(folder, damage, capfd, log_lines):
     DAMAGES[damage](folder / "20")
-    lines = []
-    with Checkpoints(folder, keep_latest=2, report=lines.append) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         state, step = checkpoints.restore(abstract(make_state()))
         assert step == 10
         assert_same(state, make_state(10))
-        (line,) = lines
+        (line,) = log_lines
         assert line.startswith(f"the checkpoint {folder / '20'} is damaged (")
-        assert line.endswith("now called damaged-20; going on from step 10")
+        assert line.endswith("was renamed to damaged-20; resuming from step 10")
         assert "\n" not in line
         assert checkpoints.steps() == [10]
         assert checkpoints.save(20, make_state(20))
@@ -181,147 +180,146 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, damage, capfd)
     assert capfd.readouterr() == ("", "")  # nothing but that line
 
 
-def test_the_default_report_goes_to_stderr(folder, capfd):
+def test_a_damaged_checkpoint_is_a_warning(folder, caplog):
+    """Python prints it on stderr if logging is not configured, as in a notebook."""
     DAMAGES["short"](folder / "20")
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    assert [record.levelname for record in caplog.records if record.name.startswith("ddpm_jax")] == ["WARNING"]
 
 
-def test_damaged_again_gets_another_name(folder):
+def test_a_second_damaged_checkpoint_gets_another_name(folder):
     (folder / "damaged-20").mkdir()
     DAMAGES["bit"](folder / "20")
-    with Checkpoints(folder, keep_latest=2, report=lambda _: None) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "damaged-20", "damaged-20.1"]
 
 
-def test_a_reader_renames_nothing(folder):
+def test_a_reader_renames_nothing(folder, log_lines):
     DAMAGES["bit"](folder / "20")
-    lines = []
-    with Checkpoints(folder, keep_latest=1, read_only=True, report=lines.append) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=1, read_only=True) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 10
-    assert len(lines) == 1
+    assert len(log_lines) == 1
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
 
-def test_where_all_are_damaged_none_is_touched(folder):
+def test_if_all_are_damaged_none_is_renamed(folder):
     for step in ("10", "20"):
         DAMAGES["bit"](folder / step)
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
-        with pytest.raises(PersonError, match="10, 20 are damaged") as error:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
+        with pytest.raises(CheckpointError, match="10, 20 are damaged") as error:
             checkpoints.restore(abstract(make_state()))
-        with pytest.raises(PersonError, match="20 is damaged"):
+        with pytest.raises(CheckpointError, match="20 is damaged"):
             checkpoints.restore(abstract(make_state()), 20)
     assert "\n" not in str(error.value)
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
 
-def test_a_step_that_is_not_there(folder):
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
-        with pytest.raises(PersonError, match=r"no checkpoint of step 15 in .*; there are 10, 20$"):
+def test_a_missing_step(folder):
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"no checkpoint of step 15 in .*; there are 10, 20$"):
             checkpoints.restore(abstract(make_state()), 15)
         assert_same(checkpoints.restore(abstract(make_state()), 10)[0], make_state(10))
 
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_an_empty_folder(tmp_path, read_only):
-    with Checkpoints(tmp_path / "new", keep_latest=1, read_only=read_only) as checkpoints:
+    with CheckpointManager(tmp_path / "new", max_to_keep=1, read_only=read_only) as checkpoints:
         assert checkpoints.steps() == []
-        with pytest.raises(PersonError, match="no checkpoint in"):
+        with pytest.raises(CheckpointError, match="no checkpoint in"):
             checkpoints.restore(abstract(make_state()))
     assert (tmp_path / "new").exists() is not read_only
 
 
-def test_checksums_that_a_kill_prevented_are_written_by_the_next_start(folder):
+def test_missing_checksums_are_written_by_the_next_start(folder):
     (folder / "20" / "checksums.json").unlink()
-    with Checkpoints(folder, keep_latest=2, read_only=True) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2, read_only=True) as checkpoints:
         checkpoints.restore(abstract(make_state()))
     assert not (folder / "20" / "checksums.json").exists()
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 20
     flip_bit(large_file(folder / "20"))
-    with Checkpoints(folder, keep_latest=2, report=lambda line: None) as checkpoints:
-        assert checkpoints.restore(abstract(make_state()))[1] == 10  # found by them
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[1] == 10  # detected by the checksums
 
 
-def test_a_state_in_an_older_layout_is_made_into_the_present_one(folder):
+def test_a_state_in_an_older_layout_is_converted(folder):
     present = make_state() | {"opt_state": {"now": make_state()["opt_state"]}}
     older = (abstract(make_state()), lambda state: state | {"opt_state": {"now": state["opt_state"]}})
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         state, _ = checkpoints.restore(abstract(present), older=older)
         assert_same(state, make_state(20) | {"opt_state": {"now": make_state(20)["opt_state"]}})
         assert_same(checkpoints.restore(abstract(make_state()), older=(abstract(present), None))[0], make_state(20))
 
 
-def test_a_state_of_another_shape_is_not_damage(folder):
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
+def test_a_state_of_another_model_is_not_damage(folder):
+    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         here = make_state()
         here["params"]["block"]["bias"] = jnp.zeros(32)
         here["params"]["list"][1] = (jnp.ones(2),)
         here["params"]["block"]["more"] = jnp.zeros(3)
-        with pytest.raises(PersonError) as error:
+        with pytest.raises(CheckpointError) as error:
             checkpoints.restore(abstract(here))
         line = str(error.value)
-        assert "params/block/bias is float32[16] there, float32[32] here" in line
-        assert "params/block/more is nothing there, float32[3] here" in line
-        assert "params/list/1/0 is bfloat16[2] there, float32[2] here" in line
+        assert "params/block/bias is float32[16] in the checkpoint and float32[32] here" in line
+        assert "params/block/more is missing in the checkpoint and float32[3] here" in line
+        assert "params/list/1/0 is bfloat16[2] in the checkpoint and float32[2] here" in line
         assert "\n" not in line
         lacking = {name: tree for name, tree in make_state().items() if name != "opt_state"}
-        with pytest.raises(PersonError, match="opt_state is missing from the model"):
+        with pytest.raises(CheckpointError, match="opt_state is missing from the model"):
             checkpoints.restore(abstract(lacking))
-        with pytest.raises(PersonError, match="ema_params is missing from the checkpoint"):
+        with pytest.raises(CheckpointError, match="ema_params is missing from the checkpoint"):
             checkpoints.restore_part(abstract({"ema_params": lacking["params"]}))
     assert sorted(file.name for file in folder.iterdir()) == ["10", "20"]
 
 
-@pytest.mark.parametrize("arguments", [{"keep_latest": 0}, {"keep_latest": 1, "keep_every": -1}])
+@pytest.mark.parametrize("arguments", [{"max_to_keep": 0}, {"max_to_keep": 1, "keep_period": -1}])
 def test_impossible_retention(tmp_path, arguments):
-    with pytest.raises(UsageError):
-        Checkpoints(tmp_path, **arguments)
+    with pytest.raises(InvalidArgumentError):
+        CheckpointManager(tmp_path, **arguments)
 
 
-def test_a_file_in_the_folders_place(tmp_path):
+def test_a_file_with_the_name_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PersonError, match="cannot use the checkpoint folder"):
-        Checkpoints(tmp_path / "file", keep_latest=1)
+    with pytest.raises(FileAccessError, match="cannot use the checkpoint folder"):
+        CheckpointManager(tmp_path / "file", max_to_keep=1)
 
 
-def test_a_full_disk_is_told_once_and_older_ones_stay(tmp_path, capfd):
+def test_a_full_disk_is_one_error_and_older_checkpoints_are_kept(tmp_path, capfd):
     saved(tmp_path, [1])
     big = {**make_state(2), "params": {"block": jax.random.normal(jax.random.key(0), (1000, 1000))}}
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))  # writing more fails, as on a full disk
     try:
-        checkpoints = Checkpoints(tmp_path, keep_latest=3)
+        checkpoints = CheckpointManager(tmp_path, max_to_keep=3)
         checkpoints.save(2, big)
-        with pytest.raises(PersonError, match=f"cannot write a checkpoint into {tmp_path}: ") as error:
+        with pytest.raises(FileAccessError, match=f"cannot write a checkpoint into {tmp_path}: ") as error:
             checkpoints.wait()
-        with pytest.raises(PersonError, match="cannot write a checkpoint"):
+        with pytest.raises(FileAccessError, match="cannot write a checkpoint"):
             checkpoints.save(3, big)
         checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert "\n" not in str(error.value)
-    assert f"{tmp_path}: file too large. Those written before are whole" in str(error.value)
+    assert f"{tmp_path}: file too large. Earlier checkpoints are complete" in str(error.value)
     assert capfd.readouterr() == ("", "")
-    # Writes that nobody awaits end when they end: a person's next start is another process, after all of them.
+    # Writes that are not awaited may still run here; a user's next start is another process, after all of them.
     left = None
     while left != (left := sorted(tmp_path.rglob("*"))):
         time.sleep(0.5)
-    with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+    with CheckpointManager(tmp_path, max_to_keep=3) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[1] == 1
         assert checkpoints.save(2, make_state(2))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_what_libraries_say_of_the_other_writes_of_a_failed_save_is_not_shown(tmp_path, caplog, monkeypatch):
-    # Seen with `ulimit -f 100` and with a full tmpfs: hundreds of tracebacks before the one line. When they come is chance.
+def test_library_logs_of_the_other_writes_of_a_failed_save_are_hidden(tmp_path, caplog, monkeypatch):
+    # With `ulimit -f 100` or a full tmpfs there are hundreds of tracebacks before the error, at random times.
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
-    Checkpoints(tmp_path, keep_latest=1).close()
-    Checkpoints(tmp_path, keep_latest=1).close()
+    CheckpointManager(tmp_path, max_to_keep=1).close()
+    CheckpointManager(tmp_path, max_to_keep=1).close()
     late, other = (types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "broken"))
     sys.unraisablehook(late)
     sys.unraisablehook(other)
@@ -335,10 +333,10 @@ def test_what_libraries_say_of_the_other_writes_of_a_failed_save_is_not_shown(tm
 KILLED = """
 import os, sys, threading, time, pathlib, signal
 import jax, jax.numpy as jnp
-from ddpm_jax.runtime.checkpoint import Checkpoints
+from ddpm_jax.runtime.checkpoint import CheckpointManager
 folder = pathlib.Path(sys.argv[1])
 state = {"params": {str(i): jnp.full((500_000,), float(i)) for i in range(8)}}
-checkpoints = Checkpoints(folder, keep_latest=2)
+checkpoints = CheckpointManager(folder, max_to_keep=2)
 checkpoints.save(1, state, wait=True)
 def kill():
     while not any(folder.glob("2*/params*")):
@@ -352,16 +350,16 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.02])
-def test_killed_in_the_middle_of_a_save(tmp_path, delay, child_environment):
+def test_a_kill_during_a_save(tmp_path, delay, child_environment):
     child = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(delay)], env=child_environment(), check=False)
     assert child.returncode == -signal.SIGKILL
     left = sorted(file.name for file in tmp_path.iterdir())
     assert "1" in left
     if delay == 0.0:
         assert len(left) == 2
-        assert "tmp" in left[1]  # it was in the middle
+        assert "tmp" in left[1]  # the save was unfinished
     state = {"params": {str(i): jnp.full((500_000,), float(i)) for i in range(8)}}
-    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+    with CheckpointManager(tmp_path, max_to_keep=2) as checkpoints:
         read, step = checkpoints.restore(abstract(state))
         assert_same(read, state)
         assert step == int(left[-1] if left[-1].isdigit() else left[0])

@@ -1,4 +1,4 @@
-"""What may change in a run's config, against the defaults: every field of a config has a rule."""
+"""Allowed changes of a run's config: every field of the default config has a rule."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import pytest
 
 from configs import defaults
 from ddpm_jax.runtime import config_changes
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import ConflictError
 
 RECORDED = json.loads(json.dumps(defaults.get_config().to_dict()))
 
@@ -24,7 +24,7 @@ def changed(**fields):
     return config
 
 
-# A change of each kind that the table tells apart: field, new value, refused on a resume, refused when reading.
+# One change for each kind of rule: field, new value, rejected on a resume, rejected when reading.
 CASES = [
     ("seed", 1, True, False),
     ("data__name", "digits", True, True),
@@ -32,7 +32,7 @@ CASES = [
     ("data__image_size", 64, True, True),
     ("data__background", "black", True, False),
     ("data__random_flip", False, False, False),
-    ("data__on_broken", "skip", False, False),
+    ("data__on_decode_error", "skip", False, False),
     ("data__data_dir", "/elsewhere", False, False),
     ("data__num_threads", 2, False, False),
     ("data__in_memory", "never", False, False),
@@ -41,7 +41,7 @@ CASES = [
     ("model__dropout", 0.0, False, False),
     ("model__dtype", "bfloat16", False, False),
     ("model__remat", True, False, False),
-    ("model__label_dropout", 0.1, True, True),  # from 0: an embedding more
+    ("model__label_dropout", 0.1, True, True),  # from 0: adds an embedding
     ("diffusion__schedule", "cosine", True, True),
     ("diffusion__prediction", "v", True, True),
     ("diffusion__variance", "fixed_small", False, False),
@@ -55,22 +55,22 @@ CASES = [
     ("optimizer__clip_norm", 0.0, False, False),
     ("optimizer__accumulation_steps", 2, False, False),
     ("ema__decay", 0.999, False, False),
-    ("ema__decays", [0.99], True, True),
+    ("ema__extra_decays", [0.99], True, True),
     ("train__batch_size", 64, False, False),
     ("train__num_steps", 7, False, False),
     ("sampling__sampler", "unipc", False, False),
     ("evaluation__num_images", 10, False, False),
     ("edit__strength", 0.1, False, False),
-    ("illustrate__num_images", 2, False, False),
+    ("visualize__num_images", 2, False, False),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "on_resume", "on_reading"), CASES, ids=lambda value: str(value))
-def test_a_change_is_refused_where_it_makes_another_experiment(field, value, on_resume, on_reading):
+def test_a_change_to_another_experiment_is_rejected(field, value, on_resume, on_reading):
     name, config = field.replace("__", "."), changed(**{field: value})
-    for check, refused in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
-        if refused:
-            with pytest.raises(PersonError) as error:
+    for check, rejected in ((config_changes.check_resume, on_resume), (config_changes.check_reading, on_reading)):
+        if rejected:
+            with pytest.raises(ConflictError) as error:
                 check("runs/x", RECORDED, config)
             assert f"{name} was {json.dumps(changed_back(field))}, now {json.dumps(value)}" in str(error.value)
             assert "\n" not in str(error.value)
@@ -91,16 +91,16 @@ def test_every_field_has_a_rule_and_every_rule_a_field():
         assert name in fields or any(field.startswith(name + ".") for field in fields), name
 
 
-def test_a_section_name_that_only_begins_alike_is_another():
+def test_a_common_prefix_does_not_match_a_section():
     assert config_changes.rule_of("dataset.n") is config_changes._OTHER
     assert config_changes.rule_of("data.name") is config_changes.RULES["data"]
     config_changes.check_resume("x", {"data": {}, "dataset": {"n": 1}}, {"data": {}, "dataset": {"n": 2}})
 
 
-def test_all_refused_fields_are_named_with_what_to_do():
+def test_all_rejected_fields_are_named_with_a_remedy():
     config = changed(model__ch=64, diffusion__schedule="cosine", seed=3, model__dropout=0.5, model__label_dropout=0.1)
     config["data"]["flip"] = True
-    with pytest.raises(PersonError) as error:
+    with pytest.raises(ConflictError) as error:
         config_changes.check_resume("runs/x", RECORDED, config)
     line = str(error.value)
     for words in (
@@ -108,8 +108,8 @@ def test_all_refused_fields_are_named_with_what_to_do():
         "model.ch was 128, now 64",
         'diffusion.schedule was "linear", now "cosine"',
         "seed was 0, now 3",
-        "data.flip was not there, now true",
-        "model.label_dropout was 0.0, now 0.1 (only above 0 does the network have an embedding",
+        "data.flip was missing, now true",
+        "model.label_dropout was 0.0, now 0.1 (the network has a null-label embedding only if",
         "--workdir",
     ):
         assert words in line
@@ -126,7 +126,7 @@ def test_a_partly_fixed_field_may_change_within_its_part():
         config_changes.check_resume("x", changed(**{field: old}), changed(**{field: new}))
 
 
-def test_a_report_has_the_runs_training_and_the_calls_sampling():
+def test_a_report_has_the_training_of_the_run_and_the_sampling_of_the_call():
     recorded = changed(optimizer__learning_rate=3e-4, seed=5, train__batch_size=32, diffusion__loss="vlb")
     config = changed(
         optimizer__learning_rate=1.0,

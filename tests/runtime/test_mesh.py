@@ -13,7 +13,7 @@ from jax._src.clusters import cloud_tpu_cluster
 from jax._src.clusters import cluster as cluster_base
 from jax.sharding import AxisType
 
-from ddpm_jax.runtime.errors import PersonError, UsageError
+from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import batch_sharding, check_batch, initialize_distributed, make_mesh, replicated
 
 CLUSTER_VARIABLES = (
@@ -31,7 +31,7 @@ CLUSTER_VARIABLES = (
     "MEGASCALE_NUM_SLICES",
     "MEGASCALE_SLICE_ID",
 )
-NO_SERVER = "127.0.0.1:1"  # a port where nothing listens
+NO_SERVER = "127.0.0.1:1"  # a port without a server
 
 
 def test_mesh_has_one_auto_axis_over_all_devices():
@@ -56,14 +56,14 @@ def stand_ins(*process_of_device):
     return [StandIn(number, index) for number, index in enumerate(process_of_device)]
 
 
-def test_the_devices_of_a_process_lie_side_by_side():
-    # As on a TPU pod: hosts own squares of 2x2 chips, which are numbered row by row.
+def test_the_devices_of_a_process_are_contiguous():
+    # As on a TPU pod: hosts own squares of 2x2 chips, numbered row by row.
     devices = stand_ins(0, 0, 1, 1, 0, 0, 1, 1)
     assert [device.id for device in make_mesh(devices).devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 def test_processes_with_unequal_numbers_of_devices():
-    with pytest.raises(UsageError, match="have 2, 1 devices: give each of them the same number"):
+    with pytest.raises(InvalidArgumentError, match="have 2, 1 devices: give each of them the same number"):
         check_batch(12, make_mesh(stand_ins(0, 0, 1)))
 
 
@@ -85,16 +85,16 @@ def test_batches_that_divide_pass(batch_size, accumulation):
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "words"),
     [
-        (100, 1, "config.train.batch_size is 100, which does not divide evenly over 8 devices: use 96 or 104"),
+        (100, 1, "`batch_size` is 100, which does not divide evenly over 8 devices: use 96 or 104"),
         (8, 2, "over 8 devices x 2 accumulation steps: use 16"),
         (40, 3, "use 24 or 48"),
         (0, 1, "use 8"),
         (-8, 1, "use 8"),
-        (8, 0, "accumulation_steps is 0"),
+        (8, 0, "`accumulation_steps` is 0"),
     ],
 )
 def test_batches_that_do_not_divide_name_the_nearest(batch_size, accumulation, words):
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(InvalidArgumentError) as error:
         check_batch(batch_size, make_mesh(), accumulation)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -113,14 +113,14 @@ def test_batches_that_do_not_divide_name_the_nearest(batch_size, accumulation, w
         (("host:1234", 0, 0), "--num_processes=0 must be at least 1"),
     ],
 )
-def test_flags_that_do_not_belong_together(flags, words):
-    with pytest.raises(UsageError, match=words):
+def test_incomplete_or_inconsistent_flags(flags, words):
+    with pytest.raises(InvalidArgumentError, match=words):
         initialize_distributed(*flags)
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """(variables) -> the environment has these and nothing else of what JAX recognizes a cluster by."""
+    """(variables) -> sets these variables and removes all others that JAX uses to detect a cluster."""
 
     def set_variables(variables):
         for name in CLUSTER_VARIABLES:
@@ -133,11 +133,11 @@ def cluster(monkeypatch):
 
 @pytest.fixture
 def tpu_host(cluster, monkeypatch):
-    """(variables) -> JAX believes that it is on a TPU host whose metadata server cannot be reached; the requests it made.
+    """(variables) -> simulates a TPU host whose metadata server cannot be reached, and returns the requests made.
 
     The server's address is replaced by one where nothing listens, so that `requests` fails by itself as on such a host.
     """
-    asked = []
+    requests_made = []
 
     def set_variables(variables):
         cluster({"GCE_METADATA_IP": NO_SERVER, **variables})
@@ -145,8 +145,8 @@ def tpu_host(cluster, monkeypatch):
             monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
         monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)  # other tests have used the devices
         get = requests.get
-        monkeypatch.setattr(requests, "get", lambda url, **options: asked.append(url) or get(url, **options))
-        return asked
+        monkeypatch.setattr(requests, "get", lambda url, **options: requests_made.append(url) or get(url, **options))
+        return requests_made
 
     return set_variables
 
@@ -156,7 +156,7 @@ def tpu_host(cluster, monkeypatch):
     [{}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}],
     ids=["bare", "pod", "one task"],
 )
-def test_a_lone_machine_is_left_alone(cluster, environment):
+def test_a_single_host_does_not_join(cluster, environment):
     cluster(environment)
     assert initialize_distributed() is False
     assert jax.process_count() == 1
@@ -175,12 +175,12 @@ def test_a_lone_machine_is_left_alone(cluster, environment):
             "JOB_COMPLETION_INDEX": "0",
         },
     ],
-    ids=["one name", "no name", "one address", "a pod of its own"],
+    ids=["one name", "no name", "one address", "a one-host pod"],
 )
-def test_a_tpu_host_without_peers_asks_no_metadata_server(tpu_host, environment):
-    asked = tpu_host(environment)
+def test_a_tpu_host_without_peers_queries_no_metadata_server(tpu_host, environment):
+    requests_made = tpu_host(environment)
     assert initialize_distributed() is False
-    assert not asked
+    assert not requests_made
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_a_tpu_host_without_peers_asks_no_metadata_server(tpu_host, environment)
     ids=["unknown", "several hosts", "several slices"],
 )
 def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environment):
-    asked = tpu_host(environment)
-    with pytest.raises(PersonError) as caught:
+    requests_made = tpu_host(environment)
+    with pytest.raises(DistributedError) as caught:
         initialize_distributed()
-    assert len(asked) == 1
+    assert len(requests_made) == 1
     message = str(caught.value)
     assert message.startswith("cannot find the other processes of this job: ")
     assert "HTTPConnectionPool" not in message
@@ -208,10 +208,10 @@ def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environm
     ("error", "words"),
     [
         (requests.exceptions.ReadTimeout("timed out"), "timed out"),
-        (requests.exceptions.InvalidURL("no host"), "no host"),  # a ValueError as well
-        (urllib.error.URLError(OSError(113, "No route to host")), "No route to host"),
-        (TimeoutError(110, "Connection timed out"), "Connection timed out"),
-        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (requests.exceptions.InvalidURL("no host"), "no host"),  # also a ValueError
+        (urllib.error.URLError(OSError(113, "No route to host")), "no route to host"),
+        (TimeoutError(110, "Connection timed out"), "connection timed out"),
+        (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
         (RuntimeError("Failed to recognize coordinator address\nhost-0"), "Failed to recognize coordinator address host-0"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -222,12 +222,12 @@ def test_errors_of_the_network_are_one_line(cluster, monkeypatch, error, words):
 
     cluster({})
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(PersonError, match=f"{words}. On a single host add --coordinator=") as caught:
+    with pytest.raises(DistributedError, match=f"{words}. On a single host add --coordinator=") as caught:
         initialize_distributed()
     assert "\n" not in str(caught.value)
 
 
-def test_a_defect_keeps_its_traceback(cluster, monkeypatch):
+def test_a_bug_keeps_its_traceback(cluster, monkeypatch):
     def fail(**_):
         raise KeyError("x")
 
@@ -237,7 +237,7 @@ def test_a_defect_keeps_its_traceback(cluster, monkeypatch):
         initialize_distributed()
 
 
-def test_a_cluster_joined_too_late_is_a_defect(monkeypatch):
+def test_a_cluster_joined_too_late_is_a_bug(monkeypatch):
     jax.devices()
     monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://127.0.0.1:34911")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
@@ -247,12 +247,14 @@ def test_a_cluster_joined_too_late_is_a_defect(monkeypatch):
         initialize_distributed()
 
 
-def test_an_unusable_cluster_is_told_in_one_line(monkeypatch):
+def test_an_unusable_cluster_is_a_one_line_error(monkeypatch):
     def fail(**_):
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(PersonError, match=r"^cannot join the other processes at host:1234: DEADLINE_EXCEEDED: no answer$"):
+    with pytest.raises(
+        DistributedError, match=r"^cannot join the other processes at host:1234: DEADLINE_EXCEEDED: no answer more$"
+    ):
         initialize_distributed("host:1234", 2, 1)
 
 
@@ -281,7 +283,7 @@ def test_two_processes_join_by_flags(free_port, tmp_path, child_environment):
         assert (tmp_path / str(index)).read_text() == "2 4 3"
 
 
-def test_a_lone_process_that_touched_nothing_yet(child_environment):
+def test_a_single_process_without_used_devices(child_environment):
     program = (
         "from ddpm_jax.runtime.mesh import *\nassert initialize_distributed() is False\nimport jax\nprint(jax.device_count())"
     )
@@ -295,7 +297,7 @@ import requests
 from jax._src.clusters import cloud_tpu_cluster, cluster
 cluster.running_in_cloud_tpu_vm = cloud_tpu_cluster.running_in_cloud_tpu_vm = True
 import os, sys
-os.environ.pop("TPU_SKIP_MDS_QUERY")  # which JAX sets where it sees no TPU
+os.environ.pop("TPU_SKIP_MDS_QUERY")  # set by JAX if there is no TPU
 from ddpm_jax.runtime.mesh import *
 assert initialize_distributed("127.0.0.1:" + sys.argv[1], 1, 0) is True
 import jax
@@ -303,8 +305,8 @@ print(jax.process_count(), jax.device_count())
 """
 
 
-def test_the_flags_that_the_error_names_work_where_no_service_answers(free_port, child_environment):
-    """JAX asks the TPU's metadata server even where all three flags are given, unless it is told not to."""
+def test_the_flags_in_the_error_work_without_a_service(free_port, child_environment):
+    """JAX queries the TPU's metadata server even with all three flags, unless this is disabled."""
     environment = {name: value for name, value in child_environment(devices=2).items() if name not in CLUSTER_VARIABLES}
     environment["GCE_METADATA_IP"] = NO_SERVER
     child = subprocess.run(

@@ -1,4 +1,4 @@
-"""Archives written and read row by row are NumPy's own."""
+"""Archives written and read row by row equal NumPy's."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ def chunks(array, size):
     return (array[i : i + size] for i in range(0, len(array), size))
 
 
-def test_the_file_is_the_one_that_numpy_writes(tmp_path):
+def test_the_file_equals_numpys(tmp_path):
     labels = np.arange(23, dtype=np.int32)
     npz.write(tmp_path / "a.npz", {"images": npz.Rows(IMAGES.shape, IMAGES.dtype, chunks(IMAGES, 5)), "labels": labels})
     np.savez(tmp_path / "b.npz", images=IMAGES, labels=labels)
@@ -26,9 +26,9 @@ def test_the_file_is_the_one_that_numpy_writes(tmp_path):
         np.testing.assert_array_equal(np.concatenate(read), IMAGES)
 
 
-def test_what_fails_leaves_no_file(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     for wrong in (chunks(IMAGES[:-1], 5), chunks(IMAGES[:, :2], 5), chunks(IMAGES.astype(float), 5)):
-        with pytest.raises(ValueError, match="is announced"):
+        with pytest.raises(ValueError, match="is declared"):
             npz.write(tmp_path / "a.npz", {"images": npz.Rows(IMAGES.shape, IMAGES.dtype, wrong)})
     assert not list(tmp_path.iterdir())
     assert npz.shape_of(tmp_path / "a.npz", "images") is None
@@ -36,7 +36,7 @@ def test_what_fails_leaves_no_file(tmp_path):
     assert npz.shape_of(tmp_path / "a.npz", "images") is None
 
 
-def test_memory_is_that_of_a_chunk(tmp_path):
+def test_memory_is_limited_to_a_chunk(tmp_path):
     """An array of 64 MiB in chunks of 1 MiB: under 4 MiB at any time, to write it and to read it."""
     chunk = np.zeros((16, 256, 256), np.uint8)
     tracemalloc.start()

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from ddpm_jax.runtime.progress import Progress, Rate, format_duration, format_rate
+from ddpm_jax.runtime.progress import Progress, Throughput, format_duration, format_rate
 
 
 class Clock:
@@ -43,14 +43,14 @@ def test_a_paused_progress_keeps_its_speed():
     assert out.getvalue().splitlines()[-1] == "10 / 30 batches (33%) · 1.0 batches/s · 0:20 left"
 
 
-def test_speed_is_unknown_before_there_is_any():
+def test_speed_is_unknown_at_first():
     clock = Clock()
-    rate = Rate(clock)
+    rate = Throughput(clock)
     assert rate.per_second() is None
     rate.update(3)
-    rate.update(4)  # at the same instant
+    rate.update(4)  # at the same time
     clock.now += 0.4
-    rate.update(5)  # too soon after to be believed
+    rate.update(5)  # too soon to measure
     assert rate.per_second() is None
     assert rate.seconds_left(10) is None
     clock.now += 0.4
@@ -60,7 +60,7 @@ def test_speed_is_unknown_before_there_is_any():
 
 def test_speed_follows_the_recent_past():
     clock = Clock()
-    rate = Rate(clock, window=30)
+    rate = Throughput(clock, window=30)
     for done, interval in enumerate([0.1] * 1000 + [1.0] * 31):
         clock.now += interval
         rate.update(done)
@@ -70,7 +70,7 @@ def test_speed_follows_the_recent_past():
 @pytest.mark.parametrize("interval", [0.0005, 0.01, 1.0, 100.0])
 def test_speed_is_exact_at_any_pace_and_few_points_are_kept(interval):
     clock = Clock()
-    rate = Rate(clock)
+    rate = Throughput(clock)
     for done in range(3000):
         clock.now += interval
         rate.update(done)

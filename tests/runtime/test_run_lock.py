@@ -1,4 +1,4 @@
-"""One training at a time: real processes for the kernel's lock, and records of machines that are not there for the rest."""
+"""One training at a time: real processes for the kernel lock, and records of imaginary machines for the heartbeat."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ddpm_jax.runtime import run_lock
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 
 FAST = {"beat_s": 0.05, "expire_s": 0.4}
@@ -39,12 +39,12 @@ def holder(tmp_path, child_environment):
 
 @pytest.fixture
 def no_flock(monkeypatch):
-    """As on a network filesystem without locks."""
+    """Simulates a network filesystem without locks."""
 
-    def refuse(*_):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(run_lock.fcntl, "flock", fail)
 
 
 def record(**fields):
@@ -55,9 +55,9 @@ def write(folder, entry):
     (folder / FILE).write_text(json.dumps(entry))
 
 
-def test_a_second_process_is_told_who_has_it(tmp_path, holder):
+def test_the_error_of_a_second_process_names_the_holder(tmp_path, holder):
     before = (tmp_path / FILE).read_text()
-    with pytest.raises(PersonError) as error:
+    with pytest.raises(ConflictError) as error:
         RunLock(tmp_path)
     line = str(error.value)
     assert str(tmp_path) in line
@@ -69,7 +69,7 @@ def test_a_second_process_is_told_who_has_it(tmp_path, holder):
 def test_a_killed_holder_does_not_block_at_all(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert json.loads((tmp_path / FILE).read_text())["pid"] == holder.pid  # it could not take its name out
+    assert json.loads((tmp_path / FILE).read_text())["pid"] == holder.pid  # it could not remove its record
     began = time.monotonic()
     with RunLock(tmp_path) as lock:
         lock.check()
@@ -78,7 +78,7 @@ def test_a_killed_holder_does_not_block_at_all(tmp_path, holder):
 
 def test_a_stopped_holder_keeps_it_on_its_machine(tmp_path, holder):
     holder.send_signal(signal.SIGSTOP)
-    with pytest.raises(PersonError, match=f"process {holder.pid} "):
+    with pytest.raises(ConflictError, match=f"process {holder.pid} "):
         RunLock(tmp_path, **FAST)
 
 
@@ -91,19 +91,19 @@ def test_it_is_free_after_a_release(tmp_path):
     assert os.listdir(tmp_path) == [FILE]
 
 
-def test_a_machine_that_is_silent_loses_it_in_time(tmp_path):
+def test_a_machine_without_heartbeat_loses_the_lock(tmp_path, log_lines):
     write(tmp_path, record())
-    began, lines = time.monotonic(), []
-    with RunLock(tmp_path, **FAST, report=lines.append):
+    began = time.monotonic()
+    with RunLock(tmp_path, **FAST):
         assert FAST["expire_s"] <= time.monotonic() - began < FAST["expire_s"] + 1.5
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
-    (line,) = lines
+    (line,) = log_lines
     assert "process 4711 on node7" in line
-    assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # what is waited for in earnest
+    assert run_lock.EXPIRE_S + 2 * run_lock.BEAT_S + 1 < 60  # the real waiting time
 
 
-def test_a_kernel_lock_that_a_dead_machine_left_blocks_no_longer(tmp_path):
-    """Some network filesystems keep it; the record is of another machine, which is silent."""
+def test_a_kernel_lock_left_by_a_dead_machine_does_not_block(tmp_path):
+    """Some network filesystems keep it; the record is of another machine without heartbeat."""
     write(tmp_path, record())
     left = os.open(tmp_path / FILE, os.O_RDWR)
     try:
@@ -116,7 +116,7 @@ def test_a_kernel_lock_that_a_dead_machine_left_blocks_no_longer(tmp_path):
         os.close(left)
 
 
-def test_a_machine_that_still_writes_keeps_it(tmp_path):
+def test_a_machine_with_heartbeat_keeps_the_lock(tmp_path):
     write(tmp_path, record())
     done = threading.Event()
 
@@ -129,7 +129,7 @@ def test_a_machine_that_still_writes_keeps_it(tmp_path):
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(PersonError, match="process 4711 on node7"):
+        with pytest.raises(ConflictError, match="process 4711 on node7"):
             RunLock(tmp_path, **FAST)
     finally:
         done.set()
@@ -147,17 +147,17 @@ def test_a_release_is_seen_while_watching(tmp_path):
 
 def test_without_kernel_locks_the_heartbeat_keeps_others_out(tmp_path, no_flock):
     with RunLock(tmp_path, **FAST) as first:
-        with pytest.raises(PersonError, match=f"process {os.getpid()} "):
+        with pytest.raises(ConflictError, match=f"process {os.getpid()} "):
             RunLock(tmp_path, **FAST)
         first.check()
 
 
-def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypatch):
-    """Both find nobody and write: the last one has it, and the other one is told."""
+def test_without_kernel_locks_one_of_two_wins(tmp_path, no_flock, monkeypatch):
+    """Both find no holder and write: the last one wins, the other one fails."""
     results, found, both = [], [], threading.Barrier(2)
     read = run_lock._read
 
-    def read_together(file):  # neither writes before both have looked
+    def read_together(file):  # neither writes before both have read
         entry = read(file)
         if len(found) < 2:
             found.append(entry)
@@ -169,7 +169,7 @@ def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypa
     def attempt():
         try:
             results.append(RunLock(tmp_path, beat_s=0.5, expire_s=1.0))
-        except PersonError as error:
+        except ConflictError as error:
             results.append(error)
 
     threads = [threading.Thread(target=attempt) for _ in range(2)]
@@ -184,18 +184,18 @@ def test_without_kernel_locks_two_at_once_leave_one(tmp_path, no_flock, monkeypa
     held[0].release()
 
 
-def test_a_holder_that_was_silent_for_too_long_does_not_save(tmp_path):
-    """As after a suspended machine: another one has taken the workdir, and its name stays."""
+def test_a_holder_that_lost_the_lock_does_not_save(tmp_path):
+    """As after suspending the machine: another one has taken the workdir, and its record is kept."""
     with RunLock(tmp_path, **FAST) as lock:
         lock.check()
         write(tmp_path, record())
-        with pytest.raises(PersonError, match="another training has taken the workdir: process 4711 on node7"):
+        with pytest.raises(ConflictError, match="another training has taken the workdir: process 4711 on node7"):
             lock.check()
         time.sleep(3 * FAST["beat_s"])
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
 
 
-def test_the_heartbeat_moves(tmp_path):
+def test_the_heartbeat_counts(tmp_path):
     with RunLock(tmp_path, **FAST):
         before = (tmp_path / FILE).read_text()
         deadline = time.monotonic() + 5
@@ -205,7 +205,7 @@ def test_the_heartbeat_moves(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"host": "x"}'])
-def test_a_file_that_names_nobody_blocks_nobody(tmp_path, content):
+def test_a_file_without_a_record_does_not_block(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     began = time.monotonic()
     with RunLock(tmp_path):
@@ -213,5 +213,5 @@ def test_a_file_that_names_nobody_blocks_nobody(tmp_path, content):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    with pytest.raises(PersonError, match=r"cannot write .*training\.lock"):
+    with pytest.raises(FileAccessError, match=r"cannot write .*training\.lock"):
         RunLock(tmp_path / "nowhere")

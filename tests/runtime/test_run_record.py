@@ -1,4 +1,4 @@
-"""The record of a run on a real disk, through starts that succeed, fail and are killed."""
+"""The record of a run on disk, for starts that succeed, fail and are killed."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ddpm_jax.runtime import run_record, workdir
-from ddpm_jax.runtime.errors import PersonError
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 CONFIG = {
     "seed": 0,
@@ -26,12 +26,12 @@ def rate_at(folder, step):
 
 
 def save(folder, *steps):
-    """Folders as checkpoints have them; what is in them is of no interest here."""
+    """Creates empty checkpoint folders."""
     for step in steps:
         (workdir.checkpoint_folder(folder) / str(step)).mkdir(parents=True)
 
 
-def test_a_start_leaves_its_config_and_a_line(tmp_path):
+def test_a_start_writes_its_config_and_a_line(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0, date="today", changed={})
     assert workdir.read_config(tmp_path) == AS_READ
     (entry,) = run_record.read_history(tmp_path)
@@ -48,25 +48,25 @@ def test_checks_write_nothing(tmp_path):
 
 def test_until_a_checkpoint_is_saved_any_field_may_change(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0)
-    workdir.checkpoint_folder(tmp_path).mkdir()  # made, and killed before anything was saved in it
+    workdir.checkpoint_folder(tmp_path).mkdir()  # killed before the first save
     other = CONFIG | {"seed": 3, "model": {"ch": 64}}
     run_record.check_resume(tmp_path, other)
     assert run_record.resume_changes(tmp_path, other, 0) == {}
     run_record.record_start(tmp_path, other, 0)
     save(tmp_path, 10)
     assert run_record.config_at(tmp_path, 10)["seed"] == 3
-    with pytest.raises(PersonError, match=r"model\.ch was 64, now 128.*seed was 3, now 0"):
+    with pytest.raises(ConflictError, match=r"model\.ch was 64, now 128.*seed was 3, now 0"):
         run_record.check_resume(tmp_path, CONFIG)
 
 
-def test_steps_that_were_not_saved_do_not_count(tmp_path):
-    """A start from step 10 with another rate is killed before it saves: the checkpoint is still of the first rate."""
+def test_unsaved_steps_are_ignored(tmp_path):
+    """A start from step 10 with another rate is killed before it saves: the checkpoint still has the first rate."""
     run_record.record_start(tmp_path, with_rate(1.0), 0)
     save(tmp_path, 5, 10)
     run_record.record_start(tmp_path, with_rate(2.0), 10)
     assert rate_at(tmp_path, 10) == 1.0
     assert rate_at(tmp_path, None) == 1.0
-    # `--workdir` alone does what the killed start meant to do, and that is still a change.
+    # `--workdir` alone uses the config of the killed start, which is still a change.
     assert workdir.read_config(tmp_path)["optimizer"]["learning_rate"] == 2.0
     assert run_record.resume_changes(tmp_path, with_rate(2.0), 10) == {"optimizer.learning_rate": [1.0, 2.0]}
     assert run_record.resume_changes(tmp_path, with_rate(1.0), 10) == {}
@@ -77,31 +77,31 @@ def test_steps_that_were_not_saved_do_not_count(tmp_path):
     assert [rate_at(tmp_path, step) for step in (5, 10, 20, 30)] == [1.0, 1.0, 3.0, 4.0]
 
 
-def test_a_resume_from_an_older_checkpoint_takes_the_steps_after_it_again(tmp_path):
+def test_a_resume_from_an_older_checkpoint_repeats_the_later_steps(tmp_path):
     run_record.record_start(tmp_path, with_rate(1.0), 0)
-    run_record.record_start(tmp_path, with_rate(2.0), 20)  # then 30 and 20 are found damaged, and 10 is the newest
+    run_record.record_start(tmp_path, with_rate(2.0), 20)  # then 30 and 20 turn out to be damaged
     run_record.record_start(tmp_path, with_rate(3.0), 10)
     assert [rate_at(tmp_path, step) for step in (10, 20, 30)] == [1.0, 3.0, 3.0]
 
 
-def test_killed_between_the_two_files_the_history_is_right(tmp_path, monkeypatch):
+def test_after_a_kill_between_the_two_files_the_history_is_correct(tmp_path, monkeypatch):
     run_record.record_start(tmp_path, with_rate(1.0), 0)
     save(tmp_path, 10)
-    original = workdir.write_atomically
+    original = run_record.write_atomically
 
     def killed(file, text):
         if file.name == run_record.HISTORY:
             raise KeyboardInterrupt
         original(file, text)
 
-    monkeypatch.setattr(workdir, "write_atomically", killed)
+    monkeypatch.setattr(run_record, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         run_record.record_start(tmp_path, with_rate(2.0), 10)
     assert rate_at(tmp_path, 10) == 1.0
     assert len(run_record.read_history(tmp_path)) == 1
 
 
-def test_a_run_of_before_the_history_keeps_what_its_config_said(tmp_path):
+def test_a_run_without_a_history_keeps_its_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(with_rate(1.0)))
     save(tmp_path, 10)
     assert rate_at(tmp_path, 10) == 1.0
@@ -111,18 +111,18 @@ def test_a_run_of_before_the_history_keeps_what_its_config_said(tmp_path):
     assert [rate_at(tmp_path, step) for step in (10, 20)] == [1.0, 2.0]
 
 
-def test_a_field_younger_than_the_run_counts_as_its_default(tmp_path):
+def test_a_field_newer_than_the_run_has_its_default(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0)
     save(tmp_path, 10)
     defaults = {"model": {"heads": [1, 2], "ch": 7}, "train": {"new": 1}}
     newer = CONFIG | {"model": CONFIG["model"] | {"heads": (1, 2)}}
     run_record.check_resume(tmp_path, newer, defaults)
     run_record.check_reading(tmp_path, newer, defaults)
-    with pytest.raises(PersonError, match=r"model\.heads was \[1, 2\], now \[2\]"):
+    with pytest.raises(ConflictError, match=r"model\.heads was \[1, 2\], now \[2\]"):
         run_record.check_resume(tmp_path, CONFIG | {"model": CONFIG["model"] | {"heads": (2,)}}, defaults)
 
 
-def test_a_report_gives_the_training_of_the_checkpoint_that_was_read(tmp_path):
+def test_a_report_has_the_training_config_of_the_checkpoint(tmp_path):
     run_record.record_start(tmp_path, with_rate(1.0), 0)
     save(tmp_path, 10)
     run_record.record_start(tmp_path, with_rate(2.0), 10)
@@ -134,7 +134,7 @@ def test_a_report_gives_the_training_of_the_checkpoint_that_was_read(tmp_path):
         assert report["sampling"]["num_steps"] == 3
 
 
-def test_versions_that_changed_are_found(tmp_path):
+def test_changed_versions_are_found(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0, versions={"jax": "1", "numpy": "2"})
     assert run_record.version_changes(tmp_path, {"jax": "3", "numpy": "2", "new": "1"}, 10) == {"jax": ["1", "3"]}
     assert run_record.version_changes(tmp_path, {"jax": "3"}, 0) == {}
@@ -145,11 +145,11 @@ def test_a_damaged_history_is_named(tmp_path, line):
     run_record.record_start(tmp_path, CONFIG, 0)
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(PersonError, match=r"line 2 of .*history\.jsonl is damaged; remove that line"):
+    with pytest.raises(InvalidDataError, match=r"line 2 of .*history\.jsonl is damaged; remove that line"):
         run_record.read_history(tmp_path)
 
 
-def test_a_start_leaves_the_lines_before_it_as_they_are(tmp_path):
+def test_a_start_keeps_the_earlier_lines(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0, date="2026-01-01", command=["main.py"])
     before = (tmp_path / run_record.HISTORY).read_text()
     save(tmp_path, 10)

@@ -4,7 +4,7 @@ import subprocess
 from ddpm_jax.runtime import versions
 
 
-def test_versions_of_what_numbers_depend_on():
+def test_versions_of_the_libraries():
     found = versions.program_versions()
     assert {"ddpm_jax", "python", "jax", "jaxlib", "flax", "optax", "numpy"} <= found.keys()
     assert all(re.match(r"\d+\.\d+", version) for version in found.values())

@@ -1,4 +1,4 @@
-"""What the tests of this folder share lies in `exact_denoisers.py`, beside them."""
+"""Shared helpers are in `exact_denoisers.py`."""
 
 import pathlib
 import sys

@@ -1,22 +1,24 @@
-"""Denoisers in closed form, every setting of every sampler, and the law of what a sampler draws.
+"""Denoisers in closed form, all settings of all samplers, and the distribution of a sampler's samples.
 
-For data N(mean, cov) the best guess of x_start is linear in x_t, so that each step of a sampler is an affine map of x_t
-and whatever the sampler remembers, together the state y, and of its noise z:
+For data N(mean, cov) the optimal x̂_0 is linear in x_t, so each step of a sampler is an affine map of x_t and the
+sampler's carry, together the state y, and of its noise z:
 
     y_next = F y + g + N z,   z ~ N(0, I)
 
-It pushes a Gaussian to a Gaussian. F, g and N are read off by probing `step`; the law of the samples then follows
-without any sampling, and is compared to the law of the data.
+It maps a Gaussian to a Gaussian. F, g and N are measured by probing `step`; the distribution of the samples follows
+without sampling, and is compared to that of the data.
 
-Much runs op by op on purpose: all samplers, predictions and spacings then share the same few compiled operations.
+Most of it deliberately runs op by op: all samplers, predictions and spacings share the same few compiled operations.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.process.schedules import make_schedule, respace, spaced_timesteps
-from ddpm_jax.samplers import SAMPLERS, sampler
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import make_schedule, respace
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.samplers import make_sampler, sampler
 
 SETTINGS = {  # name -> sampler, its options
     "ancestral-small": ("ancestral", {"variance": "fixed_small"}),
@@ -43,8 +45,11 @@ FULL = make_schedule("linear", 1000)
 
 def build(setting, schedule, prediction="x_start", clip_denoised=False, trained=FULL):
     name, options = SETTINGS[setting]
-    options = {"variance": "fixed_small", "trained": trained} | options
-    return SAMPLERS[name](schedule, prediction=prediction, clip_denoised=clip_denoised, **options)
+    return make(name, schedule, prediction, clip_denoised=clip_denoised, **({"trained": trained} | options))
+
+
+def make(name, schedule, prediction="x_start", variance="fixed_small", *, clip_denoised=False, **options):
+    return make_sampler(name, schedule, Parameterization(prediction, variance, clip_denoised), **options)
 
 
 def shorten(schedule, num_steps, spacing="trailing"):
@@ -57,32 +62,32 @@ def some_keys(count, seed=0):
 
 
 def curved(x_t, t):
-    """A denoiser that is not linear, depends on t and leaves [-1, 1]."""
+    """A denoiser that is nonlinear, depends on t and exceeds [-1, 1]."""
     return 1.5 * jnp.sin(2.0 * x_t + 0.01 * t.astype(jnp.float32)[:, None, None, None])
 
 
-def walk(sampled, denoise_fn, keys, shape=SHAPE):
-    """The chain as a plain Python loop: x_t before each step, and each guess of x_start; last, the samples."""
-    x = sampler.images_noise(keys, 0, shape)
-    memory, xs, guesses = sampled.init_memory(x), [], []
+def run_loop(sampled, denoise_fn, keys, shape=SHAPE):
+    """The chain as a Python loop: x_t before each step, and each pred_xstart; last, the samples."""
+    x = sampler.per_image_noise(keys, 0, shape)
+    carry, xs, pred_xstarts = sampled.init_carry(x), [], []
 
-    def step(x, memory, index):
-        return sampled.step(denoise_fn, x, memory, index, keys)
+    def step(x, carry, index):
+        return sampled.step(denoise_fn, x, carry, index, keys)
 
-    if sampled.extra_evaluations:  # an inner loop would be compiled anew in each step
+    if sampled.extra_nfe:  # an inner loop would be recompiled in each step
         step = jax.jit(step)
     for i in range(sampled.num_steps):
         xs.append(x)
-        x, pred_xstart, memory = step(x, memory, jnp.int32(sampled.num_steps - 1 - i))
-        guesses.append(pred_xstart)
-    return np.array(xs), np.array(guesses), np.array(x)
+        x, pred_xstart, carry = step(x, carry, jnp.int32(sampled.num_steps - 1 - i))
+        pred_xstarts.append(pred_xstart)
+    return np.array(xs), np.array(pred_xstarts), np.array(x)
 
 
 # Denoisers.
 
 
 def output_tables(schedule, x_matrix, x_offset, prediction):
-    """Guess of x_start, x_matrix[t] x_t + x_offset[t], as what a network of this prediction would output. float64."""
+    """x̂_0 = x_matrix[t] x_t + x_offset[t], expressed as output of a network with this prediction. float64."""
     signal = np.sqrt(schedule.alphas_cumprod)[:, None, None]
     spread = schedule.sqrt_one_minus_alphas_cumprod[:, None, None]
     eps_matrix = (np.eye(D) - signal * x_matrix) / spread
@@ -98,7 +103,7 @@ def output_tables(schedule, x_matrix, x_offset, prediction):
 
 
 def affine_denoiser(schedule, x_matrix, x_offset, prediction):
-    """denoise_fn in the precision of x_t, with t on the scale of `schedule`."""
+    """denoise_fn in the precision of x_t, with t in the training chain of `schedule`."""
     matrix, offset = output_tables(schedule, x_matrix, x_offset, prediction)
 
     def denoise_fn(x_t, t):
@@ -109,7 +114,7 @@ def affine_denoiser(schedule, x_matrix, x_offset, prediction):
 
 
 def gaussian_denoiser(schedule, mean, cov, prediction):
-    """E[x_0 | x_t] = m + sqrt(ab) C (ab C + (1 - ab) I)^-1 (x_t - sqrt(ab) m): the network that has learnt N(m, C)."""
+    """E[x_0 | x_t] = m + sqrt(ab) C (ab C + (1 - ab) I)^-1 (x_t - sqrt(ab) m): the exact network for N(m, C)."""
     signal = np.sqrt(schedule.alphas_cumprod)[:, None, None]
     spread = schedule.sqrt_one_minus_alphas_cumprod[:, None, None]
     gain = signal * cov @ np.linalg.inv(signal**2 * cov + spread**2 * np.eye(D))
@@ -122,16 +127,16 @@ def oracle_denoiser(schedule, x_start, prediction):
     return affine_denoiser(schedule, np.zeros((steps, D, D)), np.tile(x_start, (steps, 1)), prediction)
 
 
-# Laws.
+# Distributions.
 
 
 def flat(tree):
-    """[B, n]: x and what is remembered, in one row for each image."""
+    """[B, n]: x and the carry, one row per image."""
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
 def unflat(rows, like):
-    """The inverse: rows [B, n] in the form of `like`, a state of any batch."""
+    """The inverse: rows [B, n] as a state like `like`, of any batch size."""
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
     parts = [part.reshape(-1, *leaf.shape[1:]) for part, leaf in zip(jnp.split(rows, ends, axis=1), leaves, strict=True)]
@@ -139,25 +144,25 @@ def unflat(rows, like):
 
 
 def probe(sampled, denoise_fn, width=170):
-    """How the state starts, [n, D] on x_T, and F [K, n, n], g [K, n] and N [K, n, D] of every step in turn. float64."""
+    """The initial state, [n, D] times x_T, and F [K, n, n], g [K, n] and N [K, n, D] of every step. float64."""
     with jax.enable_x64(True):
         units = jnp.eye(D).reshape(-1, *SHAPE)
-        like = (units, sampled.init_memory(units))
+        like = (units, sampled.init_carry(units))
         size = flat(like).shape[1]
         other = np.linspace(-1.0, 1.0, size)
         rows = np.concatenate([np.zeros((1, size)), np.eye(size), np.zeros((D, size)), other[None]])
-        # Zero and all units meet one draw of z, D more zeros and the last row a draw each.
+        # Zero and all units share one z; D more zeros and the last row get one each.
         draws = np.concatenate([np.ones(size + 1), np.arange(2, D + 3)]).astype(np.uint32)
         keys = jax.random.wrap_key_data(np.stack([np.zeros_like(draws), draws], axis=1))
-        x, memory = unflat(jnp.asarray(rows), like)
+        x, carry = unflat(jnp.asarray(rows), like)
 
         def one(i):
-            x_prev, _, memory_next = sampled.step(denoise_fn, x, memory, jnp.maximum(sampled.num_steps - 1 - i, 0), keys)
-            return flat((x_prev, memory_next)), sampler.images_noise(keys, i + 1, SHAPE).reshape(-1, D)
+            x_prev, _, carry_next = sampled.step(denoise_fn, x, carry, jnp.maximum(sampled.num_steps - 1 - i, 0), keys)
+            return flat((x_prev, carry_next)), sampler.per_image_noise(keys, i + 1, SHAPE).reshape(-1, D)
 
-        # Always so many at once: operations of one shape are compiled once. What lies past the last step is cut off.
-        stretches = [jax.vmap(one)(jnp.arange(width) + first) for first in range(0, sampled.num_steps, width)]
-        out, z = (np.concatenate(parts)[: sampled.num_steps] for parts in zip(*stretches, strict=True))
+        # A fixed number at once, so that each operation is compiled once. Steps past the end are dropped.
+        chunks = [jax.vmap(one)(jnp.arange(width) + first) for first in range(0, sampled.num_steps, width)]
+        out, z = (np.concatenate(parts)[: sampled.num_steps] for parts in zip(*chunks, strict=True))
         start = np.asarray(flat(like)).T
     matrix = np.swapaxes(out[:, 1 : size + 1] - out[:, :1], 1, 2)
     effect, cause = (a[:, size + 1 : -1] - a[:, :1] for a in (out, z))
@@ -177,7 +182,7 @@ def forward_law(schedule, index, mean, cov):
 
 
 def push(law, probed):
-    """The law of x after each step, from that of x_T."""
+    """The distribution of x after each step, from that of x_T."""
     start, *steps = probed
     mean, cov = start @ law[0], start @ law[1] @ start.T
     for matrix, offset, noise in zip(*steps, strict=True):

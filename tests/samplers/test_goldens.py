@@ -1,6 +1,6 @@
-"""Against diffusers 0.42.1: the same chains on random networks' outputs, and where we differ on purpose, why.
+"""Against diffusers 0.42.1: the same chains with a fixed network, and the intended differences.
 
-Made by tests/golden/samplers.py, in float64; ours are float32. Tolerance 1e-5 of the largest number in the samples.
+Made by tests/golden/samplers.py, in float64; ours is float32. Tolerance 1e-5 of the largest value of the samples.
 """
 
 import pathlib
@@ -8,15 +8,16 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_denoisers import FULL, oracle_denoiser, shorten, some_keys, walk
+from exact_denoisers import FULL, make, oracle_denoiser, run_loop, shorten, some_keys
 
-from ddpm_jax.process.diffusion import PREDICTIONS
-from ddpm_jax.process.schedules import respace, spaced_timesteps
-from ddpm_jax.samplers import SAMPLERS, ddim, multistep, sampler
+from ddpm_jax.diffusion.parameterization import PREDICTIONS
+from ddpm_jax.diffusion.schedules import respace
+from ddpm_jax.diffusion.spacings import spaced_timesteps
+from ddpm_jax.samplers import ddim, multistep, sampler
 
 FILE = pathlib.Path(__file__).parent.parent / "golden" / "samplers.npz"
 CHAINS = {"trailing": list(range(99, 1000, 100)), "uneven": [0, 7, 31, 120, 366, 683, 999]}
-CASES = {  # in the file -> sampler, its options, chain
+CASES = {  # case in the file -> sampler, options, chain
     "ddim": ("ddim", {}, "trailing"),
     "ddim_clipped": ("ddim", {"clip_denoised": True}, "trailing"),
     "ddim_half": ("ddim", {"eta": 0.5}, "trailing"),
@@ -39,7 +40,7 @@ def draw(golden, monkeypatch):
     """(sampler) -> its samples [3, 4], from the file's x_T, network and noise."""
     noise = jnp.asarray(np.concatenate([golden["x_T"][None], golden["noise"]])).reshape(-1, 3, 2, 2, 1)
     for module in (sampler, ddim, multistep):
-        monkeypatch.setattr(module, "images_noise", lambda keys, purpose, shape: noise[purpose])
+        monkeypatch.setattr(module, "per_image_noise", lambda keys, purpose, shape: noise[purpose])
     network_in, network_time, network_out = (jnp.asarray(golden[f"network_{name}"]) for name in ("in", "time", "out"))
 
     def network(x_t, t):
@@ -47,40 +48,36 @@ def draw(golden, monkeypatch):
         inner = inner + network_time[None] * (t.astype(jnp.float32) / 1000)[:, None]
         return jnp.dot(jnp.tanh(inner), network_out, precision="highest").reshape(x_t.shape)
 
-    return lambda sampled: np.asarray(walk(sampled, network, some_keys(3), (2, 2, 1))[2]).reshape(3, 4)
-
-
-def options(prediction):
-    return {"prediction": prediction, "variance": "fixed_small", "clip_denoised": False, "trained": FULL}
+    return lambda sampled: np.asarray(run_loop(sampled, network, some_keys(3), (2, 2, 1))[2]).reshape(3, 4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("case", CASES)
-def test_samples_are_those_of_diffusers(golden, draw, case, prediction):
+def test_samples_match_diffusers(golden, draw, case, prediction):
     name, changes, chain = CASES[case]
-    got = draw(SAMPLERS[name](respace(FULL, CHAINS[chain]), **(options(prediction) | changes)))
+    got = draw(make(name, respace(FULL, CHAINS[chain]), prediction, **changes))
     want = golden[f"{case}-{prediction}"]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-def test_every_timestep_leads_to_the_one_visited_next(golden, draw):
-    """Their DDIM steps to t - floor(T / n), which for 7 of 1000 is not where it goes on: it leaves noise in the picture."""
+def test_ddim_steps_to_the_next_timestep(golden, draw):
+    """Their DDIM steps to t - floor(T / n), which for 7 of 1000 is not the next timestep: some noise remains in the image."""
     timesteps = golden["ddim_of_seven_timesteps"][::-1]
-    assert timesteps.tolist() == spaced_timesteps(1000, 7, "trailing").tolist()  # where the network is asked is the same
+    assert timesteps.tolist() == spaced_timesteps(1000, 7, "trailing").tolist()  # the network's timesteps are equal
     assert (timesteps[1:] - 1000 // 7 != timesteps[:-1]).any()
-    ours = draw(SAMPLERS["ddim"](respace(FULL, timesteps), **options("v")))
+    ours = draw(make("ddim", respace(FULL, timesteps), "v"))
     assert np.abs(ours - golden["ddim_of_seven"]).max() > 1e-3
-    # Their last step is to t=0, which holds noise of 0.01. Ours returns the image of a network that knows it; 1e-5.
+    # Their last step is to t=0, which has noise of 0.01. Ours returns x̂_0; 1e-5.
     assert timesteps[0] - 1000 // 7 == 0
     image = np.array([-0.9, 0.2, 0.7, 1.0])
-    sampled = SAMPLERS["ddim"](shorten(FULL, 7), **options("v"))
-    _, _, x = walk(sampled, oracle_denoiser(FULL, image, "v"), some_keys(3))
+    sampled = make("ddim", shorten(FULL, 7), "v")
+    _, _, x = run_loop(sampled, oracle_denoiser(FULL, image, "v"), some_keys(3))
     np.testing.assert_allclose(x.reshape(3, 4), np.tile(image, (3, 1)), atol=1e-5)
 
 
-def test_spacings_reach_the_ends_of_their_names(golden):
-    """Their solvers spread leading and linspace over n + 1 steps and leave out t=0. Ours are those of Lin et al., table 2:
-    linspace holds both ends, leading the image's. Where sampling shall start at T-1 as training ends, take trailing.
+def test_spacings_have_their_documented_ends(golden):
+    """Their solvers space leading and linspace over n + 1 steps and omit t=0. Ours follow Lin et al., table 2: linspace has
+    both ends, leading the image end. To start at T-1 as in training, use trailing.
     """
     theirs = {spacing: golden[f"dpm_{spacing}_timesteps"][::-1].tolist() for spacing in ("leading", "linspace")}
     assert theirs == {"leading": list(range(90, 901, 90)), "linspace": [100, 200, 300, 400, 500, 599, 699, 799, 899, 999]}
@@ -90,8 +87,8 @@ def test_spacings_reach_the_ends_of_their_names(golden):
 
 
 def test_noise_levels_are_those_of_the_timesteps(golden):
-    """Under Karras's spacing their solver goes by the unrounded levels and tells the network the rounded t: it is asked
-    about up to several percent more or less noise than there is. Ours goes by the level of the t.
+    """With Karras's spacing their solver uses unrounded levels but passes the rounded t to the network, whose noise level is
+    off by up to several percent. Ours uses the level of t.
     """
     timesteps = spaced_timesteps(1000, 10, "karras", schedule=FULL)
     np.testing.assert_array_equal(timesteps, golden["dpm_karras_timesteps"][::-1])

@@ -1,4 +1,4 @@
-"""The moving average against its closed form, and its warm-up."""
+"""The exponential moving average against its closed form, and its warm-up."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def assert_trees_close(got, want, rtol):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
-def test_constant_params_are_approached_geometrically(decay):
+def test_average_approaches_constant_params_geometrically(decay):
     """After n updates, params + decay^n (start - params); 1e-5 for n float32 roundings."""
     start, params = tree(0), tree(1)
     average = start
@@ -33,7 +33,7 @@ def test_constant_params_are_approached_geometrically(decay):
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_changing_params_are_weighed_by_their_age(decay):
+def test_weights_decay_with_age(decay):
     """decay^n start + (1 - decay) sum_k decay^(n - k) params_k, k = 1..n; 1e-5 for n float32 roundings."""
     start = tree(0)
     average, params = start, [tree(k) for k in range(1, STEPS + 1)]
@@ -48,7 +48,7 @@ def test_changing_params_are_weighed_by_their_age(decay):
     ("step", "want"),
     [(0, 1 / 10), (1, 2 / 11), (8, 1 / 2), (890, 0.99), (89_990, 0.9999), (10**6, 0.9999)],
 )
-def test_decay_warms_up_to_its_full_value(step, want):
+def test_decay_warms_up(step, want):
     """min(.9999, (1 + n) / (10 + n)), float32: 1e-6. At n = 8 the average spans two steps, at 890 a hundred."""
     decay = ema.ema_decay(jnp.int32(step), 0.9999)
     assert decay.dtype == jnp.float32

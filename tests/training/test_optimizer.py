@@ -17,7 +17,7 @@ def gradients(seed, scale=1.0):
 
 
 def updates_for(optimizer, sequence):
-    """What the optimizer makes of a sequence of gradients."""
+    """The updates for a sequence of gradients."""
     update, state, results = jax.jit(optimizer.update), optimizer.init(PARAMS), []
     for grads in sequence:
         updates, state = update(grads, state, PARAMS)
@@ -35,14 +35,14 @@ def adam(sequence, learning_rates, b1=0.9, b2=0.999, eps=1e-8):
     return results
 
 
-def test_warm_up_climbs_in_a_straight_line_and_stays():
+def test_warm_up_is_linear_then_constant():
     """float32: 1e-6."""
     schedule = warmup_schedule(2e-4, 5)
     rates = [float(schedule(step)) for step in (0, 1, 2, 3, 4, 5, 6, 1000)]
     np.testing.assert_allclose(rates, 2e-4 * np.array([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]), rtol=1e-6)
 
 
-def test_without_warm_up_the_first_step_is_a_full_one():
+def test_without_warm_up_the_first_step_has_the_full_rate():
     schedule = warmup_schedule(2e-4, 0)
     np.testing.assert_allclose([float(schedule(step)) for step in (0, 1, 1000)], 2e-4, rtol=1e-6)
 
@@ -57,8 +57,8 @@ def test_the_first_step_of_adam_is_the_sign_of_the_gradient(warmup):
     np.testing.assert_array_equal(update["b"], 0)
 
 
-def test_updates_are_adams_at_the_rates_of_the_warm_up():
-    """Six changing gradients, three steps of warm-up; float32 powers of b2 near 1: 1e-4."""
+def test_updates_are_adams_with_the_warm_up_schedule():
+    """Six different gradients, three steps of warm-up; float32 powers of b2 near 1: 1e-4."""
     sequence = [gradients(seed) for seed in range(6)]
     rates = 1e-3 * np.array([1 / 3, 2 / 3, 1, 1, 1, 1])
     got = updates_for(make_optimizer(1e-3, warmup_steps=3), sequence)
@@ -68,8 +68,8 @@ def test_updates_are_adams_at_the_rates_of_the_warm_up():
 
 
 @pytest.mark.parametrize(("scale", "clipped"), [(1e-2, False), (1e3, True)])
-def test_long_gradients_are_scaled_to_the_norm_before_adam_sees_them(scale, clipped):
-    """Adam's first moment after one step is a tenth of the gradient that it saw; 1e-5."""
+def test_large_gradients_are_clipped_before_adam(scale, clipped):
+    """Adam's first moment after one step is a tenth of its gradient; 1e-5."""
     grads, optimizer = gradients(0, scale), make_optimizer(1e-3, clip_norm=1.0)
     assert (optax.tree.norm(grads) > 1.0) == clipped
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
@@ -80,8 +80,8 @@ def test_long_gradients_are_scaled_to_the_norm_before_adam_sees_them(scale, clip
         np.testing.assert_allclose(seen[name], factor * grads[name], rtol=1e-5)
 
 
-def test_the_norm_is_that_of_all_parameters_together():
-    """Two arrays of norm 1 each are together longer than 1, so both shrink by sqrt(2); 1e-5."""
+def test_clipping_uses_the_global_norm():
+    """Two arrays of norm 1 each have a global norm above 1, so both shrink by sqrt(2); 1e-5."""
     grads = {"w": jnp.zeros((2, 3)).at[0, 0].set(1.0), "b": jnp.zeros(3).at[1].set(1.0)}
     optimizer = make_optimizer(1e-3, clip_norm=1.0)
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
@@ -89,15 +89,15 @@ def test_the_norm_is_that_of_all_parameters_together():
     np.testing.assert_allclose([seen["w"][0, 0], seen["b"][1]], 0.1 / np.sqrt(2), rtol=1e-5)
 
 
-def test_without_clip_norm_nothing_is_clipped():
+def test_clip_norm_zero_disables_clipping():
     grads, optimizer = gradients(0, 1e3), make_optimizer(1e-3)
     _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["w"], 0.1 * grads["w"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_the_state_has_one_shape_and_the_numbers_of_the_plain_chain(clip_norm):
-    """Clipping on and off: bit for bit what optax's chain without a place for it gives, in a state of one structure."""
+def test_clipping_does_not_change_the_state_structure(clip_norm):
+    """With clipping on and off: bit-identical to optax's chain without clipping, in a state of one structure."""
     optimizer = make_optimizer(1e-3, warmup_steps=2, clip_norm=clip_norm)
     assert jax.tree.structure(optimizer.init(PARAMS)) == jax.tree.structure(make_optimizer(1.0).init(PARAMS))
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
@@ -108,7 +108,7 @@ def test_the_state_has_one_shape_and_the_numbers_of_the_plain_chain(clip_norm):
             np.testing.assert_array_equal(got[name], want[name])
 
 
-def test_the_older_layout_is_the_state_without_the_clipping():
+def test_the_unclipped_layout_omits_the_state_of_clipping():
     state = make_optimizer(1e-3).init(PARAMS)
     plain = optax.chain(optax.adam(warmup_schedule(1e-3, 0))).init(PARAMS)
     assert jax.tree.structure(unclipped_layout(state)) == jax.tree.structure(plain)

@@ -1,4 +1,4 @@
-"""One training step: what it draws, what it averages, what it leaves alone."""
+"""One training step: its random numbers, averages, gradients and metrics."""
 
 import functools
 
@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ddpm_jax.cpu.gradients import shard_map_grads
+from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import make_schedule, schedule_from_betas
+from ddpm_jax.diffusion.timestep_sampling import LossHistory, TimestepSampler, make_timestep_sampler
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.process import pixels
-from ddpm_jax.process.schedules import make_schedule, schedule_from_betas
-from ddpm_jax.process.timesteps import LossHistory, TimestepSampler, make_timestep_sampler
-from ddpm_jax.runtime.mesh import share_gradients
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.state import create_state
 from ddpm_jax.training.step import train_step
@@ -50,7 +51,7 @@ def make_step(**changes):
         "apply_fn": network,
         "schedule": SCHEDULE,
         "optimizer": SGD,
-        "prediction": "eps",
+        "parameterization": Parameterization("eps", "fixed_large", clip_denoised=True),
         "loss": "simple",
         "ema_decay": 0.99,
         "random_flip": False,
@@ -77,7 +78,7 @@ def differ(got, want):
     return any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
 
 
-# A spy in the network's place. Its loss has the gradient that it is told, so that SGD writes it into the parameters.
+# A spy replaces the network. Its loss has prescribed gradients, which SGD writes into the parameters.
 
 
 @jax.custom_vjp
@@ -96,18 +97,18 @@ def spy(params, x_t, t, labels, dropout_key):
         "dropout": jax.random.uniform(dropout_key, (2,)) ** jnp.array([1.0, 2.0]),
     }
     if labels is not None:
-        seen["label"] = labels.astype(jnp.float32)
+        seen["cond"] = labels.astype(jnp.float32)
     return jnp.zeros_like(x_t) + sum(reveal(params[name], value) for name, value in seen.items())
 
 
 def spied(batch, *, steps=1, key=None, **changes):
-    """What the network was given in each step, and the metrics."""
+    """The network's inputs in each step, and the metrics."""
     shape = batch["image"].shape
-    room = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
-    if "label" in batch:
-        room["label"] = jnp.zeros(shape[:1])
+    params = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
+    if "cond" in batch:
+        params["cond"] = jnp.zeros(shape[:1])
     step = jax.jit(make_step(apply_fn=spy, **changes))
-    state, results = new_state(SGD, lambda key: room), []
+    state, results = new_state(SGD, lambda key: params), []
     for _ in range(steps):
         before = state.params
         state, metrics = step(state, batch, jax.random.key(0) if key is None else key)
@@ -118,16 +119,16 @@ def spied(batch, *, steps=1, key=None, **changes):
 # Noise and time (DDPM, algorithm 1).
 
 
-def test_times_are_uniform_over_all_of_the_chain():
-    """4,096 draws of 10 times: 410 each, standard deviation 19; five of them allowed."""
+def test_t_is_uniform_over_the_chain():
+    """4,096 samples of 10 times: 410 each, standard deviation 19; five of them allowed."""
     ((seen, _),) = spied(make_batch(4096, (1, 1, 1)), schedule=make_schedule("cosine", 10))
     times, counts = np.unique(seen["t"], return_counts=True)
     np.testing.assert_array_equal(times, np.arange(10))
     assert np.abs(counts - 409.6).max() < 5 * 19.2
 
 
-def test_the_network_sees_the_image_under_the_noise_that_it_is_to_find():
-    """From x_t and t the noise follows; it is N(0, 1), and the loss of a network that answers 0 is its mean square.
+def test_the_network_gets_the_noised_image():
+    """The noise follows from x_t and t; it is N(0, 1), and the loss of a network with output 0 is its mean square.
 
     16,384 numbers: standard errors 1/128 of the mean and 1/90 of the variance, five allowed; the loss to 1e-4.
     """
@@ -143,7 +144,7 @@ def test_the_network_sees_the_image_under_the_noise_that_it_is_to_find():
     assert np.abs(by_image).max() < 6 / 8  # 64 pixels: standard error 1/8, the largest of 32,640
 
 
-def test_key_and_step_determine_the_draws_and_every_step_draws_anew():
+def test_random_numbers_depend_on_key_and_step():
     batch = make_batch()
     (first, _), (second, _) = spied(batch, steps=2)
     ((again, _),) = spied(batch)
@@ -155,7 +156,7 @@ def test_key_and_step_determine_the_draws_and_every_step_draws_anew():
 
 
 def test_each_micro_batch_has_its_own_dropout():
-    """The mean of u and of u^2 over micro-batches is revealed; were all u the same, the variance would be 0."""
+    """The mean of u and of u^2 over micro-batches is revealed; if all u were equal, the variance would be 0."""
     params = {"dropout": jnp.zeros(2)}
 
     def only_dropout(params, x_t, t, labels, dropout_key):
@@ -172,19 +173,19 @@ def test_each_micro_batch_has_its_own_dropout():
 
 
 def flip_examples(random_flip, steps=1):
-    """400 images whose corner pixel and label is their number, shown without noise to speak of."""
+    """400 images whose corner pixel and label is their index, with negligible noise."""
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1)).astype(np.uint8)
     number = np.arange(400)
     images[:, 0, 0, 0], images[:, 0, 3, 0] = number % 250, 255
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(number, jnp.int32)}
+    batch = {"image": jnp.asarray(images), "cond": jnp.asarray(number, jnp.int32)}
     results = spied(batch, steps=steps, random_flip=random_flip, schedule=schedule_from_betas([1e-10] * 4))
     for seen, _ in results:
-        np.testing.assert_array_equal(seen["label"], number)
+        np.testing.assert_array_equal(seen["cond"], number)
     return images, [np.asarray(pixels.to_uint8(seen["x_t"])) for seen, _ in results]
 
 
-def test_about_half_of_the_images_are_mirrored_each_by_its_own_coin():
-    """Every image is itself or its mirror image, in its place; 200 of 400 flips, standard deviation 10, five allowed."""
+def test_images_are_flipped_independently_with_probability_one_half():
+    """Every image is itself or its mirror image, in order; 200 of 400 flips, standard deviation 10, five allowed."""
     images, seen = flip_examples(random_flip=True, steps=2)
     mirrored = []
     for shown in seen:
@@ -192,31 +193,31 @@ def test_about_half_of_the_images_are_mirrored_each_by_its_own_coin():
         np.testing.assert_array_equal(shown, np.where(flipped[:, None, None, None], images[:, :, ::-1], images))
         assert abs(flipped.sum() - 200) < 50
         mirrored.append(flipped)
-    assert abs((mirrored[0] == mirrored[1]).sum() - 200) < 50  # another coin in the next step
+    assert abs((mirrored[0] == mirrored[1]).sum() - 200) < 50  # independent of the next step
 
 
-def test_without_random_flip_images_stay_as_they_are():
+def test_without_random_flip_images_are_unchanged():
     images, (shown,) = flip_examples(random_flip=False)
     np.testing.assert_array_equal(shown, images)
 
 
-def test_some_examples_learn_without_their_class_each_by_its_own_coin():
-    """100 of 400 labels, standard deviation 8.7, five allowed; the others stay, and another step drops others."""
-    batch = make_batch(400, (1, 1, 1)) | {"label": jnp.arange(400, dtype=jnp.int32) % 10}
+def test_labels_are_dropped_independently():
+    """100 of 400 labels, standard deviation 8.7, five allowed; the others are unchanged, and another step drops others."""
+    batch = make_batch(400, (1, 1, 1)) | {"cond": jnp.arange(400, dtype=jnp.int32) % 10}
     dropped = []
-    for seen, _ in spied(batch, steps=2, label_dropout=0.25, no_label=10):
-        missing = seen["label"] == 10
-        np.testing.assert_array_equal(seen["label"][~missing], np.asarray(batch["label"])[~missing])
+    for seen, _ in spied(batch, steps=2, cond_dropout=0.25, null_cond=np.int32(10)):
+        missing = seen["cond"] == 10
+        np.testing.assert_array_equal(seen["cond"][~missing], np.asarray(batch["cond"])[~missing])
         assert abs(missing.sum() - 100) < 5 * 8.7
         dropped.append(missing)
     assert (dropped[0] != dropped[1]).any()
 
 
-# How t is drawn.
+# Timestep sampling.
 
 
-def test_weights_of_drawn_t_weigh_the_loss_and_nothing_remembers_them():
-    """All t are 3 and count twice: the loss is twice that of a schedule of t = 3 alone, quartiles show the loss itself."""
+def test_weights_of_sampled_t_apply_to_the_loss_but_not_to_the_history():
+    """All t are 3 with weight 2: the loss is twice that of a schedule of t = 3 alone, quartiles have the unweighted loss."""
 
     def draw(state, key, size):
         return jnp.full(size, 3, jnp.int32), jnp.full(size, 2.0)
@@ -228,25 +229,25 @@ def test_weights_of_drawn_t_weigh_the_loss_and_nothing_remembers_them():
         return state + 1
 
     sampler = TimestepSampler(init=lambda: jnp.zeros(()), draw=draw, update=update)
-    state = new_state().replace(t_history=sampler.init())
+    state = new_state().replace(timestep_sampler_state=sampler.init())
     state, metrics = make_step(timestep_sampler=sampler)(state, make_batch(), jax.random.key(0))
     ((t, values),) = seen
     assert (t == 3).all()
     np.testing.assert_allclose(metrics["loss"], 2 * values.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["quartile_sum"][0], values.sum(), rtol=1e-5)
-    assert state.t_history == 1
+    assert state.timestep_sampler_state == 1
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 4])
 def test_every_loss_enters_the_history_once_at_its_t(accumulation_steps):
     sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
     step = jax.jit(make_step(timestep_sampler=sampler, accumulation_steps=accumulation_steps))
-    state = new_state().replace(t_history=sampler.init())
+    state = new_state().replace(timestep_sampler_state=sampler.init())
     for number in range(3):
         state, metrics = step(state, make_batch(), jax.random.key(0))
-        assert state.t_history.counts.sum() == BATCH * (number + 1)
+        assert state.timestep_sampler_state.counts.sum() == BATCH * (number + 1)
         if number == 0:
-            np.testing.assert_allclose(state.t_history.losses.sum(), metrics["quartile_sum"].sum(), rtol=1e-5)
+            np.testing.assert_allclose(state.timestep_sampler_state.losses.sum(), metrics["quartile_sum"].sum(), rtol=1e-5)
 
 
 # Gradients: micro-batches, devices, clipping.
@@ -262,15 +263,15 @@ def one_step(accumulation_steps=1, unroll=False, clip_norm=0.0):
 
 @pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
-def test_micro_batches_change_nothing_but_memory(accumulation_steps, unroll):
+def test_micro_batches_do_not_change_the_result(accumulation_steps, unroll):
     """Parameters, EMA and all metrics as with the whole batch: 1e-5, float32 sums in another order."""
     state, metrics = one_step()
     assert metrics["grad_norm"] > 0.1
     assert_close(one_step(accumulation_steps, unroll), (state, metrics), 1e-5)
 
 
-def test_the_mean_of_the_gradients_is_clipped_not_each():
-    """Four micro-batches, each of gradients longer than .05, whose directions differ: as the whole batch, 1e-5."""
+def test_the_mean_gradient_is_clipped_not_each_micro_batch():
+    """Four micro-batches, each with gradients longer than .05 in different directions: as the whole batch, 1e-5."""
     before = new_state()
     whole, metrics = one_step(clip_norm=0.05)
     parts, _ = one_step(accumulation_steps=4, unroll=True, clip_norm=0.05)
@@ -280,15 +281,15 @@ def test_the_mean_of_the_gradients_is_clipped_not_each():
     np.testing.assert_allclose(metrics["grad_norm"], one_step()[1]["grad_norm"], rtol=1e-5)  # before clipping
 
 
-@pytest.mark.parametrize("shared_by", ["XLA", "share_gradients"])
+@pytest.mark.parametrize("shared_by", ["XLA", "shard_map_grads"])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
-    """Two steps, with flips, t drawn by the losses, dropout if XLA shares it out: 1e-5, float32 sums in another order."""
+def test_the_step_does_not_depend_on_the_number_of_devices(accumulation_steps, shared_by):
+    """Two steps with flips, second_moment, dropout if XLA partitions it: 1e-5, float32 sums in another order."""
     sampler = make_timestep_sampler("second_moment", SCHEDULE.num_timesteps)
     history = LossHistory(
         jnp.asarray(np.random.default_rng(0).uniform(1, 9, (100, 10)), jnp.float32), jnp.full(100, 10, jnp.int32)
     )
-    own = shared_by == "share_gradients"
+    own = shared_by == "shard_map_grads"
 
     def run(devices):
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
@@ -297,12 +298,12 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
             random_flip=True,
             accumulation_steps=accumulation_steps,
             timestep_sampler=sampler,
-            share=functools.partial(share_gradients, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
+            shard_grad_fn=functools.partial(shard_map_grads, mesh=mesh) if own and devices > 1 else lambda gradients: gradients,
         )
         replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        state = jax.jit(lambda key: create_state(init_network, SGD, key, t_history=history), out_shardings=replicated)(
-            jax.random.key(1)
-        )
+        state = jax.jit(
+            lambda key: create_state(init_network, SGD, key, timestep_sampler_state=history), out_shardings=replicated
+        )(jax.random.key(1))
         compiled = jax.jit(step, in_shardings=(replicated, split, replicated), out_shardings=replicated)
         for i in range(2):
             state, metrics = compiled(state, jax.device_put(make_batch(seed=i), split), jax.random.key(0))
@@ -318,7 +319,7 @@ def test_one_device_or_eight_take_the_same_step(accumulation_steps, shared_by):
 
 
 @pytest.mark.parametrize("create", ["jitted", "eager"])
-def test_state_can_be_donated_from_the_start_and_one_trace_serves_all_steps(create):
+def test_state_can_be_donated_and_one_trace_serves_all_steps(create):
     traces = []
 
     def counted(*args):
@@ -336,7 +337,7 @@ def test_state_can_be_donated_from_the_start_and_one_trace_serves_all_steps(crea
     assert len(traces) == 1
 
 
-def test_a_new_state_averages_from_its_own_parameters():
+def test_ema_starts_at_the_initial_parameters():
     optimizer = make_optimizer(1e-3)
     state = new_state(optimizer)
     assert_same(state.ema_params, state.params)
@@ -345,7 +346,7 @@ def test_a_new_state_averages_from_its_own_parameters():
     assert state.step == 0
 
 
-def test_the_average_follows_the_new_parameters_once_a_step():
+def test_ema_is_updated_once_per_step_with_the_new_parameters():
     """At step n, d e + (1 - d) p with d = (1 + n) / (10 + n) up to .15, and p the parameters after it; 1e-5."""
     state = new_state()
     step = jax.jit(make_step(ema_decay=0.15, accumulation_steps=2, unroll=True))
@@ -357,7 +358,7 @@ def test_the_average_follows_the_new_parameters_once_a_step():
         assert differ(state.ema_params, state.params)
 
 
-def test_the_same_step_twice_is_the_same_to_the_bit():
+def test_the_step_is_deterministic():
     step, state = jax.jit(make_step(random_flip=True)), new_state()
     first = step(state, make_batch(), jax.random.key(0))
     assert_same(step(state, make_batch(), jax.random.key(0)), first)
@@ -367,8 +368,8 @@ def test_the_same_step_twice_is_the_same_to_the_bit():
 # Metrics.
 
 
-def test_metrics_are_float32_and_agree_with_each_other():
-    """The quartiles' sums and counts add up to the loss, 1e-5, and count the times that the network saw."""
+def test_metrics_are_float32_and_consistent():
+    """The quartiles' sums and counts add up to the loss, 1e-5, and count the network's times."""
     batch = make_batch(256, (2, 2, 1))
     ((seen, metrics),) = spied(batch)
     assert set(metrics) == {"loss", "grad_norm", "param_norm", "quartile_sum", "quartile_count"}
@@ -379,7 +380,7 @@ def test_metrics_are_float32_and_agree_with_each_other():
 
 
 def test_quartile_sums_belong_to_their_times():
-    """A network that answers t / 100 - noise's own size apart: losses rise with t, so each quartile's mean must too."""
+    """A network whose loss increases with t, so that the quartiles' means increase too."""
 
     def rising(params, x_t, t, labels, dropout_key):
         return jnp.broadcast_to(params["one"] * t.astype(jnp.float32)[:, None, None, None], x_t.shape)
@@ -388,12 +389,12 @@ def test_quartile_sums_belong_to_their_times():
         step = jax.jit(make_step(apply_fn=rising, accumulation_steps=accumulation_steps))
         _, metrics = step(new_state(SGD, lambda key: {"one": jnp.ones(())}), make_batch(256, (2, 2, 1)), jax.random.key(0))
         means = metrics["quartile_sum"] / metrics["quartile_count"]
-        # Mean of t^2 over 0-24, 25-49 .. plus the noise's 1, within a fifth (64 times each, spread over the quartile).
+        # Mean of t^2 over 0-24, 25-49 .. plus the noise's 1, within a fifth (64 t each).
         want = [np.mean(np.arange(low, low + 25) ** 2) + 1 for low in (0, 25, 50, 75)]
         np.testing.assert_allclose(means, want, rtol=0.2)
 
 
-def test_norms_are_those_of_gradient_and_new_parameters():
+def test_norms_are_those_of_gradients_and_new_parameters():
     state, metrics = one_step()
     gradient = jax.tree.map(lambda a, b: a - b, new_state().params, state.params)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
@@ -409,10 +410,10 @@ def trained():
     model = UNet(out_channels=1, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_classes=4, dtype=jnp.bfloat16)
     row = jnp.linspace(0, 255, 8).astype(jnp.uint8)
     images = jnp.stack([jnp.tile(row[:, None], (1, 8)), jnp.tile(row[None], (8, 1))] * 6)[..., None]
-    batch = {"image": images, "label": jnp.arange(12, dtype=jnp.int32) % 3}
+    batch = {"image": images, "cond": jnp.arange(12, dtype=jnp.int32) % 3}
 
     def init(key):
-        """Ho's start, but drawn by NumPy: to compile Flax's own takes longer than to compile the training step."""
+        """Ho's initialization, but in NumPy: compiling Flax's takes longer than compiling the training step."""
         del key
         inputs = (jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
         shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -439,14 +440,14 @@ def trained():
     return state, history
 
 
-def test_loss_falls_on_one_repeated_batch(trained):
-    """From 1, that of a network which answers 0, by a third at least."""
+def test_loss_decreases_on_one_repeated_batch(trained):
+    """From 1, the loss of output 0, by at least a third."""
     _, history = trained
     np.testing.assert_allclose(history[0], 1.0, atol=0.2)
     assert np.mean(history[-10:]) < 0.67 * np.mean(history[:3])
 
 
-def test_a_bfloat16_network_keeps_its_state_in_float32(trained):
+def test_a_bfloat16_network_has_float32_state(trained):
     state, _ = trained
     leaves = jax.tree.leaves((state.params, state.ema_params, state.opt_state))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
@@ -455,7 +456,7 @@ def test_a_bfloat16_network_keeps_its_state_in_float32(trained):
 
 
 def test_labels_reach_the_network(trained):
-    """The embeddings of classes 0, 1 and 2 have had gradients, that of class 3, which does not occur, none."""
+    """The embeddings of classes 0, 1 and 2 have gradients, that of class 3, which does not occur, has none."""
     state, _ = trained
     moment = optax.tree_utils.tree_get(state.opt_state, "mu")["class_embed"]["embedding"]
     assert (np.abs(moment).max(axis=1) > 0).tolist() == [True, True, True, False]

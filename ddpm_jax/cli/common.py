@@ -1,0 +1,268 @@
+"""Shared by the modes: opening a run, restoring parameters, output folders, progress and writing."""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, config_validation, data_config, sampling_config
+from ddpm_jax.data import decode
+from ddpm_jax.data.source import center_crop_and_resize
+from ddpm_jax.evaluation import manifest
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.training import load_params
+from ddpm_jax.user_messages import UsageError, UserError
+
+
+def open_run(
+    config: ConfigDict,
+    folder: str,
+    output: str,
+    defaults: ConfigDict | None,
+    *,
+    check: Callable[[ConfigDict], None] = lambda config: None,
+    exists: bool = True,
+) -> tuple[pathlib.Path, jax.sharding.Mesh]:
+    """Validate the config and open the workdir of an existing run.
+
+    Args:
+      config, folder, output, defaults: as for `run` of each mode.
+      check: validates the fields that only this mode reads.
+      exists: whether the workdir must contain a run.
+
+    Returns:
+      The absolute path of the workdir, and a mesh of all devices.
+
+    Raises:
+      UsageError: a field of the config is invalid.
+      UserError, ConflictError: the workdir has no run, or one with a different config.
+      FileAccessError: the output folder cannot be written.
+    """
+    with distributed.raise_on_all_processes():
+        config_validation.check_config(config)
+        check(config)
+        if exists:
+            workdir.read_config(folder)
+        if output and distributed.is_primary_process():
+            paths.make_output_folder(paths.output_path(output, ""))
+    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
+    return run_folder, meshes.make_mesh()
+
+
+@contextlib.contextmanager
+def translate_write_errors(target: pathlib.Path) -> Iterator[None]:
+    """Context that turns errors of writing to `target` into one-line errors.
+
+    Raises:
+      FileAccessError: the folder cannot be written.
+      UserError: a file in it is damaged.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise paths.cannot_write(target, error) from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"a file in {target} is damaged ({error}): remove the folder or choose another --output") from error
+
+
+def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
+    """Restore the parameters of config.sampling.params, replicated over the mesh, and their step.
+
+    Raises:
+      ExpectedError: there is no checkpoint, or the EMA cannot be computed from the checkpoints.
+    """
+    state = jax.eval_shape(build.build_init(config), rng.purpose_key(config.seed, "init"))
+    sharding, step = meshes.replicated(mesh), config.sampling.checkpoint_step
+    return load_params.restore(
+        workdir.checkpoint_folder(run_folder),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state.params),
+        config.sampling.params,
+        field=build.params_field(config),
+        power_sigma_rel=config.ema.power_sigma_rel,
+        step=None if step == -1 else step,
+    )
+
+
+def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
+    """Names of label 0, 1, ... in the training set of the run; () if unknown."""
+    return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
+
+
+def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
+    """Generate config.sampling.num_images images, with a progress line."""
+    return _generate(config, sampler, params, config.sampling.num_images, cond=data_config.sampling_labels(config))
+
+
+def _generate(
+    config: ConfigDict, sampler: BatchedSampler, params: Any, num_images: int, *, unit: str = "images", **options: Any
+) -> GeneratedBatch:
+    key = rng.purpose_key(config.sampling.seed, "sample")
+    with distributed.show_progress(num_images, unit) as report:
+        return sampler.generate_all(params, key, num_images=num_images, report=report, **options)
+
+
+# Modes that start from images: inpaint, image_to_image, interpolate.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EditContext:
+    """The input images and the restored model.
+
+    Attributes:
+      config: resolved config.
+      run_folder: workdir of the run.
+      mesh: devices to generate on.
+      originals: input images, uint8 [N, H, W, C].
+      labels: int32 [N] for a class-conditional model, else None.
+      params: parameters of config.sampling.params.
+      step: their training step.
+    """
+
+    config: ConfigDict
+    run_folder: pathlib.Path
+    mesh: jax.sharding.Mesh
+    originals: np.ndarray
+    labels: np.ndarray | None
+    params: Any
+    step: int
+
+    def generate(
+        self, sampler: BatchedSampler, labels: np.ndarray | None, given: Any, count: int, *, unit: str = "images"
+    ) -> np.ndarray:
+        """Run the sampler on `given`, a pytree of arrays [count, ...], with a progress line: [count, ...]."""
+        return _generate(self.config, sampler, self.params, count, cond=labels, given=given, unit=unit).images
+
+    def claim_folder(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
+        """Create or reuse the output folder, before generation starts. Returns it on process 0, None on the others.
+
+        Args:
+          output: folder; "": a folder in samples/ of the workdir.
+          mode: name of the mode, first part of the default folder name.
+          name: options of the mode, as a further part of that name.
+          more: arrays other than the images and config.edit that determine the results, such as a mask.
+
+        Raises:
+          FileAccessError: the folder cannot be written.
+          ConflictError: the folder holds other results.
+        """
+        with distributed.raise_on_all_processes():
+            if not distributed.is_primary_process():
+                return None
+            config, edit, digest = self.config, self.config.edit, hashlib.sha256()
+            for array in jax.tree.leaves((self.originals, self.labels, more)):
+                digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())
+            inputs = digest.hexdigest()
+            files = f"files_{inputs[:8]}" if edit.images else f"{edit.split or config.data.split}_{edit.start_index}"
+            files = re.sub(r"[^\w.-]+", "_", files).strip("_")
+            stem = f"{mode}-{sampling_config.run_name(config, self.step)}{name}-{files}-{len(self.originals)}_images"
+            fields = {field: value for field, value in edit.to_dict().items() if field not in ("images", "mask")}
+            identity = sampling_config.identity_of(config, mode, self.step, load_params.params_sha256(self.params))
+            identity |= {"edit": fields, "inputs_sha256": inputs}
+            default = workdir.sample_folder(self.run_folder) / stem
+            return manifest.claim(identity, names=("images.npz", f"{mode}.png"), default=default, output=output)
+
+    def write_outputs(
+        self,
+        target: pathlib.Path | None,
+        *,
+        mode: str,
+        description: str,
+        rows: Sequence[np.ndarray],
+        arrays: dict[str, np.ndarray],
+    ) -> None:
+        """Write <mode>.png and images.npz.
+
+        Args:
+          target: folder from `claim_folder`.
+          mode: name of the mode and of the image file.
+          description: summary to print.
+          rows: columns of the image grid, uint8 [N, H, W, C] each.
+          arrays: arrays of images.npz.
+        """
+        sampling = self.config.sampling
+        with distributed.raise_on_all_processes():
+            if distributed.is_primary_process():
+                with translate_write_errors(target):
+                    npz.write(target / "images.npz", arrays)
+                    image_grid.save_png(target / f"{mode}.png", image_grid.strip(np.stack(rows, axis=1)))
+                print(f"step {self.step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")
+                print(f"wrote images.npz and {mode}.png to {target}")
+
+
+def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> EditContext:
+    """Validate the config, read the input images and restore the parameters.
+
+    Raises:
+      ExpectedError: as `open_run` and `restore_params`, or an image cannot be read.
+    """
+    run_folder, mesh = open_run(config, folder, output, defaults, check=check_edit)
+    with distributed.raise_on_all_processes():
+        originals, own_labels = _read_originals(config)
+        labels = data_config.edit_labels(config, len(originals), own_labels)
+    params, step = restore_params(config, run_folder, mesh)
+    return EditContext(config, run_folder, mesh, originals, labels, params, step)
+
+
+def check_edit(config: ConfigDict) -> None:
+    """Raise a UsageError that names the invalid field of config.edit."""
+    edit = config.edit
+    for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
+        if edit[field] < 1:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
+    for field in ("start_index", "jump_length"):
+        if edit[field] < 0:
+            raise UsageError(f"config.edit.{field} is {edit[field]}: it must be 0 or more")
+    if edit.num_frames < 2:
+        raise UsageError(f"config.edit.num_frames is {edit.num_frames}: it includes both ends, so it must be 2 or more")
+    if not 0 < edit.strength <= 1:
+        raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
+
+
+def read_image(path: str, *, size: int, channels: int, background: str = "black", levels: Sequence[float] = ()) -> np.ndarray:
+    """Read an image file, center-cropped and resized: uint8 [size, size, channels].
+
+    Raises:
+      UserError: there is no such file, or it is not a valid image.
+    """
+    path = str(paths.expand(path))
+    try:
+        image = decode.read_image(path, decode.parse_background(background), tuple(levels))
+    except decode.ImageDecodeError as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
+    return center_crop_and_resize(image, size, channels)
+
+
+def repeat_rows(array: np.ndarray | None, times: int) -> np.ndarray | None:
+    """Repeat each row `times` times: a, a, b, b, ..."""
+    return None if array is None else np.repeat(array, times, axis=0)
+
+
+def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images of config.edit, uint8 [N, H, W, C], and their labels int32 [N] if the data set has any."""
+    edit, data = config.edit, config.data
+    if edit.images:
+        options = {"size": data.image_size, "channels": data.channels}
+        options |= {"background": data.background, "levels": data.value_range}
+        return np.stack([read_image(path, **options) for path in edit.images]), None
+    other = config.copy_and_resolve_references()
+    other.data.split = edit.split or data.split
+    source = build.build_source(other)
+    last = edit.start_index + edit.num_images
+    if last > len(source):
+        raise UsageError(
+            f"config.edit.start_index={edit.start_index} and config.edit.num_images={edit.num_images} ask for images up to "
+            f"{last - 1}, but the last one of {data.name} {source.split} is {len(source) - 1}"
+        )
+    batch = source.batch(np.arange(edit.start_index, last))
+    return batch["image"], batch.get("label")

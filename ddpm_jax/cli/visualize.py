@@ -1,0 +1,328 @@
+"""--mode=visualize: figures of the forward and the reverse process, as filmstrips.
+
+forward.png shows real images being noised above curves of the noise schedule; it needs no network. reverse.png shows images
+being generated, with the predicted x_start (pred_xstart) at each stage. chain.png shows both directions in one row.
+
+Each image has one sample of the noise ε ~ N(0, I), and each column is q_sample(x_start, t, ε), the network input in training.
+The Markov chain would add new noise at each step, so that the columns would flicker; with a fixed ε only the amounts of signal
+and noise change, as in the closed form (6). The reverse chain of a row starts from the same ε, so that both halves of chain.png
+meet. The figures state this, the sampler of the reverse chain, and the class given to a conditional model.
+"""
+
+import hashlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, sampling_config
+from ddpm_jax.cli import common
+from ddpm_jax.diffusion import gaussian, pixels, vlb
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.spacings import trailing_timesteps
+from ddpm_jax.evaluation import manifest
+from ddpm_jax.evaluation.sample_files import trajectory_images
+from ddpm_jax.plotting import filmstrip, image_grid
+from ddpm_jax.runtime import distributed, rng, workdir
+from ddpm_jax.runtime.checkpoint import CheckpointManager
+from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.samplers.sampler import per_image_noise
+from ddpm_jax.training import load_params
+from ddpm_jax.user_messages import UsageError
+
+MAX_IMAGES = 16
+PICTURES = ("forward.png", "reverse.png", "chain.png")
+STAGES = (5, 24)  # smallest and largest number; with fewer the labels do not fit
+CHAINS_ON_A_SLIDE = 3  # rows of chain.png
+CURVE_POINTS = 1000  # largest number of timesteps at which the curves are computed
+ODE_SOLVERS = ("dpmpp_2m", "unipc", "ode")  # samplers that never add noise
+ONE_NOISE = (
+    r"Forward: each row has one noise $\epsilon$, the same in all columns; the Markov chain adds new noise at every step."
+)
+
+
+@distributed.distributed_main()
+def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+    """Write the figures of config.visualize and config.sampling; only forward.png if there is no checkpoint."""
+    run_folder, mesh = common.open_run(config, folder, output, defaults, check=check_visualize, exists=False)
+    config = with_few_images(config)
+    with distributed.raise_on_all_processes():
+        schedule = build.build_schedule(config)
+        images = real_images(config)
+    t = forward_timesteps(schedule, config.visualize.num_stages)
+    x_t = forward_stages(schedule, images, t, starting_noise(config))
+    pictures = {"forward.png": forward_picture(config, schedule, images, t, x_t)}
+    name, summary = "visualize-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
+    identity = {"mode": "visualize", "diffusion": config.diffusion.to_dict()}
+
+    trained = distributed.all_processes(has_checkpoint(config, run_folder))
+    if trained:
+        params, step = common.restore_params(config, run_folder, mesh)
+        with distributed.raise_on_all_processes():
+            sampler, reverse_t = build_reverse(config, mesh)
+        name = f"visualize-{sampling_config.run_name(config, step)}"
+        description, seed = sampling_config.describe_sampling(config), config.sampling.seed
+        summary = f"step {step:,}, {config.sampling.params} weights, {description}, seed {seed}"
+        identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params))
+    identity |= {"visualize": config.visualize.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
+    with distributed.raise_on_all_processes():
+        if distributed.is_primary_process():
+            default = workdir.sample_folder(run_folder) / name
+            target = manifest.claim(identity, names=PICTURES, default=default, output=output)
+
+    if trained:
+        generated = common.generate(config, sampler, params)
+        classes = class_labels(config, generated, common.class_names_of(run_folder))
+        pictures["reverse.png"] = reverse_picture(config, reverse_t, generated, classes)
+        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, generated, classes)
+
+    with distributed.raise_on_all_processes():
+        if distributed.is_primary_process():
+            with common.translate_write_errors(target):
+                for file, picture in pictures.items():
+                    image_grid.save_png(target / file, picture)
+            print(summary)
+            print(f"figures in {target}: {', '.join(pictures)}")
+    return 0
+
+
+def check_visualize(config: ConfigDict) -> None:
+    """Raise a UsageError that names the invalid field of config.visualize."""
+    visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
+    if not 1 <= visualize.num_images <= MAX_IMAGES:
+        raise UsageError(f"config.visualize.num_images is {visualize.num_images}: choose 1..{MAX_IMAGES}")
+    if steps < least - 1:
+        raise UsageError(f"config.diffusion.num_timesteps is {steps}: too few, since figures have at least {least} stages")
+    if not least <= visualize.num_stages <= min(most, steps + 1):
+        raise UsageError(f"config.visualize.num_stages is {visualize.num_stages}: choose {least}..{min(most, steps + 1)}")
+    if visualize.start_index < 0:
+        raise UsageError(f"config.visualize.start_index is {visualize.start_index}: it must be 0 or more")
+
+
+def with_few_images(config: ConfigDict) -> ConfigDict:
+    """The config with the number of images of config.visualize, and without decoding the whole data set."""
+    config = config.copy_and_resolve_references()
+    config.data.in_memory = "never"
+    config.sampling.num_images = config.sampling.batch_size = config.visualize.num_images
+    return config
+
+
+def has_checkpoint(config: ConfigDict, run_folder: pathlib.Path) -> bool:
+    """Whether there is a checkpoint, or a step is given in the config (which then must exist)."""
+    with CheckpointManager(workdir.checkpoint_folder(run_folder), max_to_keep=1, read_only=True) as checkpoints:
+        return checkpoints.latest_step() is not None or config.sampling.checkpoint_step != -1
+
+
+# Forward: real images and the closed form.
+
+
+def real_images(config: ConfigDict) -> np.ndarray:
+    """The images of the data set to show: uint8 [N, H, W, C].
+
+    Raises:
+      UsageError: the set has fewer images.
+    """
+    source = build.build_source(config)
+    first, number = config.visualize.start_index, config.visualize.num_images
+    if first + number > len(source):
+        raise UsageError(
+            f"{source.name} holds {len(source):,} images: config.visualize.start_index={first} with "
+            f"config.visualize.num_images={number} needs more"
+        )
+    return source.batch(np.arange(first, first + number))["image"]
+
+
+def forward_timesteps(schedule: NoiseSchedule, num_stages: int) -> np.ndarray:
+    """The t of each column, int [S]: -1 for the image itself, then evenly spaced up to T-1."""
+    return np.append(-1, trailing_timesteps(schedule.num_timesteps, num_stages - 1))
+
+
+def starting_noise(config: ConfigDict) -> jax.Array:
+    """ε of each row, float32 [N, H, W, C], from which its reverse chain starts."""
+    root = rng.purpose_key(config.sampling.seed, "sample")
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, jnp.arange(config.visualize.num_images))
+    return per_image_noise(keys, 0, build.image_shape(config))
+
+
+def forward_stages(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray, noise: jax.Array) -> np.ndarray:
+    """x_t of each image at each stage.
+
+    Args:
+      schedule: noise schedule of T steps.
+      images: uint8 [N, H, W, C].
+      t: int [S], from `forward_timesteps`: -1 for the image itself, then S-1 timesteps.
+      noise: float32 [N, H, W, C], one sample per image.
+
+    Returns:
+      float32 [N, S, H, W, C].
+    """
+    x_start = pixels.from_uint8(jnp.asarray(images))
+    number = len(images)
+    noisy = [gaussian.q_sample(schedule, x_start, jnp.full(number, step, jnp.int32), noise) for step in t[1:].tolist()]
+    return np.stack([np.asarray(x) for x in (x_start, *noisy)], axis=1)
+
+
+def forward_picture(
+    config: ConfigDict, schedule: NoiseSchedule, images: np.ndarray, column_t: np.ndarray, x_t: np.ndarray
+) -> np.ndarray:
+    """Filmstrip of x_t [N, S, H, W, C] above curves of the noise schedule: uint8 [H', W', 3]."""
+    steps = schedule.num_timesteps
+    t = np.unique(np.linspace(0, steps - 1, min(steps, CURVE_POINTS)).round().astype(int))
+    signal = schedule.alphas_cumprod[t]
+    noise = np.square(schedule.sqrt_one_minus_alphas_cumprod[t])
+    decibel = -20 * np.log10(schedule.sqrt_recipm1_alphas_cumprod[t])
+    bits = vlb.bits_to_noise(schedule, images, t)
+    panels = [
+        filmstrip.Panel(
+            r"Power of the signal and the noise in $x_t$",
+            t,
+            [
+                filmstrip.Curve(signal, r"$\bar\alpha_t$  signal (alphas_cumprod)", filmstrip.SIGNAL),
+                filmstrip.Curve(noise, r"$1-\bar\alpha_t$  noise", filmstrip.NOISE),
+            ],
+        ),
+        filmstrip.Panel(
+            r"Signal-to-noise ratio $\bar\alpha_t\,/\,(1-\bar\alpha_t)$, in decibels", t, [filmstrip.Curve(decibel)]
+        ),
+        filmstrip.Panel(
+            r"Distance to pure noise $\mathrm{KL}(\,q(x_t|x_\mathrm{start})\;\|\;\mathcal{N}(0,I)\,)$ "
+            "of each image, in bits per dimension",
+            t,
+            [
+                filmstrip.Curve(
+                    bits, f"{scientific(bits[-1].mean())} on average at $t={t[-1]}$:  $L_T$ of the variational bound"
+                )
+            ],
+            log=True,
+            legend="lower left",
+        ),
+    ]
+    return filmstrip.sheet(
+        to_uint8(x_t),
+        title=r"Forward: an image becomes noise,   $x_t=\sqrt{\bar\alpha_t}\,x_\mathrm{start}+\sqrt{1-\bar\alpha_t}\,\epsilon$"
+        f"   ({config.diffusion.schedule} schedule)",
+        column_labels=["image", *time_labels(column_t[1:])],
+        column_t=column_t,
+        panels=panels,
+        notes=[ONE_NOISE, "Values outside [-1, 1] are clipped for display."],
+    )
+
+
+# Reverse: the network.
+
+
+def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[BatchedSampler, np.ndarray]:
+    """A sampler that saves the stages to show, and their t, int [S-1]; the last column is the image."""
+    sampler = build.build_sampler(config)
+    stages = min(config.visualize.num_stages - 1, sampler.num_steps)
+    save_steps = np.arange(stages) * sampler.num_steps // stages
+    return build.build_batched_sampler(config, mesh, save_steps), sampler.schedule.timesteps[sampler.num_steps - 1 - save_steps]
+
+
+def reverse_picture(config: ConfigDict, t: np.ndarray, generated: GeneratedBatch, classes: list[str]) -> np.ndarray:
+    """For each chain a row of x_t above a row of the predicted x_start: uint8 [H', W', 3]."""
+    stages = trajectory_images(generated)
+    rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
+    clipped = ", clipped to [-1, 1]" if config.diffusion.clip_denoised else ""
+    return filmstrip.sheet(
+        rows.reshape(-1, *rows.shape[2:]),
+        title=r"Reverse: noise becomes an image; below each $x_t$, the network's prediction of the image"
+        f"   ({sampling_config.describe_sampling(config)}, seed {config.sampling.seed})",
+        column_labels=[*time_labels(t), "sample"],
+        row_labels=[r"$x_t$", "pred_xstart"] * len(rows),
+        end_labels=[label for name in classes for label in (name, "")],
+        group=2,
+        notes=[f"pred_xstart is computed from the network's output at this $x_t$ and $t${clipped}.", *class_note(config)],
+    )
+
+
+def chain_picture(
+    config: ConfigDict,
+    forward_t: np.ndarray,
+    x_t: np.ndarray,
+    reverse_t: np.ndarray,
+    generated: GeneratedBatch,
+    classes: list[str],
+) -> np.ndarray:
+    """Image to noise to image, in one row for each of a few chains: uint8 [H', W', 3]."""
+    reverse = trajectory_images(generated)["x_t"]
+    half = min(config.visualize.num_stages // 2, reverse.shape[1] - 1)
+    forward_columns = np.linspace(0, x_t.shape[1] - 1, half + 1).round().astype(int)
+    reverse_columns = np.linspace(0, reverse.shape[1] - 1, half + 1).round().astype(int)[1:]
+    rows = np.concatenate([to_uint8(x_t[:, forward_columns]), reverse[:, reverse_columns]], axis=1)
+    return filmstrip.sheet(
+        rows[:CHAINS_ON_A_SLIDE],
+        title="An image becomes noise, and from the same noise the network generates another image",
+        column_labels=[
+            "image",
+            *time_labels(forward_t[forward_columns[1:-1]]),
+            r"noise $\epsilon$",
+            *time_labels(reverse_t[reverse_columns[:-1]]),
+            "sample",
+        ],
+        end_labels=classes[:CHAINS_ON_A_SLIDE],
+        spans=[
+            (0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"),
+            (half + 1, 2 * half, reverse_label(config)),
+        ],
+        notes=[ONE_NOISE, *class_note(config)],
+    )
+
+
+# Text.
+
+
+def reverse_label(config: ConfigDict) -> str:
+    """Label of the reverse chain: the distribution of its steps, or the method of config.sampling.
+
+    Only ancestral sampling without guidance samples x_{t-1} from p_θ. DDIM with eta 0 and the solvers of the probability-flow
+    ODE use the same network and marginals, but different steps.
+    """
+    sampling, steps = config.sampling, config.diffusion.num_timesteps
+    name = f"{sampling.sampler}, {sampling.num_steps:,} steps"
+    if sampling.guidance_scale != 1:
+        return f"reverse: {name}, guidance {sampling.guidance_scale:g}"
+    if sampling.sampler == "ancestral":
+        earlier = "t-1" if sampling.num_steps == steps else "s"  # with respacing the next t is not t-1
+        condition = r",\,\mathrm{class}" if config.model.class_conditional else ""
+        return rf"reverse, $p_\theta(x_{{{earlier}}}|x_t{condition})$: {name}"
+    deterministic = (
+        sampling.sampler in ODE_SOLVERS
+        or (sampling.sampler == "ddim" and not sampling.eta)
+        or (sampling.sampler == "heun" and not sampling.churn)
+    )
+    return f"reverse: {name}" + (r", no noise added (not $p_\theta$)" if deterministic else "")
+
+
+def class_labels(config: ConfigDict, generated: GeneratedBatch, names: tuple[str, ...] = ()) -> list[str]:
+    """The class given for each image, by name or number; empty for a model without classes."""
+    if generated.cond is None:
+        return []
+    if config.sampling.guidance_scale == 0:
+        return ["no class"] * len(generated.cond)
+    return [f"class {names[label] if label < len(names) else label}" for label in generated.cond.tolist()]
+
+
+def class_note(config: ConfigDict) -> list[str]:
+    """A note on the class labels at the right of a figure; empty for a model without classes."""
+    if not config.model.class_conditional or config.sampling.guidance_scale == 0:
+        return []
+    return ["Reverse: the class at the right is an input of the network, chosen beforehand; the noise does not determine it."]
+
+
+def time_labels(t: np.ndarray) -> list[str]:
+    """Column labels for these t."""
+    return [f"$t={step}$" for step in t.tolist()]
+
+
+def scientific(value: float) -> str:
+    """Two digits and a power of ten, in mathtext."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return rf"${digits}\times10^{{{int(exponent)}}}$"
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """Convert floats to uint8; values outside [-1, 1] are clipped."""
+    return np.asarray(pixels.to_uint8(jnp.asarray(x)))

@@ -1,0 +1,214 @@
+"""Validates a config before anything is loaded or compiled."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.data import decode, image_folder
+from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.user_messages import UsageError, config_errors
+
+LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
+    "model.ch_mult": int,
+    "model.attn_resolutions": int,
+    "ema.extra_decays": float,
+    "ema.power_sigma_rel": float,
+    "sampling.churn_interval": float,
+    "sampling.guidance_interval": float,
+    "data.value_range": float,
+    "evaluation.metrics": str,
+    "evaluation.checkpoint_steps": int,
+    "evaluation.params": str,
+    "evaluation.samplers": str,
+    "evaluation.num_steps": int,
+    "edit.images": str,
+}
+TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
+PAIRS = {  # field -> its range, and an example
+    "sampling.churn_interval": (0.0, math.inf, "(0.05,50.0)"),
+    "sampling.guidance_interval": (0.0, 1.0, "(0.2,0.8)"),
+}
+RANGES = {  # field -> (whether a number is in its range, description of the range)
+    "model.dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
+    "optimizer.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
+    "ema.decay": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "sampling.eta": (lambda x: x >= 0, "0 or more"),
+    "sampling.churn": (lambda x: x >= 0, "0 or more"),
+    "sampling.churn_noise": (lambda x: x > 0, "above 0"),
+    "sampling.guidance_scale": (lambda x: x >= 0, "0 or more"),
+    "sampling.guidance_rescale": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "evaluation.ode_tolerance": (lambda x: 0 < x < 1, "above 0 and below 1"),
+}
+INFINITE = ("sampling.churn_interval",)  # fields in which infinity means no upper bound
+SEEDS = ("seed", "sampling.seed")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Validates a resolved config.
+
+    Raises:
+      UsageError: one line that names the field.
+    """
+    check_lists(config)
+    check_numbers(config)
+    check_pairs(config)
+    data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
+    check_choice("model.dtype", model.dtype, build.DTYPES)
+    check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
+    check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
+    check_choice("diffusion.variance", process.variance, variances.VARIANCES)
+    check_choice("diffusion.loss", process.loss, losses.LOSSES)
+    check_choice("diffusion.weighting", process.weighting, loss_weighting.WEIGHTINGS)
+    check_choice("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
+    check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
+    check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
+    check_choice("sampling.format", sampling.format, build.FORMATS)
+    build.build_ema_tracker(config)  # raises, like the next line
+    build.params_field(config)
+    check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
+    check_choice("data.channels", data.channels, (1, 3))
+    check_choice("data.on_decode_error", data.on_decode_error, image_folder.ON_DECODE_ERROR)
+    decode.parse_background(data.background)
+    if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
+        raise UsageError(
+            f"config.data.value_range is {tuple(data.value_range)}: give the black and white levels, such as "
+            "'(0,4095)', or () to detect them"
+        )
+
+    positive = {
+        "data": ("image_size", "num_threads", "prefetch"),
+        "model": ("ch", "num_res_blocks", "num_heads"),
+        "diffusion": ("num_timesteps",),
+        "optimizer": ("accumulation_steps",),
+        "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "max_to_keep"),
+        "sampling": ("num_steps", "num_images", "batch_size"),
+        "evaluation": ("batch_size",),
+    }
+    at_least_0 = {
+        "data": ("num_classes",),
+        "optimizer": ("warmup_steps",),
+        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every"),
+        "sampling": ("num_intermediates",),
+        "evaluation": ("max_features", "hutchinson_samples"),
+    }
+    for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):
+        for section, names in fields.items():
+            for name in names:
+                if not holds(config[section][name]):
+                    raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
+    if model.ch % 4 or model.ch % min(32, model.ch // 4):
+        raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
+    if not model.ch_mult:
+        raise UsageError("config.model.ch_mult is empty: it must hold one factor per level")
+    if min(model.ch_mult) < 1:
+        raise UsageError(f"config.model.ch_mult holds {min(model.ch_mult)}: each factor must be 1 or more")
+    halvings = len(model.ch_mult) - 1
+    if data.image_size % 2**halvings:
+        raise UsageError(
+            f"config.data.image_size is {data.image_size}, which cannot be halved {halvings} times for the "
+            f"{halvings + 1} levels of config.model.ch_mult: use a multiple of {2**halvings}, or fewer levels"
+        )
+    resolutions = [data.image_size // 2**level for level in range(halvings + 1)]
+    if unmet := set(model.attn_resolutions) - set(resolutions):
+        raise UsageError(
+            f"config.model.attn_resolutions contains {sorted(unmet)}, but images of {data.image_size} pixels only have "
+            f"the resolutions {resolutions}"
+        )
+    attending = [model.ch_mult[resolutions.index(resolution)] for resolution in model.attn_resolutions]
+    attending += [model.ch_mult[-1]] * model.mid_attention
+    if any(model.ch * factor % model.num_heads for factor in attending):
+        raise UsageError(
+            f"config.model.num_heads is {model.num_heads}, which does not divide the width of every attention: "
+            f"{sorted({model.ch * factor for factor in attending})}"
+        )
+    if model.label_dropout and not model.class_conditional:
+        raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
+    if not model.class_conditional and sampling.label != -1:
+        raise UsageError("config.sampling.label is set, but config.model.class_conditional is False")
+    if isinstance(sampling.label, bool) or not isinstance(sampling.label, int | str):
+        raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
+    # A name is resolved when the data set is known (`data_config.complete`).
+    if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
+        raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
+    if sampling.guidance_scale != 1 and not model.label_dropout:
+        raise UsageError(
+            f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
+            "config.model.class_conditional and config.model.label_dropout above 0 supports guidance: set it to 1"
+        )
+    build.check_sampler_options(config)
+    if sampling.guidance_scale != 1:
+        build.build_guided_denoise_fn(config)  # raises
+    if sampling.num_steps > process.num_timesteps:
+        raise UsageError(
+            f"config.sampling.num_steps is {sampling.num_steps}, but the chain has only {process.num_timesteps} steps, "
+            f"config.diffusion.num_timesteps: set config.sampling.num_steps={process.num_timesteps} or fewer"
+        )
+    if sampling.num_intermediates > sampling.num_steps:
+        raise UsageError(
+            f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
+        )
+    with config_errors("diffusion"):
+        losses.check_loss(
+            build.build_schedule(config),
+            build.build_parameterization(config),
+            loss=process.loss,
+            weighting=build.build_weighting(config),
+        )
+
+
+def check_lists(config: ConfigDict) -> None:
+    """Raises UsageError unless the elements of every list have the right type, which the flag parser does not check."""
+    for field, kind in LISTS.items():
+        section, _, name = field.partition(".")
+        wrong = [x for x in config[section][name] if not isinstance(x, (int, float) if kind is float else kind)]
+        if wrong:
+            example = {int: "(1,2)", float: "(0.05,0.1)", str: "('a','b')"}[kind]
+            raise UsageError(f"config.{field} holds {wrong[0]!r}: it must be a list of {TYPE_NAMES[kind]}, such as {example}")
+
+
+def numbers(config: ConfigDict) -> Iterator[tuple[str, int | float]]:
+    """Every number of a config, including those in lists: (field, value)."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{name}.{field}", x) for field, x in numbers(value))
+        else:
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, int | float) and not isinstance(x, bool):
+                    yield name, x
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UsageError unless every number is finite and in its range, and every seed has 32 bits."""
+    for field, x in numbers(config):
+        holds, words = RANGES.get(field, (lambda x: True, ""))
+        if field not in INFINITE and not math.isfinite(x):
+            raise UsageError(f"config.{field} is {x}: it must be a finite number{words and ', ' + words}")
+        if not holds(x):
+            raise UsageError(f"config.{field} is {x}: it must be {words}")
+        # JAX uses only the lowest 32 bits: seeds that differ only above them would give the same images.
+        if field in SEEDS and not (isinstance(x, int) and 0 <= x < 2**32):
+            raise UsageError(f"config.{field} is {x}: it must be an integer from 0 to {2**32 - 1}")
+
+
+def check_pairs(config: ConfigDict) -> None:
+    """Raises UsageError unless every interval is two numbers in ascending order, in its range."""
+    for field, (lowest, highest, example) in PAIRS.items():
+        section, _, name = field.partition(".")
+        pair = tuple(config[section][name])
+        if len(pair) != 2 or not lowest <= pair[0] <= pair[1] <= highest:
+            words = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else f"of {lowest:g} or more"
+            raise UsageError(
+                f"config.{field} is {pair}: it must be two numbers {words}, the lower one first, such as {example}"
+            )
+
+
+def check_choice(field: str, value: Any, choices: Any) -> None:
+    """Raises a UsageError that lists the choices unless `value` is one of them."""
+    if value not in choices:
+        raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")

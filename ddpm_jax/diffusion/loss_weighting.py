@@ -1,0 +1,110 @@
+"""Loss weightings as functions of the signal-to-noise ratio.
+
+With SNR_t = ᾱ_t / (1 - ᾱ_t), the squared errors of the three predictions are proportional (equations (7) and (9) of
+`parameterization.py`):
+
+    ‖ε - ε̂‖² = SNR ‖x_0 - x̂_0‖²        ‖v - v̂‖² = (SNR + 1) ‖x_0 - x̂_0‖²            (23)
+
+So a weighting is a function w(SNR) of the error in x_0, whatever the network predicts, and the loss of a network is
+w / 1, w / SNR or w / (SNR + 1) times the plain mean squared error of its own target x_0, ε or v:
+
+    simple         (none)                     the plain error of the target itself: w = 1, SNR, SNR + 1
+    snr            w = SNR                    DDPM's L_simple, for ε: 2006.11239, eq. 14
+    truncated_snr  w = max(SNR, 1)            2202.00512, section 4: keeps some weight at low SNR
+    min_snr_gamma  w = min(SNR, γ), γ = 5     2303.09556: limits the weight at high SNR
+    p2             w = SNR / (k + SNR)^γ, k = γ = 1    2204.00227: less weight at high SNR, where only details remain
+    edm            w = SNR + 1 / σ_data², σ_data = 1/2   2206.00364, table 1: λ(σ), with σ² = 1 / SNR
+
+(Only EDM's weight is used, not its noise distribution.)
+
+At zero terminal SNR three of them are 0, which would leave the first sampling step untrained. The authors' code of
+min_snr_gamma sets the weight of that step to 1; `trained_at_zero_snr` does so for any weighting. (diffusers' training
+scripts leave it at 0.)
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion.noise_level import NoiseLevel, signal_to_noise
+from ddpm_jax.diffusion.parameterization import Parameterization
+
+Array = jax.Array
+Weighting = Callable[[Array], Array]  # SNR [B] -> w [B]
+
+
+def _snr(snr: Array) -> Array:
+    return snr
+
+
+def _truncated_snr(snr: Array) -> Array:
+    return jnp.maximum(snr, 1.0)
+
+
+def _min_snr_gamma(snr: Array, *, gamma: float = 5.0) -> Array:
+    return jnp.minimum(snr, gamma)
+
+
+def _p2(snr: Array, *, gamma: float = 1.0, k: float = 1.0) -> Array:
+    return snr / (k + snr) ** gamma
+
+
+def _edm(snr: Array, *, sigma_data: float = 0.5) -> Array:
+    return snr + sigma_data**-2
+
+
+# name -> w of SNR, with its options; None for simple, which is not a function of SNR alone.
+WEIGHTINGS: dict[str, Callable[..., Array] | None] = {
+    "simple": None,
+    "snr": _snr,
+    "truncated_snr": _truncated_snr,
+    "min_snr_gamma": _min_snr_gamma,
+    "p2": _p2,
+    "edm": _edm,
+}
+
+
+def make_weighting(name: str, **options: float) -> Weighting | None:
+    """The weighting called `name`: SNR -> w, or None for simple.
+
+    Args:
+      name: a key of WEIGHTINGS.
+      options: gamma of min_snr_gamma (5) or of p2 (1), k of p2 (1), sigma_data of edm (0.5); finite, above 0.
+
+    Raises:
+      ValueError: unknown name, unknown option, or an option out of range.
+    """
+    if name not in WEIGHTINGS:
+        raise ValueError(f"unknown weighting {name!r}: choose one of {', '.join(WEIGHTINGS)}")
+    known = getattr(WEIGHTINGS[name], "__kwdefaults__", None) or {}
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"the weighting {name} has no option {option!r}: it has {', '.join(known) or 'none'}")
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{option} of the weighting {name} is {value}: it must be finite and above 0")
+    return functools.partial(WEIGHTINGS[name], **options) if WEIGHTINGS[name] else None
+
+
+def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:
+    """The same weighting, but w = 1 at SNR = 0 if it is 0 there; the same for x_0 and v, whose scales (23) are 1 there."""
+    if weighting is None or float(weighting(jnp.zeros(()))) != 0:
+        return weighting
+    return lambda snr: jnp.where(snr == 0, 1.0, weighting(snr))
+
+
+def loss_weights(parameterization: Parameterization, level: NoiseLevel, *, weighting: Weighting | None) -> Array:
+    """The factor on the mean squared error of the network's own target: float32 [B], 1 for None. By (23).
+
+    Args:
+      parameterization: what the network predicts.
+      level: the noise levels, [B].
+      weighting: from `make_weighting`.
+    """
+    ones = jnp.ones(jnp.shape(level.alpha), jnp.float32)
+    if weighting is None:
+        return ones
+    snr = signal_to_noise(level, ones)
+    return weighting(snr) / parameterization.error_scale(snr)

@@ -1,0 +1,147 @@
+"""Likelihood of images under the probability-flow ODE, on all devices.
+
+Each image is dequantized once and has its own solver (`ode_likelihood.py`). The devices use no collectives, so they only
+synchronize at the end of a batch. The noise of image i, u and z, comes from fold_in(key, i), independent of the batch size
+and the number of devices.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.evaluation import ode_likelihood
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, BatchDriver
+from ddpm_jax.runtime.errors import NumericalError
+
+
+class OdeLikelihoodBatch(NamedTuple):
+    """Likelihoods of consecutive images; NumPy, on every host.
+
+    Attributes:
+      bits: float64 [n], bits per dimension, (28) of `ode_likelihood.py`, with one sample of u per image.
+      prior_bits: float64 [n], the term of N(x_{t=T-1}; 0, I).
+      evaluations: int32 [n], network evaluations of each image.
+    """
+
+    bits: np.ndarray
+    prior_bits: np.ndarray
+    evaluations: np.ndarray
+
+
+class OdeLikelihoodEvaluator:
+    """Evaluates likelihoods; compiled once for a network, image shape and batch size.
+
+    Attributes:
+      batch_size: images per batch over all devices.
+      probes: random directions per image; 0 for the exact trace.
+      rtol: relative tolerance per step.
+      start_sigma: noise level of the images whose density is computed, in units of [-1, 1].
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        parameterization: Parameterization,
+        make_denoise_fn: Callable[[Any, Any], DenoiseFn],
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        probes: int = 1,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        max_steps: int = 1000,
+    ):
+        """Validate the arguments. Compilation happens on first use.
+
+        Args:
+          schedule: noise schedule of the training, T steps.
+          parameterization: meaning of the network output; its clipping is not applied.
+          make_denoise_fn: (params, cond) -> denoise_fn for floating t.
+          mesh: with one axis, "data", over which each batch is split.
+          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
+          probes: random directions per image; 0 for the exact trace, D derivatives per evaluation.
+          rtol: relative tolerance per step.
+          atol: absolute tolerance per step.
+          max_steps: largest number of solver steps per image.
+
+        Raises:
+          ValueError: an argument is invalid; see `ode_likelihood.validate_args`.
+        """
+        ode_likelihood.validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
+        self._driver = BatchDriver(mesh, batch_size)
+        self.batch_size = self._driver.batch_size
+        self.probes, self.rtol = probes, rtol
+        self.start_sigma = ode_likelihood.start_sigma(schedule)
+        self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
+
+        def evaluate(params: Any, cond: Any, images: jax.Array, key_data: jax.Array):
+            keys = jax.random.wrap_key_data(key_data)
+
+            def one(x: jax.Array, cond: Any, key: jax.Array) -> ode_likelihood.OdeLogLikelihood:
+                return ode_likelihood.ode_log_likelihood(
+                    schedule,
+                    parameterization,
+                    make_denoise_fn(params, jax.tree.map(lambda array: array[None], cond)),
+                    x,
+                    key,
+                    probes=probes,
+                    rtol=rtol,
+                    atol=atol,
+                    max_steps=max_steps,
+                )
+
+            return jax.vmap(one)(ode_likelihood.dequantize(images, keys), cond, keys)
+
+        in_specs = (REPLICATED, SHARDED, SHARDED, SHARDED)
+        # check_vma requires that loop carries are marked as varying over devices, which diffrax does not do. It guards
+        # collectives and the gradients through them; there are none here.
+        self._evaluate = jax.jit(self._driver.shard(evaluate, in_specs, check_vma=False))
+
+    def evaluate(
+        self,
+        params: Any,
+        key: jax.Array,
+        images: np.ndarray,
+        cond: Any = None,
+        *,
+        first_image: int = 0,
+        report: Callable[[float], None] = lambda images: None,
+    ) -> Iterator[OdeLikelihoodBatch]:
+        """Yield the likelihoods of the images, batch by batch.
+
+        Args:
+          params: parameters for `make_denoise_fn`, replicated over the mesh.
+          key: root key of u and z; image i uses fold_in(key, first_image + i).
+          images: uint8 [N, H, W, C], the same on every host.
+          cond: pytree of arrays [N, ...] for a conditional network.
+          first_image: index of the first image.
+          report: called with the number of finished images.
+
+        Raises:
+          NumericalError: the solver did not finish an image within `max_steps`.
+        """
+        done = 0
+        for found in self._driver.run(
+            lambda batch: self._evaluate(params, batch.inputs[1], batch.inputs[0], batch.key_data),
+            self._driver.split((images, cond), len(images)),
+            key=key,
+            first_image=first_image,
+            report=report,
+        ):
+            if not found.success.all():
+                image = first_image + done + int(np.argmin(found.success))
+                raise NumericalError(
+                    f"the ODE of image {image} was not solved within {self._limits}: "
+                    "set `rtol` to a larger value (and check that the weights are finite)"
+                )
+            done += len(found.success)
+            yield OdeLikelihoodBatch(
+                bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
+                prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),
+                evaluations=found.evaluations,
+            )

@@ -1,0 +1,222 @@
+"""Output of --mode=evaluate: a report per checkpoint, a table, charts and TensorBoard events.
+
+All of it is regenerated from the results in the folder on each call.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.evaluation.results import Result, digest, write_json
+from ddpm_jax.plotting import charts, image_grid
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.config_changes import flatten
+from ddpm_jax.runtime.metric_logger import TensorBoardWriter
+from ddpm_jax.training.ema_tracker import parse_power_std
+
+KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint; "real" does not
+ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
+# Fields of the keys that every table shows in its columns anyway.
+SHOWN = (
+    "step",
+    "weights",
+    "weights_sha256",
+    "count",
+    "num_compared",
+    "sampling.step",
+    "sampling.params",
+    "sampling.weights_sha256",
+)
+SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "eta", "order", "churn", "churn_interval", "churn_noise")
+SHOWN_BY_SAMPLER += ("guidance_scale", "guidance_interval", "guidance_rescale")
+
+
+def write(target: pathlib.Path, results: list[Result]) -> str:
+    """Write step_N.json for each checkpoint, table.md and the charts; return the table as text.
+
+    Args:
+      target: folder of the evaluation.
+      results: all its results, joined.
+
+    Raises:
+      FileAccessError: a file cannot be written.
+    """
+    results = sorted(results, key=_order)
+    stems: dict[str, list[Result]] = {}
+    for result in results:
+        if result.kind in KINDS:
+            stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
+    for name, some in stems.items():
+        write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
+    text = table(results)
+    write_atomically(target / "table.md", f"{text}\n{ABOUT}\n")
+    for file, picture in sweep_charts(results).items():
+        image_grid.save_png(target / file, picture)
+    return text
+
+
+def stem(step: int, weights: str) -> str:
+    """Prefix of the file names of a checkpoint's results."""
+    return f"step_{step}" + ("" if weights == "ema" else f"-{weights}")
+
+
+def checkpoint_report(results: list[Result], real: list[Result]) -> dict[str, Any]:
+    """All results of one checkpoint and one choice of its parameters, and the scores of held-out real images."""
+    key = results[0].key
+    found: dict[str, Any] = {"step": key["step"], "weights": key["weights"]}
+    for kind in KINDS:
+        found[kind] = [result.row | result.details for result in results if result.kind == kind]
+    references = [result.key["reference"] for result in results if result.kind == "generated"]
+    found["real"] = [result.row | result.details for result in real if result.key["reference"] in references]
+    return found
+
+
+def table(results: list[Result]) -> str:
+    """Results as a Markdown table, followed by their notes."""
+    rows, notes = rows_and_notes(results)
+    return markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table. Columns are in order of first appearance; missing values are empty cells.
+
+    Integers have thousands separators, floats four significant digits.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, ["---"] * len(columns), *([_format_value(row.get(name)) for name in columns] for row in rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def _format_value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a table and their notes. Notes are numbered if they differ between rows of one kind."""
+    results = sorted(results, key=_order)
+    extra, own = _distinguishing(results), [tuple(result.details.get("notes", ())) for result in results]
+    notes = list(dict.fromkeys(note for some in own for note in some))
+    kinds = [result.kind for result in results]
+    rows = [result.row | extra[result.group] for result in results]
+    if len(set(zip(kinds, own, strict=True))) == len(set(kinds)):
+        return rows, notes
+    for row, some in zip(rows, own, strict=True):
+        row["notes"] = ", ".join(str(notes.index(note) + 1) for note in some)
+    return rows, [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+
+
+def _distinguishing(results: list[Result]) -> dict[str, dict[str, Any]]:
+    """For each result, the fields of its key that differ between rows of its kind and have no column of their own."""
+    extra: dict[str, dict[str, Any]] = {}
+    for kind in {result.kind for result in results}:
+        some = {result.group: flatten(result.key) for result in results if result.kind == kind}
+        hidden = (*SHOWN, *(f"sampling.{name}" for name in SHOWN_BY_SAMPLER))
+        fields = {field for key in some.values() for field in key if field not in hidden}
+        differing = sorted(field for field in fields if len({str(key.get(field)) for key in some.values()}) > 1)
+        for group, key in some.items():
+            extra[group] = {_column(field): _cell(key.get(field)) for field in differing if key.get(field) is not None}
+    return extra
+
+
+def _column(field: str) -> str:
+    return field.removeprefix("sampling.").removeprefix("features.")
+
+
+def _cell(value: Any) -> str:
+    text = str(value).replace("|", "/")
+    return f"{text[:8]}.." if len(text) >= 64 else text
+
+
+def _order(result: Result) -> tuple:
+    """Sort key: real images first, then by checkpoint."""
+    kind = ("real", *KINDS).index(result.kind)
+    return (bool(kind), result.key.get("step", 0), str(result.key.get("weights", "")), kind, str(result.row.get("sampler")),
+            result.row.get("evaluations", 0), str(sorted(flatten(result.key).items())))  # fmt: skip
+
+
+def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
+    """Charts of the Fréchet distance over network evaluations and over EMA length, if these vary: file name -> image.
+
+    Distances that cannot be compared (different references or features) get separate charts.
+    """
+    over = {"evaluations.png": "network evaluations per image", "lengths.png": "EMA length σ_rel"}
+    found: dict[str, dict[str, list[Result]]] = {file: {} for file in over}
+    for result in results:
+        if result.kind == "generated" and result.row.get("frechet") is not None:
+            for file, groups in found.items():
+                if file != "lengths.png" or parse_power_std(result.row["weights"]) is not None:
+                    groups.setdefault(_comparable(result), []).append(result)
+    real = {_comparable(result): result for result in results if result.kind == "real" and "frechet" in result.row}
+    pictures = {}
+    for file, groups in found.items():
+        panels = [
+            _chart(some, over[file], file == "lengths.png", real.get(group), len(groups) > 1) for group, some in groups.items()
+        ]
+        panels = [chart for chart in panels if len({x for line in chart.lines for x in line.x}) > 1]
+        if panels:
+            pictures[file] = charts.draw(panels)
+    return pictures
+
+
+def _comparable(result: Result) -> str:
+    """A digest that is equal for comparable distances. Real images are compared regardless of their number."""
+    return digest([result.key["reference"], result.key["features"]])
+
+
+def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None, titled: bool) -> charts.Chart:
+    swept = len({result.row["weights"] for result in some}) > 1
+    extra = _distinguishing(some)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result in some:
+        row, others = result.row, extra[result.group]
+        if lengths:
+            label, x = f"{row['sampler']}, step {row['step']:,}", parse_power_std(row["weights"])
+        else:
+            weights = f", {row['weights']}" if swept else ""
+            label, x = f"{row['sampler'].split()[0]}, step {row['step']:,}{weights}", row["evaluations"]
+            options = row["sampler"].split()[2:]
+            if len({tuple(other.row["sampler"].split()[2:]) for other in some}) > 1:
+                label += f", {' '.join(options)}"
+        if len({other.row["count"] for other in some}) > 1:
+            label += f", {row['count']:,} images"
+        label += "".join(f", {name} {value}" for name, value in others.items())
+        lines.setdefault(label, []).append((x, row["frechet"]))
+    curves = [charts.Line(*np.array(sorted(points)).T, label, points=True) for label, points in lines.items()]
+    flat = [(real.row["frechet"], f"{real.row['count']:,} held-out real images")] if real else []
+    key = some[0].key
+    title = "Sample quality"
+    if titled:
+        reference = key["reference"]
+        title += f": {key['features']['features']}, {reference.get('set')} {reference.get('split') or ''}"
+    return charts.Chart(title, x_label, "Fréchet distance", curves, True, True, flat)
+
+
+def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a table row as scalars for logging: {"evaluation/frechet": ...}."""
+    left_out = ("step", "evaluations")  # the x axis, and a constant
+    return {
+        f"evaluation/{name}": float(value)
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in left_out
+    }
+
+
+def record(events: TensorBoardWriter, result: Result) -> None:
+    """Write the numbers of a result to TensorBoard, one run per sampler, data set and choice of features."""
+    key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
+    if "sampling" in key:
+        key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
+        label = f"{result.row['sampler']} {result.row['count']} {key['features']['features']}"
+    else:
+        label = f"{result.kind} {result.row['images'].removeprefix('real, ')} {result.row['count']}"
+    curve = f"{result.key['weights']} {label} {digest(key)[:6]}".replace(" ", "-").replace("/", "_").replace(":", "_")
+    numbers = result.row if result.kind == "generated" else result.details
+    if result.kind == "ode_bits_per_dim":
+        numbers = {f"ode_{name}": value for name, value in numbers.items()}
+    events.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")

@@ -1,0 +1,1 @@
+"""Plots: image grids, film strips and charts."""

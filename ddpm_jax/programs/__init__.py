@@ -1,1 +1,0 @@
-"""One program per --mode; each reads top to bottom as its story."""

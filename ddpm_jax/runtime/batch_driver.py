@@ -1,0 +1,145 @@
+"""Run a computation over many images, batch by batch, on all devices, with one random key for each image.
+
+Sampling, the variational bound, the ODE likelihood and feature extraction are functions handed to `BatchDriver.run`. It pads
+the last batch, so that one compilation serves all batches, puts each batch on the devices, gathers what was computed on
+every host, drops the padding and reports progress. Image i of a key has the key fold_in(key, i), so its result depends
+neither on the batch size nor on the number of devices.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+
+from ddpm_jax.runtime.mesh import DATA_AXIS, batch_sharding
+
+SHARDED = PartitionSpec(DATA_AXIS)  # the first axis is split over the devices
+REPLICATED = PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """B consecutive images on the devices.
+
+    Attributes:
+      inputs: pytree of arrays [B, ...], sharded over the devices.
+      key_data: uint32 [B, 2], the key of each image as `jax.random.wrap_key_data` takes it; None without a key. Keys enter
+        `jax.shard_map` as integers: JAX's check for reused keys cannot follow what a chunked computation folds into them.
+      first: index of the first image.
+      count: images that are not padding; the others repeat the last one.
+      report: called with the fraction of this batch's work that is done.
+    """
+
+    inputs: Any
+    key_data: jax.Array | None
+    first: int
+    count: int
+    report: Callable[[float], None]
+
+    def chunks(self, num_steps: int, size: int) -> Iterator[int]:
+        """The first step of each chunk of `size` steps; reports progress between two chunks."""
+        for first_step in range(0, num_steps, size):
+            if first_step:
+                self.report(first_step / num_steps)
+            yield first_step
+
+
+class BatchDriver:
+    """Batches of one size over a mesh.
+
+    Attributes:
+      mesh: of the one axis "data".
+      batch_size: images per batch over all devices: a multiple of the number of devices.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int):
+        """`batch_size` is rounded up to a multiple of the number of devices."""
+        self.mesh = mesh
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+
+    def shard(self, fn: Callable, in_specs: Sequence[PartitionSpec], **options: Any) -> Callable:
+        """`fn`, computed by each device for its own images, without a collective. `in_specs`: SHARDED or REPLICATED each."""
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=tuple(in_specs), out_specs=SHARDED, **options)
+
+    def split(self, inputs: Any, num_images: int) -> Iterator[tuple[int, Any]]:
+        """(images, inputs) of each batch, for `run`, of a pytree of arrays [num_images, ...]."""
+        for start in range(0, num_images, self.batch_size):
+            stop = min(start + self.batch_size, num_images)
+            yield stop - start, jax.tree.map(operator.itemgetter(slice(start, stop)), inputs)
+
+    def run(
+        self,
+        compute: Callable[[Batch], Any],
+        batches: Iterable[tuple[int, Any]],
+        *,
+        key: jax.Array | None = None,
+        first_image: int = 0,
+        report: Callable[[float], None] = lambda images: None,
+        ahead: int = 0,
+    ) -> Iterator[Any]:
+        """Yield what `compute` makes of each batch, without the padding: NumPy arrays [n, ...], on every host.
+
+        Args:
+          compute: batch -> pytree of arrays [B, ...] on the devices.
+          batches: (n, pytree of NumPy arrays [n, ...]) each, n at most `batch_size`; the same on every host.
+          key: the root of the images' keys; None where the computation is not random.
+          first_image: index of the first image.
+          report: called with the number of images done, fractions of a batch included.
+          ahead: batches that are dispatched before an earlier one is gathered, so that the host works while the devices do.
+        """
+        pending: deque[tuple[int, int, Any]] = deque()
+        done = 0
+
+        def gather() -> Any:
+            end, count, arrays = pending.popleft()
+            result = _gather(count, arrays)
+            report(end)
+            return result
+
+        for count, inputs in batches:
+            rows = np.minimum(np.arange(self.batch_size), count - 1)
+            indices = self._put((first_image + done + rows).astype(np.int32))
+            batch = Batch(
+                inputs=jax.tree.map(lambda array, rows=rows: self._put(array[rows]), inputs),
+                key_data=None if key is None else _image_key_data(key, indices),
+                first=first_image + done,
+                count=count,
+                report=functools.partial(_report_part, report, done, count),
+            )
+            done += count
+            pending.append((done, count, compute(batch)))
+            if len(pending) > ahead:
+                yield gather()
+        while pending:
+            yield gather()
+
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(rows.shape, batch_sharding(self.mesh), lambda index: rows[index])
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`: the size of chunks that all have one length."""
+    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
+
+
+def _report_part(report: Callable[[float], None], done: int, count: int, fraction: float) -> None:
+    report(done + count * fraction)
+
+
+def _gather(count: int, arrays: Any) -> Any:
+    """The first `count` rows of arrays on the devices; NumPy, on every host."""
+    whole = multihost_utils.process_allgather(arrays, tiled=True) if jax.process_count() > 1 else jax.device_get(arrays)
+    return jax.tree.map(lambda array: np.asarray(array)[:count], whole)
+
+
+@jax.jit
+def _image_key_data(key: jax.Array, indices: jax.Array) -> jax.Array:
+    """uint32 [B, 2]: the key of each image."""
+    return jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))

@@ -1,0 +1,68 @@
+"""Graceful shutdown on SIGTERM and SIGINT: the current step ends and the state is saved."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+
+class GracefulShutdown:
+    """Context manager in which SIGTERM and SIGINT set a flag instead of ending the process.
+
+    with GracefulShutdown() as shutdown:
+        for step in ...:
+            if shutdown.check():
+                save(); sys.exit(shutdown.exit_code)
+
+    A Ctrl-C after the first signal interrupts immediately. Only the main thread receives signals, so this does nothing
+    in other threads. The previous handlers are restored at the end.
+
+    Args:
+      sync: for several processes, e.g. `PreemptionSync`: takes the signal received by this process, or 0, and returns
+        the signal on which all stop, or 0; every process calls it once per step. None for one process.
+    """
+
+    def __init__(self, sync: Callable[[int], int] | None = None) -> None:
+        self._sync = sync
+        self._requested: int | None = None
+        self._agreed: int | None = None
+        self._old: dict[int, object] = {}
+
+    @property
+    def requested(self) -> int | None:
+        """The first signal received by this process (signal.SIGTERM or signal.SIGINT), or None."""
+        return self._requested
+
+    def check(self) -> int | None:
+        """The signal on which to stop now, or None; the same in every process. Must be called once per step."""
+        if self._agreed is None:
+            self._agreed = self._requested if self._sync is None else self._sync(self._requested or 0) or None
+        return self._agreed
+
+    @property
+    def agreed(self) -> int | None:
+        """The last result of `check`."""
+        return self._agreed
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal returned by `check`, as in shells; 0 without one."""
+        return 128 + self._agreed if self._agreed else 0
+
+    def __enter__(self) -> "GracefulShutdown":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            # None means a handler that was not set from Python; it cannot be restored from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._old.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested is None:
+            self._requested = number
+        elif number == signal.SIGINT:
+            signal.default_int_handler(number, frame)

@@ -1,0 +1,151 @@
+"""Generate N images with one key each, over all devices, batch by batch.
+
+Image i of a key is a function of (key, i) alone, whatever the batch size and the number of devices. Each device scans its own
+images under `shard_map`, without a collective. A chain is dispatched in chunks of a few steps, so that the host can show
+progress; one compilation serves them all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import DenoiseFn
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, largest_divisor
+from ddpm_jax.runtime.errors import NumericalError
+from ddpm_jax.samplers import sampler as chain
+from ddpm_jax.samplers.sampler import Sampler
+
+
+class GeneratedBatch(NamedTuple):
+    """Consecutive images, in order of their index; NumPy, on every host.
+
+    Attributes:
+      images: uint8 [n, H, W, C], or the output of `finish`.
+      cond: the condition of each image, a pytree of arrays [n, ...] such as int32 labels; None if unconditional.
+      saved_x: float32 [n, S, H, W, C], x_t before each saved step.
+      saved_pred_xstart: float32 [n, S, H, W, C], pred_xstart at each saved step.
+    """
+
+    images: np.ndarray
+    cond: Any
+    saved_x: np.ndarray
+    saved_pred_xstart: np.ndarray
+
+
+class NonFiniteSamples(NumericalError):
+    """Images became NaN or infinite during sampling; as uint8, such pixels would be black."""
+
+
+class BatchedSampler:
+    """A sampler compiled for a network, image shape and batch size; `generate` takes any parameters and keys."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        make_denoise_fn: Callable[[Any, Any], DenoiseFn],
+        mesh: Mesh,
+        *,
+        image_shape: Sequence[int],
+        batch_size: int,
+        save_steps: Sequence[int] = (),
+        begin: Callable[[jax.Array, Any], chain.SamplerState] | None = None,
+        finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
+    ):
+        """Does not compile or run anything yet.
+
+        Args:
+          sampler: built by `SAMPLERS[name]`.
+          make_denoise_fn: (params, cond) -> denoise_fn.
+          mesh: a mesh with one axis, "data", over which batches are sharded.
+          image_shape: (H, W, C).
+          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
+          save_steps: numbers of the steps whose x_t and pred_xstart are saved; 0 is the first step from noise.
+          begin: (keys [B], `given` of these images) -> initial state; by default pure noise.
+          finish: transforms the final x [B, H, W, C].
+        """
+        self.sampler = sampler
+        self._driver = BatchDriver(mesh, batch_size)
+        self.batch_size = self._driver.batch_size
+        # What XLA makes of the weights before the first step of a chunk, it makes once: on a CPU, filters for faster
+        # convolutions, in the time of half a step of 8 images. So chunks are not too short.
+        self.chunk_size = largest_divisor(sampler.num_steps, max(25, sampler.num_steps // 20))
+
+        def begin_batch(key_data: jax.Array, given: Any) -> chain.SamplerState:
+            keys = jax.random.wrap_key_data(key_data)
+            return begin(keys, given) if begin else chain.init_state(sampler, keys, image_shape, num_saved=len(save_steps))
+
+        def advance(
+            params: Any, cond: Any, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array
+        ) -> chain.SamplerState:
+            keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, cond)
+            return chain.run_steps(
+                sampler, denoise_fn, state, keys, first_step=first_step, count=self.chunk_size, save_steps=save_steps
+            )
+
+        self._begin = jax.jit(self._driver.shard(begin_batch, (SHARDED, SHARDED)))
+        specs = (REPLICATED, SHARDED, SHARDED, SHARDED, REPLICATED)
+        self._advance = jax.jit(self._driver.shard(advance, specs), donate_argnames=("state",))
+        self._finish = jax.jit(finish)
+        self._count_not_finite = jax.jit(_count_not_finite, out_shardings=NamedSharding(mesh, REPLICATED))
+
+    def generate(
+        self,
+        params: Any,
+        key: jax.Array,
+        *,
+        num_images: int,
+        first_image: int = 0,
+        cond: Any = None,
+        given: Any = None,
+        report: Callable[[float], None] = lambda images: None,
+    ) -> Iterator[GeneratedBatch]:
+        """Yield images first_image .. first_image + num_images - 1, exactly, batch by batch.
+
+        Args:
+          params: parameters for `make_denoise_fn`, replicated over the mesh.
+          key: the root key; all noise of image i is from fold_in(key, i).
+          num_images: number of images.
+          first_image: index of the first image, to continue a previous call.
+          cond: pytree of arrays [num_images, ...] for a conditional network.
+          given: a pytree of arrays [num_images, ...] for `begin`.
+          report: called during sampling with the number of finished images, including fractions.
+
+        Raises:
+          NonFiniteSamples: some images hold NaN or infinity after some steps; the batches yielded before are sound.
+        """
+
+        def compute(batch: Batch) -> GeneratedBatch:
+            cond, given = batch.inputs
+            state = self._begin(batch.key_data, given)
+            for first_step in batch.chunks(self.sampler.num_steps, self.chunk_size):
+                state = self._advance(params, cond, state, batch.key_data, jnp.int32(first_step))
+                if bad := int(self._count_not_finite(state.x, jnp.int32(batch.count))):
+                    raise NonFiniteSamples(self._not_finite(bad, batch.first, batch.count, first_step))
+            return GeneratedBatch(self._finish(state.x), cond, state.saved_x, state.saved_pred_xstart)
+
+        batches = self._driver.split((cond, given), num_images)
+        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
+
+    def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
+        """As `generate`, all images in one."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.generate(params, key, **options))
+
+    def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
+        last, steps = first_step + self.chunk_size, self.sampler.num_steps
+        before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"
+        return (
+            f"{bad} of the {count} images {first_image}..{first_image + count - 1} are NaN or infinite after step {last} of "
+            f"{steps} ({before}): try `sampler='ddim'`, a `guidance_scale` nearer to 1, another "
+            "`checkpoint_step`, or `dtype='float32'`"
+        )
+
+
+def _count_not_finite(x: jax.Array, count: jax.Array) -> jax.Array:
+    """How many of the first `count` images of x [B, H, W, C] hold a NaN or an infinity: int32."""
+    finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    return jnp.sum(~finite & (jnp.arange(x.shape[0]) < count), dtype=jnp.int32)

@@ -1,0 +1,225 @@
+"""Derived from config.sampling: folder names, the identity of images, descriptions, warnings and cheaper settings."""
+
+import math
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.diffusion import initial_noise
+from ddpm_jax.evaluation.results import digest
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime.config_changes import flatten
+from ddpm_jax.user_messages import UsageError
+
+MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
+WARN_STEP_FRACTION = 10  # with at most T / 10 steps, fixed_large is known to leave noise in the images
+# Fields of config.sampling that do not affect the images.
+IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
+# Fields outside config.sampling that may differ from the training config and affect the images.
+CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
+FORWARD_PASSES = 3  # cost of a training step per image, in network evaluations
+QUICK = (
+    ("dpmpp_2m", "logsnr"),
+    ("ddim", "trailing"),
+)  # (sampler, spacing); the first one that the schedule and prediction allow
+
+
+# Names and identities.
+
+
+def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) -> dict[str, Any]:
+    """All settings that determine the output of a mode; JSON-serializable."""
+    return {
+        "mode": mode,
+        "step": step,
+        "weights_sha256": params_sha256,
+        "sampling": _image_fields(config),
+        "diffusion": config.diffusion.to_dict(),
+        "dtype": config.model.dtype,
+    }
+
+
+def cache_identity(
+    config: ConfigDict, trained: dict[str, Any], step: int, params_sha256: str, class_counts: np.ndarray | None
+) -> dict[str, Any]:
+    """All settings that determine cached images: image i of two caches with equal identities is the same.
+
+    Args:
+      config: resolved config of this call.
+      trained: config with which the checkpoint was trained; of the fields outside config.sampling only changed ones are listed.
+      step: step of the checkpoint.
+      params_sha256: hash of the parameters.
+      class_counts: as for `data_config.sampling_labels`.
+    """
+    identity = _image_fields(config) | {"step": step, "weights_sha256": params_sha256} | changed_fields(config, trained)
+    # Class counts matter only if the classes are not simply 0, 1, .., K-1, 0, 1, ..
+    fixed = not config.model.class_conditional or config.sampling.label >= 0
+    if fixed or class_counts is None or len(set(np.asarray(class_counts).tolist())) == 1:
+        return identity
+    return identity | {"class_counts": [int(count) for count in class_counts]}
+
+
+def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `CHANGEABLE` that differ from the training config: dotted name -> value."""
+    then = flatten(trained)
+    now = {field: config[field.partition(".")[0]][field.partition(".")[2]] for field in CHANGEABLE}
+    return {field: value for field, value in now.items() if then.get(field, value) != value}
+
+
+def _image_fields(config: ConfigDict) -> dict[str, Any]:
+    return {name: value for name, value in config.sampling.to_dict().items() if name not in IGNORED}
+
+
+def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
+    """Name of the cache folder."""
+    name = run_name(config, identity["step"])
+    for field in CHANGEABLE:
+        if field in identity:
+            name += f"-{field.partition('.')[2]}_{identity[field]}"
+    return name + (f"-classes_{digest(identity['class_counts'])}" if "class_counts" in identity else "")
+
+
+def run_name(config: ConfigDict, step: int) -> str:
+    """Folder name with the sampling settings, without the number of images."""
+    sampling = config.sampling
+    name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
+    for field, value in nondefault_options(config).items():
+        name += f"-{value}" if field == "spacing" else f"-{field}_{value}"
+    if sampling.params != "ema":
+        name += f"-{sampling.params}"
+    if sampling.label != -1:
+        name += f"-label_{sampling.label}"
+    return name
+
+
+def folder_name(config: ConfigDict, step: int) -> str:
+    """`run_name` with the number of images and of saved intermediate steps."""
+    sampling = config.sampling
+    keep = f"-keep_{sampling.num_intermediates}" if sampling.num_intermediates else ""
+    return f"{run_name(config, step)}-{sampling.num_images}_images{keep}"
+
+
+# Descriptions.
+
+
+def describe_sampling(config: ConfigDict) -> str:
+    """The sampler, its steps and its nondefault options, as text."""
+    sampling, options = config.sampling, nondefault_options(config)
+    start = f"{sampling.sampler} in {sampling.num_steps} steps"
+    return ", ".join([start, *(f"{field} {value}" for field, value in options.items())])
+
+
+def sampler_label(config: ConfigDict) -> str:
+    """The sampler with its nondefault options, for a table."""
+    sampling, options = config.sampling, nondefault_options(config)
+    options = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
+    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *options])
+
+
+def nondefault_options(config: ConfigDict) -> dict[str, str]:
+    """Other options that affect the images and differ from their defaults: name -> short value."""
+    sampling = config.sampling
+    found = {}
+    if sampling.sampler == "ddim" and sampling.eta:
+        found["eta"] = f"{sampling.eta:g}"
+    if sampling.sampler == "unipc" and sampling.order != 2:
+        found["order"] = str(sampling.order)
+    if sampling.sampler == "heun" and sampling.churn:
+        low, high = sampling.churn_interval
+        found["churn"] = f"{sampling.churn:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1e6) else "")
+        if sampling.churn_noise != 1:
+            found["noise"] = f"{sampling.churn_noise:g}"
+    if sampling.spacing != "leading":
+        found["spacing"] = sampling.spacing
+    if sampling.guidance_scale != 1:
+        low, high = sampling.guidance_interval
+        found["guidance"] = f"{sampling.guidance_scale:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1) else "")
+        if sampling.guidance_rescale:
+            found["rescale"] = f"{sampling.guidance_rescale:g}"
+    return found
+
+
+def sampling_warnings(config: ConfigDict) -> list[str]:
+    """Warnings about settings that are known to degrade the images."""
+    diffusion, sampling = config.diffusion, config.sampling
+    steps, trained = sampling.num_steps, diffusion.num_timesteps
+    notes = []
+    if sampling.sampler == "ancestral" and diffusion.variance == "fixed_large" and steps <= trained // WARN_STEP_FRACTION:
+        notes.append(
+            f"ancestral sampling in {steps:,} of {trained:,} steps with fixed_large leaves noise in the images (published for "
+            "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): use more steps, or ddim or dpmpp_2m"
+        )
+    dimension = math.prod(build.image_shape(config))
+    chain, whole = build.sampling_schedule(config), build.build_schedule(config)
+    pull, least = (initial_noise.pull_to_gray(schedule, dimension) for schedule in (chain, whole))
+    if pull > least + MAX_EXTRA_PULL:
+        notes.append(
+            f"spacing {sampling.spacing} starts from pure noise at t={chain.timesteps[-1]}, where x_t still contains some "
+            f"signal: brightness and colors are pulled up to {pull:.0%} of the way to mid-gray, with "
+            f"sampling.spacing=trailing {least:.0%} (docs/colors.md)"
+        )
+    return notes
+
+
+# Cheaper settings.
+
+
+def few_images(config: ConfigDict) -> ConfigDict:
+    """The config with at most as many images as a grid shows."""
+    config = config.copy_and_resolve_references()
+    config.sampling.num_images = min(config.sampling.num_images, image_grid.MAX_IMAGES)
+    return config
+
+
+def quick_config(config: ConfigDict) -> ConfigDict:
+    """As `few_images`, with config.train.sample_num_steps solver steps if config.sampling takes more evaluations.
+
+    Raises:
+      UsageError: the sampler of config.sampling cannot be built.
+    """
+    full, steps = few_images(config), config.train.sample_num_steps
+    if not steps or build.build_sampler(full).nfe <= steps:
+        return full
+    for sampler, spacing in QUICK:
+        quick = full.copy_and_resolve_references()
+        quick.sampling.update(sampler=sampler, spacing=spacing, num_steps=min(steps, config.diffusion.num_timesteps))
+        quick.sampling.update(eta=0.0, order=2, churn=0.0)  # options of other samplers
+        quick.sampling.num_intermediates = min(quick.sampling.num_intermediates, quick.sampling.num_steps)
+        try:
+            build.build_sampler(quick)
+        except UsageError:
+            continue
+        return quick
+    return full
+
+
+def cost_in_steps(config: ConfigDict) -> float:
+    """Cost of generating the images of config.sampling, in training steps."""
+    sampling = config.sampling
+    evaluations = build.build_sampler(config).nfe * (1 if sampling.guidance_scale == 1 else 2)
+    return evaluations * sampling.num_images / (FORWARD_PASSES * config.train.batch_size)
+
+
+def changed_flags(config: ConfigDict, other: ConfigDict) -> list[str]:
+    """The flags that change config.sampling to that of `other`."""
+    sampling = other.sampling
+    return [f"--config.sampling.{name}={sampling[name]}" for name in sampling if sampling[name] != config.sampling[name]]
+
+
+def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
+    """The command line that generates images from this run, ready to paste."""
+    program = ["python", "main.py"]
+    if pathlib.Path(sys.argv[0]).name == "main.py":
+        program = [_short(sys.executable), sys.argv[0]]
+    return shlex.join([*program, f"--workdir={_short(str(run_folder))}", "--mode=sample", *flags])
+
+
+def _short(path: str) -> str:
+    """The path relative to the current folder, if it is inside."""
+    here = str(pathlib.Path.cwd()) + "/"
+    return path.removeprefix(here) or path

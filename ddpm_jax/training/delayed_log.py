@@ -1,0 +1,83 @@
+"""Metrics of training steps, logged one step late, so that the device never waits for the host."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ddpm_jax.runtime.checkpoint import CheckpointManager
+from ddpm_jax.runtime.errors import NumericalError
+from ddpm_jax.runtime.metric_logger import TrainLogger
+
+
+class DelayedMetricLogger:
+    """Holds the metrics of a step back until the next one is under way.
+
+    Args:
+      logger: writes the scalars.
+      checkpoints: named where a value is not finite.
+      log_every: steps over which scalars are averaged.
+      learning_rate: step -> learning rate.
+      remedies: flags to try where a value is not finite.
+    """
+
+    def __init__(
+        self,
+        logger: TrainLogger,
+        checkpoints: CheckpointManager,
+        *,
+        log_every: int,
+        learning_rate: Callable[[int], float],
+        remedies: str,
+    ):
+        self._logger, self._checkpoints = logger, checkpoints
+        self._every, self._learning_rate, self._remedies = log_every, learning_rate, remedies
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._interval: list[dict[str, np.ndarray]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the step after which `step` steps are done; log those of the one before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Log what is held back.
+
+        Raises:
+          NumericalError: the loss or the gradient is not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        metrics = jax.device_get(metrics)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise NumericalError(self._not_finite(name, step))
+        self._interval.append(metrics)
+        if step % self._every == 0:
+            self._logger.log_scalars(step, self._averages(step))
+            self._interval.clear()
+        else:
+            self._logger.tick(step)
+
+    def _averages(self, step: int) -> dict[str, float]:
+        """Over the steps since the last such line; `loss_q1` is of the quarter of the chain with the least noise."""
+        total = {name: sum(metrics[name] for metrics in self._interval) for name in self._interval[0]}
+        number = len(self._interval)
+        scalars = {"loss": total["loss"] / number, "grad_norm": total["grad_norm"] / number}
+        scalars["param_norm"] = self._interval[-1]["param_norm"]
+        scalars["learning_rate"] = self._learning_rate(step - 1)
+        scalars |= self._logger.rates()
+        for quartile, (losses, count) in enumerate(zip(total["quartile_sum"], total["quartile_count"], strict=True), 1):
+            if count:
+                scalars[f"loss_q{quartile}"] = losses / count
+        return {name: float(value) for name, value in scalars.items()}
+
+    def _not_finite(self, name: str, step: int) -> str:
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest_step()
+        saved = "no checkpoint was saved yet" if latest is None else f"the last good checkpoint is of step {latest:,}"
+        again = "start again" if latest is None else "resume"
+        return f"{name} is not finite at step {step:,}; {saved}. To {again}, give the command {self._remedies}"

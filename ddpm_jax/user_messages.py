@@ -1,0 +1,145 @@
+"""Converts errors and log lines of the library for the user, with config fields instead of arguments."""
+
+import contextlib
+import difflib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.runtime.progress import LineHandler
+
+# Arguments whose names differ from their fields or match several fields.
+_FIELDS = {
+    "batch_size": "train.batch_size",
+    "folder": "data.data_dir",
+    "levels": "data.value_range",
+    "rtol": "evaluation.ode_tolerance",
+    "split": "data.split",
+}
+_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+# Error messages of absl, ml_collections and Python, and readable replacements.
+_FLAG_ERROR_REWRITES = (
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),
+    (r"Overriding (\S+) is not allowed.*", r"\1 is a section: set one of its fields, such as --\1.FIELD=VALUE"),
+    (r"Found (\S+) in argv before a value for --config was specified", r"\1 comes before --config: put --config=FILE first"),
+    (r"Error while parsing string: (.*) as tuple\..*", r"\1 is not a list: write it as '(1,2)', quotes included"),
+)
+
+
+class UserError(ExpectedError):
+    """Raised by the command line: something outside the program is wrong."""
+
+
+class UsageError(UserError, ValueError):
+    """Raised by the command line: a flag or a field of the config is wrong."""
+
+    exit_code = 2
+
+
+@contextlib.contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Context manager that converts a ValueError of the library to one line that names the field.
+
+    For calls that only validate and store their arguments: a ValueError of other code may be a bug.
+
+    Args:
+      where: start of the line: a section or a field, such as "diffusion" or "sampling.params is 'x'".
+
+    Raises:
+      UsageError: "config.WHERE: " and the message. A UserError, which already names a field, is unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"config.{where}: {error}") from error
+
+
+def name_fields(text: str, config: Mapping[str, Any]) -> str:
+    """Replaces arguments in backquotes with fields: `channels` -> config.data.channels, `order=2` -> --config.sampling.order=2.
+
+    Args:
+      text: an error message or a log line.
+      config: sections by name, each with its fields. A name that is not a field of exactly one section is unchanged.
+    """
+
+    def field(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        sections = [section for section, fields in config.items() if isinstance(fields, Mapping) and name in fields]
+        if name in _FIELDS:
+            path = _FIELDS[name]
+        elif name in config and not isinstance(config[name], Mapping):
+            path = name
+        elif len(sections) == 1:
+            path = f"{sections[0]}.{name}"
+        else:
+            return match[0]
+        if value is None:
+            return f"config.{path}"
+        return f"--config.{path}=" + (f"'{value}'" if value.startswith("(") else value.strip("'"))
+
+    return _ARGUMENT.sub(field, text)
+
+
+def configure_logging(config: Mapping[str, Any]) -> None:
+    """Prints the package's log lines on stderr, in process 0 only, with config fields instead of arguments.
+
+    Args:
+      config: see `name_fields`.
+    """
+    logger, handler = logging.getLogger("ddpm_jax"), LineHandler()
+    handler.addFilter(_is_from_primary_process)
+    handler.setFormatter(_FieldFormatter(config))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl would print it again, with a prefix
+
+
+class _FieldFormatter(logging.Formatter):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self._config = config
+
+    def format(self, record: logging.LogRecord) -> str:
+        return name_fields(super().format(record), self._config)
+
+
+def _is_from_primary_process(record: logging.LogRecord) -> bool:
+    import jax  # imported lazily: the command line is parsed without it
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def format_flag_error(error: Exception) -> str:
+    """Formats an error of absl or ml_collections about the command line as one line."""
+    if isinstance(error, KeyError | AttributeError):  # no such field; the inner text is the repr of a KeyError with its hint
+        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
+        if found := re.search(r"Attempting to lookup: ([\w.]+)", text):  # a field of a scalar
+            name, _, rest = found[1].rpartition(".")
+            return f"config.{name} is one value and has no field {rest!r}: write --config.{name}=VALUE"
+        field, _, hint = text.partition("\n")
+        if found := re.search(r'Key "(.*?)" does not exist', field):
+            field = found[1]
+        name = field.removeprefix("KeyError(").strip("()\"'")
+        return f"the config has no field {name!r}: " + (_hint(hint or text) or "configs/defaults.py lists all fields")
+    line = " ".join(str(error).split())
+    for pattern, replacement in _FLAG_ERROR_REWRITES:
+        line = re.sub(pattern, replacement, line)
+    return line
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """A question about the most similar of `names`, or ""."""
+    found = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {found[0]!r}?" if found else ""
+
+
+def _hint(text: str) -> str:
+    found = re.search(r'Did you mean "(.*?)"', text)
+    return f"did you mean {found[1]!r}?" if found else ""

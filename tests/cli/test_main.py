@@ -1,0 +1,118 @@
+"""The command line, in subprocesses."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, main):
+    """Workdir of a run started from the command line."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    result = main(run)
+    assert result.returncode == 0, result.stderr
+    return run
+
+
+def test_train_then_sample_without_config(trained, tmp_path, main, monkeypatch):
+    """With ~ in flags, which the shell does not expand."""
+    assert json.loads((trained / "config.json").read_text())["model"]["ch"] == 8
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(trained)
+    (tmp_path / "cache").symlink_to(REPOSITORY / ".cache" / "xla")
+    flags = ["--mode=sample", "--output=~/out", "--compilation_cache=~/cache", "--config.sampling.num_images=3"]
+    result = main("~/run", *flags, config=None, tiny=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "grid.png").exists()
+    assert str(tmp_path / "out") in result.stdout
+    assert not (REPOSITORY / "~").exists()
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    import main as program
+
+    assert program._with_home("--config=~/mine.py:x") == f"--config={tmp_path}/mine.py:x"
+    assert program._with_home("--config.data.data_dir=~/x") == "--config.data.data_dir=~/x"  # expanded where it is read
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_of_an_older_version_can_be_resumed(trained, tmp_path, main, metrics):
+    """Its config.json lacks newer fields, which get their defaults."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    del config["data"]["background"]
+    (run / "config.json").write_text(json.dumps(config))
+    for flags in (["--mode=train", "--config.train.num_steps=8"], ["--mode=sample"]):
+        result = main(run, *flags, config=None, tiny=False)
+        assert result.returncode == 0, result.stderr
+    assert metrics(run)[-1]["step"] == 8
+    result = main(run, "--config.data.background=black", config=None, tiny=False)
+    assert result.returncode == 1
+    assert 'data.background was "white", now "black"' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--workdir is missing"),
+        (["--workdir=x"], "--config is missing"),
+        (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+        (["--config=configs/digits.py", "--workdir=x", "--config.train.num_stepz=1"], "'num_stepz': did you mean 'num_steps'?"),
+        (
+            ["--config=configs/digits.py", "--workdir=x", "--config.train.num_steps=many"],
+            "num_steps=many: 'many' is not an integer",
+        ),
+        (["--config=configs/digits.py", "--workdir=x", "--mode=fly"], "mode"),
+        (["--config=configs/digits.py", "--workdir=x", "--wordir=y"], "wordir"),
+        (["--config=configs/digits.py", "--workdir=x", "train"], "unexpected argument 'train'"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and value else "",
+)
+def test_usage_errors_are_one_line_with_exit_code_2(flags, message, monkeypatch, repository):
+    result = subprocess.run([sys.executable, "main.py", *flags], cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+
+
+def test_missing_packages_are_a_one_line_error_with_advice(repository):
+    command = [sys.executable, "-S", "main.py", "--help"]  # -S: without site-packages
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {sys.executable} does not have the package absl: run `source .venv/bin/activate`")
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_is_fast(repository):
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        start = time.monotonic()
+        result = subprocess.run(
+            [sys.executable, "main.py", "--help"], cwd=repository, capture_output=True, text=True, check=False
+        )
+        seconds.append(time.monotonic() - start)
+    assert "--workdir" in result.stdout
+    assert min(seconds) < 2
+
+
+def test_training_without_tensorflow(tmp_path, command, repository):
+    """One log line reports that TensorBoard is off; the digits need no tensorflow."""
+    blocker = tmp_path / "blocker"
+    blocker.mkdir()
+    for name in ("tensorflow", "tensorboard"):
+        (blocker / f"{name}.py").write_text("raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n")
+    line = command(tmp_path / "run", fields={"train.tensorboard": True})
+    code = (
+        f"import sys, runpy; sys.path.insert(0, {str(blocker)!r}); sys.argv = {line[1:]!r}; "
+        "runpy.run_path('main.py', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert sum("TensorBoard is off" in row for row in result.stderr.splitlines()) == 1
+    assert (tmp_path / "run" / "metrics.jsonl").exists()

@@ -1,0 +1,67 @@
+"""Feature extraction: independent of the number of devices, one row per image, and errors for invalid features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.evaluation import feature_extraction
+from ddpm_jax.metrics import features
+from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
+
+
+def brightness(images):
+    """A user-defined extractor, named by `module:function`."""
+    return images.astype(jnp.float32).mean(axis=(1, 2))
+
+
+def logarithm(images):
+    return jnp.log(images.astype(jnp.float32).reshape(len(images), -1) - 255)
+
+
+def classifier(images):
+    return brightness(images), brightness(images)[:, :2]
+
+
+def scalar(images):
+    return images.sum()
+
+
+def extracted(extractor, devices=8, sizes=(8, 8, 5), **options):
+    batches = np.split(IMAGES, np.cumsum(sizes)[:-1])
+    mesh = meshes.make_mesh(jax.devices()[:devices])
+    parts = list(feature_extraction.extract(extractor, mesh, batches, batch_size=8, **options))
+    assert [len(part.features) for part in parts] == list(sizes)
+    return np.concatenate([part.features for part in parts])
+
+
+def test_pixel_features_on_any_number_of_devices():
+    seen = []
+    got = extracted(features.make_extractor("pixels"), report=seen.append)
+    np.testing.assert_allclose(got, IMAGES.reshape(21, -1) / 255, rtol=1e-6)
+    assert seen == [8, 16, 21]
+    np.testing.assert_array_equal(extracted(features.make_extractor("pixels"), devices=1, sizes=(3, 8, 8, 2)), got)
+
+
+def test_a_user_defined_function(monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__).rsplit("/", 1)[0])
+    extractor = features.make_extractor("test_feature_extraction:brightness")
+    np.testing.assert_allclose(extracted(extractor), IMAGES.mean(axis=(1, 2)), rtol=1e-5)
+    assert extractor.provenance == {"features": "test_feature_extraction:brightness"}
+    extractor = features.make_extractor("test_feature_extraction:classifier")
+    (both,) = feature_extraction.extract(extractor, meshes.make_mesh(), [IMAGES], batch_size=21)
+    assert both.features.shape == (21, 3)
+    np.testing.assert_allclose(both.logits, IMAGES.mean(axis=(1, 2))[:, :2], rtol=1e-5)
+    with pytest.raises(InvalidArgumentError, match=r"returns \[\[\]\] for 8 images: it must return \[B, D\]"):
+        extracted(features.make_extractor("test_feature_extraction:scalar"))
+    with pytest.raises(InvalidDataError, match=r"not finite for images 0\.\.7"):
+        extracted(features.make_extractor("test_feature_extraction:logarithm"))
+
+
+def test_images_of_two_sizes_are_an_error():
+    mixed = [IMAGES[:2], IMAGES[:2, :2, :2]]
+    with pytest.raises(InvalidDataError, match="all must be equal"):
+        list(feature_extraction.extract(features.make_extractor("pixels"), meshes.make_mesh(), mixed, batch_size=8))

@@ -1,0 +1,89 @@
+"""The cache of generated images: none is lost or repeated, and different settings never mix."""
+
+import resource
+import signal
+
+import numpy as np
+import pytest
+
+from ddpm_jax.evaluation.sample_cache import SampleCache
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidDataError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
+KIND = {"step": 6, "sampler": "ddim", "spacing": (1, 2)}
+
+
+def fill(cache, ranges):
+    for chunk in ranges:
+        cache.write(chunk.start, IMAGES[chunk.start : chunk.stop])
+
+
+def held(cache, number, batch_size):
+    batches = list(cache.batches(number, batch_size))
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    return np.concatenate(batches)
+
+
+def test_chunks_written_in_any_order_are_read_in_order(tmp_path):
+    cache = SampleCache(tmp_path / "a" / "b", KIND)
+    assert cache.missing(23) == [range(0, 23)]
+    fill(cache, [range(10, 16), range(0, 5)])
+    assert cache.missing(23) == [range(5, 10), range(16, 23)]
+    assert cache.missing(12) == [range(5, 10)]
+    assert cache.missing(4) == []
+    with pytest.raises(InvalidDataError, match=r"lacks images 5\.\.9: run the same command again"):
+        next(cache.batches(23, 4))
+    again = SampleCache(tmp_path / "a" / "b", KIND)
+    fill(again, again.missing(23))
+    for size in (1, 4, 100):
+        np.testing.assert_array_equal(held(again, 23, size), IMAGES)
+        np.testing.assert_array_equal(held(again, 12, size), IMAGES[:12])
+
+
+def test_a_kill_while_writing_loses_only_that_chunk(tmp_path, log_lines):
+    """Truncated, empty, corrupted and partial files: their images are missing, and logged."""
+    cache = SampleCache(tmp_path, KIND)
+    fill(cache, [range(0, 8), range(8, 16), range(16, 23)])
+    torn = tmp_path / "images_00000008.npz"
+    whole = torn.read_bytes()
+    (tmp_path / ".images_00000023.npz.partial").write_bytes(whole[:50])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[: len(whole) // 2], b"", bytes(flipped)):
+        torn.write_bytes(damaged)
+        log_lines.clear()
+        assert cache.missing(23) == [range(8, 16)]
+        assert len(log_lines) == 1
+        assert "is damaged" in log_lines[0]
+    fill(cache, cache.missing(23))
+    np.testing.assert_array_equal(held(cache, 23, 5), IMAGES)
+
+
+def test_different_settings_are_an_error_that_lists_the_fields(tmp_path):
+    SampleCache(tmp_path, KIND)
+    SampleCache(tmp_path, KIND)
+    with pytest.raises(ConflictError, match=r'sampler was "ddim", now "ancestral"; seed was null, now 1\.'):
+        SampleCache(tmp_path, KIND | {"sampler": "ancestral", "seed": 1})
+    SampleCache(tmp_path, KIND | {"order": 2}, defaults={"order": 2, "eta": 0.0})  # a field newer than the folder
+    with pytest.raises(ConflictError, match=r"order was 2, now 3\."):
+        SampleCache(tmp_path, KIND | {"order": 3}, defaults={"order": 2, "eta": 0.0})
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InvalidDataError, match="cannot be read"):
+        SampleCache(tmp_path, KIND)
+
+
+def test_a_full_disk_is_a_one_line_error_and_keeps_earlier_chunks(tmp_path):
+    cache = SampleCache(tmp_path, KIND)
+    fill(cache, [range(0, 8)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
+    try:
+        with pytest.raises(FileAccessError, match="what was generated before is kept") as caught:
+            cache.write(8, IMAGES[8:16])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert cache.missing(16) == [range(8, 16)]
+    assert {file.name for file in tmp_path.iterdir()} == {"manifest.json", "images_00000000.npz"}
