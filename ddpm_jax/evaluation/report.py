@@ -3,6 +3,7 @@
 All of it is regenerated from the results in the folder on each call.
 """
 
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.runtime.metric_logger import TensorBoardWriter
 from ddpm_jax.training.ema_tracker import parse_power_std
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint; "real" does not
 ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
@@ -43,7 +46,10 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
     Raises:
       FileAccessError: a file cannot be written.
     """
-    results = sorted(results, key=_order)
+    known = [result for result in results if result.kind in ("real", *KINDS)]
+    if others := len(results) - len(known):
+        logger.warning(f"skipping {others} results in {target} that another version of this program wrote: measure them again")
+    results = sorted(known, key=_order)
     stems: dict[str, list[Result]] = {}
     for result in results:
         if result.kind in KINDS:

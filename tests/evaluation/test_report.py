@@ -56,6 +56,14 @@ def test_a_table_shows_how_its_rows_differ():
     assert text.endswith("\n1. b\n\n2. a\n")
 
 
+def test_results_of_another_version_are_skipped(tmp_path, caplog):
+    old = dataclasses.replace(generated(9), kind="drawn")
+    text = report.write(tmp_path, [old, generated()])
+    assert "ddim 4 leading" in text
+    assert "ddim 9 leading" not in text
+    assert f"skipping 1 results in {tmp_path}" in caplog.text
+
+
 def test_a_table_has_every_column_once_and_empty_cells():
     rows = [{"images": "real", "count": 1500}, {"images": "generated", "frechet": 3.14159}]
     assert report.markdown_table(rows) == (
