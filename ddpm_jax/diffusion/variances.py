@@ -84,7 +84,7 @@ def model_variance(
     """Variance and log variance of p(x_{t-1} | x_t), σ_t² of (10): [B, 1, ... 1], or [B, ...] if learned.
 
     fixed_small is the posterior variance β̃_t; its log is clipped at t=0 to that of t=1. fixed_large is β_t, with
-    β̃_1 at t=0 (β_0 in a chain of one step). learned_range goes from log β̃_t, clipped likewise, to log β_t as
+    β̃_1 at t=0 (β_0 in a chain of one step). learned_range goes from log β̃_t, also clipped, to log β_t as
     variance_output [B, ...] goes from -1 to 1. Sampling adds no noise at t=0. DDPM section 3.2, IDDPM 2102.09672 eq. 15.
 
     Raises:
