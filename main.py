@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:  # usually the virtual environment is not a
     sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
 
 from configs import defaults
-from ddpm_jax import config_file, user_messages
+from ddpm_jax import choices, config_file, user_messages
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError, format_flag_error
 
@@ -67,7 +67,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         if fields and "config" not in given:
             where = "--config is missing, and the workdir contains no saved config"
             raise UsageError(f"{where}: --{fields[0]} needs a config file, such as --config=configs/digits.py")
+        argv, free = choices.take_free_flags(argv)
+        sys.argv = list(argv)
         rest = FLAGS(argv)
+        if FLAGS.config is not None:
+            choices.set_free_fields(FLAGS.config, free)
+            choices.check_flags(FLAGS.config, given)
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list in one flag")
     except ExpectedError as error:

@@ -22,11 +22,11 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLERS = {
     "ancestral": "",
-    "ddim": "--config.sampling.eta=0.5",
+    "ddim": "--config.sampling.ddim.eta=0.5",
     "dpmpp_2m": "",
     "dpmpp_2m_sde": "",
-    "unipc": "--config.sampling.order=3",
-    "heun": "--config.sampling.churn=2.0",
+    "unipc": "--config.sampling.unipc.order=3",
+    "heun": "--config.sampling.heun.churn=2.0",
     "ode": "",
 }
 TRAIN = (
@@ -48,11 +48,11 @@ def main() -> None:
         folder = pathlib.Path(options.folder or temporary)
         for dropout in (0.0, 0.1):
             run = folder / f"dropout_{dropout}"
-            program(run, f"{TRAIN} --config.model.dropout={dropout} --config.train.num_steps=200")
+            program(run, f"{TRAIN} --config.model.unet.dropout={dropout} --config.train.num_steps=200")
             print_training(f"dropout {dropout}", run)
         resumed = folder / "resumed"
         for steps in (100, 200):
-            program(resumed, f"{TRAIN} --config.model.dropout=0.1 --config.train.num_steps={steps}")
+            program(resumed, f"{TRAIN} --config.model.unet.dropout=0.1 --config.train.num_steps={steps}")
         print_training("dropout 0.1, resumed", resumed)
 
         run = folder / "dropout_0.1"

@@ -32,10 +32,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 KINDS = ("start", "step", "save", "checksums", "last save")
 CONFIG = (
-    "model.ch=8",
-    "model.ch_mult=(1,)",
-    "model.attn_resolutions=()",
-    "model.dropout=0.1",
+    "model.unet.ch=8",
+    "model.unet.ch_mult=(1,)",
+    "model.unet.attn_resolutions=()",
+    "model.unet.dropout=0.1",
     "diffusion.timestep_sampler=low_discrepancy",
     "ema.extra_decays=(0.99,)",
     "train.batch_size=8",

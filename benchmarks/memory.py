@@ -45,7 +45,7 @@ def measured(options: argparse.Namespace, name: str) -> str:
     """The row of a config; XLA is configured as in main.py."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
-    config.model.remat = options.remat or config.model.remat
+    config.model.unet.remat = options.remat or config.model.unet.remat
     build.configure_cpu(config, own_devices=False)
     few, many = options.batch_sizes
     state = jax.eval_shape(build.build_init(config), jax.random.key(0))

@@ -16,7 +16,7 @@ def get_config():
     config.data.image_size = 64
     config.data.num_classes = 0
 
-    config.model.ch_mult = (1, 2, 2, 2, 4)
+    config.model.unet.ch_mult = (1, 2, 2, 2, 4)
 
     config.train.num_steps = 500_000  # not stated in the paper
     config.sampling.sampler = "ancestral"

@@ -15,8 +15,8 @@ def get_config():
     config.data.name = "imagenet_resized/64x64"
     config.data.image_size = 64
     config.data.num_classes = 1000
-    config.model.ch_mult = (1, 2, 3, 4)
-    config.model.dropout = 0.0
+    config.model.unet.ch_mult = (1, 2, 3, 4)
+    config.model.unet.dropout = 0.0
     config.train.num_steps = 1_500_000
     config.evaluation.heldout_split = "validation"
     return config

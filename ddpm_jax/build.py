@@ -1,9 +1,10 @@
 """Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +12,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import cpu, data_config
+from ddpm_jax import choices, cpu, models
 from ddpm_jax.cpu import compiler
-from ddpm_jax.data import image_folder
-from ddpm_jax.data.source import ImageSource
-from ddpm_jax.diffusion import loss_weighting, pixels, schedules, spacings, timestep_sampling
+from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.models import layers, unet
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models import layers
 from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
@@ -33,19 +31,8 @@ from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> field of the state; additional EMAs keep their name
-WEIGHTING_OPTIONS = {  # weighting -> {option: field of config.diffusion}
-    "min_snr_gamma": {"gamma": "min_snr_gamma"},
-    "p2": {"gamma": "p2_gamma", "k": "p2_k"},
-    "edm": {"sigma_data": "edm_sigma_data"},
-}
-SAMPLER_OPTIONS = {  # sampler -> {its field of config.sampling: value required for other samplers, None for any}
-    "ddim": {"eta": 0.0},
-    "unipc": {"order": 2},
-    "heun": {"churn": 0.0, "churn_interval": None, "churn_noise": None},
-}
 # sampling.format -> files to write
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
-IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
 
 
 def as_dict(config: ConfigDict | None) -> dict[str, Any]:
@@ -65,30 +52,46 @@ def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
       config: config of the run.
       own_devices: whether this process may set the number of CPU devices; False in a distributed run.
     """
-    channels = unet.min_channels(config.model)
+    try:
+        channels = getattr(_network(config), "min_channels", None)
+    except (UsageError, KeyError):  # the validation reports it
+        return
+    if channels is None:
+        return
     compiler.set_xla_flags(channels)
     if own_devices:
         compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
 
 
-def build_model(config: ConfigDict) -> UNet:
-    """The network, with the layer implementations of this platform."""
-    model = config.model
-    return UNet(
-        out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
-        ch=model.ch,
-        ch_mult=tuple(model.ch_mult),
-        num_res_blocks=model.num_res_blocks,
-        attn_resolutions=tuple(model.attn_resolutions),
-        mid_attention=model.mid_attention,
-        dropout=model.dropout,
-        num_heads=model.num_heads,
-        scale_shift=model.scale_shift,
-        num_classes=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else 0,
-        dtype=DTYPES[model.dtype],
-        remat=model.remat,
-        **cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
-    )
+def _network(config: ConfigDict, layer_functions: Mapping[str, Callable] | None = None) -> nn.Module:
+    model, options = config.model, choices.options_of(config, choices.NETWORK)
+    with config_errors(choices.section_of(config, choices.NETWORK), tuple(options)):
+        return models.make_network(
+            model.name,
+            out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
+            num_classes=_num_labels(config),
+            dtype=DTYPES[model.dtype],
+            layer_functions=layer_functions,
+            **options,
+        )
+
+
+def build_model(config: ConfigDict) -> nn.Module:
+    """The network, with the layer implementations of this platform.
+
+    Raises:
+      UsageError: an option of the network is invalid.
+    """
+    model = _network(config, cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm))
+    with config_errors(choices.section_of(config, choices.NETWORK), tuple(choices.options_of(config, choices.NETWORK))):
+        if hasattr(model, "check"):
+            model.check(image_shape(config))
+    return model
+
+
+def _num_labels(config: ConfigDict) -> int:
+    """Number of labels that the network knows, with the null label; 0 for an unconditional one."""
+    return config.data.num_classes + (config.model.label_dropout > 0) if config.model.class_conditional else 0
 
 
 def build_parameterization(config: ConfigDict) -> Parameterization:
@@ -103,7 +106,10 @@ def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     diffusion = config.diffusion
     with config_errors("diffusion"):
         return schedules.make_schedule(
-            diffusion.schedule, diffusion.num_timesteps, zero_terminal_snr=diffusion.zero_terminal_snr
+            diffusion.schedule,
+            diffusion.num_timesteps,
+            zero_terminal_snr=diffusion.zero_terminal_snr,
+            **choices.options_of(config, choices.SCHEDULE),
         )
 
 
@@ -117,44 +123,38 @@ def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.No
 
 def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """The weight of the squared error at each t; None for weight 1."""
-    name = config.diffusion.weighting
-    fields = WEIGHTING_OPTIONS.get(name, {})
     with config_errors("diffusion"):
-        weighting = loss_weighting.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
+        weighting = loss_weighting.make_weighting(config.diffusion.weighting, **choices.options_of(config, choices.WEIGHTING))
         return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
 
 
 def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
     """The distribution of t in training."""
-    return timestep_sampling.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
+    options = choices.options_of(config, choices.TIMESTEP_SAMPLER)
+    with config_errors("diffusion"):
+        return timestep_sampling.make_timestep_sampler(
+            config.diffusion.timestep_sampler, config.diffusion.num_timesteps, **options
+        )
 
 
-def check_sampler_options(config: ConfigDict) -> None:
-    """Raise a UsageError if config.sampling sets an option that none of the selected samplers has."""
-    sampling = config.sampling
-    for sampler, fields in SAMPLER_OPTIONS.items():
-        for field, unused in fields.items():
-            if unused not in (None, sampling[field]) and sampler not in (sampling.sampler, *config.evaluation.samplers):
-                raise UsageError(
-                    f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {sampler} uses it: set "
-                    f"config.sampling.{field}={unused:g}, or config.sampling.sampler={sampler}"
-                )
+def build_loss(config: ConfigDict) -> losses.LossFn:
+    """The training loss, checked against the schedule, the parameterization and the weighting."""
+    name, weighting = config.diffusion.loss, build_weighting(config)
+    with config_errors("diffusion"):
+        loss = losses.make_loss(name, weighting=weighting, **choices.options_of(config, choices.LOSS))
+        losses.check_loss(build_schedule(config), build_parameterization(config), loss=name, weighting=weighting)
+    return loss
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     """The sampler of config.sampling over its respaced schedule, or the lowest fraction `strength` of it."""
-    sampling = config.sampling
-    options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
-    check_sampler_options(config)
-    if "churn_interval" in options:
-        options["churn_min"], options["churn_max"] = options.pop("churn_interval")
     with config_errors("sampling"):
         return make_sampler(
-            sampling.sampler,
+            config.sampling.sampler,
             sampling_schedule(config, strength),
             build_parameterization(config),
             trained=build_schedule(config),
-            **options,
+            **choices.options_of(config, choices.SAMPLER),
         )
 
 
@@ -172,10 +172,16 @@ def build_inversion(config: ConfigDict) -> Sampler:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with warm-up and gradient clipping."""
-    return optimizers.make_optimizer(
-        config.optimizer.learning_rate, warmup_steps=config.optimizer.warmup_steps, clip_norm=config.optimizer.clip_norm
-    )
+    """The optimizer, with warm-up and gradient clipping."""
+    optimizer = config.optimizer
+    with config_errors("optimizer"):
+        return optimizers.make_optimizer(
+            optimizer.learning_rate,
+            name=optimizer.name,
+            warmup_steps=optimizer.warmup_steps,
+            clip_norm=optimizer.clip_norm,
+            **choices.options_of(config, choices.OPTIMIZER),
+        )
 
 
 def build_learning_rate(config: ConfigDict) -> optax.Schedule:
@@ -199,52 +205,6 @@ def params_field(config: ConfigDict) -> str | None:
         return STATE_FIELDS[name]
     with config_errors(f"sampling.params is {name!r}"):
         return build_ema_tracker(config).resolve(name)
-
-
-def build_source(config: ConfigDict) -> ImageSource:
-    """Load the data set of config.data. Reading and preparing a large set is logged.
-
-    Raises:
-      UsageError: the size, channels or number of classes of the images differ from the config.
-      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
-    """
-    data = config.data
-    if data.name == "digits":
-        from ddpm_jax.data import digits  # imported lazily: scikit-learn takes a second
-
-        source = digits.load_digits(data.split)
-    elif data.name == "image_folder":
-        source = image_folder.load_image_folder(
-            data.data_dir,
-            image_size=data.image_size,
-            channels=data.channels,
-            split=data.split,
-            background=data.background,
-            on_decode_error=data.on_decode_error,
-            levels=tuple(data.value_range),
-            in_memory=IN_MEMORY[data.in_memory],
-            num_threads=data.num_threads,
-        )
-    else:
-        from ddpm_jax.data import tfds
-
-        source = tfds.load_tfds(
-            data.name,
-            data.split,
-            data_dir=data.data_dir,
-            image_size=data.image_size,
-            channels=data.channels,
-            in_memory=IN_MEMORY[data.in_memory],
-            num_threads=data.num_threads,
-        )
-    if (source.image_size, source.channels) != (data.image_size, data.channels):
-        raise UsageError(
-            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
-            f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
-        )
-    if config.model.class_conditional and source.num_classes != data.num_classes:
-        raise UsageError(data_config.wrong_number(config, source))
-    return source
 
 
 def null_cond(config: ConfigDict) -> np.int32:
@@ -291,7 +251,7 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
-        cond = jnp.zeros(1, jnp.int32) if model.num_classes else None
+        cond = jnp.zeros(1, jnp.int32) if _num_labels(config) else None
         return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
@@ -314,20 +274,19 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         schedule=build_schedule(config),
         parameterization=parameterization,
         optimizer=build_optimizer(config),
-        loss=config.diffusion.loss,
+        loss_fn=build_loss(config),
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
-        weighting=build_weighting(config),
         timestep_sampler=build_timestep_sampler(config),
         cond_dropout=config.model.label_dropout,
         null_cond=null_cond(config),
         averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
-        **cpu.train_step_options(mesh, stochastic=model.stochastic),
+        **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
 
     def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        cond = {"cond": batch["label"]} if model.num_classes else {}
+        cond = {"cond": batch["label"]} if _num_labels(config) else {}
         return take_step(state, {"image": batch["image"], **cond}, key)
 
     return step

@@ -9,11 +9,13 @@ import importlib.util
 import inspect
 import pathlib
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from ddpm_jax import choices
 from ddpm_jax.runtime.errors import ExpectedError, error_line
 from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
 
@@ -101,6 +103,10 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
     """
     for name, value in values.items():
         field = prefix + name
+        if name not in config and (choices.is_free(prefix.rstrip(".")) or _is_part(values, prefix, name)):
+            with config.unlocked():
+                config[name] = ConfigDict(value) if isinstance(value, dict) else value
+            continue
         if name not in config:
             return f"the field {field} is unknown to this version"
         if isinstance(config[name], ConfigDict):
@@ -116,9 +122,18 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
     return ""
 
 
+def _is_part(fields: Mapping[str, Any], prefix: str, name: str) -> bool:
+    """Whether `name` is the section of a part that these fields choose; it need not be in the defaults."""
+    section = prefix.removeprefix("config.").rstrip(".")
+    return choices.is_chosen(section, fields, name) and isinstance(fields[name], dict | ConfigDict)
+
+
 def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str = "config.") -> None:
     for name in sorted(set(config) | set(defaults)):
         field = prefix + name
+        free = choices.is_free(field.removeprefix("config.")) and isinstance(config.get(name), ConfigDict)
+        if free or (name not in defaults and _is_part(config, prefix, name)):
+            continue  # `registry.bind` checks these options
         if name not in defaults:
             hint = did_you_mean(name, list(defaults)) or "configs/defaults.py lists all fields"
             raise UsageError(f"{where} sets {field}, which does not exist: {hint}")

@@ -6,18 +6,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, data_config, models
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
+from ddpm_jax.runtime.registry import is_own
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.user_messages import UsageError, config_errors
+from ddpm_jax.training import optimizer
+from ddpm_jax.user_messages import UsageError
 
 LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
-    "model.ch_mult": int,
-    "model.attn_resolutions": int,
     "ema.extra_decays": float,
     "ema.power_sigma_rel": float,
-    "sampling.churn_interval": float,
     "sampling.guidance_interval": float,
     "data.value_range": float,
     "evaluation.metrics": str,
@@ -29,23 +28,18 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
 }
 TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
 PAIRS = {  # field -> its range, and an example
-    "sampling.churn_interval": (0.0, math.inf, "(0.05,50.0)"),
     "sampling.guidance_interval": (0.0, 1.0, "(0.2,0.8)"),
 }
 RANGES = {  # field -> (whether a number is in its range, description of the range)
-    "model.dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
     "optimizer.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
     "ema.decay": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "sampling.eta": (lambda x: x >= 0, "0 or more"),
-    "sampling.churn": (lambda x: x >= 0, "0 or more"),
-    "sampling.churn_noise": (lambda x: x > 0, "above 0"),
     "sampling.guidance_scale": (lambda x: x >= 0, "0 or more"),
     "sampling.guidance_rescale": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "evaluation.ode_tolerance": (lambda x: 0 < x < 1, "above 0 and below 1"),
 }
-INFINITE = ("sampling.churn_interval",)  # fields in which infinity means no upper bound
+INFINITE = ("sampling.heun.churn_max",)  # fields in which infinity means no upper bound
 SEEDS = ("seed", "sampling.seed")
 
 
@@ -60,18 +54,20 @@ def check_config(config: ConfigDict) -> None:
     check_pairs(config)
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
-    check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
+    check_part("model.name", model.name, models.NETWORKS)
+    check_part("diffusion.schedule", process.schedule, schedules.SCHEDULES)
     check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
     check_choice("diffusion.variance", process.variance, variances.VARIANCES)
-    check_choice("diffusion.loss", process.loss, losses.LOSSES)
-    check_choice("diffusion.weighting", process.weighting, loss_weighting.WEIGHTINGS)
-    check_choice("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
-    check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
+    check_part("diffusion.loss", process.loss, losses.LOSSES)
+    check_part("diffusion.weighting", process.weighting, loss_weighting.WEIGHTINGS)
+    check_part("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
+    check_part("sampling.sampler", sampling.sampler, SAMPLERS)
+    check_part("optimizer.name", config.optimizer.name, optimizer.OPTIMIZERS)
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, like the next line
     build.params_field(config)
-    check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
+    check_choice("data.in_memory", data.in_memory, data_config.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_decode_error", data.on_decode_error, image_folder.ON_DECODE_ERROR)
     decode.parse_background(data.background)
@@ -83,7 +79,6 @@ def check_config(config: ConfigDict) -> None:
 
     positive = {
         "data": ("image_size", "num_threads", "prefetch"),
-        "model": ("ch", "num_res_blocks", "num_heads"),
         "diffusion": ("num_timesteps",),
         "optimizer": ("accumulation_steps",),
         "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "max_to_keep"),
@@ -102,31 +97,9 @@ def check_config(config: ConfigDict) -> None:
             for name in names:
                 if not holds(config[section][name]):
                     raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
-    if model.ch % 4 or model.ch % min(32, model.ch // 4):
-        raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
-    if not model.ch_mult:
-        raise UsageError("config.model.ch_mult is empty: it must hold one factor per level")
-    if min(model.ch_mult) < 1:
-        raise UsageError(f"config.model.ch_mult holds {min(model.ch_mult)}: each factor must be 1 or more")
-    halvings = len(model.ch_mult) - 1
-    if data.image_size % 2**halvings:
-        raise UsageError(
-            f"config.data.image_size is {data.image_size}, which cannot be halved {halvings} times for the "
-            f"{halvings + 1} levels of config.model.ch_mult: use a multiple of {2**halvings}, or fewer levels"
-        )
-    resolutions = [data.image_size // 2**level for level in range(halvings + 1)]
-    if unmet := set(model.attn_resolutions) - set(resolutions):
-        raise UsageError(
-            f"config.model.attn_resolutions contains {sorted(unmet)}, but images of {data.image_size} pixels only have "
-            f"the resolutions {resolutions}"
-        )
-    attending = [model.ch_mult[resolutions.index(resolution)] for resolution in model.attn_resolutions]
-    attending += [model.ch_mult[-1]] * model.mid_attention
-    if any(model.ch * factor % model.num_heads for factor in attending):
-        raise UsageError(
-            f"config.model.num_heads is {model.num_heads}, which does not divide the width of every attention: "
-            f"{sorted({model.ch * factor for factor in attending})}"
-        )
+    build.build_model(config)  # raises, like the next two lines
+    build.build_optimizer(config)
+    build.build_timestep_sampler(config)
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
     if not model.class_conditional and sampling.label != -1:
@@ -141,7 +114,6 @@ def check_config(config: ConfigDict) -> None:
             f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
             "config.model.class_conditional and config.model.label_dropout above 0 supports guidance: set it to 1"
         )
-    build.check_sampler_options(config)
     if sampling.guidance_scale != 1:
         build.build_guided_denoise_fn(config)  # raises
     if sampling.num_steps > process.num_timesteps:
@@ -153,13 +125,7 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError(
             f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
         )
-    with config_errors("diffusion"):
-        losses.check_loss(
-            build.build_schedule(config),
-            build.build_parameterization(config),
-            loss=process.loss,
-            weighting=build.build_weighting(config),
-        )
+    build.build_loss(config)  # raises
 
 
 def check_lists(config: ConfigDict) -> None:
@@ -212,3 +178,10 @@ def check_choice(field: str, value: Any, choices: Any) -> None:
     """Raises a UsageError that lists the choices unless `value` is one of them."""
     if value not in choices:
         raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")
+
+
+def check_part(field: str, name: Any, registry: Any) -> None:
+    """Raises a UsageError that lists the choices unless `name` is one of them or module:function."""
+    if not is_own(str(name)) and name not in registry:
+        listed = ", ".join(registry)
+        raise UsageError(f"config.{field} is {name!r}: choose one of {listed}, or module:function for one of your own")

@@ -1,4 +1,4 @@
-"""Config fields that depend on the data set: number and names of classes, and the range of gray levels."""
+"""Loads the data set of config.data, and completes the fields that depend on it: classes and the range of gray levels."""
 
 import difflib
 import logging
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax import choices
 from ddpm_jax.data import identity as data_identity
+from ddpm_jax.data import load
 from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.source import ImageSource
@@ -18,8 +20,41 @@ from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY = {"always": True, "never": False, "auto": "auto"}  # data.in_memory -> argument of `load.load_source`
 
-def wrong_number(config: ConfigDict, source: ImageSource) -> str:
+
+def load_source(config: ConfigDict) -> ImageSource:
+    """Load the data set of config.data. Reading and preparing a large set is logged.
+
+    Raises:
+      UsageError: the size, channels or number of classes of the images differ from the config.
+      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
+    """
+    data = config.data
+    source = load.load_source(
+        data.name,
+        data.split,
+        data_dir=data.data_dir,
+        image_size=data.image_size,
+        channels=data.channels,
+        in_memory=IN_MEMORY[data.in_memory],
+        num_threads=data.num_threads,
+        options=choices.options_of(config, choices.DATA),
+        background=data.background,
+        on_decode_error=data.on_decode_error,
+        levels=tuple(data.value_range),
+    )
+    if (source.image_size, source.channels) != (data.image_size, data.channels):
+        raise UsageError(
+            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
+            f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
+        )
+    if config.model.class_conditional and source.num_classes != data.num_classes:
+        raise UsageError(_wrong_number(config, source))
+    return source
+
+
+def _wrong_number(config: ConfigDict, source: ImageSource) -> str:
     """The error if config.data.num_classes of a class-conditional model does not match the data set."""
     data = config.data
     if source.num_classes:

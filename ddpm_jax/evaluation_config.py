@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, cpu, data_config
+from ddpm_jax import build, choices, config_validation, cpu, data_config
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.diffusion import likelihood
@@ -46,7 +46,7 @@ def check_evaluation(config: ConfigDict) -> None:
     if not evaluation.checkpoint_steps:
         raise UsageError("config.evaluation.checkpoint_steps is empty: give steps, or -1 for the latest")
     for sampler in evaluation.samplers:
-        config_validation.check_choice("evaluation.samplers", sampler, SAMPLERS)
+        config_validation.check_part("evaluation.samplers", sampler, SAMPLERS)
     for steps in evaluation.num_steps:
         if not 1 <= steps <= (most := config.diffusion.num_timesteps):
             valid = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
@@ -89,10 +89,10 @@ def compared_split(config: ConfigDict) -> str:
 
 
 def load_split(config: ConfigDict, split: str) -> ImageSource:
-    """Load a split of config.data; raises as `build.build_source`."""
+    """Load a split of config.data; raises as `data_config.load_source`."""
     other = config.copy_and_resolve_references()
     other.data.split = split
-    return build.build_source(other)
+    return data_config.load_source(other)
 
 
 def load_compared(config: ConfigDict) -> ImageSource:
@@ -100,7 +100,7 @@ def load_compared(config: ConfigDict) -> ImageSource:
 
     Raises:
       NoSuchSplit: there is no such split; the message names the field.
-      ExpectedError: as `build.build_source`.
+      ExpectedError: as `data_config.load_source`.
     """
     try:
         return load_split(config, compared_split(config))
@@ -133,6 +133,7 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     try:
         return features.make_extractor(
             evaluation.features,
+            options=choices.options_of(config, choices.FEATURES),
             inception_path=evaluation.inception_path,
             group_size=cpu.inception_group_size(),
             progress=Progress,

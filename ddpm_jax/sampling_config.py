@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import shlex
 import sys
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, choices
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.evaluation.results import digest
 from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.config_changes import flatten
+from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.user_messages import UsageError
 
 MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
@@ -39,7 +42,7 @@ def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) ->
         "step": step,
         "weights_sha256": params_sha256,
         "sampling": _image_fields(config),
-        "diffusion": config.diffusion.to_dict(),
+        "diffusion": choices.used_fields(config, "diffusion"),
         "dtype": config.model.dtype,
     }
 
@@ -72,7 +75,7 @@ def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any
 
 
 def _image_fields(config: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in config.sampling.to_dict().items() if name not in IGNORED}
+    return {name: value for name, value in choices.used_fields(config, "sampling").items() if name not in IGNORED}
 
 
 def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
@@ -87,7 +90,7 @@ def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
 def run_name(config: ConfigDict, step: int) -> str:
     """Folder name with the sampling settings, without the number of images."""
     sampling = config.sampling
-    name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
+    name = f"step_{step}-{_short_value(sampling.sampler)}-{sampling.num_steps}-seed_{sampling.seed}"
     for field, value in nondefault_options(config).items():
         name += f"-{value}" if field == "spacing" else f"-{field}_{value}"
     if sampling.params != "ema":
@@ -124,16 +127,7 @@ def sampler_label(config: ConfigDict) -> str:
 def nondefault_options(config: ConfigDict) -> dict[str, str]:
     """Other options that affect the images and differ from their defaults: name -> short value."""
     sampling = config.sampling
-    found = {}
-    if sampling.sampler == "ddim" and sampling.eta:
-        found["eta"] = f"{sampling.eta:g}"
-    if sampling.sampler == "unipc" and sampling.order != 2:
-        found["order"] = str(sampling.order)
-    if sampling.sampler == "heun" and sampling.churn:
-        low, high = sampling.churn_interval
-        found["churn"] = f"{sampling.churn:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1e6) else "")
-        if sampling.churn_noise != 1:
-            found["noise"] = f"{sampling.churn_noise:g}"
+    found = {name: _short_value(value) for name, value in options_of_sampler(config).items()}
     if sampling.spacing != "leading":
         found["spacing"] = sampling.spacing
     if sampling.guidance_scale != 1:
@@ -142,6 +136,18 @@ def nondefault_options(config: ConfigDict) -> dict[str, str]:
         if sampling.guidance_rescale:
             found["rescale"] = f"{sampling.guidance_rescale:g}"
     return found
+
+
+def options_of_sampler(config: ConfigDict) -> dict[str, Any]:
+    """The options of the chosen sampler that differ from their defaults: name -> value."""
+    defaults = registry.defaults(registry.find(config.sampling.sampler, SAMPLERS, "sampler"))
+    options = choices.options_of(config, choices.SAMPLER)
+    return {name: value for name, value in options.items() if value != defaults.get(name)}
+
+
+def _short_value(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 
 
 def sampling_warnings(config: ConfigDict) -> list[str]:
@@ -188,7 +194,6 @@ def quick_config(config: ConfigDict) -> ConfigDict:
     for sampler, spacing in QUICK:
         quick = full.copy_and_resolve_references()
         quick.sampling.update(sampler=sampler, spacing=spacing, num_steps=min(steps, config.diffusion.num_timesteps))
-        quick.sampling.update(eta=0.0, order=2, churn=0.0)  # options of other samplers
         quick.sampling.num_intermediates = min(quick.sampling.num_intermediates, quick.sampling.num_steps)
         try:
             build.build_sampler(quick)

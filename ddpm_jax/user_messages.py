@@ -42,49 +42,62 @@ class UsageError(UserError, ValueError):
 
 
 @contextlib.contextmanager
-def config_errors(where: str) -> Iterator[None]:
+def config_errors(where: str, options: Sequence[str] = ()) -> Iterator[None]:
     """Context manager that converts a ValueError of the library to one line that names the field.
 
     For calls that only validate and store their arguments: a ValueError of other code may be a bug.
 
     Args:
       where: start of the line: a section or a field, such as "diffusion" or "sampling.params is 'x'".
+      options: fields of the section `where`. In a message that names one of them in backquotes, `option`, it becomes
+        config.WHERE.option.
 
     Raises:
-      UsageError: "config.WHERE: " and the message. A UserError, which already names a field, is unchanged.
+      UsageError: "config.WHERE: " and the message, unless that begins with a name in backquotes. A UserError, which already
+        names a field, is unchanged.
     """
     try:
         yield
     except UserError:
         raise
     except ValueError as error:
-        raise UsageError(f"config.{where}: {error}") from error
+        line = str(error) if str(error).startswith("`") else f"config.{where}: {error}"
+        for option in options:
+            line = line.replace(f"`{option}`", f"config.{where}.{option}")
+        raise UsageError(line) from error
 
 
 def name_fields(text: str, config: Mapping[str, Any]) -> str:
-    """Replaces arguments in backquotes with fields: `channels` -> config.data.channels, `order=2` -> --config.sampling.order=2.
+    """Replaces arguments in backquotes with fields: `channels` -> config.data.channels, `seed=2` -> --config.seed=2.
 
     Args:
       text: an error message or a log line.
-      config: sections by name, each with its fields. A name that is not a field of exactly one section is unchanged.
+      config: sections by name, each with its fields. A name of no field, or of several, is unchanged.
     """
 
     def field(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
-        sections = [section for section, fields in config.items() if isinstance(fields, Mapping) and name in fields]
         if name in _FIELDS:
-            path = _FIELDS[name]
-        elif name in config and not isinstance(config[name], Mapping):
-            path = name
-        elif len(sections) == 1:
-            path = f"{sections[0]}.{name}"
+            paths = [_FIELDS[name]]
         else:
+            paths = [name] if name in config and not isinstance(config[name], Mapping) else list(_paths(config, name))
+        if len(paths) != 1:
             return match[0]
+        path = paths[0]
         if value is None:
             return f"config.{path}"
         return f"--config.{path}=" + (f"'{value}'" if value.startswith("(") else value.strip("'"))
 
     return _ARGUMENT.sub(field, text)
+
+
+def _paths(config: Mapping[str, Any], name: str, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields called `name`."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, name, f"{prefix}{key}.")
+        elif key == name:
+            yield prefix + key
 
 
 def configure_logging(config: Mapping[str, Any]) -> None:

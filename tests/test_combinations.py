@@ -175,7 +175,7 @@ def test_every_timestep_sampler_can_be_configured(name):
         (
             "sampling",
             {"eta": 0.5, "sampler": "unipc"},
-            r"^config.sampling.eta is 0.5, but only the sampler ddim uses it: set config.sampling.eta=0, or "
+            r"^config.sampling.ddim.eta is 0.5, but only the sampler ddim uses it: set config.sampling.ddim.eta=0, or "
             r"config.sampling.sampler=ddim$",
         ),
         ("sampling", {"order": 3}, "only the sampler unipc uses it"),

@@ -35,10 +35,10 @@ def load(name):
 def shrink(config):
     """One level and images of four pixels, with attention if the experiment has any; equal networks compile once."""
     model = config.model
-    model.ch_mult = (1,)
-    model.attn_resolutions = (4,) if model.attn_resolutions else ()
-    model.ch = 8
-    model.num_res_blocks = 1
+    model.unet.ch_mult = (1,)
+    model.unet.attn_resolutions = (4,) if model.unet.attn_resolutions else ()
+    model.unet.ch = 8
+    model.unet.num_res_blocks = 1
     config.data.image_size = 4
     config.train.batch_size = 8
     config.optimizer.warmup_steps = min(10, config.optimizer.warmup_steps)  # or the first step is below float32's rounding
@@ -148,10 +148,10 @@ def restated(monkeypatch):
 def test_a_field_that_is_set_to_its_default_is_found(restated):
     def make():
         config = defaults.get_config()
-        config.model.ch = defaults.get_config().model.ch
+        config.model.unet.ch = defaults.get_config().model.unet.ch
         config.data.image_size = 8
 
-    assert restated(make) == [f"ch={defaults.get_config().model.ch}"]
+    assert restated(make) == [f"ch={defaults.get_config().model.unet.ch}"]
 
 
 @pytest.mark.parametrize("name", NAMES)

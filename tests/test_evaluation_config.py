@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits, image_folder
-from ddpm_jax import build
+from ddpm_jax import build, data_config
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
 from ddpm_jax.evaluation import reference
@@ -31,7 +31,7 @@ def sets(monkeypatch, **splits):
             raise NoSuchSplit(f"the set has no split {config.data.split!r}")
         return source(splits[config.data.split], config.data.split)
 
-    monkeypatch.setattr(build, "build_source", build_source)
+    monkeypatch.setattr(data_config, "load_source", build_source)
 
 
 def images(count, seed=0):

@@ -14,6 +14,7 @@ LAYERS = {
     "config_validation": 3.5,
     "config_file": 3.5,
     "user_messages": 2.2,
+    "choices": 2.3,
     "sampling_config": 3.5,
     "build": 3,
     "data_config": 2.5,
@@ -28,11 +29,12 @@ LAYERS = {
     "runtime": 1,
     "plotting": 1,
 }
-SHARED = ("ddpm_jax.runtime.errors", "ddpm_jax.runtime.atomic")  # below all layers
+SHARED = ("ddpm_jax.runtime.errors", "ddpm_jax.runtime.atomic", "ddpm_jax.runtime.registry")  # below all layers
 CONFIG_READERS = (
     "cli",
     "config_validation",
     "build",
+    "choices",
     "config_file",
     "data_config",
     "evaluation_config",
@@ -44,7 +46,7 @@ SECTIONS = {name: set(section) for name, section in defaults.get_config().items(
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorflow_datasets": {"data/tfds.py", "data/splits.py"},
-    "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
+    "flax.linen": {"build.py", "metrics/inception.py", "models/__init__.py", "models/layers.py", "models/unet.py"},
     # Not part of JAX's stable API: `cpu.layer_functions` imports the using module under a guard.
     "jax.interpreters": {"cpu/conv.py"},
     "jax.extend": {"cpu/conv.py"},
@@ -54,6 +56,7 @@ HOMES = {
     "safetensors": {"metrics/inception_weights.py"},
     "ml_collections": {
         "build.py",
+        "choices.py",
         "data_config.py",
         "config_validation.py",
         "config_file.py",

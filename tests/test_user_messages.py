@@ -124,7 +124,10 @@ def parse(argv):
         ("train.batch_size=1.5", "flag --config.train.batch_size=1.5: '1.5' is not an integer"),
         ("optimizer.learning_rate=x", "flag --config.optimizer.learning_rate=x: 'x' is not a number"),
         ("train.tensorboard=x", "flag --config.train.tensorboard=x: 'x' is neither true nor false"),
-        ("model.ch_mult=(1,", "flag --config.model.ch_mult=(1,: (1, is not a list: write it as '(1,2)', quotes included"),
+        (
+            "model.unet.ch_mult=(1,",
+            "flag --config.model.unet.ch_mult=(1,: (1, is not a list: write it as '(1,2)', quotes included",
+        ),
     ],
 )
 def test_each_kind_of_wrong_value(flag, expected, monkeypatch):

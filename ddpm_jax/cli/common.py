@@ -257,7 +257,7 @@ def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
         return np.stack([read_image(path, **options) for path in edit.images]), None
     other = config.copy_and_resolve_references()
     other.data.split = edit.split or data.split
-    source = build.build_source(other)
+    source = data_config.load_source(other)
     last = edit.start_index + edit.num_images
     if last > len(source):
         raise UsageError(

@@ -68,10 +68,11 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 def check_interpolation(config: ConfigDict) -> None:
     """Raise a UsageError unless config.sampling is a deterministic chain that can be inverted."""
     sampling = config.sampling
-    if sampling.sampler != "ddim" or sampling.eta:
+    if sampling.sampler != "ddim" or sampling.ddim.eta:
+        eta = f" with eta {sampling.ddim.eta:g}" if sampling.sampler == "ddim" else ""
         raise UsageError(
-            f"interpolation needs ddim with eta 0, not {sampling.sampler} with eta {sampling.eta:g}: "
-            "set config.sampling.sampler=ddim and config.sampling.eta=0"
+            f"interpolation needs ddim with eta 0, not {sampling.sampler}{eta}: "
+            "set config.sampling.sampler=ddim and config.sampling.ddim.eta=0"
         )
     if sampling.guidance_scale != 1:
         raise UsageError("interpolation does not support guidance: set config.sampling.guidance_scale=1")

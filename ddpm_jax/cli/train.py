@@ -71,7 +71,7 @@ def _train(
     """The part of `run` that holds the lock of the workdir; `check_held` is called before each save."""
     is_writer, scores = distributed.is_primary_process(), None
     with distributed.raise_on_all_processes():
-        source = build.build_source(config)
+        source = data_config.load_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, sampling_config
+from ddpm_jax import build, data_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import gaussian, pixels, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -124,7 +124,7 @@ def real_images(config: ConfigDict) -> np.ndarray:
     Raises:
       UsageError: the set has fewer images.
     """
-    source = build.build_source(config)
+    source = data_config.load_source(config)
     first, number = config.visualize.start_index, config.visualize.num_images
     if first + number > len(source):
         raise UsageError(
@@ -290,8 +290,8 @@ def reverse_label(config: ConfigDict) -> str:
         return rf"reverse, $p_\theta(x_{{{earlier}}}|x_t{condition})$: {name}"
     deterministic = (
         sampling.sampler in ODE_SOLVERS
-        or (sampling.sampler == "ddim" and not sampling.eta)
-        or (sampling.sampler == "heun" and not sampling.churn)
+        or (sampling.sampler == "ddim" and not sampling.ddim.eta)
+        or (sampling.sampler == "heun" and not sampling.heun.churn)
     )
     return f"reverse: {name}" + (r", no noise added (not $p_\theta$)" if deterministic else "")
 

@@ -32,8 +32,8 @@ SHOWN = (
     "sampling.params",
     "sampling.weights_sha256",
 )
-SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "eta", "order", "churn", "churn_interval", "churn_noise")
-SHOWN_BY_SAMPLER += ("guidance_scale", "guidance_interval", "guidance_rescale")
+# Shown in the column of the sampler, with the options of the sampler, sampling.SAMPLER.OPTION.
+SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "guidance_scale", "guidance_interval", "guidance_rescale")
 
 
 def write(target: pathlib.Path, results: list[Result]) -> str:
@@ -123,11 +123,15 @@ def _distinguishing(results: list[Result]) -> dict[str, dict[str, Any]]:
     for kind in {result.kind for result in results}:
         some = {result.group: flatten(result.key) for result in results if result.kind == kind}
         hidden = (*SHOWN, *(f"sampling.{name}" for name in SHOWN_BY_SAMPLER))
-        fields = {field for key in some.values() for field in key if field not in hidden}
+        fields = {field for key in some.values() for field in key if field not in hidden and not _is_option(field)}
         differing = sorted(field for field in fields if len({str(key.get(field)) for key in some.values()}) > 1)
         for group, key in some.items():
             extra[group] = {_column(field): _cell(key.get(field)) for field in differing if key.get(field) is not None}
     return extra
+
+
+def _is_option(field: str) -> bool:
+    return field.startswith("sampling.") and field.count(".") > 1
 
 
 def _column(field: str) -> str:

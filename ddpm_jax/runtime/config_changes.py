@@ -59,16 +59,16 @@ def _is_learned(variance: Any) -> bool:
     return str(variance).startswith("learned")
 
 
-def _has_history(timestep_sampler: Any) -> bool:
-    return timestep_sampler == "second_moment"
+def _stateful(timestep_sampler: Any) -> Any:
+    return None if timestep_sampler in ("uniform", "low_discrepancy") else timestep_sampler
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-# Field or section -> rule; the longest matching name applies. A new field of data, model or diffusion is fixed by default,
-# the only safe choice; a new field of another section has the rule of its section.
+# Field or section -> rule; the longest matching name applies, and * is any section. A new field of data, model or diffusion
+# is fixed by default, the only safe choice; a new field of another section has the rule of its section.
 RULES: dict[str, Rule] = {
     "seed": Rule("determines initial parameters, data order and noise; sampling has its own", _whole, _nothing, read=False),
     "data": _fixed("the training images"),
@@ -82,12 +82,12 @@ RULES: dict[str, Rule] = {
         "pixels of the training images, and of the real ones in an evaluation", _whole, _nothing, read=True
     ),
     "model": _fixed("the network"),
-    "model.dropout": _training("only active in training"),
+    "model.*.dropout": _training("only active in training"),
     "model.label_dropout": Rule(
         "the network has a null-label embedding only if it is above 0", _is_positive, _is_positive, read=False
     ),
     "model.dtype": _free("precision of the computation; parameters are float32 in any case"),
-    "model.remat": _free("memory and speed"),
+    "model.*.remat": _free("memory and speed"),
     "diffusion": _fixed("the diffusion process and what the network predicts"),
     "diffusion.variance": Rule(
         "fixed_small and fixed_large differ in sampling; a learned variance is an output of the network",
@@ -97,15 +97,21 @@ RULES: dict[str, Rule] = {
     ),
     "diffusion.loss": _training("the objective"),
     "diffusion.weighting": _training("the objective"),
+    "diffusion.loss_options": _training("the objective"),
     "diffusion.min_snr_gamma": _training("the objective"),
-    "diffusion.p2_gamma": _training("the objective"),
-    "diffusion.p2_k": _training("the objective"),
-    "diffusion.edm_sigma_data": _training("the objective"),
+    "diffusion.p2": _training("the objective"),
+    "diffusion.edm": _training("the objective"),
+    "diffusion.weighting_options": _training("the objective"),
     "diffusion.timestep_sampler": Rule(
-        "second_moment keeps a history of losses in the checkpoint, the others do not", _has_history, _nothing, read=False
+        "second_moment keeps a history of losses in the checkpoint, uniform and low_discrepancy do not",
+        _stateful,
+        _nothing,
+        read=False,
     ),
+    "diffusion.timestep_sampler_options": _training("the distribution of t"),
     "diffusion.clip_denoised": _free("only used in sampling"),
-    "optimizer": _training("the optimizer; Adam's moments are kept"),
+    "optimizer": _training("the optimizer; its state is kept"),
+    "optimizer.name": Rule("its state is in the checkpoint", _whole, _nothing, read=False),
     "ema.decay": _training("from the next step on"),
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
@@ -121,12 +127,13 @@ _OTHER = _training("unknown")
 
 def rule_of(field: str) -> Rule:
     """The rule of a field, by its dotted name."""
-    name = field
-    while name not in RULES:
-        name, dot, _ = name.rpartition(".")
-        if not dot:
-            return _OTHER
-    return RULES[name]
+    parts = field.split(".")
+    if len(parts) == 3 and (rule := RULES.get(f"{parts[0]}.*.{parts[2]}")):
+        return rule
+    for length in range(len(parts), 0, -1):
+        if rule := RULES.get(".".join(parts[:length])):
+            return rule
+    return _OTHER
 
 
 def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:

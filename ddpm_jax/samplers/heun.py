@@ -26,7 +26,7 @@ def heun(
     trained: NoiseSchedule | None = None,
     churn: float = 0.0,
     churn_min: float = 0.0,
-    churn_max: float = np.inf,
+    churn_max: float = 1e6,
     churn_noise: float = 1.0,
 ) -> Sampler:
     """EDM's sampler over `schedule`, usually respaced to 10 .. 40 steps, best with spacing karras. Order 2.

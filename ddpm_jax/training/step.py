@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.diffusion import conditioning, gaussian, losses, pixels
-from ddpm_jax.diffusion.loss_weighting import Weighting
+from ddpm_jax.diffusion import conditioning, gaussian, pixels
+from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.timestep_sampling import TimestepSampler, make_timestep_sampler
@@ -33,10 +33,9 @@ def train_step(
     schedule: NoiseSchedule,
     parameterization: Parameterization,
     optimizer: optax.GradientTransformation,
-    loss: str,
+    loss_fn: LossFn,
     ema_decay: float,
     random_flip: bool,
-    weighting: Weighting | None = None,
     timestep_sampler: TimestepSampler | None = None,
     cond_dropout: float = 0.0,
     null_cond: Any = None,
@@ -55,10 +54,9 @@ def train_step(
       schedule: the training chain.
       parameterization: what the network's output means.
       optimizer: the optimizer of `state`.
-      loss: a key of `losses.LOSSES`.
+      loss_fn: the loss of each image, from `losses.make_loss`.
       ema_decay: decay of the EMA after warm-up.
       random_flip: mirror each image left to right with probability 1/2.
-      weighting: weight of the mean squared error, from `loss_weighting.make_weighting`.
       timestep_sampler: distribution of t; uniform by default.
       cond_dropout: probability of replacing the condition of an example with null_cond.
       null_cond: the condition of dropped examples, a pytree of arrays without the batch axis.
@@ -100,8 +98,7 @@ def train_step(
 
         level = schedule.level(t)._replace(time=t)  # in the training chain, time is t: no lookup
         output = parameterization.evaluate(denoise_fn, x_t, level)
-        arrays = (output, x_start, x_t, t, noise)
-        values = losses.training_losses(schedule, parameterization, *arrays, loss=loss, weighting=weighting)
+        values = loss_fn(schedule, parameterization, output, x_start, x_t, t, noise)
         return jnp.mean(examples["weight"] * values), values
 
     value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)

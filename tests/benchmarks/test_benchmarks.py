@@ -143,7 +143,13 @@ def test_colors_of_a_small_network(colors, photographs, monkeypatch):
     monkeypatch.setattr(common, "restore_params", lambda config, folder, mesh: (params(config), 0))
 
     run = photographs.parent / "run"
-    fields = ["--train", "diffusion.prediction=x_start", "model.ch_mult=(1,)", "model.ch=8", "model.attn_resolutions=()"]
+    fields = [
+        "--train",
+        "diffusion.prediction=x_start",
+        "model.unet.ch_mult=(1,)",
+        "model.unet.ch=8",
+        "model.unet.attn_resolutions=()",
+    ]
     fields += ["sampling.num_images=8", "sampling.num_steps=2"]
     out = colors("--gray", "--image_size=8", f"--workdir={run}", *fields, "--sample", "sampling.spacing=leading")
     assert colors_of("8 photographs", out)[3] == 0

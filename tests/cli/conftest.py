@@ -12,9 +12,9 @@ from configs import digits
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 TINY = {
-    "model.ch": 8,
-    "model.ch_mult": (1,),
-    "model.attn_resolutions": (),
+    "model.unet.ch": 8,
+    "model.unet.ch_mult": (1,),
+    "model.unet.attn_resolutions": (),
     "model.class_conditional": False,
     "model.label_dropout": 0.0,
     "diffusion.num_timesteps": 100,

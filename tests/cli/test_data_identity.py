@@ -148,7 +148,7 @@ def test_a_class_name_on_the_command_line(tmp_path, folder, main):
         "data.channels": 1,
         "data.num_classes": 2,
         "model.class_conditional": True,
-        "model.num_res_blocks": 1,
+        "model.unet.num_res_blocks": 1,
         "train.num_steps": 1,
         "sampling.label": "rose",
     }

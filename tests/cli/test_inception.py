@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ddpm_jax import build, evaluation_config
+from ddpm_jax import data_config, evaluation_config
 from ddpm_jax.cli import compute_stats
 from ddpm_jax.metrics import inception_weights
 from ddpm_jax.metrics import reference_stats as reference_file
@@ -35,8 +35,8 @@ class First:
 
 @pytest.fixture
 def few(monkeypatch):
-    build_source = build.build_source
-    monkeypatch.setattr(build, "build_source", lambda *arguments, **options: First(build_source(*arguments, **options)))
+    build_source = data_config.load_source
+    monkeypatch.setattr(data_config, "load_source", lambda *arguments, **options: First(build_source(*arguments, **options)))
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from ddpm_jax.cli import sample, train
 
 OTHERS = {
     "model.dtype": "bfloat16",
-    "model.remat": True,
-    "model.dropout": 0.2,
+    "model.unet.remat": True,
+    "model.unet.dropout": 0.2,
     "model.class_conditional": True,
     "diffusion.schedule": "sigmoid",
     "diffusion.prediction": "v",
@@ -38,7 +38,7 @@ def images(real_data):
         "data.channels": 3,
         "data.random_flip": True,
         "data.in_memory": "never",
-        "model.ch_mult": (1, 1),
+        "model.unet.ch_mult": (1, 1),
     }
 
 

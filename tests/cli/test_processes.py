@@ -28,7 +28,7 @@ FIELDS = {
     "data.name": "image_folder",
     "data.num_classes": 2,
     "data.random_flip": True,
-    "model.dropout": 0.1,
+    "model.unet.dropout": 0.1,
     "model.class_conditional": True,
     "optimizer.accumulation_steps": 2,
     "optimizer.learning_rate": 1e-3,

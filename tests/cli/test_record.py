@@ -18,7 +18,7 @@ from ddpm_jax.training.optimizer import unclipped_layout
 from ddpm_jax.user_messages import UserError
 
 RATE = "optimizer.learning_rate"
-TRAINED = {"train.num_steps": 4, "model.dropout": 0.0}
+TRAINED = {"train.num_steps": 4, "model.unet.dropout": 0.0}
 
 
 def record(folder):
@@ -63,7 +63,7 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
     assert start(seed=3, optimizer__learning_rate=1.0, train__batch_size=16) == 0  # finished: no steps are left
     with pytest.raises(ConflictError, match="seed was 3, now 0"):
         start(seed=0, train__num_steps=6)
-    with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
+    with pytest.raises(ConflictError, match=r"model\.unet\.ch was 8, now 16"):
         start(seed=3, model__ch=16, train__num_steps=6)
     with RunLock(tmp_path), pytest.raises(ConflictError, match=f"in use: process {os.getpid()} on "):
         start(seed=3, train__num_steps=6)
@@ -72,7 +72,7 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
 
     assert start(seed=3, train__num_steps=6, optimizer__learning_rate=5e-4, model__dropout=0.1, train__batch_size=16) == 0
     changed = {
-        "model.dropout": [0.0, 0.1],
+        "model.unet.dropout": [0.0, 0.1],
         RATE: [first["optimizer"]["learning_rate"], 5e-4],
         "train.batch_size": [8, 16],
         "train.num_steps": [4, 6],
@@ -82,7 +82,7 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 5e-4
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "resuming" in line]
     assert line == (
-        "resuming at step 4; changed: model.dropout 0.0 -> 0.1, "
+        "resuming at step 4; changed: model.unet.dropout 0.0 -> 0.1, "
         f"{RATE} {changed[RATE][0]} -> 0.0005, train.batch_size 8 -> 16, train.num_steps 4 -> 6"
     )
 

@@ -23,7 +23,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 150
 FIELDS = {
     "data.random_flip": True,
-    "model.dropout": 0.1,
+    "model.unet.dropout": 0.1,
     "model.class_conditional": True,
     "model.label_dropout": 0.2,
     "diffusion.variance": "learned_range",

@@ -70,7 +70,7 @@ def test_each_option_changes_the_images(generate):
         "sampling.seed": 1,
         "sampling.sampler": "ancestral",
         "sampling.num_steps": 5,
-        "sampling.eta": 1.0,
+        "sampling.ddim.eta": 1.0,
         "sampling.spacing": "trailing",
         "sampling.params": "raw",
         "sampling.label": 3,
@@ -119,7 +119,7 @@ def test_intermediate_steps_are_saved_on_request(generate, tmp_path):
 def test_the_default_folder_is_named_after_the_options(generate, trained, tiny_config, capsys):
     generate()
     folder, fields = trained
-    changes = {"sampling.eta": 0.5, "sampling.params": "raw", "sampling.label": 3, "sampling.seed": 2}
+    changes = {"sampling.ddim.eta": 0.5, "sampling.params": "raw", "sampling.label": 3, "sampling.seed": 2}
     assert sample.run(tiny_config(fields | changes), str(folder)) == 0
     target = folder / "samples" / "step_6-ddim-4-seed_2-eta_0.5-raw-label_3-5_images"
     assert sorted(file.name for file in target.iterdir()) == ["grid.png", "images.npz", "manifest.json"]
@@ -319,7 +319,7 @@ def test_errors_are_one_line(generate, trained, tiny_config, tmp_path, monkeypat
         assert "\n" not in str(caught.value)
 
     refused(r"there are 2, 4, 6", changes={"sampling.checkpoint_step": 5})
-    refused(r"model\.ch was 8, now 16", changes={"model.ch": 16})
+    refused(r"model\.unet\.ch was 8, now 16", changes={"model.unet.ch": 16})
     refused("contains no run", where=tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(BatchedSampler, "generate", None)  # found before any image is generated

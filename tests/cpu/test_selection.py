@@ -106,7 +106,13 @@ del jax.interpreters.mlir.register_lowering
 sys.argv = ["main.py", *sys.argv[1:]]
 runpy.run_path("main.py", run_name="__main__")
 """
-    fields = ("model.ch=8", "model.ch_mult=(1,)", "model.attn_resolutions=()", "train.num_steps=1", "train.sample_every=0")
+    fields = (
+        "model.unet.ch=8",
+        "model.unet.ch_mult=(1,)",
+        "model.unet.attn_resolutions=()",
+        "train.num_steps=1",
+        "train.sample_every=0",
+    )
     fields = [f"--config.{field}" for field in (*fields, "train.tensorboard=False", "train.batch_size=8")]
     result = subprocess.run(
         [sys.executable, "-c", code, "--config=configs/digits.py", f"--workdir={tmp_path}", *fields],

@@ -105,7 +105,7 @@ def test_all_rejected_fields_are_named_with_a_remedy():
     line = str(error.value)
     for words in (
         "runs/x",
-        "model.ch was 128, now 64",
+        "model.unet.ch was 128, now 64",
         'diffusion.schedule was "linear", now "cosine"',
         "seed was 0, now 3",
         "data.flip was missing, now true",
@@ -113,7 +113,7 @@ def test_all_rejected_fields_are_named_with_a_remedy():
         "--workdir",
     ):
         assert words in line
-    assert "model.dropout" not in line
+    assert "model.unet.dropout" not in line
     assert "\n" not in line
 
 

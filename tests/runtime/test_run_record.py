@@ -55,7 +55,7 @@ def test_until_a_checkpoint_is_saved_any_field_may_change(tmp_path):
     run_record.record_start(tmp_path, other, 0)
     save(tmp_path, 10)
     assert run_record.config_at(tmp_path, 10)["seed"] == 3
-    with pytest.raises(ConflictError, match=r"model\.ch was 64, now 128.*seed was 3, now 0"):
+    with pytest.raises(ConflictError, match=r"model\.unet\.ch was 64, now 128.*seed was 3, now 0"):
         run_record.check_resume(tmp_path, CONFIG)
 
 
