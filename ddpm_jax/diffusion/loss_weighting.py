@@ -59,7 +59,7 @@ def _edm(snr: Array, *, sigma_data: float = 0.5) -> Array:
 
 # name -> w of SNR, with its options. `make_weighting` returns None for simple, which depends on the prediction as well.
 WEIGHTINGS: dict[str, Callable[..., Array]] = {
-    "simple": jnp.ones_like,
+    "simple": lambda snr: jnp.ones_like(snr),
     "snr": _snr,
     "truncated_snr": _truncated_snr,
     "min_snr_gamma": _min_snr_gamma,
@@ -78,10 +78,10 @@ def make_weighting(name: str, **options: Any) -> Weighting | None:
     Raises:
       ValueError: unknown name, unknown option, or an option out of range.
     """
+    weighting = registry.bind(name, WEIGHTINGS, "weighting", num_args=1, options=options)
     for option, value in options.items():
         if name in WEIGHTINGS and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{option} of the weighting {name} is {value}: it must be finite and above 0")
-    weighting = registry.bind(name, WEIGHTINGS, "weighting", num_args=1, options=options)
     return None if name == "simple" else weighting
 
 

@@ -10,7 +10,7 @@ from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 CONFIG = {
     "seed": 0,
-    "model": {"ch": 128, "ch_mult": (1, 2, 2, 2), "dropout": 0.1},
+    "model": {"unet": {"ch": 128, "ch_mult": (1, 2, 2, 2), "dropout": 0.1}},
     "optimizer": {"learning_rate": 1e-3},
     "train": {"batch_size": 8},
 }
@@ -49,7 +49,7 @@ def test_checks_write_nothing(tmp_path):
 def test_until_a_checkpoint_is_saved_any_field_may_change(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0)
     workdir.checkpoint_folder(tmp_path).mkdir()  # killed before the first save
-    other = CONFIG | {"seed": 3, "model": {"ch": 64}}
+    other = CONFIG | {"seed": 3, "model": {"unet": {"ch": 64}}}
     run_record.check_resume(tmp_path, other)
     assert run_record.resume_changes(tmp_path, other, 0) == {}
     run_record.record_start(tmp_path, other, 0)
@@ -114,7 +114,7 @@ def test_a_run_without_a_history_keeps_its_config(tmp_path):
 def test_a_field_newer_than_the_run_has_its_default(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0)
     save(tmp_path, 10)
-    defaults = {"model": {"heads": [1, 2], "ch": 7}, "train": {"new": 1}}
+    defaults = {"model": {"heads": [1, 2]}, "train": {"new": 1}}
     newer = CONFIG | {"model": CONFIG["model"] | {"heads": (1, 2)}}
     run_record.check_resume(tmp_path, newer, defaults)
     run_record.check_reading(tmp_path, newer, defaults)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.cpu.gradients import shard_map_grads
-from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion import losses, pixels
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule, schedule_from_betas
 from ddpm_jax.diffusion.timestep_sampling import LossHistory, TimestepSampler, make_timestep_sampler
@@ -52,7 +52,7 @@ def make_step(**changes):
         "schedule": SCHEDULE,
         "optimizer": SGD,
         "parameterization": Parameterization("eps", "fixed_large", clip_denoised=True),
-        "loss": "simple",
+        "loss_fn": losses.make_loss("simple"),
         "ema_decay": 0.99,
         "random_flip": False,
     }
