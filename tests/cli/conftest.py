@@ -31,12 +31,7 @@ TINY = {
 
 
 def set_fields(config, fields):
-    for field, value in fields.items():
-        section, _, name = field.partition(".")
-        if name:
-            config[section][name] = value
-        else:
-            config[section] = value
+    config.update_from_flattened_dict(fields)
     return config
 
 
