@@ -60,7 +60,7 @@ def configured(arguments, base=None):
             typed[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             typed[name] = value
-    config.update_from_flattened_dict(TINY | typed)
+    config.update_from_flattened_dict({**TINY, **typed})
     choices.set_free_fields(config, free)
     return config, flags
 
@@ -117,6 +117,17 @@ def test_a_run_remembers_its_parts(my_parts):
     assert "16 images in" in process.stdout
     recorded = json.loads((my_parts / "runs" / "mlp" / "config.json").read_text())["model"]
     assert (recorded["name"], recorded["options"]) == ("my_parts:Mlp", {"width": 512})
+
+
+def test_a_changed_file_is_reported_at_a_resume(my_parts, printed_log, capsys):
+    own = ["--config.diffusion.schedule=my_parts:scaled_linear"]
+    config, _ = configured([*own, "--config.train.num_steps=1"])
+    train.run(config, "run")
+    file = my_parts / "my_parts.py"
+    file.write_text(file.read_text() + "\n# changed\n")
+    config, _ = configured(own)
+    train.run(config, "run")
+    assert 'resuming at step 1; changed: train.num_steps 1 -> 2, my_parts.py "' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

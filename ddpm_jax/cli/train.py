@@ -179,8 +179,9 @@ def _train(
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
     """The log line of a resume: the step, and each changed config field and package version."""
-    changed = run_record.resume_changes(run_folder, config.to_dict(), step, build.as_dict(defaults))
-    changed |= run_record.version_changes(run_folder, versions.program_versions(), step)
+    fields = config.to_dict()
+    changed = run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults))
+    changed |= run_record.version_changes(run_folder, versions.program_versions() | versions.own_modules(fields), step)
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
 
 
@@ -196,7 +197,7 @@ def record_start(
         changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
-        **versions.start_facts(),
+        **versions.start_facts(fields),
     )
 
 
