@@ -29,7 +29,6 @@ def open_run(
     config: ConfigDict,
     folder: str,
     output: str,
-    defaults: ConfigDict | None,
     *,
     check: Callable[[ConfigDict], None] = lambda config: None,
     exists: bool = True,
@@ -37,7 +36,7 @@ def open_run(
     """Validate the config and open the workdir of an existing run.
 
     Args:
-      config, folder, output, defaults: as for `run` of each mode.
+      config, folder, output: as for `run` of each mode.
       check: validates the fields that only this mode reads.
       exists: whether the workdir must contain a run.
 
@@ -56,8 +55,7 @@ def open_run(
             workdir.read_config(folder)
         if output and distributed.is_primary_process():
             paths.make_output_folder(paths.output_path(output, ""))
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    return run_folder, meshes.make_mesh()
+    return distributed.prepare_workdir(folder, config.to_dict(), write=False), meshes.make_mesh()
 
 
 @contextlib.contextmanager
@@ -200,13 +198,13 @@ class EditContext:
                 print(f"wrote images.npz and {mode}.png to {target}")
 
 
-def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> EditContext:
+def open_edit(config: ConfigDict, folder: str, output: str) -> EditContext:
     """Validate the config, read the input images and restore the parameters.
 
     Raises:
       ExpectedError: as `open_run` and `restore_params`, or an image cannot be read.
     """
-    run_folder, mesh = open_run(config, folder, output, defaults, check=check_edit)
+    run_folder, mesh = open_run(config, folder, output, check=check_edit)
     with distributed.raise_on_all_processes():
         originals, own_labels = _read_originals(config)
         labels = data_config.edit_labels(config, len(originals), own_labels)

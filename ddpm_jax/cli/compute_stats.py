@@ -18,7 +18,7 @@ from ddpm_jax.user_messages import UserError
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write the statistics of config.evaluation.split to a file, by default eval/reference.npz in the workdir.
 
     A file with statistics of another data set or of other features is not overwritten.

@@ -42,9 +42,9 @@ MEASURES = {"bits_per_dim": measure_vlb, "ode_bits_per_dim": measure_ode_likelih
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Run the evaluation of config.evaluation and write it to a folder, by default eval/ in the workdir."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults, check=evaluation_config.check_evaluation)
+    run_folder, mesh = common.open_run(config, folder, output, check=evaluation_config.check_evaluation)
     target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     with distributed.raise_on_all_processes():
         fields = evaluation_config.params_fields(config)
@@ -58,7 +58,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             paths.make_output_folder(target)
     is_compared = bool(set(wanted) & set(SAMPLE_METRICS))
     comparison = evaluation_config.build_scorer(config, mesh, held_out.compared, trained_on) if is_compared else None
-    measurement = Measurement(config, run_folder, target, build.as_dict(defaults), held_out)
+    measurement = Measurement(config, run_folder, target, held_out)
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
@@ -91,20 +91,11 @@ class Measurement:
       config: resolved config of the call.
       run_folder: workdir of the run.
       target: folder of the evaluation.
-      defaults: default values for fields that the run's config lacks because it is older.
       held_out: held-out images.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        run_folder: pathlib.Path,
-        target: pathlib.Path,
-        defaults: dict[str, Any],
-        held_out: HeldOut,
-    ):
-        self._config, self._run_folder = config, run_folder
-        self._target, self._defaults, self._held_out = target, defaults, held_out
+    def __init__(self, config: ConfigDict, run_folder: pathlib.Path, target: pathlib.Path, held_out: HeldOut):
+        self._config, self._run_folder, self._target, self._held_out = config, run_folder, target, held_out
         self._results = Results(target / "results")
         self._wanted = evaluation_config.metrics_of(config, held_out)
         self._added: list[Result] = []
@@ -131,7 +122,6 @@ class Measurement:
             rng.purpose_key(case.sampling.seed, "sample"),
             labels,
             num_images=number,
-            defaults=self._defaults.get("sampling", {}),
         )
         row = {"images": "generated", "step": step, "weights": found["weights"], "sampler": sampling_config.sampler_label(case)}
         row["evaluations"] = generator.sampler.nfe
@@ -231,8 +221,7 @@ class Measurement:
 
     def _record(self, step: int | None, case: ConfigDict | None = None) -> dict[str, Any]:
         """The training config up to `step`, with the sampling and evaluation settings of this call."""
-        config = (case or self._config).to_dict()
-        return run_record.report_config(self._run_folder, config, step, self._defaults)
+        return run_record.report_config(self._run_folder, (case or self._config).to_dict(), step)
 
 
 def sampling_cases(config: ConfigDict) -> list[ConfigDict]:

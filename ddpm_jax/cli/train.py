@@ -29,7 +29,6 @@ from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError
@@ -38,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
     """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
 
     `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint is kept.
@@ -53,9 +52,9 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
     run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
     with distributed.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
-            run_record.check_resume(run_folder, config.to_dict(), build.as_dict(defaults))
+            run_record.check_config(run_folder, config.to_dict(), resume=True)
         options = {"started": started, "profiled_steps": profiled_steps, "check_held": check_held}
-        return _train(config, run_folder, mesh, defaults=defaults, **options)
+        return _train(config, run_folder, mesh, **options)
 
 
 def _train(
@@ -63,7 +62,6 @@ def _train(
     run_folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
     *,
-    defaults: ConfigDict | None,
     started: float,
     profiled_steps: range,
     check_held: Callable[[], None],
@@ -89,7 +87,7 @@ def _train(
         logger.info(write_parameters(run_folder, state.params, is_writer))
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
-            logger.info(resume_line(config, run_folder, start_step, defaults))
+            logger.info(resume_line(config, run_folder, start_step))
         with (
             GracefulShutdown(distributed.PreemptionSync(mesh) if jax.process_count() > 1 else None) as interrupt,
             TrainLogger(
@@ -152,7 +150,7 @@ def _train(
                         log.flush()  # a step with a non-finite loss must not be recorded
                         with distributed.raise_on_all_processes():
                             if is_writer:
-                                record_start(config, run_folder, start_step, mesh, defaults)
+                                record_start(config, run_folder, start_step, mesh)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
                         logger.info(f"first step done {time.monotonic() - started:.1f} s after the start")
             log.flush()
@@ -177,23 +175,21 @@ def _train(
     return 0
 
 
-def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
+def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:
     """The log line of a resume: the step, and each changed config field and package version."""
-    changed = run_record.resume_changes(run_folder, config.to_dict(), step, build.as_dict(defaults))
+    changed = run_record.resume_changes(run_folder, config.to_dict(), step)
     changed |= run_record.version_changes(run_folder, versions.program_versions(), step)
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
 
 
-def record_start(
-    config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, defaults: ConfigDict | None
-) -> None:
+def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh) -> None:
     """Write config.json, and append to history.jsonl that training started at `step`. Called after the first step."""
     fields = config.to_dict()
     run_record.record_start(
         run_folder,
         fields,
         step,
-        changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
+        changed=run_record.resume_changes(run_folder, fields, step),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
         **versions.start_facts(),
@@ -207,10 +203,7 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
     if checkpoints.latest_step() is None:
         return jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
-    fields = abstract.fields()
-    older = fields | {"opt_state": optimizers.unclipped_layout(abstract.opt_state)}
-    as_now = lambda old: old | {"opt_state": optimizers.from_unclipped_layout(old["opt_state"])}  # noqa: E731
-    fields, step = checkpoints.restore(fields, older=(older, as_now))
+    fields, step = checkpoints.restore(abstract.fields())
     return TrainState.from_fields(fields), step
 
 

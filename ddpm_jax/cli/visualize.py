@@ -44,9 +44,9 @@ ONE_NOISE = (
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write the figures of config.visualize and config.sampling; only forward.png if there is no checkpoint."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults, check=check_visualize, exists=False)
+    run_folder, mesh = common.open_run(config, folder, output, check=check_visualize, exists=False)
     config = with_few_images(config)
     with distributed.raise_on_all_processes():
         schedule = build.build_schedule(config)

@@ -84,7 +84,6 @@ def generate_into_cache(
     cond: Any,
     *,
     num_images: int,
-    defaults: dict[str, Any],
 ) -> SampleCache:
     """Return the cache in `folder` with images 0 .. num_images-1, generating the missing ones.
 
@@ -92,7 +91,6 @@ def generate_into_cache(
       folder: folder of the cache.
       identity: settings that determine the images; JSON-serializable.
       sampler, params, key, cond, num_images: as for `generate_missing`.
-      defaults: values for fields of the identity that an older cache lacks.
 
     Raises:
       ConflictError: the folder was written with different settings.
@@ -100,7 +98,7 @@ def generate_into_cache(
     """
     primary = distributed.is_primary_process()
     with distributed.raise_on_all_processes():
-        cache = SampleCache(folder, identity, defaults=defaults, is_writer=primary)
+        cache = SampleCache(folder, identity, is_writer=primary)
         gaps = cache.missing(num_images) if primary else []
 
     def write(first: int, batch: GeneratedBatch) -> None:

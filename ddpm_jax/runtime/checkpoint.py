@@ -9,7 +9,6 @@ return wrong numbers after a bit flip on disk.
 Every process of a run must make the same calls in the same order.
 """
 
-import functools
 import logging
 import os
 import threading
@@ -32,7 +31,6 @@ from ddpm_jax.runtime.orbax_logs import silence_orbax
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
-Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and its conversion to the current layout
 
 # Errors that do not indicate a corrupt checkpoint.
 _NOT_CORRUPTION = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
@@ -138,9 +136,7 @@ class CheckpointManager:
             self.wait()
         return True
 
-    def restore(
-        self, abstract_state: State, step: int | None = None, *, older: tuple[State, Callable[[State], State]] | None = None
-    ) -> tuple[State, int]:
+    def restore(self, abstract_state: State, step: int | None = None) -> tuple[State, int]:
         """Reads a whole state into the shapes, types and shardings of `abstract_state`.
 
         With `step` None, reads the newest valid checkpoint: damaged ones are logged and renamed to damaged-STEP, so that
@@ -149,8 +145,6 @@ class CheckpointManager:
         Args:
           abstract_state: jax.ShapeDtypeStruct trees, with shardings, of every field.
           step: of the checkpoint.
-          older: the state in the layout of an older version of this program, and the conversion to the current layout;
-            for checkpoints that do not match `abstract_state`.
 
         Returns:
           The state, and its step.
@@ -158,8 +152,7 @@ class CheckpointManager:
         Raises:
           CheckpointError: no checkpoint, none of `step`, all damaged, or of another model.
         """
-        layouts = [(abstract_state, lambda state: state)] + ([older] if older else [])
-        state, step = self._restore(layouts, step, whole=True)
+        state, step = self._restore(abstract_state, step, whole=True)
         with raise_on_all_processes():
             if not self._read_only and is_primary_process() and not has_sums(self.directory / str(step)):
                 # The process was killed before it wrote the checksums. The checkpoint was read completely, so it is valid.
@@ -168,7 +161,7 @@ class CheckpointManager:
 
     def restore_part(self, abstract_part: State, step: int | None = None) -> tuple[State, int]:
         """Like `restore`, but reads only the fields of `abstract_part`."""
-        return self._restore([(abstract_part, lambda state: state)], step, whole=False)
+        return self._restore(abstract_part, step, whole=False)
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -206,7 +199,7 @@ class CheckpointManager:
             if kind is None:  # otherwise the propagating error is the cause
                 raise
 
-    def _restore(self, layouts: Layouts, step: int | None, *, whole: bool) -> tuple[State, int]:
+    def _restore(self, abstract: State, step: int | None, *, whole: bool) -> tuple[State, int]:
         self.wait()
         steps = self.steps()
         if not steps:
@@ -216,13 +209,13 @@ class CheckpointManager:
                 listed = ", ".join(map(str, steps))
                 wanted = f"no checkpoint of step {step} in {self.directory}, which `checkpoint_step` names"
                 raise CheckpointError(f"{wanted}; there are {listed}")
-            state, cause = self._validate_and_read(step, layouts, whole)
+            state, cause = self._validate_and_read(step, abstract, whole)
             if state is None:
                 raise CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
             return state, step
         damaged: dict[int, str] = {}
         for candidate in reversed(steps):
-            state, cause = self._validate_and_read(candidate, layouts, whole)
+            state, cause = self._validate_and_read(candidate, abstract, whole)
             if state is not None:
                 # Only now: if no checkpoint can be read, the cause may not be the files.
                 self._quarantine(damaged, candidate)
@@ -234,41 +227,38 @@ class CheckpointManager:
         listed = ", ".join(map(str, sorted(damaged)))
         raise CheckpointError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
 
-    def _validate_and_read(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
+    def _validate_and_read(self, step: int, abstract: State, whole: bool) -> tuple[State | None, str]:
         """The state, or None and the damage of the files; the same choice in all processes."""
         folder = self.directory / str(step)
-        wanted = [{name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)} for abstract, _ in layouts]
+        fields = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
 
-        def inspect() -> int:
-            check_sums(folder, wanted[0])
+        def inspect() -> bool:
+            check_sums(folder, fields)
             # Compare shapes before reading arrays, so that another model is not reported as damage.
-            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in wanted[0]))
+            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in fields))
             written = {item.name: _read_shapes(item) for item in items}
-            wrong = [_differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole) for fields in wanted]
-            if all(wrong):
-                more = f" and {len(wrong[0]) - 3} more" if len(wrong[0]) > 3 else ""
+            wrong = _differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole)
+            if wrong:
+                more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
                 raise CheckpointError(
-                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[0][:3])}{more}. Use the "
+                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}. Use the "
                     "config of the run (--workdir without --config), or another --workdir"
                 )
-            return wrong.index([])
+            return True
 
-        def read(layout: int) -> State:
-            (abstract, convert), fields = layouts[layout], wanted[layout]
+        def read() -> State:
             items = {name: ocp.args.StandardRestore(_wrap_leaf(tree)) for name, tree in fields.items()}
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return convert(
-                {name: _unwrap_leaf(found[name], tree) if name in fields else tree for name, tree in abstract.items()}
-            )
+            return {name: _unwrap_leaf(found[name], tree) if name in fields else tree for name, tree in abstract.items()}
 
-        def on_all_processes(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+        def on_all_processes(work: Callable[[], Any]) -> tuple[Any, str]:
             with raise_on_all_processes():
-                result, cause = _catch_corruption(folder, functools.partial(work, *arguments))
+                result, cause = _catch_corruption(folder, work)
             return (result, "") if all_processes(result is not None) else (None, cause or "another process could not read it")
 
         # All processes must have validated it before any reads, because Orbax synchronizes them there.
-        layout, cause = on_all_processes(inspect)
-        return (None, cause) if layout is None else on_all_processes(read, layout)
+        matches, cause = on_all_processes(inspect)
+        return on_all_processes(read) if matches else (None, cause)
 
     def _quarantine(self, damaged: dict[int, str], good: int) -> None:
         for step, cause in sorted(damaged.items()):

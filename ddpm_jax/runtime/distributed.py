@@ -94,17 +94,14 @@ def broadcast_ints(numbers: Sequence[int]) -> list[int]:
     return [int(number) for number in multihost_utils.broadcast_one_to_all(mine)] if length else []
 
 
-def prepare_workdir(
-    folder: str | os.PathLike, config: dict[str, Any], *, write: bool, defaults: dict[str, Any] | None = None
-) -> Path:
+def prepare_workdir(folder: str | os.PathLike, config: dict[str, Any], *, write: bool) -> Path:
     """The workdir of the whole job: created for training, checked for a mode that reads it. No file in it is changed.
 
     Args:
       folder: workdir.
       config: resolved; the same in every process, except the fields of `config_changes.PER_HOST`.
-      write: for training, which continues with `hold_workdir` and `check_resume`: process 0 creates the folder.
-        Otherwise the run in it, if any, must match `config` (`run_record.check_reading`).
-      defaults: values of fields that the workdir's config lacks.
+      write: for training, which continues with `hold_workdir` and `run_record.check_config`: process 0 creates the folder.
+        Otherwise the run in it, if any, must match `config`.
 
     Returns:
       The folder's absolute path.
@@ -121,7 +118,7 @@ def prepare_workdir(
             run_folder = workdir.make_folder(folder) if is_primary_process() else workdir.absolute(folder)
         else:
             run_folder = workdir.absolute(folder)
-            run_record.check_reading(run_folder, config, defaults)
+            run_record.check_config(run_folder, config, resume=False)
     if write:
         check_shared(run_folder)
     return run_folder

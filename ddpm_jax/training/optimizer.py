@@ -21,13 +21,3 @@ def make_optimizer(learning_rate: float, *, warmup_steps: int = 0, clip_norm: fl
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # both have an empty state
     return optax.chain(clip, optax.adam(warmup_schedule(learning_rate, warmup_steps), b1=0.9, b2=0.999, eps=1e-8))
-
-
-def unclipped_layout(opt_state: optax.OptState) -> optax.OptState:
-    """The state as in versions before 0.1.0 with clip_norm = 0: without the state of clipping."""
-    return opt_state[1:]
-
-
-def from_unclipped_layout(opt_state: optax.OptState) -> optax.OptState:
-    """The inverse of `unclipped_layout`."""
-    return (optax.EmptyState(), *opt_state)
