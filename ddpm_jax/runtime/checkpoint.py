@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ddpm_jax.runtime import tree_shapes
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
 from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError, error_line, os_errors
@@ -51,12 +51,7 @@ class CheckpointManager:
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        max_to_keep: int,
-        keep_period: int = 0,
-        read_only: bool = False,
+        self, directory: str | os.PathLike, *, max_to_keep: int, keep_period: int = 0, read_only: bool = False
     ) -> None:
         if max_to_keep < 1:
             raise InvalidArgumentError(f"max_to_keep is {max_to_keep}: it must be at least 1")
@@ -237,7 +232,9 @@ class CheckpointManager:
             # Compare shapes before reading arrays, so that another model is not reported as damage.
             items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in fields))
             written = {item.name: _read_shapes(item) for item in items}
-            wrong = _differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole)
+            wrong = tree_shapes.differences(
+                {name: tree_shapes.shapes_of(_wrap_leaf(tree)) for name, tree in fields.items()}, written, whole
+            )
             if wrong:
                 more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
                 raise CheckpointError(
@@ -313,41 +310,8 @@ def _unwrap_leaf(read: Any, abstract: Any) -> Any:
     return read["value"] if jax.tree_util.all_leaves([abstract]) else read
 
 
-def _shapes(tree: Any) -> dict[str, tuple]:
-    """Path -> (shape, dtype), with the same paths for dicts, tuples, lists and named tuples."""
-    leaves = jax.tree_util.tree_flatten_with_path(_wrap_leaf(tree))[0]
-    return {"/".join(map(_name, path)): (tuple(leaf.shape), np.dtype(leaf.dtype).name) for path, leaf in leaves}
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
 def _read_shapes(item: Path) -> dict[str, tuple]:
-    return _shapes(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
-
-
-def _differing(wanted: dict[str, dict], written: dict[str, dict], whole: bool) -> list[str]:
-    """Descriptions of the differences between the fields of the model and the checkpoint."""
-    differing = []
-    for field in sorted(written.keys() | wanted.keys() if whole else wanted.keys()):
-        if field not in written or field not in wanted:
-            differing.append(f"{field} is missing from the {'model' if field in written else 'checkpoint'}")
-            continue
-        saved, expected = written[field], wanted[field]
-        for path in sorted(saved.keys() | expected.keys()):
-            if saved.get(path) != expected.get(path):
-                differing.append(
-                    f"{field}/{path} is {_show(saved.get(path))} in the checkpoint and {_show(expected.get(path))} here"
-                )
-    return differing
-
-
-def _show(shape: tuple | None) -> str:
-    return "missing" if shape is None else f"{shape[1]}{list(shape[0])}"
+    return tree_shapes.shapes_of(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
 
 
 def _free_name(path: Path) -> Path:
