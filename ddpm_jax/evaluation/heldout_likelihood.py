@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.diffusion import likelihood, vlb
+from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
 from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodBatch, OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch, VlbEvaluator
 from ddpm_jax.plotting import charts
@@ -133,7 +134,7 @@ def summarize_vlb(measured: VlbBatch, num_timesteps: int) -> tuple[dict[str, Any
 
 
 def _measure(
-    evaluator: VlbEvaluator | OdeLikelihoodEvaluator,
+    evaluator: LikelihoodEvaluator,
     params: Any,
     source: ImageSource,
     num_images: int,

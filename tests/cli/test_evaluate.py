@@ -14,7 +14,7 @@ from ddpm_jax import evaluation_config
 from ddpm_jax.cli import common, compute_stats, evaluate, sample, train
 from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
-from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import metric_logger, run_record
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
@@ -85,7 +85,7 @@ def test_a_table_of_checkpoints_and_samplers_with_provenance(trained, tiny_confi
     (real_row,) = report["real"]
     for row, ours in ((ancestral, generated), (real_row, vectors(held_out.batch(np.arange(297))["image"]))):
         assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)
-        assert (row["precision"], row["recall"]) == pytest.approx(precision_recall(real, ours), abs=2e-3)
+        assert (row["precision"], row["recall"]) == pytest.approx(Manifold(real).compare(ours), abs=2e-3)
 
     (bound,) = report["bits_per_dim"]
     assert bound["split"] == "test"
