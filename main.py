@@ -114,13 +114,13 @@ def main(argv: list[str]) -> None:
         import jax
 
         from ddpm_jax import build, data_config
-        from ddpm_jax.runtime import mesh, run_record, workdir
+        from ddpm_jax.runtime import distributed, run_record, workdir
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        distributed = mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        build.configure_cpu(FLAGS.config, own_devices=not distributed)
+        is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        build.configure_cpu(FLAGS.config, own_devices=not is_distributed)
         # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
         saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
         identity = workdir.read_data_identity(FLAGS.workdir) if saved else None

@@ -18,7 +18,7 @@ from ddpm_jax.data import decode
 from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
+from ddpm_jax.runtime import distributed, npz, paths, rng, shared_workdir, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.training import load_params
@@ -55,7 +55,7 @@ def open_run(
             workdir.read_config(folder)
         if output and distributed.is_primary_process():
             paths.make_output_folder(paths.output_path(output, ""))
-    return distributed.prepare_workdir(folder, config.to_dict(), write=False), meshes.make_mesh()
+    return shared_workdir.prepare_workdir(folder, config.to_dict(), write=False), meshes.make_mesh()
 
 
 @contextlib.contextmanager

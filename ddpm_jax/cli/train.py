@@ -22,7 +22,7 @@ from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, versions, workdir
+from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, shared_workdir, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
@@ -49,8 +49,8 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
         check_params_are_trained(config)
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
-    with distributed.hold_workdir(run_folder) as check_held:
+    run_folder = shared_workdir.prepare_workdir(folder, config.to_dict(), write=True)
+    with shared_workdir.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
             run_record.check_config(run_folder, config.to_dict(), resume=True)
         options = {"started": started, "profiled_steps": profiled_steps, "check_held": check_held}

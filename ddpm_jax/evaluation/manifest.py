@@ -35,9 +35,7 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
         if (folder / MANIFEST).exists():
             require_same(folder, identity)
         elif found := [name for name in names if (folder / name).exists()]:
-            raise ConflictError(
-                f"{folder} already holds {' and '.join(found)}: choose a new folder for --output, or move these files"
-            )
+            raise ConflictError(f"{folder} already holds {' and '.join(found)}: choose another `output`, or move these files")
     else:
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
         paths.make_output_folder(folder)
@@ -64,7 +62,7 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any]) -> None:
         version = "" if flatten(old).keys() == flatten(new).keys() else ", or by another version of this program"
         raise ConflictError(
             f"{folder} was written with different settings{version}: {'; '.join(differing)}. "
-            "Remove it, or choose another --output"
+            "Remove it, or choose another `output`"
         )
 
 

@@ -239,7 +239,7 @@ class CheckpointManager:
                 more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
                 raise CheckpointError(
                     f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}. Use the "
-                    "config of the run (--workdir without --config), or another --workdir"
+                    "config of the run, as `workdir` alone does, or another `workdir`"
                 )
             return True
 

@@ -152,7 +152,7 @@ def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resu
         reason = "which a resume cannot change" if resume else "which does not match its checkpoints"
         raise ConflictError(
             f"{folder} already contains a run with a different config, {reason}: {'; '.join(differing)}. "
-            "Restore the old values, or choose another --workdir"
+            "Restore the old values, or choose another `workdir`"
         )
 
 

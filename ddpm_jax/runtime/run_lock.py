@@ -183,7 +183,7 @@ class RunLock:
     def _in_use(self, holder: Record | None) -> ConflictError:
         who = "another process" if holder is None else _describe(holder)
         return ConflictError(
-            f"{self._folder} is in use: {who} is training in it. Wait until it ends, stop it, or choose another --workdir"
+            f"{self._folder} is in use: {who} is training in it. Wait until it ends, stop it, or choose another `workdir`"
         )
 
 

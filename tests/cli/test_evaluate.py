@@ -240,7 +240,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert compute_stats.run(tiny_config(fields), str(trained), output=str(file)) == 0
-    with pytest.raises(FileAccessError, match="it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match="it is a file; choose another `output`"):
         compute_stats.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
@@ -404,5 +404,5 @@ def test_a_read_only_workdir_is_an_error_before_images_are_read(trained, tiny_co
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
     (run / "eval").write_text("in the way")
     monkeypatch.setattr(evaluation_config, "build_scorer", None)
-    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another `output`"):
         evaluate.run(tiny_config(FIELDS), str(run))

@@ -108,7 +108,7 @@ def test_all_rejected_fields_are_named_with_a_remedy():
         'diffusion.schedule was "linear", now "cosine"',
         "seed was 0, now 3",
         "model.label_dropout was 0.0, now 0.1 (the network has a null-label embedding only if",
-        "--workdir",
+        "choose another `workdir`",
     ):
         assert words in line
     assert "model.dropout" not in line
