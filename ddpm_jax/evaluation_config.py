@@ -10,6 +10,8 @@ from ddpm_jax import build, config_validation, cpu, data_config
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.diffusion import likelihood
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import held_out as held_out_images
 from ddpm_jax.evaluation import reference
 from ddpm_jax.evaluation.class_proportions import PROPORTIONS, ClassProportions
@@ -206,7 +208,7 @@ def build_scorer(
 def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvaluator:
     """The evaluator of the variational bound with the settings of config.evaluation."""
     evaluation = config.evaluation
-    options = {"decoder": evaluation.vlb_decoder, "timesteps_per_image": evaluation.vlb_num_timesteps}
+    options: dict[str, Any] = {"decoder": evaluation.vlb_decoder, "timesteps_per_image": evaluation.vlb_num_timesteps}
     with config_errors("evaluation.vlb_num_timesteps"):
         return VlbEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
@@ -214,12 +216,13 @@ def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvalu
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> OdeLikelihoodEvaluator:
     """The evaluator of the ODE likelihood with the settings of config.evaluation."""
     evaluation = config.evaluation
-    options = {"probes": evaluation.hutchinson_samples, "rtol": evaluation.ode_tolerance, "atol": evaluation.ode_tolerance}
+    tolerance = evaluation.ode_tolerance
+    options: dict[str, Any] = {"probes": evaluation.hutchinson_samples, "rtol": tolerance, "atol": tolerance}
     with config_errors("evaluation, ode_bits_per_dim"):
         return OdeLikelihoodEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
 
-def _model_parts(config: ConfigDict) -> tuple[Any, ...]:
+def _model_parts(config: ConfigDict) -> tuple[NoiseSchedule, Parameterization, Callable[[Any, Any], DenoiseFn]]:
     return build.build_schedule(config), build.build_parameterization(config), build.build_denoise_fn(config)
 
 

@@ -27,7 +27,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         config_validation.check_config(config)
         target = paths.output_path(output, workdir.evaluation_folder(folder) / "reference.npz")
         if distributed.is_primary_process():
-            paths.make_output_parent(target)
+            paths.make_output_folder(target.parent)
         collector = evaluation_config.build_collector(config, meshes.make_mesh())
         identity = evaluation_config.reference_identity(config, collector.extractor)
         check_replaceable(target, identity)

@@ -85,14 +85,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
 
 
 class Measurement:
-    """The measurements of one call, written to the results folder.
-
-    Args:
-      config: resolved config of the call.
-      run_folder: workdir of the run.
-      target: folder of the evaluation.
-      held_out: held-out images.
-    """
+    """The measurements of one call, written to `target`, the folder of the evaluation."""
 
     def __init__(self, config: ConfigDict, run_folder: pathlib.Path, target: pathlib.Path, held_out: HeldOut):
         self._config, self._run_folder, self._target, self._held_out = config, run_folder, target, held_out

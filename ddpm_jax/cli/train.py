@@ -53,15 +53,13 @@ def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
     with shared_workdir.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
             run_record.check_config(run_folder, config.to_dict(), resume=True)
-        options = {"started": started, "profiled_steps": profiled_steps, "check_held": check_held}
-        return _train(config, run_folder, mesh, **options)
+        return _train(config, run_folder, mesh, started, profiled_steps, check_held)
 
 
 def _train(
     config: ConfigDict,
     run_folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
-    *,
     started: float,
     profiled_steps: range,
     check_held: Callable[[], None],
@@ -255,13 +253,7 @@ class SampleGrids:
     """Saves image grids of samples, samples/step_N.png, with the parameters and classes of config.sampling.
 
     Grids during training use few solver steps. The last one uses config.sampling if that takes no longer than the training.
-
-    Args:
-      config: resolved config.
-      mesh: devices to generate on.
-      run_folder: workdir; the grids are saved in its samples/.
-      logbook: logger that writes the grids to TensorBoard.
-      class_names: names of label 0, 1, ...; () if the data set has none.
+    `logbook` gets them too. `class_names` are those of label 0, 1, ...; () if the data set has none.
 
     Raises:
       UsageError: the sampler of config.sampling cannot be built.

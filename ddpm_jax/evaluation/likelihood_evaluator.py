@@ -14,8 +14,14 @@ from ddpm_jax.runtime.batch_driver import Batch, BatchDriver
 class LikelihoodEvaluator:
     """Subclasses define `_compute` for a batch on the devices, and `_result`, which converts its output on the host.
 
-    Attributes:
-      batch_size: images per batch over all devices.
+    Nothing is compiled before the first use. The arguments of all subclasses:
+
+    Args:
+      schedule: noise schedule of the training, T steps.
+      parameterization: meaning of the network output.
+      make_denoise_fn: (params, cond) -> denoise_fn.
+      mesh: with one axis, "data", over which each batch is split.
+      batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):

@@ -35,7 +35,7 @@ class OdeLikelihoodBatch(NamedTuple):
 
 
 class OdeLikelihoodEvaluator(LikelihoodEvaluator):
-    """Evaluates likelihoods; compiled once for a network, image shape and batch size.
+    """Evaluates likelihoods.
 
     Attributes:
       probes: random directions per image; 0 for the exact trace.
@@ -56,18 +56,9 @@ class OdeLikelihoodEvaluator(LikelihoodEvaluator):
         atol: float = 1e-5,
         max_steps: int = 1000,
     ):
-        """Validate the arguments. Compilation happens on first use.
+        """Validate the arguments: those of `LikelihoodEvaluator` and of `ode_likelihood.ode_log_likelihood`.
 
-        Args:
-          schedule: noise schedule of the training, T steps.
-          parameterization: meaning of the network output; its clipping is not applied.
-          make_denoise_fn: (params, cond) -> denoise_fn for floating t.
-          mesh: with one axis, "data", over which each batch is split.
-          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
-          probes: random directions per image; 0 for the exact trace, D derivatives per evaluation.
-          rtol: relative tolerance per step.
-          atol: absolute tolerance per step.
-          max_steps: largest number of solver steps per image.
+        The clipping of the parameterization is not applied, and the denoise_fn must accept floating t.
 
         Raises:
           ValueError: an argument is invalid; see `ode_likelihood.validate_args`.

@@ -41,7 +41,7 @@ class VlbBatch(NamedTuple):
 
 
 class VlbEvaluator(LikelihoodEvaluator):
-    """Evaluates the bound; compiled once for a network and batch size.
+    """Evaluates the bound.
 
     Attributes:
       terms: number of terms per image, K.
@@ -60,15 +60,10 @@ class VlbEvaluator(LikelihoodEvaluator):
         batch_size: int,
         timesteps_per_image: int = 0,
     ):
-        """Validate the arguments. Compilation happens on first use.
+        """Validate the arguments, those of `LikelihoodEvaluator` and these:
 
         Args:
-          schedule: noise schedule of the training, T steps.
-          parameterization: meaning of the network output.
-          make_denoise_fn: (params, cond) -> denoise_fn.
-          mesh: with one axis, "data", over which each batch is split.
           decoder: decoder of L_0, one of `likelihood.DECODERS`.
-          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
           timesteps_per_image: number of sampled terms for an unbiased estimate, even and >= 4; 0 for all T terms.
 
         Raises:

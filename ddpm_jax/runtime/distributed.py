@@ -57,7 +57,7 @@ def initialize_distributed(
         raise InvalidArgumentError(f"{', '.join(given)} must be given together: {' and '.join(missing)} missing")
     explicit = not missing
     options: dict[str, Any] = {}
-    if explicit:
+    if coordinator and num_processes is not None and process_id is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise InvalidArgumentError(f"`coordinator={coordinator}` must be HOST:PORT, the address of process 0")

@@ -49,17 +49,6 @@ def make_output_folder(folder: pathlib.Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def make_output_parent(file: pathlib.Path) -> None:
-    """Like `make_output_folder`, for the parent folder of `file`.
-
-    Raises:
-      FileAccessError: the folder cannot be created or written, or `file` is a folder.
-    """
-    make_output_folder(file.parent)
-    if file.is_dir():
-        raise FileAccessError(f"cannot write to {file}: it is a folder; choose another `output`")
-
-
 def cannot_write(target: pathlib.Path, error: OSError) -> FileAccessError:
     """The error for an output that cannot be written."""
     reason = "it is a file" if isinstance(error, FileExistsError) else error_line(error)

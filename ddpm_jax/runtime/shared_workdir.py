@@ -28,13 +28,10 @@ def prepare_workdir(folder: str | os.PathLike, config: dict[str, Any], *, write:
     """The workdir of the whole job: created for training, checked for a mode that reads it. No file in it is changed.
 
     Args:
-      folder: workdir.
+      folder: workdir; its absolute path is returned.
       config: resolved; the same in every process, except the fields of `config_changes.PER_HOST`.
       write: for training, which continues with `hold_workdir` and `run_record.check_config`: process 0 creates the folder.
         Otherwise the run in it, if any, must match `config`.
-
-    Returns:
-      The folder's absolute path.
 
     Raises:
       InvalidArgumentError: the processes have different configs.
