@@ -33,12 +33,11 @@ from ddpm_jax.training import load_params
 
 logger = logging.getLogger(__name__)
 
-# Likelihoods of held-out images: evaluators, and functions that run and summarize them.
-EVALUATORS = {
-    "bits_per_dim": evaluation_config.build_vlb_evaluator,
-    "ode_bits_per_dim": evaluation_config.build_ode_likelihood_evaluator,
+# Likelihoods of held-out images: builds the evaluator, and runs and summarizes it.
+LIKELIHOODS = {
+    "bits_per_dim": (evaluation_config.build_vlb_evaluator, measure_vlb),
+    "ode_bits_per_dim": (evaluation_config.build_ode_likelihood_evaluator, measure_ode_likelihood),
 }
-MEASURES = {"bits_per_dim": measure_vlb, "ode_bits_per_dim": measure_ode_likelihood}
 
 
 @distributed.distributed_main()
@@ -50,7 +49,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         fields = evaluation_config.params_fields(config)
         load_params.check_available(workdir.checkpoint_folder(run_folder), config.evaluation.checkpoint_steps, fields)
         cases = [(case, build.build_batched_sampler(case, mesh)) for case in sampling_cases(config)]
-        evaluators = {kind: make(config, mesh) for kind, make in EVALUATORS.items() if kind in config.evaluation.metrics}
+        evaluators = {kind: make(config, mesh) for kind, (make, _) in LIKELIHOODS.items() if kind in config.evaluation.metrics}
         trained_on = workdir.read_data_identity(run_folder)
         held_out = evaluation_config.find_held_out(config, trained_on)
         wanted = evaluation_config.metrics_of(config, held_out)
@@ -137,7 +136,7 @@ class Measurement:
         """Compute the likelihood of the held-out images: the variational bound, or the density under the ODE."""
         source, seed = self._held_out.source, config.sampling.seed
         has_classes, number = config.model.class_conditional, config.evaluation.num_heldout_images
-        measured = MEASURES[kind](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
+        measured = LIKELIHOODS[kind][1](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
         row = {"images": f"real, {source.split}", "step": found["step"], "weights": found["weights"], **measured.row}
         row |= self._changed_column(config, found)
         log_row(row)

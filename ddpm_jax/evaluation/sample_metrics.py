@@ -97,7 +97,7 @@ class SampleScorer:
                 distance = kernel_distance(found.features, self._real)  # argument order of torch-fidelity
                 scores["kid"], scores["kid_stderr"] = distance.mean, distance.standard_error
             if need_logits:
-                scores["inception score"], scores["is_std"], _ = inception_score(found.logits)
+                scores["inception score"], scores["is_std"] = inception_score(found.logits)
             if "precision_recall" in wanted:
                 self._manifold = self._manifold or Manifold(self._real, k=NUM_NEIGHBORS)
                 scores["precision"], scores["recall"] = self._manifold.compare(found.features)

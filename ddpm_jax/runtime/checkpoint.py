@@ -9,6 +9,7 @@ return wrong numbers after a bit flip on disk.
 Every process of a run must make the same calls in the same order.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -36,7 +37,7 @@ State = dict[str, Any]
 _NOT_CORRUPTION = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
 
 
-class CheckpointManager:
+class CheckpointManager(contextlib.AbstractContextManager):
     """The checkpoints of one folder.
 
     Args:
@@ -183,9 +184,6 @@ class CheckpointManager:
             manager, self._manager = self._manager, None
             if manager is not None and self._failure is None:  # after a failure it would only raise the same error again
                 manager.close()
-
-    def __enter__(self) -> "CheckpointManager":
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:

@@ -1,5 +1,6 @@
 """Training logs: progress line, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ TENSORBOARD = "tensorboard"
 CONSOLE_SCALARS = ("loss", "grad_norm")  # in the progress line
 
 
-class TrainLogger:
+class TrainLogger(contextlib.AbstractContextManager):
     """Logs a training run.
 
     Args:
@@ -126,9 +127,6 @@ class TrainLogger:
         if self._metrics is not None:
             self._metrics.close()
 
-    def __enter__(self) -> "TrainLogger":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -138,7 +136,7 @@ class TrainLogger:
         self._line.show(" · ".join([begin, *shown, *speed]))
 
 
-class TensorBoardWriter:
+class TensorBoardWriter(contextlib.AbstractContextManager):
     """Writes TensorBoard events in a thread, so that training does not block on the tensorflow import. A context manager.
 
     TensorBoard errors are logged as one line and do not stop training.
@@ -181,9 +179,6 @@ class TensorBoardWriter:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
-
-    def __enter__(self) -> "TensorBoardWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -145,7 +145,7 @@ with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh())) as interrupt
         if step == 5 and me == {victim}:
             os.kill(os.getpid(), {int(number)})
         work(jax.numpy.ones(3)).block_until_ready()
-write(step=step, requested=interrupt.requested, agreed=interrupt.agreed)
+write(step=step, requested=interrupt._requested, agreed=interrupt.agreed)
 sys.exit(interrupt.exit_code)
 """)
     assert codes == [128 + number] * 2
