@@ -129,7 +129,7 @@ def summarize_vlb(measured: VlbBatch, num_timesteps: int) -> tuple[dict[str, Any
         panels.append(charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", curve))
     else:
         # The error from sampling t only, for these images; standard_error also includes the variance over images.
-        numbers["estimate_error"] = vlb.estimate_vlb(prior, rows, weights.T).standard_error
+        numbers["estimate_error"] = vlb.sampling_error(bits.T, weights.T)
     return numbers, row, charts.draw(panels)
 
 
