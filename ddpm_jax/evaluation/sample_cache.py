@@ -58,13 +58,9 @@ class SampleCache:
         return gaps
 
     def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None, **more: np.ndarray) -> None:
-        """Write a chunk: images first, first + 1, ...
+        """Write a chunk, images first, first + 1, ...: uint8 [n, H, W, C], with labels int [n] or None.
 
-        Args:
-          first: index of the first image.
-          images: uint8 [n, H, W, C].
-          labels: int [n], or None.
-          **more: further arrays [m, ...] of the first m <= n images, for `rows`.
+        `more` are arrays [m, ...] of the first m <= n images, for `rows`.
 
         Raises:
           FileAccessError: the file cannot be written.

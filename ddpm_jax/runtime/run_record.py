@@ -55,12 +55,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def config_at(folder: Path, step: int | None) -> dict[str, Any] | None:
     """The config of the training step before the checkpoint of `step`.
 
-    Args:
-      folder: workdir.
-      step: of the checkpoint; None for the newest, or for config.json if there is none.
-
-    Returns:
-      As recorded; config.json if the history has no line for that step; None if neither exists.
+    `step` None is that of the newest checkpoint. config.json if the history has no line for the step, or if there is no
+    checkpoint; None if neither exists.
     """
     step = latest_saved_step(folder) if step is None else step
     if step is not None:
@@ -110,7 +106,6 @@ def record_start(folder: Path, config: dict[str, Any], step: int, **about: Any) 
     """Records that a training started at `step` with `config`.
 
     Args:
-      folder: workdir.
       config: resolved, JSON-compatible.
       step: from which it resumed, 0 for a new run.
       **about: other fields of the line (date, versions, devices, ...), JSON-compatible.

@@ -11,13 +11,7 @@ from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_lin
 
 
 def make_folder(workdir: str | os.PathLike) -> Path:
-    """Creates the folder if it is missing.
-
-    Args:
-      workdir: absolute or relative to the current folder.
-
-    Returns:
-      Its absolute path.
+    """Creates the folder if it is missing, and returns its absolute path.
 
     Raises:
       FileAccessError: it cannot be created or written.
