@@ -119,21 +119,21 @@ def main(argv: list[str]) -> None:
         import jax
 
         from ddpm_jax import build, data_config
-        from ddpm_jax.runtime import mesh, run_record, workdir
+        from ddpm_jax.runtime import distributed, run_record, workdir
 
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        distributed = mesh.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        build.configure_cpu(FLAGS.config, own_devices=not distributed)
-        # A workdir without a checkpoint accepts another data set (`run_record.check_resume`).
+        is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        build.configure_cpu(FLAGS.config, own_devices=not is_distributed)
+        # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
         saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
         identity = workdir.read_data_identity(FLAGS.workdir) if saved else None
         if identity is not None or FLAGS.mode != "train":  # a new run loads its data set
             data_config.complete(FLAGS.config, identity)
         module = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # import only the selected mode
         options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
-        code = module.run(FLAGS.config, FLAGS.workdir, defaults=defaults.get_config(), **options)
+        code = module.run(FLAGS.config, FLAGS.workdir, **options)
     except ExpectedError as error:
         exit_with_error(error)
     sys.exit(code)

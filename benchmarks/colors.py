@@ -23,7 +23,7 @@ Compare the x̂_0 of a trained network with the perfect one, on noisy photograph
 The other commands print, on the scale 0..255 and with the photographs first: mean brightness with its standard error,
 and its standard deviation over the images; mean cast (largest minus smallest channel mean of an image) and the largest;
 contrast (standard deviation of brightness within an image); saturation; and the fraction of nearly flat images.
-ddpm_jax/metrics/color.py defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
+color_statistics.py defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
 """
 
 import argparse
@@ -40,6 +40,8 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from color_statistics import ColorStatistics, color_statistics
+
 from configs import image_folder
 from ddpm_jax import build, config_validation
 from ddpm_jax.cli import common, train
@@ -47,7 +49,6 @@ from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.noise_level import extract
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.metrics.color import ColorStatistics, color_statistics
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler

@@ -15,6 +15,7 @@ import time
 import common
 import jax
 import numpy as np
+import random_inception
 
 from ddpm_jax import build, cpu, data_config
 from ddpm_jax.evaluation import feature_extraction
@@ -32,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     config = common.load_config(options)
     batch_size = options.batch_size or config.evaluation.batch_size
-    state = inception_weights.random_state_dict(0)
+    state = random_inception.random_state_dict(0)
     variables = inception_weights.from_state_dict(state)
     print(f"{common.machine()}; images of {options.config}, batch {batch_size}")
     if options.stream:

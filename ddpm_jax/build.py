@@ -35,11 +35,6 @@ STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> fiel
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
 
 
-def as_dict(config: ConfigDict | None) -> dict[str, Any]:
-    """The config as plain dictionaries; empty for None."""
-    return {} if config is None else config.to_dict()
-
-
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C)."""
     return (config.data.image_size, config.data.image_size, config.data.channels)

@@ -10,6 +10,8 @@ from ddpm_jax import build, choices, config_validation, cpu, data_config
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.diffusion import likelihood
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import held_out as held_out_images
 from ddpm_jax.evaluation import reference
 from ddpm_jax.evaluation.class_proportions import PROPORTIONS, ClassProportions
@@ -206,31 +208,23 @@ def build_scorer(
 
 def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvaluator:
     """The evaluator of the variational bound with the settings of config.evaluation."""
+    evaluation = config.evaluation
+    options: dict[str, Any] = {"decoder": evaluation.vlb_decoder, "timesteps_per_image": evaluation.vlb_num_timesteps}
     with config_errors("evaluation.vlb_num_timesteps"):
-        return VlbEvaluator(
-            build.build_schedule(config),
-            build.build_parameterization(config),
-            build.build_denoise_fn(config),
-            mesh,
-            decoder=config.evaluation.vlb_decoder,
-            batch_size=config.evaluation.batch_size,
-            timesteps_per_image=config.evaluation.vlb_num_timesteps,
-        )
+        return VlbEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
 
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> OdeLikelihoodEvaluator:
     """The evaluator of the ODE likelihood with the settings of config.evaluation."""
+    evaluation = config.evaluation
+    tolerance = evaluation.ode_tolerance
+    options: dict[str, Any] = {"probes": evaluation.hutchinson_samples, "rtol": tolerance, "atol": tolerance}
     with config_errors("evaluation, ode_bits_per_dim"):
-        return OdeLikelihoodEvaluator(
-            build.build_schedule(config),
-            build.build_parameterization(config),
-            build.build_denoise_fn(config),
-            mesh,
-            batch_size=config.evaluation.batch_size,
-            probes=config.evaluation.hutchinson_samples,
-            rtol=config.evaluation.ode_tolerance,
-            atol=config.evaluation.ode_tolerance,
-        )
+        return OdeLikelihoodEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
+
+
+def _model_parts(config: ConfigDict) -> tuple[NoiseSchedule, Parameterization, Callable[[Any, Any], DenoiseFn]]:
+    return build.build_schedule(config), build.build_parameterization(config), build.build_denoise_fn(config)
 
 
 def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:

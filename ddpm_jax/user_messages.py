@@ -18,6 +18,8 @@ _FIELDS = {
     "rtol": "evaluation.ode_tolerance",
     "split": "data.split",
 }
+# Arguments that are flags of their own.
+_FLAGS = ("workdir", "output", "profile", "coordinator", "num_processes", "process_id")
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 # Error messages of absl, ml_collections and Python, and readable replacements.
@@ -68,7 +70,7 @@ def config_errors(where: str, options: Sequence[str] = ()) -> Iterator[None]:
 
 
 def name_fields(text: str, config: Mapping[str, Any]) -> str:
-    """Replaces arguments in backquotes with fields: `channels` -> config.data.channels, `seed=2` -> --config.seed=2.
+    """Replaces arguments in backquotes with fields or flags: `channels` -> config.data.channels, `workdir` -> --workdir.
 
     Args:
       text: an error message or a log line.
@@ -77,6 +79,8 @@ def name_fields(text: str, config: Mapping[str, Any]) -> str:
 
     def field(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
+        if name in _FLAGS:
+            return f"--{name}" if value is None else f"--{name}={value}"
         if name in _FIELDS:
             paths = [_FIELDS[name]]
         else:

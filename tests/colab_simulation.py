@@ -52,8 +52,9 @@ print(f"{shown} pictures")
 sys.exit(shown != 7)
 """
 
+# The notebook, shrunk; also used by test_notebook.py.
 SETTINGS = """
-WORKDIR = "runs/colab-digits"
+WORKDIR = {workdir!r}
 FIELDS = [
     "--config.model.unet.ch=8", "--config.model.unet.ch_mult=(1,)", "--config.model.unet.attn_resolutions=()",
     "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
@@ -89,7 +90,8 @@ def main() -> int:
     left_out = ("PYTHONPATH", "VIRTUAL_ENV", "XLA_FLAGS", "JAX_PLATFORMS")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {"PATH": f"{kernel / 'bin'}:{os.environ['PATH']}", "IPYTHONDIR": str(startup.parents[2])}
-    return subprocess.run([python, "-c", EXECUTE, SETTINGS, clone], env=environment, check=False).returncode
+    command = [python, "-c", EXECUTE, SETTINGS.format(workdir="runs/colab-digits"), clone]
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

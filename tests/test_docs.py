@@ -139,7 +139,7 @@ def test_modes_exist(page):
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("`gaussian.q_sample`, `vlb.summarize`, `posthoc_ema.solve_posthoc_weights`, `lax.scan`", []),
+        ("`gaussian.q_sample`, `vlb.prior_bpd`, `posthoc_ema.solve_posthoc_weights`, `lax.scan`", []),
         ("`gaussian.q_simple`", ["gaussian.q_simple"]),
         ("`ode_likelihood.no_density`", ["ode_likelihood.no_density"]),
         ("`no_module.q_sample`", ["no_module.q_sample"]),

@@ -18,7 +18,7 @@ from ddpm_jax.data import decode
 from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
+from ddpm_jax.runtime import distributed, npz, paths, rng, shared_workdir, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.training import load_params
@@ -29,20 +29,15 @@ def open_run(
     config: ConfigDict,
     folder: str,
     output: str,
-    defaults: ConfigDict | None,
     *,
     check: Callable[[ConfigDict], None] = lambda config: None,
     exists: bool = True,
 ) -> tuple[pathlib.Path, jax.sharding.Mesh]:
-    """Validate the config and open the workdir of an existing run.
+    """Validate the config and open the workdir of an existing run: its absolute path, and a mesh of all devices.
 
     Args:
-      config, folder, output, defaults: as for `run` of each mode.
       check: validates the fields that only this mode reads.
       exists: whether the workdir must contain a run.
-
-    Returns:
-      The absolute path of the workdir, and a mesh of all devices.
 
     Raises:
       UsageError: a field of the config is invalid.
@@ -56,8 +51,7 @@ def open_run(
             workdir.read_config(folder)
         if output and distributed.is_primary_process():
             paths.make_output_folder(paths.output_path(output, ""))
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    return run_folder, meshes.make_mesh()
+    return shared_workdir.prepare_workdir(folder, config.to_dict(), write=False), meshes.make_mesh()
 
 
 @contextlib.contextmanager
@@ -117,17 +111,7 @@ def _generate(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditContext:
-    """The input images and the restored model.
-
-    Attributes:
-      config: resolved config.
-      run_folder: workdir of the run.
-      mesh: devices to generate on.
-      originals: input images, uint8 [N, H, W, C].
-      labels: int32 [N] for a class-conditional model, else None.
-      params: parameters of config.sampling.params.
-      step: their training step.
-    """
+    """The input images, uint8 [N, H, W, C], their labels, int32 [N] or None, and the restored parameters and their step."""
 
     config: ConfigDict
     run_folder: pathlib.Path
@@ -147,9 +131,7 @@ class EditContext:
         """Create or reuse the output folder, before generation starts. Returns it on process 0, None on the others.
 
         Args:
-          output: folder; "": a folder in samples/ of the workdir.
-          mode: name of the mode, first part of the default folder name.
-          name: options of the mode, as a further part of that name.
+          output: folder; "": a folder in samples/ of the workdir, whose name begins with `mode` and contains `name`.
           more: arrays other than the images and config.edit that determine the results, such as a mask.
 
         Raises:
@@ -181,15 +163,7 @@ class EditContext:
         rows: Sequence[np.ndarray],
         arrays: dict[str, np.ndarray],
     ) -> None:
-        """Write <mode>.png and images.npz.
-
-        Args:
-          target: folder from `claim_folder`.
-          mode: name of the mode and of the image file.
-          description: summary to print.
-          rows: columns of the image grid, uint8 [N, H, W, C] each.
-          arrays: arrays of images.npz.
-        """
+        """Write `mode`.png, a grid whose columns are `rows`, uint8 [N, H, W, C] each, and images.npz; print a summary."""
         sampling = self.config.sampling
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
@@ -200,13 +174,20 @@ class EditContext:
                 print(f"wrote images.npz and {mode}.png to {target}")
 
 
-def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> EditContext:
-    """Validate the config, read the input images and restore the parameters.
+def open_edit(
+    config: ConfigDict, folder: str, output: str, *, check: Callable[[ConfigDict], None] = lambda config: None
+) -> EditContext:
+    """Validate the config, also by `check`, read the input images and restore the parameters.
 
     Raises:
       ExpectedError: as `open_run` and `restore_params`, or an image cannot be read.
     """
-    run_folder, mesh = open_run(config, folder, output, defaults, check=check_edit)
+
+    def check_all(config: ConfigDict) -> None:
+        check_edit(config)
+        check(config)
+
+    run_folder, mesh = open_run(config, folder, output, check=check_all)
     with distributed.raise_on_all_processes():
         originals, own_labels = _read_originals(config)
         labels = data_config.edit_labels(config, len(originals), own_labels)

@@ -33,24 +33,23 @@ from ddpm_jax.training import load_params
 
 logger = logging.getLogger(__name__)
 
-# Likelihoods of held-out images: evaluators, and functions that run and summarize them.
-EVALUATORS = {
-    "bits_per_dim": evaluation_config.build_vlb_evaluator,
-    "ode_bits_per_dim": evaluation_config.build_ode_likelihood_evaluator,
+# Likelihoods of held-out images: builds the evaluator, and runs and summarizes it.
+LIKELIHOODS = {
+    "bits_per_dim": (evaluation_config.build_vlb_evaluator, measure_vlb),
+    "ode_bits_per_dim": (evaluation_config.build_ode_likelihood_evaluator, measure_ode_likelihood),
 }
-MEASURES = {"bits_per_dim": measure_vlb, "ode_bits_per_dim": measure_ode_likelihood}
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Run the evaluation of config.evaluation and write it to a folder, by default eval/ in the workdir."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults, check=evaluation_config.check_evaluation)
+    run_folder, mesh = common.open_run(config, folder, output, check=evaluation_config.check_evaluation)
     target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     with distributed.raise_on_all_processes():
         fields = evaluation_config.params_fields(config)
         load_params.check_available(workdir.checkpoint_folder(run_folder), config.evaluation.checkpoint_steps, fields)
         cases = [(case, build.build_batched_sampler(case, mesh)) for case in sampling_cases(config)]
-        evaluators = {kind: make(config, mesh) for kind, make in EVALUATORS.items() if kind in config.evaluation.metrics}
+        evaluators = {kind: make(config, mesh) for kind, (make, _) in LIKELIHOODS.items() if kind in config.evaluation.metrics}
         trained_on = workdir.read_data_identity(run_folder)
         held_out = evaluation_config.find_held_out(config, trained_on)
         wanted = evaluation_config.metrics_of(config, held_out)
@@ -58,7 +57,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             paths.make_output_folder(target)
     is_compared = bool(set(wanted) & set(SAMPLE_METRICS))
     comparison = evaluation_config.build_scorer(config, mesh, held_out.compared, trained_on) if is_compared else None
-    measurement = Measurement(config, run_folder, target, build.as_dict(defaults), held_out)
+    measurement = Measurement(config, run_folder, target, held_out)
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
@@ -85,26 +84,10 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
 
 
 class Measurement:
-    """The measurements of one call, written to the results folder.
+    """The measurements of one call, written to `target`, the folder of the evaluation."""
 
-    Args:
-      config: resolved config of the call.
-      run_folder: workdir of the run.
-      target: folder of the evaluation.
-      defaults: default values for fields that the run's config lacks because it is older.
-      held_out: held-out images.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        run_folder: pathlib.Path,
-        target: pathlib.Path,
-        defaults: dict[str, Any],
-        held_out: HeldOut,
-    ):
-        self._config, self._run_folder = config, run_folder
-        self._target, self._defaults, self._held_out = target, defaults, held_out
+    def __init__(self, config: ConfigDict, run_folder: pathlib.Path, target: pathlib.Path, held_out: HeldOut):
+        self._config, self._run_folder, self._target, self._held_out = config, run_folder, target, held_out
         self._results = Results(target / "results")
         self._wanted = evaluation_config.metrics_of(config, held_out)
         self._added: list[Result] = []
@@ -131,7 +114,6 @@ class Measurement:
             rng.purpose_key(case.sampling.seed, "sample"),
             labels,
             num_images=number,
-            defaults=self._defaults.get("sampling", {}),
         )
         row = {"images": "generated", "step": step, "weights": found["weights"], "sampler": sampling_config.sampler_label(case)}
         row["evaluations"] = generator.sampler.nfe
@@ -154,7 +136,7 @@ class Measurement:
         """Compute the likelihood of the held-out images: the variational bound, or the density under the ODE."""
         source, seed = self._held_out.source, config.sampling.seed
         has_classes, number = config.model.class_conditional, config.evaluation.num_heldout_images
-        measured = MEASURES[kind](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
+        measured = LIKELIHOODS[kind][1](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
         row = {"images": f"real, {source.split}", "step": found["step"], "weights": found["weights"], **measured.row}
         row |= self._changed_column(config, found)
         log_row(row)
@@ -231,8 +213,7 @@ class Measurement:
 
     def _record(self, step: int | None, case: ConfigDict | None = None) -> dict[str, Any]:
         """The training config up to `step`, with the sampling and evaluation settings of this call."""
-        config = (case or self._config).to_dict()
-        return run_record.report_config(self._run_folder, config, step, self._defaults)
+        return run_record.report_config(self._run_folder, (case or self._config).to_dict(), step)
 
 
 def sampling_cases(config: ConfigDict) -> list[ConfigDict]:

@@ -18,9 +18,9 @@ from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, init_st
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Generate config.edit.samples_per_image images from each input image."""
-    context = common.open_edit(config, folder, output, defaults)
+    context = common.open_edit(config, folder, output)
     variants, count = config.edit.samples_per_image, len(context.originals) * config.edit.samples_per_image
     name = f"-strength_{config.edit.strength:g}-{variants}_variants"
     target = context.claim_folder(output, mode="image_to_image", name=name)

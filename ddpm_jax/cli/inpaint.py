@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation
+from ddpm_jax import build
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
@@ -17,14 +17,12 @@ NAMED_MASKS = ("center", "left", "right", "top", "bottom")
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Fill in the region of config.edit.mask in each input image."""
+    context = common.open_edit(config, folder, output)
     with distributed.raise_on_all_processes():
-        config_validation.check_config(config)
-        common.check_edit(config)
         missing = read_mask(config)
         sampler = build.build_inpainting_sampler(config)
-    context = common.open_edit(config, folder, output, defaults)
     options = config.edit
     mask_name = options.mask if options.mask in NAMED_MASKS else "file"
     jump = options.jump_length or default_jump_length(config.sampling.num_steps)

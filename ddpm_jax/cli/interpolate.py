@@ -18,11 +18,9 @@ from ddpm_jax.user_messages import UsageError
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Generate config.edit.num_frames images from each input image to the next one."""
-    with distributed.raise_on_all_processes():
-        check_interpolation(config)
-    context = common.open_edit(config, folder, output, defaults)
+    context = common.open_edit(config, folder, output, check=check_interpolation)
     if len(context.originals) < 2:
         raise UsageError(
             "interpolation needs two or more images: set config.edit.num_images=2, or give two files in config.edit.images"

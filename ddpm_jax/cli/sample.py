@@ -19,9 +19,9 @@ from ddpm_jax.training import load_params
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write config.sampling.num_images images to a folder, by default in samples/ of the workdir."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults)
+    run_folder, mesh = common.open_run(config, folder, output)
     with distributed.raise_on_all_processes():
         sampler = build.build_batched_sampler(config, mesh)
 

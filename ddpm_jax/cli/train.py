@@ -22,14 +22,13 @@ from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, versions, workdir
+from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, shared_workdir, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError
@@ -38,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
     """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
 
     `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint is kept.
@@ -50,20 +49,17 @@ def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigD
         check_params_are_trained(config)
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
-    with distributed.hold_workdir(run_folder) as check_held:
+    run_folder = shared_workdir.prepare_workdir(folder, config.to_dict(), write=True)
+    with shared_workdir.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
-            run_record.check_resume(run_folder, config.to_dict(), build.as_dict(defaults))
-        options = {"started": started, "profiled_steps": profiled_steps, "check_held": check_held}
-        return _train(config, run_folder, mesh, defaults=defaults, **options)
+            run_record.check_config(run_folder, config.to_dict(), resume=True)
+        return _train(config, run_folder, mesh, started, profiled_steps, check_held)
 
 
 def _train(
     config: ConfigDict,
     run_folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
-    *,
-    defaults: ConfigDict | None,
     started: float,
     profiled_steps: range,
     check_held: Callable[[], None],
@@ -89,7 +85,7 @@ def _train(
         logger.info(write_parameters(run_folder, state.params, is_writer))
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
-            logger.info(resume_line(config, run_folder, start_step, defaults))
+            logger.info(resume_line(config, run_folder, start_step))
         with (
             GracefulShutdown(distributed.PreemptionSync(mesh) if jax.process_count() > 1 else None) as interrupt,
             TrainLogger(
@@ -152,7 +148,7 @@ def _train(
                         log.flush()  # a step with a non-finite loss must not be recorded
                         with distributed.raise_on_all_processes():
                             if is_writer:
-                                record_start(config, run_folder, start_step, mesh, defaults)
+                                record_start(config, run_folder, start_step, mesh)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
                         logger.info(f"first step done {time.monotonic() - started:.1f} s after the start")
             log.flush()
@@ -177,24 +173,22 @@ def _train(
     return 0
 
 
-def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
+def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:
     """The log line of a resume: the step, and each changed config field and package version."""
     fields = config.to_dict()
-    changed = run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults))
+    changed = run_record.resume_changes(run_folder, fields, step)
     changed |= run_record.version_changes(run_folder, versions.program_versions() | versions.own_modules(fields), step)
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
 
 
-def record_start(
-    config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, defaults: ConfigDict | None
-) -> None:
+def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh) -> None:
     """Write config.json, and append to history.jsonl that training started at `step`. Called after the first step."""
     fields = config.to_dict()
     run_record.record_start(
         run_folder,
         fields,
         step,
-        changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
+        changed=run_record.resume_changes(run_folder, fields, step),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
         **versions.start_facts(fields),
@@ -208,10 +202,7 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
     if checkpoints.latest_step() is None:
         return jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
-    fields = abstract.fields()
-    older = fields | {"opt_state": optimizers.unclipped_layout(abstract.opt_state)}
-    as_now = lambda old: old | {"opt_state": optimizers.from_unclipped_layout(old["opt_state"])}  # noqa: E731
-    fields, step = checkpoints.restore(fields, older=(older, as_now))
+    fields, step = checkpoints.restore(abstract.fields())
     return TrainState.from_fields(fields), step
 
 
@@ -263,13 +254,7 @@ class SampleGrids:
     """Saves image grids of samples, samples/step_N.png, with the parameters and classes of config.sampling.
 
     Grids during training use few solver steps. The last one uses config.sampling if that takes no longer than the training.
-
-    Args:
-      config: resolved config.
-      mesh: devices to generate on.
-      run_folder: workdir; the grids are saved in its samples/.
-      logbook: logger that writes the grids to TensorBoard.
-      class_names: names of label 0, 1, ...; () if the data set has none.
+    `logbook` gets them too. `class_names` are those of label 0, 1, ...; () if the data set has none.
 
     Raises:
       UsageError: the sampler of config.sampling cannot be built.

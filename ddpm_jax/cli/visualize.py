@@ -44,9 +44,9 @@ ONE_NOISE = (
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write the figures of config.visualize and config.sampling; only forward.png if there is no checkpoint."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults, check=check_visualize, exists=False)
+    run_folder, mesh = common.open_run(config, folder, output, check=check_visualize, exists=False)
     config = with_few_images(config)
     with distributed.raise_on_all_processes():
         schedule = build.build_schedule(config)
@@ -147,17 +147,7 @@ def starting_noise(config: ConfigDict) -> jax.Array:
 
 
 def forward_stages(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray, noise: jax.Array) -> np.ndarray:
-    """x_t of each image at each stage.
-
-    Args:
-      schedule: noise schedule of T steps.
-      images: uint8 [N, H, W, C].
-      t: int [S], from `forward_timesteps`: -1 for the image itself, then S-1 timesteps.
-      noise: float32 [N, H, W, C], one sample per image.
-
-    Returns:
-      float32 [N, S, H, W, C].
-    """
+    """x_t of images uint8 [N, H, W, C] at each t [S] of `forward_timesteps`, from noise [N, ...]: float32 [N, S, H, W, C]."""
     x_start = pixels.from_uint8(jnp.asarray(images))
     number = len(images)
     noisy = [gaussian.q_sample(schedule, x_start, jnp.full(number, step, jnp.int32), noise) for step in t[1:].tolist()]

@@ -124,7 +124,7 @@ def check_value_range(file: str | os.PathLike, measured: data_identity.Identity 
     if theirs and ours and theirs != ours:
         raise InvalidDataError(
             f"{file} holds statistics of images whose levels {theirs[0]:g} and {theirs[1]:g} are black and white, this run has "
-            f"{ours[0]:g} and {ours[1]:g} (config.data.value_range): run --mode=compute_stats with this --workdir"
+            f"{ours[0]:g} and {ours[1]:g} (config.data.value_range): run --mode=compute_stats with this `workdir`"
         )
 
 

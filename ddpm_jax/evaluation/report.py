@@ -36,12 +36,8 @@ SHOWN = (
 SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "guidance_scale", "guidance_interval", "guidance_rescale")
 
 
-def write(target: pathlib.Path, results: list[Result]) -> str:
-    """Write step_N.json for each checkpoint, table.md and the charts; return the table as text.
-
-    Args:
-      target: folder of the evaluation.
-      results: all its results, joined.
+def write(target: pathlib.Path, results: list[Result]) -> None:
+    """Write step_N.json for each checkpoint, table.md and the charts of all joined results of a folder.
 
     Raises:
       FileAccessError: a file cannot be written.
@@ -56,11 +52,9 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
             stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
     for name, some in stems.items():
         write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
-    text = table(results)
-    write_atomically(target / "table.md", f"{text}\n{ABOUT}\n")
+    write_atomically(target / "table.md", f"{table(results)}\n{ABOUT}\n")
     for file, picture in sweep_charts(results).items():
         image_grid.save_png(target / file, picture)
-    return text
 
 
 def stem(step: int, weights: str) -> str:

@@ -38,9 +38,7 @@ class SampleFolder:
     """Images 0 .. num_images-1 with the same settings in a folder, and the files made from them.
 
     Args:
-      folder: folder with a manifest that matches `identity`.
-      identity: settings that determine the images.
-      num_images: number of images.
+      folder: folder with a manifest that matches `identity`, the settings that determine the images.
       image_shape: (H, W, C).
       labels: int32 [num_images], or None.
       class_names: names of label 0, 1, ...; () if unknown.

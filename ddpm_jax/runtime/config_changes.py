@@ -6,6 +6,7 @@ only read (sample, evaluate, ...) use their own fields from the command line and
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,6 @@ from ddpm_jax.runtime.errors import ConflictError
 
 # Fields that may differ between the processes of one job: location and speed of the data, not its content.
 PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
-
-ABSENT = object()  # the value of a field that a config does not have
 
 
 def _whole(value: Any) -> Any:
@@ -98,7 +97,7 @@ RULES: dict[str, Rule] = {
     "diffusion.loss": _training("the objective"),
     "diffusion.weighting": _training("the objective"),
     "diffusion.loss_options": _training("the objective"),
-    "diffusion.min_snr_gamma": _training("the objective"),
+    "diffusion.min_snr_gamma.gamma": _training("the objective"),
     "diffusion.p2": _training("the objective"),
     "diffusion.edm": _training("the objective"),
     "diffusion.weighting_options": _training("the objective"),
@@ -136,36 +135,58 @@ def rule_of(field: str) -> Rule:
     return _OTHER
 
 
-def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises ConflictError if `config` changes fields that a resumed run must keep from `recorded`; names each."""
-    _check(folder, recorded, config, lambda rule: rule.resume, "which a resume cannot change")
+def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resume: bool) -> None:
+    """Checks that `config` changes no field that the run in `folder` must keep.
+
+    Args:
+      folder: named in the error.
+      recorded: the config of the run.
+      config: the new one.
+      resume: whether training is resumed; otherwise a mode only reads the run.
+
+    Raises:
+      ConflictError: such a field changes (the message names each), or another version of this program wrote `recorded`.
+    """
+    check_version(f"the run in {folder}", recorded, config)
+    differing = []
+    for field, (before, after) in changes(recorded, config).items():
+        rule = rule_of(field)
+        part = rule.resume if resume else rule.reading
+        if part(before) != part(after):
+            note = "" if part is _whole else f" ({rule.why})"
+            differing.append(f"{field} was {json.dumps(before)}, now {json.dumps(after)}{note}")
+    if differing:
+        reason = "which a resume cannot change" if resume else "which does not match its checkpoints"
+        raise ConflictError(
+            f"{folder} already contains a run with a different config, {reason}: {'; '.join(differing)}. "
+            "Restore the old values, or choose another `workdir`"
+        )
 
 
-def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises ConflictError if `config` changes fields that a mode which reads the run must keep; names each."""
-    _check(folder, recorded, config, lambda rule: rule.reading, "which does not match its checkpoints")
+def check_version(where: str, recorded: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises ConflictError unless both configs have the same fields, sections of free options aside."""
+    old, new = ({field for field in flatten(each) if "options" not in field} for each in (recorded, config))
+    differing = [f"it lacks {field}" for field in sorted(new - old)] + [f"{field} is unknown" for field in sorted(old - new)]
+    if differing:
+        found = "; ".join(differing)
+        raise ConflictError(f"{where} was written by another version of this program: {found}. Use that version, or a new run")
 
 
 def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:
-    """Field -> [old value, new value] for each field that differs; None for a missing field."""
+    """Field -> [old value, new value] for each field that differs; None for an option that is not set."""
     old, new = flatten(recorded), flatten(config)
-    return {
-        field: [old.get(field), new.get(field)]
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field, ABSENT) != new.get(field, ABSENT)
-    }
+    pairs = {field: [old.get(field), new.get(field)] for field in sorted(old.keys() | new.keys())}
+    return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The config of a mode that reads a run: the fields that such modes use from `config`, all others from `recorded`."""
-    merged = json.loads(json.dumps(config))
-    for field, value in flatten(recorded).items():
-        *sections, name = field.split(".")
-        section = merged
-        for part in sections:
-            section = section.get(part, {}) if isinstance(section, dict) else {}
-        if isinstance(section, dict) and name in section and not rule_of(field).read:
-            section[name] = value
+    merged: dict[str, Any] = {}
+    for source, read in ((recorded, False), (config, True)):
+        for field, value in flatten(source).items():
+            if rule_of(field).read is read:
+                *sections, name = field.split(".")
+                functools.reduce(lambda inside, part: inside.setdefault(part, {}), sections, merged)[name] = value
     return merged
 
 
@@ -183,25 +204,3 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def describe(changed: dict[str, list[Any]]) -> str:
     """One line: "optimizer.learning_rate 0.0002 -> 0.0001, ..."."""
     return ", ".join(f"{field} {json.dumps(old)} -> {json.dumps(new)}" for field, (old, new) in changed.items())
-
-
-def _check(
-    folder: Any, recorded: dict[str, Any], config: dict[str, Any], part: Callable[[Rule], Callable[[Any], Any]], reason: str
-) -> None:
-    old, new = flatten(recorded), flatten(config)
-    differing = []
-    for field in sorted(old.keys() | new.keys()):
-        rule, before, after = rule_of(field), old.get(field, ABSENT), new.get(field, ABSENT)
-        if before == after or part(rule)(before) == part(rule)(after):
-            continue
-        note = "" if part(rule) is _whole else f" ({rule.why})"
-        differing.append(f"{field} was {_show(before)}, now {_show(after)}{note}")
-    if differing:
-        raise ConflictError(
-            f"{folder} already contains a run with a different config, {reason}: {'; '.join(differing)}. "
-            "Restore the old values, or choose another --workdir"
-        )
-
-
-def _show(value: Any) -> str:
-    return "missing" if value is ABSENT else json.dumps(value)

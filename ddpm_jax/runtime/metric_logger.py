@@ -1,5 +1,6 @@
 """Training logs: progress line, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import logging
 import math
@@ -8,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+CONSOLE_SCALARS = ("loss", "grad_norm")  # in the progress line
 
 
-class TrainLogger:
+class TrainLogger(contextlib.AbstractContextManager):
     """Logs a training run.
 
     Args:
@@ -35,7 +37,6 @@ class TrainLogger:
       batch_size: images per step.
       is_writer: False in all processes except one; they write and print nothing.
       tensorboard: whether to write events; logs one line and continues if tensorflow is missing.
-      console_scalars: names of the scalars in the progress line.
       clock: monotonic seconds.
       out: destination of lines, by default stderr; a terminal's line is rewritten.
 
@@ -52,7 +53,6 @@ class TrainLogger:
         batch_size: int,
         is_writer: bool = True,
         tensorboard: bool = True,
-        console_scalars: Collection[str] = ("loss", "grad_norm"),
         clock: Callable[[], float] = time.monotonic,
         out: TextIO | None = None,
     ) -> None:
@@ -62,7 +62,6 @@ class TrainLogger:
         self._is_writer = is_writer
         self._rate = Throughput(clock)
         self._line = StatusLine(sys.stderr if out is None else out, clock)
-        self._console_scalars = console_scalars
         self._step = 0
         self._shown: dict[str, float] = {}
         self._events = TensorBoardWriter(self._file.parent) if is_writer and tensorboard else None
@@ -100,7 +99,7 @@ class TrainLogger:
             self._metrics.flush()
         if self._events is not None:
             self._events.log_scalars(step, values)
-        self._shown |= {name: values[name] for name in self._console_scalars if name in values}
+        self._shown |= {name: values[name] for name in CONSOLE_SCALARS if name in values}
         if step > self._step:
             self._rate.update(step)
             self._step = step
@@ -128,9 +127,6 @@ class TrainLogger:
         if self._metrics is not None:
             self._metrics.close()
 
-    def __enter__(self) -> "TrainLogger":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -140,7 +136,7 @@ class TrainLogger:
         self._line.show(" · ".join([begin, *shown, *speed]))
 
 
-class TensorBoardWriter:
+class TensorBoardWriter(contextlib.AbstractContextManager):
     """Writes TensorBoard events in a thread, so that training does not block on the tensorflow import. A context manager.
 
     TensorBoard errors are logged as one line and do not stop training.
@@ -183,9 +179,6 @@ class TensorBoardWriter:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
-
-    def __enter__(self) -> "TensorBoardWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -3,6 +3,7 @@
 Throughput is measured over the recent past, without compilation and without the time inside `pause()`.
 """
 
+import contextlib
 import logging
 import math
 import shutil
@@ -11,8 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, TextIO
+from typing import ClassVar, TextIO
 
 WINDOW_S = 30.0  # throughput is the mean over this time
 MIN_WINDOW_S = 0.5  # shorter times give no throughput
@@ -38,7 +38,7 @@ class Throughput:
         while len(self._points) > 2 and now - self._points[1][0] >= self._window:
             self._points.popleft()
 
-    @contextmanager
+    @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         begin = self._clock()
         try:
@@ -121,7 +121,7 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """Progress of `total` units: count, throughput and remaining time."""
 
     def __init__(
@@ -138,18 +138,8 @@ class Progress:
         if self._line.due() or done >= self._total:
             self._line.show(" · ".join(progress_parts(done, self._total, self._unit, "", self._rate)))
 
-    def pause(self) -> Any:
-        """Context manager whose time is not measured."""
-        return self._rate.pause()
-
-    def close(self) -> None:
-        self._line.end()
-
-    def __enter__(self) -> "Progress":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._line.end()
 
 
 def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Throughput, images: int = 0) -> list[str]:

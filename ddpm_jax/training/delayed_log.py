@@ -14,12 +14,8 @@ from ddpm_jax.runtime.metric_logger import TrainLogger
 class DelayedMetricLogger:
     """Holds the metrics of a step back until the next one is under way.
 
-    Args:
-      logger: writes the scalars.
-      checkpoints: named where a value is not finite.
-      log_every: steps over which scalars are averaged.
-      learning_rate: step -> learning rate.
-      remedies: flags to try where a value is not finite.
+    Scalars are averaged over `log_every` steps. An error about a value that is not finite names the last of `checkpoints` and
+    the flags to try, `remedies`.
     """
 
     def __init__(

@@ -56,13 +56,3 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # both have an empty state
     schedule = warmup_schedule(learning_rate, warmup_steps)
     return optax.chain(clip, registry.make(name, OPTIMIZERS, "optimizer", schedule, options=options))
-
-
-def unclipped_layout(opt_state: optax.OptState) -> optax.OptState:
-    """The state as in versions before 0.1.0 with clip_norm = 0: without the state of clipping."""
-    return opt_state[1:]
-
-
-def from_unclipped_layout(opt_state: optax.OptState) -> optax.OptState:
-    """The inverse of `unclipped_layout`."""
-    return (optax.EmptyState(), *opt_state)

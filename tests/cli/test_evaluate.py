@@ -14,7 +14,7 @@ from ddpm_jax import evaluation_config
 from ddpm_jax.cli import common, compute_stats, evaluate, sample, train
 from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
-from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import metric_logger, run_record
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
@@ -85,7 +85,7 @@ def test_a_table_of_checkpoints_and_samplers_with_provenance(trained, tiny_confi
     (real_row,) = report["real"]
     for row, ours in ((ancestral, generated), (real_row, vectors(held_out.batch(np.arange(297))["image"]))):
         assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)
-        assert (row["precision"], row["recall"]) == pytest.approx(precision_recall(real, ours), abs=2e-3)
+        assert (row["precision"], row["recall"]) == pytest.approx(Manifold(real).compare(ours), abs=2e-3)
 
     (bound,) = report["bits_per_dim"]
     assert bound["split"] == "test"
@@ -240,7 +240,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert compute_stats.run(tiny_config(fields), str(trained), output=str(file)) == 0
-    with pytest.raises(FileAccessError, match="it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match="it is a file; choose another `output`"):
         compute_stats.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
@@ -404,5 +404,5 @@ def test_a_read_only_workdir_is_an_error_before_images_are_read(trained, tiny_co
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
     (run / "eval").write_text("in the way")
     monkeypatch.setattr(evaluation_config, "build_scorer", None)
-    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another `output`"):
         evaluate.run(tiny_config(FIELDS), str(run))

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks import random_inception
 from ddpm_jax import data_config, evaluation_config
 from ddpm_jax.cli import compute_stats
 from ddpm_jax.metrics import inception_weights
@@ -45,7 +46,7 @@ def weights(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "random.pth"
     file.write_bytes(b"random")
-    monkeypatch.setattr(inception_weights, "read_torch_file", lambda file: inception_weights.random_state_dict(0))
+    monkeypatch.setattr(inception_weights, "read_torch_file", lambda file: random_inception.random_state_dict(0))
     inception_weights.load_weights(str(file))
     (converted,) = (tmp_path / "cache/ddpm_jax/inception").iterdir()
     return converted

@@ -244,15 +244,6 @@ def test_missing_checksums_are_written_by_the_next_start(folder):
         assert checkpoints.restore(abstract(make_state()))[1] == 10  # detected by the checksums
 
 
-def test_a_state_in_an_older_layout_is_converted(folder):
-    present = make_state() | {"opt_state": {"now": make_state()["opt_state"]}}
-    older = (abstract(make_state()), lambda state: state | {"opt_state": {"now": state["opt_state"]}})
-    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
-        state, _ = checkpoints.restore(abstract(present), older=older)
-        assert_same(state, make_state(20) | {"opt_state": {"now": make_state(20)["opt_state"]}})
-        assert_same(checkpoints.restore(abstract(make_state()), older=(abstract(present), None))[0], make_state(20))
-
-
 def test_a_state_of_another_model_is_not_damage(folder):
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         here = make_state()

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.training.optimizer import from_unclipped_layout, make_optimizer, unclipped_layout, warmup_schedule
+from ddpm_jax.training.optimizer import make_optimizer, warmup_schedule
 
 PARAMS = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
 
@@ -106,10 +106,3 @@ def test_clipping_does_not_change_the_state_structure(clip_norm):
     for got, want in zip(updates_for(optimizer, sequence), updates_for(plain, sequence), strict=True):
         for name in PARAMS:
             np.testing.assert_array_equal(got[name], want[name])
-
-
-def test_the_unclipped_layout_omits_the_state_of_clipping():
-    state = make_optimizer(1e-3).init(PARAMS)
-    plain = optax.chain(optax.adam(warmup_schedule(1e-3, 0))).init(PARAMS)
-    assert jax.tree.structure(unclipped_layout(state)) == jax.tree.structure(plain)
-    assert jax.tree.structure(from_unclipped_layout(plain)) == jax.tree.structure(state)
