@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     diffusion.loss_options = ConfigDict()  # options of a loss of your own
     # simple | snr | truncated_snr | min_snr_gamma | p2 | edm | module:function: weight of the squared error at each t.
     diffusion.weighting = "simple"
-    diffusion.min_snr_gamma.gamma = ConfigDict({"gamma": 5.0})  # upper limit of the SNR, > 0 (2303.09556)
+    diffusion.min_snr_gamma = ConfigDict({"gamma": 5.0})  # upper limit of the SNR, > 0 (2303.09556)
     diffusion.p2 = ConfigDict({"gamma": 1.0, "k": 1.0})  # exponent and offset, > 0 (2204.00227)
     diffusion.edm = ConfigDict({"sigma_data": 0.5})  # standard deviation of the data, > 0 (2206.00364)
     diffusion.weighting_options = ConfigDict()  # options of a weighting of your own

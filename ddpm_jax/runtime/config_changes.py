@@ -97,7 +97,7 @@ RULES: dict[str, Rule] = {
     "diffusion.loss": _training("the objective"),
     "diffusion.weighting": _training("the objective"),
     "diffusion.loss_options": _training("the objective"),
-    "diffusion.min_snr_gamma.gamma": _training("the objective"),
+    "diffusion.min_snr_gamma": _training("the objective"),
     "diffusion.p2": _training("the objective"),
     "diffusion.edm": _training("the objective"),
     "diffusion.weighting_options": _training("the objective"),
