@@ -1,7 +1,7 @@
 """Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -48,27 +48,26 @@ def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
       own_devices: whether this process may set the number of CPU devices; False in a distributed run.
     """
     try:
-        channels = getattr(_network(config), "min_channels", None)
-    except (UsageError, KeyError):  # the validation reports it
+        network = _make(config, choices.NETWORK, models.make_network, config.model.name, out_channels=config.data.channels)
+    except UsageError:  # the validation reports it
         return
-    if channels is None:
-        return
-    compiler.set_xla_flags(channels)
-    if own_devices:
-        compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
+    if channels := getattr(network, "min_channels", None):
+        compiler.set_xla_flags(channels)
+        if own_devices:
+            compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
 
 
-def _network(config: ConfigDict, layer_functions: Mapping[str, Callable] | None = None) -> nn.Module:
-    model, options = config.model, choices.options_of(config, choices.NETWORK)
-    with config_errors(choices.section_of(config, choices.NETWORK), tuple(options)):
-        return models.make_network(
-            model.name,
-            out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
-            num_classes=_num_labels(config),
-            dtype=DTYPES[model.dtype],
-            layer_functions=layer_functions,
-            **options,
-        )
+def _make(config: ConfigDict, choice: choices.Choice, make: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """`make(*args, **given, **options)` with the options of the chosen part, which the errors name.
+
+    Raises:
+      UsageError: `make` raises a ValueError, or the program itself provides one of the options.
+    """
+    options, section = choices.options_of(config, choice), choices.section_of(config, choice)
+    if taken := sorted(options.keys() & given.keys()):
+        raise UsageError(f"config.{section}.{taken[0]} is not an option, since the program provides it: leave it out")
+    with config_errors(choice.section, {option: f"{section}.{option}" for option in options}):
+        return make(*args, **given, **options)
 
 
 def build_model(config: ConfigDict) -> nn.Module:
@@ -77,11 +76,23 @@ def build_model(config: ConfigDict) -> nn.Module:
     Raises:
       UsageError: an option of the network is invalid.
     """
-    model = _network(config, cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm))
-    with config_errors(choices.section_of(config, choices.NETWORK), tuple(choices.options_of(config, choices.NETWORK))):
-        if hasattr(model, "check"):
-            model.check(image_shape(config))
-    return model
+
+    def make(*args: Any, **options: Any) -> nn.Module:
+        network = models.make_network(*args, **options)
+        if hasattr(network, "check"):
+            network.check(image_shape(config))
+        return network
+
+    return _make(
+        config,
+        choices.NETWORK,
+        make,
+        config.model.name,
+        out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
+        num_classes=_num_labels(config),
+        dtype=DTYPES[config.model.dtype],
+        layer_functions=cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
+    )
 
 
 def _num_labels(config: ConfigDict) -> int:
@@ -98,14 +109,8 @@ def build_parameterization(config: ConfigDict) -> Parameterization:
 
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     """The noise schedule of the training, T steps."""
-    diffusion = config.diffusion
-    with config_errors("diffusion"):
-        return schedules.make_schedule(
-            diffusion.schedule,
-            diffusion.num_timesteps,
-            zero_terminal_snr=diffusion.zero_terminal_snr,
-            **choices.options_of(config, choices.SCHEDULE),
-        )
+    name, steps, zero = (config.diffusion[field] for field in ("schedule", "num_timesteps", "zero_terminal_snr"))
+    return _make(config, choices.SCHEDULE, schedules.make_schedule, name, steps, zero_terminal_snr=zero)
 
 
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
@@ -118,39 +123,29 @@ def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.No
 
 def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """The weight of the squared error at each t; None for weight 1."""
-    with config_errors("diffusion"):
-        weighting = loss_weighting.make_weighting(config.diffusion.weighting, **choices.options_of(config, choices.WEIGHTING))
-        return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
+    weighting = _make(config, choices.WEIGHTING, loss_weighting.make_weighting, config.diffusion.weighting)
+    return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
 
 
 def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
     """The distribution of t in training."""
-    options = choices.options_of(config, choices.TIMESTEP_SAMPLER)
-    with config_errors("diffusion"):
-        return timestep_sampling.make_timestep_sampler(
-            config.diffusion.timestep_sampler, config.diffusion.num_timesteps, **options
-        )
+    name, steps = config.diffusion.timestep_sampler, config.diffusion.num_timesteps
+    return _make(config, choices.TIMESTEP_SAMPLER, timestep_sampling.make_timestep_sampler, name, steps)
 
 
 def build_loss(config: ConfigDict) -> losses.LossFn:
     """The training loss, checked against the schedule, the parameterization and the weighting."""
     name, weighting = config.diffusion.loss, build_weighting(config)
+    loss = _make(config, choices.LOSS, losses.make_loss, name, weighting=weighting)
     with config_errors("diffusion"):
-        loss = losses.make_loss(name, weighting=weighting, **choices.options_of(config, choices.LOSS))
         losses.check_loss(build_schedule(config), build_parameterization(config), loss=name, weighting=weighting)
     return loss
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     """The sampler of config.sampling over its respaced schedule, or the lowest fraction `strength` of it."""
-    with config_errors("sampling"):
-        return make_sampler(
-            config.sampling.sampler,
-            sampling_schedule(config, strength),
-            build_parameterization(config),
-            trained=build_schedule(config),
-            **choices.options_of(config, choices.SAMPLER),
-        )
+    name, chain, parameterization = config.sampling.sampler, sampling_schedule(config, strength), build_parameterization(config)
+    return _make(config, choices.SAMPLER, make_sampler, name, chain, parameterization, trained=build_schedule(config))
 
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
@@ -168,15 +163,9 @@ def build_inversion(config: ConfigDict) -> Sampler:
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The optimizer, with warm-up and gradient clipping."""
-    optimizer = config.optimizer
-    with config_errors("optimizer"):
-        return optimizers.make_optimizer(
-            optimizer.learning_rate,
-            name=optimizer.name,
-            warmup_steps=optimizer.warmup_steps,
-            clip_norm=optimizer.clip_norm,
-            **choices.options_of(config, choices.OPTIMIZER),
-        )
+    given = {field: config.optimizer[field] for field in ("warmup_steps", "clip_norm")}
+    name, rate = config.optimizer.name, config.optimizer.learning_rate
+    return _make(config, choices.OPTIMIZER, optimizers.make_optimizer, name, rate, **given)
 
 
 def build_learning_rate(config: ConfigDict) -> optax.Schedule:

@@ -44,15 +44,14 @@ class UsageError(UserError, ValueError):
 
 
 @contextlib.contextmanager
-def config_errors(where: str, options: Sequence[str] = ()) -> Iterator[None]:
+def config_errors(where: str, options: Mapping[str, str] | None = None) -> Iterator[None]:
     """Context manager that converts a ValueError of the library to one line that names the field.
 
     For calls that only validate and store their arguments: a ValueError of other code may be a bug.
 
     Args:
       where: start of the line: a section or a field, such as "diffusion" or "sampling.params is 'x'".
-      options: fields of the section `where`. In a message that names one of them in backquotes, `option`, it becomes
-        config.WHERE.option.
+      options: name -> dotted name of a field. In a message that has the name in backquotes, it becomes that of the field.
 
     Raises:
       UsageError: "config.WHERE: " and the message, unless that begins with a name in backquotes. A UserError, which already
@@ -64,8 +63,8 @@ def config_errors(where: str, options: Sequence[str] = ()) -> Iterator[None]:
         raise
     except ValueError as error:
         line = str(error) if str(error).startswith("`") else f"config.{where}: {error}"
-        for option in options:
-            line = line.replace(f"`{option}`", f"config.{where}.{option}")
+        for option, field in (options or {}).items():
+            line = line.replace(f"`{option}`", f"config.{field}")
         raise UsageError(line) from error
 
 

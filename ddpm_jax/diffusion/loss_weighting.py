@@ -68,7 +68,7 @@ WEIGHTINGS: dict[str, Callable[..., Array]] = {
 }
 
 
-def make_weighting(name: str, **options: Any) -> Weighting | None:
+def make_weighting(name: str, /, **options: Any) -> Weighting | None:
     """The weighting called `name`: SNR -> w, or None for simple.
 
     Args:

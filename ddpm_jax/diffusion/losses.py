@@ -64,7 +64,7 @@ LOSSES: dict[str, Loss] = {
 LossFn = Callable[..., Array]  # (schedule, parameterization, model_output, x_start, x_t, t, noise) -> float32 [B]
 
 
-def make_loss(name: str, *, weighting: Weighting | None = None, **options: Any) -> LossFn:
+def make_loss(name: str, /, *, weighting: Weighting | None = None, **options: Any) -> LossFn:
     """The loss called `name`, a function with the arguments of `training_losses`.
 
     Args:

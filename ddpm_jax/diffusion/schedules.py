@@ -100,7 +100,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-def make_schedule(name: str, num_timesteps: int, *, zero_terminal_snr: bool = False, **options: Any) -> NoiseSchedule:
+def make_schedule(name: str, num_timesteps: int, /, *, zero_terminal_snr: bool = False, **options: Any) -> NoiseSchedule:
     """The noise schedule called `name` with `num_timesteps` steps.
 
     Args:

@@ -61,7 +61,7 @@ class LossHistory(NamedTuple):
     counts: Array
 
 
-def make_timestep_sampler(name: str, num_timesteps: int, **options: Any) -> TimestepSampler:
+def make_timestep_sampler(name: str, num_timesteps: int, /, **options: Any) -> TimestepSampler:
     """The timestep sampler called `name` for a chain of T steps.
 
     Args:

@@ -25,6 +25,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
 
 def make_network(
     name: str,
+    /,
     *,
     out_channels: int,
     num_classes: int = 0,

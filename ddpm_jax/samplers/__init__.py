@@ -29,6 +29,7 @@ def make_sampler(
     name: str,
     schedule: NoiseSchedule,
     parameterization: Parameterization,
+    /,
     *,
     trained: NoiseSchedule | None = None,
     **options: Any,

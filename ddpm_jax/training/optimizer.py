@@ -39,13 +39,13 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": ad
 
 
 def make_optimizer(
-    learning_rate: float, *, name: str = "adam", warmup_steps: int = 0, clip_norm: float = 0.0, **options: Any
+    name: str, learning_rate: float, /, *, warmup_steps: int = 0, clip_norm: float = 0.0, **options: Any
 ) -> optax.GradientTransformation:
     """The optimizer called `name`, after clipping. The structure of its state depends on the name only, not on the numbers.
 
     Args:
-      learning_rate: learning rate after warm-up.
       name: a key of OPTIMIZERS, or module:function for a function (learning_rate, **options) -> GradientTransformation.
+      learning_rate: learning rate after warm-up.
       warmup_steps: length of the warm-up; 0 for none.
       clip_norm: maximum global norm of the gradient; 0 for no clipping.
       options: options of the optimizer, such as b1, b2 and eps of adam.

@@ -326,7 +326,7 @@ def test_state_can_be_donated_and_one_trace_serves_all_steps(create):
         traces.append(None)
         return network(*args)
 
-    optimizer = make_optimizer(1e-3, warmup_steps=2, clip_norm=1.0)
+    optimizer = make_optimizer("adam", 1e-3, warmup_steps=2, clip_norm=1.0)
     step = jax.jit(make_step(apply_fn=counted, optimizer=optimizer), donate_argnums=0)
     state = new_state(optimizer) if create == "jitted" else create_state(init_network, optimizer, jax.random.key(1))
     for number in range(4):
@@ -338,7 +338,7 @@ def test_state_can_be_donated_and_one_trace_serves_all_steps(create):
 
 
 def test_ema_starts_at_the_initial_parameters():
-    optimizer = make_optimizer(1e-3)
+    optimizer = make_optimizer("adam", 1e-3)
     state = new_state(optimizer)
     assert_same(state.ema_params, state.params)
     assert_close(state.params, jax.jit(init_network)(jax.random.key(1)), 1e-7)
@@ -431,7 +431,7 @@ def trained():
     def apply_fn(params, x_t, t, labels, dropout_key):
         return model.apply({"params": params}, x_t, t, labels, deterministic=False, rngs={"dropout": dropout_key})
 
-    optimizer = make_optimizer(4e-3, warmup_steps=5, clip_norm=1.0)
+    optimizer = make_optimizer("adam", 4e-3, warmup_steps=5, clip_norm=1.0)
     step = jax.jit(make_step(apply_fn=apply_fn, optimizer=optimizer), donate_argnums=0)
     state, history = new_state(optimizer, init), []
     for _ in range(40):
