@@ -2,12 +2,12 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
 from configs import digits
+from tests import preloaded
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -86,12 +86,11 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def main(command):
-    """Run the program in a subprocess: (as `command`) -> CompletedProcess."""
+def main(command, tmp_path_factory):
+    """Run the program in another process: (as `command`) -> CompletedProcess."""
 
     def run(workdir, *flags, **options):
-        line = command(workdir, *flags, **options)
-        return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
+        return preloaded.run(command(workdir, *flags, **options), tmp_path_factory.mktemp("output"))
 
     return run
 
