@@ -116,9 +116,10 @@ def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
     """The respaced schedule of config.sampling, restricted to the lowest fraction `strength` in 0..1 of its steps."""
     trained, sampling = build_schedule(config), config.sampling
-    timesteps = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
-    lower = timesteps[: max(1, round(strength * len(timesteps)))]
-    return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
+    with config_errors("sampling"):
+        timesteps = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+        lower = timesteps[: max(1, round(strength * len(timesteps)))]
+        return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
 
 
 def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:

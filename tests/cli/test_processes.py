@@ -6,10 +6,8 @@ this one, on eight devices.
 
 import json
 import os
-import pathlib
 import signal
 import socket
-import subprocess
 import time
 import warnings
 
@@ -21,8 +19,8 @@ from PIL import Image
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.runtime.checkpoint import CheckpointManager
+from tests import preloaded
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6
 FIELDS = {
     "data.name": "image_folder",
@@ -56,10 +54,7 @@ class Job:
         for index in range(2):
             self.logs.append(folder.with_name(f"{folder.name}.{len(list(folder.parent.glob('*.log')))}.log"))
             joined = [*line, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"]
-            with self.logs[index].open("w") as log:
-                process = subprocess.Popen(
-                    joined, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | {"XLA_FLAGS": flags}
-                )
+            process = preloaded.Process(joined, stderr=self.logs[index], env=os.environ | {"XLA_FLAGS": flags})
             self.processes.append(process)
 
     def wait(self):

@@ -2,9 +2,7 @@
 
 import itertools
 import os
-import pathlib
 import signal
-import subprocess
 import time
 import weakref
 
@@ -18,8 +16,7 @@ from ddpm_jax.evaluation import sample_files
 from ddpm_jax.runtime import workdir
 from ddpm_jax.runtime.errors import ExpectedError, InvalidDataError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+from tests import preloaded
 
 
 @pytest.fixture(scope="module")
@@ -284,25 +281,22 @@ def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(t
     folder, fields = trained
     fields = fields | {"sampling.num_images": 400, "sampling.batch_size": 8, "sampling.format": "both"}
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    log = tmp_path / "log"
 
     def start(name):
         line = command(folder, "--mode=sample", f"--output={tmp_path / name}", fields=fields)
-        return subprocess.Popen(
-            line, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return preloaded.Process(line, stdout=log, stderr=log, env=environment)
 
     killed = start("killed")
     while len(list((tmp_path / "killed").glob("images_*.npz"))) < 7:
-        assert killed.poll() is None, killed.stdout.read()
+        assert killed.poll() is None, log.read_text()
         time.sleep(0.002)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    killed.stdout.close()
     for name in ("killed", "whole"):
-        process = start(name)
-        log, _ = process.communicate()
-        assert process.returncode == 0, log
-        assert ("of 400 images are there already" in log) == (name == "killed")
+        log.unlink()
+        assert start(name).wait() == 0, log.read_text()
+        assert ("of 400 images are there already" in log.read_text()) == (name == "killed")
     whole = {file.relative_to(tmp_path / "whole"): file.read_bytes() for file in (tmp_path / "whole").rglob("*.*")}
     again = {file.relative_to(tmp_path / "killed"): file.read_bytes() for file in (tmp_path / "killed").rglob("*.*")}
     assert len(whole) == 400 + 3

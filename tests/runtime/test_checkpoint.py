@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -19,6 +18,7 @@ import pytest
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import CheckpointError, FileAccessError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh, replicated
+from tests import preloaded
 
 # Odd sizes, sizes divisible by eight devices, sizes stored inside and outside the index.
 SHAPES = {"kernel": (3, 3, 8, 16), "bias": (16,), "odd": (7, 11), "table": (1000, 3), "scale": ()}
@@ -342,8 +342,8 @@ time.sleep(60)
 
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_a_kill_during_a_save(tmp_path, delay, child_environment):
-    child = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(delay)], env=child_environment(), check=False)
-    assert child.returncode == -signal.SIGKILL
+    child = preloaded.Process([sys.executable, "-c", KILLED, tmp_path, str(delay)], env=child_environment())
+    assert child.wait(timeout=120) == -signal.SIGKILL
     left = sorted(file.name for file in tmp_path.iterdir())
     assert "1" in left
     if delay == 0.0:

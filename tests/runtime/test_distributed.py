@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from ddpm_jax.runtime import distributed, shared_workdir
 from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh
+from tests import preloaded
 
 BEGIN = """
 import json, logging, os, pathlib, signal, sys
@@ -42,7 +42,7 @@ def two(free_port, tmp_path, child_environment):
     def run(code):
         environment = child_environment(devices=2)
         arguments = [[sys.executable, "-c", BEGIN + code, str(free_port), str(index), tmp_path] for index in range(2)]
-        children = [subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL) for line in arguments]
+        children = [preloaded.Process(line, env=environment) for line in arguments]
         codes = [child.wait(timeout=120) for child in children]
         return [_read(tmp_path / str(index)) for index in range(2)], codes
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 from ddpm_jax.runtime.distributed import initialize_distributed
 from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated
+from tests import preloaded
 
 CLUSTER_VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -273,10 +274,9 @@ open(sys.argv[3], "w").write(f"{jax.process_count()} {mesh.size} {int(total)}")
 
 def test_two_processes_join_by_flags(free_port, tmp_path, child_environment):
     children = [
-        subprocess.Popen(
+        preloaded.Process(
             [sys.executable, "-c", TWO_PROCESSES, str(free_port), str(index), tmp_path / str(index)],
             env=child_environment(devices=2),
-            stdout=subprocess.DEVNULL,  # Gloo's
         )
         for index in range(2)
     ]
