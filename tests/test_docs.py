@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -111,7 +111,7 @@ def test_named_things_exist(page):
 
 @each_page
 def test_modes_exist(page):
-    import main as program
+    from ddpm_jax.cli import main as program
 
     assert modes(page.read_text()) <= set(program.MODES)
 

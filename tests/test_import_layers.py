@@ -5,10 +5,11 @@ import pathlib
 
 import pytest
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 LAYERS = {
+    "__main__": 5,
     "cli": 4,
     "evaluation_config": 3.7,
     "config_validation": 3.5,
@@ -27,6 +28,7 @@ LAYERS = {
     "metrics": 1,
     "runtime": 1,
     "plotting": 1,
+    "configs": 0,
 }
 SHARED = ("ddpm_jax.runtime.errors", "ddpm_jax.runtime.atomic")  # below all layers
 CONFIG_READERS = (
@@ -60,6 +62,7 @@ HOMES = {
         "evaluation_config.py",
         "sampling_config.py",
         "cli/common.py",
+        "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES),
     },
     "clu.metric_writers": {"runtime/metric_logger.py"},
@@ -182,10 +185,10 @@ def test_files_are_short_documented_and_have_unique_names(file):
 
 
 def test_cli_has_one_file_for_each_mode_and_what_they_share():
-    import main
+    from ddpm_jax.cli import main
 
     assert set(main.MODES) == set(MODES)
-    assert {file.stem for file in (PACKAGE / "cli").glob("*.py")} == {*MODES, "common", "__init__"}
+    assert {file.stem for file in (PACKAGE / "cli").glob("*.py")} == {*MODES, "main", "common", "__init__"}
     for mode in MODES:
         others = {f"ddpm_jax.cli.{other}" for other in MODES if other != mode}
         assert not others & imports(PACKAGE / "cli" / f"{mode}.py"), "a mode imports another mode: share it in common.py"

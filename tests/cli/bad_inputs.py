@@ -1120,7 +1120,7 @@ CASES = (
 
 def run_forked(argv: list[str], out: pathlib.Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of main.py in a fork of this process, which must not have used a device yet."""
-    import main  # imported before
+    from ddpm_jax.cli import main  # imported before
 
     sys.stdout.flush()
     sys.stderr.flush()
@@ -1158,7 +1158,7 @@ def prepare() -> None:
     """Import the program without initializing devices, so that it can be forked."""
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
-    main = importlib.import_module("main")
+    main = importlib.import_module("ddpm_jax.cli.main")
     importlib.import_module("jax")
     for mode in main.MODES:
         importlib.import_module(f"ddpm_jax.cli.{mode}")

@@ -33,8 +33,7 @@ def test_train_then_sample_without_config(trained, tmp_path, main, monkeypatch):
     assert (tmp_path / "out" / "grid.png").exists()
     assert str(tmp_path / "out") in result.stdout
     assert not (REPOSITORY / "~").exists()
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    import main as program
+    from ddpm_jax.cli import main as program
 
     assert program._with_home("--config=~/mine.py:x") == f"--config={tmp_path}/mine.py:x"
     assert program._with_home("--config.data.data_dir=~/x") == "--config.data.data_dir=~/x"  # expanded where it is read
