@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import config_file
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import workdir
 from ddpm_jax.user_messages import UserError
 

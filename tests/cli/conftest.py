@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from configs import digits
+from ddpm_jax.configs import digits
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 

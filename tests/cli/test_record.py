@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import defaults
 from ddpm_jax import build
 from ddpm_jax.cli import sample, train
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import run_record, versions
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, NumericalError

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import config_changes
 from ddpm_jax.runtime.errors import ConflictError
 
