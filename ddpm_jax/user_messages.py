@@ -3,7 +3,9 @@
 import contextlib
 import difflib
 import logging
+import pathlib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -132,6 +134,22 @@ def format_flag_error(error: Exception) -> str:
     for pattern, replacement in _FLAG_ERROR_REWRITES:
         line = re.sub(pattern, replacement, line)
     return line
+
+
+def program_command() -> list[str]:
+    """The words that start this program as it was started, to print commands that can be pasted."""
+    started = pathlib.Path(sys.argv[0])
+    if started.name == "main.py":
+        return [short_path(sys.executable), sys.argv[0]]
+    if started.name == "__main__.py":
+        return [short_path(sys.executable), "-m", "ddpm_jax"]
+    return ["ddpm-jax"]
+
+
+def short_path(path: str) -> str:
+    """The path relative to the current folder, if it is inside."""
+    here = str(pathlib.Path.cwd()) + "/"
+    return path.removeprefix(here) or path
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:

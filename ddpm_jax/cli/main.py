@@ -1,16 +1,10 @@
-"""Train, sample and evaluate denoising diffusion probabilistic models.
-
-    python main.py --config=configs/digits.py --workdir=runs/digits
-    python main.py --workdir=runs/digits --mode=sample --config.sampling.num_images=16
-
-Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; configs/defaults.py lists all fields.
-The config is saved in the workdir, so --config can be omitted afterwards. Rerun the same command to resume.
-"""
+"""The command line: `ddpm-jax`, `python -m ddpm_jax` and, in a clone, `python main.py`."""
 
 import importlib
 import os
 import pathlib
 import sys
+import textwrap
 
 try:
     from absl import app, flags, logging
@@ -19,27 +13,49 @@ except ModuleNotFoundError as error:  # usually the virtual environment is not a
     setup = "`source .venv/bin/activate` (after make demo), or `python -m pip install -r requirements.txt`, and try again"
     sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
 
+import ddpm_jax
 from ddpm_jax import config_file, configs, user_messages
 from ddpm_jax.configs import defaults
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError, format_flag_error
 
 # JAX and the modes are imported after flag parsing, so that --help and flag errors are fast.
-MODES = ("train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats")
+MODES = {
+    "train": "train a model, or resume the run in the workdir; the default",
+    "sample": "generate images",
+    "inpaint": "regenerate the masked part of images",
+    "image_to_image": "generate variants of images (SDEdit)",
+    "interpolate": "generate the images between two images",
+    "visualize": "plot the forward and the reverse process",
+    "evaluate": "compute Fréchet distance, KID, precision, recall and bits/dim",
+    "compute_stats": "save the statistics of a data set, for evaluate",
+}
+HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
+
+  {command} --config=digits --workdir=runs/digits
+  {command} --workdir=runs/digits --mode=sample --config.sampling.num_images=16
+
+The first command trains; rerun it to resume. The config is saved in the workdir, so --config can be omitted afterwards.
+Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; {fields} lists all fields.
+
+modes:
+{modes}
+
+flags:
+{flags}
+
+configs:
+{configs}
+"""
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
-RUN_CONFIG = configs.FOLDER / "from_workdir.py"
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Path to a config file, such as configs/digits.py.", lock_config=True)
-FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
-flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics and samples. Created if missing.")
-flags.DEFINE_enum(
-    "mode",
-    "train",
-    MODES,
-    "train: train or resume; sample: generate images; inpaint, image_to_image, interpolate: edit images; "
-    "visualize: figures of both processes; evaluate: metrics; compute_stats: save data set statistics. See README.md.",
+config_flags.DEFINE_config_file(
+    "config", None, "Name of a config below, or path of a file such as configs/digits.py.", lock_config=True
 )
+FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
+flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics and samples; created if missing.")
+flags.DEFINE_enum("mode", "train", list(MODES), "One of the modes above.")
 flags.DEFINE_string("output", "", "All modes except train: output folder (compute_stats: file); by default in the workdir.")
 flags.DEFINE_string(
     "profile", "", "--mode=train: FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir."
@@ -51,7 +67,16 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: index of this proc
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line. Without --config, use the config saved in the workdir."""
+    """Parse the command line. Without --config, use the config saved in the workdir.
+
+    Prints the help or the version and exits if that is asked for.
+    """
+    if {"--help", "-help", "-h", "--helpshort"} & set(argv[1:]):
+        print(help_text(), end="")
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(f"ddpm_jax {ddpm_jax.__version__}")
+        sys.exit(0)
     argv = _config_first([_with_home(argument) for argument in argv])
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     try:
@@ -61,12 +86,12 @@ def parse_flags(argv: list[str]) -> list[str]:
             named(argv, known_only=True)
             folder = named.workdir and pathlib.Path(named.workdir).expanduser()
             if folder and (folder / "config.json").exists():
-                argv = [argv[0], f"--config={RUN_CONFIG}:{folder}", *argv[1:]]
+                argv = [argv[0], f"--config=from_workdir:{folder}", *argv[1:]]
                 given.append("config")
         fields = [name for name in given if name.startswith("config.")]
         if fields and "config" not in given:
             where = "--config is missing, and the workdir contains no saved config"
-            raise UsageError(f"{where}: --{fields[0]} needs a config file, such as --config=configs/digits.py")
+            raise UsageError(f"{where}: --{fields[0]} needs a config, such as --config=digits")
         rest = FLAGS(argv)
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list in one flag")
@@ -77,6 +102,22 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # silence INFO logs of third-party libraries
     return rest
+
+
+def help_text() -> str:
+    """The text of --help: the modes, the flags of this program and the shipped configs."""
+    own = [flag for flag in FLAGS.flags_by_module_dict()[__name__] if "." not in flag.name]
+    rows = [(f"--{flag.name}", flag.help or "") for flag in sorted(own, key=lambda flag: flag.name)]
+    rows += [("--version", "Print the version."), ("--helpfull", "Print the flags of all libraries.")]
+    return HELP.format(
+        command=" ".join(user_messages.program_command()),
+        fields=configs.FOLDER / "defaults.py",
+        modes="\n".join(f"  {name:<16}{line}" for name, line in MODES.items()),
+        flags="\n".join(
+            textwrap.fill(text, 120, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24) for name, text in rows
+        ),
+        configs=textwrap.fill(", ".join(configs.names()), 120, initial_indent="  ", subsequent_indent="  "),
+    )
 
 
 def _config_first(argv: list[str]) -> list[str]:
@@ -106,7 +147,7 @@ def main(argv: list[str]) -> None:
             raise UsageError("--workdir is missing: give a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:
             where = f"--config is missing, and {FLAGS.workdir} contains no run"
-            raise UsageError(f"{where}: give a config file, such as --config=configs/digits.py")
+            raise UsageError(f"{where}: give a config, such as --config=digits")
         if FLAGS.output and FLAGS.mode == "train":
             raise UsageError("--mode=train has no --output, since it writes to --workdir: leave it out")
         if FLAGS.profile and FLAGS.mode != "train":

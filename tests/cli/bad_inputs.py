@@ -235,7 +235,7 @@ CASES = (
         ("--config={here}/own.py", "--workdir={here}/run"),
         "own.py.*'chanels'.*'channels'",
         setup=config_file(
-            "from configs import defaults\ndef get_config():\n    c = defaults.get_config()\n    c.lock()\n"
+            "from ddpm_jax.configs import defaults\ndef get_config():\n    c = defaults.get_config()\n    c.lock()\n"
             "    c.data.chanels = 1\n    return c\n"
         ),
     ),
@@ -262,7 +262,7 @@ CASES = (
         ("--config={here}/own.py", "--workdir={here}/run"),
         "own.py sets config.data.chanels.*'channels'",
         setup=config_file(
-            "from configs import defaults\n\ndef get_config():\n    config = defaults.get_config()\n"
+            "from ddpm_jax.configs import defaults\n\ndef get_config():\n    config = defaults.get_config()\n"
             "    config.data.chanels = 1\n    return config\n"
         ),
     ),
