@@ -65,7 +65,8 @@ HOMES = {
         "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES),
     },
-    "clu.metric_writers": {"runtime/metric_logger.py"},
+    "tensorboard": {"runtime/tensorboard.py"},
+    "tensorflow": set(),  # takes five seconds to import, and the memory of GPUs
     "matplotlib": {"plotting/filmstrip.py", "plotting/charts.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
