@@ -45,7 +45,7 @@ SECTIONS = {name: set(section) for name, section in defaults.get_config().items(
 # Libraries that only one module may import; all others use that module.
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
-    "tensorflow_datasets": {"data/tfds.py", "data/splits.py"},
+    "tensorflow_datasets": {"data/tfds.py"},
     "flax.linen": {"metrics/inception.py", "models/layers.py", "models/unet.py"},
     # Not part of JAX's stable API: `cpu.layer_functions` imports the using module under a guard.
     "jax.interpreters": {"cpu/conv.py"},
