@@ -44,6 +44,7 @@ LONGEST_FIRST = (
     "cli/test_options.py",
     "cli/test_main.py",
     "test_notebook.py",
+    "test_wheel.py",
     "cli/test_visualize.py",
     "cli/test_edit.py",
     "cli/test_train.py",
