@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import configs
 from ddpm_jax.runtime.errors import ExpectedError, error_line
-from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
+from ddpm_jax.user_messages import UsageError, UserError, defaults_file, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -77,7 +77,7 @@ def load(argument: str) -> ConfigDict:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
-            raise UsageError(f"--config={argument}: the file has no function get_config; configs/digits.py is an example")
+            raise UsageError(f"--config={argument}: the file has no function get_config; {defaults_file()} is an example")
         arguments = [given] if colon else []
         try:
             inspect.signature(get_config).bind(*arguments)
@@ -129,10 +129,10 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
     for name in sorted(set(config) | set(defaults)):
         field = prefix + name
         if name not in defaults:
-            hint = did_you_mean(name, list(defaults)) or "configs/defaults.py lists all fields"
+            hint = did_you_mean(name, list(defaults)) or f"{defaults_file()} lists all fields"
             raise UsageError(f"{where} sets {field}, which does not exist: {hint}")
         if name not in config:
-            raise UsageError(f"{where} lacks {field}: begin with the get_config() of configs/defaults.py and change its fields")
+            raise UsageError(f"{where} lacks {field}: begin with the get_config() of {defaults_file()} and change its fields")
         value, default = config[name], defaults[name]
         if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
             raise UsageError(f"{where}: {field} must be {'a section' if isinstance(default, ConfigDict) else 'one value'}")

@@ -111,7 +111,7 @@ def help_text() -> str:
     rows += [("--version", "Print the version."), ("--helpfull", "Print the flags of all libraries.")]
     return HELP.format(
         command=" ".join(user_messages.program_command()),
-        fields=configs.FOLDER / "defaults.py",
+        fields=user_messages.defaults_file(),
         modes="\n".join(f"  {name:<16}{line}" for name, line in MODES.items()),
         flags="\n".join(
             textwrap.fill(text, 120, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24) for name, text in rows
