@@ -116,8 +116,8 @@ def describe_sampling(config: ConfigDict) -> str:
 def sampler_label(config: ConfigDict) -> str:
     """The sampler with its nondefault options, for a table."""
     sampling, options = config.sampling, nondefault_options(config)
-    options = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
-    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *options])
+    shown = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
+    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *shown])
 
 
 def nondefault_options(config: ConfigDict) -> dict[str, str]:

@@ -62,10 +62,9 @@ def _bounds(begin: str | None, end: str | None, size: int) -> tuple[int, int]:
     percent = "%" in (begin or "") + (end or "")
 
     def position(text: str) -> int:
-        value = float(text.rstrip("%")) if percent else int(text)
-        if percent and abs(value) > 100:
+        if percent and abs(float(text.rstrip("%"))) > 100:
             raise ValueError(f"{text} is not between -100% and 100%")
-        value = round(value * size / 100.0) if percent else value
+        value = round(float(text.rstrip("%")) * size / 100.0) if percent else int(text)
         return value + size if value < 0 else value
 
     return position(begin) if begin else 0, position(end) if end else size
