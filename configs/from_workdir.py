@@ -1,4 +1,4 @@
-"""The config of an existing run: --config=configs/from_workdir.py:runs/digits. Used automatically if --config is omitted."""
+"""The config of an existing run: --config=from_workdir:runs/digits. Used automatically if --config is omitted."""
 
 from ml_collections import ConfigDict
 
