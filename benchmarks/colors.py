@@ -42,9 +42,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from color_statistics import ColorStatistics, color_statistics
 
-from configs import image_folder
 from ddpm_jax import build, config_validation
 from ddpm_jax.cli import common, train
+from ddpm_jax.configs import image_folder
 from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.noise_level import extract

@@ -112,7 +112,7 @@ class Run:
 
 def train_here(line: list[str]) -> int:
     """Runs the program in this process."""
-    program = importlib.import_module("main")
+    program = importlib.import_module("ddpm_jax.cli.main")
     sys.argv = line
     program.main(program.parse_flags(line))
     return 0
@@ -211,7 +211,7 @@ def main() -> None:
     random = np.random.default_rng(options.seed)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # two processes cannot share some accelerators
     if options.warm:
-        for module in ("main", "ddpm_jax.cli.train", "ddpm_jax.data.digits", "configs.defaults"):
+        for module in ("ddpm_jax.cli.main", "ddpm_jax.cli.train", "ddpm_jax.data.digits", "ddpm_jax.configs.defaults"):
             importlib.import_module(module)
 
     whole = folder / "whole"

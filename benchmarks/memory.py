@@ -43,7 +43,7 @@ def main() -> None:
 
 def measured(options: argparse.Namespace, name: str) -> str:
     """The row of a config; XLA is configured as in main.py."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
     config.model.unet.remat = options.remat or config.model.unet.remat
     build.configure_cpu(config, own_devices=False)

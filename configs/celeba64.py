@@ -6,7 +6,7 @@ Expected:   FID 3.26 (1,000 steps of DDIM's fixed-large sampler), as published. 
             comparable: the published crop is 128 pixels wide around the face, this one the largest centered square.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

@@ -6,7 +6,7 @@ Hardware:   published on a TPU v3-128 with batch 64. On one accelerator: model.u
 Expected:   the paper shows samples and gives no FID. Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

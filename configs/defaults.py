@@ -1,5 +1,8 @@
 """All fields of a config with their defaults and meanings. An experiment sets only what differs from these.
 
+A config file of your own begins with `from ddpm_jax.configs import defaults` or another shipped config, which works in a
+clone and with an installed package (docs/installing.md).
+
 The defaults are those of Ho et al. 2020 (arXiv 2006.11239), appendix B, for CIFAR-10, where the paper gives them.
 """
 

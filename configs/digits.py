@@ -7,7 +7,7 @@ Expected:   Fréchet distance 11.8 in pixels (0..16 scale; 1,000 EMA samples, DD
             measured by benchmarks/digits_quality.py. Class-conditional; a tenth of the labels is dropped, for guidance.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

@@ -1,9 +1,9 @@
-"""The config of an existing run: --config=configs/from_workdir.py:runs/digits. Used automatically if --config is omitted."""
+"""The config of an existing run: --config=from_workdir:runs/digits. Used automatically if --config is omitted."""
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import config_file
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import config_changes, workdir
 from ddpm_jax.user_messages import UserError
 

@@ -7,7 +7,7 @@ Expected:   FID 3.19 and 3.17 bits/dim (4,000 steps; with vlb 11.47 and 2.94; wi
             Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

@@ -6,7 +6,7 @@ Hardware:   eight GPUs or TPU cores and days. On CPUs a step takes minutes; lowe
 Expected:   3.57 bits/dim (4,000 steps, 1.5M training steps; with the loss vlb 3.53), as published. Not yet measured here.
 """
 
-from configs import iddpm_cifar10
+from ddpm_jax.configs import iddpm_cifar10
 
 
 def get_config():

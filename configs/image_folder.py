@@ -9,7 +9,7 @@ Hardware:   one GPU. On CPUs a step takes tens of seconds; lower data.image_size
 Expected:   no published DDPM uses your images. Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

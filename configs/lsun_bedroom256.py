@@ -5,7 +5,7 @@ Hardware:   published on TPU v3 pods with batch 64. On one accelerator: model.un
 Expected:   FID 6.36 (50,000 samples, 1,000 ancestral steps, EMA), as published. Not yet measured here.
 """
 
-from configs import celebahq256
+from ddpm_jax.configs import celebahq256
 
 
 def get_config():

@@ -5,7 +5,7 @@ Hardware:   a laptop's CPU, in hours; digits are recognizable within the first h
 Expected:   no published DDPM uses this set. Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

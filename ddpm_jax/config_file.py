@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
+import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddpm_jax import choices
+from ddpm_jax import choices, configs
 from ddpm_jax.runtime.errors import ExpectedError, error_line
-from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
+from ddpm_jax.user_messages import UsageError, UserError, defaults_file, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """FILE.py or FILE.py:ARGUMENT -> the result of its `get_config`, locked.
+    """NAME, FILE.py or FILE.py:ARGUMENT -> the result of its `get_config`, locked; see `load`.
 
     Args:
       defaults: all fields of a config; the file must return exactly these fields.
@@ -52,16 +53,23 @@ class ConfigFileParser(flags.ArgumentParser):
 
 
 def load(argument: str) -> ConfigDict:
-    """The result of `get_config` of FILE.py or FILE.py:ARGUMENT.
+    """The result of `get_config` of a config file.
+
+    Args:
+      argument: FILE.py, a path; or NAME, the shipped config configs/NAME.py. A name has neither a separator nor an ending, so
+        a file or folder of the current directory never hides a shipped config: ./digits.py and digits.py are the file, digits
+        is the shipped config. ":ARGUMENT" after either is passed to `get_config`.
 
     Raises:
       UsageError: the file does not exist, fails, or does not return a config.
       ExpectedError: raised by the file itself.
     """
     path, colon, given = argument.partition(":")
-    file = pathlib.Path(path).expanduser()
+    is_name = re.fullmatch(r"[\w-]+", path) is not None
+    file = configs.FOLDER / f"{path}.py" if is_name else pathlib.Path(path).expanduser().absolute()
     if not file.is_file():
-        raise UsageError(f"--config={argument}: {'a folder, not a file' if file.is_dir() else 'no such file'}{_nearest(file)}")
+        fault = "no such config" if is_name else "a folder, not a file" if file.is_dir() else "no such file"
+        raise UsageError(f"--config={argument}: {fault}{_nearest(path)}")
     try:
         spec = importlib.util.spec_from_file_location("config_config", file)
         if spec is None or spec.loader is None:
@@ -70,7 +78,7 @@ def load(argument: str) -> ConfigDict:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
-            raise UsageError(f"--config={argument}: the file has no function get_config; configs/digits.py is an example")
+            raise UsageError(f"--config={argument}: the file has no function get_config; {defaults_file()} is an example")
         arguments = [given] if colon else []
         try:
             inspect.signature(get_config).bind(*arguments)
@@ -135,10 +143,10 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
         if free or (name not in defaults and _is_part(config, prefix, name)):
             continue  # `registry.bind` checks these options
         if name not in defaults:
-            hint = did_you_mean(name, list(defaults)) or "configs/defaults.py lists all fields"
+            hint = did_you_mean(name, list(defaults)) or f"{defaults_file()} lists all fields"
             raise UsageError(f"{where} sets {field}, which does not exist: {hint}")
         if name not in config:
-            raise UsageError(f"{where} lacks {field}: begin with the get_config() of configs/defaults.py and change its fields")
+            raise UsageError(f"{where} lacks {field}: begin with the get_config() of {defaults_file()} and change its fields")
         value, default = config[name], defaults[name]
         if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
             raise UsageError(f"{where}: {field} must be {'a section' if isinstance(default, ConfigDict) else 'one value'}")
@@ -149,13 +157,12 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
             raise UsageError(f"{where}: {prefix}{fault}")
 
 
-def _nearest(file: pathlib.Path) -> str:
-    """A hint for a name that is similar to one of configs/."""
-    folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
-    not_experiments = ("defaults", "from_workdir", "__init__")
-    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in not_experiments]
-    found = difflib.get_close_matches(file.stem, names, n=1)
-    return f"; did you mean --config=configs/{found[0]}.py?" if found else f"; configs/ holds {', '.join(names)}"
+def _nearest(path: str) -> str:
+    """A hint for a name or path of --config: a file of that name here, or the most similar shipped config."""
+    if (own := pathlib.Path(f"{path}.py").expanduser()).is_file():
+        return f"; did you mean --config={own}?"
+    found = difflib.get_close_matches(pathlib.Path(path).stem, configs.names(), n=1)
+    return f"; did you mean --config={found[0]}?" if found else f"; choose one of {', '.join(configs.names())}, or a file"
 
 
 def _place(error: BaseException, file: pathlib.Path) -> str:
@@ -169,6 +176,8 @@ def _place(error: BaseException, file: pathlib.Path) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.msg} (SyntaxError)"
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":  # importable only by main.py of a clone
+        return "there is no package configs: import the shipped configs from ddpm_jax.configs"
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {error.code})"
     if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in str(

@@ -4,13 +4,12 @@ import math
 import pathlib
 import re
 import shlex
-import sys
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices
+from ddpm_jax import build, choices, user_messages
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.evaluation.results import digest
 from ddpm_jax.plotting import image_grid
@@ -120,8 +119,8 @@ def describe_sampling(config: ConfigDict) -> str:
 def sampler_label(config: ConfigDict) -> str:
     """The sampler with its nondefault options, for a table."""
     sampling, options = config.sampling, nondefault_options(config)
-    options = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
-    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *options])
+    shown = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
+    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *shown])
 
 
 def nondefault_options(config: ConfigDict) -> dict[str, str]:
@@ -218,13 +217,5 @@ def changed_flags(config: ConfigDict, other: ConfigDict) -> list[str]:
 
 def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
     """The command line that generates images from this run, ready to paste."""
-    program = ["python", "main.py"]
-    if pathlib.Path(sys.argv[0]).name == "main.py":
-        program = [_short(sys.executable), sys.argv[0]]
-    return shlex.join([*program, f"--workdir={_short(str(run_folder))}", "--mode=sample", *flags])
-
-
-def _short(path: str) -> str:
-    """The path relative to the current folder, if it is inside."""
-    here = str(pathlib.Path.cwd()) + "/"
-    return path.removeprefix(here) or path
+    folder = user_messages.short_path(str(run_folder))
+    return shlex.join([*user_messages.program_command(), f"--workdir={folder}", "--mode=sample", *flags])

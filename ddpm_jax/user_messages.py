@@ -3,10 +3,13 @@
 import contextlib
 import difflib
 import logging
+import pathlib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ddpm_jax import configs
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.runtime.progress import LineHandler
 
@@ -143,11 +146,32 @@ def format_flag_error(error: Exception) -> str:
         if found := re.search(r'Key "(.*?)" does not exist', field):
             field = found[1]
         name = field.removeprefix("KeyError(").strip("()\"'")
-        return f"the config has no field {name!r}: " + (_hint(hint or text) or "configs/defaults.py lists all fields")
+        return f"the config has no field {name!r}: " + (_hint(hint or text) or f"{defaults_file()} lists all fields")
     line = " ".join(str(error).split())
     for pattern, replacement in _FLAG_ERROR_REWRITES:
         line = re.sub(pattern, replacement, line)
     return line
+
+
+def program_command() -> list[str]:
+    """The words that start this program as it was started, to print commands that can be pasted."""
+    started = pathlib.Path(sys.argv[0])
+    if started.name == "main.py":
+        return [short_path(sys.executable), sys.argv[0]]
+    if started.name == "__main__.py":
+        return [short_path(sys.executable), "-m", "ddpm_jax"]
+    return ["ddpm-jax"]
+
+
+def defaults_file() -> str:
+    """Where the user finds the file with all fields: configs/defaults.py in a clone, or the path in the installed package."""
+    return short_path(str(configs.FOLDER / "defaults.py"))
+
+
+def short_path(path: str) -> str:
+    """The path relative to the current folder, if it is inside."""
+    here = str(pathlib.Path.cwd()) + "/"
+    return path.removeprefix(here) or path
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:

@@ -21,8 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
-from configs import defaults
 from ddpm_jax import user_messages
+from ddpm_jax.configs import defaults
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
@@ -44,6 +44,7 @@ LONGEST_FIRST = (
     "cli/test_options.py",
     "cli/test_main.py",
     "test_notebook.py",
+    "test_wheel.py",
     "cli/test_visualize.py",
     "cli/test_edit.py",
     "cli/test_train.py",

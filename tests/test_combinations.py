@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import defaults, digits
 from ddpm_jax import build, config_validation
+from ddpm_jax.configs import defaults, digits
 from ddpm_jax.diffusion import loss_weighting, losses, schedules, timestep_sampling
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.variances import VARIANCES

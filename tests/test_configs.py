@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import build, config_validation, sampling_config
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
@@ -29,7 +29,7 @@ PUBLISHED = {  # parameters
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
 
 
 def shrink(config):

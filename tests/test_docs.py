@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from configs import defaults
 from ddpm_jax import choices
+from ddpm_jax.configs import defaults
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -131,7 +131,7 @@ def test_named_things_exist(page):
 
 @each_page
 def test_modes_exist(page):
-    import main as program
+    from ddpm_jax.cli import main as program
 
     assert modes(page.read_text()) <= set(program.MODES)
 

@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import digits, image_folder
-from ddpm_jax import build, data_config
+from ddpm_jax import data_config
+from ddpm_jax.configs import digits, image_folder
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
 from ddpm_jax.evaluation import reference
@@ -114,7 +114,7 @@ def test_held_out_images_that_are_the_reference_have_no_scores(monkeypatch):
 @pytest.mark.parametrize("splits", [("train",), ("train", "test"), ("train", "validation")], ids="-".join)
 def test_each_shipped_config_can_be_evaluated(monkeypatch, name, splits):
     """On a tiny replacement of its data set: the checks pass and the features are not too many."""
-    config = getattr(__import__(f"configs.{name}"), name).get_config()
+    config = getattr(__import__(f"ddpm_jax.configs.{name}"), name).get_config()
     held = {split: images(12, seed) for seed, split in enumerate(splits)}
     if name != "digits" and config.evaluation.heldout_split != "auto":
         held[config.evaluation.heldout_split] = images(5, 9)

@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from configs import defaults, digits
 from ddpm_jax import build, choices, config_validation
 from ddpm_jax.cli import evaluate, sample, train
+from ddpm_jax.configs import defaults, digits
 from ddpm_jax.user_messages import UsageError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

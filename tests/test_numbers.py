@@ -5,8 +5,8 @@ import math
 import pytest
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import build, config_validation
+from ddpm_jax.configs import defaults
 from ddpm_jax.samplers.guidance import guided_timesteps
 from ddpm_jax.user_messages import UsageError
 

@@ -36,7 +36,7 @@ def test_its_python_runs():
 def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     """As in main.py, without running it: an unknown field or a value of the wrong type is an error."""
     monkeypatch.chdir(repository)
-    import main as program
+    from ddpm_jax.cli import main as program
 
     values = flags.FlagValues()
     for name in ("workdir", "output", "mode"):

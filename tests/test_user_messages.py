@@ -9,8 +9,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import defaults
 from ddpm_jax import user_messages
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import errors, progress
 
 CONFIG = defaults.get_config().to_dict()

@@ -28,7 +28,7 @@ from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
-from ddpm_jax.runtime.metric_logger import TensorBoardWriter
+from ddpm_jax.runtime.tensorboard import TensorBoardWriter
 from ddpm_jax.training import load_params
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ddpm_jax.evaluation.results import Result, digest, write_json
 from ddpm_jax.plotting import charts, image_grid
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import flatten
-from ddpm_jax.runtime.metric_logger import TensorBoardWriter
+from ddpm_jax.runtime.tensorboard import TensorBoardWriter
 from ddpm_jax.training.ema_tracker import parse_power_std
 
 logger = logging.getLogger(__name__)

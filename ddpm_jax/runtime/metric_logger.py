@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import logging
 import math
 import os
-import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +15,9 @@ import numpy as np
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
 from ddpm_jax.runtime.progress import StatusLine, Throughput, progress_parts
-
-logger = logging.getLogger(__name__)
+from ddpm_jax.runtime.tensorboard import TensorBoardWriter
 
 METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 CONSOLE_SCALARS = ("loss", "grad_norm")  # in the progress line
 
 
@@ -36,7 +31,7 @@ class TrainLogger(contextlib.AbstractContextManager):
         the file as it is.
       batch_size: images per step.
       is_writer: False in all processes except one; they write and print nothing.
-      tensorboard: whether to write events; logs one line and continues if tensorflow is missing.
+      tensorboard: whether to write events; logs one line and continues if the package tensorboard is missing.
       clock: monotonic seconds.
       out: destination of lines, by default stderr; a terminal's line is rewritten.
 
@@ -64,7 +59,7 @@ class TrainLogger(contextlib.AbstractContextManager):
         self._line = StatusLine(sys.stderr if out is None else out, clock)
         self._step = 0
         self._shown: dict[str, float] = {}
-        self._events = TensorBoardWriter(self._file.parent) if is_writer and tensorboard else None
+        self._events = TensorBoardWriter(self._file.parent, METRICS) if is_writer and tensorboard else None
         self._metrics: TextIO | None = None
         if is_writer:
             if start_step is not None:
@@ -76,8 +71,6 @@ class TrainLogger(contextlib.AbstractContextManager):
         """Records that `step` steps are done. Prints the progress line at intervals."""
         if not self._is_writer:
             return
-        if self._events is not None:
-            self._events.start()  # after the first step, which the import would delay
         self._rate.update(step)
         self._step = step
         if self._line.due() or step >= self._total:
@@ -134,90 +127,6 @@ class TrainLogger(contextlib.AbstractContextManager):
         shown = [f"{name} {value:.4g}" for name, value in self._shown.items()]
         begin, *speed = progress_parts(self._step, self._total, "steps", "step ", self._rate, self._batch_size)
         self._line.show(" · ".join([begin, *shown, *speed]))
-
-
-class TensorBoardWriter(contextlib.AbstractContextManager):
-    """Writes TensorBoard events in a thread, so that training does not block on the tensorflow import. A context manager.
-
-    TensorBoard errors are logged as one line and do not stop training.
-
-    Args:
-      workdir: the run's folder, for tensorboard/.
-      fallback_file: name of the file with the same numbers, for that line.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, fallback_file: str = METRICS) -> None:
-        self._folder = Path(workdir).absolute() / TENSORBOARD
-        self._fallback_file = fallback_file
-        self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._off = False
-
-    def start(self) -> None:
-        """Starts the thread, which imports tensorflow."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
-            self._thread.start()
-
-    def log_scalars(self, step: int, values: Mapping[str, float], curve: str = "") -> None:
-        """Records scalars of `step`.
-
-        Args:
-          step: position on the axis.
-          values: tag -> number; each tag is a chart.
-          curve: "" for the run itself; other names are separate curves in these charts, with separate folders:
-            TensorBoard reads only the newest file of a folder, which must stay that of the running training.
-        """
-        self._put(curve, "write_scalars", int(step), dict(values))
-
-    def log_image(self, step: int, name: str, grid: np.ndarray) -> None:
-        """Records an image, uint8 [H, W, C]."""
-        self._put("", "write_images", int(step), {name: np.asarray(grid, np.uint8)})
-
-    def close(self) -> None:
-        """Flushes and closes the files. May be called twice."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _put(self, *entry: Any) -> None:
-        self.start()
-        if not self._off:
-            self._queue.put(entry)
-
-    def _run(self) -> None:
-        writers: dict[str, Any] = {}
-        try:
-            open_writer = _load_writers()
-            while entry := self._queue.get():
-                curve, method, *arguments = entry
-                if curve not in writers:
-                    writers[curve] = open_writer(str(self._folder / curve))
-                getattr(writers[curve], method)(*arguments)
-                if self._queue.empty():
-                    for writer in writers.values():
-                        writer.flush()
-            for writer in writers.values():
-                writer.close()
-        except Exception as error:  # an import can raise any exception
-            self._off = True
-            logger.warning(f"TensorBoard is off ({error_line(error)}); {self._fallback_file} has the same numbers")
-
-
-def _load_writers() -> Callable[[str], Any]:
-    """Returns folder -> writer of events."""
-    # Silence TensorFlow's start-up warnings.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-    from clu import metric_writers
-
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)  # else it allocates the memory that JAX needs
-    return metric_writers.SummaryWriter
 
 
 def _truncate_after(file: Path, start_step: int) -> None:

@@ -237,7 +237,7 @@ CASES = (
         ("--config={here}/own.py", "--workdir={here}/run"),
         "own.py.*'chanels'.*'channels'",
         setup=config_file(
-            "from configs import defaults\ndef get_config():\n    c = defaults.get_config()\n    c.lock()\n"
+            "from ddpm_jax.configs import defaults\ndef get_config():\n    c = defaults.get_config()\n    c.lock()\n"
             "    c.data.chanels = 1\n    return c\n"
         ),
     ),
@@ -264,7 +264,7 @@ CASES = (
         ("--config={here}/own.py", "--workdir={here}/run"),
         "own.py sets config.data.chanels.*'channels'",
         setup=config_file(
-            "from configs import defaults\n\ndef get_config():\n    config = defaults.get_config()\n"
+            "from ddpm_jax.configs import defaults\n\ndef get_config():\n    config = defaults.get_config()\n"
             "    config.data.chanels = 1\n    return config\n"
         ),
     ),
@@ -1134,7 +1134,7 @@ CASES = (
 
 def run_forked(argv: list[str], out: pathlib.Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of main.py in a fork of this process, which must not have used a device yet."""
-    import main  # imported before
+    from ddpm_jax.cli import main  # imported before
 
     sys.stdout.flush()
     sys.stderr.flush()
@@ -1172,7 +1172,7 @@ def prepare() -> None:
     """Import the program without initializing devices, so that it can be forked."""
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
-    main = importlib.import_module("main")
+    main = importlib.import_module("ddpm_jax.cli.main")
     importlib.import_module("jax")
     for mode in main.MODES:
         importlib.import_module(f"ddpm_jax.cli.{mode}")

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from configs import digits
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate
+from ddpm_jax.configs import digits
 from tests import preloaded
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import defaults, image_folder
 from ddpm_jax import config_validation, data_config
 from ddpm_jax.cli import sample, train
+from ddpm_jax.configs import defaults, image_folder
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import workdir
 from ddpm_jax.user_messages import UsageError, UserError

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
 from ddpm_jax import build
 from ddpm_jax.cli import image_to_image, inpaint, interpolate, train
+from ddpm_jax.configs import digits
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 

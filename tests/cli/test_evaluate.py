@@ -16,7 +16,7 @@ from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import metric_logger, run_record
+from ddpm_jax.runtime import run_record, tensorboard
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
 from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
@@ -202,12 +202,10 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
         def write_scalars(self, step, values):
             written.append((self.curve, step, values))
 
-        def flush(self):
+        def close(self):
             pass
 
-        close = flush
-
-    monkeypatch.setattr(metric_logger, "_load_writers", lambda: Writer)
+    monkeypatch.setattr(tensorboard, "_EventFile", Writer)
     before = (trained / "metrics.jsonl").read_bytes()
     fields = FIELDS | {"train.tensorboard": True, "evaluation.metrics": ("frechet", "bits_per_dim")}
     fields |= {"evaluation.vlb_num_timesteps": 4, "evaluation.num_heldout_images": 8, "evaluation.checkpoint_steps": (4,)}

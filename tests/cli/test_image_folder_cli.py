@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import defaults, image_folder
 from ddpm_jax import user_messages
 from ddpm_jax.cli import train
+from ddpm_jax.configs import defaults, image_folder
 from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError
 from ddpm_jax.user_messages import UsageError
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from ddpm_jax import build, cpu
+from ddpm_jax.configs import digits
 from ddpm_jax.models import layers
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import config_changes
 from ddpm_jax.runtime.errors import ConflictError
 
