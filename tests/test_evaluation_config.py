@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ddpm_jax import data_config
+from ddpm_jax import build, data_config
 from ddpm_jax.configs import digits, image_folder
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
