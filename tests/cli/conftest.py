@@ -73,8 +73,8 @@ def functions_of_equal_configs_are_shared():
             ("build_batched_sampler", ("sampling",)),
         ):
             patch.setattr(build, name, _shared(getattr(build, name), *COMPILED_FROM, *sections))
-        for name, build_fn in evaluate.EVALUATORS.items():
-            patch.setitem(evaluate.EVALUATORS, name, _shared(build_fn, *COMPILED_FROM, "evaluation"))
+        for name, (build_fn, measure) in evaluate.LIKELIHOODS.items():
+            patch.setitem(evaluate.LIKELIHOODS, name, (_shared(build_fn, *COMPILED_FROM, "evaluation"), measure))
         yield
 
 

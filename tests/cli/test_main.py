@@ -26,7 +26,7 @@ def trained(tmp_path_factory, main):
 
 def test_train_then_sample_without_config(trained, tmp_path, main, monkeypatch):
     """With ~ in flags, which the shell does not expand."""
-    assert json.loads((trained / "config.json").read_text())["model"]["ch"] == 8
+    assert json.loads((trained / "config.json").read_text())["model"]["unet"]["ch"] == 8
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(trained)
     (tmp_path / "cache").symlink_to(REPOSITORY / ".cache" / "xla")
