@@ -77,9 +77,7 @@ def _train(
         scores = evaluation_config.build_periodic_scores(config, mesh)
 
     with CheckpointManager(
-        workdir.checkpoint_folder(run_folder),
-        max_to_keep=config.train.max_to_keep,
-        keep_period=config.train.keep_period,
+        workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
     ) as checkpoints:
         state, start_step = initial_state(config, checkpoints, mesh)
         logger.info(write_parameters(run_folder, state.params, is_writer))

@@ -253,10 +253,7 @@ def chain_picture(
             "sample",
         ],
         end_labels=classes[:CHAINS_ON_A_SLIDE],
-        spans=[
-            (0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"),
-            (half + 1, 2 * half, reverse_label(config)),
-        ],
+        spans=[(0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"), (half + 1, 2 * half, reverse_label(config))],
         notes=[ONE_NOISE, *class_note(config)],
     )
 

@@ -25,10 +25,7 @@ MAX_PIXELS = 8192
 def measure_reference(source: ImageSource, collector: FeatureCollector, identity: dict[str, Any]) -> Reference:
     """Compute the statistics of all images of a source, with their hash, the number of duplicates and the class counts.
 
-    Args:
-      source: the images.
-      collector: computes the features.
-      identity: first fields of the provenance, in which the statistics and a run must agree.
+    `identity` has the first fields of the provenance, in which the statistics and a run must agree.
     """
     digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
 

@@ -20,13 +20,7 @@ from ddpm_jax.runtime import npz
 from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.samplers.batched import GeneratedBatch
 
-OUTPUTS = (
-    "images.npz",
-    "png",
-    "grid.png",
-    "x_t.png",
-    "pred_xstart.png",
-)  # not in an output folder without a manifest
+OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # not in an output folder without a manifest
 STAGES = ("x_t", "pred_xstart")
 CHAINS_SHOWN = 8  # rows of a filmstrip
 STAGES_SHOWN = 16  # columns of a filmstrip

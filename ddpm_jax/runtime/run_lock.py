@@ -57,13 +57,7 @@ class RunLock(contextlib.AbstractContextManager):
       FileAccessError: the file cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        beat_s: float = BEAT_S,
-        expire_s: float = EXPIRE_S,
-    ) -> None:
+    def __init__(self, folder: Path, *, beat_s: float = BEAT_S, expire_s: float = EXPIRE_S) -> None:
         self._folder, self._file = folder, folder / FILE
         self._beat_s, self._expire_s = beat_s, expire_s
         self._record: Record = {
