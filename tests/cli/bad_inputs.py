@@ -724,10 +724,34 @@ CASES = (
         advice=("--config.sampling.sampler=heun",),
     ),
     Case(
-        "interval of three",
-        (*SAMPLE, "--config.sampling.sampler=heun", "--config.sampling.heun.churn_interval=(1,2,3)"),
-        "config.sampling.heun.churn_interval",
-        advice=("--config.sampling.heun.churn_interval=(1,2)",),
+        "empty interval of churn",
+        (*SAMPLE, "--config.sampling.sampler=heun", "--config.sampling.heun.churn_min=2", "--config.sampling.heun.churn_max=1"),
+        "config.sampling.heun.churn_min <= config.sampling.heun.churn_max",
+        advice=("--config.sampling.heun.churn_max=3",),
+    ),
+    Case(
+        "network", (*TRAIN, "--config.model.name=unett"), "config.model.name is 'unett': choose one of unet, or module:function"
+    ),
+    Case(
+        "option of a network that is not chosen",
+        (*TRAIN, "--config.model.options.width=8"),
+        "config.model.options.width has no effect",
+    ),
+    Case(
+        "module that does not exist",
+        (*TRAIN, "--config.model.name=no_such_module:Network"),
+        "config.model: the network no_such_module:Network cannot be imported: ModuleNotFoundError",
+        advice=("--config.model.name=unet",),
+    ),
+    Case(
+        "option that a function does not have",
+        (*TRAIN, "--config.optimizer.name=optax:sgd", "--config.optimizer.options.momentun=0.9"),
+        "config.optimizer: the optimizer optax:sgd has no option 'momentun': it has .*momentum",
+    ),
+    Case(
+        "option that the program provides",
+        (*TRAIN, "--config.optimizer.name=optax:sgd", "--config.optimizer.options.clip_norm=1"),
+        "config.optimizer.options.clip_norm is not an option",
     ),
     Case(
         "label of no class",
