@@ -20,7 +20,11 @@ from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
 
-IN_MEMORY = {"always": True, "never": False, "auto": "auto"}  # data.in_memory -> argument of `load.load_source`
+IN_MEMORY: dict[str, bool | str] = {
+    "always": True,
+    "never": False,
+    "auto": "auto",
+}  # data.in_memory -> argument of `load.load_source`
 
 
 def load_source(config: ConfigDict) -> ImageSource:

@@ -44,7 +44,12 @@ def load_source(
     Raises:
       InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
     """
-    common = {"image_size": image_size, "channels": channels, "in_memory": in_memory, "num_threads": num_threads}
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "channels": channels,
+        "in_memory": in_memory,
+        "num_threads": num_threads,
+    }
     if name not in SOURCES and not registry.is_own(name):
         from ddpm_jax.data import tfds  # imported lazily: takes seconds
 

@@ -72,7 +72,7 @@ def make_weighting(name: str, /, **options: Any) -> Weighting | None:
     """The weighting called `name`: SNR -> w, or None for simple.
 
     Args:
-      name: a key of WEIGHTINGS, or module:function for a function (snr [B], **options) -> w [B], made of JAX operations.
+      name: a key of WEIGHTINGS, or module:function for a function `(snr, **options) -> w`, [B] to [B], made of JAX operations.
       options: gamma of min_snr_gamma (5) or of p2 (1), k of p2 (1), sigma_data of edm (0.5); finite, above 0.
 
     Raises:

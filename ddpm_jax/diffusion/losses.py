@@ -68,8 +68,8 @@ def make_loss(name: str, /, *, weighting: Weighting | None = None, **options: An
     """The loss called `name`, a function with the arguments of `training_losses`.
 
     Args:
-      name: a key of LOSSES, or module:function for a function (schedule, parameterization, model_output, x_start, x_t, t,
-        noise, **options) -> float32 [B], made of JAX operations. It gets the weighting if it has a parameter `weighting`.
+      name: a key of LOSSES, or module:function for a function `(schedule, parameterization, model_output, x_start,
+        x_t, t, noise, **options)` -> float32 [B], made of JAX operations. It gets the weighting if it has a parameter `weighting`.
       weighting: weight of the mean squared error.
       options: options of a custom loss.
 

@@ -104,7 +104,7 @@ def make_schedule(name: str, num_timesteps: int, /, *, zero_terminal_snr: bool =
     """The noise schedule called `name` with `num_timesteps` steps.
 
     Args:
-      name: a key of SCHEDULES, or module:function for a function (T, **options) -> βs, float64 [T] in (0, 1).
+      name: a key of SCHEDULES, or module:function for a function `(T, **options)` -> βs, float64 [T] in (0, 1).
       num_timesteps: T, at least 1.
       zero_terminal_snr: whether to rescale to zero terminal SNR, see `with_zero_terminal_snr`.
       options: options of the schedule, such as beta_start and beta_end of linear.

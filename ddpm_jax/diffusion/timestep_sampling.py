@@ -65,7 +65,7 @@ def make_timestep_sampler(name: str, num_timesteps: int, /, **options: Any) -> T
     """The timestep sampler called `name` for a chain of T steps.
 
     Args:
-      name: a key of TIMESTEP_SAMPLERS, or module:function for a function (T, **options) -> TimestepSampler.
+      name: a key of TIMESTEP_SAMPLERS, or module:function for a function `(T, **options)` -> TimestepSampler.
       num_timesteps: T.
       options: options of the timestep sampler.
 

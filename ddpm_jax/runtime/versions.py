@@ -30,7 +30,7 @@ def program_versions() -> dict[str, str]:
 
 def own_modules(names: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SHA-256 (12 digits) of the loaded modules of all values module:function in nested dictionaries."""
-    found = {}
+    found: dict[str, str] = {}
     for value in names.values():
         if isinstance(value, Mapping):
             found |= own_modules(value)

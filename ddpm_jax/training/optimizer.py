@@ -44,7 +44,7 @@ def make_optimizer(
     """The optimizer called `name`, after clipping. The structure of its state depends on the name only, not on the numbers.
 
     Args:
-      name: a key of OPTIMIZERS, or module:function for a function (learning_rate, **options) -> GradientTransformation.
+      name: a key of OPTIMIZERS, or module:function for a function `(learning_rate, **options)` -> GradientTransformation.
       learning_rate: learning rate after warm-up.
       warmup_steps: length of the warm-up; 0 for none.
       clip_norm: maximum global norm of the gradient; 0 for no clipping.
