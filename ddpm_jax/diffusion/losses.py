@@ -69,7 +69,8 @@ def make_loss(name: str, /, *, weighting: Weighting | None = None, **options: An
 
     Args:
       name: a key of LOSSES, or module:function for a function `(schedule, parameterization, model_output, x_start,
-        x_t, t, noise, **options)` -> float32 [B], made of JAX operations. It gets the weighting if it has a parameter `weighting`.
+        x_t, t, noise, **options)` -> float32 [B], made of JAX operations. It gets the weighting if it has a parameter
+        `weighting`.
       weighting: weight of the mean squared error.
       options: options of a custom loss.
 
