@@ -199,7 +199,7 @@ def small_config(options: argparse.Namespace):
         "attn_resolutions": (options.image_size // 4,),
         "dropout": 0.0,
     }
-    config.model.update(network)
+    config.model.unet.update(network)
     config.train.update({"batch_size": 16, "num_steps": 1500, "checkpoint_every": 500, "sample_every": 0, "tensorboard": False})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100})
     config.ema.decay = 0.998

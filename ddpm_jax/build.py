@@ -237,7 +237,11 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 
     def init_params(key: jax.Array) -> Any:
         cond = jnp.zeros(1, jnp.int32) if _num_labels(config) else None
-        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
+        variables = model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)
+        if others := sorted(set(variables) - {"params"}):
+            name = config.model.name
+            raise UsageError(f"the network {name} has the variables {', '.join(others)}, but only params are trained and saved")
+        return variables["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
     return lambda key: create_state(

@@ -1,10 +1,11 @@
 """Choices of a config: fields that name one of several interchangeable parts, each with its options in a section of its own.
 
 `sampling.sampler=unipc` reads `sampling.unipc`; a part without a section has its default options. `module:function` names a
-part of the user's own, with the options in the section `own` of the choice, which may hold any fields.
+part of the user's own, with the options in the section `custom` of the choice, which may hold any fields.
 """
 
 import ast
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +21,13 @@ class Choice(NamedTuple):
     Attributes:
       section: section of the config.
       field: field of that section with the name of the part.
-      own: subsection with the options of a part of the user's own.
+      custom: subsection with the options of a part of the user's own.
       sweep: field of config.evaluation with more names; "" if there is none.
     """
 
     section: str
     field: str
-    own: str
+    custom: str
     sweep: str = ""
 
     @property
@@ -49,22 +50,35 @@ CHOICES = (DATA, NETWORK, SCHEDULE, LOSS, WEIGHTING, TIMESTEP_SAMPLER, OPTIMIZER
 
 def section_of(config: ConfigDict, choice: Choice) -> str:
     """The dotted name of the section with the options of the chosen part."""
-    name = config[choice.section][choice.field]
-    return f"{choice.section}.{choice.own if registry.is_own(name) else name}"
+    return f"{choice.section}.{_part_section(choice, config[choice.section][choice.field])}"
+
+
+def _part_section(choice: Choice, name: str) -> str:
+    return choice.custom if registry.is_custom(name) else name
 
 
 def options_of(config: ConfigDict, choice: Choice) -> dict[str, Any]:
     """The options of the chosen part: name -> value, with tuples for lists."""
     _, _, name = section_of(config, choice).partition(".")
     options = config[choice.section].get(name)
-    if not isinstance(options, ConfigDict):
-        return {}
-    return {option: tuple(value) if isinstance(value, list) else value for option, value in options.to_dict().items()}
+    return (
+        {option: _with_tuples(value) for option, value in options.to_dict().items()} if isinstance(options, ConfigDict) else {}
+    )
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(_with_tuples(x) for x in value) if isinstance(value, list | tuple) else value
+
+
+def custom_modules(config: ConfigDict, *choices: Choice) -> dict[str, str]:
+    """File -> digest of the sources of the user's own parts that these choices name (by default all), `source_digest`."""
+    names = [config[choice.section][choice.field] for choice in choices or CHOICES]
+    return {file: sha for name in names if registry.is_custom(name) for file, sha in registry.source_digest(name).items()}
 
 
 def is_free(path: str) -> bool:
     """Whether `path`, such as model.options, is a section for the options of a part of the user's own: it holds any fields."""
-    return any(f"{choice.section}.{choice.own}" == path for choice in CHOICES)
+    return any(f"{choice.section}.{choice.custom}" == path for choice in CHOICES)
 
 
 def is_chosen(section: str, fields: Mapping[str, Any], part: str) -> bool:
@@ -79,28 +93,38 @@ def take_free_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
       argv: the command line.
 
     Returns:
-      The other arguments, and dotted name -> value. A value that is not a Python literal is a string.
+      The other arguments, and dotted name -> value: a number, a boolean, a tuple of such, or else a string.
     """
-    rest, found = [], {}
-    for argument in argv:
+    rest, found, arguments = [], {}, iter(argv)
+    for argument in arguments:
         name, equals, text = argument.lstrip("-").partition("=")
         section, _, option = name.removeprefix("config.").rpartition(".")
-        if not (argument.startswith("-") and equals and name.startswith("config.") and option and is_free(section)):
+        if not (argument.startswith("-") and name.startswith("config.") and option and is_free(section)):
             rest.append(argument)
-            continue
-        try:
-            found[f"{section}.{option}"] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[f"{section}.{option}"] = text
+        else:
+            found[f"{section}.{option}"] = _parse(text if equals else next(arguments, ""))
     return rest, found
+
+
+def _parse(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+        json.dumps(value)  # as it is saved
+    except (ValueError, SyntaxError, TypeError):
+        return text
+    return text if isinstance(value, str | dict) or value is None else _with_tuples(value)
 
 
 def set_free_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
     """Set fields of free sections, from `take_free_flags`."""
     with config.unlocked():
         for path, value in fields.items():
-            section, own, option = path.split(".")
-            config[section][own][option] = value
+            section, part, option = path.split(".")
+            if option in config[section][part]:
+                del config[section][part][option]  # the new value may have another type
+            config[section][part][option] = value
 
 
 def used_fields(config: ConfigDict, section: str) -> dict[str, Any]:
@@ -113,7 +137,7 @@ def used_fields(config: ConfigDict, section: str) -> dict[str, Any]:
     }
 
 
-def check_flags(config: ConfigDict, flags: Iterable[str]) -> None:
+def check_options_used(config: ConfigDict, flags: Iterable[str]) -> None:
     """Check that no flag sets an option of a part that is not chosen, which would have no effect.
 
     Args:
@@ -129,7 +153,9 @@ def check_flags(config: ConfigDict, flags: Iterable[str]) -> None:
         _, section, part = flag.split(".")[:3]
         choices = [choice for choice in CHOICES if choice.section == section]
         used = {section_of(config, choice).partition(".")[2] for choice in choices}
-        used |= {name for choice in choices if choice.sweep for name in config.evaluation[choice.sweep]}
+        sweeps = [choice for choice in choices if choice.sweep]
+        used |= {_part_section(choice, name) for choice in sweeps for name in config.evaluation[choice.sweep]}
         if part not in used:
             current = ", ".join(f"config.{choice.path} is {config[section][choice.field]}" for choice in choices)
-            raise UsageError(f"--{flag} has no effect, since {current}: leave it out, or choose {part}")
+            other = "module:function" if is_free(f"{section}.{part}") else part
+            raise UsageError(f"--{flag} has no effect, since {current}: leave it out, or choose {other}")

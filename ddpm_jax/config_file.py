@@ -4,6 +4,7 @@ A config file is Python code and may fail like any program. `ml_collections` rep
 not at all: a misspelled field in an unlocked config would silently become a new field.
 """
 
+import copy
 import difflib
 import importlib.util
 import inspect
@@ -124,6 +125,8 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
                 return fault
             continue
         try:
+            if value is None:
+                raise TypeError
             config[name] = value
         except TypeError:
             return f"{field} is {value!r}, but must be of the type {type(config[name]).__name__}"
@@ -141,7 +144,7 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
         field = prefix + name
         free = choices.is_free(field.removeprefix("config.")) and isinstance(config.get(name), ConfigDict)
         if free or (name not in defaults and _is_part(config, prefix, name)):
-            continue  # `registry.bind` checks these options
+            continue  # checked when the part is made
         if name not in defaults:
             hint = did_you_mean(name, list(defaults)) or f"{defaults_file()} lists all fields"
             raise UsageError(f"{where} sets {field}, which does not exist: {hint}")
@@ -153,7 +156,7 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
         if isinstance(default, ConfigDict):
             _compare(value, default, where, f"{field}.")
         # The same rules as for assignment: an integer is accepted for a float, and a list for a tuple.
-        elif type(value) is not type(default) and (fault := update(ConfigDict({name: default}), {name: value})):
+        elif type(value) is not type(default) and (fault := update(copy.deepcopy(defaults), {name: value})):
             raise UsageError(f"{where}: {prefix}{fault}")
 
 

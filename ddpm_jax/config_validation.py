@@ -6,10 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, data_config, models
+from ddpm_jax import build, choices, data_config, models
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
-from ddpm_jax.runtime.registry import is_own
+from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.training import optimizer
 from ddpm_jax.user_messages import UsageError
@@ -43,6 +43,17 @@ INFINITE = ("sampling.heun.churn_max",)  # fields in which infinity means no upp
 SEEDS = ("seed", "sampling.seed")
 
 
+PARTS = {  # choice -> the parts that are shipped; data sets and features have names beyond those
+    choices.NETWORK: models.NETWORKS,
+    choices.SCHEDULE: schedules.SCHEDULES,
+    choices.LOSS: losses.LOSSES,
+    choices.WEIGHTING: loss_weighting.WEIGHTINGS,
+    choices.TIMESTEP_SAMPLER: timestep_sampling.TIMESTEP_SAMPLERS,
+    choices.OPTIMIZER: optimizer.OPTIMIZERS,
+    choices.SAMPLER: SAMPLERS,
+}
+
+
 def check_config(config: ConfigDict) -> None:
     """Validates a resolved config.
 
@@ -51,18 +62,12 @@ def check_config(config: ConfigDict) -> None:
     """
     check_lists(config)
     check_numbers(config)
+    check_parts(config)
     check_pairs(config)
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
-    check_part("model.name", model.name, models.NETWORKS)
-    check_part("diffusion.schedule", process.schedule, schedules.SCHEDULES)
     check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
     check_choice("diffusion.variance", process.variance, variances.VARIANCES)
-    check_part("diffusion.loss", process.loss, losses.LOSSES)
-    check_part("diffusion.weighting", process.weighting, loss_weighting.WEIGHTINGS)
-    check_part("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
-    check_part("sampling.sampler", sampling.sampler, SAMPLERS)
-    check_part("optimizer.name", config.optimizer.name, optimizer.OPTIMIZERS)
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, like the next line
@@ -107,8 +112,8 @@ def check_config(config: ConfigDict) -> None:
     if isinstance(sampling.label, bool) or not isinstance(sampling.label, int | str):
         raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
     # A name is resolved when the data set is known (`data_config.complete`).
-    if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
-        raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
+    if isinstance(sampling.label, int):
+        data_config.check_label(config)
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(
             f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
@@ -126,6 +131,12 @@ def check_config(config: ConfigDict) -> None:
             f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
         )
     build.build_loss(config)  # raises
+
+
+def check_parts(config: ConfigDict) -> None:
+    """Raises UsageError unless every name of a part is that of a shipped part or module:function."""
+    for choice, parts in PARTS.items():
+        check_part(choice.path, config[choice.section][choice.field], parts)
 
 
 def check_lists(config: ConfigDict) -> None:
@@ -174,14 +185,14 @@ def check_pairs(config: ConfigDict) -> None:
             )
 
 
-def check_choice(field: str, value: Any, choices: Any) -> None:
+def check_choice(field: str, value: Any, values: Any) -> None:
     """Raises a UsageError that lists the choices unless `value` is one of them."""
-    if value not in choices:
-        raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")
+    if value not in values:
+        raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in values)}")
 
 
 def check_part(field: str, name: Any, registry: Any) -> None:
     """Raises a UsageError that lists the choices unless `name` is one of them or module:function."""
-    if not is_own(str(name)) and name not in registry:
+    if not is_custom(str(name)) and name not in registry:
         listed = ", ".join(registry)
         raise UsageError(f"config.{field} is {name!r}: choose one of {listed}, or module:function for one of your own")

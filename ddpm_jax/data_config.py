@@ -53,7 +53,7 @@ def load_source(config: ConfigDict) -> ImageSource:
             f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
             f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
         )
-    if config.model.class_conditional and source.num_classes != data.num_classes:
+    if config.model.class_conditional and not source.num_classes == data.num_classes > 0:
         raise UsageError(_wrong_number(config, source))
     return source
 
@@ -92,6 +92,7 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
     if label.removeprefix("-").isdecimal():
         # Always the label, even if folders are named 1, 2, 3 and have the labels 0, 1, 2.
         config.sampling.label = int(label)
+        check_label(config)
     elif label in names:
         config.sampling.label = names.index(label)
     elif not names:
@@ -104,6 +105,13 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         known = f"did you mean {close[0]!r}? The classes are" if close else "the classes are"
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise UsageError(f"config.sampling.label is {label!r}: {known} {', '.join(names[:20])}{more}")
+
+
+def check_label(config: ConfigDict) -> None:
+    """Raise a UsageError unless config.sampling.label, a number, is a class or -1."""
+    label, number = config.sampling.label, config.data.num_classes
+    if not -1 <= label < max(1, number):
+        raise UsageError(f"config.sampling.label is {label}: the classes are 0..{number - 1}, -1 for all")
 
 
 def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:

@@ -145,7 +145,7 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     except ExpectedError as error:
         if evaluation.features != "inception":
             raise
-        raise UserError(f"{error}; or use features that need no network: --config.evaluation.features=pixels_16") from error
+        raise UserError(f"{error}; or use features that need no download: --config.evaluation.features=pixels_16") from error
 
 
 def reference_identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:

@@ -24,6 +24,7 @@ WARN_STEP_FRACTION = 10  # with at most T / 10 steps, fixed_large is known to le
 IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
 # Fields outside config.sampling that may differ from the training config and affect the images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
+IMAGE_PARTS = (choices.NETWORK, choices.SCHEDULE, choices.SAMPLER)  # whose code determines the images
 FORWARD_PASSES = 3  # cost of a training step per image, in network evaluations
 QUICK = (
     ("dpmpp_2m", "logsnr"),
@@ -42,6 +43,7 @@ def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) ->
         "weights_sha256": params_sha256,
         "sampling": _image_fields(config),
         "diffusion": choices.used_fields(config, "diffusion"),
+        **choices.custom_modules(config, *IMAGE_PARTS),
         "dtype": config.model.dtype,
     }
 
@@ -58,7 +60,12 @@ def cache_identity(
       params_sha256: hash of the parameters.
       class_counts: as for `data_config.sampling_labels`.
     """
-    identity = _image_fields(config) | {"step": step, "weights_sha256": params_sha256} | changed_fields(config, trained)
+    identity = (
+        choices.custom_modules(config, *IMAGE_PARTS)
+        | _image_fields(config)
+        | {"step": step, "weights_sha256": params_sha256}
+        | changed_fields(config, trained)
+    )
     # Class counts matter only if the classes are not simply 0, 1, .., K-1, 0, 1, ..
     fixed = not config.model.class_conditional or config.sampling.label >= 0
     if fixed or class_counts is None or len(set(np.asarray(class_counts).tolist())) == 1:

@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax import config_file, configs
 from ddpm_jax.configs import cifar10, defaults, digits
-from ddpm_jax.user_messages import UsageError
+from ddpm_jax.user_messages import UsageError, UserError
 
 OWN = """
 from ddpm_jax.configs import digits
@@ -88,3 +88,30 @@ def test_an_import_that_works_in_a_clone_only_has_a_hint(tmp_path, monkeypatch):
     assert error_of("own.py") == (
         "--config=own.py fails in line 1: there is no package configs: import the shipped configs from ddpm_jax.configs"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.sampling.label = 'rose'", ""),
+        ("config.model.unet.ch_mult = [1, 2]", ""),
+        ("config.model.options.width = 3", ""),
+        ("config.model.name = 'mlp'; config.model.mlp = ConfigDict({'width': 3})", ""),
+        ("config.model.mlp = ConfigDict({'width': 3})", "sets config.model.mlp, which does not exist"),
+        ("config.train.batch_size = None", "config.train.batch_size is None, but must be of the type int"),
+        ("config.model.unet.channels = 3", "sets config.model.unet.channels, which does not exist"),
+        ("config.sampling.options = ConfigDict()", "sets config.sampling.options, which does not exist"),
+    ],
+)
+def test_fields_of_a_config_file_are_checked(tmp_path, line, message):
+    """A section that is not in the defaults belongs to a registered part that the config chooses."""
+    file = tmp_path / "own.py"
+    head = "from ml_collections import ConfigDict\nfrom ddpm_jax.configs import digits\n\n\n"
+    file.write_text(f"{head}def get_config():\n    config = digits.get_config()\n    {line}\n    return config\n")
+    parser = config_file.ConfigFileParser(defaults.get_config())
+    if not message:
+        assert parser.parse(str(file)).is_locked
+        return
+    with pytest.raises(UserError) as caught:
+        parser.parse(str(file))
+    assert message in str(caught.value)

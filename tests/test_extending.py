@@ -8,12 +8,16 @@ import shlex
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
-from ddpm_jax import build, choices, config_validation
+from ddpm_jax import build, choices, config_validation, data_config, sampling_config
 from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.configs import defaults, digits
+from ddpm_jax.metrics import features
+from ddpm_jax.runtime import config_changes, registry
+from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -67,7 +71,7 @@ def configured(arguments, base=None):
 
 def test_every_part_is_shorter_than_30_lines():
     parts = [node for node in ast.parse(CODE).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert len(parts) == 9
+    assert len(parts) == 10
     assert all(part.end_lineno - part.lineno < 30 for part in parts)
 
 
@@ -83,7 +87,7 @@ def test_the_training_commands_train(arguments, my_parts):
     recorded = json.loads((my_parts / flags["workdir"] / "config.json").read_text())
     own = [choice for choice in choices.CHOICES if str(recorded[choice.section][choice.field]).startswith("my_parts:")]
     assert len(own) == 1
-    assert recorded[own[0].section][own[0].own] == choices.options_of(config, own[0])
+    assert recorded[own[0].section][own[0].custom] == choices.options_of(config, own[0])
 
 
 def test_sampling_and_evaluation_use_the_parts(my_parts, monkeypatch):
@@ -117,6 +121,8 @@ def test_a_run_remembers_its_parts(my_parts):
     assert "16 images in" in process.stdout
     recorded = json.loads((my_parts / "runs" / "mlp" / "config.json").read_text())["model"]
     assert (recorded["name"], recorded["options"]) == ("my_parts:Mlp", {"width": 512})
+    (entry,) = [json.loads(line) for line in (my_parts / "runs" / "mlp" / "history.jsonl").read_text().splitlines()]
+    assert entry["command"][1:] == [a.replace("configs/", f"{REPOSITORY}/configs/") for a in COMMANDS[0] + tiny]
 
 
 def test_a_changed_file_is_reported_at_a_resume(my_parts, printed_log, capsys):
@@ -154,7 +160,7 @@ def test_mistakes_are_one_line(fields, options, message):
     ("flags", "message"),
     [
         (["config.sampling.unipc.order"], "no effect, since config.sampling.sampler is ddim: leave it out, or choose unipc"),
-        (["config.model.options.width"], "no effect, since config.model.name is unet"),
+        (["config.model.options.width"], "no effect, since config.model.name is unet: leave it out, or choose module:function"),
         (["config.diffusion.cosine.s"], "config.diffusion.schedule is linear"),
         (["config.sampling.ddim.eta", "config.model.unet.ch", "config.seed", "config.optimizer.adam.b1", "workdir"], None),
     ],
@@ -162,44 +168,127 @@ def test_mistakes_are_one_line(fields, options, message):
 def test_flags_of_parts_that_are_not_chosen_are_rejected(flags, message):
     config = defaults.get_config()
     if message is None:
-        choices.check_flags(config, flags)
+        choices.check_options_used(config, flags)
         return
     with pytest.raises(UsageError, match=message):
-        choices.check_flags(config, flags)
+        choices.check_options_used(config, flags)
 
 
 def test_a_sweep_uses_the_options_of_all_its_samplers():
     config = defaults.get_config()
     config.evaluation.samplers = ("ddim", "unipc")
-    choices.check_flags(config, ["config.sampling.unipc.order"])
+    choices.check_options_used(config, ["config.sampling.unipc.order"])
+    config.evaluation.samplers = ("ddim", "my_parts:euler")
+    choices.check_options_used(config, ["config.sampling.sampler_options.end"])
 
 
 def test_the_defaults_are_those_of_the_factories():
     """configs/defaults.py lists the options of these parts, with the defaults of their functions."""
-    from ddpm_jax import models
-    from ddpm_jax.diffusion import loss_weighting, schedules, timestep_sampling
-    from ddpm_jax.runtime import registry
-    from ddpm_jax.samplers import SAMPLERS
-    from ddpm_jax.training.optimizer import OPTIMIZERS
-
     config = defaults.get_config()
-    provided = {"out_channels", "num_classes", "dtype", "conv_fn", "upsample_conv_fn", "norm_fn", "trained"}
-    registries = [
-        (choices.NETWORK, models.NETWORKS),
-        (choices.SCHEDULE, schedules.SCHEDULES),
-        (choices.WEIGHTING, loss_weighting.WEIGHTINGS),
-        (choices.TIMESTEP_SAMPLER, timestep_sampling.TIMESTEP_SAMPLERS),
-        (choices.SAMPLER, SAMPLERS),
-        (choices.OPTIMIZER, OPTIMIZERS),
-    ]
+    provided = {"out_channels", "num_classes", "dtype", "conv_fn", "upsample_conv_fn", "norm_fn", "trained", "name", "parent"}
     listed = set()
-    for choice, factories in registries:
+    for choice, factories in config_validation.PARTS.items():
         for name in factories.keys() & config[choice.section].keys():
             expected = {k: v for k, v in registry.defaults(factories[name]).items() if k not in provided}
             assert config[choice.section][name].to_dict() == expected, name
             listed.add(name)
     schedules_and_weightings = {"linear", "cosine", "sigmoid", "min_snr_gamma", "p2", "edm"}
     assert listed == {"unet", "adam", "ddim", "unipc", "heun"} | schedules_and_weightings
+
+
+def test_a_set_in_an_hdf5_file(my_parts):
+    images = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), np.uint8)
+    with h5py.File(my_parts / "train.h5", "w") as file:
+        file["images"], file["labels"] = images, np.array([0, 1, 1, 0, 1])
+        file.attrs["class_names"] = ["daisy", "rose"]
+    config = digits.get_config()
+    fields = {"data.name": "my_parts:hdf5", "data.data_dir": str(my_parts), "data.image_size": 20, "data.channels": 3}
+    config.update_from_flattened_dict(fields | {"data.num_classes": 2})
+    source = data_config.load_source(config)
+    batch = source.batch(np.array([4, 0, 1]))
+    np.testing.assert_array_equal(batch["image"], images[[4, 0, 1], :, 5:25])
+    assert batch["label"].tolist() == [1, 0, 1]
+    assert (len(source), source.class_names) == (5, ("daisy", "rose"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("512", 512),
+        ("0.5", 0.5),
+        ("false", False),
+        ("True", True),
+        ("((1,2),(3,4))", ((1, 2), (3, 4))),
+        ("[1, 2]", (1, 2)),
+        ("silu", "silu"),
+        ("None", "None"),
+        ("{1: 2}", "{1: 2}"),
+        ("b'x'", "b'x'"),
+    ],
+)
+def test_free_flags_are_parsed(text, value):
+    """Values that can be saved as JSON; written with = or with a space."""
+    flag = "--config.model.options.width"
+    for argv in (["main.py", "--workdir=x", f"{flag}={text}"], ["main.py", flag, text, "--workdir=x"]):
+        assert choices.take_free_flags(argv) == (["main.py", "--workdir=x"], {"model.options.width": value})
+    config = defaults.get_config()
+    choices.set_free_fields(config, {"model.options.width": 1})
+    choices.set_free_fields(config, {"model.options.width": value})  # of another type
+    config.model.name = "my_parts:Mlp"
+    assert choices.options_of(config, choices.NETWORK) == {"width": value}
+    recorded = json.loads(json.dumps(config.to_dict()))
+    config_changes.check("run", recorded, config.to_dict(), resume=True)
+
+
+def test_changed_code_is_another_sampler(my_parts):
+    """Images of the old code in a cache are not those of the new code."""
+    config = digits.get_config()
+    config.sampling.sampler = "my_parts:euler"
+    before = [sampling_config.identity_of(config, "sample", 1, ""), sampling_config.cache_identity(config, {}, 1, "", None)]
+    file = my_parts / "my_parts.py"
+    file.write_text(file.read_text() + "\n# changed\n")
+    after = [sampling_config.identity_of(config, "sample", 1, ""), sampling_config.cache_identity(config, {}, 1, "", None)]
+    assert all(old != new and old.keys() == new.keys() for old, new in zip(before, after, strict=True))
+    extractor = features.make_extractor("my_parts:quarter_means", options={"parts": 2})
+    assert extractor.provenance["my_parts.py"] == after[1]["my_parts.py"]
+
+
+BROKEN = {
+    "model.name": {
+        "WIDTH = 3": "WIDTH is 3: a function or class is required",
+        "raise SystemExit(2)": "cannot be imported: SystemExit",
+        "def WIDTH(out_channels, num_classes): return 3": "is a int: a flax module is required",
+        "def WIDTH(channels=1): return 3": "has no parameter 'out_channels'",
+    },
+    "diffusion.schedule": {
+        "def WIDTH(T): return 1 / 0": r"fails: .*ZeroDivisionError.* \(line 1 of .*broken\.py\)",
+        "def WIDTH(): return 1": "has 0 positional parameters: 1 are required",
+    },
+    "data.name": {
+        "def WIDTH(): return 3": "has no parameter 'split'",
+        "def WIDTH(split): return 3": "is a int without name, split, .*: an ImageSource is required",
+    },
+}
+
+
+@pytest.mark.parametrize(("field", "source"), [(field, source) for field, cases in BROKEN.items() for source in cases])
+def test_broken_parts_are_one_line(field, source, my_parts, monkeypatch):
+    (my_parts / "broken.py").write_text(source + "\n")
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    config = digits.get_config()
+    config.update_from_flattened_dict({field: "broken:WIDTH"})
+    check = data_config.load_source if field == "data.name" else config_validation.check_config
+    with pytest.raises(ExpectedError, match=BROKEN[field][source]) as caught:
+        check(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_with_other_variables_is_rejected(my_parts):
+    source = CODE.replace("nn.LayerNorm()", "nn.BatchNorm(use_running_average=deterministic)")
+    (my_parts / "my_parts.py").write_text(source)
+    config, flags = configured(COMMANDS[0])
+    with pytest.raises(UsageError, match="my_parts:Mlp has the variables batch_stats, but only params are trained and saved"):
+        train.run(config, flags["workdir"])
 
 
 def test_networks_of_ones_own_leave_compiler_settings_alone(monkeypatch):

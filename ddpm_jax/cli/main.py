@@ -50,6 +50,7 @@ configs:
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 
 FLAGS = flags.FLAGS
+_GIVEN: list[str] = []  # names of the flags of the command line
 config_flags.DEFINE_config_file(
     "config", None, "Name of a config below, or path of a file such as configs/digits.py.", lock_config=True
 )
@@ -93,16 +94,19 @@ def parse_flags(argv: list[str]) -> list[str]:
             where = "--config is missing, and the workdir contains no saved config"
             raise UsageError(f"{where}: --{fields[0]} needs a config, such as --config=digits")
         argv, free = choices.take_free_flags(argv)
-        sys.argv = list(argv)
-        rest = FLAGS(argv)
+        typed, sys.argv = sys.argv, list(argv)  # ml_collections parses sys.argv
+        try:
+            rest = FLAGS(argv)
+        finally:
+            sys.argv = typed  # recorded in the workdir
         if FLAGS.config is not None:
             choices.set_free_fields(FLAGS.config, free)
-            choices.check_flags(FLAGS.config, given)
+            _GIVEN[:] = given
         if name := config_file.repeated_lists(FLAGS, argv):
             raise UsageError(f"--{name} is given more than once: give the whole list in one flag")
     except ExpectedError as error:
         exit_with_error(error)
-    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (flags.Error, TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
         exit_with_error(UsageError(format_flag_error(error)))
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # silence INFO logs of third-party libraries
@@ -126,13 +130,11 @@ def help_text() -> str:
 
 
 def _config_first(argv: list[str]) -> list[str]:
-    """Move --config before the flags of its fields, also in sys.argv, as ml_collections requires."""
+    """Move --config before the flags of its fields, as ml_collections requires."""
     for index, argument in enumerate(argv):
         if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
             end = index + (1 if "=" in argument else 2)
-            argv = [argv[0], *argv[index:end], *argv[1:index], *argv[end:]]
-            sys.argv = list(argv)
-            break
+            return [argv[0], *argv[index:end], *argv[1:index], *argv[end:]]
     return argv
 
 
@@ -159,9 +161,11 @@ def main(argv: list[str]) -> None:
             raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
         import jax
 
-        from ddpm_jax import build, data_config
+        from ddpm_jax import build, config_validation, data_config
         from ddpm_jax.runtime import distributed, run_record, workdir
 
+        config_validation.check_parts(FLAGS.config)
+        choices.check_options_used(FLAGS.config, _GIVEN)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -17,7 +17,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, cpu, data_config, sampling_config
+from ddpm_jax import build, choices, config_validation, cpu, data_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.evaluation import sample_files
@@ -175,13 +175,14 @@ def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:
     """The log line of a resume: the step, and each changed config field and package version."""
     fields = config.to_dict()
     changed = run_record.resume_changes(run_folder, fields, step)
-    changed |= run_record.version_changes(run_folder, versions.program_versions() | versions.own_modules(fields), step)
+    changed |= run_record.version_changes(run_folder, versions.program_versions() | choices.custom_modules(config), step)
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
 
 
 def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh) -> None:
     """Write config.json, and append to history.jsonl that training started at `step`. Called after the first step."""
-    fields = config.to_dict()
+    fields, facts = config.to_dict(), versions.start_facts()
+    facts["versions"] |= choices.custom_modules(config)
     run_record.record_start(
         run_folder,
         fields,
@@ -189,7 +190,7 @@ def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: 
         changed=run_record.resume_changes(run_folder, fields, step),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
-        **versions.start_facts(fields),
+        **facts,
     )
 
 

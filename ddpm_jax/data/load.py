@@ -13,6 +13,7 @@ SOURCES: dict[str, Callable[..., ImageSource]] = {
     "digits": digits.load_digits,
     "image_folder": image_folder.load_image_folder,
 }
+TFDS_NAMESPACE = "huggingface:"  # of TFDS names such as huggingface:mnist, which are not module:function
 
 
 def load_source(
@@ -50,12 +51,17 @@ def load_source(
         "in_memory": in_memory,
         "num_threads": num_threads,
     }
-    if name not in SOURCES and not registry.is_own(name):
+    if name not in SOURCES and (not registry.is_custom(name) or name.startswith(TFDS_NAMESPACE)):
         from ddpm_jax.data import tfds  # imported lazily: takes seconds
 
+        if options:
+            raise InvalidArgumentError(f"the data set {name} has no option {next(iter(options))!r}: TFDS sets have none")
         return tfds.load_tfds(name, split, data_dir=data_dir, **common)
     parts = {"split": split, "data_dir": data_dir, "folder": data_dir} | common | settings
-    source = registry.make(name, SOURCES, "data set", options=options or {}, parts=parts)
-    if not isinstance(source, ImageSource):
-        raise InvalidArgumentError(f"the data set {name} is a {type(source).__name__}: an ImageSource is required")
+    source = registry.make(name, SOURCES, "data set", options=options or {}, parts=parts, required=["split"])
+    needed = (*ImageSource.__annotations__, "__len__", "batch")
+    if missing := [attribute for attribute in needed if not hasattr(source, attribute)]:
+        raise InvalidArgumentError(
+            f"the data set {name} is a {type(source).__name__} without {', '.join(missing)}: an ImageSource is required"
+        )
     return source

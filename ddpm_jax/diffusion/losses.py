@@ -93,7 +93,7 @@ def check_loss(
       ValueError: a one-line message with the reason and an alternative.
     """
     parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
-    if registry.is_own(loss):
+    if registry.is_custom(loss):
         return  # it decides itself what it can train
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")

@@ -75,6 +75,8 @@ def make_extractor(
       InvalidDataError: Inception's weights are damaged or belong to another network.
       UnavailableError: Inception's weights are missing and cannot be downloaded.
     """
+    if options and not registry.is_custom(name):
+        raise InvalidArgumentError(f"`features` is {name}, which has no option {next(iter(options))!r}")
     if name == "inception":
         return _inception(inception_path, group_size, progress)
     if inception_path:
@@ -85,9 +87,12 @@ def make_extractor(
     if name.startswith("pixels_") and size.isdecimal() and int(size):
         shrink = functools.partial(_small_pixels, int(size))
         return FeatureExtractor(name, shrink, {"features": name, "scale": "0..1", "resize": "mean over the covered area"})
-    if not registry.is_own(name):
+    if not registry.is_custom(name):
         raise InvalidArgumentError(f"`features` is {name!r}: choose {CHOICES}")
-    function = registry.bind(name, {}, "features", num_args=1, options=options or {})
+    try:
+        function = registry.bind(name, {}, "features", num_args=1, options=options or {})
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"`features`: {error}") from error
 
     def apply(_: None, images: jax.Array) -> Features:
         try:
@@ -99,7 +104,8 @@ def make_extractor(
             ) from error
         return _checked(name, result, len(images))
 
-    return FeatureExtractor(name, apply, {"features": name} | ({"options": json.dumps(options)} if options else {}))
+    identity = {"features": name, **registry.source_digest(name)}
+    return FeatureExtractor(name, apply, identity | ({"options": json.dumps(options)} if options else {}))
 
 
 def _inception(weights: str, group_size: int | None, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:

@@ -1,9 +1,9 @@
-"""Networks by name. A network knows nothing of diffusion: it maps (x_t, time, cond) to an array of the shape of x_t.
+"""Networks by name. A network knows nothing of diffusion: it maps (x_t, time, cond) to an array [B, H, W, out_channels].
 
 A network is a flax module with the field `out_channels`, and `num_classes` and `dtype` if it supports them; its other fields
 are its options. `network.apply({"params": params}, x_t, time, cond, deterministic=...)` takes x_t float32 [B, H, W, C], time
 [B] on the scale 0..1000 and cond, int32 [B] class labels or None, and returns float32 [B, H, W, out_channels]. With
-deterministic=False it may use random numbers of the rng collection "dropout". It may also have
+deterministic=False it may use random numbers of the rng collection "dropout". Its only variables are "params". It may also have
 
     check(image_shape)   raises ValueError if its options are invalid, or do not fit images [H, W, C];
     stochastic           whether it uses random numbers in training; True if missing;
@@ -47,7 +47,9 @@ def make_network(
       ValueError: unknown name or option; or there are classes, and the network does not support them.
     """
     parts = {"out_channels": out_channels, "num_classes": num_classes, "dtype": dtype, **(layer_functions or {})}
-    network = registry.bind(name, NETWORKS, "network", num_args=0, options=options, parts=parts)
-    if num_classes and "num_classes" not in network.keywords:
-        raise ValueError(f"the network {name} has no field `num_classes`: it cannot be conditioned on classes")
-    return network()
+    required = ["out_channels", *(["num_classes"] if num_classes else [])]
+    settings: dict[str, Any] = {"options": options, "parts": parts, "required": required, "ignored": ("parent", "name")}
+    network = registry.make(name, NETWORKS, "network", **settings)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the network {name} is a {type(network).__name__}: a flax module is required")
+    return network

@@ -197,10 +197,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             fields |= flatten(value, f"{prefix}{name}.")
         else:
-            fields[prefix + name] = list(value) if isinstance(value, tuple) else value
+            fields[prefix + name] = _with_lists(value)
     return fields
 
 
 def describe(changed: dict[str, list[Any]]) -> str:
     """One line: "optimizer.learning_rate 0.0002 -> 0.0001, ..."."""
     return ", ".join(f"{field} {json.dumps(old)} -> {json.dumps(new)}" for field, (old, new) in changed.items())
+
+
+def _with_lists(value: Any) -> Any:
+    return [_with_lists(x) for x in value] if isinstance(value, list | tuple) else value

@@ -1,18 +1,15 @@
 """Provenance of the program: versions of the libraries that its numbers depend on, and the commit of its source."""
 
 import datetime
-import hashlib
 import importlib.metadata
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ddpm_jax
-from ddpm_jax.runtime import registry
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -25,19 +22,6 @@ def program_versions() -> dict[str, str]:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
-
-
-def own_modules(names: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> SHA-256 (12 digits) of the loaded modules of all values module:function in nested dictionaries."""
-    found: dict[str, str] = {}
-    for value in names.values():
-        if isinstance(value, Mapping):
-            found |= own_modules(value)
-        elif isinstance(value, str) and registry.is_own(value):
-            file = getattr(sys.modules.get(value.partition(":")[0]), "__file__", None)
-            if file and Path(file).is_file() and "site-packages" not in file:
-                found[Path(file).name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
     return found
 
 
@@ -56,11 +40,11 @@ def program_commit() -> str | None:
         return None
 
 
-def start_facts(names: Mapping[str, Any]) -> dict[str, Any]:
-    """When and where which program was started, for the record of a run; names as for `own_modules`."""
+def start_facts() -> dict[str, Any]:
+    """When and where which program was started, for the record of a run."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": program_versions() | own_modules(names),
+        "versions": program_versions(),
         "commit": program_commit(),
         "host": socket.gethostname(),
         "command": sys.argv,

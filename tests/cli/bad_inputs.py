@@ -650,7 +650,7 @@ CASES = (
         ("--workdir={here}/run", "--mode=sample"),
         "{here}/run.*model.unet.ch was 8, now 12",
         code=1,
-        setup=in_config(lambda c: c["model"].update(ch=12)),
+        setup=in_config(lambda c: c["model"]["unet"].update(ch=12)),
         repair=put_back_config,
     ),
     Case(

@@ -61,13 +61,13 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
     with pytest.raises(ConflictError, match="seed was 3, now 0"):
         start(seed=0, train__num_steps=6)
     with pytest.raises(ConflictError, match=r"model\.unet\.ch was 8, now 16"):
-        start(seed=3, model__ch=16, train__num_steps=6)
+        start(seed=3, model__unet__ch=16, train__num_steps=6)
     with RunLock(tmp_path), pytest.raises(ConflictError, match=f"in use: process {os.getpid()} on "):
         start(seed=3, train__num_steps=6)
     assert record(tmp_path) == before
     capfd.readouterr()
 
-    assert start(seed=3, train__num_steps=6, optimizer__learning_rate=5e-4, model__dropout=0.1, train__batch_size=16) == 0
+    assert start(seed=3, train__num_steps=6, optimizer__learning_rate=5e-4, model__unet__dropout=0.1, train__batch_size=16) == 0
     changed = {
         "model.unet.dropout": [0.0, 0.1],
         RATE: [first["optimizer"]["learning_rate"], 5e-4],
