@@ -27,9 +27,6 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "edit.images": str,
 }
 TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
-PAIRS = {  # field -> its range, and an example
-    "sampling.guidance_interval": (0.0, 1.0, "(0.2,0.8)"),
-}
 RANGES = {  # field -> (whether a number is in its range, description of the range)
     "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
@@ -63,7 +60,7 @@ def check_config(config: ConfigDict) -> None:
     check_lists(config)
     check_numbers(config)
     check_parts(config)
-    check_pairs(config)
+    check_guidance_interval(config)
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
     check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
@@ -173,16 +170,14 @@ def check_numbers(config: ConfigDict) -> None:
             raise UsageError(f"config.{field} is {x}: it must be an integer from 0 to {2**32 - 1}")
 
 
-def check_pairs(config: ConfigDict) -> None:
-    """Raises UsageError unless every interval is two numbers in ascending order, in its range."""
-    for field, (lowest, highest, example) in PAIRS.items():
-        section, _, name = field.partition(".")
-        pair = tuple(config[section][name])
-        if len(pair) != 2 or not lowest <= pair[0] <= pair[1] <= highest:
-            words = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else f"of {lowest:g} or more"
-            raise UsageError(
-                f"config.{field} is {pair}: it must be two numbers {words}, the lower one first, such as {example}"
-            )
+def check_guidance_interval(config: ConfigDict) -> None:
+    """Raises UsageError unless it is two numbers from 0 to 1 in ascending order."""
+    pair = tuple(config.sampling.guidance_interval)
+    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+        raise UsageError(
+            f"config.sampling.guidance_interval is {pair}: it must be two numbers from 0 to 1, the lower one first, such as "
+            "(0.2,0.8)"
+        )
 
 
 def check_choice(field: str, value: Any, values: Any) -> None:
