@@ -1,7 +1,7 @@
 """Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -151,7 +151,7 @@ def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
     """The sampler of config.sampling with RePaint resampling."""
-    with config_errors("sampling.sampler and config.edit"):
+    with config_errors("sampling.sampler"):
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
 
 
@@ -284,11 +284,12 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
 def build_batched_sampler(
     config: ConfigDict,
     mesh: Mesh,
-    save_steps: np.ndarray | None = None,
+    save_steps: Sequence[int] | np.ndarray | None = None,
     *,
     sampler: Sampler | None = None,
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
     finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
+    num_images: int | None = None,
 ) -> BatchedSampler:
     """The batched sampler of config.sampling.
 
@@ -299,6 +300,7 @@ def build_batched_sampler(
         spaced steps, starting with pure noise.
       sampler: replaces the sampler of config.sampling.
       begin, finish: as for `BatchedSampler`.
+      num_images: number of images to generate, which limits the batch size; by default config.sampling.num_images.
 
     Raises:
       UsageError: a field of config.sampling is invalid.
@@ -316,7 +318,7 @@ def build_batched_sampler(
         build_guided_denoise_fn(config),
         mesh,
         image_shape=image_shape(config),
-        batch_size=min(sampling.batch_size, sampling.num_images),
+        batch_size=min(sampling.batch_size, num_images or sampling.num_images),
         save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
         finish=finish,

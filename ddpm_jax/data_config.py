@@ -91,10 +91,10 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         return
     if label.removeprefix("-").isdecimal():
         # Always the label, even if folders are named 1, 2, 3 and have the labels 0, 1, 2.
-        config.sampling.label = int(label)
+        _set_label(config, int(label))
         check_label(config)
     elif label in names:
-        config.sampling.label = names.index(label)
+        _set_label(config, names.index(label))
     elif not names:
         raise UsageError(
             f"config.sampling.label is {label!r}, but the workdir has no class names: use a number, "
@@ -105,6 +105,11 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         known = f"did you mean {close[0]!r}? The classes are" if close else "the classes are"
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise UsageError(f"config.sampling.label is {label!r}: {known} {', '.join(names[:20])}{more}")
+
+
+def _set_label(config: ConfigDict, label: int) -> None:
+    with config.ignore_type():  # a copy of a config without references has the type of the name
+        config.sampling.label = label
 
 
 def check_label(config: ConfigDict) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ddpm_jax import configs
-from ddpm_jax.runtime.errors import ExpectedError
-from ddpm_jax.runtime.progress import LineHandler
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError, InvalidDataError
+from ddpm_jax.runtime.progress import LineHandler, show_status_lines
 
 # Arguments whose names differ from their fields or match several fields.
 _FIELDS = {
@@ -106,6 +106,63 @@ def _paths(config: Mapping[str, Any], name: str, prefix: str = "") -> Iterator[s
             yield prefix + key
 
 
+def name_arguments(text: str, arguments: Mapping[str, str]) -> str:
+    """Replaces fields of the config and flags in a message with the arguments of a Python call.
+
+    Args:
+      text: an error message or a log line.
+      arguments: dotted name of a field -> name of the argument that sets it. Other fields keep their names.
+    """
+    text = re.sub(r"(?:--)?\bconfig\.(\w+(?:\.\w+)*)", lambda match: arguments.get(match[1], f"config.{match[1]}"), text)
+    return re.sub(rf"--(?=(?:config|{'|'.join(_FLAGS)})\b)", "", text)
+
+
+@contextlib.contextmanager
+def argument_errors(arguments: Mapping[str, str]) -> Iterator[None]:
+    """Context manager that converts errors of the command line to those of a Python call, which name its arguments.
+
+    Args:
+      arguments: see `name_arguments`.
+
+    Raises:
+      InvalidArgumentError: a ValueError, instead of a UsageError.
+      InvalidDataError: a ValueError, instead of another UserError.
+      ExpectedError: any other keeps its class.
+    """
+    try:
+        yield
+    except ExpectedError as error:
+        kind: type[ExpectedError] = type(error)
+        if isinstance(error, UserError):
+            kind = InvalidArgumentError if error.exit_code == UsageError.exit_code else InvalidDataError
+        raise kind(name_arguments(str(error), arguments)) from error
+
+
+@contextlib.contextmanager
+def show_progress_and_log(shown: bool, arguments: Mapping[str, str]) -> Iterator[None]:
+    """Context manager of a Python call: progress lines and the package's log lines appear on stderr only if `shown`.
+
+    Args:
+      shown: whether they appear. Log lines appear as the caller has configured `logging`, if that handles those of ddpm_jax.
+      arguments: see `name_arguments`.
+    """
+    logger = logging.getLogger("ddpm_jax")
+    with show_status_lines(shown):
+        if not shown or logger.hasHandlers():
+            yield
+            return
+        handler, level = LineHandler(), logger.level
+        handler.addFilter(_is_from_primary_process)
+        handler.setFormatter(_ArgumentFormatter(arguments))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
 def configure_logging(config: Mapping[str, Any]) -> None:
     """Prints the package's log lines on stderr, in process 0 only, with config fields instead of arguments.
 
@@ -127,6 +184,15 @@ class _FieldFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return name_fields(super().format(record), self._config)
+
+
+class _ArgumentFormatter(logging.Formatter):
+    def __init__(self, arguments: Mapping[str, str]):
+        super().__init__()
+        self._arguments = arguments
+
+    def format(self, record: logging.LogRecord) -> str:
+        return name_arguments(super().format(record), self._arguments)
 
 
 def _is_from_primary_process(record: logging.LogRecord) -> bool:

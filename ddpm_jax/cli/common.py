@@ -95,15 +95,18 @@ def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
 
 def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
     """Generate config.sampling.num_images images, with a progress line."""
-    return _generate(config, sampler, params, config.sampling.num_images, cond=data_config.sampling_labels(config))
+    key, number = rng.purpose_key(config.sampling.seed, "sample"), config.sampling.num_images
+    with distributed.show_progress(number) as report:
+        return sampler.generate_all(params, key, num_images=number, cond=data_config.sampling_labels(config), report=report)
 
 
-def _generate(
-    config: ConfigDict, sampler: BatchedSampler, params: Any, num_images: int, *, unit: str = "images", **options: Any
-) -> GeneratedBatch:
-    key = rng.purpose_key(config.sampling.seed, "sample")
-    with distributed.show_progress(num_images, unit) as report:
-        return sampler.generate_all(params, key, num_images=num_images, report=report, **options)
+def generate_from(
+    sampler: BatchedSampler, params: Any, key: jax.Array, given: Any, labels: np.ndarray | None, *, unit: str = "images"
+) -> np.ndarray:
+    """Run a sampler that starts from `given`, a pytree of arrays [N, ...], with a progress line: [N, ...]."""
+    count = len(jax.tree.leaves(given)[0])
+    with distributed.show_progress(count, unit) as report:
+        return sampler.generate_all(params, key, num_images=count, cond=labels, given=given, report=report).images
 
 
 # Modes that start from images: inpaint, image_to_image, interpolate.
@@ -121,11 +124,10 @@ class EditContext:
     params: Any
     step: int
 
-    def generate(
-        self, sampler: BatchedSampler, labels: np.ndarray | None, given: Any, count: int, *, unit: str = "images"
-    ) -> np.ndarray:
-        """Run the sampler on `given`, a pytree of arrays [count, ...], with a progress line: [count, ...]."""
-        return _generate(self.config, sampler, self.params, count, cond=labels, given=given, unit=unit).images
+    @property
+    def key(self) -> jax.Array:
+        """The root key of config.sampling.seed."""
+        return rng.purpose_key(self.config.sampling.seed, "sample")
 
     def claim_folder(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
         """Create or reuse the output folder, before generation starts. Returns it on process 0, None on the others.

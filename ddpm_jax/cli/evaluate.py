@@ -42,7 +42,28 @@ LIKELIHOODS = {
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
-    """Run the evaluation of config.evaluation and write it to a folder, by default eval/ in the workdir."""
+    """Run the evaluation of config.evaluation, write it to a folder, by default eval/ in the workdir, and print it."""
+    measurement = evaluate(config, folder, output)
+    with distributed.raise_on_all_processes():
+        if distributed.is_primary_process():
+            measurement.print_summary()
+    return 0
+
+
+def evaluate(config: ConfigDict, folder: str, output: str = "") -> "Measurement":
+    """Run the evaluation of config.evaluation and write it to a folder.
+
+    Args:
+      config: resolved; config.sampling is changed.
+      folder: workdir of the run.
+      output: folder of the results; "": eval/ in the workdir.
+
+    Returns:
+      The measurement with its results.
+
+    Raises:
+      ExpectedError: a field is invalid, or a data set, checkpoint or file cannot be read or written.
+    """
     run_folder, mesh = common.open_run(config, folder, output, check=evaluation_config.check_evaluation)
     target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     with distributed.raise_on_all_processes():
@@ -77,10 +98,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                     measurement.write_reports()
                     for result in join(added) if config.train.tensorboard else ():
                         report.record(events, result)
-    with distributed.raise_on_all_processes():
-        if distributed.is_primary_process():
-            measurement.print_summary()
-    return 0
+    return measurement
 
 
 class Measurement:
@@ -153,9 +171,13 @@ class Measurement:
         with common.translate_write_errors(self._target):
             report.write(self._target, join(self._results.read()))
 
+    def results(self) -> list[Result]:
+        """The joined results of this call."""
+        return join(self._added)
+
     def print_summary(self) -> None:
         """Print the table of this call, its notes, and the output files."""
-        rows, notes = report.rows_and_notes(join(self._added))
+        rows, notes = report.rows_and_notes(self.results())
         print(report.markdown_table(rows) + "".join(f"note: {note}\n" for note in notes), end="")
         print(f"files in {self._target}: {', '.join(sorted(file.name for file in self._target.iterdir()))}")
         print("table.md contains all results in this folder, including earlier ones")

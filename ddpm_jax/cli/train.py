@@ -11,7 +11,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from clu import parameter_overview
@@ -38,9 +38,35 @@ logger = logging.getLogger(__name__)
 
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
-    """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
+    """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C."""
+    stopped_by = train(config, folder, profile=profile).stopped_by
+    return 128 + stopped_by if stopped_by else 0
 
-    `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint is kept.
+
+class Training(NamedTuple):
+    """The end of a training.
+
+    Attributes:
+      run_folder: the absolute path of the workdir.
+      step: number of steps done, which are saved.
+      stopped_by: the signal that stopped it early, SIGTERM or SIGINT; 0 if it is complete.
+    """
+
+    run_folder: pathlib.Path
+    step: int
+    stopped_by: int
+
+
+def train(config: ConfigDict, folder: str, *, profile: str = "") -> Training:
+    """Train to config.train.num_steps, or resume. After an error the last good checkpoint is kept.
+
+    Args:
+      config: resolved; `data_config.complete` changes it.
+      folder: workdir; created if missing.
+      profile: FIRST:LAST, the steps to trace, or "".
+
+    Raises:
+      ExpectedError: a field is invalid, the workdir holds another run or is in use, or a file cannot be read or written.
     """
     started = time.monotonic()
     mesh = meshes.make_mesh()
@@ -63,8 +89,8 @@ def _train(
     started: float,
     profiled_steps: range,
     check_held: Callable[[], None],
-) -> int:
-    """The part of `run` that holds the lock of the workdir; `check_held` is called before each save."""
+) -> Training:
+    """The part of `train` that holds the lock of the workdir; `check_held` is called before each save."""
     is_writer, scores = distributed.is_primary_process(), None
     with distributed.raise_on_all_processes():
         source = data_config.load_source(config)
@@ -166,9 +192,9 @@ def _train(
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
                 logger.info(f"stopped by {name}: {saved}; run the same command again to resume")
-                return interrupt.exit_code
+                return Training(run_folder, step, interrupt.agreed)
             logger.info(ending)
-    return 0
+    return Training(run_folder, step, 0)
 
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:

@@ -95,7 +95,7 @@ def summarize_vlb(measured: VlbBatch, num_timesteps: int) -> tuple[dict[str, Any
     """
     t, weights, bits, xstart_mse, eps_mse, prior = measured
     number, terms = bits.shape
-    total = prior + (weights * bits).sum(axis=1)
+    total = measured.bits_per_image
     count = np.bincount(t.ravel(), minlength=num_timesteps)
     seen = np.flatnonzero(count)
     bits_at, mse_at, eps_mse_at = (

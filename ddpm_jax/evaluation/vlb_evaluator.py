@@ -39,6 +39,11 @@ class VlbBatch(NamedTuple):
     eps_mse: np.ndarray
     prior: np.ndarray
 
+    @property
+    def bits_per_image(self) -> np.ndarray:
+        """The bound of each image in bits per dimension: [n]."""
+        return self.prior + (self.weights * self.bits).sum(axis=1)
+
 
 class VlbEvaluator(LikelihoodEvaluator):
     """Evaluates the bound.
