@@ -18,6 +18,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -65,7 +66,7 @@ def step_memory(config, state, batch_size: int) -> int:
         "label": jax.ShapeDtypeStruct((batch_size,), "int32"),
     }
     step = jax.jit(build.build_train_step(config, meshes.make_mesh()), donate_argnums=0)
-    return step.lower(state, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+    return step.lower(state, batch, jax.random.key(0), np.float32(1)).compile().memory_analysis().temp_size_in_bytes
 
 
 def sampling_memory(config, state, batch_size: int) -> int:

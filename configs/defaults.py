@@ -82,12 +82,35 @@ def get_config() -> ConfigDict:
     diffusion.clip_denoised = True  # clip each predicted x_start to [-1, 1] when sampling
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adam"  # adam | module:function
-    optimizer.adam = ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8})  # decay of both moments, in [0, 1); eps >= 0
+    optimizer.name = "adam"  # adam | adamw | lion | muon | sgd | module:function
+    # Decay of both moments, in [0, 1), and a number >= 0 added to the root of the second one (1412.6980).
+    optimizer.adam = ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8})
+    # As adam; weight_decay >= 0 acts on kernels only and is multiplied by the learning rate (1711.05101).
+    optimizer.adamw = ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01})
+    # Decay of the momentum in the update and in the state, in [0, 1), and weight decay as adamw's (2302.06675); a learning
+    # rate 3 to 10 times smaller than Adam's.
+    optimizer.lion = ConfigDict({"b1": 0.9, "b2": 0.99, "weight_decay": 0.1})
+    # Kernels by Muon (github.com/KellerJordan/Muon), the other parameters by Adam.
+    optimizer.muon = muon = ConfigDict()
+    muon.beta = 0.95  # decay of the momentum, in [0, 1)
+    muon.nesterov = True  # Nesterov's momentum, in both parts
+    muon.ns_steps = 5  # Newton-Schulz iterations, >= 1
+    muon.consistent_rms = 0.2  # root mean square of Muon's updates, > 0; 0.2 is about Adam's (2502.16982)
+    muon.b1, muon.b2, muon.eps = 0.9, 0.999, 1e-8  # of Adam, as above
+    muon.weight_decay = 0.0  # >= 0, as adamw's, of Muon's kernels
+    optimizer.sgd = ConfigDict({"momentum": 0.9, "nesterov": False})  # decay of the momentum, in [0, 1); 0 for none
     optimizer.options = ConfigDict()  # options of an optimizer of your own
-    optimizer.learning_rate = 2e-4  # learning rate after the warm-up, > 0
+    optimizer.learning_rate = 2e-4  # highest learning rate, > 0
+    # constant | cosine | linear | inverse_sqrt | cooldown | module:function: learning rate over train.num_steps.
+    optimizer.schedule = "constant"
+    optimizer.cosine = ConfigDict({"final_fraction": 0.0})  # last rate as a fraction of the first, 0..1 (1608.03983)
+    optimizer.linear = ConfigDict({"final_fraction": 0.0})  # as cosine's
+    optimizer.inverse_sqrt = ConfigDict({"t_ref": 70_000.0})  # number of steps before the rate decreases, > 0 (2312.02696)
+    optimizer.cooldown = ConfigDict({"fraction": 0.2})  # last part of the steps, a line to 0, in (0, 1] (2405.18392)
+    optimizer.schedule_options = ConfigDict()  # options of a learning-rate schedule of your own
     optimizer.warmup_steps = 5000  # linear warm-up: step s uses (s + 1) / warmup_steps of the rate (Ho's: s / warmup_steps)
     optimizer.clip_norm = 1.0  # largest global norm of the gradient; 0 for no clipping
+    optimizer.skip_nonfinite = 0  # number of steps in a row that are skipped if their gradient is not finite; 0 for none
     optimizer.accumulation_steps = 1  # micro-batches per step, >= 1; train.batch_size is the sum over all of them
 
     config.ema = ema = ConfigDict()

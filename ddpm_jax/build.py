@@ -25,6 +25,7 @@ from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
+from ddpm_jax.training.learning_rate import make_learning_rate
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
 from ddpm_jax.user_messages import UsageError, config_errors
@@ -163,15 +164,16 @@ def build_inversion(config: ConfigDict) -> Sampler:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer, with warm-up and gradient clipping."""
-    given = {field: config.optimizer[field] for field in ("warmup_steps", "clip_norm")}
-    name, rate = config.optimizer.name, config.optimizer.learning_rate
-    return _make(config, choices.OPTIMIZER, optimizers.make_optimizer, name, rate, **given)
+    """The optimizer for learning rate 1, with gradient clipping."""
+    given = {field: config.optimizer[field] for field in ("clip_norm", "skip_nonfinite")}
+    return _make(config, choices.OPTIMIZER, optimizers.make_optimizer, config.optimizer.name, **given)
 
 
-def build_learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Step -> learning rate of the optimizer."""
-    return optimizers.warmup_schedule(config.optimizer.learning_rate, config.optimizer.warmup_steps)
+def build_learning_rate(config: ConfigDict) -> Callable[[int], np.float32]:
+    """Step -> learning rate, on the host."""
+    name, rate, warmup_steps = (config.optimizer[field] for field in ("schedule", "learning_rate", "warmup_steps"))
+    make, num_steps = make_learning_rate, config.train.num_steps
+    return _make(config, choices.LEARNING_RATE, make, name, rate, num_steps, warmup_steps=warmup_steps)
 
 
 def build_ema_tracker(config: ConfigDict) -> EmaTracker:
@@ -250,7 +252,7 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch of a data source, key) -> (state, metrics), for arrays on the mesh; a pure function, not jitted."""
+    """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
     model, parameterization = build_model(config), build_parameterization(config)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
@@ -266,6 +268,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         loss_fn=build_loss(config),
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
+        skip_nonfinite=config.optimizer.skip_nonfinite,
         timestep_sampler=build_timestep_sampler(config),
         cond_dropout=config.model.label_dropout,
         null_cond=null_cond(config),
@@ -274,9 +277,11 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
 
-    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: dict[str, jax.Array], key: jax.Array, learning_rate: jax.typing.ArrayLike
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         cond = {"cond": batch["label"]} if _num_labels(config) else {}
-        return take_step(state, {"image": batch["image"], **cond}, key)
+        return take_step(state, {"image": batch["image"], **cond}, key, learning_rate)
 
     return step
 

@@ -43,9 +43,10 @@ LOSS = Choice("diffusion", "loss", "loss_options")
 WEIGHTING = Choice("diffusion", "weighting", "weighting_options")
 TIMESTEP_SAMPLER = Choice("diffusion", "timestep_sampler", "timestep_sampler_options")
 OPTIMIZER = Choice("optimizer", "name", "options")
+LEARNING_RATE = Choice("optimizer", "schedule", "schedule_options")
 SAMPLER = Choice("sampling", "sampler", "sampler_options", sweep="samplers")
 FEATURES = Choice("evaluation", "features", "features_options")
-CHOICES = (DATA, NETWORK, SCHEDULE, LOSS, WEIGHTING, TIMESTEP_SAMPLER, OPTIMIZER, SAMPLER, FEATURES)
+CHOICES = (DATA, NETWORK, SCHEDULE, LOSS, WEIGHTING, TIMESTEP_SAMPLER, OPTIMIZER, LEARNING_RATE, SAMPLER, FEATURES)
 
 
 def section_of(config: ConfigDict, choice: Choice) -> str:

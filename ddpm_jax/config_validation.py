@@ -11,7 +11,7 @@ from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.training import optimizer
+from ddpm_jax.training import learning_rate, optimizer
 from ddpm_jax.user_messages import UsageError
 
 LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
@@ -47,6 +47,7 @@ PARTS = {  # choice -> the parts that are shipped; data sets and features have n
     choices.WEIGHTING: loss_weighting.WEIGHTINGS,
     choices.TIMESTEP_SAMPLER: timestep_sampling.TIMESTEP_SAMPLERS,
     choices.OPTIMIZER: optimizer.OPTIMIZERS,
+    choices.LEARNING_RATE: learning_rate.SCHEDULES,
     choices.SAMPLER: SAMPLERS,
 }
 
@@ -89,7 +90,7 @@ def check_config(config: ConfigDict) -> None:
     }
     at_least_0 = {
         "data": ("num_classes",),
-        "optimizer": ("warmup_steps",),
+        "optimizer": ("warmup_steps", "skip_nonfinite"),
         "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every"),
         "sampling": ("num_intermediates",),
         "evaluation": ("max_features", "hutchinson_samples"),
@@ -99,8 +100,9 @@ def check_config(config: ConfigDict) -> None:
             for name in names:
                 if not holds(config[section][name]):
                     raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
-    build.build_model(config)  # raises, like the next two lines
+    build.build_model(config)  # raises, like the next three lines
     build.build_optimizer(config)
+    build.build_learning_rate(config)
     build.build_timestep_sampler(config)
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")

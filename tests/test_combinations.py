@@ -89,6 +89,7 @@ def test_valid_combinations_train(prediction):
             create_state(lambda _, params=params: params, optimizer, jax.random.key(0)),
             batch,
             jax.random.key(1),
+            1.0,
             apply_fn=lambda params, x_t, t, labels, key: linear(params, x_t),
             schedule=build.build_schedule(config),
             optimizer=optimizer,
@@ -171,8 +172,11 @@ def test_every_timestep_sampler_can_be_configured(name):
         ({"model.unet.num_heads": 3}, "^config.model.unet.num_heads is 3, which does not divide the width"),
         ({"model.label_dropout": 0.1, "model.class_conditional": False}, "class_conditional is False"),
         ({"model.name": "transformer"}, "^config.model.name is 'transformer': choose one of unet, or module:function"),
-        ({"optimizer.name": "adamm"}, "^config.optimizer.name is 'adamm': choose one of adam, or module:function"),
-        ({"optimizer.adam.b1": 1.0}, "^config.optimizer: b1 of adam is 1.0: it must be at least 0 and below 1"),
+        (
+            {"optimizer.name": "adamm"},
+            "^config.optimizer.name is 'adamm': choose one of adam, adamw, lion, muon, sgd, or module:function",
+        ),
+        ({"optimizer.adam.b1": 1.0}, "^config.optimizer.adam.b1 is 1.0, out of adam's range: it must be"),
         ({"diffusion.schedule": "cosine", "diffusion.cosine.max_beta": 1.0}, "max_beta is 1.0: it must be above 0 and below 1"),
     ],
 )

@@ -84,13 +84,14 @@ def test_trains_a_step_at_reduced_size(name):
     before = before.replace(params=params, ema_params=params)
     images = rng.integers(0, 256, (8, *build.image_shape(config)), dtype=np.uint8)
     batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
-    after, metrics = train_step(before, batch, jax.random.key(1))
+    learning_rate = build.build_learning_rate(config)
+    after, metrics = train_step(before, batch, jax.random.key(1), learning_rate(0))
     # The target has a mean square of 1 (noise; for v at least that of the image), independent of the outputs.
     least = np.mean(np.square(images / 127.5 - 1)) if config.diffusion.prediction == "v" else 1
     assert least - 5 * np.sqrt(2 / images.size) < float(metrics["loss"]) < 30
     assert int(after.step) == 1
     # Adam's first step is the learning rate times the sign of the gradient, up to its epsilon.
-    rate = float(build.build_learning_rate(config)(0))
+    rate = float(learning_rate(0))
     warmup = config.optimizer.warmup_steps
     assert rate == pytest.approx(config.optimizer.learning_rate / max(1, warmup))
     change = jax.tree.map(lambda new, old: np.abs(np.asarray(new) - np.asarray(old)), after.params, before.params)

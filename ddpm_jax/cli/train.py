@@ -122,11 +122,12 @@ def _train(
             ) as logbook,
         ):
             grids = SampleGrids(config, mesh, run_folder, logbook, source.class_names)
+            learning_rate = build.build_learning_rate(config)
             log = DelayedMetricLogger(
                 logbook,
                 checkpoints,
                 log_every=config.train.log_every,
-                learning_rate=build.build_learning_rate(config),
+                learning_rate=learning_rate,
                 remedies=remedies(config),
             )
             everywhere = meshes.replicated(mesh)
@@ -166,7 +167,7 @@ def _train(
                         break
                     trace(step)
                     batch = next(batches)
-                    state, metrics = train_step(state, batch, key)
+                    state, metrics = train_step(state, batch, key, learning_rate(step))
                     log.add(step + 1, metrics)
                     if step == start_step:
                         log.flush()  # a step with a non-finite loss must not be recorded

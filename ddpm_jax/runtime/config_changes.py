@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
     ),
     "diffusion.timestep_sampler_options": _training("the distribution of t"),
     "diffusion.clip_denoised": _free("only used in sampling"),
-    "optimizer": _training("the optimizer; its state is kept"),
+    "optimizer": _training("the optimizer and the learning rate; the structure of the state is the same"),
     "optimizer.name": Rule("its state is in the checkpoint", _whole, _nothing, read=False),
     "ema.decay": _training("from the next step on"),
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),

@@ -80,8 +80,8 @@ def test_the_train_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, tiny_config, monkeypatch):
     original = build.train_step
 
-    def poisoned(state, batch, key, **kwargs):
-        new, metrics = original(state, batch, key, **kwargs)
+    def poisoned(state, *args, **kwargs):
+        new, metrics = original(state, *args, **kwargs)
         return new, metrics | {"loss": jax.numpy.where(state.step == 4, jax.numpy.nan, metrics["loss"])}
 
     monkeypatch.setattr(build, "train_step", poisoned)
