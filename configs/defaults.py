@@ -110,7 +110,9 @@ def get_config() -> ConfigDict:
     train.sample_num_steps = 20
     train.eval_every = 0  # steps between evaluations by the metrics of config.evaluation; 0 for none
     train.eval_num_samples = 1000  # number of images generated for each of these evaluations
-    train.tensorboard = True  # write TensorBoard event files
+    # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
+    # Biases; its environment variables apply) and module:Class of your own.
+    train.trackers = ("jsonl", "tensorboard")
 
     config.sampling = sampling = ConfigDict()
     # ancestral | ddim | dpmpp_2m | dpmpp_2m_sde | unipc | heun | ode | module:function.

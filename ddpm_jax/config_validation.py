@@ -10,6 +10,7 @@ from ddpm_jax import build, data_config, models
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
 from ddpm_jax.runtime.registry import is_own
+from ddpm_jax.runtime.trackers import check_names
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.training import optimizer
 from ddpm_jax.user_messages import UsageError
@@ -19,6 +20,7 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "ema.power_sigma_rel": float,
     "sampling.guidance_interval": float,
     "data.value_range": float,
+    "train.trackers": str,
     "evaluation.metrics": str,
     "evaluation.checkpoint_steps": int,
     "evaluation.params": str,
@@ -63,6 +65,7 @@ def check_config(config: ConfigDict) -> None:
     check_part("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
     check_part("sampling.sampler", sampling.sampler, SAMPLERS)
     check_part("optimizer.name", config.optimizer.name, optimizer.OPTIMIZERS)
+    check_names(config.train.trackers)
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, like the next line

@@ -228,7 +228,7 @@ def _model_parts(config: ConfigDict) -> tuple[NoiseSchedule, Parameterization, C
 
 
 def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:
-    """params -> {"evaluation/frechet": ...}, for config.train.eval_num_samples images of config.sampling.
+    """params -> {"eval/frechet": ...}, for config.train.eval_num_samples images of config.sampling.
 
     The random keys are those of --mode=sample, so the evaluations do not affect training.
 

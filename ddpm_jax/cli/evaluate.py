@@ -28,7 +28,7 @@ from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
-from ddpm_jax.runtime.tensorboard import TensorBoardWriter
+from ddpm_jax.runtime.trackers import TrackerGroup, run_name
 from ddpm_jax.training import load_params
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
-    with TensorBoardWriter(run_folder, fallback_file=f"{target}/step_N.json") as events:
+    names = config.train.trackers if distributed.is_primary_process() else ()
+    with TrackerGroup(names, run_folder, fallback_file=f"{target}/step_N.json") as tracker:
+        tracker.start(config.to_dict(), run_name(run_folder), None)
         for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, fields):
             config.sampling.update(checkpoint_step=checkpoint_step, params=name)
             params, step = common.restore_params(config, run_folder, mesh)
@@ -75,8 +77,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
             with distributed.raise_on_all_processes():
                 if distributed.is_primary_process():
                     measurement.write_reports()
-                    for result in join(added) if config.train.tensorboard else ():
-                        report.record(events, result)
+                    for result in join(added):
+                        report.record(tracker, result)
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             measurement.print_summary()

@@ -28,12 +28,16 @@ from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
+from ddpm_jax.runtime.trackers import TrackerGroup, run_name
+from ddpm_jax.runtime.trackers.jsonl import METRICS
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError
 
 logger = logging.getLogger(__name__)
+
+PARAMETERS = "parameters.txt"  # in the workdir
 
 
 @distributed.distributed_main()
@@ -71,6 +75,7 @@ def _train(
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
+        tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=METRICS)
     if config.train.eval_every:
         from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
 
@@ -84,6 +89,7 @@ def _train(
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
             logger.info(resume_line(config, run_folder, start_step))
+        tracker.start(config.to_dict(), run_name(run_folder), start_step)
         with (
             GracefulShutdown(distributed.PreemptionSync(mesh) if jax.process_count() > 1 else None) as interrupt,
             TrainLogger(
@@ -92,7 +98,7 @@ def _train(
                 start_step=start_step,
                 batch_size=config.train.batch_size,
                 is_writer=is_writer,
-                tensorboard=config.train.tensorboard,
+                tracker=tracker,
             ) as logbook,
         ):
             grids = SampleGrids(config, mesh, run_folder, logbook, source.class_names)
@@ -148,6 +154,8 @@ def _train(
                             if is_writer:
                                 record_start(config, run_folder, start_step, mesh)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
+                                table = (run_folder / PARAMETERS).read_text(encoding="utf-8")
+                                logbook.log_text(start_step, "parameters", f"```\n{table}```")
                         logger.info(f"first step done {time.monotonic() - started:.1f} s after the start")
             log.flush()
             step = int(state.step)
@@ -211,7 +219,7 @@ def is_due(step: int, every: int) -> bool:
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
     """Write the table of all parameters to parameters.txt in the workdir; return a log line with their number."""
-    file = run_folder / "parameters.txt"
+    file = run_folder / PARAMETERS
     with distributed.raise_on_all_processes():
         if is_writer:
             write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")

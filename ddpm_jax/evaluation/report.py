@@ -14,7 +14,7 @@ from ddpm_jax.evaluation.results import Result, digest, write_json
 from ddpm_jax.plotting import charts, image_grid
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import flatten
-from ddpm_jax.runtime.tensorboard import TensorBoardWriter
+from ddpm_jax.runtime.trackers import Tracker
 from ddpm_jax.training.ema_tracker import parse_power_std
 
 logger = logging.getLogger(__name__)
@@ -202,17 +202,17 @@ def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None,
 
 
 def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a table row as scalars for logging: {"evaluation/frechet": ...}."""
+    """The scores of a table row as scalars for logging: {"eval/frechet": ...}."""
     left_out = ("step", "evaluations")  # the x axis, and a constant
     return {
-        f"evaluation/{name}": float(value)
+        f"eval/{name}": float(value)
         for name, value in row.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in left_out
     }
 
 
-def record(events: TensorBoardWriter, result: Result) -> None:
-    """Write the numbers of a result to TensorBoard, one run per sampler, data set and choice of features."""
+def record(tracker: Tracker, result: Result) -> None:
+    """Write the numbers of a result to the trackers, one curve per sampler, data set and choice of features."""
     key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
     if "sampling" in key:
         key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
@@ -223,4 +223,4 @@ def record(events: TensorBoardWriter, result: Result) -> None:
     numbers = result.row if result.kind == "generated" else result.details
     if result.kind == "ode_bits_per_dim":
         numbers = {f"ode_{name}": value for name, value in numbers.items()}
-    events.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")
+    tracker.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")

@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
-    "train.tensorboard": _free("logging"),
+    "train.trackers": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),
     "edit": _free("only used by the image editing modes"),

@@ -28,12 +28,14 @@ def program_versions() -> dict[str, str]:
     return found
 
 
-def own_modules(names: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> SHA-256 (12 digits) of the loaded modules of all values module:function in nested dictionaries."""
-    found = {}
+def own_modules(names: Mapping[Any, Any]) -> dict[str, str]:
+    """File name -> SHA-256 (12 digits) of the loaded modules of all values module:function in nested dictionaries and lists."""
+    found: dict[str, str] = {}
     for value in names.values():
         if isinstance(value, Mapping):
             found |= own_modules(value)
+        elif isinstance(value, list | tuple):
+            found |= own_modules(dict(enumerate(value)))
         elif isinstance(value, str) and registry.is_own(value):
             file = getattr(sys.modules.get(value.partition(":")[0]), "__file__", None)
             if file and Path(file).is_file() and "site-packages" not in file:

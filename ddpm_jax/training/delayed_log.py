@@ -59,16 +59,16 @@ class DelayedMetricLogger:
             self._logger.tick(step)
 
     def _averages(self, step: int) -> dict[str, float]:
-        """Over the steps since the last such line; `loss_q1` is of the quarter of the chain with the least noise."""
+        """Over the steps since the last such line; `train/loss_q1` is of the quarter of the chain with the least noise."""
         total = {name: sum(metrics[name] for metrics in self._interval) for name in self._interval[0]}
         number = len(self._interval)
-        scalars = {"loss": total["loss"] / number, "grad_norm": total["grad_norm"] / number}
-        scalars["param_norm"] = self._interval[-1]["param_norm"]
-        scalars["learning_rate"] = self._learning_rate(step - 1)
-        scalars |= self._logger.rates()
+        scalars = {"train/loss": total["loss"] / number, "train/grad_norm": total["grad_norm"] / number}
+        scalars["train/param_norm"] = self._interval[-1]["param_norm"]
+        scalars["train/learning_rate"] = self._learning_rate(step - 1)
         for quartile, (losses, count) in enumerate(zip(total["quartile_sum"], total["quartile_count"], strict=True), 1):
             if count:
-                scalars[f"loss_q{quartile}"] = losses / count
+                scalars[f"train/loss_q{quartile}"] = losses / count
+        scalars |= self._logger.rates()
         return {name: float(value) for name, value in scalars.items()}
 
     def _not_finite(self, name: str, step: int) -> str:

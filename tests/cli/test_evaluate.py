@@ -16,7 +16,7 @@ from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import run_record, tensorboard
+from ddpm_jax.runtime import run_record, trackers
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
 from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
@@ -205,9 +205,9 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
         def close(self):
             pass
 
-    monkeypatch.setattr(tensorboard, "_EventFile", Writer)
+    monkeypatch.setattr(trackers.tensorboard, "_EventFile", Writer)
     before = (trained / "metrics.jsonl").read_bytes()
-    fields = FIELDS | {"train.tensorboard": True, "evaluation.metrics": ("frechet", "bits_per_dim")}
+    fields = FIELDS | {"train.trackers": ("tensorboard",), "evaluation.metrics": ("frechet", "bits_per_dim")}
     fields |= {"evaluation.vlb_num_timesteps": 4, "evaluation.num_heldout_images": 8, "evaluation.checkpoint_steps": (4,)}
     assert evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path)) == 0
     assert (trained / "metrics.jsonl").read_bytes() == before
@@ -215,9 +215,9 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
     assert [(curve[:-7], step) for curve, step, _ in written] == [(f"evaluate/{curve}", 4) for curve in curves]
     report = json.loads((tmp_path / "step_4.json").read_text())
     for (_, _, values), row in zip(written[:2], report["generated"][::-1], strict=True):
-        assert values == {"evaluation/count": 12, "evaluation/frechet": row["frechet"]}
-    assert written[2][2]["evaluation/bits_per_dim"] == report["bits_per_dim"][0]["bits_per_dim"]
-    assert "evaluation/exact" not in written[2][2]  # booleans are not logged
+        assert values == {"eval/count": 12, "eval/frechet": row["frechet"]}
+    assert written[2][2]["eval/bits_per_dim"] == report["bits_per_dim"][0]["bits_per_dim"]
+    assert "eval/exact" not in written[2][2]  # booleans are not logged
     assert all(isinstance(value, float) for _, _, values in written for value in values.values())
 
 
@@ -338,7 +338,7 @@ def test_evaluations_during_training_do_not_affect_the_run(trained, tiny_config,
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         params, step = common.restore_params(tiny_config(fields), folder, meshes.make_mesh())
         assert step == 6
-        clock = ("time", "steps_per_second", "images_per_second")
+        clock = ("time", "perf/steps_per_second", "perf/images_per_second", "perf/seconds_left")
         rows = [{name: value for name, value in row.items() if name not in clock} for row in rows]
         return rows, load_params.params_sha256(params)
 
@@ -349,15 +349,15 @@ def test_evaluations_during_training_do_not_affect_the_run(trained, tiny_config,
     shutil.rmtree(tmp_path / "checkpoints" / "6")  # as after a kill: log lines without a checkpoint
     train.run(tiny_config(fields), str(tmp_path))
     assert left(tmp_path) == (rows, digest)
-    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in without]
-    scores = [row for row in rows if "evaluation/frechet" in row]
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [row["train/loss"] for row in without]
+    scores = [row for row in rows if "eval/frechet" in row]
     assert [row["step"] for row in scores] == [4, 6]
     config = tiny_config(fields | {"evaluation.metrics": ("frechet",), "evaluation.samplers": ("ddim",)})
     assert evaluate.run(config, str(trained), output=str(tmp_path / "out")) == 0
     for row in scores:
         report = json.loads((tmp_path / "out" / f"step_{row['step']}.json").read_text())
-        assert row["evaluation/frechet"] == pytest.approx(report["generated"][0]["frechet"], rel=1e-9)
-        assert row["evaluation/count"] == 12
+        assert row["eval/frechet"] == pytest.approx(report["generated"][0]["frechet"], rel=1e-9)
+        assert row["eval/count"] == 12
     with pytest.raises(UsageError, match="eval_every needs frechet or kid or"):
         train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
 

@@ -148,7 +148,7 @@ def test_training_without_tensorflow(tmp_path, command, repository):
     blocker.mkdir()
     for name in ("tensorflow", "tensorboard"):
         (blocker / f"{name}.py").write_text("raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n")
-    line = command(tmp_path / "run", fields={"train.tensorboard": True})
+    line = command(tmp_path / "run", fields={"train.trackers": "('tensorboard',)"})
     code = (
         f"import sys, runpy; sys.path.insert(0, {str(blocker)!r}); sys.argv = {line[1:]!r}; "
         "runpy.run_path('main.py', run_name='__main__')"
