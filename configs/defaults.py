@@ -109,7 +109,10 @@ def get_config() -> ConfigDict:
     # 0: use config.sampling. The last grid uses config.sampling if that is affordable.
     train.sample_num_steps = 20
     train.eval_every = 0  # steps between evaluations by the metrics of config.evaluation; 0 for none
-    train.eval_num_samples = 1000  # number of images generated for each of these evaluations
+    train.eval_num_samples = 1000  # number of images generated for each of these evaluations; 0: none
+    # Number of held-out images (evaluation.heldout_split) whose loss is computed in each of them: eval/loss_ema, eval/loss_raw,
+    # with fixed t and noise; 0: none.
+    train.eval_num_heldout = 1000
     # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
     # Biases; its environment variables apply) and module:Class of your own.
     train.trackers = ("jsonl", "tensorboard")

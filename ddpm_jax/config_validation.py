@@ -91,7 +91,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps",),
-        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every"),
+        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every", "eval_num_samples", "eval_num_heldout"),
         "sampling": ("num_intermediates",),
         "evaluation": ("max_features", "hutchinson_samples"),
     }

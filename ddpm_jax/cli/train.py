@@ -22,7 +22,17 @@ from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, shared_workdir, versions, workdir
+from ddpm_jax.runtime import (
+    config_changes,
+    device_flops,
+    distributed,
+    profiling,
+    rng,
+    run_record,
+    shared_workdir,
+    versions,
+    workdir,
+)
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
@@ -69,17 +79,14 @@ def _train(
     check_held: Callable[[], None],
 ) -> int:
     """The part of `run` that holds the lock of the workdir; `check_held` is called before each save."""
-    is_writer, scores = distributed.is_primary_process(), None
+    is_writer = distributed.is_primary_process()
     with distributed.raise_on_all_processes():
         source = data_config.load_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
         tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=METRICS)
-    if config.train.eval_every:
-        from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
-
-        scores = evaluation_config.build_periodic_scores(config, mesh)
+    evaluate = build_evaluation(config, mesh, run_folder) if config.train.eval_every else None
 
     with CheckpointManager(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
@@ -125,6 +132,7 @@ def _train(
                 ),
                 meshes.batch_sharding(mesh),
             )
+            peak = device_flops.peak_flops(mesh.devices.flat[0]) if is_writer else None
             traced = profiled_steps if is_writer else range(0)
             with contextlib.closing(batches), profiling.profiling(run_folder / "profile", traced) as trace:
                 for step in range(start_step, config.train.num_steps):
@@ -137,7 +145,7 @@ def _train(
                         if is_due(step, config.train.eval_every):
                             log.flush()
                             with logbook.pause():
-                                score(config, scores, state, logbook)
+                                logbook.log_scalars(step, evaluate(state))
                         if stop or is_due(step, config.train.checkpoint_every):
                             log.flush()  # first, so that a non-finite state is never saved
                             check_held()
@@ -146,6 +154,12 @@ def _train(
                         break
                     trace(step)
                     batch = next(batches)
+                    if step == start_step and peak:
+                        flops = device_flops.step_flops(
+                            train_step, state, batch, key, repeats=config.optimizer.accumulation_steps
+                        )
+                        if flops:
+                            logbook.set_step_cost(flops / (peak * mesh.size))
                     state, metrics = train_step(state, batch, key)
                     log.add(step + 1, metrics)
                     if step == start_step:
@@ -167,9 +181,9 @@ def _train(
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
                     ending = grids.save_last(state)
-            if step == config.train.num_steps and scores:
+            if step == config.train.num_steps and evaluate:
                 with logbook.pause():
-                    score(config, scores, state, logbook)
+                    logbook.log_scalars(step, evaluate(state))
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
@@ -248,12 +262,32 @@ def remedies(config: ConfigDict) -> str:
     return " or ".join(flags)
 
 
-def score(config: ConfigDict, scores: Callable[[Any], dict[str, float]], state: TrainState, logbook: TrainLogger) -> None:
-    """Log the scores of images generated with the current parameters; none if the images are not finite."""
-    try:
-        logbook.log_scalars(int(state.step), scores(params_of(config, state)))
-    except NonFiniteSamples as error:  # training continues: the loss is checked separately
-        logger.info(f"no scores for step {int(state.step):,}: {error}")
+def build_evaluation(
+    config: ConfigDict, mesh: jax.sharding.Mesh, run_folder: pathlib.Path
+) -> Callable[[TrainState], dict[str, float]]:
+    """state -> {"eval/loss_ema": ..., "eval/loss_raw": ..., "eval/frechet": ...}: losses of held-out images, and scores.
+
+    Raises:
+      UsageError: a field is invalid, or there is nothing to compute.
+    """
+    from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
+
+    scores = evaluation_config.build_periodic_scores(config, mesh)
+    heldout_loss = evaluation_config.build_heldout_loss(config, mesh, workdir.read_data_identity(run_folder))
+    if scores is None and heldout_loss is None:
+        raise UsageError("config.train.eval_every is set, but no images are generated or held out: set it to 0")
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        values: dict[str, float] = {}
+        if heldout_loss is not None:
+            values = {f"eval/loss_{name}": heldout_loss(state.fields()[field]) for name, field in build.STATE_FIELDS.items()}
+        try:
+            return values | (scores(params_of(config, state)) if scores is not None else {})
+        except NonFiniteSamples as error:  # training continues: the loss is checked separately
+            logger.info(f"no scores for step {int(state.step):,}: {error}")
+            return values
+
+    return evaluate
 
 
 class SampleGrids:

@@ -8,7 +8,7 @@ only read (sample, evaluate, ...) use their own fields from the command line and
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddpm_jax.runtime.errors import ConflictError
@@ -190,7 +190,7 @@ def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries -> {"section.field": value}, with tuples as lists, as in JSON."""
     fields: dict[str, Any] = {}
     for name, value in config.items():

@@ -56,6 +56,7 @@ class TrainLogger(contextlib.AbstractContextManager):
         self._line = StatusLine(sys.stderr if out is None else out, clock)
         self._step = 0
         self._shown: dict[str, float] = {}
+        self._seconds_at_peak: float | None = None
         self._tracker = tracker if is_writer else None
         self._metrics = JsonLines(workdir, start_step) if is_writer else None
 
@@ -86,12 +87,18 @@ class TrainLogger(contextlib.AbstractContextManager):
             self._step = step
         self._show()
 
+    def set_step_cost(self, seconds_at_peak: float) -> None:
+        """Adds the MFU to the rates: a step would take this time at the peak FLOP/s of all devices."""
+        self._seconds_at_peak = seconds_at_peak
+
     def rates(self) -> dict[str, float]:
-        """Recent steps and images per second, excluding pauses, and the seconds left; empty until they are known."""
+        """Recent steps and images per second, excluding pauses, MFU and the seconds left; empty until they are known."""
         steps = self._rate.per_second()
         if steps is None:
             return {}
         found = {"perf/steps_per_second": steps, "perf/images_per_second": steps * self._batch_size}
+        if self._seconds_at_peak is not None:
+            found["perf/mfu"] = steps * self._seconds_at_peak
         return found | {"perf/seconds_left": max(self._total - self._step, 0) / steps}
 
     def log_image(self, step: int, name: str, grid: np.ndarray) -> None:

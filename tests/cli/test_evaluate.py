@@ -358,8 +358,25 @@ def test_evaluations_during_training_do_not_affect_the_run(trained, tiny_config,
         report = json.loads((tmp_path / "out" / f"step_{row['step']}.json").read_text())
         assert row["eval/frechet"] == pytest.approx(report["generated"][0]["frechet"], rel=1e-9)
         assert row["eval/count"] == 12
+        assert 0 < row["eval/loss_ema"] != row["eval/loss_raw"] > 0
     with pytest.raises(UsageError, match="eval_every needs frechet or kid or"):
         train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
+
+
+def test_the_loss_of_held_out_images_alone(tiny_config, tmp_path, capsys):
+    """Without generated images; and without held-out images there is nothing to compute."""
+    fields = FIELDS | {"train.eval_every": 3, "train.eval_num_samples": 0, "train.eval_num_heldout": 16}
+    config = tiny_config(fields)
+    train.run(config, str(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["eval/loss_raw"], row["eval/loss_ema"]) for row in rows if "eval/loss_raw" in row]
+    assert [step for step, *_ in losses] == [3, 6]
+    params, _ = common.restore_params(tiny_config(fields | {"sampling.params": "raw"}), tmp_path / "run", meshes.make_mesh())
+    loss = evaluation_config.build_heldout_loss(config, meshes.make_mesh(), None)
+    assert loss(params) == pytest.approx(losses[-1][1], rel=1e-6)
+    with pytest.raises(UsageError, match="no images are generated or held out: set it to 0"):
+        train.run(tiny_config(fields | {"evaluation.heldout_split": ""}), str(tmp_path / "none"))
+    assert capsys.readouterr().err.count("no loss of held-out images: config.evaluation.heldout_split is empty") == 1
 
 
 @pytest.mark.parametrize(

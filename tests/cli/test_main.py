@@ -155,5 +155,5 @@ def test_training_without_tensorflow(tmp_path, command, repository):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert sum("TensorBoard is off" in row for row in result.stderr.splitlines()) == 1
+    assert sum("the tracker tensorboard is off" in row for row in result.stderr.splitlines()) == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()

@@ -96,6 +96,19 @@ def test_paused_time_does_not_count(tmp_path):
     assert out.getvalue().splitlines()[-1] == "step 10 / 1,000 (1%) · 1.0 steps/s · 64.0 images/s · 16:30 left"
 
 
+def test_rates_with_the_utilization(tmp_path):
+    clock = Clock()
+    with make(tmp_path, clock=clock) as logger:
+        assert logger.rates() == {}
+        for step in range(1, 11):
+            clock.now += 0.5
+            logger.tick(step)
+        expected = {"perf/steps_per_second": 2.0, "perf/images_per_second": 128.0, "perf/seconds_left": 495.0}
+        assert logger.rates() == expected
+        logger.set_step_cost(0.125)
+        assert logger.rates() == expected | {"perf/mfu": 0.25}
+
+
 def test_log_lines_are_printed_above_the_line_of_a_terminal(tmp_path, printed_log):
     clock, out = Clock(), Terminal()
     with make(tmp_path, out, clock) as logger:
