@@ -1,7 +1,7 @@
 """Validates a config before anything is loaded or compiled."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedul
 from ddpm_jax.runtime.registry import is_own
 from ddpm_jax.runtime.trackers import check_names
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.training import optimizer
+from ddpm_jax.training import best_step, optimizer
 from ddpm_jax.user_messages import UsageError
 
 LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
@@ -22,7 +22,6 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "data.value_range": float,
     "train.trackers": str,
     "evaluation.metrics": str,
-    "evaluation.checkpoint_steps": int,
     "evaluation.params": str,
     "evaluation.samplers": str,
     "evaluation.num_steps": int,
@@ -66,6 +65,9 @@ def check_config(config: ConfigDict) -> None:
     check_part("sampling.sampler", sampling.sampler, SAMPLERS)
     check_part("optimizer.name", config.optimizer.name, optimizer.OPTIMIZERS)
     check_names(config.train.trackers)
+    check_choice("train.keep_best", config.train.keep_best, ("", *best_step.TAGS))
+    check_steps("sampling.checkpoint_step", [sampling.checkpoint_step], ("best",))
+    check_steps("evaluation.checkpoint_steps", config.evaluation.checkpoint_steps, ("best", "all"))
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, like the next line
@@ -175,6 +177,14 @@ def check_pairs(config: ConfigDict) -> None:
             raise UsageError(
                 f"config.{field} is {pair}: it must be two numbers {words}, the lower one first, such as {example}"
             )
+
+
+def check_steps(field: str, steps: Iterable[Any], names: tuple[str, ...]) -> None:
+    """Raises UsageError unless each is a step, -1 or one of `names`."""
+    for step in steps:
+        number = int(step) if str(step).removeprefix("-").isdecimal() else -2
+        if number < -1 and step not in names:
+            raise UsageError(f"config.{field} is {step!r}: give a step, -1 for the latest, or {' or '.join(map(repr, names))}")
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:

@@ -47,7 +47,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     with distributed.raise_on_all_processes():
         fields = evaluation_config.params_fields(config)
-        load_params.check_available(workdir.checkpoint_folder(run_folder), config.evaluation.checkpoint_steps, fields)
+        steps = common.checkpoint_steps(config, run_folder, config.evaluation.checkpoint_steps)
+        load_params.check_available(workdir.checkpoint_folder(run_folder), steps, fields)
         cases = [(case, build.build_batched_sampler(case, mesh)) for case in sampling_cases(config)]
         evaluators = {kind: make(config, mesh) for kind, (make, _) in LIKELIHOODS.items() if kind in config.evaluation.metrics}
         trained_on = workdir.read_data_identity(run_folder)
@@ -64,7 +65,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     names = config.train.trackers if distributed.is_primary_process() else ()
     with TrackerGroup(names, run_folder, fallback_file=f"{target}/step_N.json") as tracker:
         tracker.start(config.to_dict(), run_name(run_folder), None)
-        for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, fields):
+        for checkpoint_step, name in itertools.product(steps, fields):
             config.sampling.update(checkpoint_step=checkpoint_step, params=name)
             params, step = common.restore_params(config, run_folder, mesh)
             found = {"step": step, "weights": name, "weights_sha256": load_params.params_sha256(params)}

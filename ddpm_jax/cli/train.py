@@ -38,9 +38,9 @@ from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
-from ddpm_jax.runtime.trackers import TrackerGroup, run_name
-from ddpm_jax.runtime.trackers.jsonl import METRICS
+from ddpm_jax.runtime.trackers import TrackerGroup, jsonl, run_name
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.training.best_step import BestCheckpoint
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError
@@ -85,7 +85,7 @@ def _train(
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
-        tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=METRICS)
+        tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=jsonl.METRICS)
     evaluate = build_evaluation(config, mesh, run_folder) if config.train.eval_every else None
 
     with CheckpointManager(
@@ -116,6 +116,7 @@ def _train(
                 learning_rate=build.build_learning_rate(config),
                 remedies=remedies(config),
             )
+            scores = BestCheckpoint(config.train.keep_best, run_folder, checkpoints) if evaluate else None
             everywhere = meshes.replicated(mesh)
             train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
@@ -136,7 +137,7 @@ def _train(
             traced = profiled_steps if is_writer else range(0)
             with contextlib.closing(batches), profiling.profiling(run_folder / "profile", traced) as trace:
                 for step in range(start_step, config.train.num_steps):
-                    stop = interrupt.check()
+                    stop, is_best = interrupt.check(), False
                     if step > start_step:
                         if is_due(step, config.train.sample_every):
                             log.flush()
@@ -145,8 +146,10 @@ def _train(
                         if is_due(step, config.train.eval_every):
                             log.flush()
                             with logbook.pause():
-                                logbook.log_scalars(step, evaluate(state))
-                        if stop or is_due(step, config.train.checkpoint_every):
+                                values = evaluate(state)
+                                logbook.log_scalars(step, values)
+                                is_best = scores.update(step, values)
+                        if stop or is_best or is_due(step, config.train.checkpoint_every):
                             log.flush()  # first, so that a non-finite state is never saved
                             check_held()
                             checkpoints.save(step, state.fields())
@@ -183,7 +186,9 @@ def _train(
                     ending = grids.save_last(state)
             if step == config.train.num_steps and evaluate:
                 with logbook.pause():
-                    logbook.log_scalars(step, evaluate(state))
+                    values = evaluate(state)
+                    logbook.log_scalars(step, values)
+                    scores.update(step, values)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"

@@ -115,6 +115,7 @@ RULES: dict[str, Rule] = {
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
+    "train.keep_best": _free("which checkpoint is kept and called best"),
     "train.trackers": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),

@@ -17,7 +17,7 @@ from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import run_record, trackers
-from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
+from ddpm_jax.runtime.errors import CheckpointError, ConflictError, ExpectedError, FileAccessError
 from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
@@ -46,7 +46,7 @@ def undated(rows):
 def test_a_table_of_checkpoints_and_samplers_with_provenance(trained, tiny_config, tmp_path, capsys):
     assert evaluate.run(tiny_config(FIELDS), str(trained), output=str(tmp_path / "out")) == 0
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"step_4.json", "step_6.json", "table.md", "images", "results"}
+    assert names == {"step_4.json", "step_6.json", "table.md", "steps.png", "images", "results"}
     table = (tmp_path / "out" / "table.md").read_text()
     out = capsys.readouterr().out
     assert table.splitlines()[0] in out
@@ -379,9 +379,48 @@ def test_the_loss_of_held_out_images_alone(tiny_config, tmp_path, capsys):
     assert capsys.readouterr().err.count("no loss of held-out images: config.evaluation.heldout_split is empty") == 1
 
 
+def test_the_best_checkpoint_survives_a_kill_and_has_a_name(tiny_config, tmp_path, monkeypatch):
+    """Scores of an evaluation at steps without a checkpoint of their own; `best` and `all` name checkpoints."""
+    scores = {1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 9.0, 6: 8.0}
+    monkeypatch.setattr(train, "build_evaluation", lambda *_: lambda state: {"eval/frechet": scores[int(state.step)]})
+    fields = FIELDS | {"train.eval_every": 1, "train.checkpoint_every": 2, "train.max_to_keep": 1}
+    fields |= {"evaluation.metrics": ("frechet",), "evaluation.samplers": ()}
+    checkpoints, run = tmp_path / "run" / "checkpoints", str(tmp_path / "run")
+
+    def saved():
+        return sorted(int(folder.name) for folder in checkpoints.iterdir() if folder.name.isdigit())
+
+    train.run(tiny_config(fields | {"train.num_steps": 4}), run)
+    assert saved() == [3, 4]
+    assert (tmp_path / "run" / "eval" / "training.png").exists()
+    train.run(tiny_config(fields), run)  # as after a kill
+    assert saved() == [3, 6]
+    (step,) = common.checkpoint_steps(tiny_config(fields), tmp_path / "run", ["best"])
+    assert step == 3
+    assert (
+        common.restore_params(tiny_config(fields | {"sampling.checkpoint_step": "best"}), tmp_path / "run", meshes.make_mesh())[
+            1
+        ]
+        == 3
+    )
+    assert evaluate.run(tiny_config(fields | {"evaluation.checkpoint_steps": ("all", "best")}), run) == 0
+    names = {file.name for file in (tmp_path / "run" / "eval").iterdir()}
+    assert {"step_3.json", "step_6.json", "steps.png", "training.png"} <= names
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: config\.train\.keep_best is empty"):
+        common.checkpoint_steps(tiny_config({"train.keep_best": ""}), tmp_path / "run", ["best"])
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: metrics\.jsonl has no eval/kid of a checkpoint"):
+        common.checkpoint_steps(tiny_config({"train.keep_best": "eval/kid"}), tmp_path / "run", ["best"])
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
+        (
+            {"evaluation.checkpoint_steps": ("last",)},
+            r"checkpoint_steps is 'last': give a step, -1 for the latest, or 'best' or 'all'",
+        ),
+        ({"sampling.checkpoint_step": "all"}, r"checkpoint_step is 'all': give a step, -1 for the latest, or 'best'"),
+        ({"train.keep_best": "eval/fid"}, r"keep_best is 'eval/fid': choose one of"),
         ({"evaluation.metrics": ("fid",)}, r"evaluation\.metrics is 'fid': choose one of frechet"),
         ({"evaluation.metrics": ()}, r"evaluation\.metrics is empty"),
         ({"evaluation.num_images": 1}, r"num_images is 1: it must be 4 or more"),
