@@ -200,7 +200,7 @@ def small_config(options: argparse.Namespace):
         "dropout": 0.0,
     }
     config.model.unet.update(network)
-    config.train.update({"batch_size": 16, "num_steps": 1500, "checkpoint_every": 500, "sample_every": 0, "tensorboard": False})
+    config.train.update({"batch_size": 16, "num_steps": 1500, "checkpoint_every": 500, "sample_every": 0, "trackers": ()})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100})
     config.ema.decay = 0.998
     config.sampling.num_images = 256

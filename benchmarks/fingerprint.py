@@ -31,7 +31,7 @@ SAMPLERS = {
 }
 TRAIN = (
     "--config=configs/digits.py --config.train.log_every=1 --config.train.sample_every=0 --config.train.checkpoint_every=100 "
-    "--config.train.tensorboard=False --config.ema.power_sigma_rel=(0.1,) --config.model.label_dropout=0.1"
+    "--config.train.trackers=() --config.ema.power_sigma_rel=(0.1,) --config.model.label_dropout=0.1"
 )
 FEW = "--config.sampling.num_images=8 --config.sampling.num_steps=10"
 EVALUATE = (
@@ -78,7 +78,7 @@ def program(workdir: pathlib.Path, fields: str) -> None:
 def print_training(name: str, run: pathlib.Path) -> None:
     """Losses of all steps, and the state at the end."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for field in ("loss", "grad_norm"):
+    for field in ("train/loss", "train/grad_norm"):
         values = {row["step"]: row[field] for row in rows if field in row}
         show(f"{name}: {len(values)} values of {field}", json.dumps(values).encode())
     for item in sorted(path for path in (run / "checkpoints" / "200").iterdir() if (path / "_METADATA").exists()):

@@ -44,7 +44,7 @@ CONFIG = (
     "train.max_to_keep=2",
     "train.keep_period=50",
     "train.sample_every=0",
-    "train.tensorboard=False",
+    "train.trackers=()",
 )
 TIMEOUT_S = 600.0
 

@@ -21,7 +21,7 @@ OPTIMIZERS = ("adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine")
 SEEDS = (0, 1, 2)
 LAST_STEPS = 500  # the loss is the mean over these
-TRAIN = "--config=configs/digits.py --config.train.sample_every=0 --config.train.tensorboard=False"
+TRAIN = "--config=configs/digits.py --config.train.sample_every=0 --config.train.trackers=()"
 EVALUATE = (
     "--mode=evaluate --config.evaluation.class_proportions=uniform --config.evaluation.vlb_num_timesteps=40 "
     "--config.evaluation.metrics=('frechet','bits_per_dim')"

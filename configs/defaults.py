@@ -132,8 +132,16 @@ def get_config() -> ConfigDict:
     # 0: use config.sampling. The last grid uses config.sampling if that is affordable.
     train.sample_num_steps = 20
     train.eval_every = 0  # steps between evaluations by the metrics of config.evaluation; 0 for none
-    train.eval_num_samples = 1000  # number of images generated for each of these evaluations
-    train.tensorboard = True  # write TensorBoard event files
+    train.eval_num_samples = 1000  # number of images generated for each of these evaluations; 0: none
+    # Number of held-out images (evaluation.heldout_split) whose loss is computed in each of them: eval/loss_ema, eval/loss_raw,
+    # with fixed t and noise; 0: none.
+    train.eval_num_heldout = 1000
+    # Score of the evaluations during training whose best checkpoint is never deleted: eval/frechet | eval/kid |
+    # eval/inception_score | eval/precision | eval/recall | eval/loss_ema | eval/loss_raw; "" for none.
+    train.keep_best = "eval/frechet"
+    # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
+    # Biases; its environment variables apply) and module:Class of your own.
+    train.trackers = ("jsonl", "tensorboard")
 
     config.sampling = sampling = ConfigDict()
     # ancestral | ddim | dpmpp_2m | dpmpp_2m_sde | unipc | heun | ode | module:function.
@@ -161,7 +169,8 @@ def get_config() -> ConfigDict:
     sampling.params = "ema"
     # Class to generate with a class-conditional model: a label in 0..num_classes-1 or the name of a class; -1: each in turn.
     sampling.label = config_dict.FieldReference(-1, field_type=object)
-    sampling.checkpoint_step = -1  # step of the checkpoint to use; -1 for the latest
+    # Step of the checkpoint to use; -1 for the latest, best for that with the best score (train.keep_best).
+    sampling.checkpoint_step = config_dict.FieldReference(-1, field_type=object)
     sampling.num_intermediates = 0  # number of intermediate steps to save, of the first 64 images; 0 for none
     sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, for its evaluator)
 
@@ -190,7 +199,8 @@ def get_config() -> ConfigDict:
     # ode_bits_per_dim: random directions per image of Hutchinson's trace estimator; 0: exact trace, for small images.
     evaluation.hutchinson_samples = 1
     evaluation.ode_tolerance = 1e-5  # ode_bits_per_dim: relative and absolute tolerance of the ODE solver, in (0, 1)
-    evaluation.checkpoint_steps = (-1,)  # steps of the checkpoints to evaluate; -1 for the latest
+    # Steps of the checkpoints to evaluate; -1 for the latest, 'best' as in sampling.checkpoint_step, 'all' for all of them.
+    evaluation.checkpoint_steps = (-1,)
     evaluation.params = ()  # parameters to evaluate, named as in sampling.params; (): sampling.params
     evaluation.samplers = ()  # samplers to evaluate; (): sampling.sampler
     evaluation.num_steps = ()  # numbers of steps to evaluate each sampler with; (): sampling.num_steps

@@ -1,7 +1,7 @@
 """Validates a config before anything is loaded or compiled."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,8 +10,9 @@ from ddpm_jax import build, choices, data_config, models
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
 from ddpm_jax.runtime.registry import is_custom
+from ddpm_jax.runtime.trackers import check_names
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.training import learning_rate, optimizer
+from ddpm_jax.training import best_step, learning_rate, optimizer
 from ddpm_jax.user_messages import UsageError
 
 LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
@@ -19,8 +20,8 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "ema.power_sigma_rel": float,
     "sampling.guidance_interval": float,
     "data.value_range": float,
+    "train.trackers": str,
     "evaluation.metrics": str,
-    "evaluation.checkpoint_steps": int,
     "evaluation.params": str,
     "evaluation.samplers": str,
     "evaluation.num_steps": int,
@@ -66,6 +67,10 @@ def check_config(config: ConfigDict) -> None:
     check_choice("model.dtype", model.dtype, build.DTYPES)
     check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
     check_choice("diffusion.variance", process.variance, variances.VARIANCES)
+    check_names(config.train.trackers)
+    check_choice("train.keep_best", config.train.keep_best, ("", *best_step.TAGS))
+    check_steps("sampling.checkpoint_step", [sampling.checkpoint_step], ("best",))
+    check_steps("evaluation.checkpoint_steps", config.evaluation.checkpoint_steps, ("best", "all"))
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, like the next line
@@ -91,7 +96,7 @@ def check_config(config: ConfigDict) -> None:
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps", "skip_nonfinite"),
-        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every"),
+        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every", "eval_num_samples", "eval_num_heldout"),
         "sampling": ("num_intermediates",),
         "evaluation": ("max_features", "hutchinson_samples"),
     }
@@ -180,6 +185,14 @@ def check_guidance_interval(config: ConfigDict) -> None:
             f"config.sampling.guidance_interval is {pair}: it must be two numbers from 0 to 1, the lower one first, such as "
             "(0.2,0.8)"
         )
+
+
+def check_steps(field: str, steps: Iterable[Any], names: tuple[str, ...]) -> None:
+    """Raises UsageError unless each is a step, -1 or one of `names`."""
+    for step in steps:
+        number = int(step) if str(step).removeprefix("-").isdecimal() else -2
+        if number < -1 and step not in names:
+            raise UsageError(f"config.{field} is {step!r}: give a step, -1 for the latest, or {' or '.join(map(repr, names))}")
 
 
 def check_choice(field: str, value: Any, values: Any) -> None:

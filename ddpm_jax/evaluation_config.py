@@ -1,5 +1,6 @@
 """Validates config.evaluation and builds its components: reference, features, metrics and likelihood evaluators."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import held_out as held_out_images
-from ddpm_jax.evaluation import reference
+from ddpm_jax.evaluation import heldout_loss, reference
 from ddpm_jax.evaluation.class_proportions import PROPORTIONS, ClassProportions
 from ddpm_jax.evaluation.feature_extraction import FeatureCollector
 from ddpm_jax.evaluation.held_out import HeldOut
@@ -28,6 +29,8 @@ from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.user_messages import UsageError, UserError, config_errors
+
+logger = logging.getLogger(__name__)
 
 LIKELIHOODS = ("bits_per_dim", "ode_bits_per_dim")  # these need held-out images
 METRICS = (*SAMPLE_METRICS, *LIKELIHOODS)
@@ -227,8 +230,37 @@ def _model_parts(config: ConfigDict) -> tuple[NoiseSchedule, Parameterization, C
     return build.build_schedule(config), build.build_parameterization(config), build.build_denoise_fn(config)
 
 
-def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:
-    """params -> {"evaluation/frechet": ...}, for config.train.eval_num_samples images of config.sampling.
+def build_heldout_loss(
+    config: ConfigDict, mesh: jax.sharding.Mesh, trained_on: data_identity.Identity | None
+) -> Callable[[Any], float] | None:
+    """params -> the training loss of config.train.eval_num_heldout held-out images; None, with a log line, if there are none.
+
+    Raises:
+      ExpectedError: as `find_held_out`.
+    """
+    if not config.train.eval_num_heldout:
+        return None
+    with distributed.raise_on_all_processes():
+        held_out = find_held_out(config, trained_on)
+        if held_out.source is None:
+            logger.info(f"no loss of held-out images: {'; '.join(held_out.notes)}")
+            return None
+        images, labels = heldout_loss.read_evenly(held_out.source, config.train.eval_num_heldout)
+    schedule, parameterization, make_denoise_fn = _model_parts(config)
+    return heldout_loss.HeldoutLoss(
+        images,
+        labels if config.model.class_conditional else None,
+        schedule=schedule,
+        parameterization=parameterization,
+        loss_fn=build.build_loss(config),
+        make_denoise_fn=make_denoise_fn,
+        mesh=mesh,
+        batch_size=config.evaluation.batch_size,
+    )
+
+
+def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]] | None:
+    """params -> {"eval/frechet": ...}, for config.train.eval_num_samples images of config.sampling; None for 0 images.
 
     The random keys are those of --mode=sample, so the evaluations do not affect training.
 
@@ -236,13 +268,19 @@ def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callab
       UsageError: a field of config.evaluation is invalid, or no metric scores generated images.
     """
     case, number = config.copy_and_resolve_references(), config.train.eval_num_samples
+    if not number:
+        return None
     case.sampling.update(num_images=number, num_intermediates=0)
     with distributed.raise_on_all_processes():
         check_evaluation(config)
         if not set(config.evaluation.metrics) & set(SAMPLE_METRICS):
-            raise UsageError(f"config.train.eval_every needs {' or '.join(SAMPLE_METRICS)} in config.evaluation.metrics")
+            choices = " or ".join(SAMPLE_METRICS)
+            raise UsageError(
+                f"config.train.eval_every needs {choices} in config.evaluation.metrics, or config.train.eval_num_samples=0 "
+                "for the loss of held-out images only"
+            )
         if number <= NUM_NEIGHBORS:
-            raise UsageError(f"config.train.eval_num_samples is {number}: it must be above {NUM_NEIGHBORS}")
+            raise UsageError(f"config.train.eval_num_samples is {number}: it must be above {NUM_NEIGHBORS}, or 0 for none")
         sampler = build.build_batched_sampler(case, mesh)
     scorer, key = build_scorer(config, mesh), rng.purpose_key(case.sampling.seed, "sample")
     labels = data_config.sampling_labels(case, scorer.classes.counts)

@@ -58,7 +58,7 @@ WORKDIR = {workdir!r}
 FIELDS = [
     "--config.model.unet.ch=8", "--config.model.unet.ch_mult=(1,)", "--config.model.unet.attn_resolutions=()",
     "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
-    "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.tensorboard=False",
+    "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.trackers=()",
     "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
     "--config.visualize.num_stages=6",
 ]

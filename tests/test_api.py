@@ -23,7 +23,7 @@ TINY = {
     "train.log_every": 2,
     "train.checkpoint_every": 2,
     "train.sample_every": 0,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "sampling.num_steps": 4,
     "evaluation.num_images": 12,
     "evaluation.num_heldout_images": 6,

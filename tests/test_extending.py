@@ -36,7 +36,7 @@ TINY = {
     "train.batch_size": 8,
     "train.checkpoint_every": 2,
     "train.sample_every": 0,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "sampling.num_steps": 3,
     "evaluation.num_images": 32,
 }
@@ -92,7 +92,7 @@ def test_the_training_commands_train(arguments, my_parts):
 
 def test_sampling_and_evaluation_use_the_parts(my_parts, monkeypatch):
     """Euler's method is DDIM, to float32 rounding."""
-    network, with_euler, with_features = COMMANDS[0], COMMANDS[-3], COMMANDS[-1]
+    network, with_euler, with_features = COMMANDS[0], COMMANDS[-4], COMMANDS[-2]
     assert "--config.sampling.sampler=my_parts:euler" in with_euler
     config, flags = configured(network)
     train.run(config, flags["workdir"])
@@ -107,6 +107,21 @@ def test_sampling_and_evaluation_use_the_parts(my_parts, monkeypatch):
     assert np.abs(images["euler"] - images["ddim"]).max() <= 1
     config, flags = configured([*network, *with_features[2:]])
     assert evaluate.run(config, flags["workdir"]) == 0
+
+
+def test_the_tracker_gets_training_and_evaluation(my_parts):
+    network, with_features, with_tracker = COMMANDS[0], COMMANDS[-2], COMMANDS[-1]
+    config, flags = configured([*network, *with_tracker[1:], "--config.train.log_every=1"])
+    assert config.train.trackers == ("tensorboard", "my_parts:CsvTracker")
+    train.run(config, flags["workdir"])
+    config, _ = configured([*network, *with_tracker[1:], *with_features[2:]])
+    evaluate.run(config, flags["workdir"])
+    lines = (my_parts / flags["workdir"] / "metrics.csv").read_text().splitlines()
+    starts = [line for line in lines if line.startswith("#")]
+    assert starts == ["# runs/mlp, seed 0, step 0", "# runs/mlp, seed 0, step None"]
+    tags = [line.split(",")[:2] for line in lines]
+    assert [step for step, tag in tags if tag == "train/loss"] == ["1", "2"]
+    assert [tag.rpartition("/")[2] for step, tag in tags if tag.startswith("evaluate/")] == ["count", "frechet"]
 
 
 def test_a_run_remembers_its_parts(my_parts):

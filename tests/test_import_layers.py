@@ -81,7 +81,8 @@ HOMES = {
         "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES),
     },
-    "tensorboard": {"runtime/tensorboard.py"},
+    "tensorboard": {"runtime/trackers/tensorboard.py"},
+    "wandb": {"runtime/trackers/wandb.py"},
     "tensorflow": set(),  # takes five seconds to import, and the memory of GPUs
     "matplotlib": {"plotting/filmstrip.py", "plotting/charts.py"},
 }

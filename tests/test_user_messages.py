@@ -124,7 +124,7 @@ def parse(argv):
         ("train.batch_size=x", "flag --config.train.batch_size=x: 'x' is not an integer"),
         ("train.batch_size=1.5", "flag --config.train.batch_size=1.5: '1.5' is not an integer"),
         ("optimizer.learning_rate=x", "flag --config.optimizer.learning_rate=x: 'x' is not a number"),
-        ("train.tensorboard=x", "flag --config.train.tensorboard=x: 'x' is neither true nor false"),
+        ("data.random_flip=x", "flag --config.data.random_flip=x: 'x' is neither true nor false"),
         (
             "model.unet.ch_mult=(1,",
             "flag --config.model.unet.ch_mult=(1,: (1, is not a list: write it as '(1,2)', quotes included",

@@ -88,7 +88,7 @@ def test_its_metadata(wheel):
     assert (text["Name"], text["Version"]) == ("ddpm-jax", ddpm_jax.__version__)
     assert text["License-Expression"] == "Apache-2.0"
     assert text.get_payload().startswith("# ddpm_jax")
-    assert {"tensorboard", "tfds", "cuda12", "cuda13", "tpu", "dev"} <= set(text.get_all("Provides-Extra"))
+    assert {"tensorboard", "wandb", "tfds", "cuda12", "cuda13", "tpu", "dev"} <= set(text.get_all("Provides-Extra"))
     base = [line for line in text.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("jax>=") for line in base)
     assert not [line for line in base if line.startswith("tensor")]

@@ -20,8 +20,11 @@ from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, npz, paths, rng, shared_workdir, workdir
 from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime.checkpoint import CheckpointManager
+from ddpm_jax.runtime.errors import CheckpointError
+from ddpm_jax.runtime.trackers import jsonl
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
-from ddpm_jax.training import load_params
+from ddpm_jax.training import best_step, load_params
 from ddpm_jax.user_messages import UsageError, UserError
 
 
@@ -77,7 +80,8 @@ def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.shard
       ExpectedError: there is no checkpoint, or the EMA cannot be computed from the checkpoints.
     """
     state = jax.eval_shape(build.build_init(config), rng.purpose_key(config.seed, "init"))
-    sharding, step = meshes.replicated(mesh), config.sampling.checkpoint_step
+    sharding = meshes.replicated(mesh)
+    (step,) = checkpoint_steps(config, run_folder, [config.sampling.checkpoint_step])
     return load_params.restore(
         workdir.checkpoint_folder(run_folder),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state.params),
@@ -86,6 +90,36 @@ def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.shard
         power_sigma_rel=config.ema.power_sigma_rel,
         step=None if step == -1 else step,
     )
+
+
+def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequence[int | str]) -> list[int]:
+    """The steps that config.sampling.checkpoint_step or config.evaluation.checkpoint_steps name, without repetitions.
+
+    Args:
+      config: config.train.keep_best is the score of "best".
+      run_folder: the workdir.
+      named: steps, -1 for the latest (unchanged), "best" or "all".
+
+    Raises:
+      CheckpointError: no checkpoint has that score.
+    """
+    found: list[int] = []
+    for step in named:
+        if step not in ("best", "all"):
+            found.append(int(step))
+            continue
+        with CheckpointManager(workdir.checkpoint_folder(run_folder), max_to_keep=1, read_only=True) as checkpoints:
+            steps = checkpoints.steps()
+        if step == "all":
+            found += steps or [-1]  # the latest: the error states that there is none
+            continue
+        tag = config.train.keep_best
+        best = best_step.best_of(jsonl.read_metrics(run_folder), tag, steps).step if tag else None
+        if best is None:
+            why = f"metrics.jsonl has no {tag} of a checkpoint" if tag else "config.train.keep_best is empty"
+            raise CheckpointError(f"there is no best checkpoint: {why}; train with config.train.eval_every, or give a step")
+        found.append(best)
+    return list(dict.fromkeys(found))
 
 
 def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
-from ddpm_jax.runtime.tensorboard import TensorBoardWriter
+from ddpm_jax.runtime.trackers import TrackerGroup, run_name
 from ddpm_jax.training import load_params
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def evaluate(config: ConfigDict, folder: str, output: str = "") -> "Measurement"
     target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     with distributed.raise_on_all_processes():
         fields = evaluation_config.params_fields(config)
-        load_params.check_available(workdir.checkpoint_folder(run_folder), config.evaluation.checkpoint_steps, fields)
+        steps = common.checkpoint_steps(config, run_folder, config.evaluation.checkpoint_steps)
+        load_params.check_available(workdir.checkpoint_folder(run_folder), steps, fields)
         cases = [(case, build.build_batched_sampler(case, mesh)) for case in sampling_cases(config)]
         evaluators = {kind: make(config, mesh) for kind, (make, _) in LIKELIHOODS.items() if kind in config.evaluation.metrics}
         trained_on = workdir.read_data_identity(run_folder)
@@ -82,8 +83,10 @@ def evaluate(config: ConfigDict, folder: str, output: str = "") -> "Measurement"
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
-    with TensorBoardWriter(run_folder, fallback_file=f"{target}/step_N.json") as events:
-        for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, fields):
+    names = config.train.trackers if distributed.is_primary_process() else ()
+    with TrackerGroup(names, run_folder, fallback_file=f"{target}/step_N.json") as tracker:
+        tracker.start(config.to_dict(), run_name(run_folder), None)
+        for checkpoint_step, name in itertools.product(steps, fields):
             config.sampling.update(checkpoint_step=checkpoint_step, params=name)
             params, step = common.restore_params(config, run_folder, mesh)
             found = {"step": step, "weights": name, "weights_sha256": load_params.params_sha256(params)}
@@ -96,8 +99,8 @@ def evaluate(config: ConfigDict, folder: str, output: str = "") -> "Measurement"
             with distributed.raise_on_all_processes():
                 if distributed.is_primary_process():
                     measurement.write_reports()
-                    for result in join(added) if config.train.tensorboard else ():
-                        report.record(events, result)
+                    for result in join(added):
+                        report.record(tracker, result)
     return measurement
 
 

@@ -22,18 +22,32 @@ from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, shared_workdir, versions, workdir
+from ddpm_jax.runtime import (
+    config_changes,
+    device_flops,
+    distributed,
+    profiling,
+    rng,
+    run_record,
+    shared_workdir,
+    versions,
+    workdir,
+)
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
+from ddpm_jax.runtime.trackers import TrackerGroup, jsonl, run_name
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.training.best_step import BestCheckpoint
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError
 
 logger = logging.getLogger(__name__)
+
+PARAMETERS = "parameters.txt"  # in the workdir
 
 
 @distributed.distributed_main()
@@ -91,16 +105,14 @@ def _train(
     check_held: Callable[[], None],
 ) -> Training:
     """The part of `train` that holds the lock of the workdir; `check_held` is called before each save."""
-    is_writer, scores = distributed.is_primary_process(), None
+    is_writer = distributed.is_primary_process()
     with distributed.raise_on_all_processes():
         source = data_config.load_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
-    if config.train.eval_every:
-        from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
-
-        scores = evaluation_config.build_periodic_scores(config, mesh)
+        tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=jsonl.METRICS)
+    evaluate = build_evaluation(config, mesh, run_folder) if config.train.eval_every else None
 
     with CheckpointManager(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
@@ -110,6 +122,7 @@ def _train(
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
             logger.info(resume_line(config, run_folder, start_step))
+        tracker.start(config.to_dict(), run_name(run_folder), start_step)
         with (
             GracefulShutdown(distributed.PreemptionSync(mesh) if jax.process_count() > 1 else None) as interrupt,
             TrainLogger(
@@ -118,7 +131,7 @@ def _train(
                 start_step=start_step,
                 batch_size=config.train.batch_size,
                 is_writer=is_writer,
-                tensorboard=config.train.tensorboard,
+                tracker=tracker,
             ) as logbook,
         ):
             grids = SampleGrids(config, mesh, run_folder, logbook, source.class_names)
@@ -130,6 +143,7 @@ def _train(
                 learning_rate=learning_rate,
                 remedies=remedies(config),
             )
+            scores = BestCheckpoint(config.train.keep_best, run_folder, checkpoints) if evaluate else None
             everywhere = meshes.replicated(mesh)
             train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
@@ -146,10 +160,11 @@ def _train(
                 ),
                 meshes.batch_sharding(mesh),
             )
+            peak = device_flops.peak_flops(mesh.devices.flat[0]) if is_writer else None
             traced = profiled_steps if is_writer else range(0)
             with contextlib.closing(batches), profiling.profiling(run_folder / "profile", traced) as trace:
                 for step in range(start_step, config.train.num_steps):
-                    stop = interrupt.check()
+                    stop, is_best = interrupt.check(), False
                     if step > start_step:
                         if is_due(step, config.train.sample_every):
                             log.flush()
@@ -158,8 +173,10 @@ def _train(
                         if is_due(step, config.train.eval_every):
                             log.flush()
                             with logbook.pause():
-                                score(config, scores, state, logbook)
-                        if stop or is_due(step, config.train.checkpoint_every):
+                                values = evaluate(state)
+                                logbook.log_scalars(step, values)
+                                is_best = scores.update(step, values)
+                        if stop or is_best or is_due(step, config.train.checkpoint_every):
                             log.flush()  # first, so that a non-finite state is never saved
                             check_held()
                             checkpoints.save(step, state.fields())
@@ -167,6 +184,12 @@ def _train(
                         break
                     trace(step)
                     batch = next(batches)
+                    if step == start_step and peak:
+                        flops = device_flops.step_flops(
+                            train_step, state, batch, key, learning_rate(step), repeats=config.optimizer.accumulation_steps
+                        )
+                        if flops:
+                            logbook.set_step_cost(flops / (peak * mesh.size))
                     state, metrics = train_step(state, batch, key, learning_rate(step))
                     log.add(step + 1, metrics)
                     if step == start_step:
@@ -175,6 +198,8 @@ def _train(
                             if is_writer:
                                 record_start(config, run_folder, start_step, mesh)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
+                                table = (run_folder / PARAMETERS).read_text(encoding="utf-8")
+                                logbook.log_text(start_step, "parameters", f"```\n{table}```")
                         logger.info(f"first step done {time.monotonic() - started:.1f} s after the start")
             log.flush()
             step = int(state.step)
@@ -186,9 +211,11 @@ def _train(
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
                     ending = grids.save_last(state)
-            if step == config.train.num_steps and scores:
+            if step == config.train.num_steps and evaluate:
                 with logbook.pause():
-                    score(config, scores, state, logbook)
+                    values = evaluate(state)
+                    logbook.log_scalars(step, values)
+                    scores.update(step, values)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
@@ -239,7 +266,7 @@ def is_due(step: int, every: int) -> bool:
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
     """Write the table of all parameters to parameters.txt in the workdir; return a log line with their number."""
-    file = run_folder / "parameters.txt"
+    file = run_folder / PARAMETERS
     with distributed.raise_on_all_processes():
         if is_writer:
             write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
@@ -268,12 +295,32 @@ def remedies(config: ConfigDict) -> str:
     return " or ".join(flags)
 
 
-def score(config: ConfigDict, scores: Callable[[Any], dict[str, float]], state: TrainState, logbook: TrainLogger) -> None:
-    """Log the scores of images generated with the current parameters; none if the images are not finite."""
-    try:
-        logbook.log_scalars(int(state.step), scores(params_of(config, state)))
-    except NonFiniteSamples as error:  # training continues: the loss is checked separately
-        logger.info(f"no scores for step {int(state.step):,}: {error}")
+def build_evaluation(
+    config: ConfigDict, mesh: jax.sharding.Mesh, run_folder: pathlib.Path
+) -> Callable[[TrainState], dict[str, float]]:
+    """state -> {"eval/loss_ema": ..., "eval/loss_raw": ..., "eval/frechet": ...}: losses of held-out images, and scores.
+
+    Raises:
+      UsageError: a field is invalid, or there is nothing to compute.
+    """
+    from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
+
+    scores = evaluation_config.build_periodic_scores(config, mesh)
+    heldout_loss = evaluation_config.build_heldout_loss(config, mesh, workdir.read_data_identity(run_folder))
+    if scores is None and heldout_loss is None:
+        raise UsageError("config.train.eval_every is set, but no images are generated or held out: set it to 0")
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        values: dict[str, float] = {}
+        if heldout_loss is not None:
+            values = {f"eval/loss_{name}": heldout_loss(state.fields()[field]) for name, field in build.STATE_FIELDS.items()}
+        try:
+            return values | (scores(params_of(config, state)) if scores is not None else {})
+        except NonFiniteSamples as error:  # training continues: the loss is checked separately
+            logger.info(f"no scores for step {int(state.step):,}: {error}")
+            return values
+
+    return evaluate
 
 
 class SampleGrids:

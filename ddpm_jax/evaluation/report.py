@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.evaluation.results import Result, digest, write_json
-from ddpm_jax.plotting import charts, image_grid
+from ddpm_jax.plotting import charts, image_grid, score_charts
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import flatten
-from ddpm_jax.runtime.tensorboard import TensorBoardWriter
+from ddpm_jax.runtime.trackers import Tracker
 from ddpm_jax.training.ema_tracker import parse_power_std
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint; "real" does not
+STEP_SCORES = ("frechet", "kid", "inception score", "precision", "recall", "bits/dim")  # a chart each, over steps
 ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
 # Fields of the keys that every table shows in its columns anyway.
 SHOWN = (
@@ -53,7 +54,7 @@ def write(target: pathlib.Path, results: list[Result]) -> None:
     for name, some in stems.items():
         write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
     write_atomically(target / "table.md", f"{table(results)}\n{ABOUT}\n")
-    for file, picture in sweep_charts(results).items():
+    for file, picture in (sweep_charts(results) | step_charts(results)).items():
         image_grid.save_png(target / file, picture)
 
 
@@ -168,6 +169,26 @@ def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
     return pictures
 
 
+def step_charts(results: list[Result]) -> dict[str, np.ndarray]:
+    """Scores over steps, if several checkpoints were evaluated: file name -> image. A curve for each way of measuring."""
+    curves: dict[str, list[Result]] = {}
+    for result in results:
+        if result.kind in ("generated", "bits_per_dim"):
+            key = {name: value for name, value in flatten(result.key).items() if not name.endswith(("step", "weights_sha256"))}
+            curves.setdefault(digest(key), []).append(result)
+    extra, rows_of = _distinguishing(results), {}
+    for some in curves.values():
+        first = some[0]
+        others = {name: value for name, value in extra[first.group].items() if name not in ("step", "weights")}
+        parts = [str(first.row.get("sampler", "")), first.row["weights"], *(f"{k} {v}" for k, v in others.items())]
+        label = ", ".join(part for part in parts if part)
+        while label in rows_of:
+            label += "'"
+        rows_of[label] = [result.row for result in some]
+    picture = score_charts.draw_scores(rows_of, STEP_SCORES)
+    return {} if picture is None else {"steps.png": picture}
+
+
 def _comparable(result: Result) -> str:
     """A digest that is equal for comparable distances. Real images are compared regardless of their number."""
     return digest([result.key["reference"], result.key["features"]])
@@ -202,17 +223,17 @@ def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None,
 
 
 def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a table row as scalars for logging: {"evaluation/frechet": ...}."""
+    """The scores of a table row as scalars for logging: {"eval/frechet": ...}."""
     left_out = ("step", "evaluations")  # the x axis, and a constant
     return {
-        f"evaluation/{name}": float(value)
+        f"eval/{name.replace(' ', '_')}": float(value)
         for name, value in row.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in left_out
     }
 
 
-def record(events: TensorBoardWriter, result: Result) -> None:
-    """Write the numbers of a result to TensorBoard, one run per sampler, data set and choice of features."""
+def record(tracker: Tracker, result: Result) -> None:
+    """Write the numbers of a result to the trackers, one curve per sampler, data set and choice of features."""
     key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
     if "sampling" in key:
         key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
@@ -223,4 +244,4 @@ def record(events: TensorBoardWriter, result: Result) -> None:
     numbers = result.row if result.kind == "generated" else result.details
     if result.kind == "ode_bits_per_dim":
         numbers = {f"ode_{name}": value for name, value in numbers.items()}
-    events.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")
+    tracker.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")

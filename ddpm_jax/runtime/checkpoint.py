@@ -68,7 +68,8 @@ class CheckpointManager(contextlib.AbstractContextManager):
         self._manager: ocp.CheckpointManager | None = None
         if read_only and not all_processes(self.directory.is_dir()):
             return
-        keep: list[Any] = [policies.LatestN(max_to_keep)]
+        self._pinned = _Pinned()
+        keep: list[Any] = [policies.LatestN(max_to_keep), self._pinned]
         if keep_period:
             keep.append(policies.EveryNSteps(keep_period))
         options = ocp.CheckpointManagerOptions(
@@ -97,6 +98,13 @@ class CheckpointManager(contextlib.AbstractContextManager):
         """The newest step with a checkpoint; None if there is none."""
         steps = self.steps()
         return steps[-1] if steps else None
+
+    def pin(self, step: int) -> None:
+        """Never delete the checkpoint of `step`, from the next save on; the step pinned before is no longer kept for that.
+
+        Every process must pin the same step. It is not recorded: pin again after a start.
+        """
+        self._pinned.step = step
 
     def save(self, step: int, state: State, *, wait: bool = False) -> bool:
         """Writes `state` in the background; its buffers may be donated as soon as this returns.
@@ -285,6 +293,15 @@ class CheckpointManager(contextlib.AbstractContextManager):
             "Earlier checkpoints are complete: after fixing this, rerun the same command to resume"
         )
         return self._failure
+
+
+class _Pinned:
+    """A preservation policy of Orbax that keeps one step. Orbax deletes others only after the new checkpoint is complete."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        return [info.step == self.step for info in checkpoints]
 
 
 def _catch_corruption(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:

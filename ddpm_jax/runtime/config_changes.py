@@ -8,7 +8,7 @@ only read (sample, evaluate, ...) use their own fields from the command line and
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddpm_jax.runtime.errors import ConflictError
@@ -115,7 +115,8 @@ RULES: dict[str, Rule] = {
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
-    "train.tensorboard": _free("logging"),
+    "train.keep_best": _free("which checkpoint is kept and called best"),
+    "train.trackers": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),
     "edit": _free("only used by the image editing modes"),
@@ -190,7 +191,7 @@ def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries -> {"section.field": value}, with tuples as lists, as in JSON."""
     fields: dict[str, Any] = {}
     for name, value in config.items():

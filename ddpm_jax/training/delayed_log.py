@@ -66,18 +66,18 @@ class DelayedMetricLogger:
             self._logger.tick(step)
 
     def _averages(self, step: int) -> dict[str, float]:
-        """Over the steps since the last such line; `loss_q1` is of the quarter of the chain with the least noise."""
+        """Over the steps since the last such line; `train/loss_q1` is of the quarter of the chain with the least noise."""
         last, taken = self._interval[-1], [metrics for metrics in self._interval if not metrics.get("skipped")]
-        scalars = {name: sum(metrics[name] for metrics in taken) / len(taken) for name in ("loss", "grad_norm") if taken}
-        scalars["param_norm"] = last["param_norm"]
-        scalars["learning_rate"] = self._learning_rate(step - 1)
+        scalars = {f"train/{name}": sum(m[name] for m in taken) / len(taken) for name in ("loss", "grad_norm") if taken}
+        scalars["train/param_norm"] = last["param_norm"]
+        scalars["train/learning_rate"] = self._learning_rate(step - 1)
         if "skipped_steps" in last:
-            scalars["skipped_steps"] = last["skipped_steps"]
-        scalars |= self._logger.rates()
+            scalars["train/skipped_steps"] = last["skipped_steps"]
         for quartile in range(4):
             if count := sum(metrics["quartile_count"][quartile] for metrics in taken):
                 losses = sum(metrics["quartile_sum"][quartile] for metrics in taken)
-                scalars[f"loss_q{quartile + 1}"] = losses / count
+                scalars[f"train/loss_q{quartile + 1}"] = losses / count
+        scalars |= self._logger.rates()
         return {name: float(value) for name, value in scalars.items()}
 
     def _not_finite(self, name: str, step: int) -> str:

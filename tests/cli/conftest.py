@@ -25,7 +25,7 @@ TINY = {
     "train.log_every": 2,
     "train.checkpoint_every": 2,
     "train.sample_every": 0,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "sampling.num_steps": 4,
     "sampling.num_images": 5,
     "sampling.batch_size": 3,

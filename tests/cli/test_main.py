@@ -148,12 +148,12 @@ def test_training_without_tensorflow(tmp_path, command, repository):
     blocker.mkdir()
     for name in ("tensorflow", "tensorboard"):
         (blocker / f"{name}.py").write_text("raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n")
-    line = command(tmp_path / "run", fields={"train.tensorboard": True})
+    line = command(tmp_path / "run", fields={"train.trackers": "('tensorboard',)"})
     code = (
         f"import sys, runpy; sys.path.insert(0, {str(blocker)!r}); sys.argv = {line[1:]!r}; "
         "runpy.run_path('main.py', run_name='__main__')"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert sum("TensorBoard is off" in row for row in result.stderr.splitlines()) == 1
+    assert sum("the tracker tensorboard is off" in row for row in result.stderr.splitlines()) == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()

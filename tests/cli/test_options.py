@@ -45,7 +45,7 @@ def images(real_data):
 def test_options_work_together(tmp_path, tiny_config, metrics, images):
     config = tiny_config(OTHERS | images)
     assert train.run(config, str(tmp_path)) == 0
-    losses = [row["loss"] for row in metrics(tmp_path)]
+    losses = [row["train/loss"] for row in metrics(tmp_path)]
     assert len(losses) == 3
     assert all(0.5 < loss < 2 for loss in losses)  # v at initialization: between the mean square of image and noise
     assert sample.run(config, str(tmp_path), output=str(tmp_path / "out")) == 0

@@ -125,9 +125,9 @@ def final_state(tiny_config):
 
 
 def losses(workdir):
-    rows = [row for row in lines(workdir) if "loss" in row]
+    rows = [row for row in lines(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # each once: one process writes
-    return [row["loss"] for row in rows]
+    return [row["train/loss"] for row in rows]
 
 
 def lines(workdir):
@@ -139,8 +139,8 @@ def test_two_processes_give_the_state_of_one(uninterrupted, one_process, final_s
     # Not to the bit: eight gradients are summed in another order by Gloo, across processes, than within one. Where a
     # gradient is zero up to rounding, Adam makes a step of that rounding.
     np.testing.assert_allclose(losses(two), losses(one_process), rtol=1e-5)
-    (scores,), (expected_scores,) = ([row for row in lines(folder) if "loss" not in row] for folder in (two, one_process))
-    for name in ("step", "evaluation/count", "evaluation/frechet", "evaluation/precision", "evaluation/recall"):
+    (scores,), (expected_scores,) = ([row for row in lines(folder) if "train/loss" not in row] for folder in (two, one_process))
+    for name in ("step", "eval/count", "eval/frechet", "eval/precision", "eval/recall"):
         assert scores[name] == pytest.approx(expected_scores[name], rel=1e-4), name
     step, leaves = final_state(two)
     expected_step, expected = final_state(one_process)

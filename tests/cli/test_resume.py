@@ -150,7 +150,7 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, 
     # metrics.jsonl is complete as well: every step once, with the same loss.
     rows, expected_rows = metrics(killed), metrics(whole)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["loss"] for row in rows] == [row["loss"] for row in expected_rows]
+    assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in expected_rows]
     assert not [name for name in os.listdir(killed / "checkpoints") if "tmp" in name]
     picture = "samples/step_00000060.png"
     assert (killed / picture).read_bytes() == (whole / picture).read_bytes()

@@ -32,21 +32,21 @@ def test_a_run_writes_its_files_and_log_lines(tmp_path, tiny_config, metrics, ca
         "train.sample_every": 3,
         "train.max_to_keep": 1,
         "train.keep_period": 4,
-        "train.tensorboard": True,
+        "train.trackers": ("tensorboard",),
         "sampling.num_intermediates": 2,
     }
     assert train.run(tiny_config(fields), str(tmp_path)) == 0
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row in rows:
-        assert {"loss", "grad_norm", "param_norm", "learning_rate"} < row.keys()
+        assert {f"train/{name}" for name in ("loss", "grad_norm", "param_norm", "learning_rate")} < row.keys()
         assert all(math.isfinite(value) for value in row.values())
-        quartiles = [row[f"loss_q{i}"] for i in range(1, 5) if f"loss_q{i}" in row]
-        assert min(quartiles) <= row["loss"] <= max(quartiles)
-    assert {"steps_per_second", "images_per_second"} < rows[-1].keys()
-    assert rows[-1]["images_per_second"] == pytest.approx(8 * rows[-1]["steps_per_second"])
+        quartiles = [row[f"train/loss_q{i}"] for i in range(1, 5) if f"train/loss_q{i}" in row]
+        assert min(quartiles) <= row["train/loss"] <= max(quartiles)
+    assert {"perf/steps_per_second", "perf/images_per_second", "perf/seconds_left"} < rows[-1].keys()
+    assert rows[-1]["perf/images_per_second"] == pytest.approx(8 * rows[-1]["perf/steps_per_second"])
     config = tiny_config()
-    assert rows[0]["learning_rate"] == pytest.approx(config.optimizer.learning_rate * 2 / config.optimizer.warmup_steps)
+    assert rows[0]["train/learning_rate"] == pytest.approx(config.optimizer.learning_rate * 2 / config.optimizer.warmup_steps)
     assert steps_saved(tmp_path) == [4, 6]  # the latest, and multiples of 4
     names = sorted(os.listdir(tmp_path / "samples"))
     assert names == [f"step_{step:08d}{kind}.png" for step in (3, 6) for kind in ("-pred_xstart", "-x_t", "")]

@@ -113,7 +113,7 @@ runpy.run_path("main.py", run_name="__main__")
         "train.num_steps=1",
         "train.sample_every=0",
     )
-    fields = [f"--config.{field}" for field in (*fields, "train.tensorboard=False", "train.batch_size=8")]
+    fields = [f"--config.{field}" for field in (*fields, "train.trackers=()", "train.batch_size=8")]
     result = subprocess.run(
         [sys.executable, "-c", code, "--config=configs/digits.py", f"--workdir={tmp_path}", *fields],
         cwd=repository,

@@ -356,3 +356,21 @@ def test_a_kill_during_a_save(tmp_path, delay, child_environment):
         assert step == int(left[-1] if left[-1].isdigit() else left[0])
         checkpoints.save(3, state)
     assert sorted(file.name for file in tmp_path.iterdir()) == [str(step), "3"]
+
+
+def test_a_pinned_step_is_kept_until_another_one_is_pinned(tmp_path):
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, {"x": jnp.float32(step)})
+            if step == 2:
+                checkpoints.pin(2)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4]
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.pin(2)
+        checkpoints.save(5, {"x": jnp.float32(5)}, wait=True)
+        assert checkpoints.steps() == [2, 5]
+        checkpoints.pin(6)  # before it is saved
+        checkpoints.save(6, {"x": jnp.float32(6)}, wait=True)
+        checkpoints.save(7, {"x": jnp.float32(7)}, wait=True)
+        assert checkpoints.steps() == [6, 7]
