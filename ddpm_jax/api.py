@@ -88,7 +88,7 @@ def train(config: ConfigDict | str, workdir: Folder, *, profile: str = "", progr
 
     Returns:
       "workdir" (str, absolute), "step" (steps done and saved), "complete" (False after SIGTERM, which saves first) and
-      "metrics": the last line of metrics.jsonl, such as {"step": 2500, "loss": 0.05, ...}.
+      "metrics": the last line of metrics.jsonl, such as {"step": 2500, "train/loss": 0.05, ...}.
 
     Raises:
       ValueError: the config or `profile` is invalid.

@@ -72,7 +72,7 @@ def test_steps_with_a_non_finite_gradient_are_skipped_and_counted(tmp_path, tiny
     assert "step 4 is skipped: its gradient is not finite (2 in a row, 2 in this run)" in printed
     rows = metrics(tmp_path)
     assert [row["skipped_steps"] for row in rows] == [0, 2, 2]
-    assert ["loss" in row for row in rows] == [True, False, True]  # both steps of the second line were skipped
+    assert ["train/loss" in row for row in rows] == [True, False, True]  # both steps of the second line were skipped
     assert all(value is not None for row in rows for value in row.values())
     config = tiny_config(fields | {"train.num_steps": 8})
     assert train.run(config, str(tmp_path)) == 0
