@@ -42,7 +42,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from color_statistics import ColorStatistics, color_statistics
 
-from ddpm_jax import build, config_validation
+from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.cli import common, train
 from ddpm_jax.configs import image_folder
 from ddpm_jax.data.image_folder import load_image_folder
@@ -131,7 +131,7 @@ def generate_rows(options: argparse.Namespace):
             yield f"perfect network: {name}", generate_exact(row_config, mesh, photographs)
         else:
             params, _ = common.restore_params(row_config, folder, mesh)
-            yield name, common.generate(row_config, build.build_batched_sampler(row_config, mesh), params).images
+            yield name, sampling_config.generate(row_config, build.build_batched_sampler(row_config, mesh), params).images
 
 
 def print_x0_errors(options: argparse.Namespace) -> None:
@@ -257,7 +257,7 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
         image_shape=build.image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
     )
-    return common.generate(config, generator, data).images
+    return sampling_config.generate(config, generator, data).images
 
 
 if __name__ == "__main__":

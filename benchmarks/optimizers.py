@@ -69,7 +69,9 @@ def result(workdir: pathlib.Path) -> dict[str, float] | None:
     if not row.keys() >= {"frechet", "bits/dim"}:
         return None
     losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in losses if line.get("train/loss") and line["step"] > losses[-1]["step"] - LAST_STEPS]
+    losses = [
+        line["train/loss"] for line in losses if line.get("train/loss") and line["step"] > losses[-1]["step"] - LAST_STEPS
+    ]
     return {"loss": statistics.mean(losses), "distance": row["frechet"], "bits/dim": row["bits/dim"]}
 
 

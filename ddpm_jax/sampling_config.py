@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, user_messages
+from ddpm_jax import build, choices, data_config, user_messages
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.evaluation.results import digest
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import distributed, registry, rng
 from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.user_messages import UsageError
 
 MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
@@ -226,3 +227,13 @@ def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
     """The command line that generates images from this run, ready to paste."""
     folder = user_messages.short_path(str(run_folder))
     return shlex.join([*user_messages.program_command(), f"--workdir={folder}", "--mode=sample", *flags])
+
+
+# Generation.
+
+
+def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
+    """Generate config.sampling.num_images images, with a progress line."""
+    key, number = rng.purpose_key(config.sampling.seed, "sample"), config.sampling.num_images
+    with distributed.show_progress(number) as report:
+        return sampler.generate_all(params, key, num_images=number, cond=data_config.sampling_labels(config), report=report)

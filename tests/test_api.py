@@ -70,7 +70,9 @@ def test_training_is_that_of_the_command_line(folder, config, tmp_path, capfd):
     assert config.to_json() == before
     assert capfd.readouterr() == ("", "")  # prints nothing
     train.run(config, str(tmp_path / "cli"))
-    losses = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] for name in ("run", "cli")]
+    losses = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] for name in ("run", "cli")
+    ]
     assert losses[0] == losses[1]
     assert ddpm_jax.train(config, tmp_path / "run")["step"] == 4  # nothing is left to do
 

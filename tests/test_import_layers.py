@@ -18,6 +18,7 @@ LAYERS = {
     "cli": 4,
     "evaluation_config": 3.7,
     "config_validation": 3.5,
+    "training_config": 3.8,
     "config_file": 3.5,
     "user_messages": 2.2,
     "choices": 2.3,
@@ -50,6 +51,7 @@ CONFIG_READERS = (
     "data_config",
     "evaluation_config",
     "sampling_config",
+    "training_config",
 )
 MODES = ("train", "sample", "evaluate", "compute_stats", "visualize", "inpaint", "image_to_image", "interpolate")
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
@@ -77,6 +79,7 @@ HOMES = {
         "config_file.py",
         "evaluation_config.py",
         "sampling_config.py",
+        "training_config.py",
         "cli/common.py",
         "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES),

@@ -1,12 +1,10 @@
 """Shared by the modes: opening a run, restoring parameters, output folders, progress and writing."""
 
-import contextlib
 import dataclasses
 import hashlib
 import pathlib
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +21,7 @@ from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import CheckpointError
 from ddpm_jax.runtime.trackers import jsonl
-from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.training import best_step, load_params
 from ddpm_jax.user_messages import UsageError, UserError
 
@@ -55,22 +53,6 @@ def open_run(
         if output and distributed.is_primary_process():
             paths.make_output_folder(paths.output_path(output, ""))
     return shared_workdir.prepare_workdir(folder, config.to_dict(), write=False), meshes.make_mesh()
-
-
-@contextlib.contextmanager
-def translate_write_errors(target: pathlib.Path) -> Iterator[None]:
-    """Context that turns errors of writing to `target` into one-line errors.
-
-    Raises:
-      FileAccessError: the folder cannot be written.
-      UserError: a file in it is damaged.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise paths.cannot_write(target, error) from error
-    except zipfile.BadZipFile as error:
-        raise UserError(f"a file in {target} is damaged ({error}): remove the folder or choose another --output") from error
 
 
 def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
@@ -125,13 +107,6 @@ def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequen
 def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
     """Names of label 0, 1, ... in the training set of the run; () if unknown."""
     return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
-
-
-def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
-    """Generate config.sampling.num_images images, with a progress line."""
-    key, number = rng.purpose_key(config.sampling.seed, "sample"), config.sampling.num_images
-    with distributed.show_progress(number) as report:
-        return sampler.generate_all(params, key, num_images=number, cond=data_config.sampling_labels(config), report=report)
 
 
 def generate_from(
@@ -203,7 +178,7 @@ class EditContext:
         sampling = self.config.sampling
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
-                with translate_write_errors(target):
+                with paths.write_errors(target):
                     npz.write(target / "images.npz", arrays)
                     image_grid.save_png(target / f"{mode}.png", image_grid.strip(np.stack(rows, axis=1)))
                 print(f"step {self.step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")

@@ -171,7 +171,7 @@ class Measurement:
 
     def write_reports(self) -> None:
         """Write reports, table and charts of all results in the folder."""
-        with common.translate_write_errors(self._target):
+        with paths.write_errors(self._target):
             report.write(self._target, join(self._results.read()))
 
     def results(self) -> list[Result]:
@@ -218,7 +218,7 @@ class Measurement:
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
                 for result in added:
-                    with common.translate_write_errors(self._target):
+                    with paths.write_errors(self._target):
                         file = self._results.add(result, prefix)
                         if picture is not None:
                             image_grid.save_png(file.with_suffix(".png"), picture)

@@ -25,7 +25,7 @@ from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import filmstrip, image_grid
-from ddpm_jax.runtime import distributed, rng, workdir
+from ddpm_jax.runtime import distributed, paths, rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
@@ -73,14 +73,14 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
             target = manifest.claim(identity, names=PICTURES, default=default, output=output)
 
     if trained:
-        generated = common.generate(config, sampler, params)
+        generated = sampling_config.generate(config, sampler, params)
         classes = class_labels(config, generated, common.class_names_of(run_folder))
         pictures["reverse.png"] = reverse_picture(config, reverse_t, generated, classes)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, generated, classes)
 
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
-            with common.translate_write_errors(target):
+            with paths.write_errors(target):
                 for file, picture in pictures.items():
                     image_grid.save_png(target / file, picture)
             print(summary)

@@ -1,10 +1,13 @@
 """Paths given by users: `~` is always expanded, and outputs are checked before the work begins."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
+import zipfile
+from collections.abc import Iterator
 
-from ddpm_jax.runtime.errors import FileAccessError, error_line
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
@@ -53,3 +56,21 @@ def cannot_write(target: pathlib.Path, error: OSError) -> FileAccessError:
     """The error for an output that cannot be written."""
     reason = "it is a file" if isinstance(error, FileExistsError) else error_line(error)
     return FileAccessError(f"cannot write to {target}: {reason}; choose another `output`")
+
+
+@contextlib.contextmanager
+def write_errors(target: pathlib.Path) -> Iterator[None]:
+    """Context that turns errors of writing to `target` into one-line errors.
+
+    Raises:
+      FileAccessError: the folder cannot be written.
+      InvalidDataError: a file in it is damaged.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    except zipfile.BadZipFile as error:
+        raise InvalidDataError(
+            f"a file in {target} is damaged ({error}): remove the folder or choose another `output`"
+        ) from error

@@ -382,7 +382,9 @@ def test_the_loss_of_held_out_images_alone(tiny_config, tmp_path, capsys):
 def test_the_best_checkpoint_survives_a_kill_and_has_a_name(tiny_config, tmp_path, monkeypatch):
     """Scores of an evaluation at steps without a checkpoint of their own; `best` and `all` name checkpoints."""
     scores = {1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 9.0, 6: 8.0}
-    monkeypatch.setattr(train, "build_evaluation", lambda *_: lambda state: {"eval/frechet": scores[int(state.step)]})
+    monkeypatch.setattr(
+        train.training_config, "build_evaluation", lambda *_: lambda state: {"eval/frechet": scores[int(state.step)]}
+    )
     fields = FIELDS | {"train.eval_every": 1, "train.checkpoint_every": 2, "train.max_to_keep": 1}
     fields |= {"evaluation.metrics": ("frechet",), "evaluation.samplers": ()}
     checkpoints, run = tmp_path / "run" / "checkpoints", str(tmp_path / "run")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build, data_config
+from ddpm_jax import build, data_config, sampling_config
 from ddpm_jax.cli import common, sample, visualize
 from ddpm_jax.diffusion import pixels, vlb
 from ddpm_jax.plotting import filmstrip
@@ -152,7 +152,7 @@ def test_the_reverse_chain_starts_from_the_noise_of_the_forward_process(trained,
     mesh = meshes.make_mesh()
     params, _ = common.restore_params(config, trained, mesh)
     generator, t = visualize.build_reverse(config, mesh)
-    generated = common.generate(config, generator, params)
+    generated = sampling_config.generate(config, generator, params)
     noise = visualize.starting_noise(config)
     np.testing.assert_allclose(generated.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two compiled programs: equal up to rounding
     assert (np.diff(t) < 0).all()
