@@ -67,7 +67,7 @@ def configured(arguments, base=None):
 
 def test_every_part_is_shorter_than_30_lines():
     parts = [node for node in ast.parse(CODE).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert len(parts) == 9
+    assert len(parts) == 10
     assert all(part.end_lineno - part.lineno < 30 for part in parts)
 
 
@@ -180,6 +180,7 @@ def test_the_defaults_are_those_of_the_factories():
     from ddpm_jax.diffusion import loss_weighting, schedules, timestep_sampling
     from ddpm_jax.runtime import registry
     from ddpm_jax.samplers import SAMPLERS
+    from ddpm_jax.training import learning_rate
     from ddpm_jax.training.optimizer import OPTIMIZERS
 
     config = defaults.get_config()
@@ -191,15 +192,20 @@ def test_the_defaults_are_those_of_the_factories():
         (choices.TIMESTEP_SAMPLER, timestep_sampling.TIMESTEP_SAMPLERS),
         (choices.SAMPLER, SAMPLERS),
         (choices.OPTIMIZER, OPTIMIZERS),
+        (choices.LEARNING_RATE, learning_rate.SCHEDULES),
     ]
     listed = set()
     for choice, factories in registries:
         for name in factories.keys() & config[choice.section].keys():
             expected = {k: v for k, v in registry.defaults(factories[name]).items() if k not in provided}
             assert config[choice.section][name].to_dict() == expected, name
-            listed.add(name)
-    schedules_and_weightings = {"linear", "cosine", "sigmoid", "min_snr_gamma", "p2", "edm"}
-    assert listed == {"unet", "adam", "ddim", "unipc", "heun"} | schedules_and_weightings
+            listed.add(f"{choice.section}.{name}")
+    diffusion = {"linear", "cosine", "sigmoid", "min_snr_gamma", "p2", "edm"}
+    optimizer = {"adam", "adamw", "lion", "muon", "sgd", "cosine", "linear", "inverse_sqrt", "cooldown"}
+    assert listed == {"model.unet", "sampling.ddim", "sampling.unipc", "sampling.heun"} | {
+        *(f"diffusion.{name}" for name in diffusion),
+        *(f"optimizer.{name}" for name in optimizer),
+    }
 
 
 def test_networks_of_ones_own_leave_compiler_settings_alone(monkeypatch):
