@@ -206,9 +206,13 @@ def test_the_defaults_are_those_of_the_factories():
         for name in factories.keys() & config[choice.section].keys():
             expected = {k: v for k, v in registry.defaults(factories[name]).items() if k not in provided}
             assert config[choice.section][name].to_dict() == expected, name
-            listed.add(name)
-    schedules_and_weightings = {"linear", "cosine", "sigmoid", "min_snr_gamma", "p2", "edm"}
-    assert listed == {"unet", "adam", "ddim", "unipc", "heun"} | schedules_and_weightings
+            listed.add(f"{choice.section}.{name}")
+    diffusion = {"linear", "cosine", "sigmoid", "min_snr_gamma", "p2", "edm"}
+    optimizer = {"adam", "adamw", "lion", "muon", "sgd", "cosine", "linear", "inverse_sqrt", "cooldown"}
+    assert listed == {"model.unet", "sampling.ddim", "sampling.unipc", "sampling.heun"} | {
+        *(f"diffusion.{name}" for name in diffusion),
+        *(f"optimizer.{name}" for name in optimizer),
+    }
 
 
 def test_a_set_in_an_hdf5_file(my_parts):
