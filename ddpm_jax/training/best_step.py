@@ -41,7 +41,7 @@ class BestStep:
         self.value = math.nan
 
     def update(self, step: int, values: Mapping[str, Any]) -> bool:
-        """Takes the scores of a step; returns whether it is the best. Of equal scores the first is."""
+        """Takes the scores of a step; returns whether it is the best. The first of equal scores is."""
         value = values.get(self._tag)
         if value is None or not math.isfinite(value):
             return False
