@@ -53,7 +53,7 @@ CONFIG_READERS = (
     "sampling_config",
     "training_config",
 )
-MODES = ("train", "sample", "evaluate", "compute_stats", "visualize", "inpaint", "image_to_image", "interpolate")
+MODES = ("train", "sample", "evaluate", "compare", "compute_stats", "visualize", "inpaint", "image_to_image", "interpolate")
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Libraries that only one module may import; all others use that module.
 HOMES = {
@@ -82,7 +82,7 @@ HOMES = {
         "training_config.py",
         "cli/common.py",
         "cli/main.py",
-        *(f"cli/{mode}.py" for mode in MODES),
+        *(f"cli/{mode}.py" for mode in MODES if mode != "compare"),  # it reads no config
     },
     "tensorboard": {"runtime/trackers/tensorboard.py"},
     "wandb": {"runtime/trackers/wandb.py"},

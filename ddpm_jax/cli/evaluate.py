@@ -26,6 +26,7 @@ from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.evaluation.heldout_likelihood import measure_ode_likelihood, measure_vlb
 from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
+from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
 from ddpm_jax.runtime.trackers import TrackerGroup, run_name
@@ -181,7 +182,7 @@ class Measurement:
     def print_summary(self) -> None:
         """Print the table of this call, its notes, and the output files."""
         rows, notes = report.rows_and_notes(self.results())
-        print(report.markdown_table(rows) + "".join(f"note: {note}\n" for note in notes), end="")
+        print(markdown_table(rows) + "".join(f"note: {note}\n" for note in notes), end="")
         print(f"files in {self._target}: {', '.join(sorted(file.name for file in self._target.iterdir()))}")
         print("table.md contains all results in this folder, including earlier ones")
 

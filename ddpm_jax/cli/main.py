@@ -28,6 +28,7 @@ MODES = {
     "interpolate": "generate the images between two images",
     "visualize": "plot the forward and the reverse process",
     "evaluate": "compute Fréchet distance, KID, precision, recall and bits/dim",
+    "compare": "compare several runs: configs, losses, scores and speed",
     "compute_stats": "save the statistics of a data set, for evaluate",
 }
 HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
@@ -36,6 +37,7 @@ HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
   {command} --workdir=runs/digits --mode=sample --config.sampling.num_images=16
 
 The first command trains; rerun it to resume. The config is saved in the workdir, so --config can be omitted afterwards.
+  {command} compare runs/a runs/b
 Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; {fields} lists all fields.
 
 modes:
@@ -58,6 +60,7 @@ FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
 flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics and samples; created if missing.")
 flags.DEFINE_enum("mode", "train", list(MODES), "One of the modes above.")
 flags.DEFINE_string("output", "", "All modes except train: output folder (compute_stats: file); by default in the workdir.")
+flags.DEFINE_list("runs", [], "--mode=compare: workdirs of the runs, such as runs/a,runs/b; short: compare runs/a runs/b.")
 flags.DEFINE_string(
     "profile", "", "--mode=train: FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir."
 )
@@ -78,6 +81,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     if "--version" in argv[1:]:
         print(f"ddpm_jax {ddpm_jax.__version__}")
         sys.exit(0)
+    argv = _compare_flags(argv)
     argv = _config_first([_with_home(argument) for argument in argv])
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     try:
@@ -129,6 +133,16 @@ def help_text() -> str:
     )
 
 
+def _compare_flags(argv: list[str]) -> list[str]:
+    """Rewrite the sub-command `compare runs/a runs/b` to flags."""
+    if argv[1:2] != ["compare"]:
+        return argv
+    runs, rest = [], []
+    for argument in argv[2:]:
+        (rest if argument.startswith("-") else runs).append(argument)
+    return [argv[0], "--mode=compare", f"--runs={','.join(runs)}", *rest]
+
+
 def _config_first(argv: list[str]) -> list[str]:
     """Move --config before the flags of its fields, as ml_collections requires."""
     for index, argument in enumerate(argv):
@@ -150,6 +164,13 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
+        if FLAGS.runs and FLAGS.mode != "compare":
+            raise UsageError(f"--runs is for --mode=compare only: leave it out with --mode={FLAGS.mode}")
+        if FLAGS.mode == "compare":
+            if FLAGS.workdir or FLAGS.config is not None:
+                raise UsageError("--mode=compare reads the runs of --runs: leave out --workdir and --config")
+            compare = importlib.import_module("ddpm_jax.cli.compare")
+            sys.exit(compare.run(FLAGS.runs, FLAGS.output))
         if not FLAGS.workdir:
             raise UsageError("--workdir is missing: give a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:

@@ -5,12 +5,13 @@ All of it is regenerated from the results in the folder on each call.
 
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.evaluation.results import Result, digest, write_json
+from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting import charts, image_grid, score_charts
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import flatten
@@ -78,24 +79,6 @@ def table(results: list[Result]) -> str:
     """Results as a Markdown table, followed by their notes."""
     rows, notes = rows_and_notes(results)
     return markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table. Columns are in order of first appearance; missing values are empty cells.
-
-    Integers have thousands separators, floats four significant digits.
-    """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns, ["---"] * len(columns), *([_format_value(row.get(name)) for name in columns] for row in rows)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
-
-
-def _format_value(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[str]]:

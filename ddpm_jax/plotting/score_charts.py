@@ -9,15 +9,14 @@ from ddpm_jax.plotting import charts
 
 
 def draw_scores(
-    rows_of: Mapping[str, Iterable[Mapping[str, Any]]], names: Sequence[str], *, points: bool = True, log_y: bool = False
+    rows_of: Mapping[str, Iterable[Mapping[str, Any]]], names: Sequence[str], *, log_scores: Sequence[str] = ()
 ) -> np.ndarray | None:
     """Charts side by side with a curve for each label: uint8 [H, W, 3]; None if no score has two steps.
 
     Args:
       rows_of: label of a curve -> rows with `step` and scores; where a step repeats, the last row counts.
       names: scores, one chart each; a score that no row has is left out.
-      points: whether to mark each measurement.
-      log_y: logarithmic scores.
+      log_scores: those with a logarithmic axis and without a mark at each measurement, such as the training loss.
     """
     found = []
     for name in names:
@@ -26,7 +25,9 @@ def draw_scores(
             values = {row["step"]: row[name] for row in rows if row.get(name) is not None}
             if values:
                 x, y = np.array(sorted(values.items()), float).T
-                lines.append(charts.Line(x, y, label, points=points))
+                lines.append(charts.Line(x, y, label, points=name not in log_scores))
         if any(len(line.x) > 1 for line in lines):
-            found.append(charts.Chart(name.removeprefix("eval/").replace("_", " "), "step", name, lines, log_y=log_y))
+            found.append(
+                charts.Chart(name.removeprefix("eval/").replace("_", " "), "step", name, lines, log_y=name in log_scores)
+            )
     return charts.draw(found) if found else None

@@ -157,3 +157,34 @@ def test_training_without_tensorflow(tmp_path, command, repository):
     assert result.returncode == 0, result.stderr
     assert sum("the tracker tensorboard is off" in row for row in result.stderr.splitlines()) == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
+    other = shutil.copytree(trained, tmp_path / "other")
+    config = json.loads((trained / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": 7}))
+    code = (
+        "import sys\nfrom ddpm_jax.cli.main import run\ntry:\n    run()\nexcept SystemExit as error:\n    code = error.code\n"
+        "print('JAX', 'jax' in sys.modules)\nsys.exit(code)"
+    )
+
+    def compare(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=repository, capture_output=True, text=True, check=False
+        )
+
+    for arguments in (
+        ["compare", str(trained), str(other), f"--output={tmp_path / 'short'}"],
+        ["--mode=compare", f"--runs={trained},{other}", f"--output={tmp_path / 'long'}"],
+    ):
+        result = compare(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert "| seed | 0 | 7 |" in result.stdout
+        assert result.stdout.endswith("JAX False\n")
+    for folder in ("short", "long"):
+        assert {file.name for file in (tmp_path / folder).iterdir()} == {"table.md", "curves.png"}
+    result = compare("compare", str(trained))
+    assert result.returncode == 2
+    assert "error: --runs must be the workdirs of two or more different runs, such as runs/a,runs/b" in result.stderr
+    assert "leave out --workdir and --config" in compare("compare", str(trained), str(other), "--workdir=x").stderr
+    assert "--runs is for --mode=compare only" in compare("--runs=a,b", "--workdir=x").stderr

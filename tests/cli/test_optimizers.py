@@ -71,12 +71,12 @@ def test_steps_with_a_non_finite_gradient_are_skipped_and_counted(tmp_path, tiny
     assert "step 3 is skipped: its gradient is not finite (1 in a row, 1 in this run)" in printed
     assert "step 4 is skipped: its gradient is not finite (2 in a row, 2 in this run)" in printed
     rows = metrics(tmp_path)
-    assert [row["skipped_steps"] for row in rows] == [0, 2, 2]
+    assert [row["train/skipped_steps"] for row in rows] == [0, 2, 2]
     assert ["train/loss" in row for row in rows] == [True, False, True]  # both steps of the second line were skipped
     assert all(value is not None for row in rows for value in row.values())
     config = tiny_config(fields | {"train.num_steps": 8})
     assert train.run(config, str(tmp_path)) == 0
-    assert [row["skipped_steps"] for row in metrics(tmp_path)] == [0, 2, 2, 3]
+    assert [row["train/skipped_steps"] for row in metrics(tmp_path)] == [0, 2, 2, 3]
     assert "(1 in a row, 3 in this run)" in capfd.readouterr().err
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored(config, tmp_path)[0]))
 

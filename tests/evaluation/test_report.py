@@ -6,6 +6,7 @@ import numpy as np
 
 from ddpm_jax.evaluation import report
 from ddpm_jax.evaluation.results import Result
+from ddpm_jax.evaluation.tables import markdown_table
 
 
 def generated(evaluations=4, weights="ema", frechet=3.0, count=12, features="pixels"):
@@ -67,6 +68,6 @@ def test_results_of_another_version_are_skipped(tmp_path, caplog):
 
 def test_a_table_has_every_column_once_and_empty_cells():
     rows = [{"images": "real", "count": 1500}, {"images": "generated", "frechet": 3.14159}]
-    assert report.markdown_table(rows) == (
+    assert markdown_table(rows) == (
         "| images | count | frechet |\n| --- | --- | --- |\n| real | 1,500 |  |\n| generated |  | 3.142 |\n"
     )
