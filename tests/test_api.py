@@ -225,4 +225,5 @@ def test_a_progress_line_is_rewritten_in_place_in_a_notebook():
 
 def test_public_functions_have_pages(repository):
     text = (repository / "docs" / "api.md").read_text()
-    assert [name for name in ddpm_jax.__all__ if f"ddpm_jax.{name}" not in text] == []
+    public = [f"{getattr(ddpm_jax, name).__module__}.{name}" for name in ddpm_jax.__all__]
+    assert [name for name in public if f"   {name}\n" not in text] == []

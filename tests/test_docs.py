@@ -26,6 +26,7 @@ OTHER_MODULES = {
     "jax": "jax",
     "nn": "flax.linen",
     "optax": "optax",
+    "ddpm_jax": "ddpm_jax",
 }  # whose functions pages may name
 SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; the program may write others
 WRITTEN = (

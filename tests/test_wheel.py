@@ -1,5 +1,6 @@
 """The built wheel: its files and metadata, and the program installed from it, used from another folder."""
 
+import ast
 import email
 import json
 import os
@@ -104,6 +105,16 @@ def test_it_trains_and_samples_from_another_folder(start, tmp_path, repository):
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     start(module, "--workdir=run", "--mode=sample", *shared[:1], "--config.sampling.num_images=3", "--output=images")
     assert (tmp_path / "images" / "grid.png").exists()
+
+
+def test_its_python_interface(start, repository):
+    fields = {name: ast.literal_eval(value) for name, _, value in (field.partition("=") for field in TINY)}
+    program = (
+        f"import jax, ddpm_jax\njax.config.update('jax_compilation_cache_dir', {str(repository / '.cache' / 'xla')!r})\n"
+        f"config = ddpm_jax.get_config('digits')\nconfig.update_from_flattened_dict({fields})\n"
+        "ddpm_jax.train(config, 'run')\nprint(ddpm_jax.load('run').sample(3, label='3').images.shape)"
+    )
+    assert start([sys.executable, "-c", program]) == ("(3, 8, 8, 1)\n", "")
 
 
 def test_the_command_and_a_config_of_a_user(start, installed, tmp_path):
