@@ -12,10 +12,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, evaluation_config
 from ddpm_jax.cli import image_to_image, inpaint, interpolate
-from ddpm_jax.diffusion import parameterization as parameterizations
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch
 from ddpm_jax.run_arguments import Label, check_images, check_labels, check_mask, image_labels, one_label, saved_steps
-from ddpm_jax.run_results import BitsPerDim, Denoised, Samples, Trajectory
+from ddpm_jax.run_results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim, denoised
 from ddpm_jax.run_session import LoadedRun, root_key
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.runtime.errors import InvalidArgumentError
@@ -35,7 +34,8 @@ class Run(LoadedRun):
     Images are uint8 [N, H, W, C], levels 0..255, in and out. An argument that is None, such as `num_steps`, has the value of
     `run.config.sampling`, `.edit` or `.evaluation`, so that a method and the mode of the command line give the same images.
     Methods compile on the first call with their settings; further calls with the same settings and the same batch size reuse
-    the compiled functions, whatever the seed, the labels and the images.
+    the compiled functions, whatever the seed, the labels and the images. `batch_size` is over all devices and does not change
+    results; `progress` shows a progress line on stderr.
 
     Attributes:
       config: all settings of the run (configs/defaults.py), read-only.
@@ -77,8 +77,6 @@ class Run(LoadedRun):
           guidance_scale: scale of classifier-free guidance, >= 0; 1 is none.
           guidance_interval: part of the chain that is guided, in 0..1; 0 is the image.
           guidance_rescale: 0..1.
-          batch_size: images per batch over all devices; does not change the images.
-          progress: show a progress line on stderr.
           options: options of the sampler, such as eta of ddim or order of unipc.
 
         Returns:
@@ -116,7 +114,6 @@ class Run(LoadedRun):
           steps: S evenly spaced steps, the first and the last included; or the numbers of the steps to save, in
             0..num_steps-1, where step 0 starts from noise. Memory grows with N S.
           label: as for `sample`.
-          progress: show a progress line on stderr.
           sampling: other arguments of `sample`.
 
         Raises:
@@ -181,7 +178,6 @@ class Run(LoadedRun):
           label: a label, a class name or int [N]; None: no class, for models trained with label_dropout.
           jump_length: RePaint's jump length in steps; 0: num_steps / 25.
           resampling: RePaint's resampling steps, >= 1.
-          progress: show a progress line on stderr.
           sampling: other arguments of `sample`, except num_images.
 
         Returns:
@@ -216,7 +212,6 @@ class Run(LoadedRun):
           strength: in (0, 1], fraction of the steps to run; 1 starts from pure noise and keeps nothing.
           samples_per_image: V >= 1.
           label: a label, a class name or int [N]; None: no class, for models trained with label_dropout.
-          progress: show a progress line on stderr.
           sampling: other arguments of `sample`, except num_images.
 
         Returns:
@@ -252,7 +247,6 @@ class Run(LoadedRun):
           label: a label, a class name or int [N]; None: no class, for models trained with label_dropout.
           num_steps, spacing, batch_size: as for `sample`.
           inversion_iters: network evaluations per step, >= 1; more reproduce the images better.
-          progress: show a progress line on stderr.
 
         Returns:
           float32 [N, H, W, C].
@@ -288,7 +282,6 @@ class Run(LoadedRun):
             class, for models trained with label_dropout.
           num_steps, spacing, batch_size: as for `sample`.
           inversion_iters: as for `invert`.
-          progress: show a progress line on stderr.
 
         Returns:
           images uint8 [F, H, W, C], and their labels [F].
@@ -326,8 +319,6 @@ class Run(LoadedRun):
           vlb_num_timesteps: number of sampled t per image, even and >= 4, for an unbiased estimate; 0: all T.
           vlb_decoder: exact or tanh.
           seed: seed of the noise, 0..2**32-1.
-          batch_size: images per batch over all devices; does not change the result.
-          progress: show a progress line on stderr.
 
         Raises:
           ValueError: an argument is invalid; the message names it.
@@ -345,9 +336,7 @@ class Run(LoadedRun):
             key = rng.purpose_key(case.sampling.seed, "bound")
             with distributed.show_progress(len(images)) as report:
                 parts = list(evaluator.evaluate(self.params, key, images, labels, report=report))
-        bits = VlbBatch(*(np.concatenate(column) for column in zip(*parts, strict=True))).bits_per_image
-        error = float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan")
-        return BitsPerDim(float(bits.mean()), error, bits)
+        return bits_per_dim(VlbBatch(*(np.concatenate(column) for column in zip(*parts, strict=True))).bits_per_image)
 
     def _invert(self, case: ConfigDict, images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         inverter = self._cached("invert", case, len(images), interpolate.build_inverter)
@@ -359,12 +348,6 @@ class Run(LoadedRun):
 
         def denoise(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> Denoised:
             level, x_t = self.schedule.level(t), x_t.astype(jnp.float32)
-            output = means.evaluate(make_denoise_fn(params, labels), x_t, level)
-            prediction, _ = means.split_output(output, x_t)
-            x_start = parameterizations.PREDICTIONS[means.prediction].pred_xstart(x_t, level, prediction)
-            eps = parameterizations.predict_eps_from_xstart(x_t, level, x_start)
-            found = {"eps": eps, "v": parameterizations.predict_v(x_start, level, eps)}
-            found |= {means.prediction: prediction}  # without the rounding of the conversions
-            return Denoised(**found | {"x_start": means.predict_x0(output, x_t, level)})
+            return denoised(means, means.evaluate(make_denoise_fn(params, labels), x_t, level), x_t, level)
 
         return jax.jit(denoise)

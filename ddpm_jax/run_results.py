@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ddpm_jax.diffusion import parameterization
+from ddpm_jax.diffusion.noise_level import NoiseLevel
+
 
 class Samples(NamedTuple):
     """Images of a call; NumPy.
@@ -64,3 +67,18 @@ class BitsPerDim(NamedTuple):
     mean: float
     standard_error: float
     per_image: np.ndarray
+
+
+def denoised(means: parameterization.Parameterization, output: jax.Array, x_t: jax.Array, level: NoiseLevel) -> Denoised:
+    """All three estimates from the network's output at x_t, [B, H, W, C]; the predicted one without rounding."""
+    prediction, _ = means.split_output(output, x_t)
+    x_start = parameterization.PREDICTIONS[means.prediction].pred_xstart(x_t, level, prediction)
+    eps = parameterization.predict_eps_from_xstart(x_t, level, x_start)
+    found = {"eps": eps, "v": parameterization.predict_v(x_start, level, eps)} | {means.prediction: prediction}
+    return Denoised(**found | {"x_start": means.predict_x0(output, x_t, level)})
+
+
+def bits_per_dim(bits: np.ndarray) -> BitsPerDim:
+    """Mean and standard error of the bits per dimension of each image, float64 [N]."""
+    error = float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan")
+    return BitsPerDim(float(bits.mean()), error, bits)

@@ -49,19 +49,18 @@ for cell in notebook.cells:
         print(output.get("text", "[picture]" if "image/png" in output.get("data", {}) else ""), end="")
 shown = sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 print(f"{shown} pictures")
-sys.exit(shown != 7)
+sys.exit(shown != 8)
 """
 
 # The notebook, shrunk; also used by test_notebook.py.
 SETTINGS = """
 WORKDIR = {workdir!r}
-FIELDS = [
-    "--config.model.unet.ch=8", "--config.model.unet.ch_mult=(1,)", "--config.model.unet.attn_resolutions=()",
-    "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
-    "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.trackers=()",
-    "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
-    "--config.visualize.num_stages=6",
-]
+FIELDS = {{
+    "model.unet.ch": 8, "model.unet.ch_mult": (1,), "model.unet.attn_resolutions": (),
+    "train.num_steps": 8, "train.log_every": 2, "train.batch_size": 16,
+    "train.checkpoint_every": 4, "train.sample_every": 0, "train.trackers": (),
+    "sampling.num_steps": 10, "edit.resampling": 1,
+}}
 ANCESTRAL_STEPS = 20
 """
 
