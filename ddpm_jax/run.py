@@ -38,12 +38,9 @@ class Run(LoadedRun):
     results; `progress` shows a progress line on stderr.
 
     Attributes:
-      config: all settings of the run (configs/defaults.py), read-only.
-      workdir: its folder, absolute.
-      step: the step of the checkpoint.
-      params: the parameters of the network, a pytree of float32 arrays on all devices.
-      schedule: the noise schedule of the training, T steps.
-      parameterization: what the output of the network means.
+      config, workdir: all settings of the run (configs/defaults.py), read-only; its folder, absolute.
+      step, params: the step of the checkpoint; its parameters, a pytree of float32 arrays on all devices.
+      schedule, parameterization: the noise schedule of the training, T steps; what the output of the network means.
       class_names: the names of label 0, 1, ...; () if there are none.
     """
 
