@@ -318,8 +318,8 @@ def test_errors_are_one_line(generate, trained, tiny_config, tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(BatchedSampler, "generate", None)  # found before any image is generated
     refused("cannot write to", output=str(tmp_path / "file" / "below"))
-    refused("it is a file; choose another --output", output=str(tmp_path / "file"))
-    refused("--output=gs://bucket/x is not a path on this machine", output="gs://bucket/x")
+    refused("it is a file; choose another `output`", output=str(tmp_path / "file"))
+    refused("`output=gs://bucket/x` is not a path on this machine", output="gs://bucket/x")
     refused("config.sampling.format is 'jpg': choose one of npz, png", changes={"sampling.format": "jpg"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "grid.png").write_text("")
