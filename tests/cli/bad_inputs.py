@@ -739,9 +739,8 @@ CASES = (
     ),
     Case(
         "module that does not exist",
-        (*TRAIN, "--config.model.name=no_such_module:Network"),
-        "config.model: the network no_such_module:Network cannot be imported: ModuleNotFoundError",
-        advice=("--config.model.name=unet",),
+        (*TRAIN, "--config.diffusion.schedule=no_such_module:betas"),
+        "config.diffusion: the schedule no_such_module:betas cannot be imported: ModuleNotFoundError",
     ),
     Case(
         "option that a function does not have",
