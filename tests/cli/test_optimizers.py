@@ -37,7 +37,7 @@ def test_a_run_resumes_with_another_rate_clipping_and_skipping(tmp_path, tiny_co
     }
     config = tiny_config(first | changed)
     assert train.run(config, str(tmp_path)) == 0
-    assert [row["learning_rate"] for row in metrics(tmp_path)] == pytest.approx([2e-3 * 2 / 100, 1e-3 / 4])
+    assert [row["train/learning_rate"] for row in metrics(tmp_path)] == pytest.approx([2e-3 * 2 / 100, 1e-3 / 4])
     fields, step = restored(config, tmp_path)
     assert step == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fields))
