@@ -30,8 +30,8 @@ def check_params_are_trained(config: ConfigDict) -> None:
 
 
 def params_of(config: ConfigDict, state: TrainState) -> Any:
-    """The parameters of the state that config.sampling.params names."""
-    return state.fields()[build.params_field(config)]
+    """The parameters of the state that config.sampling.params names; see `check_params_are_trained`."""
+    return state.fields()[str(build.params_field(config))]
 
 
 def remedies(config: ConfigDict) -> str:
