@@ -90,7 +90,7 @@ def make_learning_rate(
     """Step 0, 1, .. -> learning rate: the schedule called `name`, multiplied by a linear warm-up from 1/warmup_steps to 1.
 
     Args:
-      name: a key of SCHEDULES, or module:function for a function (learning_rate, num_steps, **options) -> step -> rate.
+      name: a key of SCHEDULES, or module:function for a function `(learning_rate, num_steps, **options)` -> step -> rate.
       learning_rate: learning rate of the schedule at its highest.
       num_steps: length of the training.
       warmup_steps: length of the warm-up; 0 for none.
