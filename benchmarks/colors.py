@@ -23,7 +23,7 @@ Compare the x̂_0 of a trained network with the perfect one, on noisy photograph
 The other commands print, on the scale 0..255 and with the photographs first: mean brightness with its standard error,
 and its standard deviation over the images; mean cast (largest minus smallest channel mean of an image) and the largest;
 contrast (standard deviation of brightness within an image); saturation; and the fraction of nearly flat images.
-ddpm_jax/metrics/color.py defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
+color_statistics.py defines each. --gray turns the photographs gray but keeps them RGB, so that every cast is an error.
 """
 
 import argparse
@@ -40,14 +40,15 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from configs import image_folder
-from ddpm_jax import build, config_validation
+from color_statistics import ColorStatistics, color_statistics
+
+from ddpm_jax import build, config_validation, sampling_config
 from ddpm_jax.cli import common, train
+from ddpm_jax.configs import image_folder
 from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.noise_level import extract
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.metrics.color import ColorStatistics, color_statistics
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler
@@ -130,7 +131,7 @@ def generate_rows(options: argparse.Namespace):
             yield f"perfect network: {name}", generate_exact(row_config, mesh, photographs)
         else:
             params, _ = common.restore_params(row_config, folder, mesh)
-            yield name, common.generate(row_config, build.build_batched_sampler(row_config, mesh), params).images
+            yield name, sampling_config.generate(row_config, build.build_batched_sampler(row_config, mesh), params).images
 
 
 def print_x0_errors(options: argparse.Namespace) -> None:
@@ -198,8 +199,8 @@ def small_config(options: argparse.Namespace):
         "attn_resolutions": (options.image_size // 4,),
         "dropout": 0.0,
     }
-    config.model.update(network)
-    config.train.update({"batch_size": 16, "num_steps": 1500, "checkpoint_every": 500, "sample_every": 0, "tensorboard": False})
+    config.model.unet.update(network)
+    config.train.update({"batch_size": 16, "num_steps": 1500, "checkpoint_every": 500, "sample_every": 0, "trackers": ()})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100})
     config.ema.decay = 0.998
     config.sampling.num_images = 256
@@ -256,7 +257,7 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
         image_shape=build.image_shape(config),
         batch_size=min(sampling.batch_size, sampling.num_images),
     )
-    return common.generate(config, generator, data).images
+    return sampling_config.generate(config, generator, data).images
 
 
 if __name__ == "__main__":

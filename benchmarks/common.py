@@ -41,7 +41,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(options: argparse.Namespace):
     """The config of the options; XLA is configured as in main.py."""
-    config = importlib.import_module(f"configs.{options.config}").get_config()
+    config = importlib.import_module(f"ddpm_jax.configs.{options.config}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
     config.train.batch_size = options.batch_size or config.train.batch_size
     if options.one_core:

@@ -11,7 +11,7 @@ import time
 import common
 from train_step import our_step
 
-from ddpm_jax import build
+from ddpm_jax import data_config
 from ddpm_jax.data import pipeline
 from ddpm_jax.runtime import mesh as meshes
 
@@ -19,7 +19,7 @@ from ddpm_jax.runtime import mesh as meshes
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data_dir", default="", help="folder of the TFDS sets, or the image folder")
-    parser.add_argument("--in_memory", choices=build.IN_MEMORY, help="instead of the config's")
+    parser.add_argument("--in_memory", choices=data_config.IN_MEMORY, help="instead of the config's")
     options = parser.parse_args()
     config = common.load_config(options)
     config.data.data_dir = options.data_dir
@@ -28,7 +28,7 @@ def main() -> None:
 
     mesh = meshes.make_mesh()
     start = time.perf_counter()
-    source = build.build_source(config)
+    source = data_config.load_source(config)
     print(f"{len(source):,} images of {source.name} ready after {time.perf_counter() - start:.1f} s")
     stream = pipeline.prefetch_to_device(
         pipeline.batches(

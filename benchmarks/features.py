@@ -15,8 +15,9 @@ import time
 import common
 import jax
 import numpy as np
+import random_inception
 
-from ddpm_jax import build, cpu
+from ddpm_jax import build, cpu, data_config
 from ddpm_jax.evaluation import feature_extraction
 from ddpm_jax.metrics import features, inception, inception_weights
 from ddpm_jax.runtime import mesh as meshes
@@ -32,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     config = common.load_config(options)
     batch_size = options.batch_size or config.evaluation.batch_size
-    state = inception_weights.random_state_dict(0)
+    state = random_inception.random_state_dict(0)
     variables = inception_weights.from_state_dict(state)
     print(f"{common.machine()}; images of {options.config}, batch {batch_size}")
     if options.stream:
@@ -59,7 +60,7 @@ def main() -> None:
 
 def stream(config, variables, number: int, batch_size: int) -> None:
     """Times the features of the first images of a data set, as in an evaluation; compilation is reported separately."""
-    source = build.build_source(config)
+    source = data_config.load_source(config)
     number = min(number, len(source))
     batches = (source.batch(np.arange(i, min(i + batch_size, number)))["image"] for i in range(0, number, batch_size))
     apply = functools.partial(features.apply_inception, group_size=cpu.inception_group_size())

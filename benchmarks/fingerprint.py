@@ -22,16 +22,16 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLERS = {
     "ancestral": "",
-    "ddim": "--config.sampling.eta=0.5",
+    "ddim": "--config.sampling.ddim.eta=0.5",
     "dpmpp_2m": "",
     "dpmpp_2m_sde": "",
-    "unipc": "--config.sampling.order=3",
-    "heun": "--config.sampling.churn=2.0",
+    "unipc": "--config.sampling.unipc.order=3",
+    "heun": "--config.sampling.heun.churn=2.0",
     "ode": "",
 }
 TRAIN = (
     "--config=configs/digits.py --config.train.log_every=1 --config.train.sample_every=0 --config.train.checkpoint_every=100 "
-    "--config.train.tensorboard=False --config.ema.power_sigma_rel=(0.1,) --config.model.label_dropout=0.1"
+    "--config.train.trackers=() --config.ema.power_sigma_rel=(0.1,) --config.model.label_dropout=0.1"
 )
 FEW = "--config.sampling.num_images=8 --config.sampling.num_steps=10"
 EVALUATE = (
@@ -48,11 +48,11 @@ def main() -> None:
         folder = pathlib.Path(options.folder or temporary)
         for dropout in (0.0, 0.1):
             run = folder / f"dropout_{dropout}"
-            program(run, f"{TRAIN} --config.model.dropout={dropout} --config.train.num_steps=200")
+            program(run, f"{TRAIN} --config.model.unet.dropout={dropout} --config.train.num_steps=200")
             print_training(f"dropout {dropout}", run)
         resumed = folder / "resumed"
         for steps in (100, 200):
-            program(resumed, f"{TRAIN} --config.model.dropout=0.1 --config.train.num_steps={steps}")
+            program(resumed, f"{TRAIN} --config.model.unet.dropout=0.1 --config.train.num_steps={steps}")
         print_training("dropout 0.1, resumed", resumed)
 
         run = folder / "dropout_0.1"
@@ -78,11 +78,14 @@ def program(workdir: pathlib.Path, fields: str) -> None:
 def print_training(name: str, run: pathlib.Path) -> None:
     """Losses of all steps, and the state at the end."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for field in ("loss", "grad_norm"):
+    for field in ("train/loss", "train/grad_norm"):
         values = {row["step"]: row[field] for row in rows if field in row}
         show(f"{name}: {len(values)} values of {field}", json.dumps(values).encode())
     for item in sorted(path for path in (run / "checkpoints" / "200").iterdir() if (path / "_METADATA").exists()):
-        show(f"{name}: {item.name}", b"".join(np.asarray(array).tobytes() for array in leaves(read_item(item))))
+        arrays = [np.asarray(array) for array in leaves(read_item(item))]
+        if item.name == "opt_state":  # the counters in it depend on how the optimizer is composed
+            arrays = [array for array in arrays if array.ndim]
+        show(f"{name}: {item.name}", b"".join(array.tobytes() for array in arrays))
 
 
 def read_item(item: pathlib.Path) -> object:

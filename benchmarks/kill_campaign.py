@@ -32,10 +32,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 KINDS = ("start", "step", "save", "checksums", "last save")
 CONFIG = (
-    "model.ch=8",
-    "model.ch_mult=(1,)",
-    "model.attn_resolutions=()",
-    "model.dropout=0.1",
+    "model.unet.ch=8",
+    "model.unet.ch_mult=(1,)",
+    "model.unet.attn_resolutions=()",
+    "model.unet.dropout=0.1",
     "diffusion.timestep_sampler=low_discrepancy",
     "ema.extra_decays=(0.99,)",
     "train.batch_size=8",
@@ -44,7 +44,7 @@ CONFIG = (
     "train.max_to_keep=2",
     "train.keep_period=50",
     "train.sample_every=0",
-    "train.tensorboard=False",
+    "train.trackers=()",
 )
 TIMEOUT_S = 600.0
 
@@ -112,7 +112,7 @@ class Run:
 
 def train_here(line: list[str]) -> int:
     """Runs the program in this process."""
-    program = importlib.import_module("main")
+    program = importlib.import_module("ddpm_jax.cli.main")
     sys.argv = line
     program.main(program.parse_flags(line))
     return 0
@@ -211,7 +211,7 @@ def main() -> None:
     random = np.random.default_rng(options.seed)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # two processes cannot share some accelerators
     if options.warm:
-        for module in ("main", "ddpm_jax.cli.train", "ddpm_jax.data.digits", "configs.defaults"):
+        for module in ("ddpm_jax.cli.main", "ddpm_jax.cli.train", "ddpm_jax.data.digits", "ddpm_jax.configs.defaults"):
             importlib.import_module(module)
 
     whole = folder / "whole"

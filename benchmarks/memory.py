@@ -18,6 +18,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -43,9 +44,9 @@ def main() -> None:
 
 def measured(options: argparse.Namespace, name: str) -> str:
     """The row of a config; XLA is configured as in main.py."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
-    config.model.remat = options.remat or config.model.remat
+    config.model.unet.remat = options.remat or config.model.unet.remat
     build.configure_cpu(config, own_devices=False)
     few, many = options.batch_sizes
     state = jax.eval_shape(build.build_init(config), jax.random.key(0))
@@ -65,7 +66,7 @@ def step_memory(config, state, batch_size: int) -> int:
         "label": jax.ShapeDtypeStruct((batch_size,), "int32"),
     }
     step = jax.jit(build.build_train_step(config, meshes.make_mesh()), donate_argnums=0)
-    return step.lower(state, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+    return step.lower(state, batch, jax.random.key(0), np.float32(1)).compile().memory_analysis().temp_size_in_bytes
 
 
 def sampling_memory(config, state, batch_size: int) -> int:

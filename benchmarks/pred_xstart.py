@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax import build
+from ddpm_jax import build, data_config
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.parameterization import predict_eps_from_xstart
@@ -44,7 +44,7 @@ def main() -> None:
     folder = pathlib.Path(options.workdir).expanduser().absolute()
     config = ConfigDict(workdir.read_config(str(folder)))
     params, step = common.restore_params(config, folder, meshes.make_mesh())
-    schedule, source = build.build_schedule(config), build.build_source(config)
+    schedule, source = build.build_schedule(config), data_config.load_source(config)
     parameterization = dataclasses.replace(build.build_parameterization(config), clip_denoised=False)
     every = source.batch(np.arange(len(source)))
     images, labels = np.asarray(pixels.from_uint8(every["image"])), every["label"]

@@ -15,8 +15,8 @@ except ImportError as error:
 def make_unet(config) -> "torch.nn.Module":
     """diffusers' U-Net with our settings; the published settings give the published number of parameters."""
     model, size = config.model, config.data.image_size
-    widths = tuple(model.ch * factor for factor in model.ch_mult)
-    attends = [size // 2**level in model.attn_resolutions for level in range(len(widths))]
+    widths = tuple(model.unet.ch * factor for factor in model.unet.ch_mult)
+    attends = [size // 2**level in model.unet.attn_resolutions for level in range(len(widths))]
     heads = {width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]}
     if len(heads) > 1:
         raise SystemExit("error: diffusers supports only one attention width here: choose another --config")
@@ -24,17 +24,17 @@ def make_unet(config) -> "torch.nn.Module":
         sample_size=size,
         in_channels=config.data.channels,
         out_channels=config.data.channels,
-        layers_per_block=model.num_res_blocks,
+        layers_per_block=model.unet.num_res_blocks,
         block_out_channels=widths,
         down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
         attention_head_dim=heads.pop(),  # one head
-        norm_num_groups=min(32, model.ch // 4),
+        norm_num_groups=min(32, model.unet.ch // 4),
         norm_eps=1e-6,
         flip_sin_to_cos=False,
         freq_shift=1,
         downsample_padding=0,
-        dropout=model.dropout,
+        dropout=model.unet.dropout,
         num_class_embeds=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else None,
     )
 

@@ -51,13 +51,13 @@ def our_step(config, batch):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     key = jax.device_put(jax.random.key(1), replicated)
     batch = jax.device_put(batch, meshes.batch_sharding(mesh))
-    train_step = build.build_train_step(config, mesh)
-    flops = common.count_flops(train_step, state, batch, key)
+    train_step, rate = build.build_train_step(config, mesh), build.build_learning_rate(config)(0)
+    flops = common.count_flops(train_step, state, batch, key, rate)
     step = jax.jit(train_step, donate_argnums=0)
     held = [state]
 
     def once():
-        held[0], metrics = step(held[0], batch, key)
+        held[0], metrics = step(held[0], batch, key, rate)
         jax.block_until_ready(metrics)
 
     return once, flops, parameters

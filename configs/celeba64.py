@@ -6,7 +6,7 @@ Expected:   FID 3.26 (1,000 steps of DDIM's fixed-large sampler), as published. 
             comparable: the published crop is 128 pixels wide around the face, this one the largest centered square.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():
@@ -16,7 +16,7 @@ def get_config():
     config.data.image_size = 64
     config.data.num_classes = 0
 
-    config.model.ch_mult = (1, 2, 2, 2, 4)
+    config.model.unet.ch_mult = (1, 2, 2, 2, 4)
 
     config.train.num_steps = 500_000  # not stated in the paper
     config.sampling.sampler = "ancestral"

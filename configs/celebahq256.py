@@ -2,11 +2,11 @@
 
 Command:    python main.py --config=configs/celebahq256.py --workdir=runs/celebahq256
             TFDS cannot download this set; `tfds build celeb_a_hq/256` prints where to put its files.
-Hardware:   published on a TPU v3-128 with batch 64. On one accelerator: model.remat, optimizer.accumulation_steps.
+Hardware:   published on a TPU v3-128 with batch 64. On one accelerator: model.unet.remat, optimizer.accumulation_steps.
 Expected:   the paper shows samples and gives no FID. Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():
@@ -16,8 +16,8 @@ def get_config():
     config.data.image_size = 256
     config.data.num_classes = 0
 
-    config.model.ch_mult = (1, 1, 2, 2, 4, 4)
-    config.model.dropout = 0.0
+    config.model.unet.ch_mult = (1, 1, 2, 2, 4, 4)
+    config.model.unet.dropout = 0.0
 
     config.diffusion.variance = "fixed_small"
 

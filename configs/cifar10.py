@@ -8,7 +8,7 @@ Expected:   FID 3.17, Inception score 9.46 (50,000 samples, 1,000 ancestral step
 Warm-up:    step s uses (s + 1) / warmup_steps of the learning rate; Ho's program is one step behind, at s / warmup_steps.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():

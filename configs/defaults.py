@@ -1,5 +1,8 @@
 """All fields of a config with their defaults and meanings. An experiment sets only what differs from these.
 
+A config file of your own begins with `from ddpm_jax.configs import defaults` or another shipped config, which works in a
+clone and with an installed package (docs/installing.md).
+
 The defaults are those of Ho et al. 2020 (arXiv 2006.11239), appendix B, for CIFAR-10, where the paper gives them.
 """
 
@@ -12,7 +15,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # 0..2**32-1: seed for the initial parameters, the order of the data and the training noise
 
     config.data = data = ConfigDict()
-    data.name = "cifar10"  # data set: digits, image_folder (a folder of your own images), or any TFDS image set
+    # Data set: digits, image_folder (a folder of your own images), any TFDS image set, or module:function.
+    data.name = "cifar10"
     # Split to train on, or a slice such as train[:90%] or train[:1000]. An image folder has the splits train and test if it has
     # subfolders with these names.
     data.split = "train"
@@ -29,23 +33,32 @@ def get_config() -> ConfigDict:
     data.in_memory = "auto"  # always | never | auto: decode the set once and keep it in memory; auto: if it takes <= 2 GiB
     data.num_threads = 4  # number of threads that read and decode images, >= 1
     data.prefetch = 8  # number of prefetched batches, >= 1
+    data.options = ConfigDict()  # options of a data set of your own
 
     config.model = model = ConfigDict()
-    model.ch = 128  # base number of channels; a multiple of 4, and of 32 from 128 on
-    model.ch_mult = (1, 2, 2, 2)  # channels of each level as a multiple of ch; each level halves the resolution
-    model.num_res_blocks = 2  # residual blocks per level, >= 1
-    model.attn_resolutions = (16,)  # feature map heights, in pixels, with self-attention after each block; () for none
-    model.mid_attention = True  # self-attention in the middle block, at the lowest resolution, as in Ho's network
-    model.dropout = 0.1  # dropout rate, in [0, 1)
-    model.num_heads = 1  # number of heads of each self-attention, >= 1
-    model.scale_shift = False  # the time embedding scales and shifts the norms (Improved DDPM) instead of being added
+    model.name = "unet"  # unet | module:function: the network
     model.class_conditional = False  # model p(x | class); needs data.num_classes
     model.label_dropout = 0.0  # probability of dropping the label in training, in [0, 1); above 0 for classifier-free guidance
     model.dtype = "float32"  # float32 | bfloat16: type of convolutions and matmuls; parameters stay float32
-    model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    model.unet = unet = ConfigDict()
+    unet.ch = 128  # base number of channels; a multiple of 4, and of 32 from 128 on
+    unet.ch_mult = (1, 2, 2, 2)  # channels of each level as a multiple of ch; each level halves the resolution
+    unet.num_res_blocks = 2  # residual blocks per level, >= 1
+    unet.attn_resolutions = (16,)  # feature map heights, in pixels, with self-attention after each block; () for none
+    unet.mid_attention = True  # self-attention in the middle block, at the lowest resolution, as in Ho's network
+    unet.dropout = 0.1  # dropout rate, in [0, 1)
+    unet.num_heads = 1  # number of heads of each self-attention, >= 1
+    unet.scale_shift = False  # the time embedding scales and shifts the norms (Improved DDPM) instead of being added
+    unet.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    model.options = ConfigDict()  # options of a network of your own
 
     config.diffusion = diffusion = ConfigDict()
-    diffusion.schedule = "linear"  # linear | cosine | sigmoid: noise schedule
+    diffusion.schedule = "linear"  # linear | cosine | sigmoid | module:function: noise schedule
+    diffusion.linear = ConfigDict({"beta_start": 1e-4, "beta_end": 0.02})  # first and last beta at T = 1000, in (0, 1)
+    diffusion.cosine = ConfigDict({"s": 0.008, "max_beta": 0.999})  # offset, and upper limit of beta (2102.09672)
+    # Ends of the part of the sigmoid that is used, its temperature, and the upper limit of beta (2212.11972).
+    diffusion.sigmoid = ConfigDict({"start": -3.0, "end": 3.0, "tau": 1.0, "max_beta": 0.999})
+    diffusion.schedule_options = ConfigDict()  # options of a schedule of your own
     diffusion.num_timesteps = 1000  # T, number of steps of the trained chain
     # Rescale the schedule so that alphas_cumprod is 0 at T-1 (2305.08891). Needs prediction v or x_start, and a
     # sampling.spacing that starts at T-1, such as trailing. Weightings that are 0 at SNR 0 (snr, min_snr_gamma, p2) become 1
@@ -53,21 +66,51 @@ def get_config() -> ConfigDict:
     diffusion.zero_terminal_snr = False
     diffusion.prediction = "eps"  # eps | x_start | v: what the network predicts
     diffusion.variance = "fixed_large"  # fixed_small | fixed_large | learned_range: variance of the reverse steps
-    # simple | hybrid | hybrid_mean | vlb | vlb_mean: training loss; variance learned_range needs one of the last four.
+    # simple | hybrid | hybrid_mean | vlb | vlb_mean | module:function: training loss; variance learned_range needs a loss
+    # that trains it: one of hybrid, hybrid_mean, vlb, vlb_mean, or your own.
     diffusion.loss = "simple"
-    # simple | snr | truncated_snr | min_snr_gamma | p2 | edm: weight of the squared error at each t.
+    diffusion.loss_options = ConfigDict()  # options of a loss of your own
+    # simple | snr | truncated_snr | min_snr_gamma | p2 | edm | module:function: weight of the squared error at each t.
     diffusion.weighting = "simple"
-    diffusion.min_snr_gamma = 5.0  # weighting min_snr_gamma: upper limit of the SNR (2303.09556)
-    diffusion.p2_gamma = 1.0  # weighting p2: gamma (2204.00227)
-    diffusion.p2_k = 1.0  # weighting p2: k
-    diffusion.edm_sigma_data = 0.5  # weighting edm: standard deviation of the data (2206.00364)
-    diffusion.timestep_sampler = "uniform"  # uniform | low_discrepancy | second_moment: distribution of t in training
+    diffusion.min_snr_gamma = ConfigDict({"gamma": 5.0})  # upper limit of the SNR, > 0 (2303.09556)
+    diffusion.p2 = ConfigDict({"gamma": 1.0, "k": 1.0})  # exponent and offset, > 0 (2204.00227)
+    diffusion.edm = ConfigDict({"sigma_data": 0.5})  # standard deviation of the data, > 0 (2206.00364)
+    diffusion.weighting_options = ConfigDict()  # options of a weighting of your own
+    # uniform | low_discrepancy | second_moment | module:function: distribution of t in training.
+    diffusion.timestep_sampler = "uniform"
+    diffusion.timestep_sampler_options = ConfigDict()  # options of a timestep sampler of your own
     diffusion.clip_denoised = True  # clip each predicted x_start to [-1, 1] when sampling
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.learning_rate = 2e-4  # learning rate of Adam after the warm-up, > 0
+    optimizer.name = "adam"  # adam | adamw | lion | muon | sgd | module:function
+    # Decay of both moments, in [0, 1), and a number >= 0 added to the root of the second one (1412.6980).
+    optimizer.adam = ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8})
+    # As adam; weight_decay >= 0 acts on kernels only and is multiplied by the learning rate (1711.05101).
+    optimizer.adamw = ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01})
+    # Decay of the momentum in the update and in the state, in [0, 1), and weight decay as adamw's (2302.06675); a learning
+    # rate 3 to 10 times smaller than Adam's.
+    optimizer.lion = ConfigDict({"b1": 0.9, "b2": 0.99, "weight_decay": 0.1})
+    # Kernels by Muon (github.com/KellerJordan/Muon), the other parameters by Adam.
+    optimizer.muon = muon = ConfigDict()
+    muon.beta = 0.95  # decay of the momentum, in [0, 1)
+    muon.nesterov = True  # Nesterov's momentum, in both parts
+    muon.ns_steps = 5  # Newton-Schulz iterations, >= 1
+    muon.consistent_rms = 0.2  # root mean square of Muon's updates, > 0; 0.2 is about Adam's (2502.16982)
+    muon.b1, muon.b2, muon.eps = 0.9, 0.999, 1e-8  # of Adam, as above
+    muon.weight_decay = 0.0  # >= 0, as adamw's, of Muon's kernels
+    optimizer.sgd = ConfigDict({"momentum": 0.9, "nesterov": False})  # decay of the momentum, in [0, 1); 0 for none
+    optimizer.options = ConfigDict()  # options of an optimizer of your own
+    optimizer.learning_rate = 2e-4  # highest learning rate, > 0
+    # constant | cosine | linear | inverse_sqrt | cooldown | module:function: learning rate over train.num_steps.
+    optimizer.schedule = "constant"
+    optimizer.cosine = ConfigDict({"final_fraction": 0.0})  # last rate as a fraction of the first, 0..1 (1608.03983)
+    optimizer.linear = ConfigDict({"final_fraction": 0.0})  # as cosine's
+    optimizer.inverse_sqrt = ConfigDict({"t_ref": 70_000.0})  # number of steps before the rate decreases, > 0 (2312.02696)
+    optimizer.cooldown = ConfigDict({"fraction": 0.2})  # last part of the steps, a line to 0, in (0, 1] (2405.18392)
+    optimizer.schedule_options = ConfigDict()  # options of a learning-rate schedule of your own
     optimizer.warmup_steps = 5000  # linear warm-up: step s uses (s + 1) / warmup_steps of the rate (Ho's: s / warmup_steps)
     optimizer.clip_norm = 1.0  # largest global norm of the gradient; 0 for no clipping
+    optimizer.skip_nonfinite = 0  # number of steps in a row that are skipped if their gradient is not finite; 0 for none
     optimizer.accumulation_steps = 1  # micro-batches per step, >= 1; train.batch_size is the sum over all of them
 
     config.ema = ema = ConfigDict()
@@ -89,18 +132,31 @@ def get_config() -> ConfigDict:
     # 0: use config.sampling. The last grid uses config.sampling if that is affordable.
     train.sample_num_steps = 20
     train.eval_every = 0  # steps between evaluations by the metrics of config.evaluation; 0 for none
-    train.eval_num_samples = 1000  # number of images generated for each of these evaluations
-    train.tensorboard = True  # write TensorBoard event files
+    train.eval_num_samples = 1000  # number of images generated for each of these evaluations; 0: none
+    # Number of held-out images (evaluation.heldout_split) whose loss is computed in each of them: eval/loss_ema, eval/loss_raw,
+    # with fixed t and noise; 0: none.
+    train.eval_num_heldout = 1000
+    # Score of the evaluations during training whose best checkpoint is never deleted: eval/frechet | eval/kid |
+    # eval/inception_score | eval/precision | eval/recall | eval/loss_ema | eval/loss_raw; "" for none.
+    train.keep_best = "eval/frechet"
+    # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
+    # Biases; its environment variables apply) and module:Class of your own.
+    train.trackers = ("jsonl", "tensorboard")
 
     config.sampling = sampling = ConfigDict()
-    sampling.sampler = "ddim"  # ancestral | ddim | dpmpp_2m | dpmpp_2m_sde | unipc | heun | ode
+    # ancestral | ddim | dpmpp_2m | dpmpp_2m_sde | unipc | heun | ode | module:function.
+    sampling.sampler = "ddim"
     sampling.num_steps = 50  # N, 1..T; network evaluations per image: N, for heun 2N - 1, for ode about 4N
-    sampling.eta = 0.0  # ddim: noise of each step, >= 0; 0 is deterministic, 1 is ancestral sampling with fixed_small
     sampling.spacing = "leading"  # leading | linspace | trailing | quadratic | karras | logsnr: which of the T timesteps
-    sampling.order = 2  # unipc: order of the solver, 1, 2 or 3
-    sampling.churn = 0.0  # heun: total added noise, EDM's S_churn, >= 0; 0 is deterministic
-    sampling.churn_interval = (0.0, 1e6)  # heun: lowest and highest sigma at which noise is added, EDM's S_min and S_max
-    sampling.churn_noise = 1.0  # heun: factor on the added noise, EDM's S_noise, > 0
+    # Noise of each step, >= 0; 0 is deterministic, 1 is ancestral sampling with fixed_small.
+    sampling.ddim = ConfigDict({"eta": 0.0})
+    sampling.unipc = ConfigDict({"order": 2})  # order of the solver, 1, 2 or 3
+    sampling.heun = heun = ConfigDict()
+    heun.churn = 0.0  # total added noise, EDM's S_churn, >= 0; 0 is deterministic
+    heun.churn_min = 0.0  # lowest sigma at which noise is added, EDM's S_min, >= 0
+    heun.churn_max = 1e6  # highest sigma at which noise is added, EDM's S_max, >= churn_min
+    heun.churn_noise = 1.0  # factor on the added noise, EDM's S_noise, > 0
+    sampling.sampler_options = ConfigDict()  # options of a sampler of your own
     # Scale of classifier-free guidance, >= 0, for models trained with label_dropout: 1 is no guidance, 0 ignores the class.
     sampling.guidance_scale = 1.0
     sampling.guidance_interval = (0.0, 1.0)  # part of the chain that is guided; 0 is the image, 1 is pure noise
@@ -113,7 +169,8 @@ def get_config() -> ConfigDict:
     sampling.params = "ema"
     # Class to generate with a class-conditional model: a label in 0..num_classes-1 or the name of a class; -1: each in turn.
     sampling.label = config_dict.FieldReference(-1, field_type=object)
-    sampling.checkpoint_step = -1  # step of the checkpoint to use; -1 for the latest
+    # Step of the checkpoint to use; -1 for the latest, best for that with the best score (train.keep_best).
+    sampling.checkpoint_step = config_dict.FieldReference(-1, field_type=object)
     sampling.num_intermediates = 0  # number of intermediate steps to save, of the first 64 images; 0 for none
     sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, for its evaluator)
 
@@ -121,6 +178,7 @@ def get_config() -> ConfigDict:
     # Any of frechet, kid, inception_score, precision_recall, bits_per_dim, ode_bits_per_dim.
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged down to 16x16) | module:function of your own
+    evaluation.features_options = ConfigDict()  # options of a function of your own
     evaluation.inception_path = ""  # .pth file of the Inception weights; "": search where PyTorch tools keep it, or download
     evaluation.num_images = 50_000  # number of images to generate with config.sampling
     evaluation.class_proportions = "reference"  # reference | uniform: proportions of the classes that are generated
@@ -141,7 +199,8 @@ def get_config() -> ConfigDict:
     # ode_bits_per_dim: random directions per image of Hutchinson's trace estimator; 0: exact trace, for small images.
     evaluation.hutchinson_samples = 1
     evaluation.ode_tolerance = 1e-5  # ode_bits_per_dim: relative and absolute tolerance of the ODE solver, in (0, 1)
-    evaluation.checkpoint_steps = (-1,)  # steps of the checkpoints to evaluate; -1 for the latest
+    # Steps of the checkpoints to evaluate; -1 for the latest, 'best' as in sampling.checkpoint_step, 'all' for all of them.
+    evaluation.checkpoint_steps = (-1,)
     evaluation.params = ()  # parameters to evaluate, named as in sampling.params; (): sampling.params
     evaluation.samplers = ()  # samplers to evaluate; (): sampling.sampler
     evaluation.num_steps = ()  # numbers of steps to evaluate each sampler with; (): sampling.num_steps

@@ -7,7 +7,7 @@ Expected:   Fréchet distance 11.8 in pixels (0..16 scale; 1,000 EMA samples, DD
             measured by benchmarks/digits_quality.py. Class-conditional; a tenth of the labels is dropped, for guidance.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():
@@ -18,11 +18,11 @@ def get_config():
     config.data.channels = 1
     config.data.random_flip = False  # a mirrored 2 is not a digit
 
-    config.model.ch = 16
-    config.model.ch_mult = (1, 2)
-    config.model.num_res_blocks = 1
-    config.model.attn_resolutions = (4,)
-    config.model.dropout = 0.0
+    config.model.unet.ch = 16
+    config.model.unet.ch_mult = (1, 2)
+    config.model.unet.num_res_blocks = 1
+    config.model.unet.attn_resolutions = (4,)
+    config.model.unet.dropout = 0.0
     config.model.class_conditional = True
     config.model.label_dropout = 0.1
 

@@ -6,7 +6,7 @@ Expected:   no published DDPM uses this set. Loss 0.073 after 5,575 of the 30,00
             steps/s on two busy CPU cores), the step of docs/images/fashion_mnist.png: garments, most without artifacts.
 """
 
-from configs import mnist
+from ddpm_jax.configs import mnist
 
 
 def get_config():

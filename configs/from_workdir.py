@@ -1,22 +1,24 @@
-"""The config of an existing run: --config=configs/from_workdir.py:runs/digits. Used automatically if --config is omitted."""
+"""The config of an existing run: --config=from_workdir:runs/digits. Used automatically if --config is omitted."""
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import config_file
-from ddpm_jax.runtime import workdir
+from ddpm_jax.configs import defaults
+from ddpm_jax.runtime import config_changes, workdir
 from ddpm_jax.user_messages import UserError
 
 
 def get_config(folder: str) -> ConfigDict:
-    """The config in `folder`/config.json; missing fields get their defaults.
+    """The config in `folder`/config.json.
 
     Raises:
       UserError: there is no such file, or it has an unknown field or a value of the wrong type.
+      ConflictError: it lacks a field.
     """
-    config = defaults.get_config()
-    if fault := config_file.update(config, workdir.read_config(folder)):
+    config, saved = defaults.get_config(), workdir.read_config(folder)
+    if fault := config_file.update(config, saved):
         raise UserError(
             f"{folder}/config.json cannot be used: {fault}; restore the config of the run, or use the version that wrote it"
         )
+    config_changes.check_version(f"{folder}/config.json", saved, config.to_dict())
     return config

@@ -7,17 +7,17 @@ Expected:   FID 3.19 and 3.17 bits/dim (4,000 steps; with vlb 11.47 and 2.94; wi
             Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():
     """DDPM's network with three residual blocks per level, four heads and attention at 16 and 8; 4,000 steps."""
     config = defaults.get_config()
-    config.model.num_res_blocks = 3
-    config.model.attn_resolutions = (16, 8)
-    config.model.num_heads = 4
-    config.model.scale_shift = True
-    config.model.dropout = 0.3
+    config.model.unet.num_res_blocks = 3
+    config.model.unet.attn_resolutions = (16, 8)
+    config.model.unet.num_heads = 4
+    config.model.unet.scale_shift = True
+    config.model.unet.dropout = 0.3
 
     config.diffusion.schedule = "cosine"
     config.diffusion.num_timesteps = 4000

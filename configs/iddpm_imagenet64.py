@@ -6,7 +6,7 @@ Hardware:   eight GPUs or TPU cores and days. On CPUs a step takes minutes; lowe
 Expected:   3.57 bits/dim (4,000 steps, 1.5M training steps; with the loss vlb 3.53), as published. Not yet measured here.
 """
 
-from configs import iddpm_cifar10
+from ddpm_jax.configs import iddpm_cifar10
 
 
 def get_config():
@@ -15,8 +15,8 @@ def get_config():
     config.data.name = "imagenet_resized/64x64"
     config.data.image_size = 64
     config.data.num_classes = 1000
-    config.model.ch_mult = (1, 2, 3, 4)
-    config.model.dropout = 0.0
+    config.model.unet.ch_mult = (1, 2, 3, 4)
+    config.model.unet.dropout = 0.0
     config.train.num_steps = 1_500_000
     config.evaluation.heldout_split = "validation"
     return config

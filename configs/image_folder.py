@@ -9,7 +9,7 @@ Hardware:   one GPU. On CPUs a step takes tens of seconds; lower data.image_size
 Expected:   no published DDPM uses your images. Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():
@@ -19,8 +19,8 @@ def get_config():
     config.data.image_size = 64
     config.data.num_classes = 0
 
-    config.model.ch = 64
-    config.model.ch_mult = (1, 2, 3, 4)
+    config.model.unet.ch = 64
+    config.model.unet.ch_mult = (1, 2, 3, 4)
 
     config.diffusion.schedule = "cosine"  # the linear one destroys small images early and wastes steps
     config.diffusion.prediction = "v"  # on small sets eps makes images tinted and too bright, see docs/colors.md

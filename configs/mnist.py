@@ -5,7 +5,7 @@ Hardware:   a laptop's CPU, in hours; digits are recognizable within the first h
 Expected:   no published DDPM uses this set. Not yet measured here.
 """
 
-from configs import defaults
+from ddpm_jax.configs import defaults
 
 
 def get_config():
@@ -16,11 +16,11 @@ def get_config():
     config.data.channels = 1
     config.data.random_flip = False  # a mirrored 2 is not a digit
 
-    config.model.ch = 32
-    config.model.ch_mult = (1, 2, 2)
-    config.model.num_res_blocks = 1
-    config.model.attn_resolutions = (7,)
-    config.model.dropout = 0.0
+    config.model.unet.ch = 32
+    config.model.unet.ch_mult = (1, 2, 2)
+    config.model.unet.num_res_blocks = 1
+    config.model.unet.attn_resolutions = (7,)
+    config.model.unet.dropout = 0.0
 
     config.diffusion.schedule = "cosine"
 

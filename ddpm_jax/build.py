@@ -1,9 +1,10 @@
 """Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +12,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import cpu, data_config
+from ddpm_jax import choices, cpu, models
 from ddpm_jax.cpu import compiler
-from ddpm_jax.data import image_folder
-from ddpm_jax.data.source import ImageSource
-from ddpm_jax.diffusion import loss_weighting, pixels, schedules, spacings, timestep_sampling
+from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.models import layers, unet
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models import layers
 from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
@@ -27,30 +25,15 @@ from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
+from ddpm_jax.training.learning_rate import make_learning_rate
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import train_step
 from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> field of the state; additional EMAs keep their name
-WEIGHTING_OPTIONS = {  # weighting -> {option: field of config.diffusion}
-    "min_snr_gamma": {"gamma": "min_snr_gamma"},
-    "p2": {"gamma": "p2_gamma", "k": "p2_k"},
-    "edm": {"sigma_data": "edm_sigma_data"},
-}
-SAMPLER_OPTIONS = {  # sampler -> {its field of config.sampling: value required for other samplers, None for any}
-    "ddim": {"eta": 0.0},
-    "unipc": {"order": 2},
-    "heun": {"churn": 0.0, "churn_interval": None, "churn_noise": None},
-}
 # sampling.format -> files to write
 FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
-IN_MEMORY = {"always": True, "never": False, "auto": "auto"}
-
-
-def as_dict(config: ConfigDict | None) -> dict[str, Any]:
-    """The config as plain dictionaries; empty for None."""
-    return {} if config is None else config.to_dict()
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
@@ -65,30 +48,57 @@ def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
       config: config of the run.
       own_devices: whether this process may set the number of CPU devices; False in a distributed run.
     """
-    channels = unet.min_channels(config.model)
-    compiler.set_xla_flags(channels)
-    if own_devices:
-        compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
+    try:
+        network = _make(config, choices.NETWORK, models.make_network, config.model.name, out_channels=config.data.channels)
+    except UsageError:  # the validation reports it
+        return
+    if channels := getattr(network, "min_channels", None):
+        compiler.set_xla_flags(channels)
+        if own_devices:
+            compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
 
 
-def build_model(config: ConfigDict) -> UNet:
-    """The network, with the layer implementations of this platform."""
-    model = config.model
-    return UNet(
+def _make(config: ConfigDict, choice: choices.Choice, make: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """`make(*args, **given, **options)` with the options of the chosen part, which the errors name.
+
+    Raises:
+      UsageError: `make` raises a ValueError, or the program itself provides one of the options.
+    """
+    options, section = choices.options_of(config, choice), choices.section_of(config, choice)
+    if taken := sorted(options.keys() & given.keys()):
+        raise UsageError(f"config.{section}.{taken[0]} is not an option, since the program provides it: leave it out")
+    with config_errors(choice.section, {option: f"{section}.{option}" for option in options}):
+        return make(*args, **given, **options)
+
+
+def build_model(config: ConfigDict) -> nn.Module:
+    """The network, with the layer implementations of this platform.
+
+    Raises:
+      UsageError: an option of the network is invalid.
+    """
+
+    def make(*args: Any, **options: Any) -> nn.Module:
+        network = models.make_network(*args, **options)
+        if hasattr(network, "check"):
+            network.check(image_shape(config))
+        return network
+
+    return _make(
+        config,
+        choices.NETWORK,
+        make,
+        config.model.name,
         out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
-        ch=model.ch,
-        ch_mult=tuple(model.ch_mult),
-        num_res_blocks=model.num_res_blocks,
-        attn_resolutions=tuple(model.attn_resolutions),
-        mid_attention=model.mid_attention,
-        dropout=model.dropout,
-        num_heads=model.num_heads,
-        scale_shift=model.scale_shift,
-        num_classes=config.data.num_classes + (model.label_dropout > 0) if model.class_conditional else 0,
-        dtype=DTYPES[model.dtype],
-        remat=model.remat,
-        **cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
+        num_classes=_num_labels(config),
+        dtype=DTYPES[config.model.dtype],
+        layer_functions=cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
+
+
+def _num_labels(config: ConfigDict) -> int:
+    """Number of labels that the network knows, with the null label; 0 for an unconditional one."""
+    return config.data.num_classes + (config.model.label_dropout > 0) if config.model.class_conditional else 0
 
 
 def build_parameterization(config: ConfigDict) -> Parameterization:
@@ -100,67 +110,49 @@ def build_parameterization(config: ConfigDict) -> Parameterization:
 
 def build_schedule(config: ConfigDict) -> schedules.NoiseSchedule:
     """The noise schedule of the training, T steps."""
-    diffusion = config.diffusion
-    with config_errors("diffusion"):
-        return schedules.make_schedule(
-            diffusion.schedule, diffusion.num_timesteps, zero_terminal_snr=diffusion.zero_terminal_snr
-        )
+    name, steps, zero = (config.diffusion[field] for field in ("schedule", "num_timesteps", "zero_terminal_snr"))
+    return _make(config, choices.SCHEDULE, schedules.make_schedule, name, steps, zero_terminal_snr=zero)
 
 
 def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.NoiseSchedule:
     """The respaced schedule of config.sampling, restricted to the lowest fraction `strength` in 0..1 of its steps."""
     trained, sampling = build_schedule(config), config.sampling
-    timesteps = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
-    lower = timesteps[: max(1, round(strength * len(timesteps)))]
-    return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
+    with config_errors("sampling"):
+        timesteps = spacings.spaced_timesteps(trained.num_timesteps, sampling.num_steps, sampling.spacing, schedule=trained)
+        lower = timesteps[: max(1, round(strength * len(timesteps)))]
+        return schedules.respace(trained, lower, from_noise=len(lower) == len(timesteps))
 
 
 def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """The weight of the squared error at each t; None for weight 1."""
-    name = config.diffusion.weighting
-    fields = WEIGHTING_OPTIONS.get(name, {})
-    with config_errors("diffusion"):
-        weighting = loss_weighting.make_weighting(name, **{option: config.diffusion[field] for option, field in fields.items()})
-        return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
+    weighting = _make(config, choices.WEIGHTING, loss_weighting.make_weighting, config.diffusion.weighting)
+    return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
 
 
 def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSampler:
     """The distribution of t in training."""
-    return timestep_sampling.make_timestep_sampler(config.diffusion.timestep_sampler, config.diffusion.num_timesteps)
+    name, steps = config.diffusion.timestep_sampler, config.diffusion.num_timesteps
+    return _make(config, choices.TIMESTEP_SAMPLER, timestep_sampling.make_timestep_sampler, name, steps)
 
 
-def check_sampler_options(config: ConfigDict) -> None:
-    """Raise a UsageError if config.sampling sets an option that none of the selected samplers has."""
-    sampling = config.sampling
-    for sampler, fields in SAMPLER_OPTIONS.items():
-        for field, unused in fields.items():
-            if unused not in (None, sampling[field]) and sampler not in (sampling.sampler, *config.evaluation.samplers):
-                raise UsageError(
-                    f"config.sampling.{field} is {sampling[field]:g}, but only the sampler {sampler} uses it: set "
-                    f"config.sampling.{field}={unused:g}, or config.sampling.sampler={sampler}"
-                )
+def build_loss(config: ConfigDict) -> losses.LossFn:
+    """The training loss, checked against the schedule, the parameterization and the weighting."""
+    name, weighting = config.diffusion.loss, build_weighting(config)
+    loss = _make(config, choices.LOSS, losses.make_loss, name, weighting=weighting)
+    with config_errors("diffusion"):
+        losses.check_loss(build_schedule(config), build_parameterization(config), loss=name, weighting=weighting)
+    return loss
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     """The sampler of config.sampling over its respaced schedule, or the lowest fraction `strength` of it."""
-    sampling = config.sampling
-    options = {name: getattr(sampling, name) for name in SAMPLER_OPTIONS.get(sampling.sampler, ())}
-    check_sampler_options(config)
-    if "churn_interval" in options:
-        options["churn_min"], options["churn_max"] = options.pop("churn_interval")
-    with config_errors("sampling"):
-        return make_sampler(
-            sampling.sampler,
-            sampling_schedule(config, strength),
-            build_parameterization(config),
-            trained=build_schedule(config),
-            **options,
-        )
+    name, chain, parameterization = config.sampling.sampler, sampling_schedule(config, strength), build_parameterization(config)
+    return _make(config, choices.SAMPLER, make_sampler, name, chain, parameterization, trained=build_schedule(config))
 
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
     """The sampler of config.sampling with RePaint resampling."""
-    with config_errors("sampling.sampler and config.edit"):
+    with config_errors("sampling.sampler"):
         return repaint(build_sampler(config), jump_length=config.edit.jump_length, resampling=config.edit.resampling)
 
 
@@ -172,15 +164,16 @@ def build_inversion(config: ConfigDict) -> Sampler:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with warm-up and gradient clipping."""
-    return optimizers.make_optimizer(
-        config.optimizer.learning_rate, warmup_steps=config.optimizer.warmup_steps, clip_norm=config.optimizer.clip_norm
-    )
+    """The optimizer for learning rate 1, with gradient clipping."""
+    given = {field: config.optimizer[field] for field in ("clip_norm", "skip_nonfinite")}
+    return _make(config, choices.OPTIMIZER, optimizers.make_optimizer, config.optimizer.name, **given)
 
 
-def build_learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Step -> learning rate of the optimizer."""
-    return optimizers.warmup_schedule(config.optimizer.learning_rate, config.optimizer.warmup_steps)
+def build_learning_rate(config: ConfigDict) -> Callable[[int], np.float32]:
+    """Step -> learning rate, on the host."""
+    name, rate, warmup_steps = (config.optimizer[field] for field in ("schedule", "learning_rate", "warmup_steps"))
+    make, num_steps = make_learning_rate, config.train.num_steps
+    return _make(config, choices.LEARNING_RATE, make, name, rate, num_steps, warmup_steps=warmup_steps)
 
 
 def build_ema_tracker(config: ConfigDict) -> EmaTracker:
@@ -199,52 +192,6 @@ def params_field(config: ConfigDict) -> str | None:
         return STATE_FIELDS[name]
     with config_errors(f"sampling.params is {name!r}"):
         return build_ema_tracker(config).resolve(name)
-
-
-def build_source(config: ConfigDict) -> ImageSource:
-    """Load the data set of config.data. Reading and preparing a large set is logged.
-
-    Raises:
-      UsageError: the size, channels or number of classes of the images differ from the config.
-      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
-    """
-    data = config.data
-    if data.name == "digits":
-        from ddpm_jax.data import digits  # imported lazily: scikit-learn takes a second
-
-        source = digits.load_digits(data.split)
-    elif data.name == "image_folder":
-        source = image_folder.load_image_folder(
-            data.data_dir,
-            image_size=data.image_size,
-            channels=data.channels,
-            split=data.split,
-            background=data.background,
-            on_decode_error=data.on_decode_error,
-            levels=tuple(data.value_range),
-            in_memory=IN_MEMORY[data.in_memory],
-            num_threads=data.num_threads,
-        )
-    else:
-        from ddpm_jax.data import tfds
-
-        source = tfds.load_tfds(
-            data.name,
-            data.split,
-            data_dir=data.data_dir,
-            image_size=data.image_size,
-            channels=data.channels,
-            in_memory=IN_MEMORY[data.in_memory],
-            num_threads=data.num_threads,
-        )
-    if (source.image_size, source.channels) != (data.image_size, data.channels):
-        raise UsageError(
-            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
-            f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
-        )
-    if config.model.class_conditional and source.num_classes != data.num_classes:
-        raise UsageError(data_config.wrong_number(config, source))
-    return source
 
 
 def null_cond(config: ConfigDict) -> np.int32:
@@ -291,8 +238,12 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
-        cond = jnp.zeros(1, jnp.int32) if model.num_classes else None
-        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
+        cond = jnp.zeros(1, jnp.int32) if _num_labels(config) else None
+        variables = model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)
+        if others := sorted(set(variables) - {"params"}):
+            name = config.model.name
+            raise UsageError(f"the network {name} has the variables {', '.join(others)}, but only params are trained and saved")
+        return variables["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
     return lambda key: create_state(
@@ -301,7 +252,7 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
 
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch of a data source, key) -> (state, metrics), for arrays on the mesh; a pure function, not jitted."""
+    """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
     model, parameterization = build_model(config), build_parameterization(config)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
@@ -314,21 +265,23 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         schedule=build_schedule(config),
         parameterization=parameterization,
         optimizer=build_optimizer(config),
-        loss=config.diffusion.loss,
+        loss_fn=build_loss(config),
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
-        weighting=build_weighting(config),
+        skip_nonfinite=config.optimizer.skip_nonfinite,
         timestep_sampler=build_timestep_sampler(config),
         cond_dropout=config.model.label_dropout,
         null_cond=null_cond(config),
         averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
-        **cpu.train_step_options(mesh, stochastic=model.stochastic),
+        **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
 
-    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        cond = {"cond": batch["label"]} if model.num_classes else {}
-        return take_step(state, {"image": batch["image"], **cond}, key)
+    def step(
+        state: TrainState, batch: dict[str, jax.Array], key: jax.Array, learning_rate: jax.typing.ArrayLike
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        cond = {"cond": batch["label"]} if _num_labels(config) else {}
+        return take_step(state, {"image": batch["image"], **cond}, key, learning_rate)
 
     return step
 
@@ -336,11 +289,12 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
 def build_batched_sampler(
     config: ConfigDict,
     mesh: Mesh,
-    save_steps: np.ndarray | None = None,
+    save_steps: Sequence[int] | np.ndarray | None = None,
     *,
     sampler: Sampler | None = None,
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
     finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
+    num_images: int | None = None,
 ) -> BatchedSampler:
     """The batched sampler of config.sampling.
 
@@ -351,6 +305,7 @@ def build_batched_sampler(
         spaced steps, starting with pure noise.
       sampler: replaces the sampler of config.sampling.
       begin, finish: as for `BatchedSampler`.
+      num_images: number of images to generate, which limits the batch size; by default config.sampling.num_images.
 
     Raises:
       UsageError: a field of config.sampling is invalid.
@@ -368,7 +323,7 @@ def build_batched_sampler(
         build_guided_denoise_fn(config),
         mesh,
         image_shape=image_shape(config),
-        batch_size=min(sampling.batch_size, sampling.num_images),
+        batch_size=min(sampling.batch_size, num_images or sampling.num_images),
         save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
         finish=finish,

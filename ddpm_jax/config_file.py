@@ -4,22 +4,26 @@ A config file is Python code and may fail like any program. `ml_collections` rep
 not at all: a misspelled field in an unlocked config would silently become a new field.
 """
 
+import copy
 import difflib
 import importlib.util
 import inspect
 import pathlib
+import re
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from ddpm_jax import choices, configs
 from ddpm_jax.runtime.errors import ExpectedError, error_line
-from ddpm_jax.user_messages import UsageError, UserError, did_you_mean, format_flag_error
+from ddpm_jax.user_messages import UsageError, UserError, defaults_file, did_you_mean, format_flag_error
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """FILE.py or FILE.py:ARGUMENT -> the result of its `get_config`, locked.
+    """NAME, FILE.py or FILE.py:ARGUMENT -> the result of its `get_config`, locked; see `load`.
 
     Args:
       defaults: all fields of a config; the file must return exactly these fields.
@@ -50,16 +54,23 @@ class ConfigFileParser(flags.ArgumentParser):
 
 
 def load(argument: str) -> ConfigDict:
-    """The result of `get_config` of FILE.py or FILE.py:ARGUMENT.
+    """The result of `get_config` of a config file.
+
+    Args:
+      argument: FILE.py, a path; or NAME, the shipped config configs/NAME.py. A name has neither a separator nor an ending, so
+        a file or folder of the current directory never hides a shipped config: ./digits.py and digits.py are the file, digits
+        is the shipped config. ":ARGUMENT" after either is passed to `get_config`.
 
     Raises:
       UsageError: the file does not exist, fails, or does not return a config.
       ExpectedError: raised by the file itself.
     """
     path, colon, given = argument.partition(":")
-    file = pathlib.Path(path).expanduser()
+    is_name = re.fullmatch(r"[\w-]+", path) is not None
+    file = configs.FOLDER / f"{path}.py" if is_name else pathlib.Path(path).expanduser().absolute()
     if not file.is_file():
-        raise UsageError(f"--config={argument}: {'a folder, not a file' if file.is_dir() else 'no such file'}{_nearest(file)}")
+        fault = "no such config" if is_name else "a folder, not a file" if file.is_dir() else "no such file"
+        raise UsageError(f"--config={argument}: {fault}{_nearest(path)}")
     try:
         spec = importlib.util.spec_from_file_location("config_config", file)
         if spec is None or spec.loader is None:
@@ -68,7 +79,7 @@ def load(argument: str) -> ConfigDict:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
-            raise UsageError(f"--config={argument}: the file has no function get_config; configs/digits.py is an example")
+            raise UsageError(f"--config={argument}: the file has no function get_config; {defaults_file()} is an example")
         arguments = [given] if colon else []
         try:
             inspect.signature(get_config).bind(*arguments)
@@ -101,6 +112,10 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
     """
     for name, value in values.items():
         field = prefix + name
+        if name not in config and (choices.is_free(prefix.rstrip(".")) or _is_part(values, prefix, name)):
+            with config.unlocked():
+                config[name] = ConfigDict(value) if isinstance(value, dict) else value
+            continue
         if name not in config:
             return f"the field {field} is unknown to this version"
         if isinstance(config[name], ConfigDict):
@@ -110,37 +125,47 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
                 return fault
             continue
         try:
+            if value is None:
+                raise TypeError
             config[name] = value
         except TypeError:
             return f"{field} is {value!r}, but must be of the type {type(config[name]).__name__}"
     return ""
 
 
+def _is_part(fields: Mapping[str, Any], prefix: str, name: str) -> bool:
+    """Whether `name` is the section of a part that these fields choose; it need not be in the defaults."""
+    section = prefix.removeprefix("config.").rstrip(".")
+    return choices.is_chosen(section, fields, name) and isinstance(fields[name], dict | ConfigDict)
+
+
 def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str = "config.") -> None:
     for name in sorted(set(config) | set(defaults)):
         field = prefix + name
+        free = choices.is_free(field.removeprefix("config.")) and isinstance(config.get(name), ConfigDict)
+        if free or (name not in defaults and _is_part(config, prefix, name)):
+            continue  # checked when the part is made
         if name not in defaults:
-            hint = did_you_mean(name, list(defaults)) or "configs/defaults.py lists all fields"
+            hint = did_you_mean(name, list(defaults)) or f"{defaults_file()} lists all fields"
             raise UsageError(f"{where} sets {field}, which does not exist: {hint}")
         if name not in config:
-            raise UsageError(f"{where} lacks {field}: begin with the get_config() of configs/defaults.py and change its fields")
+            raise UsageError(f"{where} lacks {field}: begin with the get_config() of {defaults_file()} and change its fields")
         value, default = config[name], defaults[name]
         if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
             raise UsageError(f"{where}: {field} must be {'a section' if isinstance(default, ConfigDict) else 'one value'}")
         if isinstance(default, ConfigDict):
             _compare(value, default, where, f"{field}.")
         # The same rules as for assignment: an integer is accepted for a float, and a list for a tuple.
-        elif type(value) is not type(default) and (fault := update(ConfigDict({name: default}), {name: value})):
+        elif type(value) is not type(default) and (fault := update(copy.deepcopy(defaults), {name: value})):
             raise UsageError(f"{where}: {prefix}{fault}")
 
 
-def _nearest(file: pathlib.Path) -> str:
-    """A hint for a name that is similar to one of configs/."""
-    folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
-    not_experiments = ("defaults", "from_workdir", "__init__")
-    names = [shipped.stem for shipped in sorted(folder.glob("*.py")) if shipped.stem not in not_experiments]
-    found = difflib.get_close_matches(file.stem, names, n=1)
-    return f"; did you mean --config=configs/{found[0]}.py?" if found else f"; configs/ holds {', '.join(names)}"
+def _nearest(path: str) -> str:
+    """A hint for a name or path of --config: a file of that name here, or the most similar shipped config."""
+    if (own := pathlib.Path(f"{path}.py").expanduser()).is_file():
+        return f"; did you mean --config={own}?"
+    found = difflib.get_close_matches(pathlib.Path(path).stem, configs.names(), n=1)
+    return f"; did you mean --config={found[0]}?" if found else f"; choose one of {', '.join(configs.names())}, or a file"
 
 
 def _place(error: BaseException, file: pathlib.Path) -> str:
@@ -154,6 +179,8 @@ def _place(error: BaseException, file: pathlib.Path) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.msg} (SyntaxError)"
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":  # importable only by main.py of a clone
+        return "there is no package configs: import the shipped configs from ddpm_jax.configs"
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {error.code})"
     if isinstance(error, KeyError | AttributeError) and "does not exist and cannot be added" in str(

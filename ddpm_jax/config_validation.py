@@ -1,52 +1,56 @@
 """Validates a config before anything is loaded or compiled."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, choices, data_config, models
 from ddpm_jax.data import decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
+from ddpm_jax.runtime.registry import is_custom
+from ddpm_jax.runtime.trackers import check_names
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.user_messages import UsageError, config_errors
+from ddpm_jax.training import best_step, learning_rate, optimizer
+from ddpm_jax.user_messages import UsageError
 
 LISTS = {  # field -> type of its elements; the flag parser checks the types of single values
-    "model.ch_mult": int,
-    "model.attn_resolutions": int,
     "ema.extra_decays": float,
     "ema.power_sigma_rel": float,
-    "sampling.churn_interval": float,
     "sampling.guidance_interval": float,
     "data.value_range": float,
+    "train.trackers": str,
     "evaluation.metrics": str,
-    "evaluation.checkpoint_steps": int,
     "evaluation.params": str,
     "evaluation.samplers": str,
     "evaluation.num_steps": int,
     "edit.images": str,
 }
 TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
-PAIRS = {  # field -> its range, and an example
-    "sampling.churn_interval": (0.0, math.inf, "(0.05,50.0)"),
-    "sampling.guidance_interval": (0.0, 1.0, "(0.2,0.8)"),
-}
 RANGES = {  # field -> (whether a number is in its range, description of the range)
-    "model.dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
     "optimizer.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
     "ema.decay": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "sampling.eta": (lambda x: x >= 0, "0 or more"),
-    "sampling.churn": (lambda x: x >= 0, "0 or more"),
-    "sampling.churn_noise": (lambda x: x > 0, "above 0"),
     "sampling.guidance_scale": (lambda x: x >= 0, "0 or more"),
     "sampling.guidance_rescale": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "evaluation.ode_tolerance": (lambda x: 0 < x < 1, "above 0 and below 1"),
 }
-INFINITE = ("sampling.churn_interval",)  # fields in which infinity means no upper bound
+INFINITE = ("sampling.heun.churn_max",)  # fields in which infinity means no upper bound
 SEEDS = ("seed", "sampling.seed")
+
+
+PARTS = {  # choice -> the parts that are shipped; data sets and features have names beyond those
+    choices.NETWORK: models.NETWORKS,
+    choices.SCHEDULE: schedules.SCHEDULES,
+    choices.LOSS: losses.LOSSES,
+    choices.WEIGHTING: loss_weighting.WEIGHTINGS,
+    choices.TIMESTEP_SAMPLER: timestep_sampling.TIMESTEP_SAMPLERS,
+    choices.OPTIMIZER: optimizer.OPTIMIZERS,
+    choices.LEARNING_RATE: learning_rate.SCHEDULES,
+    choices.SAMPLER: SAMPLERS,
+}
 
 
 def check_config(config: ConfigDict) -> None:
@@ -57,21 +61,21 @@ def check_config(config: ConfigDict) -> None:
     """
     check_lists(config)
     check_numbers(config)
-    check_pairs(config)
+    check_parts(config)
+    check_guidance_interval(config)
     data, model, process, sampling = config.data, config.model, config.diffusion, config.sampling
     check_choice("model.dtype", model.dtype, build.DTYPES)
-    check_choice("diffusion.schedule", process.schedule, schedules.SCHEDULES)
     check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
     check_choice("diffusion.variance", process.variance, variances.VARIANCES)
-    check_choice("diffusion.loss", process.loss, losses.LOSSES)
-    check_choice("diffusion.weighting", process.weighting, loss_weighting.WEIGHTINGS)
-    check_choice("diffusion.timestep_sampler", process.timestep_sampler, timestep_sampling.TIMESTEP_SAMPLERS)
-    check_choice("sampling.sampler", sampling.sampler, SAMPLERS)
+    check_names(config.train.trackers)
+    check_choice("train.keep_best", config.train.keep_best, ("", *best_step.TAGS))
+    check_steps("sampling.checkpoint_step", [sampling.checkpoint_step], ("best",))
+    check_steps("evaluation.checkpoint_steps", config.evaluation.checkpoint_steps, ("best", "all"))
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)
     check_choice("sampling.format", sampling.format, build.FORMATS)
     build.build_ema_tracker(config)  # raises, like the next line
     build.params_field(config)
-    check_choice("data.in_memory", data.in_memory, build.IN_MEMORY)
+    check_choice("data.in_memory", data.in_memory, data_config.IN_MEMORY)
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_decode_error", data.on_decode_error, image_folder.ON_DECODE_ERROR)
     decode.parse_background(data.background)
@@ -83,7 +87,6 @@ def check_config(config: ConfigDict) -> None:
 
     positive = {
         "data": ("image_size", "num_threads", "prefetch"),
-        "model": ("ch", "num_res_blocks", "num_heads"),
         "diffusion": ("num_timesteps",),
         "optimizer": ("accumulation_steps",),
         "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "max_to_keep"),
@@ -92,8 +95,8 @@ def check_config(config: ConfigDict) -> None:
     }
     at_least_0 = {
         "data": ("num_classes",),
-        "optimizer": ("warmup_steps",),
-        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every"),
+        "optimizer": ("warmup_steps", "skip_nonfinite"),
+        "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every", "eval_num_samples", "eval_num_heldout"),
         "sampling": ("num_intermediates",),
         "evaluation": ("max_features", "hutchinson_samples"),
     }
@@ -102,31 +105,10 @@ def check_config(config: ConfigDict) -> None:
             for name in names:
                 if not holds(config[section][name]):
                     raise UsageError(f"config.{section}.{name} is {config[section][name]}: it must be {words}")
-    if model.ch % 4 or model.ch % min(32, model.ch // 4):
-        raise UsageError(f"config.model.ch is {model.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
-    if not model.ch_mult:
-        raise UsageError("config.model.ch_mult is empty: it must hold one factor per level")
-    if min(model.ch_mult) < 1:
-        raise UsageError(f"config.model.ch_mult holds {min(model.ch_mult)}: each factor must be 1 or more")
-    halvings = len(model.ch_mult) - 1
-    if data.image_size % 2**halvings:
-        raise UsageError(
-            f"config.data.image_size is {data.image_size}, which cannot be halved {halvings} times for the "
-            f"{halvings + 1} levels of config.model.ch_mult: use a multiple of {2**halvings}, or fewer levels"
-        )
-    resolutions = [data.image_size // 2**level for level in range(halvings + 1)]
-    if unmet := set(model.attn_resolutions) - set(resolutions):
-        raise UsageError(
-            f"config.model.attn_resolutions contains {sorted(unmet)}, but images of {data.image_size} pixels only have "
-            f"the resolutions {resolutions}"
-        )
-    attending = [model.ch_mult[resolutions.index(resolution)] for resolution in model.attn_resolutions]
-    attending += [model.ch_mult[-1]] * model.mid_attention
-    if any(model.ch * factor % model.num_heads for factor in attending):
-        raise UsageError(
-            f"config.model.num_heads is {model.num_heads}, which does not divide the width of every attention: "
-            f"{sorted({model.ch * factor for factor in attending})}"
-        )
+    build.build_model(config)  # raises, like the next three lines
+    build.build_optimizer(config)
+    build.build_learning_rate(config)
+    build.build_timestep_sampler(config)
     if model.label_dropout and not model.class_conditional:
         raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
     if not model.class_conditional and sampling.label != -1:
@@ -134,14 +116,13 @@ def check_config(config: ConfigDict) -> None:
     if isinstance(sampling.label, bool) or not isinstance(sampling.label, int | str):
         raise UsageError(f"config.sampling.label is {sampling.label!r}: give the number or the name of a class, or -1 for all")
     # A name is resolved when the data set is known (`data_config.complete`).
-    if isinstance(sampling.label, int) and not -1 <= sampling.label < max(1, data.num_classes):
-        raise UsageError(f"config.sampling.label is {sampling.label}: the classes are 0..{data.num_classes - 1}, -1 for all")
+    if isinstance(sampling.label, int):
+        data_config.check_label(config)
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(
             f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
             "config.model.class_conditional and config.model.label_dropout above 0 supports guidance: set it to 1"
         )
-    build.check_sampler_options(config)
     if sampling.guidance_scale != 1:
         build.build_guided_denoise_fn(config)  # raises
     if sampling.num_steps > process.num_timesteps:
@@ -153,13 +134,13 @@ def check_config(config: ConfigDict) -> None:
         raise UsageError(
             f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
         )
-    with config_errors("diffusion"):
-        losses.check_loss(
-            build.build_schedule(config),
-            build.build_parameterization(config),
-            loss=process.loss,
-            weighting=build.build_weighting(config),
-        )
+    build.build_loss(config)  # raises
+
+
+def check_parts(config: ConfigDict) -> None:
+    """Raises UsageError unless every name of a part is that of a shipped part or module:function."""
+    for choice, parts in PARTS.items():
+        check_part(choice.path, config[choice.section][choice.field], parts)
 
 
 def check_lists(config: ConfigDict) -> None:
@@ -196,19 +177,32 @@ def check_numbers(config: ConfigDict) -> None:
             raise UsageError(f"config.{field} is {x}: it must be an integer from 0 to {2**32 - 1}")
 
 
-def check_pairs(config: ConfigDict) -> None:
-    """Raises UsageError unless every interval is two numbers in ascending order, in its range."""
-    for field, (lowest, highest, example) in PAIRS.items():
-        section, _, name = field.partition(".")
-        pair = tuple(config[section][name])
-        if len(pair) != 2 or not lowest <= pair[0] <= pair[1] <= highest:
-            words = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else f"of {lowest:g} or more"
-            raise UsageError(
-                f"config.{field} is {pair}: it must be two numbers {words}, the lower one first, such as {example}"
-            )
+def check_guidance_interval(config: ConfigDict) -> None:
+    """Raises UsageError unless it is two numbers from 0 to 1 in ascending order."""
+    pair = tuple(config.sampling.guidance_interval)
+    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+        raise UsageError(
+            f"config.sampling.guidance_interval is {pair}: it must be two numbers from 0 to 1, the lower one first, such as "
+            "(0.2,0.8)"
+        )
 
 
-def check_choice(field: str, value: Any, choices: Any) -> None:
+def check_steps(field: str, steps: Iterable[Any], names: tuple[str, ...]) -> None:
+    """Raises UsageError unless each is a step, -1 or one of `names`."""
+    for step in steps:
+        number = int(step) if str(step).removeprefix("-").isdecimal() else -2
+        if number < -1 and step not in names:
+            raise UsageError(f"config.{field} is {step!r}: give a step, -1 for the latest, or {' or '.join(map(repr, names))}")
+
+
+def check_choice(field: str, value: Any, values: Any) -> None:
     """Raises a UsageError that lists the choices unless `value` is one of them."""
-    if value not in choices:
-        raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in choices)}")
+    if value not in values:
+        raise UsageError(f"config.{field} is {value!r}: choose one of {', '.join(str(choice) for choice in values)}")
+
+
+def check_part(field: str, name: Any, registry: Any) -> None:
+    """Raises a UsageError that lists the choices unless `name` is one of them or module:function."""
+    if not is_custom(str(name)) and name not in registry:
+        listed = ", ".join(registry)
+        raise UsageError(f"config.{field} is {name!r}: choose one of {listed}, or module:function for one of your own")

@@ -1,4 +1,4 @@
-"""Config fields that depend on the data set: number and names of classes, and the range of gray levels."""
+"""Loads the data set of config.data, and completes the fields that depend on it: classes and the range of gray levels."""
 
 import difflib
 import logging
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax import choices
 from ddpm_jax.data import identity as data_identity
+from ddpm_jax.data import load
 from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.source import ImageSource
@@ -18,8 +20,45 @@ from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY: dict[str, bool | str] = {
+    "always": True,
+    "never": False,
+    "auto": "auto",
+}  # data.in_memory -> argument of `load.load_source`
 
-def wrong_number(config: ConfigDict, source: ImageSource) -> str:
+
+def load_source(config: ConfigDict) -> ImageSource:
+    """Load the data set of config.data. Reading and preparing a large set is logged.
+
+    Raises:
+      UsageError: the size, channels or number of classes of the images differ from the config.
+      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
+    """
+    data = config.data
+    source = load.load_source(
+        data.name,
+        data.split,
+        data_dir=data.data_dir,
+        image_size=data.image_size,
+        channels=data.channels,
+        in_memory=IN_MEMORY[data.in_memory],
+        num_threads=data.num_threads,
+        options=choices.options_of(config, choices.DATA),
+        background=data.background,
+        on_decode_error=data.on_decode_error,
+        levels=tuple(data.value_range),
+    )
+    if (source.image_size, source.channels) != (data.image_size, data.channels):
+        raise UsageError(
+            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
+            f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
+        )
+    if config.model.class_conditional and not source.num_classes == data.num_classes > 0:
+        raise UsageError(_wrong_number(config, source))
+    return source
+
+
+def _wrong_number(config: ConfigDict, source: ImageSource) -> str:
     """The error if config.data.num_classes of a class-conditional model does not match the data set."""
     data = config.data
     if source.num_classes:
@@ -52,9 +91,10 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         return
     if label.removeprefix("-").isdecimal():
         # Always the label, even if folders are named 1, 2, 3 and have the labels 0, 1, 2.
-        config.sampling.label = int(label)
+        _set_label(config, int(label))
+        check_label(config)
     elif label in names:
-        config.sampling.label = names.index(label)
+        _set_label(config, names.index(label))
     elif not names:
         raise UsageError(
             f"config.sampling.label is {label!r}, but the workdir has no class names: use a number, "
@@ -65,6 +105,18 @@ def complete(config: ConfigDict, identity: Mapping[str, Any] | None) -> None:
         known = f"did you mean {close[0]!r}? The classes are" if close else "the classes are"
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise UsageError(f"config.sampling.label is {label!r}: {known} {', '.join(names[:20])}{more}")
+
+
+def _set_label(config: ConfigDict, label: int) -> None:
+    with config.ignore_type():  # a copy of a config without references has the type of the name
+        config.sampling.label = label
+
+
+def check_label(config: ConfigDict) -> None:
+    """Raise a UsageError unless config.sampling.label, a number, is a class or -1."""
+    label, number = config.sampling.label, config.data.num_classes
+    if not -1 <= label < max(1, number):
+        raise UsageError(f"config.sampling.label is {label}: the classes are 0..{number - 1}, -1 for all")
 
 
 def sampling_labels(config: ConfigDict, class_counts: np.ndarray | None = None) -> np.ndarray | None:

@@ -1,17 +1,20 @@
 """Validates config.evaluation and builds its components: reference, features, metrics and likelihood evaluators."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, cpu, data_config
+from ddpm_jax import build, choices, config_validation, cpu, data_config
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.diffusion import likelihood
+from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import held_out as held_out_images
-from ddpm_jax.evaluation import reference
+from ddpm_jax.evaluation import heldout_loss, reference
 from ddpm_jax.evaluation.class_proportions import PROPORTIONS, ClassProportions
 from ddpm_jax.evaluation.feature_extraction import FeatureCollector
 from ddpm_jax.evaluation.held_out import HeldOut
@@ -26,6 +29,8 @@ from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.user_messages import UsageError, UserError, config_errors
+
+logger = logging.getLogger(__name__)
 
 LIKELIHOODS = ("bits_per_dim", "ode_bits_per_dim")  # these need held-out images
 METRICS = (*SAMPLE_METRICS, *LIKELIHOODS)
@@ -46,7 +51,7 @@ def check_evaluation(config: ConfigDict) -> None:
     if not evaluation.checkpoint_steps:
         raise UsageError("config.evaluation.checkpoint_steps is empty: give steps, or -1 for the latest")
     for sampler in evaluation.samplers:
-        config_validation.check_choice("evaluation.samplers", sampler, SAMPLERS)
+        config_validation.check_part("evaluation.samplers", sampler, SAMPLERS)
     for steps in evaluation.num_steps:
         if not 1 <= steps <= (most := config.diffusion.num_timesteps):
             valid = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
@@ -89,10 +94,10 @@ def compared_split(config: ConfigDict) -> str:
 
 
 def load_split(config: ConfigDict, split: str) -> ImageSource:
-    """Load a split of config.data; raises as `build.build_source`."""
+    """Load a split of config.data; raises as `data_config.load_source`."""
     other = config.copy_and_resolve_references()
     other.data.split = split
-    return build.build_source(other)
+    return data_config.load_source(other)
 
 
 def load_compared(config: ConfigDict) -> ImageSource:
@@ -100,7 +105,7 @@ def load_compared(config: ConfigDict) -> ImageSource:
 
     Raises:
       NoSuchSplit: there is no such split; the message names the field.
-      ExpectedError: as `build.build_source`.
+      ExpectedError: as `data_config.load_source`.
     """
     try:
         return load_split(config, compared_split(config))
@@ -133,6 +138,7 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     try:
         return features.make_extractor(
             evaluation.features,
+            options=choices.options_of(config, choices.FEATURES),
             inception_path=evaluation.inception_path,
             group_size=cpu.inception_group_size(),
             progress=Progress,
@@ -142,7 +148,7 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
     except ExpectedError as error:
         if evaluation.features != "inception":
             raise
-        raise UserError(f"{error}; or use features that need no network: --config.evaluation.features=pixels_16") from error
+        raise UserError(f"{error}; or use features that need no download: --config.evaluation.features=pixels_16") from error
 
 
 def reference_identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:
@@ -205,35 +211,56 @@ def build_scorer(
 
 def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvaluator:
     """The evaluator of the variational bound with the settings of config.evaluation."""
+    evaluation = config.evaluation
+    options: dict[str, Any] = {"decoder": evaluation.vlb_decoder, "timesteps_per_image": evaluation.vlb_num_timesteps}
     with config_errors("evaluation.vlb_num_timesteps"):
-        return VlbEvaluator(
-            build.build_schedule(config),
-            build.build_parameterization(config),
-            build.build_denoise_fn(config),
-            mesh,
-            decoder=config.evaluation.vlb_decoder,
-            batch_size=config.evaluation.batch_size,
-            timesteps_per_image=config.evaluation.vlb_num_timesteps,
-        )
+        return VlbEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
 
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> OdeLikelihoodEvaluator:
     """The evaluator of the ODE likelihood with the settings of config.evaluation."""
+    evaluation = config.evaluation
+    tolerance = evaluation.ode_tolerance
+    options: dict[str, Any] = {"probes": evaluation.hutchinson_samples, "rtol": tolerance, "atol": tolerance}
     with config_errors("evaluation, ode_bits_per_dim"):
-        return OdeLikelihoodEvaluator(
-            build.build_schedule(config),
-            build.build_parameterization(config),
-            build.build_denoise_fn(config),
-            mesh,
-            batch_size=config.evaluation.batch_size,
-            probes=config.evaluation.hutchinson_samples,
-            rtol=config.evaluation.ode_tolerance,
-            atol=config.evaluation.ode_tolerance,
-        )
+        return OdeLikelihoodEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
 
-def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:
-    """params -> {"evaluation/frechet": ...}, for config.train.eval_num_samples images of config.sampling.
+def _model_parts(config: ConfigDict) -> tuple[NoiseSchedule, Parameterization, Callable[[Any, Any], DenoiseFn]]:
+    return build.build_schedule(config), build.build_parameterization(config), build.build_denoise_fn(config)
+
+
+def build_heldout_loss(
+    config: ConfigDict, mesh: jax.sharding.Mesh, trained_on: data_identity.Identity | None
+) -> Callable[[Any], float] | None:
+    """params -> the training loss of config.train.eval_num_heldout held-out images; None, with a log line, if there are none.
+
+    Raises:
+      ExpectedError: as `find_held_out`.
+    """
+    if not config.train.eval_num_heldout:
+        return None
+    with distributed.raise_on_all_processes():
+        held_out = find_held_out(config, trained_on)
+        if held_out.source is None:
+            logger.info(f"no loss of held-out images: {'; '.join(held_out.notes)}")
+            return None
+        images, labels = heldout_loss.read_evenly(held_out.source, config.train.eval_num_heldout)
+    schedule, parameterization, make_denoise_fn = _model_parts(config)
+    return heldout_loss.HeldoutLoss(
+        images,
+        labels if config.model.class_conditional else None,
+        schedule=schedule,
+        parameterization=parameterization,
+        loss_fn=build.build_loss(config),
+        make_denoise_fn=make_denoise_fn,
+        mesh=mesh,
+        batch_size=config.evaluation.batch_size,
+    )
+
+
+def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]] | None:
+    """params -> {"eval/frechet": ...}, for config.train.eval_num_samples images of config.sampling; None for 0 images.
 
     The random keys are those of --mode=sample, so the evaluations do not affect training.
 
@@ -241,13 +268,19 @@ def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callab
       UsageError: a field of config.evaluation is invalid, or no metric scores generated images.
     """
     case, number = config.copy_and_resolve_references(), config.train.eval_num_samples
+    if not number:
+        return None
     case.sampling.update(num_images=number, num_intermediates=0)
     with distributed.raise_on_all_processes():
         check_evaluation(config)
         if not set(config.evaluation.metrics) & set(SAMPLE_METRICS):
-            raise UsageError(f"config.train.eval_every needs {' or '.join(SAMPLE_METRICS)} in config.evaluation.metrics")
+            choices = " or ".join(SAMPLE_METRICS)
+            raise UsageError(
+                f"config.train.eval_every needs {choices} in config.evaluation.metrics, or config.train.eval_num_samples=0 "
+                "for the loss of held-out images only"
+            )
         if number <= NUM_NEIGHBORS:
-            raise UsageError(f"config.train.eval_num_samples is {number}: it must be above {NUM_NEIGHBORS}")
+            raise UsageError(f"config.train.eval_num_samples is {number}: it must be above {NUM_NEIGHBORS}, or 0 for none")
         sampler = build.build_batched_sampler(case, mesh)
     scorer, key = build_scorer(config, mesh), rng.purpose_key(case.sampling.seed, "sample")
     labels = data_config.sampling_labels(case, scorer.classes.counts)

@@ -2,18 +2,21 @@
 
 import math
 import pathlib
+import re
 import shlex
-import sys
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, choices, data_config, user_messages
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.evaluation.results import digest
 from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import distributed, registry, rng
 from ddpm_jax.runtime.config_changes import flatten
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.user_messages import UsageError
 
 MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
@@ -22,6 +25,7 @@ WARN_STEP_FRACTION = 10  # with at most T / 10 steps, fixed_large is known to le
 IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
 # Fields outside config.sampling that may differ from the training config and affect the images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
+IMAGE_PARTS = (choices.NETWORK, choices.SCHEDULE, choices.SAMPLER)  # whose code determines the images
 FORWARD_PASSES = 3  # cost of a training step per image, in network evaluations
 QUICK = (
     ("dpmpp_2m", "logsnr"),
@@ -39,7 +43,8 @@ def identity_of(config: ConfigDict, mode: str, step: int, params_sha256: str) ->
         "step": step,
         "weights_sha256": params_sha256,
         "sampling": _image_fields(config),
-        "diffusion": config.diffusion.to_dict(),
+        "diffusion": choices.used_fields(config, "diffusion"),
+        **choices.custom_modules(config, *IMAGE_PARTS),
         "dtype": config.model.dtype,
     }
 
@@ -56,7 +61,12 @@ def cache_identity(
       params_sha256: hash of the parameters.
       class_counts: as for `data_config.sampling_labels`.
     """
-    identity = _image_fields(config) | {"step": step, "weights_sha256": params_sha256} | changed_fields(config, trained)
+    identity = (
+        choices.custom_modules(config, *IMAGE_PARTS)
+        | _image_fields(config)
+        | {"step": step, "weights_sha256": params_sha256}
+        | changed_fields(config, trained)
+    )
     # Class counts matter only if the classes are not simply 0, 1, .., K-1, 0, 1, ..
     fixed = not config.model.class_conditional or config.sampling.label >= 0
     if fixed or class_counts is None or len(set(np.asarray(class_counts).tolist())) == 1:
@@ -72,7 +82,7 @@ def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any
 
 
 def _image_fields(config: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in config.sampling.to_dict().items() if name not in IGNORED}
+    return {name: value for name, value in choices.used_fields(config, "sampling").items() if name not in IGNORED}
 
 
 def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
@@ -87,7 +97,7 @@ def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
 def run_name(config: ConfigDict, step: int) -> str:
     """Folder name with the sampling settings, without the number of images."""
     sampling = config.sampling
-    name = f"step_{step}-{sampling.sampler}-{sampling.num_steps}-seed_{sampling.seed}"
+    name = f"step_{step}-{_short_value(sampling.sampler)}-{sampling.num_steps}-seed_{sampling.seed}"
     for field, value in nondefault_options(config).items():
         name += f"-{value}" if field == "spacing" else f"-{field}_{value}"
     if sampling.params != "ema":
@@ -117,23 +127,14 @@ def describe_sampling(config: ConfigDict) -> str:
 def sampler_label(config: ConfigDict) -> str:
     """The sampler with its nondefault options, for a table."""
     sampling, options = config.sampling, nondefault_options(config)
-    options = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
-    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *options])
+    shown = [f"{field}={value}" for field, value in options.items() if field != "spacing"]
+    return " ".join([f"{sampling.sampler} {sampling.num_steps} {sampling.spacing}", *shown])
 
 
 def nondefault_options(config: ConfigDict) -> dict[str, str]:
     """Other options that affect the images and differ from their defaults: name -> short value."""
     sampling = config.sampling
-    found = {}
-    if sampling.sampler == "ddim" and sampling.eta:
-        found["eta"] = f"{sampling.eta:g}"
-    if sampling.sampler == "unipc" and sampling.order != 2:
-        found["order"] = str(sampling.order)
-    if sampling.sampler == "heun" and sampling.churn:
-        low, high = sampling.churn_interval
-        found["churn"] = f"{sampling.churn:g}" + (f"_{low:g}_{high:g}" if (low, high) != (0, 1e6) else "")
-        if sampling.churn_noise != 1:
-            found["noise"] = f"{sampling.churn_noise:g}"
+    found = {name: _short_value(value) for name, value in options_of_sampler(config).items()}
     if sampling.spacing != "leading":
         found["spacing"] = sampling.spacing
     if sampling.guidance_scale != 1:
@@ -142,6 +143,18 @@ def nondefault_options(config: ConfigDict) -> dict[str, str]:
         if sampling.guidance_rescale:
             found["rescale"] = f"{sampling.guidance_rescale:g}"
     return found
+
+
+def options_of_sampler(config: ConfigDict) -> dict[str, Any]:
+    """The options of the chosen sampler that differ from their defaults: name -> value."""
+    defaults = registry.defaults(registry.find(config.sampling.sampler, SAMPLERS, "sampler"))
+    options = choices.options_of(config, choices.SAMPLER)
+    return {name: value for name, value in options.items() if value != defaults.get(name)}
+
+
+def _short_value(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 
 
 def sampling_warnings(config: ConfigDict) -> list[str]:
@@ -188,7 +201,6 @@ def quick_config(config: ConfigDict) -> ConfigDict:
     for sampler, spacing in QUICK:
         quick = full.copy_and_resolve_references()
         quick.sampling.update(sampler=sampler, spacing=spacing, num_steps=min(steps, config.diffusion.num_timesteps))
-        quick.sampling.update(eta=0.0, order=2, churn=0.0)  # options of other samplers
         quick.sampling.num_intermediates = min(quick.sampling.num_intermediates, quick.sampling.num_steps)
         try:
             build.build_sampler(quick)
@@ -213,13 +225,15 @@ def changed_flags(config: ConfigDict, other: ConfigDict) -> list[str]:
 
 def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
     """The command line that generates images from this run, ready to paste."""
-    program = ["python", "main.py"]
-    if pathlib.Path(sys.argv[0]).name == "main.py":
-        program = [_short(sys.executable), sys.argv[0]]
-    return shlex.join([*program, f"--workdir={_short(str(run_folder))}", "--mode=sample", *flags])
+    folder = user_messages.short_path(str(run_folder))
+    return shlex.join([*user_messages.program_command(), f"--workdir={folder}", "--mode=sample", *flags])
 
 
-def _short(path: str) -> str:
-    """The path relative to the current folder, if it is inside."""
-    here = str(pathlib.Path.cwd()) + "/"
-    return path.removeprefix(here) or path
+# Generation.
+
+
+def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
+    """Generate config.sampling.num_images images, with a progress line."""
+    key, number = rng.purpose_key(config.sampling.seed, "sample"), config.sampling.num_images
+    with distributed.show_progress(number) as report:
+        return sampler.generate_all(params, key, num_images=number, cond=data_config.sampling_labels(config), report=report)

@@ -81,9 +81,10 @@ TRAINED = {
     ),
     "flowers": Run(
         f"--config=configs/image_folder.py --config.data.data_dir={PHOTOS} --config.data.image_size=24 "
-        "--config.data.num_classes=5 --config.model.class_conditional=True --config.model.ch=32 "
-        '--config.model.ch_mult="(1,2,2)" --config.model.attn_resolutions="(6,)" --config.model.num_res_blocks=1 '
-        "--config.model.dropout=0.0 --config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=100 "
+        "--config.data.num_classes=5 --config.model.class_conditional=True --config.model.unet.ch=32 "
+        '--config.model.unet.ch_mult="(1,2,2)" --config.model.unet.attn_resolutions="(6,)" '
+        "--config.model.unet.num_res_blocks=1 --config.model.unet.dropout=0.0 "
+        "--config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=100 "
         "--config.ema.decay=0.999 --config.train.num_steps=6000 --config.train.batch_size=16 --config.train.sample_every=1000 "
         "--config.sampling.sampler=dpmpp_2m --config.sampling.num_steps=20",
         slow=True,

@@ -49,18 +49,18 @@ for cell in notebook.cells:
         print(output.get("text", "[picture]" if "image/png" in output.get("data", {}) else ""), end="")
 shown = sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 print(f"{shown} pictures")
-sys.exit(shown != 7)
+sys.exit(shown != 8)
 """
 
+# The notebook, shrunk; also used by test_notebook.py.
 SETTINGS = """
-WORKDIR = "runs/colab-digits"
-FIELDS = [
-    "--config.model.ch=8", "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()",
-    "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
-    "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.tensorboard=False",
-    "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
-    "--config.visualize.num_stages=6",
-]
+WORKDIR = {workdir!r}
+FIELDS = {{
+    "model.unet.ch": 8, "model.unet.ch_mult": (1,), "model.unet.attn_resolutions": (),
+    "train.num_steps": 8, "train.log_every": 2, "train.batch_size": 16,
+    "train.checkpoint_every": 4, "train.sample_every": 0, "train.trackers": (),
+    "sampling.num_steps": 10, "edit.resampling": 1,
+}}
 ANCESTRAL_STEPS = 20
 """
 
@@ -89,7 +89,8 @@ def main() -> int:
     left_out = ("PYTHONPATH", "VIRTUAL_ENV", "XLA_FLAGS", "JAX_PLATFORMS")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {"PATH": f"{kernel / 'bin'}:{os.environ['PATH']}", "IPYTHONDIR": str(startup.parents[2])}
-    return subprocess.run([python, "-c", EXECUTE, SETTINGS, clone], env=environment, check=False).returncode
+    command = [python, "-c", EXECUTE, SETTINGS.format(workdir="runs/colab-digits"), clone]
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
-from configs import defaults
 from ddpm_jax import user_messages
+from ddpm_jax.configs import defaults
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # reading the smallest program is faster too
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Test files by duration, the longest first (`pytest --durations=50`), then all others in the usual order. A worker runs one
@@ -43,7 +43,11 @@ LONGEST_FIRST = (
     "cli/test_load_params.py",
     "cli/test_options.py",
     "cli/test_main.py",
+    "test_run.py",
+    "test_python_page.py",
+    "test_api.py",
     "test_notebook.py",
+    "test_wheel.py",
     "cli/test_visualize.py",
     "cli/test_edit.py",
     "cli/test_train.py",

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import defaults, digits
 from ddpm_jax import build, config_validation
+from ddpm_jax.configs import defaults, digits
 from ddpm_jax.diffusion import loss_weighting, losses, schedules, timestep_sampling
 from ddpm_jax.diffusion.parameterization import PREDICTIONS
 from ddpm_jax.diffusion.variances import VARIANCES
@@ -89,12 +89,12 @@ def test_valid_combinations_train(prediction):
             create_state(lambda _, params=params: params, optimizer, jax.random.key(0)),
             batch,
             jax.random.key(1),
+            1.0,
             apply_fn=lambda params, x_t, t, labels, key: linear(params, x_t),
             schedule=build.build_schedule(config),
             optimizer=optimizer,
             parameterization=build.build_parameterization(config),
-            loss=config.diffusion.loss,
-            weighting=build.build_weighting(config),
+            loss_fn=build.build_loss(config),
             ema_decay=0.5,
             random_flip=False,
         )
@@ -164,26 +164,25 @@ def test_every_timestep_sampler_can_be_configured(name):
 
 
 @pytest.mark.parametrize(
-    ("section", "fields", "match"),
+    ("fields", "match"),
     [
-        ("diffusion", {"weighting": "min_snr_gamma", "min_snr_gamma": -1.0}, "gamma of the weighting min_snr_gamma is -1"),
-        ("diffusion", {"weighting": "min"}, "choose one of simple, snr"),
-        ("diffusion", {"timestep_sampler": "magic"}, "choose one of uniform, low_discrepancy"),
-        ("model", {"num_heads": 3}, "does not divide the width"),
-        ("model", {"label_dropout": 0.1, "class_conditional": False}, "class_conditional is False"),
-        ("sampling", {"churn": 1.0}, "only the sampler heun uses it"),
+        ({"diffusion.weighting": "min_snr_gamma", "diffusion.min_snr_gamma.gamma": -1.0}, "gamma of the weighting min_snr_gam"),
+        ({"diffusion.weighting": "min"}, "choose one of simple, snr"),
+        ({"diffusion.timestep_sampler": "magic"}, "choose one of uniform, low_discrepancy"),
+        ({"model.unet.num_heads": 3}, "^config.model.unet.num_heads is 3, which does not divide the width"),
+        ({"model.label_dropout": 0.1, "model.class_conditional": False}, "class_conditional is False"),
+        ({"model.name": "transformer"}, "^config.model.name is 'transformer': choose one of unet, or module:function"),
         (
-            "sampling",
-            {"eta": 0.5, "sampler": "unipc"},
-            r"^config.sampling.eta is 0.5, but only the sampler ddim uses it: set config.sampling.eta=0, or "
-            r"config.sampling.sampler=ddim$",
+            {"optimizer.name": "adamm"},
+            "^config.optimizer.name is 'adamm': choose one of adam, adamw, lion, muon, sgd, or module:function",
         ),
-        ("sampling", {"order": 3}, "only the sampler unipc uses it"),
+        ({"optimizer.adam.b1": 1.0}, "^config.optimizer.adam.b1 is 1.0, out of adam's range: it must be"),
+        ({"diffusion.schedule": "cosine", "diffusion.cosine.max_beta": 1.0}, "max_beta is 1.0: it must be above 0 and below 1"),
     ],
 )
-def test_unused_options_are_rejected(section, fields, match):
+def test_invalid_choices_and_options_are_rejected(fields, match):
     config = make_config()
-    config[section].update(fields)
+    config.update_from_flattened_dict(fields)
     with pytest.raises(UsageError, match=match) as caught:
         config_validation.check_config(config)
     assert "\n" not in str(caught.value)
@@ -201,18 +200,12 @@ def test_guidance_needs_a_model_trained_with_label_dropout():
 def test_every_model_field_reaches_the_network():
     config = defaults.get_config()
     config.model.class_conditional = True
-    others = {
-        "ch": 64,
-        "ch_mult": (1, 2),
-        "num_res_blocks": 1,
-        "attn_resolutions": (8,),
-        "mid_attention": False,
-        "dropout": 0.2,
-    }
-    others |= {"num_heads": 2, "scale_shift": True, "class_conditional": False, "label_dropout": 0.1, "dtype": "bfloat16"}
-    others |= {"remat": True}
-    assert others.keys() == set(config.model)
-    for field, value in others.items():
+    others = {"class_conditional": False, "label_dropout": 0.1, "dtype": "bfloat16"}
+    unet = {"ch": 64, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "mid_attention": False}
+    unet |= {"dropout": 0.2, "num_heads": 2, "scale_shift": True, "remat": True}
+    assert unet.keys() == set(config.model.unet)
+    assert {*others, "name", "unet", "options"} == set(config.model)
+    for field, value in (others | {f"unet.{name}": value for name, value in unet.items()}).items():
         changed = config.copy_and_resolve_references()
-        changed.model[field] = value
+        changed.update_from_flattened_dict({f"model.{field}": value})
         assert build.build_model(changed) != build.build_model(config), field

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import build, config_validation, sampling_config
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime.mesh import make_mesh
 
 FOLDER = pathlib.Path(defaults.__file__).parent
@@ -29,16 +29,16 @@ PUBLISHED = {  # parameters
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
 
 
 def shrink(config):
     """One level and images of four pixels, with attention if the experiment has any; equal networks compile once."""
     model = config.model
-    model.ch_mult = (1,)
-    model.attn_resolutions = (4,) if model.attn_resolutions else ()
-    model.ch = 8
-    model.num_res_blocks = 1
+    model.unet.ch_mult = (1,)
+    model.unet.attn_resolutions = (4,) if model.unet.attn_resolutions else ()
+    model.unet.ch = 8
+    model.unet.num_res_blocks = 1
     config.data.image_size = 4
     config.train.batch_size = 8
     config.optimizer.warmup_steps = min(10, config.optimizer.warmup_steps)  # or the first step is below float32's rounding
@@ -84,13 +84,14 @@ def test_trains_a_step_at_reduced_size(name):
     before = before.replace(params=params, ema_params=params)
     images = rng.integers(0, 256, (8, *build.image_shape(config)), dtype=np.uint8)
     batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
-    after, metrics = train_step(before, batch, jax.random.key(1))
+    learning_rate = build.build_learning_rate(config)
+    after, metrics = train_step(before, batch, jax.random.key(1), learning_rate(0))
     # The target has a mean square of 1 (noise; for v at least that of the image), independent of the outputs.
     least = np.mean(np.square(images / 127.5 - 1)) if config.diffusion.prediction == "v" else 1
     assert least - 5 * np.sqrt(2 / images.size) < float(metrics["loss"]) < 30
     assert int(after.step) == 1
     # Adam's first step is the learning rate times the sign of the gradient, up to its epsilon.
-    rate = float(build.build_learning_rate(config)(0))
+    rate = float(learning_rate(0))
     warmup = config.optimizer.warmup_steps
     assert rate == pytest.approx(config.optimizer.learning_rate / max(1, warmup))
     change = jax.tree.map(lambda new, old: np.abs(np.asarray(new) - np.asarray(old)), after.params, before.params)
@@ -148,10 +149,10 @@ def restated(monkeypatch):
 def test_a_field_that_is_set_to_its_default_is_found(restated):
     def make():
         config = defaults.get_config()
-        config.model.ch = defaults.get_config().model.ch
+        config.model.unet.ch = defaults.get_config().model.unet.ch
         config.data.image_size = 8
 
-    assert restated(make) == [f"ch={defaults.get_config().model.ch}"]
+    assert restated(make) == [f"ch={defaults.get_config().model.unet.ch}"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,14 +11,23 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from configs import defaults
+from ddpm_jax import choices
+from ddpm_jax.configs import defaults
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 CONFIG = defaults.get_config()
 SECTIONS = {name: section for name, section in CONFIG.items() if isinstance(section, ConfigDict)}
 FIELDS = {f"{name}.{field}" for name, section in SECTIONS.items() for field in section}
-OTHER_MODULES = {"lax": "jax.lax", "np": "numpy", "jnp": "jax.numpy", "jax": "jax"}  # whose functions pages may name
+OTHER_MODULES = {
+    "lax": "jax.lax",
+    "np": "numpy",
+    "jnp": "jax.numpy",
+    "jax": "jax",
+    "nn": "flax.linen",
+    "optax": "optax",
+    "ddpm_jax": "ddpm_jax",
+}  # whose functions pages may name
 SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; the program may write others
 WRITTEN = (
     ".json",
@@ -60,9 +69,9 @@ def in_backticks(text):
 
 def names(text):
     """(name, whether it exists) for every function, config field and file in a page."""
-    for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)?)", text):  # also in code blocks: --config.ema.decay=0.99
+    for name in re.findall(r"\bconfig\.(\w+(?:\.\w+)*)", text):  # also in code blocks: --config.ema.decay=0.99
         if name not in ("json", "to_dict"):
-            yield f"config.{name}", name in FIELDS or name in CONFIG
+            yield f"config.{name}", is_field(name)
     for quoted in in_backticks(text):
         if re.match(r"config\.\w+", quoted) and quoted != "config.json":
             continue  # a field, checked above
@@ -77,6 +86,18 @@ def names(text):
             yield quoted, any(match[1] in section for section in SECTIONS.values())
         elif re.fullmatch(r"\w*[a-z]_[a-z]\w*", quoted):
             yield quoted, quoted in words_of_the_sources() or hasattr(multihost_utils, quoted)
+
+
+def is_field(name):
+    """Whether the config has this field or section; a free section has every field."""
+    section = CONFIG
+    for part in name.split("."):
+        if choices.is_free(name.rpartition(".")[0]):
+            return True
+        if not isinstance(section, ConfigDict) or part not in section:
+            return False
+        section = section[part]
+    return True
 
 
 def is_file(path):
@@ -111,7 +132,7 @@ def test_named_things_exist(page):
 
 @each_page
 def test_modes_exist(page):
-    import main as program
+    from ddpm_jax.cli import main as program
 
     assert modes(page.read_text()) <= set(program.MODES)
 
@@ -119,7 +140,7 @@ def test_modes_exist(page):
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("`gaussian.q_sample`, `vlb.summarize`, `posthoc_ema.solve_posthoc_weights`, `lax.scan`", []),
+        ("`gaussian.q_sample`, `vlb.prior_bpd`, `posthoc_ema.solve_posthoc_weights`, `lax.scan`", []),
         ("`gaussian.q_simple`", ["gaussian.q_simple"]),
         ("`ode_likelihood.no_density`", ["ode_likelihood.no_density"]),
         ("`no_module.q_sample`", ["no_module.q_sample"]),

@@ -1,12 +1,13 @@
 """Choices of config.evaluation: held-out images by their pixels, not by the name of their split, and valid features."""
 
+import importlib
 import pathlib
 
 import numpy as np
 import pytest
 
-from configs import digits, image_folder
-from ddpm_jax import build
+from ddpm_jax import build, data_config
+from ddpm_jax.configs import digits, image_folder
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource, NoSuchSplit
 from ddpm_jax.evaluation import reference
@@ -31,7 +32,7 @@ def sets(monkeypatch, **splits):
             raise NoSuchSplit(f"the set has no split {config.data.split!r}")
         return source(splits[config.data.split], config.data.split)
 
-    monkeypatch.setattr(build, "build_source", build_source)
+    monkeypatch.setattr(data_config, "load_source", build_source)
 
 
 def images(count, seed=0):
@@ -114,7 +115,7 @@ def test_held_out_images_that_are_the_reference_have_no_scores(monkeypatch):
 @pytest.mark.parametrize("splits", [("train",), ("train", "test"), ("train", "validation")], ids="-".join)
 def test_each_shipped_config_can_be_evaluated(monkeypatch, name, splits):
     """On a tiny replacement of its data set: the checks pass and the features are not too many."""
-    config = getattr(__import__(f"configs.{name}"), name).get_config()
+    config = importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
     held = {split: images(12, seed) for seed, split in enumerate(splits)}
     if name != "digits" and config.evaluation.heldout_split != "auto":
         held[config.evaluation.heldout_split] = images(5, 9)

@@ -15,19 +15,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "ddpm_colab.ipynb"
+from tests.colab_simulation import SETTINGS
 
-SETTINGS = """
-WORKDIR = {workdir!r}
-FIELDS = [
-    "--config.model.ch=8", "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()",
-    "--config.train.num_steps=8", "--config.train.log_every=2", "--config.train.batch_size=16",
-    "--config.train.checkpoint_every=4", "--config.train.sample_every=0", "--config.train.tensorboard=False",
-    "--config.sampling.num_steps=10", "--config.sampling.num_images=4", "--config.sampling.batch_size=4",
-    "--config.visualize.num_stages=6",
-]
-ANCESTRAL_STEPS = 20
-"""
+NOTEBOOK = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "ddpm_colab.ipynb"
 
 
 def pictures(cell):
@@ -38,6 +28,8 @@ def pictures(cell):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_it_runs_and_shows_its_figures(tmp_path, repository, compiled_fast, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as for users
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(repository / ".cache" / "xla"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
@@ -47,7 +39,7 @@ def test_it_runs_and_shows_its_figures(tmp_path, repository, compiled_fast, monk
     asyncio.run(client.async_execute())
 
     shown = sum(len(pictures(cell)) for cell in notebook.cells)
-    assert shown == 7  # forward strip, loss, reverse, chain, forward sheet, two grids
+    assert shown == 8  # forward strip, loss, reverse, chain, schedule, two grids, inpainting
     assert all(len(pictures(tagged[name])) == 1 for name in ("forward", "loss", "reverse", "samples"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 8
@@ -56,7 +48,7 @@ def test_it_runs_and_shows_its_figures(tmp_path, repository, compiled_fast, monk
 def test_its_kernel_imports_no_package_with_another_version_in_colab(repository):
     """A kernel cannot replace imported packages while it runs: JAX, NumPy and the program run in other processes."""
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    assert sum(source.startswith("%%in_environment") for source in cells) == 3
+    assert sum(source.startswith("%%in_environment") for source in cells) == 9
     for source in cells:
         if not source.startswith("%%"):
             modules = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}

@@ -5,8 +5,8 @@ import math
 import pytest
 from ml_collections import ConfigDict
 
-from configs import defaults
 from ddpm_jax import build, config_validation
+from ddpm_jax.configs import defaults
 from ddpm_jax.samplers.guidance import guided_timesteps
 from ddpm_jax.user_messages import UsageError
 
@@ -30,7 +30,7 @@ FLOATS = sorted(field for field, x in config_validation.numbers(defaults.get_con
 
 def test_every_float_is_found():
     """Also those in lists, but no booleans."""
-    assert {"optimizer.learning_rate", "sampling.guidance_interval", "diffusion.p2_k", "edit.strength"} <= set(FLOATS)
+    assert {"optimizer.learning_rate", "sampling.guidance_interval", "diffusion.p2.k", "edit.strength"} <= set(FLOATS)
     assert "data.random_flip" not in dict(config_validation.numbers(defaults.get_config()))
     assert [x for field, x in config_validation.numbers(ConfigDict({"a": {"b": (1, 2.5)}, "c": True})) if field == "a.b"] == [
         1,
@@ -39,7 +39,7 @@ def test_every_float_is_found():
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("field", sorted({*FLOATS, "ema.extra_decays", "ema.power_sigma_rel"} - {"sampling.churn_interval"}))
+@pytest.mark.parametrize("field", sorted({*FLOATS, "ema.extra_decays", "ema.power_sigma_rel"} - {"sampling.heun.churn_max"}))
 def test_infinity_is_rejected(field, value):
     """A learning rate of inf trained to NaN; a guidance scale of inf made black images."""
     message = error_of({field: (value, value) if field in config_validation.LISTS else value})
@@ -52,10 +52,9 @@ def test_infinity_is_rejected(field, value):
         ({"optimizer.learning_rate": math.inf}, "config.optimizer.learning_rate is inf: it must be a finite number, above 0"),
         ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate is 0.0: it must be above 0"),
         ({"optimizer.clip_norm": -1.0}, "config.optimizer.clip_norm is -1.0: it must be 0 (no clipping) or more"),
-        ({"model.dropout": 1.0}, "config.model.dropout is 1.0: it must be at least 0 and below 1"),
+        ({"model.unet.dropout": 1.0}, "config.model.unet.dropout is 1.0: it must be at least 0 and below 1"),
         ({"sampling.guidance_scale": -1.0}, "config.sampling.guidance_scale is -1.0: it must be 0 or more"),
         ({"sampling.guidance_rescale": 1.5}, "config.sampling.guidance_rescale is 1.5: it must be from 0 to 1"),
-        ({"sampling.churn_noise": 0.0}, "config.sampling.churn_noise is 0.0: it must be above 0"),
         ({"evaluation.ode_tolerance": 1.0}, "config.evaluation.ode_tolerance is 1.0: it must be above 0 and below 1"),
         ({"evaluation.hutchinson_samples": -2}, "config.evaluation.hutchinson_samples is -2: it must be 0 or more"),
     ],
@@ -74,8 +73,8 @@ def test_seeds_have_32_bits(field):
 
 
 @pytest.mark.parametrize("pair", [(1.0,), (), (0.1, 0.2, 0.3), (0.5, 0.25), (-0.1, 0.5)])
-@pytest.mark.parametrize("field", ["sampling.churn_interval", "sampling.guidance_interval"])
-def test_pairs_are_two_numbers_in_ascending_order(field, pair):
+def test_the_guided_interval_is_two_numbers_in_ascending_order(pair):
+    field = "sampling.guidance_interval"
     message = error_of({field: pair})
     assert message.startswith(f"config.{field} is {pair}: it must be two numbers ")
     assert "the lower one first, such as (" in message
@@ -95,7 +94,12 @@ def test_the_guided_interval_is_a_part_of_the_chain():
 
 def test_churn_may_have_no_upper_bound():
     """EDM's S_max is infinite if noise is added at all noise levels above S_min."""
-    changes = {"sampling.sampler": "heun", "sampling.churn": 10.0, "sampling.churn_interval": (0.05, math.inf)}
+    changes = {
+        "sampling.sampler": "heun",
+        "sampling.heun.churn": 10.0,
+        "sampling.heun.churn_min": 0.05,
+        "sampling.heun.churn_max": math.inf,
+    }
     config_validation.check_config(make_config(changes))
     build.build_sampler(make_config(changes))
 
@@ -138,6 +142,6 @@ def test_advice_about_a_learned_variance_works():
 
 def test_attention_in_the_middle_has_its_own_heads():
     """Without attention, num_heads is not checked."""
-    changes = {"model.num_heads": 3, "model.attn_resolutions": ()}
+    changes = {"model.unet.num_heads": 3, "model.unet.attn_resolutions": ()}
     assert "does not divide the width" in error_of(changes)
-    config_validation.check_config(make_config(changes | {"model.mid_attention": False}))
+    config_validation.check_config(make_config(changes | {"model.unet.mid_attention": False}))

@@ -9,8 +9,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import defaults
 from ddpm_jax import user_messages
+from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import errors, progress
 
 CONFIG = defaults.get_config().to_dict()
@@ -26,6 +26,7 @@ CONFIG = defaults.get_config().to_dict()
         ("set `rtol` to more", "set config.evaluation.ode_tolerance to more"),
         ("`batch_size` is 3", "config.train.batch_size is 3"),  # a field of several sections
         ("`seed` is -1", "config.seed is -1"),  # a top-level field
+        ("choose another `workdir`, or `output=x`", "choose another --workdir, or --output=x"),  # flags of their own
         ("`num_steps` and `nothing` and `data`",) * 2,  # a field of two sections, of none, and a section
     ],
 )
@@ -123,8 +124,11 @@ def parse(argv):
         ("train.batch_size=x", "flag --config.train.batch_size=x: 'x' is not an integer"),
         ("train.batch_size=1.5", "flag --config.train.batch_size=1.5: '1.5' is not an integer"),
         ("optimizer.learning_rate=x", "flag --config.optimizer.learning_rate=x: 'x' is not a number"),
-        ("train.tensorboard=x", "flag --config.train.tensorboard=x: 'x' is neither true nor false"),
-        ("model.ch_mult=(1,", "flag --config.model.ch_mult=(1,: (1, is not a list: write it as '(1,2)', quotes included"),
+        ("data.random_flip=x", "flag --config.data.random_flip=x: 'x' is neither true nor false"),
+        (
+            "model.unet.ch_mult=(1,",
+            "flag --config.model.unet.ch_mult=(1,: (1, is not a list: write it as '(1,2)', quotes included",
+        ),
     ],
 )
 def test_each_kind_of_wrong_value(flag, expected, monkeypatch):

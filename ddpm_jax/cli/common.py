@@ -1,12 +1,10 @@
 """Shared by the modes: opening a run, restoring parameters, output folders, progress and writing."""
 
-import contextlib
 import dataclasses
 import hashlib
 import pathlib
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +16,13 @@ from ddpm_jax.data import decode
 from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
+from ddpm_jax.runtime import distributed, npz, paths, rng, shared_workdir, workdir
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
-from ddpm_jax.training import load_params
+from ddpm_jax.runtime.checkpoint import CheckpointManager
+from ddpm_jax.runtime.errors import CheckpointError
+from ddpm_jax.runtime.trackers import jsonl
+from ddpm_jax.samplers.batched import BatchedSampler
+from ddpm_jax.training import best_step, load_params
 from ddpm_jax.user_messages import UsageError, UserError
 
 
@@ -29,20 +30,15 @@ def open_run(
     config: ConfigDict,
     folder: str,
     output: str,
-    defaults: ConfigDict | None,
     *,
     check: Callable[[ConfigDict], None] = lambda config: None,
     exists: bool = True,
 ) -> tuple[pathlib.Path, jax.sharding.Mesh]:
-    """Validate the config and open the workdir of an existing run.
+    """Validate the config and open the workdir of an existing run: its absolute path, and a mesh of all devices.
 
     Args:
-      config, folder, output, defaults: as for `run` of each mode.
       check: validates the fields that only this mode reads.
       exists: whether the workdir must contain a run.
-
-    Returns:
-      The absolute path of the workdir, and a mesh of all devices.
 
     Raises:
       UsageError: a field of the config is invalid.
@@ -56,24 +52,7 @@ def open_run(
             workdir.read_config(folder)
         if output and distributed.is_primary_process():
             paths.make_output_folder(paths.output_path(output, ""))
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=False, defaults=build.as_dict(defaults))
-    return run_folder, meshes.make_mesh()
-
-
-@contextlib.contextmanager
-def translate_write_errors(target: pathlib.Path) -> Iterator[None]:
-    """Context that turns errors of writing to `target` into one-line errors.
-
-    Raises:
-      FileAccessError: the folder cannot be written.
-      UserError: a file in it is damaged.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise paths.cannot_write(target, error) from error
-    except zipfile.BadZipFile as error:
-        raise UserError(f"a file in {target} is damaged ({error}): remove the folder or choose another --output") from error
+    return shared_workdir.prepare_workdir(folder, config.to_dict(), write=False), meshes.make_mesh()
 
 
 def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
@@ -83,7 +62,8 @@ def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.shard
       ExpectedError: there is no checkpoint, or the EMA cannot be computed from the checkpoints.
     """
     state = jax.eval_shape(build.build_init(config), rng.purpose_key(config.seed, "init"))
-    sharding, step = meshes.replicated(mesh), config.sampling.checkpoint_step
+    sharding = meshes.replicated(mesh)
+    (step,) = checkpoint_steps(config, run_folder, [config.sampling.checkpoint_step])
     return load_params.restore(
         workdir.checkpoint_folder(run_folder),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state.params),
@@ -94,22 +74,48 @@ def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.shard
     )
 
 
+def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequence[int | str]) -> list[int]:
+    """The steps that config.sampling.checkpoint_step or config.evaluation.checkpoint_steps name, without repetitions.
+
+    Args:
+      config: config.train.keep_best is the score of "best".
+      run_folder: the workdir.
+      named: steps, -1 for the latest (unchanged), "best" or "all".
+
+    Raises:
+      CheckpointError: no checkpoint has that score.
+    """
+    found: list[int] = []
+    for step in named:
+        if step not in ("best", "all"):
+            found.append(int(step))
+            continue
+        with CheckpointManager(workdir.checkpoint_folder(run_folder), max_to_keep=1, read_only=True) as checkpoints:
+            steps = checkpoints.steps()
+        if step == "all":
+            found += steps or [-1]  # the latest: the error states that there is none
+            continue
+        tag = config.train.keep_best
+        best = best_step.best_of(jsonl.read_metrics(run_folder), tag, steps).step if tag else None
+        if best is None:
+            why = f"metrics.jsonl has no {tag} of a checkpoint" if tag else "config.train.keep_best is empty"
+            raise CheckpointError(f"there is no best checkpoint: {why}; train with config.train.eval_every, or give a step")
+        found.append(best)
+    return list(dict.fromkeys(found))
+
+
 def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:
     """Names of label 0, 1, ... in the training set of the run; () if unknown."""
     return tuple((workdir.read_data_identity(run_folder) or {}).get("class_names", ()))
 
 
-def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
-    """Generate config.sampling.num_images images, with a progress line."""
-    return _generate(config, sampler, params, config.sampling.num_images, cond=data_config.sampling_labels(config))
-
-
-def _generate(
-    config: ConfigDict, sampler: BatchedSampler, params: Any, num_images: int, *, unit: str = "images", **options: Any
-) -> GeneratedBatch:
-    key = rng.purpose_key(config.sampling.seed, "sample")
-    with distributed.show_progress(num_images, unit) as report:
-        return sampler.generate_all(params, key, num_images=num_images, report=report, **options)
+def generate_from(
+    sampler: BatchedSampler, params: Any, key: jax.Array, given: Any, labels: np.ndarray | None, *, unit: str = "images"
+) -> np.ndarray:
+    """Run a sampler that starts from `given`, a pytree of arrays [N, ...], with a progress line: [N, ...]."""
+    count = len(jax.tree.leaves(given)[0])
+    with distributed.show_progress(count, unit) as report:
+        return sampler.generate_all(params, key, num_images=count, cond=labels, given=given, report=report).images
 
 
 # Modes that start from images: inpaint, image_to_image, interpolate.
@@ -117,17 +123,7 @@ def _generate(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditContext:
-    """The input images and the restored model.
-
-    Attributes:
-      config: resolved config.
-      run_folder: workdir of the run.
-      mesh: devices to generate on.
-      originals: input images, uint8 [N, H, W, C].
-      labels: int32 [N] for a class-conditional model, else None.
-      params: parameters of config.sampling.params.
-      step: their training step.
-    """
+    """The input images, uint8 [N, H, W, C], their labels, int32 [N] or None, and the restored parameters and their step."""
 
     config: ConfigDict
     run_folder: pathlib.Path
@@ -137,19 +133,16 @@ class EditContext:
     params: Any
     step: int
 
-    def generate(
-        self, sampler: BatchedSampler, labels: np.ndarray | None, given: Any, count: int, *, unit: str = "images"
-    ) -> np.ndarray:
-        """Run the sampler on `given`, a pytree of arrays [count, ...], with a progress line: [count, ...]."""
-        return _generate(self.config, sampler, self.params, count, cond=labels, given=given, unit=unit).images
+    @property
+    def key(self) -> jax.Array:
+        """The root key of config.sampling.seed."""
+        return rng.purpose_key(self.config.sampling.seed, "sample")
 
     def claim_folder(self, output: str, *, mode: str, name: str, more: Any = None) -> pathlib.Path | None:
         """Create or reuse the output folder, before generation starts. Returns it on process 0, None on the others.
 
         Args:
-          output: folder; "": a folder in samples/ of the workdir.
-          mode: name of the mode, first part of the default folder name.
-          name: options of the mode, as a further part of that name.
+          output: folder; "": a folder in samples/ of the workdir, whose name begins with `mode` and contains `name`.
           more: arrays other than the images and config.edit that determine the results, such as a mask.
 
         Raises:
@@ -181,32 +174,31 @@ class EditContext:
         rows: Sequence[np.ndarray],
         arrays: dict[str, np.ndarray],
     ) -> None:
-        """Write <mode>.png and images.npz.
-
-        Args:
-          target: folder from `claim_folder`.
-          mode: name of the mode and of the image file.
-          description: summary to print.
-          rows: columns of the image grid, uint8 [N, H, W, C] each.
-          arrays: arrays of images.npz.
-        """
+        """Write `mode`.png, a grid whose columns are `rows`, uint8 [N, H, W, C] each, and images.npz; print a summary."""
         sampling = self.config.sampling
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
-                with translate_write_errors(target):
+                with paths.write_errors(target):
                     npz.write(target / "images.npz", arrays)
                     image_grid.save_png(target / f"{mode}.png", image_grid.strip(np.stack(rows, axis=1)))
                 print(f"step {self.step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")
                 print(f"wrote images.npz and {mode}.png to {target}")
 
 
-def open_edit(config: ConfigDict, folder: str, output: str, defaults: ConfigDict | None) -> EditContext:
-    """Validate the config, read the input images and restore the parameters.
+def open_edit(
+    config: ConfigDict, folder: str, output: str, *, check: Callable[[ConfigDict], None] = lambda config: None
+) -> EditContext:
+    """Validate the config, also by `check`, read the input images and restore the parameters.
 
     Raises:
       ExpectedError: as `open_run` and `restore_params`, or an image cannot be read.
     """
-    run_folder, mesh = open_run(config, folder, output, defaults, check=check_edit)
+
+    def check_all(config: ConfigDict) -> None:
+        check_edit(config)
+        check(config)
+
+    run_folder, mesh = open_run(config, folder, output, check=check_all)
     with distributed.raise_on_all_processes():
         originals, own_labels = _read_originals(config)
         labels = data_config.edit_labels(config, len(originals), own_labels)
@@ -257,7 +249,7 @@ def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
         return np.stack([read_image(path, **options) for path in edit.images]), None
     other = config.copy_and_resolve_references()
     other.data.split = edit.split or data.split
-    source = build.build_source(other)
+    source = data_config.load_source(other)
     last = edit.start_index + edit.num_images
     if last > len(source):
         raise UsageError(

@@ -18,7 +18,7 @@ from ddpm_jax.user_messages import UserError
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write the statistics of config.evaluation.split to a file, by default eval/reference.npz in the workdir.
 
     A file with statistics of another data set or of other features is not overwritten.
@@ -27,7 +27,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         config_validation.check_config(config)
         target = paths.output_path(output, workdir.evaluation_folder(folder) / "reference.npz")
         if distributed.is_primary_process():
-            paths.make_output_parent(target)
+            paths.make_output_folder(target.parent)
         collector = evaluation_config.build_collector(config, meshes.make_mesh())
         identity = evaluation_config.reference_identity(config, collector.extractor)
         check_replaceable(target, identity)

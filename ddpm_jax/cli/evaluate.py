@@ -26,31 +26,53 @@ from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.evaluation.heldout_likelihood import measure_ode_likelihood, measure_vlb
 from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
+from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
-from ddpm_jax.runtime.metric_logger import TensorBoardWriter
+from ddpm_jax.runtime.trackers import TrackerGroup, run_name
 from ddpm_jax.training import load_params
 
 logger = logging.getLogger(__name__)
 
-# Likelihoods of held-out images: evaluators, and functions that run and summarize them.
-EVALUATORS = {
-    "bits_per_dim": evaluation_config.build_vlb_evaluator,
-    "ode_bits_per_dim": evaluation_config.build_ode_likelihood_evaluator,
+# Likelihoods of held-out images: builds the evaluator, and runs and summarizes it.
+LIKELIHOODS = {
+    "bits_per_dim": (evaluation_config.build_vlb_evaluator, measure_vlb),
+    "ode_bits_per_dim": (evaluation_config.build_ode_likelihood_evaluator, measure_ode_likelihood),
 }
-MEASURES = {"bits_per_dim": measure_vlb, "ode_bits_per_dim": measure_ode_likelihood}
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
-    """Run the evaluation of config.evaluation and write it to a folder, by default eval/ in the workdir."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults, check=evaluation_config.check_evaluation)
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
+    """Run the evaluation of config.evaluation, write it to a folder, by default eval/ in the workdir, and print it."""
+    measurement = evaluate(config, folder, output)
+    with distributed.raise_on_all_processes():
+        if distributed.is_primary_process():
+            measurement.print_summary()
+    return 0
+
+
+def evaluate(config: ConfigDict, folder: str, output: str = "") -> "Measurement":
+    """Run the evaluation of config.evaluation and write it to a folder.
+
+    Args:
+      config: resolved; config.sampling is changed.
+      folder: workdir of the run.
+      output: folder of the results; "": eval/ in the workdir.
+
+    Returns:
+      The measurement with its results.
+
+    Raises:
+      ExpectedError: a field is invalid, or a data set, checkpoint or file cannot be read or written.
+    """
+    run_folder, mesh = common.open_run(config, folder, output, check=evaluation_config.check_evaluation)
     target = paths.output_path(output, workdir.evaluation_folder(run_folder))
     with distributed.raise_on_all_processes():
         fields = evaluation_config.params_fields(config)
-        load_params.check_available(workdir.checkpoint_folder(run_folder), config.evaluation.checkpoint_steps, fields)
+        steps = common.checkpoint_steps(config, run_folder, config.evaluation.checkpoint_steps)
+        load_params.check_available(workdir.checkpoint_folder(run_folder), steps, fields)
         cases = [(case, build.build_batched_sampler(case, mesh)) for case in sampling_cases(config)]
-        evaluators = {kind: make(config, mesh) for kind, make in EVALUATORS.items() if kind in config.evaluation.metrics}
+        evaluators = {kind: make(config, mesh) for kind, (make, _) in LIKELIHOODS.items() if kind in config.evaluation.metrics}
         trained_on = workdir.read_data_identity(run_folder)
         held_out = evaluation_config.find_held_out(config, trained_on)
         wanted = evaluation_config.metrics_of(config, held_out)
@@ -58,12 +80,14 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             paths.make_output_folder(target)
     is_compared = bool(set(wanted) & set(SAMPLE_METRICS))
     comparison = evaluation_config.build_scorer(config, mesh, held_out.compared, trained_on) if is_compared else None
-    measurement = Measurement(config, run_folder, target, build.as_dict(defaults), held_out)
+    measurement = Measurement(config, run_folder, target, held_out)
 
     if comparison and held_out.source and not held_out.in_reference:
         measurement.of_real_images(comparison)
-    with TensorBoardWriter(run_folder, fallback_file=f"{target}/step_N.json") as events:
-        for checkpoint_step, name in itertools.product(config.evaluation.checkpoint_steps, fields):
+    names = config.train.trackers if distributed.is_primary_process() else ()
+    with TrackerGroup(names, run_folder, fallback_file=f"{target}/step_N.json") as tracker:
+        tracker.start(config.to_dict(), run_name(run_folder), None)
+        for checkpoint_step, name in itertools.product(steps, fields):
             config.sampling.update(checkpoint_step=checkpoint_step, params=name)
             params, step = common.restore_params(config, run_folder, mesh)
             found = {"step": step, "weights": name, "weights_sha256": load_params.params_sha256(params)}
@@ -76,35 +100,16 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             with distributed.raise_on_all_processes():
                 if distributed.is_primary_process():
                     measurement.write_reports()
-                    for result in join(added) if config.train.tensorboard else ():
-                        report.record(events, result)
-    with distributed.raise_on_all_processes():
-        if distributed.is_primary_process():
-            measurement.print_summary()
-    return 0
+                    for result in join(added):
+                        report.record(tracker, result)
+    return measurement
 
 
 class Measurement:
-    """The measurements of one call, written to the results folder.
+    """The measurements of one call, written to `target`, the folder of the evaluation."""
 
-    Args:
-      config: resolved config of the call.
-      run_folder: workdir of the run.
-      target: folder of the evaluation.
-      defaults: default values for fields that the run's config lacks because it is older.
-      held_out: held-out images.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        run_folder: pathlib.Path,
-        target: pathlib.Path,
-        defaults: dict[str, Any],
-        held_out: HeldOut,
-    ):
-        self._config, self._run_folder = config, run_folder
-        self._target, self._defaults, self._held_out = target, defaults, held_out
+    def __init__(self, config: ConfigDict, run_folder: pathlib.Path, target: pathlib.Path, held_out: HeldOut):
+        self._config, self._run_folder, self._target, self._held_out = config, run_folder, target, held_out
         self._results = Results(target / "results")
         self._wanted = evaluation_config.metrics_of(config, held_out)
         self._added: list[Result] = []
@@ -131,7 +136,6 @@ class Measurement:
             rng.purpose_key(case.sampling.seed, "sample"),
             labels,
             num_images=number,
-            defaults=self._defaults.get("sampling", {}),
         )
         row = {"images": "generated", "step": step, "weights": found["weights"], "sampler": sampling_config.sampler_label(case)}
         row["evaluations"] = generator.sampler.nfe
@@ -154,7 +158,7 @@ class Measurement:
         """Compute the likelihood of the held-out images: the variational bound, or the density under the ODE."""
         source, seed = self._held_out.source, config.sampling.seed
         has_classes, number = config.model.class_conditional, config.evaluation.num_heldout_images
-        measured = MEASURES[kind](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
+        measured = LIKELIHOODS[kind][1](evaluator, params, source, num_images=number, seed=seed, has_classes=has_classes)
         row = {"images": f"real, {source.split}", "step": found["step"], "weights": found["weights"], **measured.row}
         row |= self._changed_column(config, found)
         log_row(row)
@@ -168,13 +172,17 @@ class Measurement:
 
     def write_reports(self) -> None:
         """Write reports, table and charts of all results in the folder."""
-        with common.translate_write_errors(self._target):
+        with paths.write_errors(self._target):
             report.write(self._target, join(self._results.read()))
+
+    def results(self) -> list[Result]:
+        """The joined results of this call."""
+        return join(self._added)
 
     def print_summary(self) -> None:
         """Print the table of this call, its notes, and the output files."""
-        rows, notes = report.rows_and_notes(join(self._added))
-        print(report.markdown_table(rows) + "".join(f"note: {note}\n" for note in notes), end="")
+        rows, notes = report.rows_and_notes(self.results())
+        print(markdown_table(rows) + "".join(f"note: {note}\n" for note in notes), end="")
         print(f"files in {self._target}: {', '.join(sorted(file.name for file in self._target.iterdir()))}")
         print("table.md contains all results in this folder, including earlier ones")
 
@@ -211,7 +219,7 @@ class Measurement:
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
                 for result in added:
-                    with common.translate_write_errors(self._target):
+                    with paths.write_errors(self._target):
                         file = self._results.add(result, prefix)
                         if picture is not None:
                             image_grid.save_png(file.with_suffix(".png"), picture)
@@ -231,8 +239,7 @@ class Measurement:
 
     def _record(self, step: int | None, case: ConfigDict | None = None) -> dict[str, Any]:
         """The training config up to `step`, with the sampling and evaluation settings of this call."""
-        config = (case or self._config).to_dict()
-        return run_record.report_config(self._run_folder, config, step, self._defaults)
+        return run_record.report_config(self._run_folder, (case or self._config).to_dict(), step)
 
 
 def sampling_cases(config: ConfigDict) -> list[ConfigDict]:

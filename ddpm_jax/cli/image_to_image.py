@@ -5,6 +5,7 @@ small one changes details only, a large one keeps the layout only. 1 starts from
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,24 +15,21 @@ from ddpm_jax import build
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
+from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, init_state_sdedit
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Generate config.edit.samples_per_image images from each input image."""
-    context = common.open_edit(config, folder, output, defaults)
-    variants, count = config.edit.samples_per_image, len(context.originals) * config.edit.samples_per_image
+    context = common.open_edit(config, folder, output)
+    variants = config.edit.samples_per_image
     name = f"-strength_{config.edit.strength:g}-{variants}_variants"
     target = context.claim_folder(output, mode="image_to_image", name=name)
     with distributed.raise_on_all_processes():
-        sampler = build.build_sampler(config, strength=config.edit.strength)
-        generator = build.build_batched_sampler(
-            config, context.mesh, (), sampler=sampler, begin=make_init_fn(sampler, config.edit.strength)
-        )
-    x_start = common.repeat_rows(np.asarray(pixels.from_uint8(context.originals)), variants)
-    generated = context.generate(generator, common.repeat_rows(context.labels, variants), x_start, count)
-    generated = generated.reshape(len(context.originals), variants, *generated.shape[1:])
+        generator = build_generator(config, context.mesh, len(context.originals) * variants)
+    generated = image_to_image(generator, context.params, context.key, context.originals, context.labels, variants)
+    sampler = generator.sampler
     top = sampler.schedule.timesteps[-1]
     start = f"from t={top}" if config.edit.strength < 1 else "from pure noise"
     context.write_outputs(
@@ -42,6 +40,36 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         arrays={"images": generated, "originals": context.originals},
     )
     return 0
+
+
+def build_generator(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
+    """The sampler of config.sampling over the fraction config.edit.strength of its steps; num_images: to generate."""
+    sampler = build.build_sampler(config, strength=config.edit.strength)
+    begin = make_init_fn(sampler, config.edit.strength)
+    return build.build_batched_sampler(config, mesh, (), sampler=sampler, begin=begin, num_images=num_images)
+
+
+def image_to_image(
+    generator: BatchedSampler,
+    params: Any,
+    key: jax.Array,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    samples_per_image: int,
+) -> np.ndarray:
+    """Generate images from images, with a progress line: uint8 [N, samples_per_image, H, W, C].
+
+    Args:
+      generator: from `build_generator`.
+      params: parameters of the network.
+      key: the root key; sample j of image i has fold_in(key, i samples_per_image + j).
+      images: uint8 [N, H, W, C].
+      labels: int32 [N] or None.
+      samples_per_image: number of samples from each image.
+    """
+    x_start = common.repeat_rows(np.asarray(pixels.from_uint8(images)), samples_per_image)
+    generated = common.generate_from(generator, params, key, x_start, common.repeat_rows(labels, samples_per_image))
+    return generated.reshape(len(images), samples_per_image, *generated.shape[1:])
 
 
 def make_init_fn(sampler: Sampler, strength: float) -> Callable[[jax.Array, jax.Array], SamplerState]:

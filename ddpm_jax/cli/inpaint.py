@@ -1,14 +1,17 @@
 """--mode=inpaint: fill in the masked part of images, with several samples each (RePaint)."""
 
 import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation
+from ddpm_jax import build
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
+from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.repaint import InpaintingInputs, default_jump_length, init_inpainting_state
 from ddpm_jax.user_messages import UsageError
 
@@ -17,29 +20,21 @@ NAMED_MASKS = ("center", "left", "right", "top", "bottom")
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Fill in the region of config.edit.mask in each input image."""
+    context = common.open_edit(config, folder, output)
     with distributed.raise_on_all_processes():
-        config_validation.check_config(config)
-        common.check_edit(config)
         missing = read_mask(config)
-        sampler = build.build_inpainting_sampler(config)
-    context = common.open_edit(config, folder, output, defaults)
+        count = len(context.originals) * config.edit.samples_per_image
+        inpainter = build_inpainter(config, context.mesh, count)
     options = config.edit
     mask_name = options.mask if options.mask in NAMED_MASKS else "file"
     jump = options.jump_length or default_jump_length(config.sampling.num_steps)
     name = f"-mask_{mask_name}-jump_{jump}-resampling_{options.resampling}-{options.samples_per_image}_variants"
     target = context.claim_folder(output, mode="inpaint", name=name, more=missing)
-    variants, count = options.samples_per_image, len(context.originals) * options.samples_per_image
-    with distributed.raise_on_all_processes():
-        generator = build.build_batched_sampler(
-            config, context.mesh, (), sampler=sampler, begin=lambda keys, known: init_inpainting_state(sampler, keys, known)
-        )
-    x_start = np.asarray(pixels.from_uint8(context.originals))
-    mask = np.broadcast_to(~missing, (len(x_start), *missing.shape)).astype(np.float32)
-    given = InpaintingInputs(common.repeat_rows(x_start, variants), common.repeat_rows(mask, variants))
-    filled = context.generate(generator, common.repeat_rows(context.labels, variants), given, count)
-    filled = filled.reshape(len(x_start), variants, *filled.shape[1:])
+    filled = inpaint(
+        inpainter, context.params, context.key, context.originals, missing, context.labels, options.samples_per_image
+    )
 
     shown = np.where(missing, np.uint8(GRAY), context.originals)
     sampling = config.sampling
@@ -48,12 +43,47 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
         mode="inpaint",
         description=(
             f"{missing.mean():.0%} of the pixels filled in, {sampling.sampler} in {sampling.num_steps} steps, "
-            f"{sampler.nfe:,} network evaluations per image"
+            f"{inpainter.sampler.nfe:,} network evaluations per image"
         ),
         rows=[context.originals, shown, *filled.swapaxes(0, 1)],
         arrays={"images": filled, "originals": context.originals, "missing": missing[..., 0]},
     )
     return 0
+
+
+def build_inpainter(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
+    """The sampler of config.sampling with RePaint resampling, for `inpaint`; num_images: to generate."""
+    sampler = build.build_inpainting_sampler(config)
+    begin = lambda keys, known: init_inpainting_state(sampler, keys, known)  # noqa: E731
+    return build.build_batched_sampler(config, mesh, (), sampler=sampler, begin=begin, num_images=num_images)
+
+
+def inpaint(
+    inpainter: BatchedSampler,
+    params: Any,
+    key: jax.Array,
+    images: np.ndarray,
+    missing: np.ndarray,
+    labels: np.ndarray | None,
+    samples_per_image: int,
+) -> np.ndarray:
+    """Fill in the missing pixels of images, with a progress line: uint8 [N, samples_per_image, H, W, C].
+
+    Args:
+      inpainter: from `build_inpainter`.
+      params: parameters of the network.
+      key: the root key; sample j of image i has fold_in(key, i samples_per_image + j).
+      images: uint8 [N, H, W, C].
+      missing: bool [H, W, 1] or [N, H, W, 1], True for pixels to fill in.
+      labels: int32 [N] or None.
+      samples_per_image: number of samples for each image.
+    """
+    x_start = np.asarray(pixels.from_uint8(images))
+    mask = np.broadcast_to(~missing, (len(images), *missing.shape[-3:])).astype(np.float32)
+    known = InpaintingInputs(*(common.repeat_rows(array, samples_per_image) for array in (x_start, mask)))
+    labels = common.repeat_rows(labels, samples_per_image)
+    filled = common.generate_from(inpainter, params, key, known, labels)
+    return filled.reshape(len(images), samples_per_image, *filled.shape[1:])
 
 
 def read_mask(config: ConfigDict) -> np.ndarray:
@@ -65,12 +95,7 @@ def read_mask(config: ConfigDict) -> np.ndarray:
     """
     name, size = config.edit.mask, config.data.image_size
     if name in NAMED_MASKS:
-        missing = np.zeros((size, size), bool)
-        half, quarter = size // 2, size // 4
-        rows = {"top": slice(half), "bottom": slice(half, size), "center": slice(quarter, size - quarter)}
-        columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
-        missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
-        return missing[..., None]
+        return named_mask(name, size)
     if not pathlib.Path(name).expanduser().exists():
         raise UsageError(
             f"config.edit.mask is {name!r}: not a file or one of {', '.join(NAMED_MASKS)}; use one of these, or an image file "
@@ -81,3 +106,13 @@ def read_mask(config: ConfigDict) -> np.ndarray:
         which = "white" if missing.all() else "black"
         raise UsageError(f"config.edit.mask: {name} is all {which}; white pixels are filled in, black pixels are kept")
     return missing
+
+
+def named_mask(name: str, size: int) -> np.ndarray:
+    """The mask called `name`, one of NAMED_MASKS, for images of size x size pixels: bool [size, size, 1]."""
+    missing = np.zeros((size, size), bool)
+    half, quarter = size // 2, size // 4
+    rows = {"top": slice(half), "bottom": slice(half, size), "center": slice(quarter, size - quarter)}
+    columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
+    missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
+    return missing[..., None]

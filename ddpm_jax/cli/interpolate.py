@@ -4,6 +4,9 @@ DDIM inversion maps each image to a latent, spherical interpolation gives the la
 an image (DDIM 2010.02502, section 5.3). Both ends are the input images, up to the error of the inversion.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,17 +15,16 @@ from ddpm_jax import build
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
+from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.inversion import slerp
 from ddpm_jax.samplers.sampler import init_state_from
 from ddpm_jax.user_messages import UsageError
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Generate config.edit.num_frames images from each input image to the next one."""
-    with distributed.raise_on_all_processes():
-        check_interpolation(config)
-    context = common.open_edit(config, folder, output, defaults)
+    context = common.open_edit(config, folder, output, check=check_interpolation)
     if len(context.originals) < 2:
         raise UsageError(
             "interpolation needs two or more images: set config.edit.num_images=2, or give two files in config.edit.images"
@@ -30,33 +32,18 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     name = f"-turns_{config.edit.inversion_iters}-{config.edit.num_frames}_frames"
     target = context.claim_folder(output, mode="interpolate", name=name)
     with distributed.raise_on_all_processes():
-        inversion, sampler = build.build_inversion(config), build.build_sampler(config)
-        inverter = build.build_batched_sampler(
-            config, context.mesh, (), sampler=inversion, begin=lambda keys, x: init_state_from(inversion, x), finish=lambda x: x
-        )
-        generator = build.build_batched_sampler(
-            config, context.mesh, (), sampler=sampler, begin=lambda keys, x: init_state_from(sampler, x)
-        )
-    x_start = np.asarray(pixels.from_uint8(context.originals))
-    latents = context.generate(inverter, context.labels, x_start, len(x_start), unit="latents")
-
-    frames, pairs = config.edit.num_frames, len(latents) - 1
-    fractions = np.tile(np.linspace(0, 1, frames, dtype=np.float32), pairs)
-    first, second = common.repeat_rows(latents[:-1], frames), common.repeat_rows(latents[1:], frames)
-    between = np.asarray(slerp(jnp.asarray(first), jnp.asarray(second), jnp.asarray(fractions)))
-    # Labels cannot be interpolated: switch halfway.
-    labels = context.labels
-    if labels is not None:
-        labels = np.where(fractions < 0.5, common.repeat_rows(labels[:-1], frames), common.repeat_rows(labels[1:], frames))
-    generated = context.generate(generator, labels, between, pairs * frames)
-    generated = generated.reshape(pairs, frames, *generated.shape[1:])
+        count = len(context.originals)
+        inverter = build_inverter(config, context.mesh, count)
+        generator = build_generator(config, context.mesh, (count - 1) * config.edit.num_frames)
+    latents = invert(inverter, context.params, context.key, context.originals, context.labels)
+    generated = interpolate(generator, context.params, context.key, latents, context.labels, config.edit.num_frames)
 
     ends = generated[:, [0, -1]].astype(float) - np.stack([context.originals[:-1], context.originals[1:]], axis=1)
     context.write_outputs(
         target,
         mode="interpolate",
         description=(
-            f"ddim in {sampler.num_steps} steps, inversion in {inversion.nfe} evaluations, "
+            f"ddim in {generator.sampler.num_steps} steps, inversion in {inverter.sampler.nfe} evaluations, "
             f"reconstruction RMSE {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
         ),
         rows=[context.originals[:-1], *generated.swapaxes(0, 1), context.originals[1:]],
@@ -65,13 +52,69 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     return 0
 
 
+def build_inverter(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
+    """DDIM inversion over the chain of config.sampling, for `invert`; num_images: to invert."""
+    inversion = build.build_inversion(config)
+    begin = lambda keys, x: init_state_from(inversion, x)  # noqa: E731
+    options: dict[str, Any] = {"finish": lambda x: x, "num_images": num_images}
+    return build.build_batched_sampler(config, mesh, (), sampler=inversion, begin=begin, **options)
+
+
+def build_generator(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
+    """The sampler of config.sampling, starting from given latents, for `interpolate`; num_images: to generate."""
+    sampler = build.build_sampler(config)
+    begin = lambda keys, x: init_state_from(sampler, x)  # noqa: E731
+    return build.build_batched_sampler(config, mesh, (), sampler=sampler, begin=begin, num_images=num_images)
+
+
+def invert(inverter: BatchedSampler, params: Any, key: jax.Array, images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """The latents of images uint8 [N, H, W, C] with labels int32 [N] or None, with a progress line: float32 [N, H, W, C]."""
+    return common.generate_from(inverter, params, key, np.asarray(pixels.from_uint8(images)), labels, unit="latents")
+
+
+def interpolate(
+    generator: BatchedSampler,
+    params: Any,
+    key: jax.Array,
+    latents: np.ndarray,
+    labels: np.ndarray | None,
+    num_frames: int,
+) -> np.ndarray:
+    """Generate the images from each latent to the next one, with a progress line: uint8 [N - 1, num_frames, H, W, C].
+
+    Args:
+      generator: from `build_generator`.
+      params: parameters of the network.
+      key: the root key; a deterministic sampler does not depend on it.
+      latents: float32 [N, H, W, C], from `invert`.
+      labels: int32 [N] or None. Labels cannot be interpolated: they switch halfway (`frame_labels`).
+      num_frames: images from one end to the other, both ends included.
+    """
+    pairs = len(latents) - 1
+    fractions = np.tile(np.linspace(0, 1, num_frames, dtype=np.float32), pairs)
+    first, second = common.repeat_rows(latents[:-1], num_frames), common.repeat_rows(latents[1:], num_frames)
+    between = np.asarray(slerp(jnp.asarray(first), jnp.asarray(second), jnp.asarray(fractions)))
+    generated = common.generate_from(generator, params, key, between, frame_labels(labels, num_frames))
+    return generated.reshape(pairs, num_frames, *generated.shape[1:])
+
+
+def frame_labels(labels: np.ndarray | None, num_frames: int) -> np.ndarray | None:
+    """The label of each frame: those of the nearer end, int32 [N] -> [(N - 1) num_frames]; None without labels."""
+    if labels is None:
+        return None
+    fractions = np.tile(np.linspace(0, 1, num_frames, dtype=np.float32), len(labels) - 1)
+    ends = (common.repeat_rows(some, num_frames) for some in (labels[:-1], labels[1:]))
+    return np.where(fractions < 0.5, *ends)
+
+
 def check_interpolation(config: ConfigDict) -> None:
     """Raise a UsageError unless config.sampling is a deterministic chain that can be inverted."""
     sampling = config.sampling
-    if sampling.sampler != "ddim" or sampling.eta:
+    if sampling.sampler != "ddim" or sampling.ddim.eta:
+        eta = f" with eta {sampling.ddim.eta:g}" if sampling.sampler == "ddim" else ""
         raise UsageError(
-            f"interpolation needs ddim with eta 0, not {sampling.sampler} with eta {sampling.eta:g}: "
-            "set config.sampling.sampler=ddim and config.sampling.eta=0"
+            f"interpolation needs ddim with eta 0, not {sampling.sampler}{eta}: "
+            "set config.sampling.sampler=ddim and config.sampling.ddim.eta=0"
         )
     if sampling.guidance_scale != 1:
         raise UsageError("interpolation does not support guidance: set config.sampling.guidance_scale=1")

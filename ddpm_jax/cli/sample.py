@@ -13,15 +13,15 @@ from ddpm_jax.cli import common
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.generation import generate_missing
 from ddpm_jax.evaluation.sample_files import KEPT_IMAGES, OUTPUTS, SampleFolder
-from ddpm_jax.runtime import distributed, rng, workdir
+from ddpm_jax.runtime import distributed, paths, rng, workdir
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.training import load_params
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write config.sampling.num_images images to a folder, by default in samples/ of the workdir."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults)
+    run_folder, mesh = common.open_run(config, folder, output)
     with distributed.raise_on_all_processes():
         sampler = build.build_batched_sampler(config, mesh)
 
@@ -50,7 +50,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             gaps = files.missing()
 
     def write(first: int, batch: GeneratedBatch) -> None:
-        with common.translate_write_errors(target):
+        with paths.write_errors(target):
             files.write(first, batch)
 
     @functools.cache
@@ -64,7 +64,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
     generate_missing(sampler_at, params, key, gaps, labels, write, num_images=number, split_at=split_at)
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
-            with common.translate_write_errors(target):
+            with paths.write_errors(target):
                 files.finish()
                 contents = files.contents()
             description = sampling_config.describe_sampling(config)

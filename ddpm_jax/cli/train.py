@@ -10,86 +10,114 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, cpu, data_config, sampling_config
-from ddpm_jax.cli import common
+from ddpm_jax import build, choices, config_validation, cpu, data_config, sampling_config, training_config
 from ddpm_jax.data import identity, pipeline
-from ddpm_jax.evaluation import sample_files
-from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import config_changes, distributed, profiling, rng, run_record, versions, workdir
+from ddpm_jax.runtime import (
+    config_changes,
+    device_flops,
+    distributed,
+    profiling,
+    rng,
+    run_record,
+    shared_workdir,
+    versions,
+    workdir,
+)
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
-from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.training import optimizer as optimizers
+from ddpm_jax.runtime.trackers import TrackerGroup, jsonl, run_name
+from ddpm_jax.training.best_step import BestCheckpoint
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.user_messages import UsageError
 
 logger = logging.getLogger(__name__)
 
+PARAMETERS = "parameters.txt"  # in the workdir
+
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, profile: str = "", defaults: ConfigDict | None = None) -> int:
-    """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C.
+def run(config: ConfigDict, folder: str, *, profile: str = "") -> int:
+    """Train to config.train.num_steps. Returns the exit code: 0, or 128 + signal after SIGTERM or Ctrl-C."""
+    stopped_by = train(config, folder, profile=profile).stopped_by
+    return 128 + stopped_by if stopped_by else 0
 
-    `profile` is FIRST:LAST, the steps to trace, or "". After an error the last good checkpoint is kept.
+
+class Training(NamedTuple):
+    """The end of a training.
+
+    Attributes:
+      run_folder: the absolute path of the workdir.
+      step: number of steps done, which are saved.
+      stopped_by: the signal that stopped it early, SIGTERM or SIGINT; 0 if it is complete.
+    """
+
+    run_folder: pathlib.Path
+    step: int
+    stopped_by: int
+
+
+def train(config: ConfigDict, folder: str, *, profile: str = "") -> Training:
+    """Train to config.train.num_steps, or resume. After an error the last good checkpoint is kept.
+
+    Args:
+      config: resolved; `data_config.complete` changes it.
+      folder: workdir; created if missing.
+      profile: FIRST:LAST, the steps to trace, or "".
+
+    Raises:
+      ExpectedError: a field is invalid, the workdir holds another run or is in use, or a file cannot be read or written.
     """
     started = time.monotonic()
     mesh = meshes.make_mesh()
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
-        check_params_are_trained(config)
+        training_config.check_params_are_trained(config)
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    run_folder = distributed.prepare_workdir(folder, config.to_dict(), write=True)
-    with distributed.hold_workdir(run_folder) as check_held:
+    run_folder = shared_workdir.prepare_workdir(folder, config.to_dict(), write=True)
+    with shared_workdir.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
-            run_record.check_resume(run_folder, config.to_dict(), build.as_dict(defaults))
-        options = {"started": started, "profiled_steps": profiled_steps, "check_held": check_held}
-        return _train(config, run_folder, mesh, defaults=defaults, **options)
+            run_record.check_config(run_folder, config.to_dict(), resume=True)
+        return _train(config, run_folder, mesh, started, profiled_steps, check_held)
 
 
 def _train(
     config: ConfigDict,
     run_folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
-    *,
-    defaults: ConfigDict | None,
     started: float,
     profiled_steps: range,
     check_held: Callable[[], None],
-) -> int:
-    """The part of `run` that holds the lock of the workdir; `check_held` is called before each save."""
-    is_writer, scores = distributed.is_primary_process(), None
+) -> Training:
+    """The part of `train` that holds the lock of the workdir; `check_held` is called before each save."""
+    is_writer = distributed.is_primary_process()
     with distributed.raise_on_all_processes():
-        source = build.build_source(config)
+        source = data_config.load_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
-    if config.train.eval_every:
-        from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
-
-        scores = evaluation_config.build_periodic_scores(config, mesh)
+        tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=jsonl.METRICS)
+    evaluate = training_config.build_evaluation(config, mesh, run_folder) if config.train.eval_every else None
 
     with CheckpointManager(
-        workdir.checkpoint_folder(run_folder),
-        max_to_keep=config.train.max_to_keep,
-        keep_period=config.train.keep_period,
+        workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
     ) as checkpoints:
         state, start_step = initial_state(config, checkpoints, mesh)
         logger.info(write_parameters(run_folder, state.params, is_writer))
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
-            logger.info(resume_line(config, run_folder, start_step, defaults))
+            logger.info(resume_line(config, run_folder, start_step))
+        tracker.start(config.to_dict(), run_name(run_folder), start_step)
         with (
             GracefulShutdown(distributed.PreemptionSync(mesh) if jax.process_count() > 1 else None) as interrupt,
             TrainLogger(
@@ -98,17 +126,19 @@ def _train(
                 start_step=start_step,
                 batch_size=config.train.batch_size,
                 is_writer=is_writer,
-                tensorboard=config.train.tensorboard,
+                tracker=tracker,
             ) as logbook,
         ):
-            grids = SampleGrids(config, mesh, run_folder, logbook, source.class_names)
+            grids = training_config.SampleGrids(config, mesh, run_folder, logbook, source.class_names)
+            learning_rate = build.build_learning_rate(config)
             log = DelayedMetricLogger(
                 logbook,
                 checkpoints,
                 log_every=config.train.log_every,
-                learning_rate=build.build_learning_rate(config),
-                remedies=remedies(config),
+                learning_rate=learning_rate,
+                remedies=training_config.remedies(config),
             )
+            scores = BestCheckpoint(config.train.keep_best, run_folder, checkpoints) if evaluate else None
             everywhere = meshes.replicated(mesh)
             train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
@@ -125,10 +155,11 @@ def _train(
                 ),
                 meshes.batch_sharding(mesh),
             )
+            peak = device_flops.peak_flops(mesh.devices.flat[0]) if is_writer else None
             traced = profiled_steps if is_writer else range(0)
             with contextlib.closing(batches), profiling.profiling(run_folder / "profile", traced) as trace:
                 for step in range(start_step, config.train.num_steps):
-                    stop = interrupt.check()
+                    stop, is_best = interrupt.check(), False
                     if step > start_step:
                         if is_due(step, config.train.sample_every):
                             log.flush()
@@ -137,8 +168,10 @@ def _train(
                         if is_due(step, config.train.eval_every):
                             log.flush()
                             with logbook.pause():
-                                score(config, scores, state, logbook)
-                        if stop or is_due(step, config.train.checkpoint_every):
+                                values = evaluate(state)
+                                logbook.log_scalars(step, values)
+                                is_best = scores.update(step, values)
+                        if stop or is_best or is_due(step, config.train.checkpoint_every):
                             log.flush()  # first, so that a non-finite state is never saved
                             check_held()
                             checkpoints.save(step, state.fields())
@@ -146,14 +179,22 @@ def _train(
                         break
                     trace(step)
                     batch = next(batches)
-                    state, metrics = train_step(state, batch, key)
+                    if step == start_step and peak:
+                        flops = device_flops.step_flops(
+                            train_step, state, batch, key, learning_rate(step), repeats=config.optimizer.accumulation_steps
+                        )
+                        if flops:
+                            logbook.set_step_cost(flops / (peak * mesh.size))
+                    state, metrics = train_step(state, batch, key, learning_rate(step))
                     log.add(step + 1, metrics)
                     if step == start_step:
                         log.flush()  # a step with a non-finite loss must not be recorded
                         with distributed.raise_on_all_processes():
                             if is_writer:
-                                record_start(config, run_folder, start_step, mesh, defaults)
+                                record_start(config, run_folder, start_step, mesh)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
+                                table = (run_folder / PARAMETERS).read_text(encoding="utf-8")
+                                logbook.log_text(start_step, "parameters", f"```\n{table}```")
                         logger.info(f"first step done {time.monotonic() - started:.1f} s after the start")
             log.flush()
             step = int(state.step)
@@ -165,38 +206,40 @@ def _train(
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
                     ending = grids.save_last(state)
-            if step == config.train.num_steps and scores:
+            if step == config.train.num_steps and evaluate:
                 with logbook.pause():
-                    score(config, scores, state, logbook)
+                    values = evaluate(state)
+                    logbook.log_scalars(step, values)
+                    scores.update(step, values)
             if interrupt.agreed and step < config.train.num_steps:
                 name = signal.Signals(interrupt.agreed).name
                 saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
                 logger.info(f"stopped by {name}: {saved}; run the same command again to resume")
-                return interrupt.exit_code
+                return Training(run_folder, step, interrupt.agreed)
             logger.info(ending)
-    return 0
+    return Training(run_folder, step, 0)
 
 
-def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int, defaults: ConfigDict | None) -> str:
+def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:
     """The log line of a resume: the step, and each changed config field and package version."""
-    changed = run_record.resume_changes(run_folder, config.to_dict(), step, build.as_dict(defaults))
-    changed |= run_record.version_changes(run_folder, versions.program_versions(), step)
+    fields = config.to_dict()
+    changed = run_record.resume_changes(run_folder, fields, step)
+    changed |= run_record.version_changes(run_folder, versions.program_versions() | choices.custom_modules(config), step)
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
 
 
-def record_start(
-    config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, defaults: ConfigDict | None
-) -> None:
+def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh) -> None:
     """Write config.json, and append to history.jsonl that training started at `step`. Called after the first step."""
-    fields = config.to_dict()
+    fields, facts = config.to_dict(), versions.start_facts()
+    facts["versions"] |= choices.custom_modules(config)
     run_record.record_start(
         run_folder,
         fields,
         step,
-        changed=run_record.resume_changes(run_folder, fields, step, build.as_dict(defaults)),
+        changed=run_record.resume_changes(run_folder, fields, step),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
-        **versions.start_facts(),
+        **facts,
     )
 
 
@@ -207,10 +250,7 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
     if checkpoints.latest_step() is None:
         return jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())(key), 0
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
-    fields = abstract.fields()
-    older = fields | {"opt_state": optimizers.unclipped_layout(abstract.opt_state)}
-    as_now = lambda old: old | {"opt_state": optimizers.from_unclipped_layout(old["opt_state"])}  # noqa: E731
-    fields, step = checkpoints.restore(fields, older=(older, as_now))
+    fields, step = checkpoints.restore(abstract.fields())
     return TrainState.from_fields(fields), step
 
 
@@ -221,119 +261,8 @@ def is_due(step: int, every: int) -> bool:
 
 def write_parameters(run_folder: pathlib.Path, params: Any, is_writer: bool) -> str:
     """Write the table of all parameters to parameters.txt in the workdir; return a log line with their number."""
-    file = run_folder / "parameters.txt"
+    file = run_folder / PARAMETERS
     with distributed.raise_on_all_processes():
         if is_writer:
             write_atomically(file, parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, listed in {file}"
-
-
-def check_params_are_trained(config: ConfigDict) -> None:
-    """Raise a UsageError if config.sampling.params can only be computed after training."""
-    if build.params_field(config) is None:
-        kept = ", ".join((*build.STATE_FIELDS, *build.build_ema_tracker(config).names))
-        raise UsageError(
-            f"config.sampling.params={config.sampling.params} can only be computed after training: train with one of {kept}"
-        )
-
-
-def params_of(config: ConfigDict, state: TrainState) -> Any:
-    """The parameters of the state that config.sampling.params names."""
-    return state.fields()[build.params_field(config)]
-
-
-def remedies(config: ConfigDict) -> str:
-    """Flags to suggest for a non-finite loss."""
-    flags = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
-    flags += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
-    flags += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
-    return " or ".join(flags)
-
-
-def score(config: ConfigDict, scores: Callable[[Any], dict[str, float]], state: TrainState, logbook: TrainLogger) -> None:
-    """Log the scores of images generated with the current parameters; none if the images are not finite."""
-    try:
-        logbook.log_scalars(int(state.step), scores(params_of(config, state)))
-    except NonFiniteSamples as error:  # training continues: the loss is checked separately
-        logger.info(f"no scores for step {int(state.step):,}: {error}")
-
-
-class SampleGrids:
-    """Saves image grids of samples, samples/step_N.png, with the parameters and classes of config.sampling.
-
-    Grids during training use few solver steps. The last one uses config.sampling if that takes no longer than the training.
-
-    Args:
-      config: resolved config.
-      mesh: devices to generate on.
-      run_folder: workdir; the grids are saved in its samples/.
-      logbook: logger that writes the grids to TensorBoard.
-      class_names: names of label 0, 1, ...; () if the data set has none.
-
-    Raises:
-      UsageError: the sampler of config.sampling cannot be built.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        mesh: jax.sharding.Mesh,
-        run_folder: pathlib.Path,
-        logbook: TrainLogger,
-        class_names: Sequence[str] = (),
-    ):
-        self._config, self._mesh, self._logbook = config, mesh, logbook
-        self._folder = workdir.sample_folder(run_folder)
-        self._run_folder = run_folder
-        self._class_names = class_names
-        self._quick, self._full = sampling_config.quick_config(config), sampling_config.few_images(config)
-        self._samplers: dict[str, BatchedSampler] = {}
-
-    def save(self, state: TrainState) -> None:
-        """Save a grid with few solver steps."""
-        self._save_grid(self._quick, state)
-
-    def save_last(self, state: TrainState) -> str:
-        """Save the grid of the finished run; return a log line with its path, or with the command to generate it."""
-        done, full = f"done: {int(state.step):,} steps", self._full.sampling
-        affordable = [
-            config
-            for config in (self._full, self._quick)
-            if sampling_config.cost_in_steps(config) <= self._config.train.num_steps
-        ]
-        if not affordable:
-            flags = sampling_config.changed_flags(self._full, self._quick)
-            command = sampling_config.sample_command(self._run_folder, *flags, "--config.sampling.num_images=16")
-            return (
-                f"{done}; no image grid was saved, since it would take longer than the training; generate one with: {command}"
-            )
-        files = self._save_grid(affordable[0], state)
-        where = f"see {' and '.join(map(str, files))}" if files else "no image grid was saved"
-        if affordable[0] is self._full and files:
-            return f"{done}; {where}"
-        command = sampling_config.sample_command(self._run_folder)
-        return f"{done}; {where}; {full.num_images} images with {full.sampler} in {full.num_steps:,} steps: {command}"
-
-    def _save_grid(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
-        step = int(state.step)
-        try:
-            generated = common.generate(config, self._sampler(config), params_of(config, state))
-        except NonFiniteSamples as error:  # training continues: the loss is checked separately
-            logger.info(f"no image grid for step {step:,}: {error}")
-            return []
-        pictures = sample_files.pictures_of(generated, self._class_names)
-        files = [self._folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
-        with distributed.raise_on_all_processes():
-            if distributed.is_primary_process():
-                with common.translate_write_errors(self._folder):
-                    self._folder.mkdir(exist_ok=True)
-                    for file, image in zip(files, pictures.values(), strict=True):
-                        image_grid.save_png(file, image)
-        self._logbook.log_image(step, "samples", pictures[""])
-        return files
-
-    def _sampler(self, config: ConfigDict) -> BatchedSampler:
-        key = config.sampling.to_json()
-        if key not in self._samplers:
-            self._samplers[key] = build.build_batched_sampler(config, self._mesh)
-        return self._samplers[key]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, sampling_config
+from ddpm_jax import build, data_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import gaussian, pixels, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -25,7 +25,7 @@ from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import filmstrip, image_grid
-from ddpm_jax.runtime import distributed, rng, workdir
+from ddpm_jax.runtime import distributed, paths, rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
@@ -44,9 +44,9 @@ ONE_NOISE = (
 
 
 @distributed.distributed_main()
-def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDict | None = None) -> int:
+def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write the figures of config.visualize and config.sampling; only forward.png if there is no checkpoint."""
-    run_folder, mesh = common.open_run(config, folder, output, defaults, check=check_visualize, exists=False)
+    run_folder, mesh = common.open_run(config, folder, output, check=check_visualize, exists=False)
     config = with_few_images(config)
     with distributed.raise_on_all_processes():
         schedule = build.build_schedule(config)
@@ -73,14 +73,14 @@ def run(config: ConfigDict, folder: str, *, output: str = "", defaults: ConfigDi
             target = manifest.claim(identity, names=PICTURES, default=default, output=output)
 
     if trained:
-        generated = common.generate(config, sampler, params)
+        generated = sampling_config.generate(config, sampler, params)
         classes = class_labels(config, generated, common.class_names_of(run_folder))
         pictures["reverse.png"] = reverse_picture(config, reverse_t, generated, classes)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, generated, classes)
 
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
-            with common.translate_write_errors(target):
+            with paths.write_errors(target):
                 for file, picture in pictures.items():
                     image_grid.save_png(target / file, picture)
             print(summary)
@@ -124,7 +124,7 @@ def real_images(config: ConfigDict) -> np.ndarray:
     Raises:
       UsageError: the set has fewer images.
     """
-    source = build.build_source(config)
+    source = data_config.load_source(config)
     first, number = config.visualize.start_index, config.visualize.num_images
     if first + number > len(source):
         raise UsageError(
@@ -147,17 +147,7 @@ def starting_noise(config: ConfigDict) -> jax.Array:
 
 
 def forward_stages(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray, noise: jax.Array) -> np.ndarray:
-    """x_t of each image at each stage.
-
-    Args:
-      schedule: noise schedule of T steps.
-      images: uint8 [N, H, W, C].
-      t: int [S], from `forward_timesteps`: -1 for the image itself, then S-1 timesteps.
-      noise: float32 [N, H, W, C], one sample per image.
-
-    Returns:
-      float32 [N, S, H, W, C].
-    """
+    """x_t of images uint8 [N, H, W, C] at each t [S] of `forward_timesteps`, from noise [N, ...]: float32 [N, S, H, W, C]."""
     x_start = pixels.from_uint8(jnp.asarray(images))
     number = len(images)
     noisy = [gaussian.q_sample(schedule, x_start, jnp.full(number, step, jnp.int32), noise) for step in t[1:].tolist()]
@@ -263,10 +253,7 @@ def chain_picture(
             "sample",
         ],
         end_labels=classes[:CHAINS_ON_A_SLIDE],
-        spans=[
-            (0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"),
-            (half + 1, 2 * half, reverse_label(config)),
-        ],
+        spans=[(0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"), (half + 1, 2 * half, reverse_label(config))],
         notes=[ONE_NOISE, *class_note(config)],
     )
 
@@ -290,8 +277,8 @@ def reverse_label(config: ConfigDict) -> str:
         return rf"reverse, $p_\theta(x_{{{earlier}}}|x_t{condition})$: {name}"
     deterministic = (
         sampling.sampler in ODE_SOLVERS
-        or (sampling.sampler == "ddim" and not sampling.eta)
-        or (sampling.sampler == "heun" and not sampling.churn)
+        or (sampling.sampler == "ddim" and not sampling.ddim.eta)
+        or (sampling.sampler == "heun" and not sampling.heun.churn)
     )
     return f"reverse: {name}" + (r", no noise added (not $p_\theta$)" if deterministic else "")
 

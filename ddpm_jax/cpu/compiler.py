@@ -3,6 +3,7 @@
 docs/performance.md has the measurements.
 """
 
+import contextlib
 import os
 
 import jax
@@ -29,9 +30,9 @@ def set_xla_flags(min_channels: int) -> None:
 
 
 def set_num_devices(min_channels: int, batch_size: int) -> None:
-    """Set the number of CPU devices for a network, unless the user has set it.
+    """Set the number of CPU devices for a network, unless the user has set it or JAX has initialized its devices.
 
-    Call it before JAX initializes a device, and not in a distributed run.
+    Do not call it in a distributed run.
 
     Args:
       min_channels: channels of the narrowest layers of the network.
@@ -39,7 +40,9 @@ def set_num_devices(min_channels: int, batch_size: int) -> None:
     """
     by_user = _DEVICE_COUNT_FLAG in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices != -1
     if min_channels < MIN_CHANNELS_FOR_EIGEN and not by_user:
-        jax.config.update("jax_num_cpu_devices", num_cpu_devices(batch_size, available_cpus()))
+        # JAX raises after it has initialized its devices, as in a notebook: then these are used.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", num_cpu_devices(batch_size, available_cpus()))
 
 
 def available_cpus() -> int:

@@ -19,6 +19,8 @@ import numpy as np
 from ddpm_jax.data.source import Batch, ImageSource
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
+ON_DEVICE = 2  # batches on the devices at a time, excluding the one in use
+
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
     """Indices of the examples in the global batch of `step`: int64 [batch_size], each 0 .. num_examples-1.
@@ -110,32 +112,20 @@ def _closing(dataset: grain.IterDataset) -> Iterator[Batch]:
         iterator.close()
 
 
-def prefetch_to_device(
-    iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int = 2
-) -> Iterator[dict[str, jax.Array]]:
+def prefetch_to_device(iterator: Iterator[Batch], sharding: jax.sharding.Sharding) -> Iterator[dict[str, jax.Array]]:
     """Moves batches to the devices ahead of their use.
 
-    Transfers run in the background, so that the next batches are transferred while a step computes. The first batch is
-    returned as soon as it is ready; the others start after it.
+    Transfers run in the background, so that the next `ON_DEVICE` batches are transferred while a step computes. The first
+    batch is returned as soon as it is ready; the others start after it.
 
     Args:
       iterator: this process's batches, e.g. from `batches`; closed together with the result.
       sharding: of the global batch over its first axis, e.g. NamedSharding(mesh, PartitionSpec("data")).
         The slices of the processes are in the order of the devices.
-      size: batches on the device at a time, excluding the one in use.
 
     Returns:
       Iterator of the same dictionaries with global arrays [batch_size, ...].
-
-    Raises:
-      ValueError: size is not positive.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
-    return _prefetch(iterator, sharding, size)
-
-
-def _prefetch(iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: int) -> Iterator[dict[str, jax.Array]]:
     queue = collections.deque()
     wanted = 1  # the caller waits for the first batch only
     try:
@@ -145,7 +135,7 @@ def _prefetch(iterator: Iterator[Batch], sharding: jax.sharding.Sharding, size: 
             if not queue:
                 return
             yield queue.popleft()
-            wanted = size
+            wanted = ON_DEVICE
     finally:
         queue.clear()
         if hasattr(iterator, "close"):

@@ -9,12 +9,14 @@ proportion. Every slice therefore has the class proportions of the whole, up to 
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
 VALIDATION = ("val", "valid", "validation")  # synonyms
+_TERM = re.compile(r"(?P<name>[\w-]+)(\[(?P<begin>-?[\d_.]+%?)?:(?P<end>-?[\d_.]+%?)?\])?")
 
 
 def split_folders(names: Sequence[str]) -> list[str]:
@@ -39,17 +41,33 @@ def select(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
     if spec in known:
         return [(_own_name(spec, sizes), range(known[spec]))]
     listed = f"choose one of {', '.join(sizes)}, or a part such as {next(iter(sizes))}[:90%]"
-    if "[" not in spec and "+" not in spec:
-        raise ValueError(f"no split {spec!r}: {listed}")
-    import tensorflow_datasets as tfds  # imported lazily: takes a second
+    found = []
+    for term in re.split(r"\s*\+\s*", spec):
+        match = _TERM.fullmatch(term)
+        if not match or match["name"] not in known:
+            raise ValueError(f"no split {spec!r}: {listed}")
+        size = known[match["name"]]
+        try:
+            begin, end = _bounds(match["begin"], match["end"], size)
+        except ValueError as error:
+            raise ValueError(f"no split {spec!r}: {listed}") from error
+        if max(begin, end) > size or min(begin, end) < 0:
+            raise ValueError(f"no split {spec!r} (incompatible with {size} examples): {listed}")
+        found.append((_own_name(match["name"], sizes), range(begin, end)))
+    return found
 
-    infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0) for name, size in known.items()}
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
-    except (ValueError, AssertionError, KeyError) as error:
-        why = f" ({str(error).splitlines()[0].rstrip('.')})" if "incompatible" in str(error) else ""
-        raise ValueError(f"no split {spec!r}{why}: {listed}") from error
-    return [(_own_name(part.splitname, sizes), range(known[part.splitname])[part.from_ : part.to]) for part in parts]
+
+def _bounds(begin: str | None, end: str | None, size: int) -> tuple[int, int]:
+    """The positions of the two texts of a slice; None is the start or the end. One "%" makes both a percentage, as in TFDS."""
+    percent = "%" in (begin or "") + (end or "")
+
+    def position(text: str) -> int:
+        if percent and abs(float(text.rstrip("%"))) > 100:
+            raise ValueError(f"{text} is not between -100% and 100%")
+        value = round(float(text.rstrip("%")) * size / 100.0) if percent else int(text)
+        return value + size if value < 0 else value
+
+    return position(begin) if begin else 0, position(end) if end else size
 
 
 def mixed_order(paths: Sequence[str], labels: np.ndarray | None = None) -> np.ndarray:

@@ -63,10 +63,17 @@ def load_tfds(
 
     Raises:
       InvalidArgumentError: no such set, config, version or split; not an image set; channels not 1 or 3.
-      UnavailableError: the set cannot be prepared (no tensorflow, no network, manual download) or read.
+      UnavailableError: TFDS is not installed; the set cannot be prepared (no tensorflow, no network, manual download) or read.
     """
     if channels not in (1, 3):
         raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
+    try:
+        import tensorflow_datasets  # noqa: F401  (optional)
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"data set {name!r} is read with TensorFlow Datasets, and the package {error.name} is not installed: "
+            "pip install tensorflow-datasets importlib_resources, or use digits or image_folder"
+        ) from error
     data_dir = os.path.expanduser(data_dir)
     builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     image_key, label_key, num_classes = _choose_features(name, builder.info.features)

@@ -22,15 +22,16 @@ min_snr_gamma sets the weight of that step to 1; `trained_at_zero_snr` does so f
 scripts leave it at 0.)
 """
 
-import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.noise_level import NoiseLevel, signal_to_noise
 from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.runtime import registry
 
 Array = jax.Array
 Weighting = Callable[[Array], Array]  # SNR [B] -> w [B]
@@ -56,9 +57,9 @@ def _edm(snr: Array, *, sigma_data: float = 0.5) -> Array:
     return snr + sigma_data**-2
 
 
-# name -> w of SNR, with its options; None for simple, which is not a function of SNR alone.
-WEIGHTINGS: dict[str, Callable[..., Array] | None] = {
-    "simple": None,
+# name -> w of SNR, with its options. `make_weighting` returns None for simple, which depends on the prediction as well.
+WEIGHTINGS: dict[str, Callable[..., Array]] = {
+    "simple": lambda snr: jnp.ones_like(snr),
     "snr": _snr,
     "truncated_snr": _truncated_snr,
     "min_snr_gamma": _min_snr_gamma,
@@ -67,25 +68,21 @@ WEIGHTINGS: dict[str, Callable[..., Array] | None] = {
 }
 
 
-def make_weighting(name: str, **options: float) -> Weighting | None:
+def make_weighting(name: str, /, **options: Any) -> Weighting | None:
     """The weighting called `name`: SNR -> w, or None for simple.
 
     Args:
-      name: a key of WEIGHTINGS.
+      name: a key of WEIGHTINGS, or module:function for a function `(snr, **options) -> w`, [B] to [B], made of JAX operations.
       options: gamma of min_snr_gamma (5) or of p2 (1), k of p2 (1), sigma_data of edm (0.5); finite, above 0.
 
     Raises:
       ValueError: unknown name, unknown option, or an option out of range.
     """
-    if name not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {name!r}: choose one of {', '.join(WEIGHTINGS)}")
-    known = getattr(WEIGHTINGS[name], "__kwdefaults__", None) or {}
+    weighting = registry.bind(name, WEIGHTINGS, "weighting", num_args=1, options=options)
     for option, value in options.items():
-        if option not in known:
-            raise ValueError(f"the weighting {name} has no option {option!r}: it has {', '.join(known) or 'none'}")
-        if not (math.isfinite(value) and value > 0):
+        if name in WEIGHTINGS and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{option} of the weighting {name} is {value}: it must be finite and above 0")
-    return functools.partial(WEIGHTINGS[name], **options) if WEIGHTINGS[name] else None
+    return None if name == "simple" else weighting
 
 
 def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:

@@ -25,7 +25,7 @@ vlb_mean and hybrid_mean use L_t instead of T L_t, and 1 instead of 0.001: hybri
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from ddpm_jax.diffusion.loss_weighting import Weighting
 from ddpm_jax.diffusion.noise_level import check_shapes
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.runtime import registry
 
 Array = jax.Array
 
@@ -60,6 +61,29 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+LossFn = Callable[..., Array]  # (schedule, parameterization, model_output, x_start, x_t, t, noise) -> float32 [B]
+
+
+def make_loss(name: str, /, *, weighting: Weighting | None = None, **options: Any) -> LossFn:
+    """The loss called `name`, a function with the arguments of `training_losses`.
+
+    Args:
+      name: a key of LOSSES, or module:function for a function `(schedule, parameterization, model_output, x_start,
+        x_t, t, noise, **options)` -> float32 [B], made of JAX operations. It gets the weighting if it has a parameter
+        `weighting`.
+      weighting: weight of the mean squared error.
+      options: options of a custom loss.
+
+    Raises:
+      ValueError: unknown name or option.
+    """
+    functions, parts = dict.fromkeys(LOSSES, training_losses), {"loss": name, "weighting": weighting}
+    bound = registry.bind(name, functions, "loss", num_args=7, options=options, parts=parts)
+    if weighting is not None and "weighting" not in bound.keywords:
+        raise ValueError(f"the loss {name} has no parameter `weighting`: choose the weighting simple")
+    return bound
+
+
 def check_loss(
     schedule: NoiseSchedule, parameterization: Parameterization, *, loss: str, weighting: Weighting | None = None
 ) -> None:
@@ -68,6 +92,9 @@ def check_loss(
     Raises:
       ValueError: a one-line message with the reason and an alternative.
     """
+    parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
+    if registry.is_custom(loss):
+        return  # it decides itself what it can train
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")
     parts, learned = LOSSES[loss], parameterization.learns_variance
@@ -80,7 +107,6 @@ def check_loss(
         raise ValueError(f"the loss {loss} needs a learned variance: choose the variance {choices}, or the loss simple")
     if weighting is not None and not parts.simple:
         raise ValueError(f"the loss {loss} uses the weights of the bound: choose the weighting simple")
-    parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
     if schedule.has_zero_terminal_snr:
         with jax.ensure_compile_time_eval():
             last_weight = 1.0 if weighting is None else float(weighting(jnp.zeros(())))

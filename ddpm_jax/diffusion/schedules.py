@@ -29,14 +29,17 @@ Tables are float64 NumPy; `noise_level.lookup` casts each once, where it is used
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.noise_level import NoiseLevel, lookup
+from ddpm_jax.runtime import registry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,28 +100,27 @@ jax.tree_util.register_dataclass(
 )
 
 
-def make_schedule(
-    name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
-) -> NoiseSchedule:
+def make_schedule(name: str, num_timesteps: int, /, *, zero_terminal_snr: bool = False, **options: Any) -> NoiseSchedule:
     """The noise schedule called `name` with `num_timesteps` steps.
 
     Args:
-      name: a key of SCHEDULES: linear, cosine or sigmoid.
+      name: a key of SCHEDULES, or module:function for a function `(T, **options)` -> βs, float64 [T] in (0, 1).
       num_timesteps: T, at least 1.
-      beta_start: first β of the linear schedule at T=1000; ignored by the other schedules.
-      beta_end: last β of the linear schedule at T=1000; ignored by the other schedules.
       zero_terminal_snr: whether to rescale to zero terminal SNR, see `with_zero_terminal_snr`.
+      options: options of the schedule, such as beta_start and beta_end of linear.
 
     Raises:
-      ValueError: unknown name, T < 1 (or < 2 with zero_terminal_snr), or a linear schedule with βs outside (0, 1).
+      ValueError: unknown name or option, T < 1 (or < 2 with zero_terminal_snr), or βs outside (0, 1).
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
     num_timesteps = operator.index(num_timesteps)
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: a diffusion process has at least 1 step")
-    options = {"beta_start": beta_start, "beta_end": beta_end} if name == "linear" else {}
-    schedule = schedule_from_betas(SCHEDULES[name](num_timesteps, **options))
+    betas = registry.make(name, SCHEDULES, "schedule", num_timesteps, options=options)
+    if np.shape(betas) != (num_timesteps,):
+        raise ValueError(
+            f"the schedule {name} returns shape {np.shape(betas)}: [{num_timesteps}], one beta per step, is required"
+        )
+    schedule = schedule_from_betas(betas)
     return with_zero_terminal_snr(schedule) if zero_terminal_snr else schedule
 
 
@@ -141,6 +143,10 @@ def linear_betas(num_timesteps: int, *, beta_start: float = 1e-4, beta_end: floa
 def cosine_betas(num_timesteps: int, *, s: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
     """ᾱ(u) = f(u) / f(0), f(u) = cos²(π/2 · (u + s) / (1 + s)), discretized by (5). IDDPM 2102.09672, eq. 17. float64 [T]."""
 
+    _check_max_beta(max_beta)
+    if not 0 <= s < math.inf:
+        raise ValueError(f"s of a cosine schedule is {s}: it must be 0 or more")
+
     def alpha_bar(u):
         return (np.cos((u + s) / (1 + s) * np.pi / 2) / np.cos(s / (1 + s) * np.pi / 2)) ** 2
 
@@ -154,6 +160,10 @@ def sigmoid_betas(
 
     The continuous-time sigmoid schedule of Jabri et al. 2212.11972 (RIN). float64 [T].
     """
+
+    _check_max_beta(max_beta)
+    if not (start < end and tau > 0):
+        raise ValueError(f"a sigmoid schedule needs start < end and tau > 0, not {start}, {end} and {tau}")
 
     def sigmoid(w):
         return 1 / (1 + np.exp(-w / tau))
@@ -284,6 +294,11 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int] | np.ndarray, *, f
         [_cumulative_noise_variance(schedule.betas[segment], schedule.alphas[segment])[-1] for segment in segments]
     )
     return _tables(betas, alphas, schedule.timesteps[indices], schedule.train_timesteps)
+
+
+def _check_max_beta(max_beta: float) -> None:
+    if not 0 < max_beta < 1:
+        raise ValueError(f"max_beta is {max_beta}: it must be above 0 and below 1")
 
 
 def _betas_from_alpha_bar(alpha_bar: Callable[[np.ndarray], np.ndarray], num_timesteps: int, max_beta: float) -> np.ndarray:

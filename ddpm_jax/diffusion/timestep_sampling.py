@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.runtime import registry
+
 Array = jax.Array
 
 HISTORY = 10  # losses kept at each t
@@ -59,17 +61,20 @@ class LossHistory(NamedTuple):
     counts: Array
 
 
-def make_timestep_sampler(name: str, num_timesteps: int) -> TimestepSampler:
-    """The timestep sampler called `name`, a key of TIMESTEP_SAMPLERS, for a chain of T steps.
+def make_timestep_sampler(name: str, num_timesteps: int, /, **options: Any) -> TimestepSampler:
+    """The timestep sampler called `name` for a chain of T steps.
+
+    Args:
+      name: a key of TIMESTEP_SAMPLERS, or module:function for a function `(T, **options)` -> TimestepSampler.
+      num_timesteps: T.
+      options: options of the timestep sampler.
 
     Raises:
-      ValueError: unknown name, or T < 1.
+      ValueError: unknown name or option, or T < 1.
     """
-    if name not in TIMESTEP_SAMPLERS:
-        raise ValueError(f"unknown timestep sampler {name!r}: choose one of {', '.join(TIMESTEP_SAMPLERS)}")
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: a diffusion process has at least 1 step")
-    return TIMESTEP_SAMPLERS[name](num_timesteps)
+    return registry.make(name, TIMESTEP_SAMPLERS, "timestep sampler", num_timesteps, options=options)
 
 
 def _uniform(num_timesteps: int) -> TimestepSampler:
@@ -143,7 +148,7 @@ def second_moment_probabilities(state: LossHistory) -> Array:
     return (1 - UNIFORM_FRACTION) * _loss_proportional_probs(state) + UNIFORM_FRACTION / state.counts.shape[0]
 
 
-TIMESTEP_SAMPLERS: dict[str, Callable[[int], TimestepSampler]] = {
+TIMESTEP_SAMPLERS: dict[str, Callable[..., TimestepSampler]] = {
     "uniform": _uniform,
     "low_discrepancy": _low_discrepancy,
     "second_moment": _second_moment,

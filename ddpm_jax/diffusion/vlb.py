@@ -32,8 +32,6 @@ All noise comes from one key per image, usually fold_in(root, image index), so t
 batch. Sums over t and images are computed in float64 on the host.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,27 +46,6 @@ Array = jax.Array
 
 UNIFORM_FRACTION = 0.1  # of the mixture with (19)
 LEVELS_PER_UNIT = 127.5  # 8-bit levels per unit on the scale [-1, 1]
-
-
-class VlbSummary(NamedTuple):
-    """The bound of a set of images; all but `rmse` in bits per dimension.
-
-    Attributes:
-      bits: the bound, rate + distortion.
-      prior: L_T, part of the rate.
-      rate: L_T + ... + L_1.
-      distortion: L_0.
-      rmse: root mean squared error of x̂_0 at t=0, on the scale 0..255.
-      standard_error: standard error of `bits` as an estimate of the exact bound of these images, (20); NaN if all terms were
-        computed with one sample each.
-    """
-
-    bits: float
-    prior: float
-    rate: float
-    distortion: float
-    rmse: float
-    standard_error: float
 
 
 def vlb_terms(
@@ -147,23 +124,14 @@ def bits_to_noise(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray) ->
         return np.asarray(jax.lax.map(at, jnp.asarray(t, jnp.int32)))
 
 
-def summarize(prior: np.ndarray, terms: VlbTerms) -> VlbSummary:
-    """The bound of a set of images from all terms. float64, on the host.
+def rate_distortion_curve(prior: np.ndarray, terms: VlbTerms) -> tuple[np.ndarray, np.ndarray]:
+    """The progressive-coding curve of a set of images: rate and error after x_t was received, for t = 0..K-1.
+
+    DDPM 2006.11239, figure 5; float64, on the host.
 
     Args:
       prior: [N], from `prior_bpd`, or its mean [].
       terms: arrays [K, N] whose row t holds the terms of t, or their means [K].
-    """
-    bits, prior_bits = _image_mean(terms.bits, 1), float(_image_mean(prior, 0))
-    rate, distortion = prior_bits + float(bits[1:].sum()), float(bits[0])
-    rmse = LEVELS_PER_UNIT * float(np.sqrt(_image_mean(terms.xstart_mse, 1)[0]))
-    return VlbSummary(rate + distortion, prior_bits, rate, distortion, rmse, float("nan"))
-
-
-def rate_distortion_curve(prior: np.ndarray, terms: VlbTerms) -> tuple[np.ndarray, np.ndarray]:
-    """The progressive-coding curve of a set of images: rate and error after x_t was received, for t = 0..K-1.
-
-    DDPM 2006.11239, figure 5; float64, on the host. Arguments as in `summarize`.
 
     Returns:
       rate [K]: bits per dimension sent so far, L_T and the terms of all noisier steps; decreasing in t.
@@ -257,19 +225,12 @@ def scan_sampled_vlb_terms(
     return jax.lax.scan(body, None, (rows, t))[1]
 
 
-def estimate_vlb(prior: np.ndarray, terms: VlbTerms, weights: np.ndarray) -> VlbSummary:
-    """The bound of a set of images from sampled terms, with its standard error (20). float64, on the host.
+def sampling_error(bits: np.ndarray, weights: np.ndarray) -> float:
+    """The standard error (20) of the mean bound of N images from sampled terms, in bits per dimension. float64, on the host.
 
     Args:
-      prior: [N], from `prior_bpd`.
-      terms: arrays [2 num_strata, N] from `scan_sampled_vlb_terms`.
-      weights: [2 num_strata, N] from `sample_timesteps`.
+      bits: [2 num_strata, N], from `scan_sampled_vlb_terms`.
+      weights: [2 num_strata, N], from `sample_timesteps`.
     """
-    contributions = np.asarray(terms.bits, np.float64) * np.asarray(weights, np.float64)
-    num_images = contributions.shape[1]
-    prior_bits = float(_image_mean(prior, 0))
-    distortion = float(contributions[:2].sum(axis=0).mean())
-    rate = prior_bits + float(contributions[2:].sum(axis=0).mean())
-    rmse = LEVELS_PER_UNIT * float(np.sqrt(_image_mean(terms.xstart_mse[:2], 0)))
-    standard_error = float(np.sqrt(np.square(contributions[::2] - contributions[1::2]).sum())) / num_images
-    return VlbSummary(rate + distortion, prior_bits, rate, distortion, rmse, standard_error)
+    contributions = np.asarray(bits, np.float64) * np.asarray(weights, np.float64)
+    return float(np.sqrt(np.square(contributions[::2] - contributions[1::2]).sum())) / contributions.shape[1]

@@ -64,11 +64,7 @@ def extract(
 class FeatureCollector:
     """Computes features on all devices and accumulates what scores and statistics need.
 
-    Attributes:
-      extractor: computes the features.
-      mesh: devices to use.
-      batch_size: images per batch over all devices.
-      max_features: largest number of feature vectors to keep; 0 for all.
+    `batch_size` counts images over all devices; `max_features` is the largest number of vectors to keep, 0 for all.
     """
 
     extractor: FeatureExtractor

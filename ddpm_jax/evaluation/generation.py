@@ -33,12 +33,10 @@ def generate_missing(
 
     Args:
       sampler_at: image index -> sampler for the range that starts there.
-      params: parameters of the network.
       key: root key of the images.
       gaps: the missing indices as ranges; only read on process 0.
       cond: pytree of arrays [num_images, ...], or None.
       write: called with (index of the first image, batch), on process 0 only.
-      num_images: total number of images.
       split_at: no range crosses this index, so that a different sampler can be used from there on.
 
     Raises:
@@ -84,15 +82,10 @@ def generate_into_cache(
     cond: Any,
     *,
     num_images: int,
-    defaults: dict[str, Any],
 ) -> SampleCache:
     """Return the cache in `folder` with images 0 .. num_images-1, generating the missing ones.
 
-    Args:
-      folder: folder of the cache.
-      identity: settings that determine the images; JSON-serializable.
-      sampler, params, key, cond, num_images: as for `generate_missing`.
-      defaults: values for fields of the identity that an older cache lacks.
+    Arguments as for `SampleCache` and `generate_missing`.
 
     Raises:
       ConflictError: the folder was written with different settings.
@@ -100,7 +93,7 @@ def generate_into_cache(
     """
     primary = distributed.is_primary_process()
     with distributed.raise_on_all_processes():
-        cache = SampleCache(folder, identity, defaults=defaults, is_writer=primary)
+        cache = SampleCache(folder, identity, is_writer=primary)
         gaps = cache.missing(num_images) if primary else []
 
     def write(first: int, batch: GeneratedBatch) -> None:

@@ -54,9 +54,7 @@ def find_held_out(
     Args:
       named: config.evaluation.heldout_split.
       load: split -> images; raises NoSuchSplit.
-      set_name: name of the data set.
-      train_split: split that the model is trained on.
-      compared_split: split that generated images are compared with.
+      train_split: split that the model is trained on; `compared_split` is that which generated images are compared with.
       load_compared: loads the images of that split; None if their statistics come from a file.
       trained_on: identity of the training set as recorded in the workdir; None if not recorded.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.diffusion import likelihood, vlb
+from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
 from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodBatch, OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch, VlbEvaluator
 from ddpm_jax.plotting import charts
@@ -94,7 +95,7 @@ def summarize_vlb(measured: VlbBatch, num_timesteps: int) -> tuple[dict[str, Any
     """
     t, weights, bits, xstart_mse, eps_mse, prior = measured
     number, terms = bits.shape
-    total = prior + (weights * bits).sum(axis=1)
+    total = measured.bits_per_image
     count = np.bincount(t.ravel(), minlength=num_timesteps)
     seen = np.flatnonzero(count)
     bits_at, mse_at, eps_mse_at = (
@@ -128,12 +129,12 @@ def summarize_vlb(measured: VlbBatch, num_timesteps: int) -> tuple[dict[str, Any
         panels.append(charts.Chart("Progressive coding", "rate, bits/dim", "distortion, rmse of 0..255", curve))
     else:
         # The error from sampling t only, for these images; standard_error also includes the variance over images.
-        numbers["estimate_error"] = vlb.estimate_vlb(prior, rows, weights.T).standard_error
+        numbers["estimate_error"] = vlb.sampling_error(bits.T, weights.T)
     return numbers, row, charts.draw(panels)
 
 
 def _measure(
-    evaluator: VlbEvaluator | OdeLikelihoodEvaluator,
+    evaluator: LikelihoodEvaluator,
     params: Any,
     source: ImageSource,
     num_images: int,

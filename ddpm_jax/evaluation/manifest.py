@@ -8,7 +8,7 @@ from typing import Any
 
 from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
-from ddpm_jax.runtime.config_changes import flatten
+from ddpm_jax.runtime.config_changes import changes, flatten
 from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 MANIFEST = "manifest.json"
@@ -35,9 +35,7 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
         if (folder / MANIFEST).exists():
             require_same(folder, identity)
         elif found := [name for name in names if (folder / name).exists()]:
-            raise ConflictError(
-                f"{folder} already holds {' and '.join(found)}: choose a new folder for --output, or move these files"
-            )
+            raise ConflictError(f"{folder} already holds {' and '.join(found)}: choose another `output`, or move these files")
     else:
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
         paths.make_output_folder(folder)
@@ -51,29 +49,20 @@ def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
     write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")
 
 
-def require_same(folder: pathlib.Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Check that the manifest of the folder matches `identity`.
-
-    Args:
-      folder: folder with a manifest.
-      identity: settings of the new results.
-      defaults: values for fields of `identity` that an older manifest lacks; other fields are ignored.
+def require_same(folder: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Check that the manifest of the folder matches `identity`, the settings of the new results.
 
     Raises:
       ConflictError: they differ; the message lists each difference.
       InvalidDataError: the manifest cannot be read.
     """
-    new = flatten(json.loads(json.dumps(identity)))
-    added = {name: value for name, value in flatten(json.loads(json.dumps(defaults or {}))).items() if name in new}
-    old = added | flatten(read(folder))
-    differing = [
-        f"{name} was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    old, new = read(folder), json.loads(json.dumps(identity))
+    differing = [f"{name} was {json.dumps(a)}, now {json.dumps(b)}" for name, (a, b) in changes(old, new).items()]
     if differing:
+        version = "" if flatten(old).keys() == flatten(new).keys() else ", or by another version of this program"
         raise ConflictError(
-            f"{folder} was written with different settings: {'; '.join(differing)}. Remove it, or choose another --output"
+            f"{folder} was written with different settings{version}: {'; '.join(differing)}. "
+            "Remove it, or choose another `output`"
         )
 
 

@@ -5,7 +5,7 @@ synchronize at the end of a batch. The noise of image i, u and z, comes from fol
 and the number of devices.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import ode_likelihood
-from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, BatchDriver
+from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch
 from ddpm_jax.runtime.errors import NumericalError
 
 
@@ -33,11 +34,10 @@ class OdeLikelihoodBatch(NamedTuple):
     evaluations: np.ndarray
 
 
-class OdeLikelihoodEvaluator:
-    """Evaluates likelihoods; compiled once for a network, image shape and batch size.
+class OdeLikelihoodEvaluator(LikelihoodEvaluator):
+    """Evaluates likelihoods.
 
     Attributes:
-      batch_size: images per batch over all devices.
       probes: random directions per image; 0 for the exact trace.
       rtol: relative tolerance per step.
       start_sigma: noise level of the images whose density is computed, in units of [-1, 1].
@@ -56,25 +56,15 @@ class OdeLikelihoodEvaluator:
         atol: float = 1e-5,
         max_steps: int = 1000,
     ):
-        """Validate the arguments. Compilation happens on first use.
+        """Validate the arguments: those of `LikelihoodEvaluator` and of `ode_likelihood.ode_log_likelihood`.
 
-        Args:
-          schedule: noise schedule of the training, T steps.
-          parameterization: meaning of the network output; its clipping is not applied.
-          make_denoise_fn: (params, cond) -> denoise_fn for floating t.
-          mesh: with one axis, "data", over which each batch is split.
-          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
-          probes: random directions per image; 0 for the exact trace, D derivatives per evaluation.
-          rtol: relative tolerance per step.
-          atol: absolute tolerance per step.
-          max_steps: largest number of solver steps per image.
+        The clipping of the parameterization is not applied, and the denoise_fn must accept floating t.
 
         Raises:
           ValueError: an argument is invalid; see `ode_likelihood.validate_args`.
         """
         ode_likelihood.validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
-        self._driver = BatchDriver(mesh, batch_size)
-        self.batch_size = self._driver.batch_size
+        super().__init__(mesh, batch_size)
         self.probes, self.rtol = probes, rtol
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
@@ -102,46 +92,18 @@ class OdeLikelihoodEvaluator:
         # collectives and the gradients through them; there are none here.
         self._evaluate = jax.jit(self._driver.shard(evaluate, in_specs, check_vma=False))
 
-    def evaluate(
-        self,
-        params: Any,
-        key: jax.Array,
-        images: np.ndarray,
-        cond: Any = None,
-        *,
-        first_image: int = 0,
-        report: Callable[[float], None] = lambda images: None,
-    ) -> Iterator[OdeLikelihoodBatch]:
-        """Yield the likelihoods of the images, batch by batch.
+    def _compute(self, params: Any, batch: Batch) -> ode_likelihood.OdeLogLikelihood:
+        images, cond = batch.inputs
+        return self._evaluate(params, cond, images, batch.key_data)
 
-        Args:
-          params: parameters for `make_denoise_fn`, replicated over the mesh.
-          key: root key of u and z; image i uses fold_in(key, first_image + i).
-          images: uint8 [N, H, W, C], the same on every host.
-          cond: pytree of arrays [N, ...] for a conditional network.
-          first_image: index of the first image.
-          report: called with the number of finished images.
-
-        Raises:
-          NumericalError: the solver did not finish an image within `max_steps`.
-        """
-        done = 0
-        for found in self._driver.run(
-            lambda batch: self._evaluate(params, batch.inputs[1], batch.inputs[0], batch.key_data),
-            self._driver.split((images, cond), len(images)),
-            key=key,
-            first_image=first_image,
-            report=report,
-        ):
-            if not found.success.all():
-                image = first_image + done + int(np.argmin(found.success))
-                raise NumericalError(
-                    f"the ODE of image {image} was not solved within {self._limits}: "
-                    "set `rtol` to a larger value (and check that the weights are finite)"
-                )
-            done += len(found.success)
-            yield OdeLikelihoodBatch(
-                bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
-                prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),
-                evaluations=found.evaluations,
+    def _result(self, found: ode_likelihood.OdeLogLikelihood, first_image: int) -> OdeLikelihoodBatch:
+        if not found.success.all():
+            raise NumericalError(
+                f"the ODE of image {first_image + int(np.argmin(found.success))} was not solved within {self._limits}: "
+                "set `rtol` to a larger value (and check that the weights are finite)"
             )
+        return OdeLikelihoodBatch(
+            bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
+            prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),
+            evaluations=found.evaluations,
+        )

@@ -25,10 +25,7 @@ MAX_PIXELS = 8192
 def measure_reference(source: ImageSource, collector: FeatureCollector, identity: dict[str, Any]) -> Reference:
     """Compute the statistics of all images of a source, with their hash, the number of duplicates and the class counts.
 
-    Args:
-      source: the images.
-      collector: computes the features.
-      identity: first fields of the provenance, in which the statistics and a run must agree.
+    `identity` has the first fields of the provenance, in which the statistics and a run must agree.
     """
     digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
 
@@ -124,7 +121,7 @@ def check_value_range(file: str | os.PathLike, measured: data_identity.Identity 
     if theirs and ours and theirs != ours:
         raise InvalidDataError(
             f"{file} holds statistics of images whose levels {theirs[0]:g} and {theirs[1]:g} are black and white, this run has "
-            f"{ours[0]:g} and {ours[1]:g} (config.data.value_range): run --mode=compute_stats with this --workdir"
+            f"{ours[0]:g} and {ours[1]:g} (config.data.value_range): run --mode=compute_stats with this `workdir`"
         )
 
 

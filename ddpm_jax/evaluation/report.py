@@ -5,21 +5,23 @@ All of it is regenerated from the results in the folder on each call.
 
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.evaluation.results import Result, digest, write_json
-from ddpm_jax.plotting import charts, image_grid
+from ddpm_jax.evaluation.tables import markdown_table
+from ddpm_jax.plotting import charts, image_grid, score_charts
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import flatten
-from ddpm_jax.runtime.metric_logger import TensorBoardWriter
+from ddpm_jax.runtime.trackers import Tracker
 from ddpm_jax.training.ema_tracker import parse_power_std
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint; "real" does not
+STEP_SCORES = ("frechet", "kid", "inception score", "precision", "recall", "bits/dim")  # a chart each, over steps
 ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
 # Fields of the keys that every table shows in its columns anyway.
 SHOWN = (
@@ -32,16 +34,12 @@ SHOWN = (
     "sampling.params",
     "sampling.weights_sha256",
 )
-SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "eta", "order", "churn", "churn_interval", "churn_noise")
-SHOWN_BY_SAMPLER += ("guidance_scale", "guidance_interval", "guidance_rescale")
+# Shown in the column of the sampler, with the options of the sampler, sampling.SAMPLER.OPTION.
+SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "guidance_scale", "guidance_interval", "guidance_rescale")
 
 
-def write(target: pathlib.Path, results: list[Result]) -> str:
-    """Write step_N.json for each checkpoint, table.md and the charts; return the table as text.
-
-    Args:
-      target: folder of the evaluation.
-      results: all its results, joined.
+def write(target: pathlib.Path, results: list[Result]) -> None:
+    """Write step_N.json for each checkpoint, table.md and the charts of all joined results of a folder.
 
     Raises:
       FileAccessError: a file cannot be written.
@@ -56,11 +54,9 @@ def write(target: pathlib.Path, results: list[Result]) -> str:
             stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
     for name, some in stems.items():
         write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
-    text = table(results)
-    write_atomically(target / "table.md", f"{text}\n{ABOUT}\n")
-    for file, picture in sweep_charts(results).items():
+    write_atomically(target / "table.md", f"{table(results)}\n{ABOUT}\n")
+    for file, picture in (sweep_charts(results) | step_charts(results)).items():
         image_grid.save_png(target / file, picture)
-    return text
 
 
 def stem(step: int, weights: str) -> str:
@@ -85,24 +81,6 @@ def table(results: list[Result]) -> str:
     return markdown_table(rows) + "".join(f"\n{note}\n" for note in notes)
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table. Columns are in order of first appearance; missing values are empty cells.
-
-    Integers have thousands separators, floats four significant digits.
-    """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns, ["---"] * len(columns), *([_format_value(row.get(name)) for name in columns] for row in rows)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
-
-
-def _format_value(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def rows_and_notes(results: list[Result]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a table and their notes. Notes are numbered if they differ between rows of one kind."""
     results = sorted(results, key=_order)
@@ -123,11 +101,15 @@ def _distinguishing(results: list[Result]) -> dict[str, dict[str, Any]]:
     for kind in {result.kind for result in results}:
         some = {result.group: flatten(result.key) for result in results if result.kind == kind}
         hidden = (*SHOWN, *(f"sampling.{name}" for name in SHOWN_BY_SAMPLER))
-        fields = {field for key in some.values() for field in key if field not in hidden}
+        fields = {field for key in some.values() for field in key if field not in hidden and not _is_option(field)}
         differing = sorted(field for field in fields if len({str(key.get(field)) for key in some.values()}) > 1)
         for group, key in some.items():
             extra[group] = {_column(field): _cell(key.get(field)) for field in differing if key.get(field) is not None}
     return extra
+
+
+def _is_option(field: str) -> bool:
+    return field.startswith("sampling.") and field.count(".") > 1
 
 
 def _column(field: str) -> str:
@@ -170,6 +152,26 @@ def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:
     return pictures
 
 
+def step_charts(results: list[Result]) -> dict[str, np.ndarray]:
+    """Scores over steps, if several checkpoints were evaluated: file name -> image. A curve for each way of measuring."""
+    curves: dict[str, list[Result]] = {}
+    for result in results:
+        if result.kind in ("generated", "bits_per_dim"):
+            key = {name: value for name, value in flatten(result.key).items() if not name.endswith(("step", "weights_sha256"))}
+            curves.setdefault(digest(key), []).append(result)
+    extra, rows_of = _distinguishing(results), {}
+    for some in curves.values():
+        first = some[0]
+        others = {name: value for name, value in extra[first.group].items() if name not in ("step", "weights")}
+        parts = [str(first.row.get("sampler", "")), first.row["weights"], *(f"{k} {v}" for k, v in others.items())]
+        label = ", ".join(part for part in parts if part)
+        while label in rows_of:
+            label += "'"
+        rows_of[label] = [result.row for result in some]
+    picture = score_charts.draw_scores(rows_of, STEP_SCORES)
+    return {} if picture is None else {"steps.png": picture}
+
+
 def _comparable(result: Result) -> str:
     """A digest that is equal for comparable distances. Real images are compared regardless of their number."""
     return digest([result.key["reference"], result.key["features"]])
@@ -204,17 +206,17 @@ def _chart(some: list[Result], x_label: str, lengths: bool, real: Result | None,
 
 
 def loggable_scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a table row as scalars for logging: {"evaluation/frechet": ...}."""
+    """The scores of a table row as scalars for logging: {"eval/frechet": ...}."""
     left_out = ("step", "evaluations")  # the x axis, and a constant
     return {
-        f"evaluation/{name}": float(value)
+        f"eval/{name.replace(' ', '_')}": float(value)
         for name, value in row.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in left_out
     }
 
 
-def record(events: TensorBoardWriter, result: Result) -> None:
-    """Write the numbers of a result to TensorBoard, one run per sampler, data set and choice of features."""
+def record(tracker: Tracker, result: Result) -> None:
+    """Write the numbers of a result to the trackers, one curve per sampler, data set and choice of features."""
     key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
     if "sampling" in key:
         key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
@@ -225,4 +227,4 @@ def record(events: TensorBoardWriter, result: Result) -> None:
     numbers = result.row if result.kind == "generated" else result.details
     if result.kind == "ode_bits_per_dim":
         numbers = {f"ode_{name}": value for name, value in numbers.items()}
-    events.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")
+    tracker.log_scalars(result.key["step"], loggable_scalars(numbers), f"evaluate/{curve}")

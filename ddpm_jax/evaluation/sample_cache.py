@@ -26,7 +26,6 @@ class SampleCache:
     Args:
       folder: path; created if missing.
       identity: settings that determine the images; JSON-serializable.
-      defaults: values for fields of the identity that an older folder lacks.
       is_writer: whether this process may create the folder and its manifest.
 
     Raises:
@@ -35,18 +34,11 @@ class SampleCache:
       FileAccessError: the folder cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        identity: dict[str, Any],
-        *,
-        defaults: dict[str, Any] | None = None,
-        is_writer: bool = True,
-    ):
+    def __init__(self, folder: str | os.PathLike, identity: dict[str, Any], *, is_writer: bool = True):
         self.folder = pathlib.Path(folder).absolute()
         self._verified: dict[tuple[str, int, int], int] = {}  # (name, size, modification time) -> images of the chunk
         if (self.folder / manifest.MANIFEST).exists():
-            manifest.require_same(self.folder, identity, defaults)
+            manifest.require_same(self.folder, identity)
         elif is_writer:
             with os_errors(f"cannot create the folder {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,13 +58,9 @@ class SampleCache:
         return gaps
 
     def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None, **more: np.ndarray) -> None:
-        """Write a chunk: images first, first + 1, ...
+        """Write a chunk, images first, first + 1, ...: uint8 [n, H, W, C], with labels int [n] or None.
 
-        Args:
-          first: index of the first image.
-          images: uint8 [n, H, W, C].
-          labels: int [n], or None.
-          **more: further arrays [m, ...] of the first m <= n images, for `rows`.
+        `more` are arrays [m, ...] of the first m <= n images, for `rows`.
 
         Raises:
           FileAccessError: the file cannot be written.

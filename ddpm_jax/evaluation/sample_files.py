@@ -20,13 +20,7 @@ from ddpm_jax.runtime import npz
 from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.samplers.batched import GeneratedBatch
 
-OUTPUTS = (
-    "images.npz",
-    "png",
-    "grid.png",
-    "x_t.png",
-    "pred_xstart.png",
-)  # not in an output folder without a manifest
+OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # not in an output folder without a manifest
 STAGES = ("x_t", "pred_xstart")
 CHAINS_SHOWN = 8  # rows of a filmstrip
 STAGES_SHOWN = 16  # columns of a filmstrip
@@ -38,9 +32,7 @@ class SampleFolder:
     """Images 0 .. num_images-1 with the same settings in a folder, and the files made from them.
 
     Args:
-      folder: folder with a manifest that matches `identity`.
-      identity: settings that determine the images.
-      num_images: number of images.
+      folder: folder with a manifest that matches `identity`, the settings that determine the images.
       image_shape: (H, W, C).
       labels: int32 [num_images], or None.
       class_names: names of label 0, 1, ...; () if unknown.

@@ -15,7 +15,6 @@ from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics.feature_set import subsample_indices
 from ddpm_jax.metrics.inception_score import inception_score
 from ddpm_jax.metrics.kid import kernel_distance
-from ddpm_jax.metrics.moments import sample_warnings
 from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime.errors import ExpectedError
@@ -28,6 +27,8 @@ SCORES = {  # metric -> its columns
     "precision_recall": ("precision", "recall"),
 }
 NUM_NEIGHBORS = 3  # k of precision and recall
+PUBLISHED_COUNT = 50_000  # images in nearly all published FIDs
+MIN_PUBLISHED_COUNT = 10_000  # papers do not report FIDs of fewer images
 
 
 class SampleScorer:
@@ -96,7 +97,7 @@ class SampleScorer:
                 distance = kernel_distance(found.features, self._real)  # argument order of torch-fidelity
                 scores["kid"], scores["kid_stderr"] = distance.mean, distance.standard_error
             if need_logits:
-                scores["inception score"], scores["is_std"], _ = inception_score(found.logits)
+                scores["inception score"], scores["is_std"] = inception_score(found.logits)
             if "precision_recall" in wanted:
                 self._manifold = self._manifold or Manifold(self._real, k=NUM_NEIGHBORS)
                 scores["precision"], scores["recall"] = self._manifold.compare(found.features)
@@ -145,3 +146,31 @@ class SampleScorer:
     def _repeated_rows(self) -> int:
         """Number of duplicate feature vectors of the reference, for files that do not record duplicate images."""
         return 0 if self._real is None else duplicates.count_repeated(row.tobytes() for row in self._real)
+
+
+def sample_warnings(num_images: int, num_reference: int | None, dimension: int, *, published: bool) -> list[str]:
+    """Warnings about the effect of these counts on a Fréchet distance, one sentence each.
+
+    Args:
+      num_images: number of generated images.
+      num_reference: number of images in the reference statistics, or None if unknown.
+      dimension: D of the features.
+      published: whether the result will be compared with published FIDs (Inception's 2,048 features).
+    """
+    found = []
+    for count, whose in ((num_images, "generated"), (num_reference, "reference")):
+        if count is not None and count <= dimension:
+            found.append(
+                f"{count:,} {whose} images for {dimension:,} features: their covariance is singular and the Fréchet distance "
+                f"strongly overestimated; use more than {dimension:,}, better ten times as many"
+            )
+    if num_reference is None:
+        found.append("the number of reference images is unknown, and a Fréchet distance depends on it")
+    if published and num_images < MIN_PUBLISHED_COUNT:
+        found.append(
+            f"FID of {num_images:,} images: FID decreases with their number; compare it only with FIDs of {num_images:,}, "
+            f"and compare published ones only with {PUBLISHED_COUNT:,} images"
+        )
+    elif published and num_images < PUBLISHED_COUNT:
+        found.append(f"FID of {num_images:,} images: published ones mostly use {PUBLISHED_COUNT:,} and are lower")
+    return found

@@ -5,7 +5,7 @@ chain, so that the host can show progress; all chunks share one compilation. The
 independent of the batch size and the number of devices.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from ddpm_jax.diffusion import likelihood, pixels, vlb
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, largest_divisor
+from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, largest_divisor
 
 
 class VlbBatch(NamedTuple):
@@ -38,12 +39,16 @@ class VlbBatch(NamedTuple):
     eps_mse: np.ndarray
     prior: np.ndarray
 
+    @property
+    def bits_per_image(self) -> np.ndarray:
+        """The bound of each image in bits per dimension: [n]."""
+        return self.prior + (self.weights * self.bits).sum(axis=1)
 
-class VlbEvaluator:
-    """Evaluates the bound; compiled once for a network and batch size.
+
+class VlbEvaluator(LikelihoodEvaluator):
+    """Evaluates the bound.
 
     Attributes:
-      batch_size: images per batch over all devices.
       terms: number of terms per image, K.
       num_timesteps: length of the chain, T.
       decoder: decoder of L_0.
@@ -60,15 +65,10 @@ class VlbEvaluator:
         batch_size: int,
         timesteps_per_image: int = 0,
     ):
-        """Validate the arguments. Compilation happens on first use.
+        """Validate the arguments, those of `LikelihoodEvaluator` and these:
 
         Args:
-          schedule: noise schedule of the training, T steps.
-          parameterization: meaning of the network output.
-          make_denoise_fn: (params, cond) -> denoise_fn.
-          mesh: with one axis, "data", over which each batch is split.
           decoder: decoder of L_0, one of `likelihood.DECODERS`.
-          batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
           timesteps_per_image: number of sampled terms for an unbiased estimate, even and >= 4; 0 for all T terms.
 
         Raises:
@@ -82,8 +82,7 @@ class VlbEvaluator:
                 f"{timesteps_per_image} timesteps per image: they are sampled in pairs, always including t = 0, so use "
                 f"an even number from 4 to below {steps}, or 0 for all"
             )
-        self._driver = BatchDriver(mesh, batch_size)
-        self.batch_size = self._driver.batch_size
+        super().__init__(mesh, batch_size)
         self.terms = timesteps_per_image or steps
         self.chunk_size = largest_divisor(self.terms, max(1, self.terms // 20))
 
@@ -115,37 +114,16 @@ class VlbEvaluator:
         self._advance = compiled(advance, (REPLICATED, SHARDED, SHARDED, SHARDED, SHARDED, REPLICATED))
         self._prior = compiled(prior, (SHARDED,))
 
-    def evaluate(
-        self,
-        params: Any,
-        key: jax.Array,
-        images: np.ndarray,
-        cond: Any = None,
-        *,
-        first_image: int = 0,
-        report: Callable[[float], None] = lambda images: None,
-    ) -> Iterator[VlbBatch]:
-        """Yield the terms of the images, batch by batch.
+    def _compute(self, params: Any, batch: Batch) -> tuple:
+        images, cond = batch.inputs
+        t, weights = self._choose(batch.key_data)
+        columns = []
+        for first in batch.chunks(self.terms, self.chunk_size):
+            terms = self._advance(params, cond, images, batch.key_data, t, jnp.int32(first))
+            columns.append(jax.block_until_ready(terms))  # else the progress would show dispatched work
+        return t, weights, columns, self._prior(images)
 
-        Args:
-          params: parameters for `make_denoise_fn`, replicated over the mesh.
-          key: root key; image i uses fold_in(key, first_image + i).
-          images: uint8 [N, H, W, C], the same on every host.
-          cond: pytree of arrays [N, ...] for a conditional network.
-          first_image: index of the first image.
-          report: called with the number of finished images, including fractions of a batch.
-        """
-
-        def compute(batch: Batch) -> tuple:
-            images, cond = batch.inputs
-            t, weights = self._choose(batch.key_data)
-            columns = []
-            for first in batch.chunks(self.terms, self.chunk_size):
-                terms = self._advance(params, cond, images, batch.key_data, t, jnp.int32(first))
-                columns.append(jax.block_until_ready(terms))  # else the progress would show dispatched work
-            return t, weights, columns, self._prior(images)
-
-        batches = self._driver.split((images, cond), len(images))
-        for t, weights, columns, prior in self._driver.run(compute, batches, key=key, first_image=first_image, report=report):
-            terms = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
-            yield VlbBatch(t, *(array.astype(np.float64) for array in (weights, *terms, prior)))
+    def _result(self, found: tuple, first_image: int) -> VlbBatch:
+        t, weights, columns, prior = found
+        terms = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
+        return VlbBatch(t, *(array.astype(np.float64) for array in (weights, *terms, prior)))

@@ -20,18 +20,11 @@ TIMEOUT_S = 30  # seconds without received data
 
 
 def download(
-    url: str,
-    file: Path,
-    *,
-    sha256: str,
-    size: int,
-    title: str,
-    progress: Callable[[int, str], Any] | None = None,
+    url: str, file: Path, *, sha256: str, size: int, title: str, progress: Callable[[int, str], Any] | None = None
 ) -> None:
     """Downloads `url` to `file`. The file appears only when the download is complete and its hash matches.
 
     Args:
-      url: of the file.
       file: destination; its folder is created.
       sha256: expected hash, 64 hexadecimal digits.
       size: bytes, used if the server sends no Content-Length.

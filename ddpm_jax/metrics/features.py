@@ -7,17 +7,16 @@ network. The provenance of an extractor identifies it, so that numbers of differ
 
 import dataclasses
 import functools
-import importlib
-import sys
-import traceback
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
+from ddpm_jax.runtime import registry
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 CHOICES = "inception, pixels, pixels_16 (or another size), or module:function of your own"
 
@@ -54,6 +53,7 @@ class FeatureExtractor:
 def make_extractor(
     name: str,
     *,
+    options: Mapping[str, Any] | None = None,
     inception_path: str = "",
     group_size: int | None = None,
     progress: Callable[[int, str], Any] | None = None,
@@ -65,6 +65,7 @@ def make_extractor(
 
     Args:
       name: as above.
+      options: keyword arguments of a custom function.
       inception_path: file with Inception's weights; "" to find or download them.
       group_size: for Inception, see `inception.apply`.
       progress: for the download, see `download.download`.
@@ -74,6 +75,8 @@ def make_extractor(
       InvalidDataError: Inception's weights are damaged or belong to another network.
       UnavailableError: Inception's weights are missing and cannot be downloaded.
     """
+    if options and not registry.is_custom(name):
+        raise InvalidArgumentError(f"`features` is {name}, which has no option {next(iter(options))!r}")
     if name == "inception":
         return _inception(inception_path, group_size, progress)
     if inception_path:
@@ -84,33 +87,25 @@ def make_extractor(
     if name.startswith("pixels_") and size.isdecimal() and int(size):
         shrink = functools.partial(_small_pixels, int(size))
         return FeatureExtractor(name, shrink, {"features": name, "scale": "0..1", "resize": "mean over the covered area"})
-    module_name, colon, function_name = name.partition(":")
-    if not (colon and module_name and function_name):
+    if not registry.is_custom(name):
         raise InvalidArgumentError(f"`features` is {name!r}: choose {CHOICES}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # modules in the user's current folder
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # raised by the user's module
-        raise InvalidArgumentError(f"`features` is {name}, which cannot be imported: {_fault(error)}") from error
+        function = registry.bind(name, {}, "features", num_args=1, options=options or {})
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"`features`: {error}") from error
 
     def apply(_: None, images: jax.Array) -> Features:
         try:
             result = function(images)
         except Exception as error:  # raised by the user's function
             shape = list(images.shape)
-            raise InvalidArgumentError(f"`features` is {name}, which fails for uint8 {shape}: {_fault(error)}") from error
+            raise InvalidArgumentError(
+                f"`features` is {name}, which fails for uint8 {shape}: {registry.fault(error)}"
+            ) from error
         return _checked(name, result, len(images))
 
-    return FeatureExtractor(name, apply, {"features": name})
-
-
-def _fault(error: Exception) -> str:
-    """The error in the user's module, with file and line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
-    place = f" (line {own[-1].lineno} of {own[-1].filename})" if own and "<frozen" not in own[-1].filename else ""
-    return f"{error_line(error, most=200, kind=True)}{place}"
+    identity = {"features": name, **registry.source_digest(name)}
+    return FeatureExtractor(name, apply, identity | ({"options": json.dumps(options)} if options else {}))
 
 
 def _inception(weights: str, group_size: int | None, progress: Callable[[int, str], Any] | None) -> FeatureExtractor:

@@ -47,7 +47,7 @@ def apply(variables: Any, images: jax.Array, *, group_size: int | None = None) -
     """Features and logits of images of any size. Pure; one compilation for each shape.
 
     Args:
-      variables: from `inception_weights.load_weights` or `random_variables`.
+      variables: from `inception_weights.load_weights`.
       images: [N, H, W, C], C 1 (gray, repeated) or 3 (RGB), uint8 or floats in the same units, 0..255.
       group_size: largest number of images in the network at once, in sequential groups; None for all.
 

@@ -19,11 +19,10 @@ from ddpm_jax.runtime.errors import InvalidDataError
 
 
 class InceptionScore(NamedTuple):
-    """Mean and standard deviation over the parts (population standard deviation, as published), and the number of parts."""
+    """Mean and standard deviation over the parts (population standard deviation, as published)."""
 
     mean: float
     std: float
-    num_splits: int
 
 
 def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> InceptionScore:
@@ -42,7 +41,7 @@ def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> InceptionSco
         raise InvalidDataError(f"an Inception Score of {num_splits} parts needs at least as many images, not {len(logits)}")
     bounds = [index * len(logits) // num_splits for index in range(num_splits + 1)]
     scores = [_score(logits[begin:end].astype(np.float64)) for begin, end in itertools.pairwise(bounds)]
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), num_splits)
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
 def _score(logits: np.ndarray) -> float:

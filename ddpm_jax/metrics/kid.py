@@ -27,17 +27,11 @@ class KernelDistance(NamedTuple):
       mean: the distance, a mean over the subsets. Unbiased, so it may be negative.
       standard_error: of `mean` as an estimate from two finite sets; the true distance is within two of them 19 times of 20.
       std: population standard deviation over the subsets, which other tools print after the ±. Not an error of the mean.
-      num_subsets: number of subset pairs.
-      subset_size: vectors per subset, sampled without replacement; each pair from the whole sets.
-      seed: of the subsets.
     """
 
     mean: float
     standard_error: float
     std: float
-    num_subsets: int
-    subset_size: int
-    seed: int
 
 
 def kernel_distance(
@@ -45,20 +39,20 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of features [N, D] and [M, D], float64 inside.
 
-    The order of the two sets determines the subsets. With generated images first and real ones second, as
-        --mode=evaluate passes them, they are torch-fidelity's subsets of input1 and input2; the other order differs by chance.
+    The order of the two sets determines the subsets, which are sampled without replacement. With generated images first and
+    real ones second they are torch-fidelity's subsets of input1 and input2; the other order differs by chance.
 
-        If the smaller set has fewer than 2,000 vectors, a subset is half of it: larger subsets would share most of their
-        vectors. The expectation is the same at any size.
+    If the smaller set has fewer than 2,000 vectors, a subset is half of it: larger subsets would share most of their
+    vectors. The expectation is the same at any size.
 
-        The standard error covers both the choice of subsets and the finite sets themselves. With s^2 the
-        variance over subsets of m out of N vectors (the smaller set), it is s^2 (1 / num_subsets + (m / N) / (1 - m / N)): a
-        mean over all vectors varies m / N as much as one over a subset, and subsets of one set 1 - m / N as much as independent
-        ones. If both distributions are equal, it is too large by a factor of up to about 3.
+    The standard error covers both the choice of subsets and the finite sets themselves. With s^2 the variance over subsets of
+    m out of N vectors (the smaller set), it is s^2 (1 / num_subsets + (m / N) / (1 - m / N)): a mean over all vectors varies
+    m / N as much as one over a subset, and subsets of one set 1 - m / N as much as independent ones. If both distributions
+    are equal, it is too large by a factor of up to about 3.
 
-        Raises:
-          InvalidDataError: fewer than 4 vectors, different dimensions, or a value that is not finite.
-          ValueError: wrong shape, num_subsets below 2, or subset_size below 2.
+    Raises:
+      InvalidDataError: fewer than 4 vectors, different dimensions, or a value that is not finite.
+      ValueError: wrong shape, num_subsets below 2, or subset_size below 2.
     """
     a, b = check_features(a), check_features(b)
     check_dimensions(a.shape[1], b.shape[1])
@@ -76,7 +70,7 @@ def kernel_distance(
     )
     fraction = size / smaller
     standard_error = distances.std(ddof=1) * np.sqrt(1 / num_subsets + fraction / (1 - fraction))
-    return KernelDistance(float(distances.mean()), float(standard_error), float(distances.std()), num_subsets, size, seed)
+    return KernelDistance(float(distances.mean()), float(standard_error), float(distances.std()))
 
 
 def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:

@@ -6,7 +6,7 @@ Two sets of n and m vectors with means a and b and scatter matrices S_a and S_b 
     scatter   S_a + S_b + (b - a)(b - a)^T n m / (n + m)
 
 (Chan, Golub and LeVeque 1979, eq. 2.1). Unlike running sums of x and x x^T, it has no large cancellation: features whose
-mean is a thousand times their standard deviation keep all digits. The same equation merges the moments of several hosts.
+mean is a thousand times their standard deviation keep all digits.
 """
 
 import numpy as np
@@ -15,8 +15,6 @@ from ddpm_jax.metrics.frechet import Gaussian, check_dimensions, check_enough, c
 
 # Vectors buffered for one update: adding one vector to a D x D matrix takes as long as adding a hundred.
 BLOCK = 1024
-PUBLISHED_COUNT = 50_000  # images in nearly all published FIDs
-MIN_PUBLISHED_COUNT = 10_000  # papers do not report FIDs of fewer images
 
 
 class Moments:
@@ -28,16 +26,6 @@ class Moments:
         self._scatter = np.zeros((0, 0))
         self._block = np.zeros((0, 0))
         self._num_buffered = 0  # rows of the block in use
-
-    @classmethod
-    def of(cls, count: int, mean: np.ndarray, scatter: np.ndarray) -> "Moments":
-        """From the count, mean and scatter of another instance, for example of another host. Copies the arrays."""
-        mean, scatter = np.array(mean, np.float64), np.array(scatter, np.float64)
-        if count < 0 or mean.ndim != 1 or scatter.shape != (mean.size, mean.size):
-            raise ValueError(f"count {count}, mean {mean.shape} and scatter {scatter.shape} do not go together")
-        moments = cls()
-        moments._count, moments._mean, moments._scatter = int(count), mean, scatter
-        return moments
 
     @property
     def count(self) -> int:
@@ -84,22 +72,6 @@ class Moments:
             if self._num_buffered == BLOCK:
                 self._flush()
 
-    def merge(self, other: "Moments") -> "Moments":
-        """The moments of the union of both sets; neither operand is changed. Symmetric up to rounding.
-
-        Raises:
-          InvalidDataError: vectors of different dimension.
-        """
-        merged = Moments.of(self.count, self.mean, self.scatter)
-        if not other.count:
-            return merged
-        if not self.count:
-            return Moments.of(other.count, other.mean, other.scatter)
-        check_dimensions(self.dimension, other.dimension)
-        step = merged._move(other.count, other.mean)
-        merged._scatter += other.scatter + step[:, None] * step
-        return merged
-
     def gaussian(self) -> Gaussian:
         """Mean and covariance, divided by count - 1.
 
@@ -135,31 +107,3 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
     moments = Moments()
     moments.update(features)
     return moments.gaussian()
-
-
-def sample_warnings(num_images: int, num_reference: int | None, dimension: int, *, published: bool) -> list[str]:
-    """Warnings about the effect of these counts on a Fréchet distance, one sentence each.
-
-    Args:
-      num_images: number of generated images.
-      num_reference: number of images in the reference statistics, or None if unknown.
-      dimension: D of the features.
-      published: whether the result will be compared with published FIDs (Inception's 2,048 features).
-    """
-    found = []
-    for count, whose in ((num_images, "generated"), (num_reference, "reference")):
-        if count is not None and count <= dimension:
-            found.append(
-                f"{count:,} {whose} images for {dimension:,} features: their covariance is singular and the Fréchet distance "
-                f"strongly overestimated; use more than {dimension:,}, better ten times as many"
-            )
-    if num_reference is None:
-        found.append("the number of reference images is unknown, and a Fréchet distance depends on it")
-    if published and num_images < MIN_PUBLISHED_COUNT:
-        found.append(
-            f"FID of {num_images:,} images: FID decreases with their number; compare it only with FIDs of {num_images:,}, "
-            f"and compare published ones only with {PUBLISHED_COUNT:,} images"
-        )
-    elif published and num_images < PUBLISHED_COUNT:
-        found.append(f"FID of {num_images:,} images: published ones mostly use {PUBLISHED_COUNT:,} and are lower")
-    return found

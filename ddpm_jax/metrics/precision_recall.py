@@ -80,11 +80,6 @@ class Manifold:
             )
 
 
-def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> tuple[float, float]:
-    """(precision, recall) of two sets, [N, D] and [M, D]; as `Manifold.compare`."""
-    return Manifold(real, k=k).compare(generated)
-
-
 class _Set:
     """Vectors [N, D] relative to a center [D]; converted to float64 block by block."""
 

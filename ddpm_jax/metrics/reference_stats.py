@@ -92,7 +92,7 @@ def load(file: str | os.PathLike) -> Reference:
         provenance = json.loads(str(held["provenance"])) if "provenance" in held else None
     except FileNotFoundError as error:
         raise FileAccessError(
-            f"there are no statistics at {file}: compute them with --mode=compute_stats --output={file}"
+            f"there are no statistics at {file}: compute them with --mode=compute_stats and `output={file}`"
         ) from error
     except InvalidDataError:  # of `read_arrays`, which has a specific message
         raise

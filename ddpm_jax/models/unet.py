@@ -21,8 +21,7 @@ With the published settings the parameter counts are the published ones: 35,746,
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -44,11 +43,6 @@ from ddpm_jax.models.layers import (
     upsample_conv,
     zero_init,
 )
-
-
-def min_channels(fields: Mapping[str, Any]) -> int:
-    """Channels of the narrowest layers of a `UNet` with these attributes, which need not be validated yet."""
-    return fields["ch"]
 
 
 class UNet(nn.Module):
@@ -93,6 +87,52 @@ class UNet(nn.Module):
     def stochastic(self) -> bool:
         """Whether it uses random numbers in training."""
         return self.dropout > 0
+
+    @property
+    def min_channels(self) -> int:
+        """Channels of the narrowest layers."""
+        return self.ch
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Check the options, and that they fit images of `image_shape`, [H, W, C] with H = W.
+
+        Raises:
+          ValueError: one does not.
+        """
+        size = image_shape[0]
+        for name, values in (("ch_mult", self.ch_mult), ("attn_resolutions", self.attn_resolutions)):
+            if wrong := [value for value in values if not isinstance(value, int)]:
+                raise ValueError(f"`{name}` holds {wrong[0]!r}: it must be a list of integers, such as (1,2)")
+        for name in ("ch", "num_res_blocks", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` is {self.dropout}: it must be at least 0 and below 1")
+        if self.ch % 4 or self.ch % min(32, self.ch // 4):
+            raise ValueError(f"`ch` is {self.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
+        if not self.ch_mult:
+            raise ValueError("`ch_mult` is empty: it must hold one factor per level")
+        if min(self.ch_mult) < 1:
+            raise ValueError(f"`ch_mult` holds {min(self.ch_mult)}: each factor must be 1 or more")
+        halvings = len(self.ch_mult) - 1
+        if size % 2**halvings:
+            raise ValueError(
+                f"`image_size` is {size}, which cannot be halved {halvings} times for the {halvings + 1} levels of `ch_mult`: "
+                f"use a multiple of {2**halvings}, or fewer levels"
+            )
+        resolutions = [size // 2**level for level in range(halvings + 1)]
+        if unmet := set(self.attn_resolutions) - set(resolutions):
+            raise ValueError(
+                f"`attn_resolutions` contains {sorted(unmet)}, but images of {size} pixels only have the resolutions "
+                f"{resolutions}"
+            )
+        attending = [self.ch_mult[resolutions.index(resolution)] for resolution in self.attn_resolutions]
+        attending += [self.ch_mult[-1]] * self.mid_attention
+        if any(self.ch * factor % self.num_heads for factor in attending):
+            raise ValueError(
+                f"`num_heads` is {self.num_heads}, which does not divide the width of every attention: "
+                f"{sorted({self.ch * factor for factor in attending})}"
+            )
 
     @nn.compact
     def __call__(

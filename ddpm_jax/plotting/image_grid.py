@@ -114,13 +114,7 @@ def draw_plan(
 
 
 def grid_of_classes(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> np.ndarray:
-    """As `grid`, of at most 100 images, with class names next to rows of classes.
-
-    Args:
-      images: uint8 [N, H, W, C].
-      labels: int [N], or None.
-      class_names: names of label 0, 1, ...; () for no text.
-    """
+    """As `grid`, of images uint8 [N, H, W, C] and their labels int [N] or None, with the names next to rows of classes."""
     return draw_plan(plan_grid(len(images), labels), lambda index: images[index], images.shape[1:], class_names)
 
 

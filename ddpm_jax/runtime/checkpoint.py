@@ -9,7 +9,7 @@ return wrong numbers after a bit flip on disk.
 Every process of a run must make the same calls in the same order.
 """
 
-import functools
+import contextlib
 import logging
 import os
 import threading
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ddpm_jax.runtime import tree_shapes
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
 from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError, error_line, os_errors
@@ -32,13 +32,12 @@ from ddpm_jax.runtime.orbax_logs import silence_orbax
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
-Layouts = list[tuple[State, Callable[[State], State]]]  # abstract state, and its conversion to the current layout
 
 # Errors that do not indicate a corrupt checkpoint.
 _NOT_CORRUPTION = (MemoryError, ImportError, NameError, AttributeError, jax.errors.JaxRuntimeError)
 
 
-class CheckpointManager:
+class CheckpointManager(contextlib.AbstractContextManager):
     """The checkpoints of one folder.
 
     Args:
@@ -53,12 +52,7 @@ class CheckpointManager:
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        max_to_keep: int,
-        keep_period: int = 0,
-        read_only: bool = False,
+        self, directory: str | os.PathLike, *, max_to_keep: int, keep_period: int = 0, read_only: bool = False
     ) -> None:
         if max_to_keep < 1:
             raise InvalidArgumentError(f"max_to_keep is {max_to_keep}: it must be at least 1")
@@ -74,7 +68,8 @@ class CheckpointManager:
         self._manager: ocp.CheckpointManager | None = None
         if read_only and not all_processes(self.directory.is_dir()):
             return
-        keep: list[Any] = [policies.LatestN(max_to_keep)]
+        self._pinned = _Pinned()
+        keep: list[Any] = [policies.LatestN(max_to_keep), self._pinned]
         if keep_period:
             keep.append(policies.EveryNSteps(keep_period))
         options = ocp.CheckpointManagerOptions(
@@ -103,6 +98,13 @@ class CheckpointManager:
         """The newest step with a checkpoint; None if there is none."""
         steps = self.steps()
         return steps[-1] if steps else None
+
+    def pin(self, step: int) -> None:
+        """Never delete the checkpoint of `step`, from the next save on; the step pinned before is no longer kept for that.
+
+        Every process must pin the same step. It is not recorded: pin again after a start.
+        """
+        self._pinned.step = step
 
     def save(self, step: int, state: State, *, wait: bool = False) -> bool:
         """Writes `state` in the background; its buffers may be donated as soon as this returns.
@@ -138,9 +140,7 @@ class CheckpointManager:
             self.wait()
         return True
 
-    def restore(
-        self, abstract_state: State, step: int | None = None, *, older: tuple[State, Callable[[State], State]] | None = None
-    ) -> tuple[State, int]:
+    def restore(self, abstract_state: State, step: int | None = None) -> tuple[State, int]:
         """Reads a whole state into the shapes, types and shardings of `abstract_state`.
 
         With `step` None, reads the newest valid checkpoint: damaged ones are logged and renamed to damaged-STEP, so that
@@ -149,8 +149,6 @@ class CheckpointManager:
         Args:
           abstract_state: jax.ShapeDtypeStruct trees, with shardings, of every field.
           step: of the checkpoint.
-          older: the state in the layout of an older version of this program, and the conversion to the current layout;
-            for checkpoints that do not match `abstract_state`.
 
         Returns:
           The state, and its step.
@@ -158,8 +156,7 @@ class CheckpointManager:
         Raises:
           CheckpointError: no checkpoint, none of `step`, all damaged, or of another model.
         """
-        layouts = [(abstract_state, lambda state: state)] + ([older] if older else [])
-        state, step = self._restore(layouts, step, whole=True)
+        state, step = self._restore(abstract_state, step, whole=True)
         with raise_on_all_processes():
             if not self._read_only and is_primary_process() and not has_sums(self.directory / str(step)):
                 # The process was killed before it wrote the checksums. The checkpoint was read completely, so it is valid.
@@ -168,7 +165,7 @@ class CheckpointManager:
 
     def restore_part(self, abstract_part: State, step: int | None = None) -> tuple[State, int]:
         """Like `restore`, but reads only the fields of `abstract_part`."""
-        return self._restore([(abstract_part, lambda state: state)], step, whole=False)
+        return self._restore(abstract_part, step, whole=False)
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -196,9 +193,6 @@ class CheckpointManager:
             if manager is not None and self._failure is None:  # after a failure it would only raise the same error again
                 manager.close()
 
-    def __enter__(self) -> "CheckpointManager":
-        return self
-
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self.close()
@@ -206,7 +200,7 @@ class CheckpointManager:
             if kind is None:  # otherwise the propagating error is the cause
                 raise
 
-    def _restore(self, layouts: Layouts, step: int | None, *, whole: bool) -> tuple[State, int]:
+    def _restore(self, abstract: State, step: int | None, *, whole: bool) -> tuple[State, int]:
         self.wait()
         steps = self.steps()
         if not steps:
@@ -216,13 +210,13 @@ class CheckpointManager:
                 listed = ", ".join(map(str, steps))
                 wanted = f"no checkpoint of step {step} in {self.directory}, which `checkpoint_step` names"
                 raise CheckpointError(f"{wanted}; there are {listed}")
-            state, cause = self._validate_and_read(step, layouts, whole)
+            state, cause = self._validate_and_read(step, abstract, whole)
             if state is None:
                 raise CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({cause})")
             return state, step
         damaged: dict[int, str] = {}
         for candidate in reversed(steps):
-            state, cause = self._validate_and_read(candidate, layouts, whole)
+            state, cause = self._validate_and_read(candidate, abstract, whole)
             if state is not None:
                 # Only now: if no checkpoint can be read, the cause may not be the files.
                 self._quarantine(damaged, candidate)
@@ -234,41 +228,40 @@ class CheckpointManager:
         listed = ", ".join(map(str, sorted(damaged)))
         raise CheckpointError(f"no checkpoint in {self.directory} can be read: {listed} are damaged ({damaged[max(damaged)]})")
 
-    def _validate_and_read(self, step: int, layouts: Layouts, whole: bool) -> tuple[State | None, str]:
+    def _validate_and_read(self, step: int, abstract: State, whole: bool) -> tuple[State | None, str]:
         """The state, or None and the damage of the files; the same choice in all processes."""
         folder = self.directory / str(step)
-        wanted = [{name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)} for abstract, _ in layouts]
+        fields = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
 
-        def inspect() -> int:
-            check_sums(folder, wanted[0])
+        def inspect() -> bool:
+            check_sums(folder, fields)
             # Compare shapes before reading arrays, so that another model is not reported as damage.
-            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in wanted[0]))
+            items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in fields))
             written = {item.name: _read_shapes(item) for item in items}
-            wrong = [_differing({name: _shapes(tree) for name, tree in fields.items()}, written, whole) for fields in wanted]
-            if all(wrong):
-                more = f" and {len(wrong[0]) - 3} more" if len(wrong[0]) > 3 else ""
+            wrong = tree_shapes.differences(
+                {name: tree_shapes.shapes_of(_wrap_leaf(tree)) for name, tree in fields.items()}, written, whole
+            )
+            if wrong:
+                more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
                 raise CheckpointError(
-                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[0][:3])}{more}. Use the "
-                    "config of the run (--workdir without --config), or another --workdir"
+                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}. Use the "
+                    "config of the run, as `workdir` alone does, or another `workdir`"
                 )
-            return wrong.index([])
+            return True
 
-        def read(layout: int) -> State:
-            (abstract, convert), fields = layouts[layout], wanted[layout]
+        def read() -> State:
             items = {name: ocp.args.StandardRestore(_wrap_leaf(tree)) for name, tree in fields.items()}
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return convert(
-                {name: _unwrap_leaf(found[name], tree) if name in fields else tree for name, tree in abstract.items()}
-            )
+            return {name: _unwrap_leaf(found[name], tree) if name in fields else tree for name, tree in abstract.items()}
 
-        def on_all_processes(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+        def on_all_processes(work: Callable[[], Any]) -> tuple[Any, str]:
             with raise_on_all_processes():
-                result, cause = _catch_corruption(folder, functools.partial(work, *arguments))
+                result, cause = _catch_corruption(folder, work)
             return (result, "") if all_processes(result is not None) else (None, cause or "another process could not read it")
 
         # All processes must have validated it before any reads, because Orbax synchronizes them there.
-        layout, cause = on_all_processes(inspect)
-        return (None, cause) if layout is None else on_all_processes(read, layout)
+        matches, cause = on_all_processes(inspect)
+        return on_all_processes(read) if matches else (None, cause)
 
     def _quarantine(self, damaged: dict[int, str], good: int) -> None:
         for step, cause in sorted(damaged.items()):
@@ -302,6 +295,15 @@ class CheckpointManager:
         return self._failure
 
 
+class _Pinned:
+    """A preservation policy of Orbax that keeps one step. Orbax deletes others only after the new checkpoint is complete."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        return [info.step == self.step for info in checkpoints]
+
+
 def _catch_corruption(folder: Path, work: Callable[[], Any]) -> tuple[Any, str]:
     """The result of `work`, or None and the damage of the files in `folder`."""
     try:
@@ -323,41 +325,8 @@ def _unwrap_leaf(read: Any, abstract: Any) -> Any:
     return read["value"] if jax.tree_util.all_leaves([abstract]) else read
 
 
-def _shapes(tree: Any) -> dict[str, tuple]:
-    """Path -> (shape, dtype), with the same paths for dicts, tuples, lists and named tuples."""
-    leaves = jax.tree_util.tree_flatten_with_path(_wrap_leaf(tree))[0]
-    return {"/".join(map(_name, path)): (tuple(leaf.shape), np.dtype(leaf.dtype).name) for path, leaf in leaves}
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
 def _read_shapes(item: Path) -> dict[str, tuple]:
-    return _shapes(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
-
-
-def _differing(wanted: dict[str, dict], written: dict[str, dict], whole: bool) -> list[str]:
-    """Descriptions of the differences between the fields of the model and the checkpoint."""
-    differing = []
-    for field in sorted(written.keys() | wanted.keys() if whole else wanted.keys()):
-        if field not in written or field not in wanted:
-            differing.append(f"{field} is missing from the {'model' if field in written else 'checkpoint'}")
-            continue
-        saved, expected = written[field], wanted[field]
-        for path in sorted(saved.keys() | expected.keys()):
-            if saved.get(path) != expected.get(path):
-                differing.append(
-                    f"{field}/{path} is {_show(saved.get(path))} in the checkpoint and {_show(expected.get(path))} here"
-                )
-    return differing
-
-
-def _show(shape: tuple | None) -> str:
-    return "missing" if shape is None else f"{shape[1]}{list(shape[0])}"
+    return tree_shapes.shapes_of(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
 
 
 def _free_name(path: Path) -> Path:

@@ -6,16 +6,15 @@ only read (sample, evaluate, ...) use their own fields from the command line and
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddpm_jax.runtime.errors import ConflictError
 
 # Fields that may differ between the processes of one job: location and speed of the data, not its content.
 PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
-
-ABSENT = object()  # the value of a field that a config does not have
 
 
 def _whole(value: Any) -> Any:
@@ -59,16 +58,16 @@ def _is_learned(variance: Any) -> bool:
     return str(variance).startswith("learned")
 
 
-def _has_history(timestep_sampler: Any) -> bool:
-    return timestep_sampler == "second_moment"
+def _stateful(timestep_sampler: Any) -> Any:
+    return None if timestep_sampler in ("uniform", "low_discrepancy") else timestep_sampler
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-# Field or section -> rule; the longest matching name applies. A new field of data, model or diffusion is fixed by default,
-# the only safe choice; a new field of another section has the rule of its section.
+# Field or section -> rule; the longest matching name applies, and * is any section. A new field of data, model or diffusion
+# is fixed by default, the only safe choice; a new field of another section has the rule of its section.
 RULES: dict[str, Rule] = {
     "seed": Rule("determines initial parameters, data order and noise; sampling has its own", _whole, _nothing, read=False),
     "data": _fixed("the training images"),
@@ -82,12 +81,12 @@ RULES: dict[str, Rule] = {
         "pixels of the training images, and of the real ones in an evaluation", _whole, _nothing, read=True
     ),
     "model": _fixed("the network"),
-    "model.dropout": _training("only active in training"),
+    "model.*.dropout": _training("only active in training"),
     "model.label_dropout": Rule(
         "the network has a null-label embedding only if it is above 0", _is_positive, _is_positive, read=False
     ),
     "model.dtype": _free("precision of the computation; parameters are float32 in any case"),
-    "model.remat": _free("memory and speed"),
+    "model.*.remat": _free("memory and speed"),
     "diffusion": _fixed("the diffusion process and what the network predicts"),
     "diffusion.variance": Rule(
         "fixed_small and fixed_large differ in sampling; a learned variance is an output of the network",
@@ -97,20 +96,27 @@ RULES: dict[str, Rule] = {
     ),
     "diffusion.loss": _training("the objective"),
     "diffusion.weighting": _training("the objective"),
+    "diffusion.loss_options": _training("the objective"),
     "diffusion.min_snr_gamma": _training("the objective"),
-    "diffusion.p2_gamma": _training("the objective"),
-    "diffusion.p2_k": _training("the objective"),
-    "diffusion.edm_sigma_data": _training("the objective"),
+    "diffusion.p2": _training("the objective"),
+    "diffusion.edm": _training("the objective"),
+    "diffusion.weighting_options": _training("the objective"),
     "diffusion.timestep_sampler": Rule(
-        "second_moment keeps a history of losses in the checkpoint, the others do not", _has_history, _nothing, read=False
+        "second_moment keeps a history of losses in the checkpoint, uniform and low_discrepancy do not",
+        _stateful,
+        _nothing,
+        read=False,
     ),
+    "diffusion.timestep_sampler_options": _training("the distribution of t"),
     "diffusion.clip_denoised": _free("only used in sampling"),
-    "optimizer": _training("the optimizer; Adam's moments are kept"),
+    "optimizer": _training("the optimizer and the learning rate; the structure of the state is the same"),
+    "optimizer.name": Rule("its state is in the checkpoint", _whole, _nothing, read=False),
     "ema.decay": _training("from the next step on"),
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
-    "train.tensorboard": _free("logging"),
+    "train.keep_best": _free("which checkpoint is kept and called best"),
+    "train.trackers": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),
     "edit": _free("only used by the image editing modes"),
@@ -121,55 +127,78 @@ _OTHER = _training("unknown")
 
 def rule_of(field: str) -> Rule:
     """The rule of a field, by its dotted name."""
-    name = field
-    while name not in RULES:
-        name, dot, _ = name.rpartition(".")
-        if not dot:
-            return _OTHER
-    return RULES[name]
+    parts = field.split(".")
+    if len(parts) == 3 and (rule := RULES.get(f"{parts[0]}.*.{parts[2]}")):
+        return rule
+    for length in range(len(parts), 0, -1):
+        if rule := RULES.get(".".join(parts[:length])):
+            return rule
+    return _OTHER
 
 
-def check_resume(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises ConflictError if `config` changes fields that a resumed run must keep from `recorded`; names each."""
-    _check(folder, recorded, config, lambda rule: rule.resume, "which a resume cannot change")
+def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resume: bool) -> None:
+    """Checks that `config` changes no field that the run in `folder` must keep.
+
+    Args:
+      folder: named in the error.
+      recorded: the config of the run.
+      config: the new one.
+      resume: whether training is resumed; otherwise a mode only reads the run.
+
+    Raises:
+      ConflictError: such a field changes (the message names each), or another version of this program wrote `recorded`.
+    """
+    check_version(f"the run in {folder}", recorded, config)
+    differing = []
+    for field, (before, after) in changes(recorded, config).items():
+        rule = rule_of(field)
+        part = rule.resume if resume else rule.reading
+        if part(before) != part(after):
+            note = "" if part is _whole else f" ({rule.why})"
+            differing.append(f"{field} was {json.dumps(before)}, now {json.dumps(after)}{note}")
+    if differing:
+        reason = "which a resume cannot change" if resume else "which does not match its checkpoints"
+        raise ConflictError(
+            f"{folder} already contains a run with a different config, {reason}: {'; '.join(differing)}. "
+            "Restore the old values, or choose another `workdir`"
+        )
 
 
-def check_reading(folder: Any, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises ConflictError if `config` changes fields that a mode which reads the run must keep; names each."""
-    _check(folder, recorded, config, lambda rule: rule.reading, "which does not match its checkpoints")
+def check_version(where: str, recorded: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises ConflictError unless both configs have the same fields, sections of free options aside."""
+    old, new = ({field for field in flatten(each) if "options" not in field} for each in (recorded, config))
+    differing = [f"it lacks {field}" for field in sorted(new - old)] + [f"{field} is unknown" for field in sorted(old - new)]
+    if differing:
+        found = "; ".join(differing)
+        raise ConflictError(f"{where} was written by another version of this program: {found}. Use that version, or a new run")
 
 
 def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:
-    """Field -> [old value, new value] for each field that differs; None for a missing field."""
+    """Field -> [old value, new value] for each field that differs; None for an option that is not set."""
     old, new = flatten(recorded), flatten(config)
-    return {
-        field: [old.get(field), new.get(field)]
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field, ABSENT) != new.get(field, ABSENT)
-    }
+    pairs = {field: [old.get(field), new.get(field)] for field in sorted(old.keys() | new.keys())}
+    return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def as_read(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The config of a mode that reads a run: the fields that such modes use from `config`, all others from `recorded`."""
-    merged = json.loads(json.dumps(config))
-    for field, value in flatten(recorded).items():
-        *sections, name = field.split(".")
-        section = merged
-        for part in sections:
-            section = section.get(part, {}) if isinstance(section, dict) else {}
-        if isinstance(section, dict) and name in section and not rule_of(field).read:
-            section[name] = value
+    merged: dict[str, Any] = {}
+    for source, read in ((recorded, False), (config, True)):
+        for field, value in flatten(source).items():
+            if rule_of(field).read is read:
+                *sections, name = field.split(".")
+                functools.reduce(lambda inside, part: inside.setdefault(part, {}), sections, merged)[name] = value
     return merged
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries -> {"section.field": value}, with tuples as lists, as in JSON."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict) and value:
             fields |= flatten(value, f"{prefix}{name}.")
         else:
-            fields[prefix + name] = list(value) if isinstance(value, tuple) else value
+            fields[prefix + name] = _with_lists(value)
     return fields
 
 
@@ -178,23 +207,5 @@ def describe(changed: dict[str, list[Any]]) -> str:
     return ", ".join(f"{field} {json.dumps(old)} -> {json.dumps(new)}" for field, (old, new) in changed.items())
 
 
-def _check(
-    folder: Any, recorded: dict[str, Any], config: dict[str, Any], part: Callable[[Rule], Callable[[Any], Any]], reason: str
-) -> None:
-    old, new = flatten(recorded), flatten(config)
-    differing = []
-    for field in sorted(old.keys() | new.keys()):
-        rule, before, after = rule_of(field), old.get(field, ABSENT), new.get(field, ABSENT)
-        if before == after or part(rule)(before) == part(rule)(after):
-            continue
-        note = "" if part(rule) is _whole else f" ({rule.why})"
-        differing.append(f"{field} was {_show(before)}, now {_show(after)}{note}")
-    if differing:
-        raise ConflictError(
-            f"{folder} already contains a run with a different config, {reason}: {'; '.join(differing)}. "
-            "Restore the old values, or choose another --workdir"
-        )
-
-
-def _show(value: Any) -> str:
-    return "missing" if value is ABSENT else json.dumps(value)
+def _with_lists(value: Any) -> Any:
+    return [_with_lists(x) for x in value] if isinstance(value, list | tuple) else value

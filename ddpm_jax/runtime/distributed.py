@@ -4,17 +4,12 @@ If one process fails alone, the others block in a collective. Information that o
 signal) is therefore broadcast before any process acts on it. With one process, these functions do nothing.
 """
 
-import concurrent.futures
 import contextlib
-import hashlib
-import json
 import os
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,19 +18,91 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ddpm_jax.runtime import config_changes, run_record, workdir
-from ddpm_jax.runtime.errors import DistributedError, ExpectedError, InvalidArgumentError, error_line, os_errors
+from ddpm_jax.runtime.errors import DistributedError, ExpectedError, InvalidArgumentError, error_line
 from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.progress import Progress
-from ddpm_jax.runtime.run_lock import RunLock
 
-SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show a file written by another host
-LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir check it
 EXIT_GRACE_S = 10.0  # how long a failed process waits for the others to exit
 MESSAGE_BYTES = 1024  # of a broadcast error
 
 # Parts of the error messages of collectives when another process is gone.
 _PEER_LOST_PATTERNS = ("gloo", "nccl", "connection reset", "connection closed", "heartbeat", "coordination service")
+_TPU_WORKERS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # the first that is set is used, as in JAX
+_INDEXED_POD = ("JOB_COMPLETION_INDEX", *_TPU_WORKERS)
+_LAUNCHERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+_CLUSTERED = (*_INDEXED_POD, *_LAUNCHERS)
+# Packages with which JAX detects its cluster; not all of their errors are OSErrors.
+_NETWORK_PACKAGES = ("requests", "urllib3", "http", "kubernetes")
+
+
+def initialize_distributed(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> bool:
+    """Joins the other processes of the run. Must be called before any device is used.
+
+    Uses the three arguments if given. Otherwise joins if JAX detects a cluster (Cloud TPU, Slurm, Open MPI, an indexed
+    Kubernetes job), and does nothing on a single host. Under Slurm JAX gives each task one GPU: start one task per GPU,
+    or set JAX_LOCAL_DEVICE_IDS.
+
+    Returns:
+      Whether this process belongs to a distributed run.
+
+    Raises:
+      InvalidArgumentError: only some of the three are given, or they contradict each other.
+      DistributedError: the other processes, or the service that lists them, cannot be reached.
+    """
+    given = {"`coordinator`": coordinator, "`num_processes`": num_processes, "`process_id`": process_id}
+    missing = [name for name, value in given.items() if value is None or value == ""]
+    if 0 < len(missing) < len(given):
+        raise InvalidArgumentError(f"{', '.join(given)} must be given together: {' and '.join(missing)} missing")
+    explicit = not missing
+    options: dict[str, Any] = {}
+    if coordinator and num_processes is not None and process_id is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise InvalidArgumentError(f"`coordinator={coordinator}` must be HOST:PORT, the address of process 0")
+        if num_processes < 1:
+            raise InvalidArgumentError(f"`num_processes={num_processes}` must be at least 1")
+        if not 0 <= process_id < num_processes:
+            raise InvalidArgumentError(
+                f"`process_id={process_id}` must be between 0 and {num_processes - 1}, one less than `num_processes`"
+            )
+        options = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+        if not any(name in os.environ for name in _LAUNCHERS):
+            # With all three given, JAX would still query TPU and Kubernetes services and ignore the results. A launcher
+            # also assigns the devices of this process.
+            options["cluster_detection_method"] = "deactivate"
+    elif _is_single_host():
+        return False
+    # JAX's preemption service would replace the SIGTERM handler, also where `GracefulShutdown` is not active: then only
+    # SIGKILL could end a process that reads data or samples.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Must be set before the CPU client is created; other platforms ignore it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = f" at {coordinator}" if explicit else ""
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:
+        # No cluster was detected, so there is no coordinator.
+        if not explicit and "coordinator_address" in str(error):
+            return False
+        if _is_network_error(error):  # requests has ValueErrors too
+            raise DistributedError(_not_found(_first_cause(error))) from error
+        raise InvalidArgumentError(f"cannot join the other processes{where}: {error_line(error)}") from error
+    except jax.errors.JaxRuntimeError as error:
+        raise DistributedError(f"cannot join the other processes{where}: {error_line(error)}") from error
+    except RuntimeError as error:
+        if "distributed.initialize" not in str(error):  # JAX cannot use a launcher's variables or a service's response
+            raise DistributedError(_not_found(str(error))) from error
+        # A device was already used. This is harmless in a single process; otherwise it is a bug.
+        if explicit or jax.default_backend() == "tpu" or any(name in os.environ for name in _CLUSTERED):
+            raise
+        return False
+    except Exception as error:
+        if not _is_network_error(error):
+            raise
+        raise DistributedError(_not_found(_first_cause(error))) from error
+    return True
 
 
 def is_primary_process() -> bool:
@@ -92,117 +159,6 @@ def broadcast_ints(numbers: Sequence[int]) -> list[int]:
     if is_primary_process():
         mine[:] = numbers
     return [int(number) for number in multihost_utils.broadcast_one_to_all(mine)] if length else []
-
-
-def prepare_workdir(
-    folder: str | os.PathLike, config: dict[str, Any], *, write: bool, defaults: dict[str, Any] | None = None
-) -> Path:
-    """The workdir of the whole job: created for training, checked for a mode that reads it. No file in it is changed.
-
-    Args:
-      folder: workdir.
-      config: resolved; the same in every process, except the fields of `config_changes.PER_HOST`.
-      write: for training, which continues with `hold_workdir` and `check_resume`: process 0 creates the folder.
-        Otherwise the run in it, if any, must match `config` (`run_record.check_reading`).
-      defaults: values of fields that the workdir's config lacks.
-
-    Returns:
-      The folder's absolute path.
-
-    Raises:
-      InvalidArgumentError: the processes have different configs.
-      FileAccessError: the folder cannot be written.
-      DistributedError: the processes do not share the folder.
-      ConflictError: the folder contains a different run.
-    """
-    check_same_config(config)
-    with raise_on_all_processes():
-        if write:
-            run_folder = workdir.make_folder(folder) if is_primary_process() else workdir.absolute(folder)
-        else:
-            run_folder = workdir.absolute(folder)
-            run_record.check_reading(run_folder, config, defaults)
-    if write:
-        check_shared(run_folder)
-    return run_folder
-
-
-@contextlib.contextmanager
-def hold_workdir(folder: Path) -> Iterator[Callable[[], None]]:
-    """Context manager that excludes other trainings in `folder`, on any machine. Process 0 holds the lock for the job.
-
-    Yields:
-      A function that raises if the lock was lost (`RunLock.check`); all processes call it before anything is saved.
-
-    Raises:
-      ConflictError: another training holds the lock.
-    """
-    lock = None
-    try:
-        lock = _acquire(folder)
-
-        def check() -> None:
-            with raise_on_all_processes():
-                if lock is not None:
-                    lock.check()
-
-        yield check
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _acquire(folder: Path) -> RunLock | None:
-    """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all if it is taken."""
-    if jax.process_count() == 1:
-        return RunLock(folder)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        attempt = pool.submit(RunLock, folder) if is_primary_process() else None
-        # A collective fails after waiting 30 s for a process, and the lock may take longer.
-        while not all_processes(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
-            pass
-        with raise_on_all_processes():
-            return attempt.result() if attempt is not None else None
-
-
-def check_same_config(config: dict[str, Any]) -> None:
-    """Raises InvalidArgumentError in all processes unless their configs match, except `config_changes.PER_HOST`."""
-    if jax.process_count() == 1:
-        return
-    fixed = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
-    for field in config_changes.PER_HOST:
-        section, _, name = field.partition(".")
-        if isinstance(fixed.get(section), dict):
-            fixed[section].pop(name, None)
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).digest()
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    other = [index for index, theirs in enumerate(digests) if np.any(theirs != digests[0])]
-    if other:
-        raise InvalidArgumentError(
-            f"process {', '.join(map(str, other))} has a different config than process 0: run the same command in every process"
-        )
-
-
-def check_shared(folder: Path) -> None:
-    """Raises DistributedError in every process unless all share `folder`, into which process 0 can write."""
-    if jax.process_count() == 1:
-        return
-    name = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
-    marker_file = folder / f".seen-{name:08x}"
-    try:
-        with raise_on_all_processes():
-            if is_primary_process():
-                with os_errors(f"cannot write into {folder}"):
-                    marker_file.touch()
-        with raise_on_all_processes():
-            if not is_primary_process() and not _appears(marker_file):
-                raise DistributedError(
-                    f"process {jax.process_index()} does not see what process 0 writes into {folder}: "
-                    "use a --workdir on a filesystem that all hosts share"
-                )
-    finally:
-        if is_primary_process():
-            marker_file.unlink(missing_ok=True)
 
 
 class PreemptionSync:
@@ -279,11 +235,35 @@ def _encode(error: Exception | None) -> np.ndarray:
     return row
 
 
-def _appears(file: Path) -> bool:
-    deadline = time.monotonic() + SHARED_FS_TIMEOUT_S
-    # Listing the folder refreshes a network filesystem; a query of the file alone may use its cache.
-    while file.name not in os.listdir(file.parent):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+def _is_network_error(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
+
+
+def _first_cause(error: BaseException) -> str:
+    """The message of the root cause: outer exceptions only add class names and object addresses."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    error = getattr(error, "reason", error)  # of a URLError
+    return error_line(error)
+
+
+def _not_found(reason: str) -> str:
+    reason = " ".join(reason.split())
+    return (
+        f"cannot find the other processes of this job: {reason if len(reason) <= 300 else reason[:300] + '...'}. On a single "
+        "host add `coordinator=127.0.0.1:8476` `num_processes=1` `process_id=0`; on N hosts `coordinator=HOST:PORT` "
+        "`num_processes=N`, with the address of the first host, and on each its own `process_id=0..N-1`"
+    )
+
+
+def _is_single_host() -> bool:
+    """Whether this is a single host that JAX would treat as a cluster, where it would fail or hide devices."""
+    # A single Slurm task may own all GPUs of its host; JAX would use only the first.
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
+        return True
+    # JAX would query a metadata server about a TPU host without peers, and not every such host has one.
+    workers = next((os.environ[name] for name in _TPU_WORKERS if name in os.environ), None)
+    if workers is not None and not any(name in _LAUNCHERS or name.startswith("MEGASCALE_") for name in os.environ):
+        return len(workers.split(",")) == 1
+    # JAX treats any Kubernetes pod as a cluster; only an indexed job has other processes.
+    return "KUBERNETES_SERVICE_HOST" in os.environ and not any(name in os.environ for name in _INDEXED_POD)

@@ -1,41 +1,35 @@
-"""Training logs: progress line, metrics.jsonl, TensorBoard."""
+"""Training logs: progress line, metrics.jsonl and the trackers.
 
-import json
-import logging
-import math
+Tags are the same everywhere: train/loss, perf/steps_per_second, eval/frechet.
+"""
+
+import contextlib
 import os
-import queue
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import numpy as np
 
-from ddpm_jax.runtime.atomic import write_atomically
-from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
 from ddpm_jax.runtime.progress import StatusLine, Throughput, progress_parts
+from ddpm_jax.runtime.trackers import Tracker
+from ddpm_jax.runtime.trackers.jsonl import JsonLines
 
-logger = logging.getLogger(__name__)
-
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
+CONSOLE_SCALARS = ("train/loss", "train/grad_norm")  # in the progress line, without the group
 
 
-class TrainLogger:
+class TrainLogger(contextlib.AbstractContextManager):
     """Logs a training run.
 
     Args:
-      workdir: the run's folder, for metrics.jsonl and tensorboard/.
+      workdir: the run's folder, for metrics.jsonl.
       total_steps: last step of the training.
       start_step: first step. Later lines of metrics.jsonl are removed: a killed run writes them again. None appends to
         the file as it is.
       batch_size: images per step.
       is_writer: False in all processes except one; they write and print nothing.
-      tensorboard: whether to write events; logs one line and continues if tensorflow is missing.
-      console_scalars: names of the scalars in the progress line.
+      tracker: gets the same values, and images and texts; closed with the log. None, or without `is_writer`: not used.
       clock: monotonic seconds.
       out: destination of lines, by default stderr; a terminal's line is rewritten.
 
@@ -51,34 +45,25 @@ class TrainLogger:
         start_step: int | None,
         batch_size: int,
         is_writer: bool = True,
-        tensorboard: bool = True,
-        console_scalars: Collection[str] = ("loss", "grad_norm"),
+        tracker: Tracker | None = None,
         clock: Callable[[], float] = time.monotonic,
         out: TextIO | None = None,
     ) -> None:
-        self._file = Path(workdir).absolute() / METRICS
         self._total = total_steps
         self._batch_size = batch_size
         self._is_writer = is_writer
         self._rate = Throughput(clock)
         self._line = StatusLine(sys.stderr if out is None else out, clock)
-        self._console_scalars = console_scalars
         self._step = 0
         self._shown: dict[str, float] = {}
-        self._events = TensorBoardWriter(self._file.parent) if is_writer and tensorboard else None
-        self._metrics: TextIO | None = None
-        if is_writer:
-            if start_step is not None:
-                _truncate_after(self._file, start_step)
-            with os_errors(f"cannot write {self._file}"):
-                self._metrics = self._file.open("a", encoding="utf-8")
+        self._seconds_at_peak: float | None = None
+        self._tracker = tracker if is_writer else None
+        self._metrics = JsonLines(workdir, start_step) if is_writer else None
 
     def tick(self, step: int) -> None:
         """Records that `step` steps are done. Prints the progress line at intervals."""
         if not self._is_writer:
             return
-        if self._events is not None:
-            self._events.start()  # after the first step, which the import would delay
         self._rate.update(step)
         self._step = step
         if self._line.due() or step >= self._total:
@@ -90,31 +75,41 @@ class TrainLogger:
         Raises:
           FileAccessError: metrics.jsonl cannot be written.
         """
-        if not self._is_writer:
+        if self._metrics is None:
             return
         values = {name: float(value) for name, value in values.items()}
-        # JSON has no NaN and no infinity.
-        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with os_errors(f"cannot write {self._file}"):
-            self._metrics.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **numbers}) + "\n")
-            self._metrics.flush()
-        if self._events is not None:
-            self._events.log_scalars(step, values)
-        self._shown |= {name: values[name] for name in self._console_scalars if name in values}
+        self._metrics.log_scalars(step, values)
+        if self._tracker is not None:
+            self._tracker.log_scalars(step, values)
+        self._shown |= {name: values[name] for name in CONSOLE_SCALARS if name in values}
         if step > self._step:
             self._rate.update(step)
             self._step = step
         self._show()
 
+    def set_step_cost(self, seconds_at_peak: float) -> None:
+        """Adds the MFU to the rates: a step would take this time at the peak FLOP/s of all devices."""
+        self._seconds_at_peak = seconds_at_peak
+
     def rates(self) -> dict[str, float]:
-        """Recent steps and images per second, excluding pauses; empty until they are known."""
+        """Recent steps and images per second, excluding pauses, MFU and the seconds left; empty until they are known."""
         steps = self._rate.per_second()
-        return {} if steps is None else {"steps_per_second": steps, "images_per_second": steps * self._batch_size}
+        if steps is None:
+            return {}
+        found = {"perf/steps_per_second": steps, "perf/images_per_second": steps * self._batch_size}
+        if self._seconds_at_peak is not None:
+            found["perf/mfu"] = steps * self._seconds_at_peak
+        return found | {"perf/seconds_left": max(self._total - self._step, 0) / steps}
 
     def log_image(self, step: int, name: str, grid: np.ndarray) -> None:
-        """Records an image, uint8 [H, W, C], in TensorBoard."""
-        if self._is_writer and self._events is not None:
-            self._events.log_image(step, name, grid)
+        """Records an image, uint8 [H, W, C], in the trackers."""
+        if self._tracker is not None:
+            self._tracker.log_image(step, name, grid)
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Records a text in Markdown in the trackers."""
+        if self._tracker is not None:
+            self._tracker.log_text(step, name, text)
 
     def pause(self) -> Any:
         """Context manager whose time is excluded from the training speed: sampling, evaluating, saving."""
@@ -123,128 +118,15 @@ class TrainLogger:
     def close(self) -> None:
         """Flushes and closes the logs. May be called twice."""
         self._line.end()
-        if self._events is not None:
-            self._events.close()
+        if self._tracker is not None:
+            self._tracker.close()
         if self._metrics is not None:
             self._metrics.close()
-
-    def __enter__(self) -> "TrainLogger":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _show(self) -> None:
-        shown = [f"{name} {value:.4g}" for name, value in self._shown.items()]
+        shown = [f"{name.rpartition('/')[2]} {value:.4g}" for name, value in self._shown.items()]
         begin, *speed = progress_parts(self._step, self._total, "steps", "step ", self._rate, self._batch_size)
         self._line.show(" · ".join([begin, *shown, *speed]))
-
-
-class TensorBoardWriter:
-    """Writes TensorBoard events in a thread, so that training does not block on the tensorflow import. A context manager.
-
-    TensorBoard errors are logged as one line and do not stop training.
-
-    Args:
-      workdir: the run's folder, for tensorboard/.
-      fallback_file: name of the file with the same numbers, for that line.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, fallback_file: str = METRICS) -> None:
-        self._folder = Path(workdir).absolute() / TENSORBOARD
-        self._fallback_file = fallback_file
-        self._queue: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._off = False
-
-    def start(self) -> None:
-        """Starts the thread, which imports tensorflow."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
-            self._thread.start()
-
-    def log_scalars(self, step: int, values: Mapping[str, float], curve: str = "") -> None:
-        """Records scalars of `step`.
-
-        Args:
-          step: position on the axis.
-          values: tag -> number; each tag is a chart.
-          curve: "" for the run itself; other names are separate curves in these charts, with separate folders:
-            TensorBoard reads only the newest file of a folder, which must stay that of the running training.
-        """
-        self._put(curve, "write_scalars", int(step), dict(values))
-
-    def log_image(self, step: int, name: str, grid: np.ndarray) -> None:
-        """Records an image, uint8 [H, W, C]."""
-        self._put("", "write_images", int(step), {name: np.asarray(grid, np.uint8)})
-
-    def close(self) -> None:
-        """Flushes and closes the files. May be called twice."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-
-    def __enter__(self) -> "TensorBoardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _put(self, *entry: Any) -> None:
-        self.start()
-        if not self._off:
-            self._queue.put(entry)
-
-    def _run(self) -> None:
-        writers: dict[str, Any] = {}
-        try:
-            open_writer = _load_writers()
-            while entry := self._queue.get():
-                curve, method, *arguments = entry
-                if curve not in writers:
-                    writers[curve] = open_writer(str(self._folder / curve))
-                getattr(writers[curve], method)(*arguments)
-                if self._queue.empty():
-                    for writer in writers.values():
-                        writer.flush()
-            for writer in writers.values():
-                writer.close()
-        except Exception as error:  # an import can raise any exception
-            self._off = True
-            logger.warning(f"TensorBoard is off ({error_line(error)}); {self._fallback_file} has the same numbers")
-
-
-def _load_writers() -> Callable[[str], Any]:
-    """Returns folder -> writer of events."""
-    # Silence TensorFlow's start-up warnings.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-    from clu import metric_writers
-
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)  # else it allocates the memory that JAX needs
-    return metric_writers.SummaryWriter
-
-
-def _truncate_after(file: Path, start_step: int) -> None:
-    """Keeps the lines of steps up to `start_step`; none for `start_step` 0."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
-    # From the beginning, not even step 0 is kept: the untrained model is evaluated again.
-    lines = text.splitlines(keepends=True) if start_step > 0 else []
-    kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)
-    if kept != text:
-        write_atomically(file, kept)
-
-
-def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 for an incomplete line."""
-    try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else -1
-    except (ValueError, KeyError, TypeError):
-        return -1

@@ -24,14 +24,9 @@ class GracefulShutdown:
 
     def __init__(self, sync: Callable[[int], int] | None = None) -> None:
         self._sync = sync
-        self._requested: int | None = None
+        self._requested: int | None = None  # the first signal received by this process
         self._agreed: int | None = None
         self._old: dict[int, object] = {}
-
-    @property
-    def requested(self) -> int | None:
-        """The first signal received by this process (signal.SIGTERM or signal.SIGINT), or None."""
-        return self._requested
 
     def check(self) -> int | None:
         """The signal on which to stop now, or None; the same in every process. Must be called once per step."""

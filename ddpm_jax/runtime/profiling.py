@@ -19,7 +19,7 @@ def parse_steps(text: str) -> range:
         return range(0)
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise InvalidArgumentError(f"--profile={text} must be FIRST:LAST, such as 20:25")
+        raise InvalidArgumentError(f"`profile={text}` must be FIRST:LAST, such as 20:25")
     return range(int(first), int(last))
 
 

@@ -3,6 +3,8 @@
 Throughput is measured over the recent past, without compilation and without the time inside `pause()`.
 """
 
+import contextlib
+import contextvars
 import logging
 import math
 import shutil
@@ -11,13 +13,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, TextIO
+from typing import ClassVar, TextIO
 
 WINDOW_S = 30.0  # throughput is the mean over this time
 MIN_WINDOW_S = 0.5  # shorter times give no throughput
 TERMINAL_S = 1.0  # between two updates of the line in a terminal
 FILE_S = 10.0  # between two lines in a log file
+# Whether status lines that are made in this context appear; a library shows none unless its caller asks for them.
+_shown: contextvars.ContextVar[bool] = contextvars.ContextVar("shown", default=True)
+
+
+@contextlib.contextmanager
+def show_status_lines(shown: bool) -> Iterator[None]:
+    """Context manager: whether the status lines that are made inside, such as those of `Progress`, appear at all."""
+    token = _shown.set(shown)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
 
 
 class Throughput:
@@ -38,7 +51,7 @@ class Throughput:
         while len(self._points) > 2 and now - self._points[1][0] >= self._window:
             self._points.popleft()
 
-    @contextmanager
+    @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         begin = self._clock()
         try:
@@ -59,7 +72,7 @@ class Throughput:
 
 
 class StatusLine:
-    """One line that is rewritten in a terminal and printed at intervals to a file.
+    """One line that is rewritten in a terminal or notebook and printed at intervals to a file.
 
     Attributes:
       shown: the line visible in the terminal, or None; other output must be printed above it.
@@ -70,8 +83,11 @@ class StatusLine:
     def __init__(self, out: TextIO, clock: Callable[[], float]) -> None:
         self._out = out
         self._clock = clock
-        self._live = out.isatty()
+        self._notebook = type(out).__module__.startswith("ipykernel")  # Jupyter: \r works, \x1b[K does not
+        self._live = self._notebook or out.isatty()
+        self._visible = _shown.get()
         self._open = False
+        self._length = 0  # of the visible line in a notebook
         self._last = -math.inf
         self._lock = threading.Lock()  # TensorBoard's thread may log
 
@@ -80,10 +96,12 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         self._last = self._clock()
+        if not self._visible:
+            return
         with self._lock:
             if self._live:
                 width = shutil.get_terminal_size().columns - 1  # a full line would wrap, and \r would not return to its start
-                self._out.write(f"\r{text[:width]}\x1b[K")
+                self._out.write(f"\r{text[:width]}" + self._clear(len(text[:width])))
                 self._open = True
                 StatusLine.shown = self
             else:
@@ -93,9 +111,21 @@ class StatusLine:
     def print_above(self, text: str) -> None:
         """Prints a permanent line; the next update shows the status line below it."""
         with self._lock:
-            self._out.write(("\r\x1b[K" if self._open else "") + text + "\n")
-            self._open = False
+            if self._open and self._notebook:
+                text = f"\r{text}" + self._clear(len(text))
+            elif self._open:
+                text = "\r\x1b[K" + text
+            self._out.write(text + "\n")
+            self._open, self._length = False, 0
             self._out.flush()
+
+    def _clear(self, length: int) -> str:
+        """What erases the rest of the previous line, after `length` new characters."""
+        if not self._notebook:
+            return "\x1b[K"
+        spaces = " " * max(0, self._length - length)
+        self._length = length
+        return spaces
 
     def end(self) -> None:
         if StatusLine.shown is self:
@@ -121,7 +151,7 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """Progress of `total` units: count, throughput and remaining time."""
 
     def __init__(
@@ -138,18 +168,8 @@ class Progress:
         if self._line.due() or done >= self._total:
             self._line.show(" · ".join(progress_parts(done, self._total, self._unit, "", self._rate)))
 
-    def pause(self) -> Any:
-        """Context manager whose time is not measured."""
-        return self._rate.pause()
-
-    def close(self) -> None:
-        self._line.end()
-
-    def __enter__(self) -> "Progress":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._line.end()
 
 
 def progress_parts(done: float, total: int, unit: str, prefix: str, rate: Throughput, images: int = 0) -> list[str]:

@@ -13,6 +13,7 @@ A stopped holder (SIGSTOP, a suspended laptop) keeps the workdir on its own mach
 saves.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -43,7 +44,7 @@ EXITING_S = 2.0  # how long the kernel may take to end a process that was killed
 Record = dict[str, Any]
 
 
-class RunLock:
+class RunLock(contextlib.AbstractContextManager):
     """The exclusive right to train in a workdir, held from construction to `release`.
 
     Args:
@@ -56,13 +57,7 @@ class RunLock:
       FileAccessError: the file cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        beat_s: float = BEAT_S,
-        expire_s: float = EXPIRE_S,
-    ) -> None:
+    def __init__(self, folder: Path, *, beat_s: float = BEAT_S, expire_s: float = EXPIRE_S) -> None:
         self._folder, self._file = folder, folder / FILE
         self._beat_s, self._expire_s = beat_s, expire_s
         self._record: Record = {
@@ -106,9 +101,6 @@ class RunLock:
         except OSError:
             pass  # the folder is gone
         os.close(self._descriptor)
-
-    def __enter__(self) -> "RunLock":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
@@ -183,7 +175,7 @@ class RunLock:
     def _in_use(self, holder: Record | None) -> ConflictError:
         who = "another process" if holder is None else _describe(holder)
         return ConflictError(
-            f"{self._folder} is in use: {who} is training in it. Wait until it ends, stop it, or choose another --workdir"
+            f"{self._folder} is in use: {who} is training in it. Wait until it ends, stop it, or choose another `workdir`"
         )
 
 

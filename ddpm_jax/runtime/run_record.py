@@ -55,12 +55,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def config_at(folder: Path, step: int | None) -> dict[str, Any] | None:
     """The config of the training step before the checkpoint of `step`.
 
-    Args:
-      folder: workdir.
-      step: of the checkpoint; None for the newest, or for config.json if there is none.
-
-    Returns:
-      As recorded, without newer fields; config.json if the history has no line for that step; None if neither exists.
+    `step` None is that of the newest checkpoint. config.json if the history has no line for the step, or if there is no
+    checkpoint; None if neither exists.
     """
     step = latest_saved_step(folder) if step is None else step
     if step is not None:
@@ -70,48 +66,30 @@ def config_at(folder: Path, step: int | None) -> dict[str, Any] | None:
     return workdir.read_config(folder) if (folder / "config.json").exists() else None
 
 
-def recorded(folder: Path, step: int | None, defaults: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Like `config_at`, with `defaults` for missing fields."""
-    config = config_at(folder, step)
-    return None if config is None else _filled(config, defaults or {})
-
-
-def check_resume(folder: Path, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Checks that `config` may resume the run in `folder`. A workdir without a checkpoint contains no run yet.
+def check_config(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Checks that `config` may resume, or only read, the run in `folder`. Without a checkpoint there is no run yet.
 
     Raises:
-      ConflictError: it changes fields that a resumed run must keep (`config_changes.RULES`); names each.
+      ConflictError: as `config_changes.check`.
     """
     step = latest_saved_step(folder)
-    old = None if step is None else recorded(folder, step, defaults)
+    old = None if step is None else config_at(folder, step)
     if old is not None:
-        config_changes.check_resume(folder, old, config)
+        config_changes.check(folder, old, config, resume=resume)
 
 
-def check_reading(folder: Path, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Like `check_resume`, for a mode that reads the run: only fields that the checkpoints depend on must match."""
-    step = latest_saved_step(folder)
-    old = None if step is None else recorded(folder, step, defaults)
-    if old is not None:
-        config_changes.check_reading(folder, old, config)
-
-
-def report_config(
-    folder: Path, config: dict[str, Any], step: int | None, defaults: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def report_config(folder: Path, config: dict[str, Any], step: int | None) -> dict[str, Any]:
     """The config for the report of a mode that read the checkpoint of `step`.
 
     Fields that such a mode uses are from `config`; all others are those with which the checkpoint was trained.
     """
-    old = recorded(folder, step, defaults)
+    old = config_at(folder, step)
     return config_changes.as_read(old, config) if old is not None else json.loads(json.dumps(config))
 
 
-def resume_changes(
-    folder: Path, config: dict[str, Any], step: int, defaults: dict[str, Any] | None = None
-) -> dict[str, list[Any]]:
+def resume_changes(folder: Path, config: dict[str, Any], step: int) -> dict[str, list[Any]]:
     """Field -> [old, new] for each field of `config` that differs from the checkpoint of `step`; empty at step 0."""
-    old = recorded(folder, step, defaults) if step else None
+    old = config_at(folder, step) if step else None
     return {} if old is None else config_changes.changes(old, config)
 
 
@@ -128,7 +106,6 @@ def record_start(folder: Path, config: dict[str, Any], step: int, **about: Any) 
     """Records that a training started at `step` with `config`.
 
     Args:
-      folder: workdir.
       config: resolved, JSON-compatible.
       step: from which it resumed, 0 for a new run.
       **about: other fields of the line (date, versions, devices, ...), JSON-compatible.
@@ -138,26 +115,9 @@ def record_start(folder: Path, config: dict[str, Any], step: int, **about: Any) 
     """
     config = json.loads(json.dumps(config))  # as read from the file: tuples become lists
     file, lines = folder / HISTORY, read_history(folder)
-    old = workdir.read_config(folder) if (folder / "config.json").exists() else None
-    if not lines and old is not None and step:
-        # A run without a history: keep its config.json, which would be lost.
-        lines = [{"step": 0, "note": "config.json as it was before this file existed", "config": old}]
-        _write(file, lines)
     # config.json first: if the process dies here, the next start with --workdir alone uses this config, and the history
     # is still correct for the checkpoints.
-    if old != config:
+    if not (folder / "config.json").exists() or workdir.read_config(folder) != config:
         write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    _write(file, [*lines, {"step": step, **about, "config": config}])
-
-
-def _write(file: Path, lines: list[dict[str, Any]]) -> None:
+    lines.append({"step": step, **about, "config": config})
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`config`, with its missing fields from `defaults`."""
-    filled = json.loads(json.dumps(defaults))
-    for name, value in config.items():
-        both = isinstance(value, dict) and isinstance(filled.get(name), dict)
-        filled[name] = _filled(value, filled[name]) if both else value
-    return filled

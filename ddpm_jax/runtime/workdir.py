@@ -11,22 +11,16 @@ from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_lin
 
 
 def make_folder(workdir: str | os.PathLike) -> Path:
-    """Creates the folder if it is missing.
-
-    Args:
-      workdir: absolute or relative to the current folder.
-
-    Returns:
-      Its absolute path.
+    """Creates the folder if it is missing, and returns its absolute path.
 
     Raises:
       FileAccessError: it cannot be created or written.
     """
     folder = absolute(workdir)
-    with os_errors(f"cannot make the workdir {folder}", "; choose another --workdir"):
+    with os_errors(f"cannot make the workdir {folder}", "; choose another `workdir`"):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise FileAccessError(f"cannot write into the workdir {folder}: permission denied; choose another --workdir")
+        raise FileAccessError(f"cannot write into the workdir {folder}: permission denied; choose another `workdir`")
     return folder
 
 
@@ -41,13 +35,13 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileAccessError(f"{file.parent} contains no run: there is no config.json in it; check --workdir") from error
+        raise FileAccessError(f"{file.parent} contains no run: there is no config.json in it; check `workdir`") from error
     except OSError as error:
         raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except ValueError as error:  # neither UTF-8 nor JSON
-        raise InvalidDataError(f"{file} is damaged ({error}); restore the run's config, or choose another --workdir") from error
+        raise InvalidDataError(f"{file} is damaged ({error}); restore the run's config, or choose another `workdir`") from error
     if not isinstance(config, dict):
-        raise InvalidDataError(f"{file} is damaged (no JSON object); restore the run's config, or choose another --workdir")
+        raise InvalidDataError(f"{file} is damaged (no JSON object); restore the run's config, or choose another `workdir`")
     return config
 
 
@@ -101,7 +95,7 @@ def absolute(workdir: str | os.PathLike) -> Path:
     """
     text = os.fspath(workdir)
     if not text:
-        raise FileAccessError("no workdir given: set --workdir=DIR")
+        raise FileAccessError("no workdir given: set `workdir=DIR`")
     if "://" in text:
         raise FileAccessError(
             f"the workdir {text} is not a folder on this machine; mount the bucket and use the mounted folder"

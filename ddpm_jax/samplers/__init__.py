@@ -1,11 +1,11 @@
 """Samplers, and the driver that runs them on all devices."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.runtime import registry
 
 # Import modules, so that `from ddpm_jax.samplers import ddim` is ddim.py; each defines a function of its name (dpmpp.py two).
 from ddpm_jax.samplers import ancestral, ddim, dpmpp, heun, rk4, unipc
@@ -29,6 +29,7 @@ def make_sampler(
     name: str,
     schedule: NoiseSchedule,
     parameterization: Parameterization,
+    /,
     *,
     trained: NoiseSchedule | None = None,
     **options: Any,
@@ -36,7 +37,7 @@ def make_sampler(
     """The sampler called `name` over `schedule`.
 
     Args:
-      name: a key of SAMPLERS.
+      name: a key of SAMPLERS, or module:function for a function of the user's own with these arguments.
       schedule: the sampling chain, usually respaced.
       parameterization: what the network's output means.
       trained: the chain that `schedule` was respaced from.
@@ -46,13 +47,7 @@ def make_sampler(
       ValueError: unknown name, unknown option, an option out of range, or a prediction or sampler incompatible with zero
         terminal SNR.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
     parts = {"predict_x0": parameterization.denoise, "parameterization": parameterization, "trained": trained}
-    known = list(inspect.signature(SAMPLERS[name]).parameters)[1:]
-    own = [option for option in known if option not in parts]
-    for option in options:
-        if option not in own:
-            raise ValueError(f"the sampler {name} has no option {option!r}: it has {', '.join(own) or 'none'}")
+    bound = registry.bind(name, SAMPLERS, "sampler", num_args=1, options=options, parts=parts)
     parameterization.check_terminal_snr(zero=schedule.has_zero_terminal_snr)
-    return SAMPLERS[name](schedule, **{part: value for part, value in parts.items() if part in known}, **options)
+    return bound(schedule)

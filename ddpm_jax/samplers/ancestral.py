@@ -12,9 +12,7 @@ from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 def ancestral(schedule: NoiseSchedule, parameterization: Parameterization) -> Sampler:
     """Ho's sampler over `schedule`, which may be respaced to fewer steps (IDDPM 2102.09672, section 4).
 
-    Args:
-      schedule: the sampling chain.
-      parameterization: what the network's output means, and the variance of each step.
+    `parameterization` gives the variance of each step.
     """
 
     def step(denoise_fn: DenoiseFn, x_t: jax.Array, carry: tuple, index: jax.Array, keys: jax.Array):

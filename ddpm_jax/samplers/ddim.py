@@ -32,7 +32,7 @@ def ddim(schedule: NoiseSchedule, predict_x0: PredictFn, *, eta: float = 0.0) ->
     noise_variance_prev = np.append(0.0, np.square(schedule.sqrt_one_minus_alphas_cumprod[:-1]))
     direction_squared = noise_variance_prev - np.square(sigma)
     if eta < 0 or (direction_squared < -1e-12).any():
-        raise ValueError(f"eta is {eta}, out of ddim's range: set it from 0 (deterministic) to 1 (ancestral sampling)")
+        raise ValueError(f"`eta` is {eta}, out of ddim's range: set it from 0 (deterministic) to 1 (ancestral sampling)")
     direction = np.sqrt(np.maximum(direction_squared, 0.0))
     alpha_prev = np.sqrt(schedule.alphas_cumprod_prev)
 

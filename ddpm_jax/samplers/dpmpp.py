@@ -31,12 +31,7 @@ from ddpm_jax.samplers.sampler import Sampler
 
 
 def dpmpp_2m(schedule: NoiseSchedule, predict_x0: PredictFn) -> Sampler:
-    """DPM-Solver++ (2M) over `schedule`, usually respaced to 10 .. 50 steps. Deterministic, of order 2.
-
-    Args:
-      schedule: the sampling chain.
-      predict_x0: `Parameterization.denoise`.
-    """
+    """DPM-Solver++ (2M) over `schedule`, usually respaced to 10 .. 50 steps. Deterministic, of order 2."""
     return multistep(schedule, predict_x0, second_order_coefficients(schedule, noise=False))
 
 

@@ -26,7 +26,7 @@ def heun(
     trained: NoiseSchedule | None = None,
     churn: float = 0.0,
     churn_min: float = 0.0,
-    churn_max: float = np.inf,
+    churn_max: float = 1e6,
     churn_noise: float = 1.0,
 ) -> Sampler:
     """EDM's sampler over `schedule`, usually respaced to 10 .. 40 steps, best with spacing karras. Order 2.
@@ -46,8 +46,8 @@ def heun(
     require_finite_sigma("heun", schedule)
     if not 0 <= churn < np.inf or not 0 < churn_noise < np.inf or not 0 <= churn_min <= churn_max:
         raise ValueError(
-            f"churn = {churn:g} at sigma {churn_min:g} .. {churn_max:g} with noise {churn_noise:g} is out of heun's range: "
-            "set churn >= 0, churn_noise > 0 and 0 <= churn_min <= churn_max"
+            f"`churn` is {churn:g} at sigma {churn_min:g} .. {churn_max:g} with noise {churn_noise:g}, out of heun's range: "
+            "set `churn` >= 0, `churn_noise` > 0 and 0 <= `churn_min` <= `churn_max`"
         )
     if churn and trained is None:
         raise ValueError("churn uses noise levels between the steps, so heun needs the trained chain")

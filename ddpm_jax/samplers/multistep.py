@@ -67,14 +67,7 @@ class Correction:
 def multistep(
     schedule: NoiseSchedule, predict_x0: PredictFn, coefficients: Coefficients, correction: Correction | None = None
 ) -> Sampler:
-    """The sampler with steps (2).
-
-    Args:
-      schedule: the sampling chain.
-      predict_x0: `Parameterization.denoise`.
-      coefficients: of all steps.
-      correction: corrector of all steps, or None.
-    """
+    """The sampler with steps (2) over `schedule`, with a corrector or None."""
     width = coefficients.x0.shape[1] if correction is None else correction.x0.shape[1]
 
     def init_carry(x: jax.Array):

@@ -110,6 +110,6 @@ def repaint(inner: Sampler, *, jump_length: int = 0, resampling: int = 10) -> Sa
     return Sampler(schedule=schedule, step=step, total_steps=len(moves), extra_nfe=-int((~denoises).sum()))
 
 
-def init_inpainting_state(sampler: Sampler, keys: jax.Array, known: InpaintingInputs, *, num_saved: int = 0) -> SamplerState:
-    """Pure noise [B, H, W, C], and the known pixels. Other arguments as in `sampler.init_state`."""
-    return init_state(sampler, keys, known.x_start.shape[1:], num_saved=num_saved).replace(carry=known)
+def init_inpainting_state(sampler: Sampler, keys: jax.Array, known: InpaintingInputs) -> SamplerState:
+    """Pure noise [B, H, W, C], and the known pixels; keys [B]."""
+    return init_state(sampler, keys, known.x_start.shape[1:]).replace(carry=known)

@@ -89,7 +89,7 @@ def init_state_from(sampler: Sampler, x: jax.Array, *, num_saved: int = 0) -> Sa
     return SamplerState(x=x, carry=sampler.init_carry(x), saved_x=buffer, saved_pred_xstart=buffer)
 
 
-def init_state_sdedit(sampler: Sampler, keys: jax.Array, x_start: jax.Array, *, num_saved: int = 0) -> SamplerState:
+def init_state_sdedit(sampler: Sampler, keys: jax.Array, x_start: jax.Array) -> SamplerState:
     """As `init_state`, but from an image noised to the first level of the chain. Meng et al. 2108.01073 (SDEdit).
 
     Use a chain that starts at an intermediate t (`schedules.respace` to small t). A chain from T-1 also preserves some of the
@@ -99,11 +99,10 @@ def init_state_sdedit(sampler: Sampler, keys: jax.Array, x_start: jax.Array, *, 
       sampler: over such a chain.
       keys: [B], one per image.
       x_start: [B, H, W, C] in [-1, 1].
-      num_saved: as in `init_state`.
     """
     t = jnp.full(x_start.shape[:1], sampler.schedule.num_timesteps - 1)
     noise = per_image_noise(keys, 0, x_start.shape[1:])
-    return init_state_from(sampler, gaussian.q_sample(sampler.schedule, x_start, t, noise), num_saved=num_saved)
+    return init_state_from(sampler, gaussian.q_sample(sampler.schedule, x_start, t, noise))
 
 
 def run_steps(

@@ -51,7 +51,7 @@ def unipc(schedule: NoiseSchedule, predict_x0: PredictFn, *, order: int = 2) -> 
       ValueError: order out of range.
     """
     if order not in ORDERS:
-        raise ValueError(f"unipc has order 1, 2 or 3, not {order}")
+        raise ValueError(f"`order` is {order}: unipc has the orders 1, 2 and 3")
     return multistep(schedule, predict_x0, *predictor_corrector(schedule, order))
 
 

@@ -1,5 +1,6 @@
 """Metrics of training steps, logged one step late, so that the device never waits for the host."""
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -10,16 +11,14 @@ from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 
+logger = logging.getLogger(__name__)
+
 
 class DelayedMetricLogger:
     """Holds the metrics of a step back until the next one is under way.
 
-    Args:
-      logger: writes the scalars.
-      checkpoints: named where a value is not finite.
-      log_every: steps over which scalars are averaged.
-      learning_rate: step -> learning rate.
-      remedies: flags to try where a value is not finite.
+    Scalars are averaged over `log_every` steps, without the steps that were skipped; each of these has a log line. An error
+    about a value that is not finite names the last of `checkpoints` and the flags to try, `remedies`.
     """
 
     def __init__(
@@ -52,9 +51,13 @@ class DelayedMetricLogger:
         step, metrics = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(metrics[name]):
-                raise NumericalError(self._not_finite(name, step))
+        if metrics.get("skipped"):
+            number, total = int(metrics["skipped_in_a_row"]), int(metrics["skipped_steps"])
+            logger.info(f"step {step:,} is skipped: its gradient is not finite ({number:,} in a row, {total:,} in this run)")
+        else:
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(metrics[name]):
+                    raise NumericalError(self._not_finite(name, step))
         self._interval.append(metrics)
         if step % self._every == 0:
             self._logger.log_scalars(step, self._averages(step))
@@ -63,16 +66,18 @@ class DelayedMetricLogger:
             self._logger.tick(step)
 
     def _averages(self, step: int) -> dict[str, float]:
-        """Over the steps since the last such line; `loss_q1` is of the quarter of the chain with the least noise."""
-        total = {name: sum(metrics[name] for metrics in self._interval) for name in self._interval[0]}
-        number = len(self._interval)
-        scalars = {"loss": total["loss"] / number, "grad_norm": total["grad_norm"] / number}
-        scalars["param_norm"] = self._interval[-1]["param_norm"]
-        scalars["learning_rate"] = self._learning_rate(step - 1)
+        """Over the steps since the last such line; `train/loss_q1` is of the quarter of the chain with the least noise."""
+        last, taken = self._interval[-1], [metrics for metrics in self._interval if not metrics.get("skipped")]
+        scalars = {f"train/{name}": sum(m[name] for m in taken) / len(taken) for name in ("loss", "grad_norm") if taken}
+        scalars["train/param_norm"] = last["param_norm"]
+        scalars["train/learning_rate"] = self._learning_rate(step - 1)
+        if "skipped_steps" in last:
+            scalars["train/skipped_steps"] = last["skipped_steps"]
+        for quartile in range(4):
+            if count := sum(metrics["quartile_count"][quartile] for metrics in taken):
+                losses = sum(metrics["quartile_sum"][quartile] for metrics in taken)
+                scalars[f"train/loss_q{quartile + 1}"] = losses / count
         scalars |= self._logger.rates()
-        for quartile, (losses, count) in enumerate(zip(total["quartile_sum"], total["quartile_count"], strict=True), 1):
-            if count:
-                scalars[f"loss_q{quartile}"] = losses / count
         return {name: float(value) for name, value in scalars.items()}
 
     def _not_finite(self, name: str, step: int) -> str:

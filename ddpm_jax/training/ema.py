@@ -60,11 +60,6 @@ def power_gamma(std: float) -> float:
     return max(0.0, float(roots[np.abs(roots.imag) < 1e-6 * np.abs(roots)].real.max()))
 
 
-def power_std(gamma: float) -> float:
-    """σ_rel of a power-function average of exponent `gamma` >= 0. (32)."""
-    return float(np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2))
-
-
 def power_one_minus_beta(step: jax.Array, gamma: float) -> jax.Array:
     """1 - β_γ(n) of (31), the weight of the new parameters, at optimizer step `step` = n - 1 = 0, 1, ..; float32.
 

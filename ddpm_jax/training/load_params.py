@@ -33,12 +33,10 @@ def restore(
     power_sigma_rel: Sequence[float] = (),
     step: int | None = None,
 ) -> tuple[Any, int]:
-    """The parameters of a name, and the step they are from.
+    """The parameters called `name`, such as "ema", in the checkpoints of `folder`, and the step they are from.
 
     Args:
-      folder: of the checkpoints.
       abstract: pytree of jax.ShapeDtypeStruct, with the shardings that the parameters are to have.
-      name: of the parameters, such as "ema".
       field: of the checkpoint that holds them; None where they must be made of others.
       power_sigma_rel: lengths of the power-function averages that the checkpoints hold.
       step: of the checkpoint; None for the latest.

@@ -1,33 +1,214 @@
-"""Adam with linear warm-up and clipping of the global gradient norm, as published, with optax."""
+"""Optimizers by name, with optax. Each is made for learning rate 1: the training step multiplies its updates by the rate."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.runtime import registry
 
-def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
-    """Step 0, 1, .. -> learning rate: linear warm-up over `warmup_steps` steps, then constant."""
-    if not warmup_steps:
-        return optax.constant_schedule(learning_rate)
-    return lambda step: learning_rate * jnp.minimum(1.0, (step + 1) / warmup_steps)
+MIN_MUON_CHANNELS = 8  # the layers next to the images have fewer; Muon's author leaves first and last layers to Adam
 
 
-def make_optimizer(learning_rate: float, *, warmup_steps: int = 0, clip_norm: float = 0.0) -> optax.GradientTransformation:
-    """Adam (.9, .999, 1e-8). The structure of its state does not depend on the arguments, so each may change at a resume.
+def adam(learning_rate: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam, the optimizer of Ho et al. Kingma and Ba 1412.6980, algorithm 1.
 
     Args:
-      learning_rate: learning rate after warm-up.
-      warmup_steps: length of the warm-up; 0 for none.
+      learning_rate: factor on the updates.
+      b1, b2: decay of the first and second moment, in [0, 1).
+      eps: added to the root of the second moment, >= 0.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    _check_decays("adam", b1=b1, b2=b2)
+    _check_not_negative("adam", eps=eps)
+    return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+def adamw(
+    learning_rate: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay of the kernels. Loshchilov and Hutter 1711.05101.
+
+    Args:
+      learning_rate, b1, b2, eps: as for `adam`.
+      weight_decay: >= 0; a step subtracts learning rate x weight_decay x parameter, as PyTorch does, from the parameters
+        that `is_kernel` selects.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    _check_decays("adamw", b1=b1, b2=b2)
+    _check_not_negative("adamw", eps=eps, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=kernel_mask)
+
+
+def lion(learning_rate: float, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.1) -> optax.GradientTransformation:
+    """Lion: the sign of a momentum. Chen et al. 2302.06675, who use a 3 to 10 times smaller rate than AdamW's.
+
+    Args:
+      learning_rate: factor on the updates.
+      b1, b2: decay of the momentum in the update and of the stored momentum, in [0, 1).
+      weight_decay: >= 0, as for `adamw`; 3 to 10 times larger than AdamW's, as the rate is smaller.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    _check_decays("lion", b1=b1, b2=b2)
+    _check_not_negative("lion", weight_decay=weight_decay)
+    return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernel_mask)
+
+
+def muon(
+    learning_rate: float,
+    *,
+    beta: float = 0.95,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    consistent_rms: float = 0.2,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Muon for kernels, Adam for the other parameters. Jordan et al., github.com/KellerJordan/Muon.
+
+    The kernels are those that `muon_dimensions` selects. A kernel of a convolution, [h, w, in, out], is orthogonalized as
+    the matrix [h w in, out].
+
+    Args:
+      learning_rate: factor on the updates.
+      beta: decay of the momentum, in [0, 1).
+      nesterov: use Nesterov's momentum in Muon and in Adam.
+      ns_steps: number of Newton-Schulz iterations, >= 1.
+      consistent_rms: root mean square of the updates, > 0; 0.2 is about Adam's (Liu et al. 2502.16982), so that both
+        parts have one learning rate.
+      b1, b2, eps: options of Adam, as for `adam`; eps is also Muon's.
+      weight_decay: >= 0, as for `adamw`, of Muon's kernels.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    _check_decays("muon", beta=beta, b1=b1, b2=b2)
+    _check_not_negative("muon", eps=eps, weight_decay=weight_decay)
+    if consistent_rms <= 0:
+        raise ValueError(f"`consistent_rms` is {consistent_rms}, out of muon's range: it must be above 0")
+    if ns_steps < 1:
+        raise ValueError(f"`ns_steps` is {ns_steps}, out of muon's range: it must be 1 or more")
+    return optax.contrib.muon(
+        learning_rate,
+        ns_steps=ns_steps,
+        beta=beta,
+        eps=eps,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=muon_dimensions,
+        consistent_rms=consistent_rms,
+    )
+
+
+def sgd(learning_rate: float, *, momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
+    """Gradient descent with momentum. Sutskever et al., On the importance of initialization and momentum, ICML 2013.
+
+    Args:
+      learning_rate: factor on the updates.
+      momentum: decay of the accumulated gradient, in [0, 1); 0 for none.
+      nesterov: use Nesterov's momentum.
+
+    Raises:
+      ValueError: momentum is out of range.
+    """
+    _check_decays("sgd", momentum=momentum)
+    return optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+
+
+# name -> (learning rate, **options) -> optax.GradientTransformation
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "muon": muon,
+    "sgd": sgd,
+}
+
+
+def make_optimizer(
+    name: str, /, *, clip_norm: float = 0.0, skip_nonfinite: int = 0, **options: Any
+) -> optax.GradientTransformation:
+    """The optimizer called `name` for learning rate 1, after clipping.
+
+    The structure of its state depends on the name only, not on the numbers, so that they may change when a run is resumed.
+
+    Args:
+      name: a key of OPTIMIZERS, or module:function for a function `(learning_rate, **options)` -> GradientTransformation,
+        whose updates must be proportional to the learning rate.
       clip_norm: maximum global norm of the gradient; 0 for no clipping.
+      skip_nonfinite: number of consecutive gradients that are ignored, with updates 0, if they are not finite; 0 for none.
+      options: options of the optimizer, such as b1, b2 and eps of adam.
+
+    Raises:
+      ValueError: unknown name or option, or an option out of range.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # both have an empty state
-    return optax.chain(clip, optax.adam(warmup_schedule(learning_rate, warmup_steps), b1=0.9, b2=0.999, eps=1e-8))
+    chain = optax.chain(clip, registry.make(name, OPTIMIZERS, "optimizer", 1.0, options=options))
+    skipping = optax.apply_if_finite(chain, max_consecutive_errors=skip_nonfinite)
+    if skip_nonfinite:
+        return skipping
+
+    def update(grads: Any, state: optax.ApplyIfFiniteState, params: Any = None) -> tuple[Any, optax.ApplyIfFiniteState]:
+        updates, inner = chain.update(grads, state.inner_state, params)
+        return updates, state._replace(notfinite_count=jnp.zeros_like(state.notfinite_count), inner_state=inner)
+
+    return optax.GradientTransformation(skipping.init, update)
 
 
-def unclipped_layout(opt_state: optax.OptState) -> optax.OptState:
-    """The state as in versions before 0.1.0 with clip_norm = 0: without the state of clipping."""
-    return opt_state[1:]
+def is_skipped(state: optax.ApplyIfFiniteState, skip_nonfinite: int) -> jax.Array:
+    """Whether the optimizer ignored the last gradient: bool []. `state`: after its update, of an optimizer that skips."""
+    return ~state.last_finite & (state.notfinite_count <= skip_nonfinite)
 
 
-def from_unclipped_layout(opt_state: optax.OptState) -> optax.OptState:
-    """The inverse of `unclipped_layout`."""
-    return (optax.EmptyState(), *opt_state)
+def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether a parameter is a kernel of a linear layer or a convolution; norms, biases and embeddings are not.
+
+    Args:
+      path: its keys in the tree; Flax's layers name kernels "kernel" and embeddings "embedding".
+      leaf: the array, or its shape and type.
+    """
+    return leaf.ndim >= 2 and getattr(path[-1], "key", None) == "kernel"
+
+
+def kernel_mask(params: Any) -> Any:
+    """`is_kernel` of each parameter."""
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """For each parameter the axes of its matrix, or None for one that is left to Adam.
+
+    Muon gets the kernels of 2 axes, [in, out], and of 4, [h, w, in, out], with MIN_MUON_CHANNELS or more channels at both
+    ends.
+    """
+
+    def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        if not is_kernel(path, leaf) or leaf.ndim not in (2, 4) or min(leaf.shape[-2:]) < MIN_MUON_CHANNELS:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _check_decays(optimizer: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"`{name}` is {value}, out of {optimizer}'s range: it must be at least 0 and below 1")
+
+
+def _check_not_negative(optimizer: str, **values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"`{name}` is {value}, out of {optimizer}'s range: it must be 0 or more")

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.diffusion import conditioning, gaussian, losses, pixels
-from ddpm_jax.diffusion.loss_weighting import Weighting
+from ddpm_jax.diffusion import conditioning, gaussian, pixels
+from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.timestep_sampling import TimestepSampler, make_timestep_sampler
 from ddpm_jax.training import ema, ema_tracker
 from ddpm_jax.training.ema_tracker import EmaTracker
+from ddpm_jax.training.optimizer import is_skipped
 from ddpm_jax.training.state import TrainState
 
 # (params, x_t, t, cond, dropout_key) -> model output
@@ -28,15 +29,16 @@ def train_step(
     state: TrainState,
     batch: dict[str, Any],
     key: jax.Array,
+    learning_rate: jax.typing.ArrayLike,
     *,
     apply_fn: ApplyFn,
     schedule: NoiseSchedule,
     parameterization: Parameterization,
     optimizer: optax.GradientTransformation,
-    loss: str,
+    loss_fn: LossFn,
     ema_decay: float,
     random_flip: bool,
-    weighting: Weighting | None = None,
+    skip_nonfinite: int = 0,
     timestep_sampler: TimestepSampler | None = None,
     cond_dropout: float = 0.0,
     null_cond: Any = None,
@@ -51,14 +53,15 @@ def train_step(
       state: state before the step.
       batch: image uint8 [B, H, W, C]; cond, a pytree of arrays [B, ...], for a conditional network.
       key: the run's training key; the step is folded in here.
+      learning_rate: float32 [], factor on the updates of the optimizer. As an argument it may change without a compilation.
       apply_fn: the network, with dropout.
       schedule: the training chain.
       parameterization: what the network's output means.
-      optimizer: the optimizer of `state`.
-      loss: a key of `losses.LOSSES`.
+      optimizer: the optimizer of `state`, for learning rate 1.
+      loss_fn: the loss of each image, from `losses.make_loss`.
       ema_decay: decay of the EMA after warm-up.
       random_flip: mirror each image left to right with probability 1/2.
-      weighting: weight of the mean squared error, from `loss_weighting.make_weighting`.
+      skip_nonfinite: that of `optimizer` (`make_optimizer`); 0 for an optimizer that ignores no gradient.
       timestep_sampler: distribution of t; uniform by default.
       cond_dropout: probability of replacing the condition of an example with null_cond.
       null_cond: the condition of dropped examples, a pytree of arrays without the batch axis.
@@ -71,7 +74,10 @@ def train_step(
     Returns:
       The state after the step, and metrics: `loss` (an estimate for uniform t, for any timestep sampler), `grad_norm` (before
       clipping), `param_norm`, and the sum of the losses and the number of images by quartile of t (`quartile_sum`,
-      `quartile_count`, [4]); all float32.
+      `quartile_count`, [4]); all float32. With skip_nonfinite also `skipped`, bool, whether the gradient was ignored,
+      `skipped_in_a_row` and `skipped_steps`, int32, the numbers of ignored gradients up to now. A skipped step leaves the
+      parameters, the optimizer's moments and the timestep sampler as they were; the averages take a step with the same
+      parameters, and `step` advances, so that the next batch and noise are new.
     """
     key = jax.random.fold_in(key, state.step)
     flip_key, t_key, noise_key, dropout_key, cond_key = (jax.random.fold_in(key, purpose) for purpose in range(5))
@@ -100,8 +106,7 @@ def train_step(
 
         level = schedule.level(t)._replace(time=t)  # in the training chain, time is t: no lookup
         output = parameterization.evaluate(denoise_fn, x_t, level)
-        arrays = (output, x_start, x_t, t, noise)
-        values = losses.training_losses(schedule, parameterization, *arrays, loss=loss, weighting=weighting)
+        values = loss_fn(schedule, parameterization, output, x_start, x_t, t, noise)
         return jnp.mean(examples["weight"] * values), values
 
     value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
@@ -128,6 +133,7 @@ def train_step(
     mean, grads, values = shard_grad_fn(loss_and_grads)(state.params, examples, dropout_key)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: jnp.asarray(learning_rate, update.dtype) * update, updates)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema.update_ema(state.ema_params, params, ema.ema_decay(state.step, ema_decay))
 
@@ -139,12 +145,23 @@ def train_step(
         "quartile_sum": jnp.sum(quartile * values[:, None], axis=0),
         "quartile_count": jnp.sum(quartile, axis=0),
     }
+    timestep_sampler_state = timestep_sampler.update(state.timestep_sampler_state, t, values)
+    if skip_nonfinite:
+        skipped = is_skipped(opt_state, skip_nonfinite)
+        timestep_sampler_state = jax.tree.map(  # without the losses of a skipped step, which may not be finite
+            lambda new, old: jnp.where(skipped, old, new), timestep_sampler_state, state.timestep_sampler_state
+        )
+        metrics |= {
+            "skipped": skipped,
+            "skipped_in_a_row": opt_state.notfinite_count,
+            "skipped_steps": opt_state.total_notfinite,
+        }
     new_state = TrainState(
         step=state.step + 1,
         params=params,
         ema_params=ema_params,
         opt_state=opt_state,
-        timestep_sampler_state=timestep_sampler.update(state.timestep_sampler_state, t, values),
+        timestep_sampler_state=timestep_sampler_state,
         averages=averaging.update(state.averages, params, state.step),
     )
     return new_state, metrics

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 
 import jax
@@ -14,10 +13,11 @@ from PIL import Image
 
 from ddpm_jax.cpu import conv as cpu_conv
 from ddpm_jax.runtime import mesh as meshes
+from tests import preloaded
 
 
 @pytest.fixture
-def printed(repository, compiled_fast):
+def printed(repository, compiled_fast, tmp_path):
     """The output of a benchmark, run as in its header: (script, arguments) -> str."""
     # One device: the measured values do not matter.
     environment = os.environ | {
@@ -27,7 +27,7 @@ def printed(repository, compiled_fast):
 
     def run(script, *arguments):
         line = [sys.executable, f"benchmarks/{script}.py", *arguments]
-        result = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, timeout=250, check=False)
+        result = preloaded.run(line, tmp_path, env=environment)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -143,7 +143,13 @@ def test_colors_of_a_small_network(colors, photographs, monkeypatch):
     monkeypatch.setattr(common, "restore_params", lambda config, folder, mesh: (params(config), 0))
 
     run = photographs.parent / "run"
-    fields = ["--train", "diffusion.prediction=x_start", "model.ch_mult=(1,)", "model.ch=8", "model.attn_resolutions=()"]
+    fields = [
+        "--train",
+        "diffusion.prediction=x_start",
+        "model.unet.ch_mult=(1,)",
+        "model.unet.ch=8",
+        "model.unet.attn_resolutions=()",
+    ]
     fields += ["sampling.num_images=8", "sampling.num_steps=2"]
     out = colors("--gray", "--image_size=8", f"--workdir={run}", *fields, "--sample", "sampling.spacing=leading")
     assert colors_of("8 photographs", out)[3] == 0

@@ -37,7 +37,8 @@ def test_a_kill_is_described_by_the_state_of_the_workdir(campaign, tmp_path):
             (run / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
         if step:
             (run / "config.json").touch()
-            (run / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "loss": 1}}\n' for n in range(1, step + 1)) + '{"st')
+            lines = "".join(f'{{"step": {n}, "train/loss": 1}}\n' for n in range(1, step + 1))
+            (run / "metrics.jsonl").write_text(lines + '{"st')
         return campaign.where(run, 0, 30)
 
     assert left(0) == "before the first step of the start"

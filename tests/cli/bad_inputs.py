@@ -34,7 +34,7 @@ from PIL import Image
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TIMEOUT_S = 280
 
-MODEL = ("--config.model.ch=8", "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()")
+MODEL = ("--config.model.unet.ch=8", "--config.model.unet.ch_mult=(1,)", "--config.model.unet.attn_resolutions=()")
 SHORT = (
     "--config.diffusion.num_timesteps=100",
     "--config.train.num_steps=2",
@@ -42,7 +42,7 @@ SHORT = (
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=1",
     "--config.train.sample_every=0",
-    "--config.train.tensorboard=False",
+    "--config.train.trackers=()",
     "--config.sampling.num_steps=4",
     "--config.sampling.num_images=4",
     "--config.sampling.batch_size=4",
@@ -185,7 +185,9 @@ CASES = (
     Case(
         "no workdir", ("--config=configs/digits.py", *MODEL, *SHORT), "--workdir is missing", advice=("--workdir={here}/run",)
     ),
-    Case("fields without a config", ("--workdir={here}/run", *MODEL), "--config is missing.*config.model.ch", advice=TRAIN),
+    Case(
+        "fields without a config", ("--workdir={here}/run", *MODEL), "--config is missing.*config.model.unet.ch", advice=TRAIN
+    ),
     Case("unknown flag", (*TRAIN, "--worksdir=x"), "worksdir.*workdir"),
     Case("unknown mode", (*TRAIN, "--mode=sampel"), "--mode=sampel.*sample"),
     Case("word without dashes", (*TRAIN, "sample"), "'sample'.*--help"),
@@ -235,7 +237,7 @@ CASES = (
         ("--config={here}/own.py", "--workdir={here}/run"),
         "own.py.*'chanels'.*'channels'",
         setup=config_file(
-            "from configs import defaults\ndef get_config():\n    c = defaults.get_config()\n    c.lock()\n"
+            "from ddpm_jax.configs import defaults\ndef get_config():\n    c = defaults.get_config()\n    c.lock()\n"
             "    c.data.chanels = 1\n    return c\n"
         ),
     ),
@@ -262,7 +264,7 @@ CASES = (
         ("--config={here}/own.py", "--workdir={here}/run"),
         "own.py sets config.data.chanels.*'channels'",
         setup=config_file(
-            "from configs import defaults\n\ndef get_config():\n    config = defaults.get_config()\n"
+            "from ddpm_jax.configs import defaults\n\ndef get_config():\n    config = defaults.get_config()\n"
             "    config.data.chanels = 1\n    return config\n"
         ),
     ),
@@ -275,43 +277,52 @@ CASES = (
     Case("fraction for an integer", (*TRAIN, "--config.train.num_steps=2.5"), "num_steps=2.5.*integer"),
     Case("nothing for a number", (*TRAIN, "--config.train.num_steps="), "num_steps=.*integer"),
     Case("words for a number", (*TRAIN, "--config.optimizer.learning_rate=fast"), "learning_rate=fast.*number"),
-    Case("words for yes or no", (*TRAIN, "--config.model.remat=maybe"), "remat=maybe.*true nor false"),
-    Case("list without brackets", (*TRAIN, "--config.model.ch_mult=1;2"), "ch_mult holds '1;2'.*\\(1,2\\)"),
-    Case("list without an end", (*TRAIN, "--config.model.ch_mult=(1,2"), "ch_mult=\\(1,2.*'\\(1,2\\)'"),
-    Case("list of strings", (*TRAIN, "--config.model.ch_mult=('a',)"), "config.model.ch_mult holds 'a'.*\\(1,2\\)"),
-    Case("list of fractions", (*TRAIN, "--config.model.ch_mult=(1.5,)"), "config.model.ch_mult holds 1.5"),
+    Case("words for yes or no", (*TRAIN, "--config.model.unet.remat=maybe"), "remat=maybe.*true nor false"),
+    Case("list without brackets", (*TRAIN, "--config.model.unet.ch_mult=1;2"), "ch_mult holds '1;2'.*\\(1,2\\)"),
+    Case("list without an end", (*TRAIN, "--config.model.unet.ch_mult=(1,2"), "ch_mult=\\(1,2.*'\\(1,2\\)'"),
+    Case("list of strings", (*TRAIN, "--config.model.unet.ch_mult=('a',)"), "config.model.unet.ch_mult holds 'a'.*\\(1,2\\)"),
+    Case("list of fractions", (*TRAIN, "--config.model.unet.ch_mult=(1.5,)"), "config.model.unet.ch_mult holds 1.5"),
     Case(
         "string in a list of numbers", (*TRAIN, "--config.ema.extra_decays=('long',)"), "config.ema.extra_decays holds 'long'"
     ),
     Case("numbers in a list of strings", (*EVALUATE, "--config.evaluation.metrics=(1,)"), "config.evaluation.metrics holds 1"),
     # Ranges and contradictions.
     Case(
-        "empty ch_mult", (*TRAIN, "--config.model.ch_mult=()"), "config.model.ch_mult", advice=("--config.model.ch_mult=(1,)",)
+        "empty ch_mult",
+        (*TRAIN, "--config.model.unet.ch_mult=()"),
+        "config.model.unet.ch_mult",
+        advice=("--config.model.unet.ch_mult=(1,)",),
     ),
     Case(
         "zero in ch_mult",
-        (*TRAIN, "--config.model.ch_mult=(0,)"),
-        "config.model.ch_mult",
-        advice=("--config.model.ch_mult=(1,)",),
+        (*TRAIN, "--config.model.unet.ch_mult=(0,)"),
+        "config.model.unet.ch_mult",
+        advice=("--config.model.unet.ch_mult=(1,)",),
     ),
-    Case("width", (*TRAIN, "--config.model.ch=10"), "config.model.ch is 10", advice=("--config.model.ch=12",)),
+    Case("width", (*TRAIN, "--config.model.unet.ch=10"), "config.model.unet.ch is 10", advice=("--config.model.unet.ch=12",)),
     Case(
         "image too small for the levels",
-        (*TRAIN, "--config.model.ch_mult=(1,1,1,1,1)"),
-        "config.data.image_size is 8.*config.model.ch_mult",
-        advice=("--config.model.ch_mult=(1,1)",),
+        (*TRAIN, "--config.model.unet.ch_mult=(1,1,1,1,1)"),
+        "config.data.image_size is 8.*config.model.unet.ch_mult",
+        advice=("--config.model.unet.ch_mult=(1,1)",),
     ),
     Case(
         "attention at no level",
-        (*TRAIN, "--config.model.attn_resolutions=(5,)"),
-        "config.model.attn_resolutions.*\\[5\\]",
-        advice=("--config.model.attn_resolutions=(8,)",),
+        (*TRAIN, "--config.model.unet.attn_resolutions=(5,)"),
+        "config.model.unet.attn_resolutions.*\\[5\\]",
+        advice=("--config.model.unet.attn_resolutions=(8,)",),
     ),
     Case(
-        "heads", (*TRAIN, "--config.model.num_heads=3"), "config.model.num_heads is 3", advice=("--config.model.num_heads=2",)
+        "heads",
+        (*TRAIN, "--config.model.unet.num_heads=3"),
+        "config.model.unet.num_heads is 3",
+        advice=("--config.model.unet.num_heads=2",),
     ),
     Case(
-        "dropout", (*TRAIN, "--config.model.dropout=1.5"), "config.model.dropout is 1.5", advice=("--config.model.dropout=0.5",)
+        "dropout",
+        (*TRAIN, "--config.model.unet.dropout=1.5"),
+        "config.model.unet.dropout is 1.5",
+        advice=("--config.model.unet.dropout=0.5",),
     ),
     Case("dtype", (*TRAIN, "--config.model.dtype=float16"), "config.model.dtype", advice=("--config.model.dtype=bfloat16",)),
     Case("batch of none", (*TRAIN, "--config.train.batch_size=0"), "config.train.batch_size is 0: it must be above 0"),
@@ -382,9 +393,9 @@ CASES = (
     ),
     Case(
         "option of a weighting",
-        (*TRAIN, "--config.diffusion.weighting=min_snr_gamma", "--config.diffusion.min_snr_gamma=-1"),
+        (*TRAIN, "--config.diffusion.weighting=min_snr_gamma", "--config.diffusion.min_snr_gamma.gamma=-1"),
         "config.diffusion.*min_snr_gamma",
-        advice=("--config.diffusion.min_snr_gamma=5",),
+        advice=("--config.diffusion.min_snr_gamma.gamma=5",),
     ),
     Case(
         "length of an average",
@@ -637,22 +648,22 @@ CASES = (
     Case(
         "config.json of another model",
         ("--workdir={here}/run", "--mode=sample"),
-        "{here}/run.*model.ch was 8, now 12",
+        "{here}/run.*model.unet.ch was 8, now 12",
         code=1,
-        setup=in_config(lambda c: c["model"].update(ch=12)),
+        setup=in_config(lambda c: c["model"]["unet"].update(ch=12)),
         repair=put_back_config,
     ),
     Case(
         "another model than the run's",
-        (*SAMPLE, "--config.model.ch=12"),
-        "model.ch was 8, now 12",
+        (*SAMPLE, "--config.model.unet.ch=12"),
+        "model.unet.ch was 8, now 12",
         code=1,
-        advice=("--config.model.ch=8",),
+        advice=("--config.model.unet.ch=8",),
     ),
     Case(
         "resume with another model",
-        (*TRAIN, "--workdir={run}", "--config.model.ch=12"),
-        "model.ch was 8, now 12",
+        (*TRAIN, "--workdir={run}", "--config.model.unet.ch=12"),
+        "model.unet.ch was 8, now 12",
         code=1,
         advice=("--workdir={here}/other",),
     ),
@@ -696,27 +707,50 @@ CASES = (
     ),
     Case(
         "order of another sampler",
-        (*SAMPLE, "--config.sampling.order=3"),
-        "config.sampling.order.*unipc",
+        (*SAMPLE, "--config.sampling.unipc.order=3"),
+        "config.sampling.unipc.order.*unipc",
         advice=("--config.sampling.sampler=unipc",),
     ),
     Case(
         "order",
-        (*SAMPLE, "--config.sampling.sampler=unipc", "--config.sampling.order=5"),
+        (*SAMPLE, "--config.sampling.sampler=unipc", "--config.sampling.unipc.order=5"),
         "config.sampling.*order.*5",
-        advice=("--config.sampling.order=3",),
+        advice=("--config.sampling.unipc.order=3",),
     ),
     Case(
         "churn of another sampler",
-        (*SAMPLE, "--config.sampling.churn=3"),
-        "config.sampling.churn.*heun",
+        (*SAMPLE, "--config.sampling.heun.churn=3"),
+        "config.sampling.heun.churn.*heun",
         advice=("--config.sampling.sampler=heun",),
     ),
     Case(
-        "interval of three",
-        (*SAMPLE, "--config.sampling.sampler=heun", "--config.sampling.churn_interval=(1,2,3)"),
-        "config.sampling.churn_interval",
-        advice=("--config.sampling.churn_interval=(1,2)",),
+        "empty interval of churn",
+        (*SAMPLE, "--config.sampling.sampler=heun", "--config.sampling.heun.churn_min=2", "--config.sampling.heun.churn_max=1"),
+        "config.sampling.heun.churn_min <= config.sampling.heun.churn_max",
+        advice=("--config.sampling.heun.churn_max=3",),
+    ),
+    Case(
+        "network", (*TRAIN, "--config.model.name=unett"), "config.model.name is 'unett': choose one of unet, or module:function"
+    ),
+    Case(
+        "option of a network that is not chosen",
+        (*TRAIN, "--config.model.options.width=8"),
+        "config.model.options.width has no effect",
+    ),
+    Case(
+        "module that does not exist",
+        (*TRAIN, "--config.diffusion.schedule=no_such_module:betas"),
+        "config.diffusion: the schedule no_such_module:betas cannot be imported: ModuleNotFoundError",
+    ),
+    Case(
+        "option that a function does not have",
+        (*TRAIN, "--config.optimizer.name=optax:sgd", "--config.optimizer.options.momentun=0.9"),
+        "config.optimizer: the optimizer optax:sgd has no option 'momentun': it has .*momentum",
+    ),
+    Case(
+        "option that the program provides",
+        (*TRAIN, "--config.optimizer.name=optax:sgd", "--config.optimizer.options.clip_norm=1"),
+        "config.optimizer.options.clip_norm is not an option",
     ),
     Case(
         "label of no class",
@@ -756,7 +790,10 @@ CASES = (
         advice=("--config.sampling.num_intermediates=4",),
     ),
     Case(
-        "negative eta", (*SAMPLE, "--config.sampling.eta=-1"), "config.sampling.eta is -1", advice=("--config.sampling.eta=0",)
+        "negative eta",
+        (*SAMPLE, "--config.sampling.ddim.eta=-1"),
+        "config.sampling.ddim.eta is -1",
+        advice=("--config.sampling.ddim.eta=0",),
     ),
     Case(
         "weights by an unknown name",
@@ -891,9 +928,9 @@ CASES = (
     ),
     Case(
         "interpolation with noise",
-        (*INTERPOLATE, "--config.sampling.eta=1"),
-        "config.sampling.eta=0",
-        advice=("--config.sampling.eta=0",),
+        (*INTERPOLATE, "--config.sampling.ddim.eta=1"),
+        "config.sampling.ddim.eta=0",
+        advice=("--config.sampling.ddim.eta=0",),
     ),
     Case(
         "interpolation with guidance",
@@ -1120,7 +1157,7 @@ CASES = (
 
 def run_forked(argv: list[str], out: pathlib.Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of main.py in a fork of this process, which must not have used a device yet."""
-    import main  # imported before
+    from ddpm_jax.cli import main  # imported before
 
     sys.stdout.flush()
     sys.stderr.flush()
@@ -1158,7 +1195,7 @@ def prepare() -> None:
     """Import the program without initializing devices, so that it can be forked."""
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
-    main = importlib.import_module("main")
+    main = importlib.import_module("ddpm_jax.cli.main")
     importlib.import_module("jax")
     for mode in main.MODES:
         importlib.import_module(f"ddpm_jax.cli.{mode}")

@@ -2,19 +2,21 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
-from configs import digits
+from ddpm_jax import build
+from ddpm_jax.cli import evaluate
+from ddpm_jax.configs import digits
+from tests import preloaded
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 TINY = {
-    "model.ch": 8,
-    "model.ch_mult": (1,),
-    "model.attn_resolutions": (),
+    "model.unet.ch": 8,
+    "model.unet.ch_mult": (1,),
+    "model.unet.attn_resolutions": (),
     "model.class_conditional": False,
     "model.label_dropout": 0.0,
     "diffusion.num_timesteps": 100,
@@ -23,7 +25,7 @@ TINY = {
     "train.log_every": 2,
     "train.checkpoint_every": 2,
     "train.sample_every": 0,
-    "train.tensorboard": False,
+    "train.trackers": (),
     "sampling.num_steps": 4,
     "sampling.num_images": 5,
     "sampling.batch_size": 3,
@@ -31,13 +33,49 @@ TINY = {
 
 
 def set_fields(config, fields):
-    for field, value in fields.items():
-        section, _, name = field.partition(".")
-        if name:
-            config[section][name] = value
-        else:
-            config[section] = value
+    config.update_from_flattened_dict(fields)
     return config
+
+
+COMPILED_FROM = ("data", "model", "diffusion")  # sections of the config; and those of each function below
+NOT_COMPILED = ("seed", "label", "params", "checkpoint_step")  # fields of config.sampling: arguments of compiled functions
+
+
+def _shared(build_fn, *sections):
+    """`build_fn`, but equal sections of the config give the same object."""
+    made, train_step = {}, build.train_step
+
+    def build_once(config, *args, **options):
+        fields = {section: config[section].to_dict() for section in sections}
+        for name in NOT_COMPILED:
+            fields.get("sampling", {}).pop(name, None)
+        key = (repr(fields), args, tuple(options.items()))
+        try:
+            hash(key)
+        except TypeError:  # arrays of steps to save
+            return build_fn(config, *args, **options)
+        if build.train_step is not train_step:  # replaced by a test, such as that which counts traces
+            return build_fn(config, *args, **options)
+        if key not in made:
+            made[key] = build_fn(config, *args, **options)
+        return made[key]
+
+    return build_once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions_of_equal_configs_are_shared():
+    """JAX traces and compiles them once for each test file, not once for each run of a mode in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, sections in (
+            ("build_init", ("optimizer", "ema")),
+            ("build_train_step", ("optimizer", "ema")),
+            ("build_batched_sampler", ("sampling",)),
+        ):
+            patch.setattr(build, name, _shared(getattr(build, name), *COMPILED_FROM, *sections))
+        for name, (build_fn, measure) in evaluate.LIKELIHOODS.items():
+            patch.setitem(evaluate.LIKELIHOODS, name, (_shared(build_fn, *COMPILED_FROM, "evaluation"), measure))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +124,11 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def main(command):
-    """Run the program in a subprocess: (as `command`) -> CompletedProcess."""
+def main(command, tmp_path_factory):
+    """Run the program in another process: (as `command`) -> CompletedProcess."""
 
     def run(workdir, *flags, **options):
-        line = command(workdir, *flags, **options)
-        return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
+        return preloaded.run(command(workdir, *flags, **options), tmp_path_factory.mktemp("output"))
 
     return run
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpm_jax import build, evaluation_config
+from ddpm_jax import data_config, evaluation_config
 from ddpm_jax.cli import compute_stats
 from ddpm_jax.data import identity
 from ddpm_jax.data.source import ArraySource
@@ -32,7 +32,7 @@ def flowers(monkeypatch):
     source = ArraySource(
         images, labels, num_classes=2, class_names=names, fingerprint=fingerprint, name="flowers", split="train"
     )
-    monkeypatch.setattr(build, "build_source", lambda config: source)
+    monkeypatch.setattr(data_config, "load_source", lambda config: source)
     return source
 
 

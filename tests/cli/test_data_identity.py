@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import defaults, image_folder
 from ddpm_jax import config_validation, data_config
 from ddpm_jax.cli import sample, train
+from ddpm_jax.configs import defaults, image_folder
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import workdir
 from ddpm_jax.user_messages import UsageError, UserError
@@ -148,7 +148,7 @@ def test_a_class_name_on_the_command_line(tmp_path, folder, main):
         "data.channels": 1,
         "data.num_classes": 2,
         "model.class_conditional": True,
-        "model.num_res_blocks": 1,
+        "model.unet.num_res_blocks": 1,
         "train.num_steps": 1,
         "sampling.label": "rose",
     }

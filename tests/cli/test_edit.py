@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
 from ddpm_jax import build
 from ddpm_jax.cli import image_to_image, inpaint, interpolate, train
+from ddpm_jax.configs import digits
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 
@@ -182,6 +182,6 @@ def test_errors_are_one_line(folder, edit, tiny_config, tmp_path):
         {"edit.start_index": 1796, "edit.split": "all"},
     )
     refused("image_to_image", r"config\.sampling\.label is missing", {"edit.images": (str(tmp_path / "black.png"),)})
-    refused("interpolate", r"needs ddim with eta 0", {"sampling.eta": 0.5})
+    refused("interpolate", r"needs ddim with eta 0", {"sampling.ddim.eta": 0.5})
     refused("interpolate", r"set config\.edit\.num_images=2", {"edit.num_images": 1})
     refused("interpolate", r"config\.edit\.num_frames is 1", {"edit.num_frames": 1})

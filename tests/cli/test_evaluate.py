@@ -14,10 +14,10 @@ from ddpm_jax import evaluation_config
 from ddpm_jax.cli import common, compute_stats, evaluate, sample, train
 from ddpm_jax.data import digits
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
-from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import metric_logger, run_record
-from ddpm_jax.runtime.errors import ConflictError, ExpectedError, FileAccessError
+from ddpm_jax.runtime import run_record, trackers
+from ddpm_jax.runtime.errors import CheckpointError, ConflictError, ExpectedError, FileAccessError
 from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
@@ -46,7 +46,7 @@ def undated(rows):
 def test_a_table_of_checkpoints_and_samplers_with_provenance(trained, tiny_config, tmp_path, capsys):
     assert evaluate.run(tiny_config(FIELDS), str(trained), output=str(tmp_path / "out")) == 0
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"step_4.json", "step_6.json", "table.md", "images", "results"}
+    assert names == {"step_4.json", "step_6.json", "table.md", "steps.png", "images", "results"}
     table = (tmp_path / "out" / "table.md").read_text()
     out = capsys.readouterr().out
     assert table.splitlines()[0] in out
@@ -85,7 +85,7 @@ def test_a_table_of_checkpoints_and_samplers_with_provenance(trained, tiny_confi
     (real_row,) = report["real"]
     for row, ours in ((ancestral, generated), (real_row, vectors(held_out.batch(np.arange(297))["image"]))):
         assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)
-        assert (row["precision"], row["recall"]) == pytest.approx(precision_recall(real, ours), abs=2e-3)
+        assert (row["precision"], row["recall"]) == pytest.approx(Manifold(real).compare(ours), abs=2e-3)
 
     (bound,) = report["bits_per_dim"]
     assert bound["split"] == "test"
@@ -202,14 +202,12 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
         def write_scalars(self, step, values):
             written.append((self.curve, step, values))
 
-        def flush(self):
+        def close(self):
             pass
 
-        close = flush
-
-    monkeypatch.setattr(metric_logger, "_load_writers", lambda: Writer)
+    monkeypatch.setattr(trackers.tensorboard, "_EventFile", Writer)
     before = (trained / "metrics.jsonl").read_bytes()
-    fields = FIELDS | {"train.tensorboard": True, "evaluation.metrics": ("frechet", "bits_per_dim")}
+    fields = FIELDS | {"train.trackers": ("tensorboard",), "evaluation.metrics": ("frechet", "bits_per_dim")}
     fields |= {"evaluation.vlb_num_timesteps": 4, "evaluation.num_heldout_images": 8, "evaluation.checkpoint_steps": (4,)}
     assert evaluate.run(tiny_config(fields), str(trained), output=str(tmp_path)) == 0
     assert (trained / "metrics.jsonl").read_bytes() == before
@@ -217,9 +215,9 @@ def test_tensorboard_gets_the_numbers_of_the_report(trained, tiny_config, tmp_pa
     assert [(curve[:-7], step) for curve, step, _ in written] == [(f"evaluate/{curve}", 4) for curve in curves]
     report = json.loads((tmp_path / "step_4.json").read_text())
     for (_, _, values), row in zip(written[:2], report["generated"][::-1], strict=True):
-        assert values == {"evaluation/count": 12, "evaluation/frechet": row["frechet"]}
-    assert written[2][2]["evaluation/bits_per_dim"] == report["bits_per_dim"][0]["bits_per_dim"]
-    assert "evaluation/exact" not in written[2][2]  # booleans are not logged
+        assert values == {"eval/count": 12, "eval/frechet": row["frechet"]}
+    assert written[2][2]["eval/bits_per_dim"] == report["bits_per_dim"][0]["bits_per_dim"]
+    assert "eval/exact" not in written[2][2]  # booleans are not logged
     assert all(isinstance(value, float) for _, _, values in written for value in values.values())
 
 
@@ -240,7 +238,7 @@ def test_statistics_of_a_file_give_the_same_scores(trained, tiny_config, tmp_pat
     }
     file = tmp_path / "statistics" / "digits.npz"
     assert compute_stats.run(tiny_config(fields), str(trained), output=str(file)) == 0
-    with pytest.raises(FileAccessError, match="it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match="it is a file; choose another `output`"):
         compute_stats.run(tiny_config(fields), str(trained), output=str(file / "below.npz"))
     assert "1,500 images of digits train" in capsys.readouterr().out
     reports = []
@@ -340,7 +338,7 @@ def test_evaluations_during_training_do_not_affect_the_run(trained, tiny_config,
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         params, step = common.restore_params(tiny_config(fields), folder, meshes.make_mesh())
         assert step == 6
-        clock = ("time", "steps_per_second", "images_per_second")
+        clock = ("time", "perf/steps_per_second", "perf/images_per_second", "perf/seconds_left")
         rows = [{name: value for name, value in row.items() if name not in clock} for row in rows]
         return rows, load_params.params_sha256(params)
 
@@ -351,22 +349,80 @@ def test_evaluations_during_training_do_not_affect_the_run(trained, tiny_config,
     shutil.rmtree(tmp_path / "checkpoints" / "6")  # as after a kill: log lines without a checkpoint
     train.run(tiny_config(fields), str(tmp_path))
     assert left(tmp_path) == (rows, digest)
-    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in without]
-    scores = [row for row in rows if "evaluation/frechet" in row]
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [row["train/loss"] for row in without]
+    scores = [row for row in rows if "eval/frechet" in row]
     assert [row["step"] for row in scores] == [4, 6]
     config = tiny_config(fields | {"evaluation.metrics": ("frechet",), "evaluation.samplers": ("ddim",)})
     assert evaluate.run(config, str(trained), output=str(tmp_path / "out")) == 0
     for row in scores:
         report = json.loads((tmp_path / "out" / f"step_{row['step']}.json").read_text())
-        assert row["evaluation/frechet"] == pytest.approx(report["generated"][0]["frechet"], rel=1e-9)
-        assert row["evaluation/count"] == 12
+        assert row["eval/frechet"] == pytest.approx(report["generated"][0]["frechet"], rel=1e-9)
+        assert row["eval/count"] == 12
+        assert 0 < row["eval/loss_ema"] != row["eval/loss_raw"] > 0
     with pytest.raises(UsageError, match="eval_every needs frechet or kid or"):
         train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
+
+
+def test_the_loss_of_held_out_images_alone(tiny_config, tmp_path, capsys):
+    """Without generated images; and without held-out images there is nothing to compute."""
+    fields = FIELDS | {"train.eval_every": 3, "train.eval_num_samples": 0, "train.eval_num_heldout": 16}
+    config = tiny_config(fields)
+    train.run(config, str(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["eval/loss_raw"], row["eval/loss_ema"]) for row in rows if "eval/loss_raw" in row]
+    assert [step for step, *_ in losses] == [3, 6]
+    params, _ = common.restore_params(tiny_config(fields | {"sampling.params": "raw"}), tmp_path / "run", meshes.make_mesh())
+    loss = evaluation_config.build_heldout_loss(config, meshes.make_mesh(), None)
+    assert loss(params) == pytest.approx(losses[-1][1], rel=1e-6)
+    with pytest.raises(UsageError, match="no images are generated or held out: set it to 0"):
+        train.run(tiny_config(fields | {"evaluation.heldout_split": ""}), str(tmp_path / "none"))
+    assert capsys.readouterr().err.count("no loss of held-out images: config.evaluation.heldout_split is empty") == 1
+
+
+def test_the_best_checkpoint_survives_a_kill_and_has_a_name(tiny_config, tmp_path, monkeypatch):
+    """Scores of an evaluation at steps without a checkpoint of their own; `best` and `all` name checkpoints."""
+    scores = {1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 9.0, 6: 8.0}
+    monkeypatch.setattr(
+        train.training_config, "build_evaluation", lambda *_: lambda state: {"eval/frechet": scores[int(state.step)]}
+    )
+    fields = FIELDS | {"train.eval_every": 1, "train.checkpoint_every": 2, "train.max_to_keep": 1}
+    fields |= {"evaluation.metrics": ("frechet",), "evaluation.samplers": ()}
+    checkpoints, run = tmp_path / "run" / "checkpoints", str(tmp_path / "run")
+
+    def saved():
+        return sorted(int(folder.name) for folder in checkpoints.iterdir() if folder.name.isdigit())
+
+    train.run(tiny_config(fields | {"train.num_steps": 4}), run)
+    assert saved() == [3, 4]
+    assert (tmp_path / "run" / "eval" / "training.png").exists()
+    train.run(tiny_config(fields), run)  # as after a kill
+    assert saved() == [3, 6]
+    (step,) = common.checkpoint_steps(tiny_config(fields), tmp_path / "run", ["best"])
+    assert step == 3
+    assert (
+        common.restore_params(tiny_config(fields | {"sampling.checkpoint_step": "best"}), tmp_path / "run", meshes.make_mesh())[
+            1
+        ]
+        == 3
+    )
+    assert evaluate.run(tiny_config(fields | {"evaluation.checkpoint_steps": ("all", "best")}), run) == 0
+    names = {file.name for file in (tmp_path / "run" / "eval").iterdir()}
+    assert {"step_3.json", "step_6.json", "steps.png", "training.png"} <= names
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: config\.train\.keep_best is empty"):
+        common.checkpoint_steps(tiny_config({"train.keep_best": ""}), tmp_path / "run", ["best"])
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: metrics\.jsonl has no eval/kid of a checkpoint"):
+        common.checkpoint_steps(tiny_config({"train.keep_best": "eval/kid"}), tmp_path / "run", ["best"])
 
 
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
+        (
+            {"evaluation.checkpoint_steps": ("last",)},
+            r"checkpoint_steps is 'last': give a step, -1 for the latest, or 'best' or 'all'",
+        ),
+        ({"sampling.checkpoint_step": "all"}, r"checkpoint_step is 'all': give a step, -1 for the latest, or 'best'"),
+        ({"train.keep_best": "eval/fid"}, r"keep_best is 'eval/fid': choose one of"),
         ({"evaluation.metrics": ("fid",)}, r"evaluation\.metrics is 'fid': choose one of frechet"),
         ({"evaluation.metrics": ()}, r"evaluation\.metrics is empty"),
         ({"evaluation.num_images": 1}, r"num_images is 1: it must be 4 or more"),
@@ -404,5 +460,5 @@ def test_a_read_only_workdir_is_an_error_before_images_are_read(trained, tiny_co
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("eval", "samples"))
     (run / "eval").write_text("in the way")
     monkeypatch.setattr(evaluation_config, "build_scorer", None)
-    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another --output"):
+    with pytest.raises(FileAccessError, match=r"cannot write to .*eval: it is a file; choose another `output`"):
         evaluate.run(tiny_config(FIELDS), str(run))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import defaults, image_folder
 from ddpm_jax import user_messages
 from ddpm_jax.cli import train
+from ddpm_jax.configs import defaults, image_folder
 from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError
 from ddpm_jax.user_messages import UsageError
 
@@ -46,7 +46,7 @@ def test_training_and_the_image_grid(tmp_path, folder, own_config, metrics, capf
         config = own_config(folder, in_memory=in_memory)
         config.train.sample_every = 6
         assert train.run(config, str(run)) == 0
-        losses.append([row["loss"] for row in metrics(run)])
+        losses.append([row["train/loss"] for row in metrics(run)])
         with Image.open(run / "samples" / "step_00000006.png") as picture:
             assert picture.mode == "RGB"
             assert min(picture.size) >= 2 * 64

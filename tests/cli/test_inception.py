@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from ddpm_jax import build, evaluation_config
+from benchmarks import random_inception
+from ddpm_jax import data_config, evaluation_config
 from ddpm_jax.cli import compute_stats
 from ddpm_jax.metrics import inception_weights
 from ddpm_jax.metrics import reference_stats as reference_file
@@ -35,8 +36,8 @@ class First:
 
 @pytest.fixture
 def few(monkeypatch):
-    build_source = build.build_source
-    monkeypatch.setattr(build, "build_source", lambda *arguments, **options: First(build_source(*arguments, **options)))
+    build_source = data_config.load_source
+    monkeypatch.setattr(data_config, "load_source", lambda *arguments, **options: First(build_source(*arguments, **options)))
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def weights(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "random.pth"
     file.write_bytes(b"random")
-    monkeypatch.setattr(inception_weights, "read_torch_file", lambda file: inception_weights.random_state_dict(0))
+    monkeypatch.setattr(inception_weights, "read_torch_file", lambda file: random_inception.random_state_dict(0))
     inception_weights.load_weights(str(file))
     (converted,) = (tmp_path / "cache/ddpm_jax/inception").iterdir()
     return converted

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+import ddpm_jax
+from ddpm_jax.cli.main import MODES
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -23,7 +26,7 @@ def trained(tmp_path_factory, main):
 
 def test_train_then_sample_without_config(trained, tmp_path, main, monkeypatch):
     """With ~ in flags, which the shell does not expand."""
-    assert json.loads((trained / "config.json").read_text())["model"]["ch"] == 8
+    assert json.loads((trained / "config.json").read_text())["model"]["unet"]["ch"] == 8
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(trained)
     (tmp_path / "cache").symlink_to(REPOSITORY / ".cache" / "xla")
@@ -33,27 +36,22 @@ def test_train_then_sample_without_config(trained, tmp_path, main, monkeypatch):
     assert (tmp_path / "out" / "grid.png").exists()
     assert str(tmp_path / "out") in result.stdout
     assert not (REPOSITORY / "~").exists()
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    import main as program
+    from ddpm_jax.cli import main as program
 
     assert program._with_home("--config=~/mine.py:x") == f"--config={tmp_path}/mine.py:x"
     assert program._with_home("--config.data.data_dir=~/x") == "--config.data.data_dir=~/x"  # expanded where it is read
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_of_an_older_version_can_be_resumed(trained, tmp_path, main, metrics):
-    """Its config.json lacks newer fields, which get their defaults."""
+def test_a_run_of_another_version_is_refused(trained, tmp_path, main):
     run = shutil.copytree(trained, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     del config["data"]["background"]
     (run / "config.json").write_text(json.dumps(config))
-    for flags in (["--mode=train", "--config.train.num_steps=8"], ["--mode=sample"]):
-        result = main(run, *flags, config=None, tiny=False)
-        assert result.returncode == 0, result.stderr
-    assert metrics(run)[-1]["step"] == 8
-    result = main(run, "--config.data.background=black", config=None, tiny=False)
+    result = main(run, config=None, tiny=False)
     assert result.returncode == 1
-    assert 'data.background was "white", now "black"' in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "config.json was written by another version of this program: it lacks data.background" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -89,16 +87,59 @@ def test_missing_packages_are_a_one_line_error_with_advice(repository):
     assert result.stderr.count("\n") == 1
 
 
-def test_help_is_fast(repository):
+def seconds_of(code, repository):
+    """The shortest of three runs (the machine may be busy), and the output."""
     seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
+    for _ in range(3):
         start = time.monotonic()
-        result = subprocess.run(
-            [sys.executable, "main.py", "--help"], cwd=repository, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
         seconds.append(time.monotonic() - start)
-    assert "--workdir" in result.stdout
-    assert min(seconds) < 2
+    return min(seconds), result.stdout
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_fast_and_explains_every_mode(flag, repository):
+    code = (
+        f"import sys; sys.argv = ['ddpm-jax', {flag!r}]\nfrom ddpm_jax.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit as error:\n    assert error.code == 0\n"
+        "print('IMPORTED', {'jax', 'numpy', 'tensorflow'} & set(sys.modules))"
+    )
+    seconds, text = seconds_of(code, repository)
+    assert seconds < 1
+    assert text.endswith("IMPORTED set()\n")
+    lines = text.splitlines()
+    assert "  ddpm-jax --config=digits --workdir=runs/digits" in lines
+    for mode in MODES:
+        (line,) = [line for line in lines if line.startswith(f"  {mode} ")]
+        assert len(line.split(maxsplit=1)[1]) > 10
+    for flag in ("config", "workdir", "mode", "output", "version"):
+        assert any(line.startswith(f"  --{flag} ") for line in lines)
+    assert max(map(len, lines)) <= 128
+
+
+def test_importing_the_package_is_fast(repository):
+    seconds, text = seconds_of("import sys, ddpm_jax; print('jax' in sys.modules)", repository)
+    assert seconds < 0.5
+    assert text == "False\n"
+
+
+@pytest.mark.parametrize("start", [["main.py"], ["-m", "ddpm_jax"]], ids=" ".join)
+def test_the_clone_and_the_package_are_one_program(start, repository):
+    def output(*flags):
+        command = [sys.executable, *start, *flags]
+        result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        return result.returncode, result.stdout, result.stderr
+
+    assert output("--version") == (0, f"ddpm_jax {ddpm_jax.__version__}\n", "")
+    code, text, _ = output("--help")
+    assert code == 0
+    assert f"{' '.join(start)} --config=digits --workdir=runs/digits" in text
+    assert output("--config=digit", "--workdir=x") == (
+        2,
+        "",
+        "error: --config=digit: no such config; did you mean --config=digits?\n",
+    )
 
 
 def test_training_without_tensorflow(tmp_path, command, repository):
@@ -107,12 +148,43 @@ def test_training_without_tensorflow(tmp_path, command, repository):
     blocker.mkdir()
     for name in ("tensorflow", "tensorboard"):
         (blocker / f"{name}.py").write_text("raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n")
-    line = command(tmp_path / "run", fields={"train.tensorboard": True})
+    line = command(tmp_path / "run", fields={"train.trackers": "('tensorboard',)"})
     code = (
         f"import sys, runpy; sys.path.insert(0, {str(blocker)!r}); sys.argv = {line[1:]!r}; "
         "runpy.run_path('main.py', run_name='__main__')"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert sum("TensorBoard is off" in row for row in result.stderr.splitlines()) == 1
+    assert sum("the tracker tensorboard is off" in row for row in result.stderr.splitlines()) == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
+    other = shutil.copytree(trained, tmp_path / "other")
+    config = json.loads((trained / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": 7}))
+    code = (
+        "import sys\nfrom ddpm_jax.cli.main import run\ntry:\n    run()\nexcept SystemExit as error:\n    code = error.code\n"
+        "print('JAX', 'jax' in sys.modules)\nsys.exit(code)"
+    )
+
+    def compare(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=repository, capture_output=True, text=True, check=False
+        )
+
+    for arguments in (
+        ["compare", str(trained), str(other), f"--output={tmp_path / 'short'}"],
+        ["--mode=compare", f"--runs={trained},{other}", f"--output={tmp_path / 'long'}"],
+    ):
+        result = compare(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert "| seed | 0 | 7 |" in result.stdout
+        assert result.stdout.endswith("JAX False\n")
+    for folder in ("short", "long"):
+        assert {file.name for file in (tmp_path / folder).iterdir()} == {"table.md", "curves.png"}
+    result = compare("compare", str(trained))
+    assert result.returncode == 2
+    assert "error: --runs must be the workdirs of two or more different runs, such as runs/a,runs/b" in result.stderr
+    assert "leave out --workdir and --config" in compare("compare", str(trained), str(other), "--workdir=x").stderr
+    assert "--runs is for --mode=compare only" in compare("--runs=a,b", "--workdir=x").stderr

@@ -8,8 +8,8 @@ from ddpm_jax.cli import sample, train
 
 OTHERS = {
     "model.dtype": "bfloat16",
-    "model.remat": True,
-    "model.dropout": 0.2,
+    "model.unet.remat": True,
+    "model.unet.dropout": 0.2,
     "model.class_conditional": True,
     "diffusion.schedule": "sigmoid",
     "diffusion.prediction": "v",
@@ -38,14 +38,14 @@ def images(real_data):
         "data.channels": 3,
         "data.random_flip": True,
         "data.in_memory": "never",
-        "model.ch_mult": (1, 1),
+        "model.unet.ch_mult": (1, 1),
     }
 
 
 def test_options_work_together(tmp_path, tiny_config, metrics, images):
     config = tiny_config(OTHERS | images)
     assert train.run(config, str(tmp_path)) == 0
-    losses = [row["loss"] for row in metrics(tmp_path)]
+    losses = [row["train/loss"] for row in metrics(tmp_path)]
     assert len(losses) == 3
     assert all(0.5 < loss < 2 for loss in losses)  # v at initialization: between the mean square of image and noise
     assert sample.run(config, str(tmp_path), output=str(tmp_path / "out")) == 0

@@ -6,10 +6,8 @@ this one, on eight devices.
 
 import json
 import os
-import pathlib
 import signal
 import socket
-import subprocess
 import time
 import warnings
 
@@ -21,14 +19,14 @@ from PIL import Image
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.runtime.checkpoint import CheckpointManager
+from tests import preloaded
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6
 FIELDS = {
     "data.name": "image_folder",
     "data.num_classes": 2,
     "data.random_flip": True,
-    "model.dropout": 0.1,
+    "model.unet.dropout": 0.1,
     "model.class_conditional": True,
     "optimizer.accumulation_steps": 2,
     "optimizer.learning_rate": 1e-3,
@@ -56,10 +54,7 @@ class Job:
         for index in range(2):
             self.logs.append(folder.with_name(f"{folder.name}.{len(list(folder.parent.glob('*.log')))}.log"))
             joined = [*line, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"]
-            with self.logs[index].open("w") as log:
-                process = subprocess.Popen(
-                    joined, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | {"XLA_FLAGS": flags}
-                )
+            process = preloaded.Process(joined, stderr=self.logs[index], env=os.environ | {"XLA_FLAGS": flags})
             self.processes.append(process)
 
     def wait(self):
@@ -130,9 +125,9 @@ def final_state(tiny_config):
 
 
 def losses(workdir):
-    rows = [row for row in lines(workdir) if "loss" in row]
+    rows = [row for row in lines(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # each once: one process writes
-    return [row["loss"] for row in rows]
+    return [row["train/loss"] for row in rows]
 
 
 def lines(workdir):
@@ -144,8 +139,8 @@ def test_two_processes_give_the_state_of_one(uninterrupted, one_process, final_s
     # Not to the bit: eight gradients are summed in another order by Gloo, across processes, than within one. Where a
     # gradient is zero up to rounding, Adam makes a step of that rounding.
     np.testing.assert_allclose(losses(two), losses(one_process), rtol=1e-5)
-    (scores,), (expected_scores,) = ([row for row in lines(folder) if "loss" not in row] for folder in (two, one_process))
-    for name in ("step", "evaluation/count", "evaluation/frechet", "evaluation/precision", "evaluation/recall"):
+    (scores,), (expected_scores,) = ([row for row in lines(folder) if "train/loss" not in row] for folder in (two, one_process))
+    for name in ("step", "eval/count", "eval/frechet", "eval/precision", "eval/recall"):
         assert scores[name] == pytest.approx(expected_scores[name], rel=1e-4), name
     step, leaves = final_state(two)
     expected_step, expected = final_state(one_process)

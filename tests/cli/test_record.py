@@ -7,18 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs import defaults
 from ddpm_jax import build
 from ddpm_jax.cli import sample, train
 from ddpm_jax.runtime import run_record, versions
-from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, NumericalError
 from ddpm_jax.runtime.run_lock import FILE, RunLock
-from ddpm_jax.training.optimizer import unclipped_layout
 from ddpm_jax.user_messages import UserError
 
 RATE = "optimizer.learning_rate"
-TRAINED = {"train.num_steps": 4, "model.dropout": 0.0}
+TRAINED = {"train.num_steps": 4, "model.unet.dropout": 0.0}
 
 
 def record(folder):
@@ -63,16 +60,16 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
     assert start(seed=3, optimizer__learning_rate=1.0, train__batch_size=16) == 0  # finished: no steps are left
     with pytest.raises(ConflictError, match="seed was 3, now 0"):
         start(seed=0, train__num_steps=6)
-    with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
-        start(seed=3, model__ch=16, train__num_steps=6)
+    with pytest.raises(ConflictError, match=r"model\.unet\.ch was 8, now 16"):
+        start(seed=3, model__unet__ch=16, train__num_steps=6)
     with RunLock(tmp_path), pytest.raises(ConflictError, match=f"in use: process {os.getpid()} on "):
         start(seed=3, train__num_steps=6)
     assert record(tmp_path) == before
     capfd.readouterr()
 
-    assert start(seed=3, train__num_steps=6, optimizer__learning_rate=5e-4, model__dropout=0.1, train__batch_size=16) == 0
+    assert start(seed=3, train__num_steps=6, optimizer__learning_rate=5e-4, model__unet__dropout=0.1, train__batch_size=16) == 0
     changed = {
-        "model.dropout": [0.0, 0.1],
+        "model.unet.dropout": [0.0, 0.1],
         RATE: [first["optimizer"]["learning_rate"], 5e-4],
         "train.batch_size": [8, 16],
         "train.num_steps": [4, 6],
@@ -82,7 +79,7 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 5e-4
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "resuming" in line]
     assert line == (
-        "resuming at step 4; changed: model.dropout 0.0 -> 0.1, "
+        "resuming at step 4; changed: model.unet.dropout 0.0 -> 0.1, "
         f"{RATE} {changed[RATE][0]} -> 0.0005, train.batch_size 8 -> 16, train.num_steps 4 -> 6"
     )
 
@@ -93,7 +90,7 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
 )
 def test_sampling_may_change_sampling_fields_and_records_nothing(trained, tiny_config, tmp_path, fields):
     before = record(trained)
-    assert sample.run(tiny_config(TRAINED | fields), str(trained), output=str(tmp_path), defaults=defaults.get_config()) == 0
+    assert sample.run(tiny_config(TRAINED | fields), str(trained), output=str(tmp_path)) == 0
     with pytest.raises(ConflictError, match=r'diffusion\.prediction was ".*", now'):
         sample.run(tiny_config(TRAINED | {"diffusion.prediction": "x_start"}), str(trained), output=str(tmp_path))
     assert record(trained) == before
@@ -131,23 +128,6 @@ def test_clipping_can_be_turned_off_and_on(tmp_path, tiny_config):
         assert train.run(tiny_config({"train.num_steps": steps, "optimizer.clip_norm": clip_norm}), str(tmp_path)) == 0
     assert [entry["step"] for entry in run_record.read_history(tmp_path)] == [0, 2, 4]
     assert run_record.read_history(tmp_path)[2]["changed"]["optimizer.clip_norm"] == [0.0, 1.0]
-
-
-def test_a_state_of_before_0_1_0_without_clipping_is_read(tmp_path, tiny_config):
-    """With clip_norm=0 the state had no entry for clipping: the same numbers in another layout, bit for bit."""
-    config = tiny_config({"optimizer.clip_norm": 0.0})
-    state = jax.jit(build.build_init(config), out_shardings=train.meshes.replicated(train.meshes.make_mesh()))(
-        jax.random.key(1)
-    )
-    fields = jax.tree.map(lambda x: x + 1, state.fields())
-    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
-        checkpoints.save(2, fields | {"opt_state": unclipped_layout(fields["opt_state"])}, wait=True)
-    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
-        found, step = train.initial_state(config, checkpoints, train.meshes.make_mesh())
-    assert step == 2
-    assert jax.tree.structure(found.opt_state) == jax.tree.structure(fields["opt_state"])
-    for a, b in zip(jax.tree.leaves(found.opt_state), jax.tree.leaves(fields["opt_state"]), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def test_a_run_stopped_before_its_first_step_saves_nothing(tmp_path, tiny_config, monkeypatch):

@@ -2,9 +2,7 @@
 
 import itertools
 import os
-import pathlib
 import signal
-import subprocess
 import time
 import weakref
 
@@ -18,8 +16,7 @@ from ddpm_jax.evaluation import sample_files
 from ddpm_jax.runtime import workdir
 from ddpm_jax.runtime.errors import ExpectedError, InvalidDataError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+from tests import preloaded
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,7 @@ def test_each_option_changes_the_images(generate):
         "sampling.seed": 1,
         "sampling.sampler": "ancestral",
         "sampling.num_steps": 5,
-        "sampling.eta": 1.0,
+        "sampling.ddim.eta": 1.0,
         "sampling.spacing": "trailing",
         "sampling.params": "raw",
         "sampling.label": 3,
@@ -119,7 +116,7 @@ def test_intermediate_steps_are_saved_on_request(generate, tmp_path):
 def test_the_default_folder_is_named_after_the_options(generate, trained, tiny_config, capsys):
     generate()
     folder, fields = trained
-    changes = {"sampling.eta": 0.5, "sampling.params": "raw", "sampling.label": 3, "sampling.seed": 2}
+    changes = {"sampling.ddim.eta": 0.5, "sampling.params": "raw", "sampling.label": 3, "sampling.seed": 2}
     assert sample.run(tiny_config(fields | changes), str(folder)) == 0
     target = folder / "samples" / "step_6-ddim-4-seed_2-eta_0.5-raw-label_3-5_images"
     assert sorted(file.name for file in target.iterdir()) == ["grid.png", "images.npz", "manifest.json"]
@@ -284,25 +281,22 @@ def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(t
     folder, fields = trained
     fields = fields | {"sampling.num_images": 400, "sampling.batch_size": 8, "sampling.format": "both"}
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    log = tmp_path / "log"
 
     def start(name):
         line = command(folder, "--mode=sample", f"--output={tmp_path / name}", fields=fields)
-        return subprocess.Popen(
-            line, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return preloaded.Process(line, stdout=log, stderr=log, env=environment)
 
     killed = start("killed")
     while len(list((tmp_path / "killed").glob("images_*.npz"))) < 7:
-        assert killed.poll() is None, killed.stdout.read()
+        assert killed.poll() is None, log.read_text()
         time.sleep(0.002)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    killed.stdout.close()
     for name in ("killed", "whole"):
-        process = start(name)
-        log, _ = process.communicate()
-        assert process.returncode == 0, log
-        assert ("of 400 images are there already" in log) == (name == "killed")
+        log.unlink()
+        assert start(name).wait() == 0, log.read_text()
+        assert ("of 400 images are there already" in log.read_text()) == (name == "killed")
     whole = {file.relative_to(tmp_path / "whole"): file.read_bytes() for file in (tmp_path / "whole").rglob("*.*")}
     again = {file.relative_to(tmp_path / "killed"): file.read_bytes() for file in (tmp_path / "killed").rglob("*.*")}
     assert len(whole) == 400 + 3
@@ -319,13 +313,13 @@ def test_errors_are_one_line(generate, trained, tiny_config, tmp_path, monkeypat
         assert "\n" not in str(caught.value)
 
     refused(r"there are 2, 4, 6", changes={"sampling.checkpoint_step": 5})
-    refused(r"model\.ch was 8, now 16", changes={"model.ch": 16})
+    refused(r"model\.unet\.ch was 8, now 16", changes={"model.unet.ch": 16})
     refused("contains no run", where=tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(BatchedSampler, "generate", None)  # found before any image is generated
     refused("cannot write to", output=str(tmp_path / "file" / "below"))
-    refused("it is a file; choose another --output", output=str(tmp_path / "file"))
-    refused("--output=gs://bucket/x is not a path on this machine", output="gs://bucket/x")
+    refused("it is a file; choose another `output`", output=str(tmp_path / "file"))
+    refused("`output=gs://bucket/x` is not a path on this machine", output="gs://bucket/x")
     refused("config.sampling.format is 'jpg': choose one of npz, png", changes={"sampling.format": "jpg"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "grid.png").write_text("")

@@ -32,21 +32,21 @@ def test_a_run_writes_its_files_and_log_lines(tmp_path, tiny_config, metrics, ca
         "train.sample_every": 3,
         "train.max_to_keep": 1,
         "train.keep_period": 4,
-        "train.tensorboard": True,
+        "train.trackers": ("tensorboard",),
         "sampling.num_intermediates": 2,
     }
     assert train.run(tiny_config(fields), str(tmp_path)) == 0
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row in rows:
-        assert {"loss", "grad_norm", "param_norm", "learning_rate"} < row.keys()
+        assert {f"train/{name}" for name in ("loss", "grad_norm", "param_norm", "learning_rate")} < row.keys()
         assert all(math.isfinite(value) for value in row.values())
-        quartiles = [row[f"loss_q{i}"] for i in range(1, 5) if f"loss_q{i}" in row]
-        assert min(quartiles) <= row["loss"] <= max(quartiles)
-    assert {"steps_per_second", "images_per_second"} < rows[-1].keys()
-    assert rows[-1]["images_per_second"] == pytest.approx(8 * rows[-1]["steps_per_second"])
+        quartiles = [row[f"train/loss_q{i}"] for i in range(1, 5) if f"train/loss_q{i}" in row]
+        assert min(quartiles) <= row["train/loss"] <= max(quartiles)
+    assert {"perf/steps_per_second", "perf/images_per_second", "perf/seconds_left"} < rows[-1].keys()
+    assert rows[-1]["perf/images_per_second"] == pytest.approx(8 * rows[-1]["perf/steps_per_second"])
     config = tiny_config()
-    assert rows[0]["learning_rate"] == pytest.approx(config.optimizer.learning_rate * 2 / config.optimizer.warmup_steps)
+    assert rows[0]["train/learning_rate"] == pytest.approx(config.optimizer.learning_rate * 2 / config.optimizer.warmup_steps)
     assert steps_saved(tmp_path) == [4, 6]  # the latest, and multiples of 4
     names = sorted(os.listdir(tmp_path / "samples"))
     assert names == [f"step_{step:08d}{kind}.png" for step in (3, 6) for kind in ("-pred_xstart", "-x_t", "")]
@@ -80,8 +80,8 @@ def test_the_train_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, tiny_config, monkeypatch):
     original = build.train_step
 
-    def poisoned(state, batch, key, **kwargs):
-        new, metrics = original(state, batch, key, **kwargs)
+    def poisoned(state, *args, **kwargs):
+        new, metrics = original(state, *args, **kwargs)
         return new, metrics | {"loss": jax.numpy.where(state.step == 4, jax.numpy.nan, metrics["loss"])}
 
     monkeypatch.setattr(build, "train_step", poisoned)
@@ -101,8 +101,8 @@ def test_training_continues_to_more_steps_and_a_finished_run_does_nothing(tmp_pa
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6]
     assert train.run(tiny_config({"train.num_steps": 8}), str(tmp_path)) == 0
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6, 8]
-    with pytest.raises(ConflictError, match=r"model\.ch was 8, now 16"):
-        train.run(tiny_config({"model.ch": 16}), str(tmp_path))
+    with pytest.raises(ConflictError, match=r"model\.unet\.ch was 8, now 16"):
+        train.run(tiny_config({"model.unet.ch": 16}), str(tmp_path))
 
 
 def test_ctrl_c_saves(tmp_path, tiny_config, monkeypatch):
@@ -181,9 +181,9 @@ def test_grids_are_quick_during_training_and_full_at_the_end(tiny_config, fields
 def test_quick_grids_work_with_every_schedule_and_sampler(tiny_config):
     for fields in (
         {"diffusion.zero_terminal_snr": True, "diffusion.prediction": "v", "sampling.spacing": "trailing"},
-        {"sampling.sampler": "unipc", "sampling.order": 3},
-        {"sampling.sampler": "heun", "sampling.churn": 5.0},
-        {"sampling.sampler": "ddim", "sampling.eta": 1.0},
+        {"sampling.sampler": "unipc", "sampling.unipc.order": 3},
+        {"sampling.sampler": "heun", "sampling.heun.churn": 5.0},
+        {"sampling.sampler": "ddim", "sampling.ddim.eta": 1.0},
         {
             "diffusion.num_timesteps": 12,
             "sampling.num_steps": 12,
@@ -232,19 +232,19 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
         ({"sampling.spacing": "even"}, "leading, linspace, trailing, quadratic"),
         ({"sampling.params": "best"}, "ema, raw"),
         ({"sampling.num_steps": 101}, "set config.sampling.num_steps=100 or fewer"),
-        ({"sampling.eta": 7.0}, "eta is 7.0, out of ddim's range"),
+        ({"sampling.ddim.eta": 7.0}, "eta is 7.0, out of ddim's range"),
         ({"sampling.label": 3}, "class_conditional is False"),
         ({"sampling.label": 10, "model.class_conditional": True}, "0..9"),
         ({"sampling.num_intermediates": 5}, "only 4 steps"),
         ({"model.dtype": "float16"}, "float32, bfloat16"),
-        ({"model.ch": 10}, "multiple of 4"),
-        ({"model.ch_mult": (1, 1, 1, 1, 1)}, "cannot be halved 4 times"),
-        ({"model.attn_resolutions": (16,)}, "[16]"),
-        ({"model.ch_mult": (1, "2")}, "config.model.ch_mult holds '2': it must be a list of integers, such as (1,2)"),
+        ({"model.unet.ch": 10}, "multiple of 4"),
+        ({"model.unet.ch_mult": (1, 1, 1, 1, 1)}, "cannot be halved 4 times"),
+        ({"model.unet.attn_resolutions": (16,)}, "[16]"),
+        ({"model.unet.ch_mult": (1, "2")}, "config.model.unet.ch_mult holds '2': it must be a list of integers, such as (1,2)"),
         ({"ema.extra_decays": ("slow",)}, "config.ema.extra_decays holds 'slow': it must be a list of numbers"),
         ({"evaluation.samplers": (1,)}, "config.evaluation.samplers holds 1: it must be a list of strings"),
         ({"ema.extra_decays": (2.0,)}, "config.ema.extra_decays: the decay 2"),
-        ({"model.dropout": 1.0}, "below 1"),
+        ({"model.unet.dropout": 1.0}, "below 1"),
         ({"model.class_conditional": True, "data.num_classes": 0}, "digits has 10 classes: set --config.data.num_classes=10"),
         ({"model.class_conditional": True, "data.num_classes": 5}, "digits has 10 classes"),
         ({"data.name": "digitz", "data.data_dir": "/nowhere"}, "digitz"),

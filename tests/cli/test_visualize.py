@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build
+from ddpm_jax import build, data_config, sampling_config
 from ddpm_jax.cli import common, sample, visualize
 from ddpm_jax.diffusion import pixels, vlb
 from ddpm_jax.plotting import filmstrip
@@ -39,9 +39,9 @@ def names(path):
 
 def digits(config):
     number = config.visualize.num_images
-    return build.build_source(config).batch(np.arange(config.visualize.start_index, config.visualize.start_index + number))[
-        "image"
-    ]
+    return data_config.load_source(config).batch(
+        np.arange(config.visualize.start_index, config.visualize.start_index + number)
+    )["image"]
 
 
 def test_three_reproducible_figures_and_an_unchanged_run(trained, tiny_config, tmp_path, capsys):
@@ -117,10 +117,10 @@ def test_notes_of_the_figures(trained, tiny_config, tmp_path, sheets):
         ),
         ({"sampling.sampler": "ancestral", "sampling.guidance_scale": 2.0}, "reverse: ancestral, 20 steps, guidance 2"),
         ({}, r"reverse: ddim, 20 steps, no noise added (not $p_\theta$)"),
-        ({"sampling.eta": 0.5}, "reverse: ddim, 20 steps"),
+        ({"sampling.ddim.eta": 0.5}, "reverse: ddim, 20 steps"),
         ({"sampling.sampler": "unipc"}, r"reverse: unipc, 20 steps, no noise added (not $p_\theta$)"),
         ({"sampling.sampler": "heun"}, r"reverse: heun, 20 steps, no noise added (not $p_\theta$)"),
-        ({"sampling.sampler": "heun", "sampling.churn": 5.0}, "reverse: heun, 20 steps"),
+        ({"sampling.sampler": "heun", "sampling.heun.churn": 5.0}, "reverse: heun, 20 steps"),
         ({"sampling.sampler": "dpmpp_2m_sde"}, "reverse: dpmpp_2m_sde, 20 steps"),
     ],
 )
@@ -152,7 +152,7 @@ def test_the_reverse_chain_starts_from_the_noise_of_the_forward_process(trained,
     mesh = meshes.make_mesh()
     params, _ = common.restore_params(config, trained, mesh)
     generator, t = visualize.build_reverse(config, mesh)
-    generated = common.generate(config, generator, params)
+    generated = sampling_config.generate(config, generator, params)
     noise = visualize.starting_noise(config)
     np.testing.assert_allclose(generated.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two compiled programs: equal up to rounding
     assert (np.diff(t) < 0).all()
@@ -241,7 +241,7 @@ def test_errors_are_one_line(trained, tiny_config, tmp_path):
     refused(r"config\.sampling", {"sampling.num_steps": 101})
     refused(r"there are 2, 4, 6", {"sampling.checkpoint_step": 5}, CheckpointError)
     refused(r"no checkpoint", {"sampling.checkpoint_step": 5}, CheckpointError, where=tmp_path / "nothing")
-    refused(r"model\.ch was 8, now 16", {"model.ch": 16}, ConflictError)
+    refused(r"model\.unet\.ch was 8, now 16", {"model.unet.ch": 16}, ConflictError)
     (tmp_path / "file").write_text("")
     refused("cannot write to", None, FileAccessError, output=str(tmp_path / "file" / "below"))
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from ddpm_jax import build, cpu
+from ddpm_jax.configs import digits
 from ddpm_jax.models import layers
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
@@ -106,8 +106,14 @@ del jax.interpreters.mlir.register_lowering
 sys.argv = ["main.py", *sys.argv[1:]]
 runpy.run_path("main.py", run_name="__main__")
 """
-    fields = ("model.ch=8", "model.ch_mult=(1,)", "model.attn_resolutions=()", "train.num_steps=1", "train.sample_every=0")
-    fields = [f"--config.{field}" for field in (*fields, "train.tensorboard=False", "train.batch_size=8")]
+    fields = (
+        "model.unet.ch=8",
+        "model.unet.ch_mult=(1,)",
+        "model.unet.attn_resolutions=()",
+        "train.num_steps=1",
+        "train.sample_every=0",
+    )
+    fields = [f"--config.{field}" for field in (*fields, "train.trackers=()", "train.batch_size=8")]
     result = subprocess.run(
         [sys.executable, "-c", code, "--config=configs/digits.py", f"--workdir={tmp_path}", *fields],
         cwd=repository,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import defaults
 from ddpm_jax import user_messages
+from ddpm_jax.configs import defaults
 from ddpm_jax.data import decode
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, class_prefixes

@@ -167,10 +167,9 @@ def data_sharding(devices=8):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_prefetch_keeps_order_and_shards(devices, size):
+def test_prefetch_keeps_order_and_shards(devices):
     sharding = data_sharding(devices)
-    on_device = pipeline.prefetch_to_device(iter(take(array_source(50), 7)), sharding, size)
+    on_device = pipeline.prefetch_to_device(iter(take(array_source(50), 7)), sharding)
     received = list(on_device)
     assert len(received) == 7
     for expected, batch in zip(take(array_source(50), 7), received, strict=True):
@@ -188,14 +187,12 @@ def test_prefetch_takes_one_batch_first_then_stays_ahead():
             taken.append(batch)
             yield batch
 
-    on_device = pipeline.prefetch_to_device(counted(), data_sharding(), size=3)
+    on_device = pipeline.prefetch_to_device(counted(), data_sharding())
     assert not taken
     lengths = []
     for _ in on_device:
         lengths.append(len(taken))
-    assert lengths == [1, 4, 5, 6, 7, 8, 9, 9, 9]
-    with pytest.raises(ValueError, match="size"):
-        pipeline.prefetch_to_device(counted(), data_sharding(), size=0)
+    assert lengths == [1, 3, 4, 5, 6, 7, 8, 9, 9]
 
 
 def prefetch_threads():

@@ -30,10 +30,49 @@ def test_select(spec, expected):
     assert splits.select(spec, {"train": 10, "val": 4}) == expected
 
 
-@pytest.mark.parametrize("spec", ["test", "", "trian", "train[", "train[:x]", "train[:10%", "test[:10]", "train[:11]"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "test",
+        "",
+        "trian",
+        "train[",
+        "train[:x]",
+        "train[:10%",
+        "test[:10]",
+        "train[:11]",
+        "train[1.5:]",
+        "train[:1shard]",
+        "train[-101%:]",
+        "+",
+    ],
+)
 def test_an_unknown_split_lists_the_splits(spec):
     with pytest.raises(ValueError, match=r"choose one of train, val, or a part such as train\[:90%\]"):
         splits.select(spec, {"train": 10, "val": 4})
+
+
+SPECS = [
+    "train[:90%]",
+    "train[90%:]",
+    "train[-25%:]",
+    "train[12.5%:37.5%]",
+    "train[10%:50]",
+    "train[2:-1]",
+    "train[:-33%]+val[1:]",
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_same_examples_as_in_tfds(spec):
+    import tensorflow_datasets as tfds
+
+    for size in (3, 7, 10, 99, 1797):
+        sizes = {"train": size, "val": 4}
+        infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in sizes.items()}
+        parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+        expected = [(part.splitname, range(sizes[part.splitname])[part.from_ : part.to]) for part in parts]
+        assert [(name, list(part)) for name, part in splits.select(spec, sizes)] == [(n, list(part)) for n, part in expected]
 
 
 def test_every_prefix_of_the_shuffled_order_has_the_class_proportions():

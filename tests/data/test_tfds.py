@@ -299,6 +299,13 @@ def test_missing_set_without_tensorflow(tmp_path, monkeypatch, no_download):
     assert "pip install tensorflow-cpu" in message
 
 
+def test_without_tfds_the_advice_is_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    message = error_of(UnavailableError, "mnist")
+    assert "'mnist' is read with TensorFlow Datasets, and the package tensorflow_datasets is not installed" in message
+    assert "pip install tensorflow-datasets importlib_resources" in message
+
+
 def test_set_to_be_downloaded_by_hand(tmp_path, no_download):
     assert str(tmp_path / "downloads" / "manual") in error_of(UnavailableError, "celeb_a_hq", data_dir=str(tmp_path))
 

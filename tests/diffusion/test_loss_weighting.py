@@ -122,7 +122,10 @@ def test_the_last_step_is_trained_at_zero_terminal_snr(name, prediction):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: loss_weighting.make_weighting("snr_plus"), r"'snr_plus'.*simple, snr, truncated_snr, min_snr_gamma, p2, edm$"),
+        (
+            lambda: loss_weighting.make_weighting("snr_plus"),
+            r"'snr_plus'.*simple, snr, truncated_snr, min_snr_gamma, p2, edm, or module:function",
+        ),
         (lambda: loss_weighting.make_weighting("simple", gamma=1.0), r"simple has no option 'gamma': it has none$"),
         (lambda: loss_weighting.make_weighting("p2", sigma_data=1.0), r"p2 has no option 'sigma_data': it has gamma, k$"),
         (lambda: loss_weighting.make_weighting("edm", sigma_data=0.0), r"sigma_data .* is 0.0: it must be finite and above 0$"),

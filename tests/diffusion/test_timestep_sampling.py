@@ -182,7 +182,9 @@ def test_a_restored_state_is_bit_identical(name):
     jax.tree.map(np.testing.assert_array_equal, go(restored, 3, 5), go(middle, 3, 5))
 
 
-@pytest.mark.parametrize(("name", "num_timesteps", "message"), [("importance", 4, "second_moment$"), ("uniform", 0, "1 step$")])
+@pytest.mark.parametrize(
+    ("name", "num_timesteps", "message"), [("importance", 4, "second_moment, or module:function"), ("uniform", 0, "1 step$")]
+)
 def test_invalid_arguments_are_rejected(name, num_timesteps, message):
     with pytest.raises(ValueError, match=message):
         timestep_sampling.make_timestep_sampler(name, num_timesteps)

@@ -1,5 +1,8 @@
 """Feature extraction: independent of the number of devices, one row per image, and errors for invalid features."""
 
+import hashlib
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +53,8 @@ def test_a_user_defined_function(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__).rsplit("/", 1)[0])
     extractor = features.make_extractor("test_feature_extraction:brightness")
     np.testing.assert_allclose(extracted(extractor), IMAGES.mean(axis=(1, 2)), rtol=1e-5)
-    assert extractor.provenance == {"features": "test_feature_extraction:brightness"}
+    digest = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:12]
+    assert extractor.provenance == {"features": "test_feature_extraction:brightness", "test_feature_extraction.py": digest}
     extractor = features.make_extractor("test_feature_extraction:classifier")
     (both,) = feature_extraction.extract(extractor, meshes.make_mesh(), [IMAGES], batch_size=21)
     assert both.features.shape == (21, 3)

@@ -43,12 +43,12 @@ def test_an_output_folder_is_never_overwritten(tmp_path):
     named = str(tmp_path / "out")
     assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
     assert claim(KIND, tmp_path, output=named) == tmp_path / "out"
-    with pytest.raises(ConflictError, match=r"sampling\.seed was 0, now 1\. Remove it, or choose another --output"):
+    with pytest.raises(ConflictError, match=r"sampling\.seed was 0, now 1\. Remove it, or choose another `output`"):
         claim(OTHER, tmp_path, output=named)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("")
     assert claim(KIND, tmp_path, output=str(mine)) == mine
     (mine / "manifest.json").unlink()
-    with pytest.raises(ConflictError, match=r"mine already holds images\.npz: choose a new folder for --output"):
+    with pytest.raises(ConflictError, match=r"mine already holds images\.npz: choose another `output`"):
         claim(KIND, tmp_path, output=str(mine))

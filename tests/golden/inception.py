@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from ddpm_jax.metrics.inception_weights import random_state_dict
+from benchmarks.random_inception import random_state_dict
 
 SEED = 0
 

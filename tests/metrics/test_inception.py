@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import random_inception
 from ddpm_jax.evaluation import feature_extraction
-from ddpm_jax.metrics import features, inception, inception_weights
+from ddpm_jax.metrics import features, inception
 from ddpm_jax.runtime import mesh as meshes
 
 FOLDER = pathlib.Path(__file__).parent.parent / "golden"
@@ -40,7 +41,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def variables():
-    return inception_weights.random_variables(0)
+    return random_inception.random_variables(0)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 import safetensors.numpy
 from torch_pickles import Called, legacy, state_of, zipped
 
+from benchmarks import random_inception
 from ddpm_jax.metrics import download as downloads
 from ddpm_jax.metrics import features
 from ddpm_jax.metrics import inception_weights as weights
@@ -28,7 +29,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "inception.npz"
 
 @pytest.fixture(scope="module")
 def state():
-    return weights.random_state_dict(0)
+    return random_inception.random_state_dict(0)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_a_folded_convolution_equals_convolution_and_norm(state, variables, laye
 def test_random_weights_are_portable_and_depend_on_the_seed(state):
     with np.load(GOLDEN) as golden:  # the inputs of a reference implementation
         assert zlib.crc32(b"".join(state[name].tobytes() for name in sorted(state))) == golden["weights_crc32"]
-    assert (weights.random_state_dict(1)["fc.weight"] != state["fc.weight"]).mean() > 0.99
+    assert (random_inception.random_state_dict(1)["fc.weight"] != state["fc.weight"]).mean() > 0.99
 
 
 def test_a_file_is_converted_once(stored, variables, home, monkeypatch, log_lines):

@@ -1,11 +1,11 @@
-"""Streaming moments compared with those of the whole set, and the warnings about small samples."""
+"""Streaming moments compared with those of the whole set."""
 
 import numpy as np
 import pytest
 
 from ddpm_jax.metrics import moments
 from ddpm_jax.metrics.frechet import fit_gaussian
-from ddpm_jax.metrics.moments import Moments, sample_warnings
+from ddpm_jax.metrics.moments import Moments
 from ddpm_jax.runtime.errors import InvalidDataError
 
 
@@ -46,35 +46,6 @@ def test_updates_may_continue_after_a_read(rng):
     accumulated.gaussian()
     accumulated.update(features[10:])
     assert_same(accumulated, moments_of(features))
-
-
-def test_merging_is_the_moments_of_both_in_any_order(rng, monkeypatch):
-    monkeypatch.setattr(moments, "BLOCK", 8)
-    features = rng.normal(size=(60, 4)) + np.repeat(rng.normal(size=(3, 1)) * 10, 20, axis=0)
-    a, b, c = (moments_of(part) for part in np.split(features, [10, 31]))
-    whole = moments_of(features)
-    for merged in (a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(a).merge(b)):
-        assert_same(merged, whole)
-    assert a.count == 10  # the parts are as they were
-    assert_same(a, moments_of(features[:10]))
-
-
-def test_merging_with_none_changes_nothing(rng):
-    a = moments_of(rng.normal(size=(9, 4)))
-    for merged in (a.merge(Moments()), Moments().merge(a)):
-        assert_same(merged, a, rtol=0)
-    assert Moments().merge(Moments()).count == 0
-
-
-def test_count_mean_and_scatter_rebuild_the_moments(rng):
-    features = rng.normal(size=(30, 4))
-    here, there = moments_of(features[:12]), moments_of(features[12:])
-    sent = Moments.of(there.count, there.mean, there.scatter)
-    sent.update(features[:5])  # a copy: later updates of the original have no effect
-    assert there.count == 18
-    assert_same(here.merge(Moments.of(there.count, there.mean, there.scatter)), moments_of(features))
-    with pytest.raises(ValueError, match="do not go together"):
-        Moments.of(3, np.zeros(4), np.zeros((3, 3)))
 
 
 def test_the_callers_array_may_be_reused(rng):
@@ -120,34 +91,6 @@ def test_bad_features_are_an_error_and_not_added(rng, features, kind, words):
     assert "\n" not in str(error.value)
     assert accumulated.count == 9
     np.testing.assert_array_equal(accumulated.gaussian().covariance, before.covariance)
-
-
-def test_sets_of_different_dimension_do_not_merge(rng):
-    with pytest.raises(InvalidDataError, match="of 3 and of 4 dimensions"):
-        moments_of(rng.normal(size=(9, 3))).merge(moments_of(rng.normal(size=(9, 4))))
-
-
-@pytest.mark.parametrize(
-    ("counts", "published", "words"),
-    [
-        ((50_000, 50_000, 2048), True, []),
-        ((50_000, 50_000, 64), False, []),
-        ((1000, 1500, 64), False, []),
-        ((64, 1500, 64), False, ["64 generated images for 64 features"]),
-        ((65, 1500, 64), False, []),
-        ((1000, 50, 64), False, ["50 reference images for 64 features"]),
-        ((2000, 50_000, 2048), True, ["2,000 generated images for 2,048 features", "FID of 2,000 images"]),
-        ((9999, 50_000, 2048), True, ["FID of 9,999 images: FID decreases"]),
-        ((10_000, 50_000, 2048), True, ["published ones mostly use 50,000"]),
-        ((50_000, None, 2048), True, ["the number of reference images is unknown"]),
-    ],
-)
-def test_small_samples_cause_warnings(counts, published, words):
-    lines = sample_warnings(*counts, published=published)
-    assert len(lines) == len(words)
-    for line, expected in zip(lines, words, strict=True):
-        assert expected in line
-        assert "\n" not in line
 
 
 def test_small_samples_do_raise_the_distance(rng):

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax.metrics import precision_recall as module
-from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.runtime.errors import InvalidDataError
+
+
+def precision_recall(real, generated, k=3):
+    return Manifold(real, k=k).compare(generated)
 
 
 @pytest.fixture(params=[None, 7], ids=["at once", "in blocks"])

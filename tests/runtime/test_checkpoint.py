@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -19,6 +18,7 @@ import pytest
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import CheckpointError, FileAccessError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh, replicated
+from tests import preloaded
 
 # Odd sizes, sizes divisible by eight devices, sizes stored inside and outside the index.
 SHAPES = {"kernel": (3, 3, 8, 16), "bias": (16,), "odd": (7, 11), "table": (1000, 3), "scale": ()}
@@ -244,15 +244,6 @@ def test_missing_checksums_are_written_by_the_next_start(folder):
         assert checkpoints.restore(abstract(make_state()))[1] == 10  # detected by the checksums
 
 
-def test_a_state_in_an_older_layout_is_converted(folder):
-    present = make_state() | {"opt_state": {"now": make_state()["opt_state"]}}
-    older = (abstract(make_state()), lambda state: state | {"opt_state": {"now": state["opt_state"]}})
-    with CheckpointManager(folder, max_to_keep=2) as checkpoints:
-        state, _ = checkpoints.restore(abstract(present), older=older)
-        assert_same(state, make_state(20) | {"opt_state": {"now": make_state(20)["opt_state"]}})
-        assert_same(checkpoints.restore(abstract(make_state()), older=(abstract(present), None))[0], make_state(20))
-
-
 def test_a_state_of_another_model_is_not_damage(folder):
     with CheckpointManager(folder, max_to_keep=2) as checkpoints:
         here = make_state()
@@ -351,8 +342,8 @@ time.sleep(60)
 
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_a_kill_during_a_save(tmp_path, delay, child_environment):
-    child = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(delay)], env=child_environment(), check=False)
-    assert child.returncode == -signal.SIGKILL
+    child = preloaded.Process([sys.executable, "-c", KILLED, tmp_path, str(delay)], env=child_environment())
+    assert child.wait(timeout=120) == -signal.SIGKILL
     left = sorted(file.name for file in tmp_path.iterdir())
     assert "1" in left
     if delay == 0.0:
@@ -365,3 +356,21 @@ def test_a_kill_during_a_save(tmp_path, delay, child_environment):
         assert step == int(left[-1] if left[-1].isdigit() else left[0])
         checkpoints.save(3, state)
     assert sorted(file.name for file in tmp_path.iterdir()) == [str(step), "3"]
+
+
+def test_a_pinned_step_is_kept_until_another_one_is_pinned(tmp_path):
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, {"x": jnp.float32(step)})
+            if step == 2:
+                checkpoints.pin(2)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4]
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.pin(2)
+        checkpoints.save(5, {"x": jnp.float32(5)}, wait=True)
+        assert checkpoints.steps() == [2, 5]
+        checkpoints.pin(6)  # before it is saved
+        checkpoints.save(6, {"x": jnp.float32(6)}, wait=True)
+        checkpoints.save(7, {"x": jnp.float32(7)}, wait=True)
+        assert checkpoints.steps() == [6, 7]

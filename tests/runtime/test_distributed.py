@@ -3,24 +3,24 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from ddpm_jax.runtime import distributed
+from ddpm_jax.runtime import distributed, shared_workdir
 from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh
+from tests import preloaded
 
 BEGIN = """
 import json, logging, os, pathlib, signal, sys
 import jax
-from ddpm_jax.runtime import distributed, errors, mesh
+from ddpm_jax.runtime import distributed, errors, mesh, shared_workdir
 from ddpm_jax.runtime.preemption import GracefulShutdown
 port, me, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-mesh.initialize_distributed("127.0.0.1:" + port, 2, me)
-distributed.SHARED_FS_TIMEOUT_S = 0.5
+distributed.initialize_distributed("127.0.0.1:" + port, 2, me)
+shared_workdir.SHARED_FS_TIMEOUT_S = 0.5
 def error_of(work):
     try:
         work()
@@ -42,7 +42,7 @@ def two(free_port, tmp_path, child_environment):
     def run(code):
         environment = child_environment(devices=2)
         arguments = [[sys.executable, "-c", BEGIN + code, str(free_port), str(index), tmp_path] for index in range(2)]
-        children = [subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL) for line in arguments]
+        children = [preloaded.Process(line, env=environment) for line in arguments]
         codes = [child.wait(timeout=120) for child in children]
         return [_read(tmp_path / str(index)) for index in range(2)], codes
 
@@ -59,9 +59,9 @@ def test_two_processes_share_the_state_of_one(two, tmp_path):
     results, codes = two("""
 config = {"seed": 1, "data": {"name": "digits", "data_dir": f"of process {me}"}}
 def hold():
-    with distributed.hold_workdir(folder / "run") as check:
+    with shared_workdir.hold_workdir(folder / "run") as check:
         check()
-        with distributed.hold_workdir(folder / "run"):
+        with shared_workdir.hold_workdir(folder / "run"):
             pass
 write(
     none=error_of(lambda: fails(None, None)),
@@ -71,11 +71,11 @@ write(
     defect=error_of(lambda: fails(None, KeyError("x"))),
     agree=[distributed.all_processes(True), distributed.all_processes(me == 0)],
     first=[distributed.broadcast_ints([3, 5, 8] if me == 0 else []), distributed.broadcast_ints([] if me == 0 else [1])],
-    same=error_of(lambda: distributed.check_same_config(config)),
-    another=error_of(lambda: distributed.check_same_config(config | {"seed": me})),
-    shared=error_of(lambda: distributed.check_shared(folder / "a")),
-    apart=error_of(lambda: distributed.check_shared(folder / "bc"[me])),
-    prepared=error_of(lambda: distributed.prepare_workdir(folder / "run", config, write=True)),
+    same=error_of(lambda: shared_workdir.check_same_config(config)),
+    another=error_of(lambda: shared_workdir.check_same_config(config | {"seed": me})),
+    shared=error_of(lambda: shared_workdir.check_shared(folder / "a")),
+    apart=error_of(lambda: shared_workdir.check_shared(folder / "bc"[me])),
+    prepared=error_of(lambda: shared_workdir.prepare_workdir(folder / "run", config, write=True)),
     held=error_of(hold),
     writes=distributed.is_primary_process(),
 )
@@ -97,7 +97,7 @@ write(
     assert zero["another"][0] == "InvalidArgumentError"
     assert "process 1 has a different config than process 0" in zero["another"][1]
     assert zero["shared"] is one["shared"] is None
-    assert "use a --workdir on a filesystem that all hosts share" in one["apart"][1]
+    assert "use a `workdir` on a filesystem that all hosts share" in one["apart"][1]
     assert zero["apart"][1] == f"process 1 stopped: {one['apart'][1]}"
     assert [os.listdir(tmp_path / name) for name in "abc"] == [[], [], []]
     assert zero["prepared"] is one["prepared"] is None
@@ -110,16 +110,16 @@ write(
 def test_a_long_wait_for_the_workdir_is_not_a_long_collective(two, tmp_path):
     """Gloo aborts a collective after waiting 30 s for a process; this test does not wait that long."""
     results, codes = two("""
-distributed.LOCK_POLL_S = 0.2
-polls, all_agree = [], distributed.all_processes
-distributed.all_processes = lambda mine: polls.append(mine) or all_agree(mine)
+shared_workdir.LOCK_POLL_S = 0.2
+polls, all_agree = [], shared_workdir.all_processes
+shared_workdir.all_processes = lambda mine: polls.append(mine) or all_agree(mine)
 from ddpm_jax.runtime import run_lock
 (folder / run_lock.FILE).write_text(json.dumps(dict(host="h", pid=1, since="then", machine="m", token="t")))
 class Quick(run_lock.RunLock):
     def __init__(self, folder):
         super().__init__(folder, beat_s=0.2, expire_s=1.5)
-distributed.RunLock = Quick
-with distributed.hold_workdir(folder) as check:
+shared_workdir.RunLock = Quick
+with shared_workdir.hold_workdir(folder) as check:
     check()
     held = json.loads((folder / run_lock.FILE).read_text())["pid"]
     check()  # so that both have read it before the release
@@ -145,7 +145,7 @@ with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh())) as interrupt
         if step == 5 and me == {victim}:
             os.kill(os.getpid(), {int(number)})
         work(jax.numpy.ones(3)).block_until_ready()
-write(step=step, requested=interrupt.requested, agreed=interrupt.agreed)
+write(step=step, requested=interrupt._requested, agreed=interrupt.agreed)
 sys.exit(interrupt.exit_code)
 """)
     assert codes == [128 + number] * 2
@@ -223,7 +223,7 @@ def test_one_process_does_not_communicate(monkeypatch, tmp_path):
     assert distributed.is_primary_process()
     assert [distributed.all_processes(True), distributed.all_processes(False)] == [True, False]
     assert distributed.broadcast_ints([4, 2]) == [4, 2]
-    assert distributed.prepare_workdir(tmp_path, {"seed": 0}, write=True) == tmp_path
+    assert shared_workdir.prepare_workdir(tmp_path, {"seed": 0}, write=True) == tmp_path
     monkeypatch.setattr(distributed.threading, "Thread", lambda **_: pytest.fail("unexpected exit"))
     with pytest.raises(ValueError, match="Gloo"), distributed.distributed_main():
         raise ValueError("Gloo all-reduce failed")

@@ -13,8 +13,10 @@ from jax._src.clusters import cloud_tpu_cluster
 from jax._src.clusters import cluster as cluster_base
 from jax.sharding import AxisType
 
+from ddpm_jax.runtime.distributed import initialize_distributed
 from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
-from ddpm_jax.runtime.mesh import batch_sharding, check_batch, initialize_distributed, make_mesh, replicated
+from ddpm_jax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated
+from tests import preloaded
 
 CLUSTER_VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -103,14 +105,14 @@ def test_batches_that_do_not_divide_name_the_nearest(batch_size, accumulation, w
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("host:1234", None, None), "--num_processes and --process_id missing"),
-        (("host:1234", 2, None), "--process_id missing"),
-        ((None, None, 0), "--coordinator and --num_processes missing"),
-        (("", 2, 0), "--coordinator missing"),
+        (("host:1234", None, None), "`num_processes` and `process_id` missing"),
+        (("host:1234", 2, None), "`process_id` missing"),
+        ((None, None, 0), "`coordinator` and `num_processes` missing"),
+        (("", 2, 0), "`coordinator` missing"),
         (("host", 2, 0), "HOST:PORT"),
         (("host:123456", 2, 0), "HOST:PORT"),
         (("host:1234", 2, 2), "between 0 and 1"),
-        (("host:1234", 0, 0), "--num_processes=0 must be at least 1"),
+        (("host:1234", 0, 0), "`num_processes=0` must be at least 1"),
     ],
 )
 def test_incomplete_or_inconsistent_flags(flags, words):
@@ -200,7 +202,7 @@ def test_a_metadata_server_that_cannot_be_reached_is_one_line(tpu_host, environm
     message = str(caught.value)
     assert message.startswith("cannot find the other processes of this job: ")
     assert "HTTPConnectionPool" not in message
-    assert "--coordinator=127.0.0.1:8476 --num_processes=1 --process_id=0" in message
+    assert "`coordinator=127.0.0.1:8476` `num_processes=1` `process_id=0`" in message
     assert "\n" not in message
 
 
@@ -222,7 +224,7 @@ def test_errors_of_the_network_are_one_line(cluster, monkeypatch, error, words):
 
     cluster({})
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(DistributedError, match=f"{words}. On a single host add --coordinator=") as caught:
+    with pytest.raises(DistributedError, match=f"{words}. On a single host add `coordinator=") as caught:
         initialize_distributed()
     assert "\n" not in str(caught.value)
 
@@ -260,7 +262,8 @@ def test_an_unusable_cluster_is_a_one_line_error(monkeypatch):
 
 TWO_PROCESSES = """
 import sys, jax
-from ddpm_jax.runtime.mesh import *
+from ddpm_jax.runtime.distributed import initialize_distributed
+from ddpm_jax.runtime.mesh import make_mesh
 assert initialize_distributed("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
 from jax.experimental import multihost_utils
 mesh = make_mesh()
@@ -271,10 +274,9 @@ open(sys.argv[3], "w").write(f"{jax.process_count()} {mesh.size} {int(total)}")
 
 def test_two_processes_join_by_flags(free_port, tmp_path, child_environment):
     children = [
-        subprocess.Popen(
+        preloaded.Process(
             [sys.executable, "-c", TWO_PROCESSES, str(free_port), str(index), tmp_path / str(index)],
             env=child_environment(devices=2),
-            stdout=subprocess.DEVNULL,  # Gloo's
         )
         for index in range(2)
     ]
@@ -285,7 +287,8 @@ def test_two_processes_join_by_flags(free_port, tmp_path, child_environment):
 
 def test_a_single_process_without_used_devices(child_environment):
     program = (
-        "from ddpm_jax.runtime.mesh import *\nassert initialize_distributed() is False\nimport jax\nprint(jax.device_count())"
+        "from ddpm_jax.runtime.distributed import initialize_distributed\n"
+        "assert initialize_distributed() is False\nimport jax\nprint(jax.device_count())"
     )
     environment = {name: value for name, value in child_environment(devices=2).items() if name not in CLUSTER_VARIABLES}
     child = subprocess.run([sys.executable, "-W", "error", "-c", program], env=environment, capture_output=True, text=True)
@@ -298,7 +301,7 @@ from jax._src.clusters import cloud_tpu_cluster, cluster
 cluster.running_in_cloud_tpu_vm = cloud_tpu_cluster.running_in_cloud_tpu_vm = True
 import os, sys
 os.environ.pop("TPU_SKIP_MDS_QUERY")  # set by JAX if there is no TPU
-from ddpm_jax.runtime.mesh import *
+from ddpm_jax.runtime.distributed import initialize_distributed
 assert initialize_distributed("127.0.0.1:" + sys.argv[1], 1, 0) is True
 import jax
 print(jax.process_count(), jax.device_count())

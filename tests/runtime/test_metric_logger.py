@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 
 
 def make(folder, out=None, clock=None, **arguments):
-    arguments = {"total_steps": 1000, "start_step": 0, "batch_size": 64, "tensorboard": False} | arguments
+    arguments = {"total_steps": 1000, "start_step": 0, "batch_size": 64} | arguments
     return TrainLogger(folder, out=io.StringIO() if out is None else out, clock=clock or Clock(), **arguments)
 
 
@@ -41,11 +41,11 @@ def steps_of(folder):
 
 def test_scalars_are_written_immediately(tmp_path):
     with make(tmp_path) as logger:
-        logger.log_scalars(10, {"loss": np.float32(0.5), "grad_norm": 2})
+        logger.log_scalars(10, {"train/loss": np.float32(0.5), "train/grad_norm": 2})
         (line,) = lines_of(tmp_path)
         assert line["time"] > 1.6e9
         del line["time"]
-        assert line == {"step": 10, "loss": 0.5, "grad_norm": 2.0}
+        assert line == {"step": 10, "train/loss": 0.5, "train/grad_norm": 2.0}
 
 
 def test_nan_and_infinity_become_null(tmp_path):
@@ -63,7 +63,7 @@ def test_lines_of_a_run_in_a_file(tmp_path):
             clock.now += 0.05
             logger.tick(step)
             if step == 1001:
-                logger.log_scalars(1000, {"loss": 0.031234})
+                logger.log_scalars(1000, {"train/loss": 0.031234})
     assert out.getvalue().splitlines() == [
         "step 1 / 2,000 (0%)",
         "step 201 / 2,000 (10%) · 20.0 steps/s · 1,280 images/s · 1:30 left",
@@ -96,6 +96,19 @@ def test_paused_time_does_not_count(tmp_path):
     assert out.getvalue().splitlines()[-1] == "step 10 / 1,000 (1%) · 1.0 steps/s · 64.0 images/s · 16:30 left"
 
 
+def test_rates_with_the_utilization(tmp_path):
+    clock = Clock()
+    with make(tmp_path, clock=clock) as logger:
+        assert logger.rates() == {}
+        for step in range(1, 11):
+            clock.now += 0.5
+            logger.tick(step)
+        expected = {"perf/steps_per_second": 2.0, "perf/images_per_second": 128.0, "perf/seconds_left": 495.0}
+        assert logger.rates() == expected
+        logger.set_step_cost(0.125)
+        assert logger.rates() == expected | {"perf/mfu": 0.25}
+
+
 def test_log_lines_are_printed_above_the_line_of_a_terminal(tmp_path, printed_log):
     clock, out = Clock(), Terminal()
     with make(tmp_path, out, clock) as logger:
@@ -104,7 +117,7 @@ def test_log_lines_are_printed_above_the_line_of_a_terminal(tmp_path, printed_lo
         clock.now += 2
         logger.tick(3)
         logging.getLogger("ddpm_jax.test").info("saved")
-        logger.log_scalars(3, {"loss": 1})
+        logger.log_scalars(3, {"train/loss": 1})
     begin, second, saved, last = out.getvalue().replace("\r\x1b[K", "\r").split("\r")[1:]
     assert begin == "step 1 / 1,000 (0%)\x1b[K"
     assert second == "step 3 / 1,000 (0%) · 1.0 steps/s · 64.0 images/s · 16:37 left\x1b[K"
@@ -149,10 +162,14 @@ def test_truncation_leaves_no_temporary_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+class Forbidden:
+    """A tracker that must not be used."""
+
+
 def test_a_process_that_is_not_the_writer_changes_nothing(tmp_path):
     write_steps(tmp_path, [10, 20])
     out = io.StringIO()
-    with make(tmp_path, out, is_writer=False, tensorboard=True) as logger, logger.pause():
+    with make(tmp_path, out, is_writer=False, tracker=Forbidden()) as logger, logger.pause():
         logger.tick(1)
         logger.log_scalars(5, {"loss": 1.0})
         logger.log_image(5, "samples", np.zeros((4, 4, 3), np.uint8))
@@ -172,29 +189,36 @@ def test_a_full_disk_is_an_error(tmp_path):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
-    logger._metrics.close()
-    logger._metrics = Full()
+    logger._metrics._file.close()
+    logger._metrics._file = Full()
     with pytest.raises(FileAccessError, match=r"cannot write .*metrics\.jsonl: no space left on device"):
         logger.log_scalars(1, {})
 
 
 TENSORBOARD = """
 import sys, numpy as np
-from ddpm_jax.runtime.metric_logger import TensorBoardWriter, TrainLogger
+from ddpm_jax.runtime.metric_logger import TrainLogger
+from ddpm_jax.runtime.trackers import TrackerGroup
 if sys.argv[2] == "without":
-    sys.modules["tensorflow"] = None
-with TrainLogger(sys.argv[1], total_steps=10, start_step=0, batch_size=1) as logger:
-    assert "clu" not in sys.modules
+    sys.modules["tensorboard"] = None
+tracker = TrackerGroup(("jsonl", "tensorboard"), sys.argv[1], "metrics.jsonl")
+tracker.start({"seed": 1, "train": {"num_steps": 10, "trackers": ["tensorboard"]}}, "a/b", 0)
+with TrainLogger(sys.argv[1], total_steps=10, start_step=0, batch_size=1, tracker=tracker) as logger:
+    assert sys.modules.get("tensorboard") is None  # imported by the first event
     logger.tick(1)
-    logger.log_scalars(1, {"loss": 0.5})
+    logger.log_scalars(1, {"train/loss": 0.5})
     logger.log_image(1, "samples", np.full((4, 4, 3), 200, np.uint8))
-    logger.log_scalars(2, {"loss": 0.25})
-with TensorBoardWriter(sys.argv[1]) as events:
-    events.log_scalars(2, {"loss": 0.75}, "evaluate/ema")
+    logger.log_scalars(2, {"train/loss": 0.25})
+with TrackerGroup(("tensorboard",), sys.argv[1], "other.json") as tracker:
+    tracker.start({"seed": 1}, "a/b", None)
+    tracker.log_scalars(2, {"train/loss": 0.75}, "evaluate/ema")
+assert "tensorflow" not in sys.modules
 """
 
 READ_EVENTS = """
-import pathlib, tensorflow as tf
+import os, pathlib
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}  # no start-up messages
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 folder = pathlib.Path(sys.argv[1], "tensorboard")
 files = sorted(folder.rglob("events.*"), key=lambda file: len(file.parts))
@@ -203,6 +227,9 @@ for file in files:
     for event in EventFileLoader(str(file)).Load():
         for value in event.summary.value:
             array = tf.make_ndarray(value.tensor)
+            if value.tag in ("config", "_hparams_/session_start_info"):
+                print(event.step, value.tag, str(value.metadata.plugin_data.plugin_name))
+                continue
             if value.tag == "samples":
                 array = tf.io.decode_png(array.flat[2]).numpy()
             print(event.step, value.tag, array.dtype, array.tolist())
@@ -219,16 +246,20 @@ def run_program(program, folder, how, environment):
 def test_events_hold_the_same_numbers(tmp_path, child_environment):
     written, lines = run_program(TENSORBOARD + READ_EVENTS, tmp_path, "with", child_environment())
     assert written == [
-        "1 loss float32 0.5",
+        "0 config text",
+        "0 _hparams_/session_start_info hparams",
+        "1 train/loss float32 0.5",
         f"1 samples uint8 {np.full((4, 4, 3), 200).tolist()}",
-        "2 loss float32 0.25",
-        "2 loss float32 0.75",
+        "2 train/loss float32 0.25",
+        "2 train/loss float32 0.75",
     ]
     assert lines == []
 
 
-def test_without_tensorflow_there_is_one_log_line(tmp_path, child_environment):
+def test_without_tensorboard_there_is_one_log_line(tmp_path, child_environment):
     _, lines = run_program(TENSORBOARD, tmp_path, "without", child_environment())
-    assert len(lines) == 2  # one from each of the two writers
-    assert all(line.startswith("TensorBoard is off (import of tensorflow halted") for line in lines)
+    assert lines == [  # one from each of the two writers
+        f"the tracker tensorboard is off (for events: pip install tensorboard); {file} has the same numbers"
+        for file in ("metrics.jsonl", "other.json")
+    ]
     assert not (tmp_path / "tensorboard").exists()

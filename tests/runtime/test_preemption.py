@@ -12,10 +12,10 @@ from ddpm_jax.runtime.preemption import GracefulShutdown
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_only_sets_the_flag(number):
     with GracefulShutdown() as shutdown:
-        assert shutdown.requested is shutdown.check() is shutdown.agreed is None
+        assert shutdown._requested is shutdown.check() is shutdown.agreed is None
         assert shutdown.exit_code == 0
         os.kill(os.getpid(), number)
-        assert shutdown.requested == shutdown.check() == shutdown.agreed == number
+        assert shutdown._requested == shutdown.check() == shutdown.agreed == number
         assert shutdown.exit_code == 128 + number
 
 
@@ -23,7 +23,7 @@ def test_the_first_signal_counts():
     with GracefulShutdown() as shutdown:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert shutdown.requested == signal.SIGTERM
+        assert shutdown._requested == signal.SIGTERM
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
@@ -32,7 +32,7 @@ def test_ctrl_c_after_a_request_interrupts_at_once(first):
         os.kill(os.getpid(), first)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        assert shutdown.requested == first
+        assert shutdown._requested == first
 
 
 def test_the_synchronized_signal_applies_not_the_one_of_this_process():
@@ -68,7 +68,7 @@ def test_in_another_thread_it_does_nothing():
 
     def run():
         with GracefulShutdown() as shutdown:
-            seen.extend([signal.getsignal(signal.SIGTERM), shutdown.requested])
+            seen.extend([signal.getsignal(signal.SIGTERM), shutdown._requested])
 
     thread = threading.Thread(target=run)
     thread.start()

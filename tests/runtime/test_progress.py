@@ -32,15 +32,15 @@ def test_progress_of_images():
     ]
 
 
-def test_a_paused_progress_keeps_its_speed():
-    clock, out = Clock(), io.StringIO()
-    progress = Progress(30, "batches", out=out, clock=clock)
-    progress.update(0)
+def test_a_pause_does_not_change_the_speed():
+    clock = Clock()
+    rate = Throughput(clock)
+    rate.update(0)
     clock.now += 10
-    with progress.pause():
+    with rate.pause():
         clock.now += 100
-    progress.update(10)
-    assert out.getvalue().splitlines()[-1] == "10 / 30 batches (33%) · 1.0 batches/s · 0:20 left"
+    rate.update(10)
+    assert (rate.per_second(), rate.seconds_left(20)) == (1, 20)
 
 
 def test_speed_is_unknown_at_first():

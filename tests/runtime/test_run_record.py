@@ -10,7 +10,7 @@ from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 
 CONFIG = {
     "seed": 0,
-    "model": {"ch": 128, "ch_mult": (1, 2, 2, 2), "dropout": 0.1},
+    "model": {"unet": {"ch": 128, "ch_mult": (1, 2, 2, 2), "dropout": 0.1}},
     "optimizer": {"learning_rate": 1e-3},
     "train": {"batch_size": 8},
 }
@@ -40,8 +40,8 @@ def test_a_start_writes_its_config_and_a_line(tmp_path):
 
 
 def test_checks_write_nothing(tmp_path):
-    run_record.check_resume(tmp_path, CONFIG)
-    run_record.check_reading(tmp_path, CONFIG)
+    run_record.check_config(tmp_path, CONFIG, resume=True)
+    run_record.check_config(tmp_path, CONFIG, resume=False)
     assert run_record.report_config(tmp_path, CONFIG, None) == AS_READ
     assert os.listdir(tmp_path) == []
 
@@ -49,14 +49,14 @@ def test_checks_write_nothing(tmp_path):
 def test_until_a_checkpoint_is_saved_any_field_may_change(tmp_path):
     run_record.record_start(tmp_path, CONFIG, 0)
     workdir.checkpoint_folder(tmp_path).mkdir()  # killed before the first save
-    other = CONFIG | {"seed": 3, "model": {"ch": 64}}
-    run_record.check_resume(tmp_path, other)
+    other = CONFIG | {"seed": 3, "model": {"unet": CONFIG["model"]["unet"] | {"ch": 64}}}
+    run_record.check_config(tmp_path, other, resume=True)
     assert run_record.resume_changes(tmp_path, other, 0) == {}
     run_record.record_start(tmp_path, other, 0)
     save(tmp_path, 10)
     assert run_record.config_at(tmp_path, 10)["seed"] == 3
-    with pytest.raises(ConflictError, match=r"model\.ch was 64, now 128.*seed was 3, now 0"):
-        run_record.check_resume(tmp_path, CONFIG)
+    with pytest.raises(ConflictError, match=r"model\.unet\.ch was 64, now 128.*seed was 3, now 0"):
+        run_record.check_config(tmp_path, CONFIG, resume=True)
 
 
 def test_unsaved_steps_are_ignored(tmp_path):
@@ -101,25 +101,17 @@ def test_after_a_kill_between_the_two_files_the_history_is_correct(tmp_path, mon
     assert len(run_record.read_history(tmp_path)) == 1
 
 
-def test_a_run_without_a_history_keeps_its_config(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(with_rate(1.0)))
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_of_another_version_is_refused(tmp_path, resume):
+    """Its config has other fields. Sections of free options may differ."""
+    run_record.record_start(tmp_path, CONFIG | {"data": {"options": {"a": 1}}}, 0)
     save(tmp_path, 10)
-    assert rate_at(tmp_path, 10) == 1.0
-    assert run_record.resume_changes(tmp_path, with_rate(2.0), 10) == {"optimizer.learning_rate": [1.0, 2.0]}
-    run_record.record_start(tmp_path, with_rate(2.0), 10)
-    save(tmp_path, 20)
-    assert [rate_at(tmp_path, step) for step in (10, 20)] == [1.0, 2.0]
-
-
-def test_a_field_newer_than_the_run_has_its_default(tmp_path):
-    run_record.record_start(tmp_path, CONFIG, 0)
-    save(tmp_path, 10)
-    defaults = {"model": {"heads": [1, 2], "ch": 7}, "train": {"new": 1}}
-    newer = CONFIG | {"model": CONFIG["model"] | {"heads": (1, 2)}}
-    run_record.check_resume(tmp_path, newer, defaults)
-    run_record.check_reading(tmp_path, newer, defaults)
-    with pytest.raises(ConflictError, match=r"model\.heads was \[1, 2\], now \[2\]"):
-        run_record.check_resume(tmp_path, CONFIG | {"model": CONFIG["model"] | {"heads": (2,)}}, defaults)
+    now = CONFIG | {"optimizer": {"rate": 1e-3}, "data": {"options": {}}}
+    found = r"by another version of this program: it lacks optimizer\.rate; optimizer\.learning_rate is unknown\."
+    with pytest.raises(ConflictError, match=found):
+        run_record.check_config(tmp_path, now, resume=resume)
+    with pytest.raises(ConflictError, match=r"data\.options\.a was 1, now null"):
+        run_record.check_config(tmp_path, CONFIG | {"data": {"options": {}}}, resume=resume)
 
 
 def test_a_report_has_the_training_config_of_the_checkpoint(tmp_path):

@@ -22,7 +22,7 @@ def test_relative_folders_and_home_become_absolute(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(FileAccessError, match=r"contains no run.*--workdir"):
+    with pytest.raises(FileAccessError, match=r"contains no run.*`workdir`"):
         workdir.read_config(tmp_path)
 
 

