@@ -1,4 +1,4 @@
-"""Line charts side by side, as an image. `filmstrip` has strips of images with curves below."""
+"""Line charts in a grid, as an image. `filmstrip` has strips of images with curves below."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from matplotlib.ticker import LogFormatter
 COLORS = ("#1f5a96", "#b4532a", "#3f7d3a", "#7a4a9e", "#8a7a1f", "#3c3c3c", "#2a8f95")
 INK, FAINT = "#222222", "#d9d9d9"
 INCHES, DOTS = (6.4, 4.2), 110  # size of a chart; dots per inch
+MAX_COLUMNS = 3  # a wider image would be shrunk until its labels cannot be read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,16 +52,21 @@ class _Plain(LogFormatter):
 
 
 def draw(charts: Sequence[Chart]) -> np.ndarray:
-    """The charts side by side: uint8 [H, W, 3], on white.
+    """The charts in rows of at most MAX_COLUMNS: uint8 [H, W, 3], on white.
 
     Raises:
       ValueError: no charts.
     """
     if not charts:
         raise ValueError("there is no chart to draw")
-    figure = Figure(figsize=(INCHES[0] * len(charts), INCHES[1]), dpi=DOTS, facecolor="white", layout="constrained")
+    columns = min(len(charts), MAX_COLUMNS)
+    rows = -(-len(charts) // columns)
+    figure = Figure(figsize=(INCHES[0] * columns, INCHES[1] * rows), dpi=DOTS, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in grid[len(charts) :]:
+        unused.set_axis_off()
+    for axes, chart in zip(grid[: len(charts)], charts, strict=True):
         axes.set_title(chart.title, color=INK, fontsize=11)
         axes.set_xlabel(chart.x_label, color=INK)
         axes.set_ylabel(chart.y_label, color=INK)

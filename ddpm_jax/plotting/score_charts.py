@@ -7,11 +7,22 @@ import numpy as np
 
 from ddpm_jax.plotting import charts
 
+TITLES = {
+    "train/loss": "Training loss",
+    "loss_ema": "Held-out loss, EMA parameters",
+    "loss_raw": "Held-out loss, raw parameters",
+    "frechet": "Fréchet distance",
+    "kid": "KID",
+    "inception_score": "Inception score",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+
 
 def draw_scores(
     rows_of: Mapping[str, Iterable[Mapping[str, Any]]], names: Sequence[str], *, log_scores: Sequence[str] = ()
 ) -> np.ndarray | None:
-    """Charts side by side with a curve for each label: uint8 [H, W, 3]; None if no score has two steps.
+    """Charts in a grid, each with a curve for each label: uint8 [H, W, 3]; None if no score has two steps.
 
     Args:
       rows_of: label of a curve -> rows with `step` and scores; where a step repeats, the last row counts.
@@ -27,7 +38,6 @@ def draw_scores(
                 x, y = np.array(sorted(values.items()), float).T
                 lines.append(charts.Line(x, y, label, points=name not in log_scores))
         if any(len(line.x) > 1 for line in lines):
-            found.append(
-                charts.Chart(name.removeprefix("eval/").replace("_", " "), "step", name, lines, log_y=name in log_scores)
-            )
+            title = TITLES.get(name.removeprefix("eval/"), name.removeprefix("eval/").replace("_", " "))
+            found.append(charts.Chart(title, "step", "", lines, log_y=name in log_scores))
     return charts.draw(found) if found else None

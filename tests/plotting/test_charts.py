@@ -75,3 +75,11 @@ def test_flat_lines_are_dashed_and_labeled(axes_of):
 def test_no_charts_are_rejected():
     with pytest.raises(ValueError, match="there is no chart"):
         charts.draw([])
+
+
+def test_more_than_three_charts_begin_a_new_row():
+    chart = charts.Chart("a", "x", "y", [charts.Line(np.arange(3), np.arange(3))])
+    height, width, _ = charts.draw([chart] * 3).shape
+    two_rows = charts.draw([chart] * 5)
+    assert two_rows.shape == (2 * height, width, 3)
+    assert (two_rows[height:, -width // 4 :] == 255).all()  # no sixth chart

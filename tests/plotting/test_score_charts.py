@@ -15,7 +15,7 @@ def test_a_chart_for_each_score_with_two_steps(monkeypatch):
     assert draw_scores({"run": rows, "other": []}, ["eval/frechet", "eval/kid", "eval/recall"]) is not None
     (chart,) = drawn
     (line,) = chart.lines
-    assert (chart.title, line.label) == ("frechet", "run")
+    assert (chart.title, line.label) == ("Fréchet distance", "run")
     np.testing.assert_array_equal([line.x, line.y], [[1, 2], [4, 5]])
 
 
