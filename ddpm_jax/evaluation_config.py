@@ -259,10 +259,13 @@ def build_heldout_loss(
     )
 
 
-def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]] | None:
+def build_periodic_scores(
+    config: ConfigDict, mesh: jax.sharding.Mesh, train_set: ImageSource
+) -> Callable[[Any], dict[str, float]] | None:
     """params -> {"eval/frechet": ...}, for config.train.eval_num_samples images of config.sampling; None for 0 images.
 
-    The random keys are those of --mode=sample, so the evaluations do not affect training.
+    The random keys are those of --mode=sample, so the evaluations do not affect training. The reference is `train_set`, as
+    loaded for training, if config.evaluation names no other.
 
     Raises:
       UsageError: a field of config.evaluation is invalid, or no metric scores generated images.
@@ -282,7 +285,8 @@ def build_periodic_scores(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callab
         if number <= NUM_NEIGHBORS:
             raise UsageError(f"config.train.eval_num_samples is {number}: it must be above {NUM_NEIGHBORS}, or 0 for none")
         sampler = build.build_batched_sampler(case, mesh)
-    scorer, key = build_scorer(config, mesh), rng.purpose_key(case.sampling.seed, "sample")
+    source = train_set if compared_split(config) == config.data.split else None
+    scorer, key = build_scorer(config, mesh, source), rng.purpose_key(case.sampling.seed, "sample")
     labels = data_config.sampling_labels(case, scorer.classes.counts)
 
     def scores(params: Any) -> dict[str, float]:

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, sampling_config
+from ddpm_jax.data.source import ImageSource
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, workdir
@@ -43,16 +44,18 @@ def remedies(config: ConfigDict) -> str:
 
 
 def build_evaluation(
-    config: ConfigDict, mesh: jax.sharding.Mesh, run_folder: pathlib.Path
+    config: ConfigDict, mesh: jax.sharding.Mesh, run_folder: pathlib.Path, source: ImageSource
 ) -> Callable[[TrainState], dict[str, float]]:
     """state -> {"eval/loss_ema": ..., "eval/loss_raw": ..., "eval/frechet": ...}: losses of held-out images, and scores.
+
+    `source` is the training set.
 
     Raises:
       UsageError: a field is invalid, or there is nothing to compute.
     """
     from ddpm_jax import evaluation_config  # imported lazily: it takes half a second
 
-    scores = evaluation_config.build_periodic_scores(config, mesh)
+    scores = evaluation_config.build_periodic_scores(config, mesh, source)
     heldout_loss = evaluation_config.build_heldout_loss(config, mesh, workdir.read_data_identity(run_folder))
     if scores is None and heldout_loss is None:
         raise UsageError("config.train.eval_every is set, but no images are generated or held out: set it to 0")

@@ -107,7 +107,7 @@ def _train(
         data_config.complete(config, identity.identity_of(source))
         build.build_batched_sampler(config, mesh)  # find invalid fields of config.sampling now
         tracker = TrackerGroup(config.train.trackers if is_writer else (), run_folder, fallback_file=jsonl.METRICS)
-    evaluate = training_config.build_evaluation(config, mesh, run_folder) if config.train.eval_every else None
+    evaluate = training_config.build_evaluation(config, mesh, run_folder, source) if config.train.eval_every else None
 
     with CheckpointManager(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
