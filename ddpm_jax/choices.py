@@ -96,14 +96,17 @@ def take_free_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Returns:
       The other arguments, and dotted name -> value: a number, a boolean, a tuple of such, or else a string.
     """
-    rest, found, arguments = [], {}, iter(argv)
-    for argument in arguments:
+    rest, found, arguments = [], {}, list(argv)
+    while arguments:
+        argument = arguments.pop(0)
         name, equals, text = argument.lstrip("-").partition("=")
         section, _, option = name.removeprefix("config.").rpartition(".")
         if not (argument.startswith("-") and name.startswith("config.") and option and is_free(section)):
             rest.append(argument)
         else:
-            found[f"{section}.{option}"] = _parse(text if equals else next(arguments, ""))
+            if not equals:  # the value is the next argument, or, before another flag, true
+                text = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "true"
+            found[f"{section}.{option}"] = _parse(text)
     return rest, found
 
 

@@ -146,6 +146,7 @@ def test_a_changed_file_is_reported_at_a_resume(my_parts, printed_log, capsys):
     train.run(config, "run")
     file = my_parts / "my_parts.py"
     file.write_text(file.read_text() + "\n# changed\n")
+    sys.modules.pop("my_parts")  # as in a new process
     config, _ = configured(own)
     train.run(config, "run")
     assert 'resuming at step 1; changed: train.num_steps 1 -> 2, my_parts.py "' in capsys.readouterr().err
@@ -250,6 +251,7 @@ def test_free_flags_are_parsed(text, value):
     flag = "--config.model.options.width"
     for argv in (["main.py", "--workdir=x", f"{flag}={text}"], ["main.py", flag, text, "--workdir=x"]):
         assert choices.take_free_flags(argv) == (["main.py", "--workdir=x"], {"model.options.width": value})
+    assert choices.take_free_flags([flag, "--workdir=x"]) == (["--workdir=x"], {"model.options.width": True})
     config = defaults.get_config()
     choices.set_free_fields(config, {"model.options.width": 1})
     choices.set_free_fields(config, {"model.options.width": value})  # of another type
@@ -266,6 +268,9 @@ def test_changed_code_is_another_sampler(my_parts):
     before = [sampling_config.identity_of(config, "sample", 1, ""), sampling_config.cache_identity(config, {}, 1, "", None)]
     file = my_parts / "my_parts.py"
     file.write_text(file.read_text() + "\n# changed\n")
+    same = sampling_config.identity_of(config, "sample", 1, "")
+    assert same == before[0]  # the imported code is still in use
+    sys.modules.pop("my_parts")  # as in a new process
     after = [sampling_config.identity_of(config, "sample", 1, ""), sampling_config.cache_identity(config, {}, 1, "", None)]
     assert all(old != new and old.keys() == new.keys() for old, new in zip(before, after, strict=True))
     extractor = features.make_extractor("my_parts:quarter_means", options={"parts": 2})

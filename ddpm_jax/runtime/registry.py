@@ -17,6 +17,8 @@ from typing import Any
 
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError, error_line
 
+_DIGEST = "__ddpm_jax_digest__"  # attribute of imported modules of the user's own
+
 
 def is_custom(name: str) -> bool:
     """Whether `name` has the form module:function. TFDS's versions, such as mnist:3.0.1, do not."""
@@ -63,16 +65,21 @@ def load(name: str, kind: str) -> Callable[..., Any]:
 def _module(name: str) -> types.ModuleType:
     if "" not in sys.path:
         sys.path.insert(0, "")  # the current folder
-    return importlib.import_module(name.partition(":")[0])
+    module = importlib.import_module(name.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    if file and not _is_installed(file) and not hasattr(module, _DIGEST):
+        # Now, not when it is asked for: the file may change while the imported code stays in use.
+        setattr(module, _DIGEST, hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12])
+    return module
 
 
 def source_digest(name: str) -> dict[str, str]:
-    """Name of the file of module:function -> first 12 digits of its SHA-256; empty for a module of an installed package."""
-    file = getattr(_module(name), "__file__", None)
-    if file is None or _is_installed(file):
+    """File of module:function -> first 12 digits of its SHA-256 when it was imported; empty for an installed package."""
+    module = _module(name)
+    if not hasattr(module, _DIGEST):
         return {}
-    path = pathlib.Path(file)
-    return {f"{name.partition(':')[0].replace('.', '/')}{path.suffix}": hashlib.sha256(path.read_bytes()).hexdigest()[:12]}
+    suffix = pathlib.Path(str(module.__file__)).suffix
+    return {f"{name.partition(':')[0].replace('.', '/')}{suffix}": getattr(module, _DIGEST)}
 
 
 def fault(error: BaseException) -> str:

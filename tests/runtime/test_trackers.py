@@ -161,3 +161,13 @@ def test_weights_and_biases_offline(tmp_path, child_environment):
     assert losses == [{1: 1.0, 2: 0.5, 3: 0.25}, {3: 0.25, 4: 0.125, 5: 0.0625}, {}]
     assert [row["evaluate/ema/eval/frechet"] for row in read[2][1] if "evaluate/ema/eval/frechet" in row] == [0.125]
     assert len(list(pathlib.Path(tmp_path, "wandb").glob("offline-run-*/files/media/images/samples_*.png"))) == 3
+
+
+def test_a_tracker_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "failing_tracker.py").write_text(
+        "class Failing:\n    def __init__(self, workdir):\n        raise OSError('disk')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InvalidArgumentError, match=r"the tracker failing_tracker:Failing fails: .*disk.*line 3 of") as caught:
+        TrackerGroup(["failing_tracker:Failing"], tmp_path, "metrics.jsonl")
+    assert "\n" not in str(caught.value)

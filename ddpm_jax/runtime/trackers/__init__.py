@@ -64,16 +64,17 @@ class TrackerGroup(contextlib.AbstractContextManager):
       fallback_file: name of the file that has the same numbers, for that line.
 
     Raises:
-      InvalidArgumentError: a name is unknown or cannot be imported.
+      InvalidArgumentError: a name is unknown, or a class of the user's own cannot be imported or made.
       UnavailableError: a tracker needs a package that is not installed.
     """
 
     def __init__(self, names: Sequence[str], workdir: str | os.PathLike, fallback_file: str) -> None:
         folder = Path(workdir).absolute()
         check_names(names)
-        factories = {name: registry.find(name, TRACKERS, "tracker") for name in names if name != JSONL}
         self._fallback_file = fallback_file
-        self._trackers: dict[str, Tracker] = {name: factory(folder) for name, factory in factories.items()}
+        self._trackers: dict[str, Tracker] = {
+            name: registry.make(name, TRACKERS, "tracker", folder, options={}) for name in names if name != JSONL
+        }
 
     def start(self, config: Mapping[str, Any], name: str, step: int | None) -> None:
         """As `Tracker.start`, of each."""
