@@ -6,7 +6,7 @@ import logging
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ddpm_jax import configs
@@ -153,7 +153,7 @@ def show_progress_and_log(shown: bool, arguments: Mapping[str, str]) -> Iterator
             return
         handler, level = LineHandler(), logger.level
         handler.addFilter(_is_from_primary_process)
-        handler.setFormatter(_ArgumentFormatter(arguments))
+        handler.setFormatter(_RenamingFormatter(lambda text: name_arguments(text, arguments)))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:
@@ -171,28 +171,19 @@ def configure_logging(config: Mapping[str, Any]) -> None:
     """
     logger, handler = logging.getLogger("ddpm_jax"), LineHandler()
     handler.addFilter(_is_from_primary_process)
-    handler.setFormatter(_FieldFormatter(config))
+    handler.setFormatter(_RenamingFormatter(lambda text: name_fields(text, config)))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False  # absl would print it again, with a prefix
 
 
-class _FieldFormatter(logging.Formatter):
-    def __init__(self, config: Mapping[str, Any]):
+class _RenamingFormatter(logging.Formatter):
+    def __init__(self, rename: Callable[[str], str]):
         super().__init__()
-        self._config = config
+        self._rename = rename
 
     def format(self, record: logging.LogRecord) -> str:
-        return name_fields(super().format(record), self._config)
-
-
-class _ArgumentFormatter(logging.Formatter):
-    def __init__(self, arguments: Mapping[str, str]):
-        super().__init__()
-        self._arguments = arguments
-
-    def format(self, record: logging.LogRecord) -> str:
-        return name_arguments(super().format(record), self._arguments)
+        return self._rename(super().format(record))
 
 
 def _is_from_primary_process(record: logging.LogRecord) -> bool:

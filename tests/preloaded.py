@@ -38,7 +38,7 @@ class Process:
     Args:
       line: command line: `sys.executable`, then a script or `-c` and its text, then its arguments.
       stdout: file to which the output is appended; None discards it.
-      stderr: likewise.
+      stderr: as stdout.
       env: all environment variables; by default those of this process. JAX has read its own already, except
         JAX_COMPILATION_CACHE_DIR, where the program caches all that it compiles.
     """

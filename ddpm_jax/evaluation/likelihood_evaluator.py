@@ -1,5 +1,6 @@
 """What the evaluators of the likelihood of images share: batches over all devices, with one random key per image."""
 
+import abc
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from ddpm_jax.runtime.batch_driver import Batch, BatchDriver
 
 
-class LikelihoodEvaluator:
+class LikelihoodEvaluator(abc.ABC):
     """Subclasses define `_compute` for a batch on the devices, and `_result`, which converts its output on the host.
 
     Nothing is compiled before the first use. The arguments of all subclasses:
@@ -57,8 +58,8 @@ class LikelihoodEvaluator:
             first_image += len(result[0])
             yield result
 
-    def _compute(self, params: Any, batch: Batch) -> Any:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _compute(self, params: Any, batch: Batch) -> Any: ...
 
-    def _result(self, found: Any, first_image: int) -> Any:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _result(self, found: Any, first_image: int) -> Any: ...
