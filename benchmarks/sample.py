@@ -58,7 +58,7 @@ def main() -> None:
     ceiling_matmul, ceiling_flops = common.matmul(build.DTYPES[config.model.dtype])
     work = {
         "ddpm_jax": common.in_process(generate),
-        "its network alone": common.in_process(lambda: jax.block_until_ready(network_alone(*arguments))),
+        "its network alone": common.in_process(lambda: network_alone(*arguments)),
     }
     if options.against:
         work |= common.against_torch("torch_reference", "sampler", config, batch_size, sampling.num_steps)

@@ -49,11 +49,12 @@ def count_parameters(config) -> int:
     return sum(parameter.numel() for parameter in make_unet(config).parameters())
 
 
-def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[], None]:
+def train_step(config, images: np.ndarray, *, channels_last: bool, compiled: bool = False) -> Callable[[], None]:
     """A function that runs one training step of DDPM on uint8 [B, H, W, C]."""
     network = _prepared(config, channels_last).train()
+    run = torch.compile(network) if compiled else network
     average = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate, fused=torch.cuda.is_available())
     scheduler = diffusers.DDPMScheduler(config.diffusion.num_timesteps)
     pixels, labels = torch.from_numpy(images).permute(0, 3, 1, 2).to(_device()), _labels(config, len(images))
 
@@ -68,7 +69,7 @@ def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[
         if channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
-            eps = network(x_t, t, labels).sample
+            eps = run(x_t, t, labels).sample
         loss = (eps.float() - noise).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -76,14 +77,14 @@ def train_step(config, images: np.ndarray, *, channels_last: bool) -> Callable[[
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - config.ema.decay)
-        _wait()
 
     return once
 
 
-def sampler(config, batch_size: int, num_steps: int, *, channels_last: bool) -> Callable[[], None]:
+def sampler(config, batch_size: int, num_steps: int, *, channels_last: bool, compiled: bool = False) -> Callable[[], None]:
     """A function that generates a batch with diffusers' scheduler and network, like its pipelines."""
     network = _prepared(config, channels_last).eval()
+    run = torch.compile(network) if compiled else network
     kind = diffusers.DDIMScheduler if config.sampling.sampler == "ddim" else diffusers.DDPMScheduler
     scheduler = kind(config.diffusion.num_timesteps)
     scheduler.set_timesteps(num_steps)
@@ -97,10 +98,9 @@ def sampler(config, batch_size: int, num_steps: int, *, channels_last: bool) -> 
             x = x.contiguous(memory_format=torch.channels_last)
         for t in scheduler.timesteps:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
-                eps = network(x, t, labels).sample
+                eps = run(x, t, labels).sample
             x = scheduler.step(eps.float(), t, x).prev_sample
         ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        _wait()
 
     return once
 
@@ -114,6 +114,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _wait() -> None:
+def wait(_) -> None:
+    """Block until the device is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

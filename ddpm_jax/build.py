@@ -286,6 +286,15 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
     return step
 
 
+def train_step_compiler_options(config: ConfigDict) -> dict[str, bool] | None:
+    """Options of `jax.jit` for the training step: on a GPU, kernels that compute the same bits in each run and process.
+
+    The fastest gradients of convolutions add in no fixed order, and XLA chooses among kernels by timing them.
+    """
+    deterministic = config.train.deterministic and jax.default_backend() == "gpu"
+    return {"xla_gpu_deterministic_ops": True} if deterministic else None
+
+
 def build_batched_sampler(
     config: ConfigDict,
     mesh: Mesh,

@@ -140,7 +140,12 @@ def _train(
             )
             scores = BestCheckpoint(config.train.keep_best, run_folder, checkpoints) if evaluate else None
             everywhere = meshes.replicated(mesh)
-            train_step = jax.jit(build.build_train_step(config, mesh), donate_argnums=0, out_shardings=everywhere)
+            train_step = jax.jit(
+                build.build_train_step(config, mesh),
+                donate_argnums=0,
+                out_shardings=everywhere,
+                compiler_options=build.train_step_compiler_options(config),
+            )
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
             batches = pipeline.prefetch_to_device(
                 pipeline.batches(

@@ -152,6 +152,16 @@ def test_other_platforms_get_nothing(monkeypatch):
     assert cpu.inception_group_size() is None
 
 
+@pytest.mark.parametrize(("platform", "deterministic", "expected"), [
+    ("gpu", True, {"xla_gpu_deterministic_ops": True}), ("gpu", False, None), ("cpu", True, None), ("tpu", True, None),
+])  # fmt: skip
+def test_only_gpus_need_an_option_for_deterministic_steps(monkeypatch, platform, deterministic, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    config = tiny_config()
+    config.train.deterministic = deterministic
+    assert build.train_step_compiler_options(config) == expected
+
+
 @pytest.mark.parametrize(("dropout", "names"), [(0.0, {"unroll", "shard_grad_fn"}), (0.1, {"unroll"})])
 def test_gradients_are_averaged_by_devices_if_the_network_is_deterministic(dropout, names):
     model = UNet(dropout=dropout)
