@@ -73,6 +73,11 @@ def build_evaluation(
     return evaluate
 
 
+def grid_file(run_folder: pathlib.Path, step: int, suffix: str = "") -> pathlib.Path:
+    """The file of the image grid of a step; with a suffix, of one of its intermediate steps."""
+    return workdir.sample_folder(run_folder) / f"step_{step:08d}{suffix}.png"
+
+
 class SampleGrids:
     """Saves image grids of samples, samples/step_N.png, with the parameters and classes of config.sampling.
 
@@ -131,7 +136,7 @@ class SampleGrids:
             logger.info(f"no image grid for step {step:,}: {error}")
             return []
         pictures = sample_files.pictures_of(generated, self._class_names)
-        files = [self._folder / f"step_{step:08d}{suffix}.png" for suffix in pictures]
+        files = [grid_file(self._run_folder, step, suffix) for suffix in pictures]
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
                 with paths.write_errors(self._folder):

@@ -160,28 +160,36 @@ def _train(
                 ),
                 meshes.batch_sharding(mesh),
             )
+
+            def save(step: int, state: TrainState, *, wait: bool = False) -> None:
+                log.flush()  # first, so that a non-finite state is never saved
+                check_held()
+                checkpoints.save(step, state.fields(), wait=wait)
+
+            # A run that was killed between a checkpoint and its grid or evaluation makes them now.
+            has_grid, has_scores = finished_outputs(run_folder, start_step)
             peak = device_flops.peak_flops(mesh.devices.flat[0]) if is_writer else None
             traced = profiled_steps if is_writer else range(0)
             with contextlib.closing(batches), profiling.profiling(run_folder / "profile", traced) as trace:
                 for step in range(start_step, config.train.num_steps):
-                    stop, is_best = interrupt.check(), False
-                    if step > start_step:
-                        if is_due(step, config.train.sample_every):
-                            log.flush()
-                            with logbook.pause():
-                                grids.save(state)
-                        if is_due(step, config.train.eval_every):
-                            log.flush()
-                            with logbook.pause():
-                                values = evaluate(state)
-                                logbook.log_scalars(step, values)
-                                is_best = scores.update(step, values)
-                        if stop or is_best or is_due(step, config.train.checkpoint_every):
-                            log.flush()  # first, so that a non-finite state is never saved
-                            check_held()
-                            checkpoints.save(step, state.fields())
+                    stop = interrupt.check()
+                    if step > start_step and (stop or is_due(step, config.train.checkpoint_every)):
+                        save(step, state)
                     if stop:
                         break
+                    # After the checkpoint, so that no step is lost if the sampler or an evaluation fails or is killed.
+                    if is_due(step, config.train.sample_every) and (step > start_step or not has_grid):
+                        log.flush()
+                        with logbook.pause():
+                            grids.save(state)
+                    if is_due(step, config.train.eval_every) and (step > start_step or not has_scores):
+                        log.flush()
+                        with logbook.pause():
+                            values = evaluate(state)
+                            logbook.log_scalars(step, values)
+                            is_best = scores.update(step, values)
+                        if is_best:
+                            save(step, state)
                     trace(step)
                     batch = next(batches)
                     if step == start_step and peak:
@@ -204,9 +212,7 @@ def _train(
             log.flush()
             step = int(state.step)
             if step > start_step:  # else there is nothing to save
-                check_held()
-                # Before the last image grid, which may take as long as the training.
-                checkpoints.save(step, state.fields(), wait=True)
+                save(step, state, wait=True)
             ending = f"done: {step:,} steps; generate images with: {sampling_config.sample_command(run_folder)}"
             if step == config.train.num_steps and config.train.sample_every:
                 with logbook.pause():
@@ -257,6 +263,18 @@ def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
     fields, step = checkpoints.restore(abstract.fields())
     return TrainState.from_fields(fields), step
+
+
+def finished_outputs(run_folder: pathlib.Path, step: int) -> tuple[bool, bool]:
+    """Whether the image grid and the scores of a step have been written; both True at step 0, which has neither."""
+    done = (True, True)
+    with distributed.raise_on_all_processes():
+        if step and distributed.is_primary_process():
+            rows = [row for row in jsonl.read_metrics(run_folder) if row["step"] == step]
+            has_scores = any(tag.startswith("eval/") for row in rows for tag in row)
+            done = (training_config.grid_file(run_folder, step).exists(), has_scores)
+    has_grid, has_scores = distributed.broadcast_ints(list(map(int, done)))
+    return bool(has_grid), bool(has_scores)
 
 
 def is_due(step: int, every: int) -> bool:

@@ -212,6 +212,35 @@ def test_a_grid_with_nan_is_skipped_and_training_continues(tmp_path, tiny_config
     assert steps_saved(tmp_path)[-1] == 6
 
 
+def test_a_step_is_saved_before_its_grid_and_evaluation(tmp_path, tiny_config, monkeypatch, metrics):
+    """A failure in either loses no step, and the next start makes what is missing, once."""
+    evaluated, fields = [], {"train.sample_every": 2, "train.eval_every": 2, "train.keep_best": "eval/loss_ema"}
+
+    def evaluate(state):
+        evaluated.append(int(state.step))
+        if len(evaluated) == 1:
+            raise RuntimeError("no memory left")
+        return {"eval/loss_ema": 1.0 / int(state.step)}
+
+    monkeypatch.setattr(train.training_config, "build_evaluation", lambda *_: evaluate)
+    save = train.training_config.SampleGrids.save
+    monkeypatch.setattr(train.training_config.SampleGrids, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.run(tiny_config(fields), str(tmp_path))
+    assert steps_saved(tmp_path) == [2]
+    monkeypatch.setattr(train.training_config.SampleGrids, "save", save)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        train.run(tiny_config(fields), str(tmp_path))
+    assert steps_saved(tmp_path) == [2]
+    made = recorded_grids(monkeypatch)
+    assert train.run(tiny_config(fields), str(tmp_path)) == 0
+    assert evaluated == [2, 2, 4, 6]
+    assert len(made) == 2  # of steps 4 and 6
+    names = {f"step_{step:08d}.png" for step in (2, 4, 6)}
+    assert names == set(os.listdir(tmp_path / "samples"))
+    assert [row["step"] for row in metrics(tmp_path) if "eval/loss_ema" in row] == [2, 4, 6]
+
+
 def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
     assert train.run(tiny_config(), str(tmp_path), profile="2:4") == 0
     assert [name for _, _, files in os.walk(tmp_path / "profile") for name in files if name.endswith(".xplane.pb")]
