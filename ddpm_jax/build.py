@@ -17,7 +17,8 @@ from ddpm_jax.cpu import compiler
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.models import layers
-from ddpm_jax.samplers import make_sampler
+from ddpm_jax.runtime import registry
+from ddpm_jax.samplers import check_custom_sampler, make_sampler
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
 from ddpm_jax.samplers.inversion import ddim_inversion
@@ -58,8 +59,17 @@ def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
             compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
 
 
-def _make(config: ConfigDict, choice: choices.Choice, make: Callable[..., Any], *args: Any, **given: Any) -> Any:
+def _make(
+    config: ConfigDict,
+    choice: choices.Choice,
+    make: Callable[..., Any],
+    *args: Any,
+    check_custom: Callable[[Any], None] = lambda made: None,
+    **given: Any,
+) -> Any:
     """`make(*args, **given, **options)` with the options of the chosen part, which the errors name.
+
+    `check_custom` validates a part of the user's own.
 
     Raises:
       UsageError: `make` raises a ValueError, or the program itself provides one of the options.
@@ -67,8 +77,12 @@ def _make(config: ConfigDict, choice: choices.Choice, make: Callable[..., Any], 
     options, section = choices.options_of(config, choice), choices.section_of(config, choice)
     if taken := sorted(options.keys() & given.keys()):
         raise UsageError(f"config.{section}.{taken[0]} is not an option, since the program provides it: leave it out")
-    with config_errors(choice.section, {option: f"{section}.{option}" for option in options}):
-        return make(*args, **given, **options)
+    custom = registry.is_custom(args[0])
+    with config_errors(choice.path if custom else choice.section, {option: f"{section}.{option}" for option in options}):
+        made = make(*args, **given, **options)
+        if custom:
+            check_custom(made)
+        return made
 
 
 def build_model(config: ConfigDict) -> nn.Module:
@@ -89,14 +103,19 @@ def build_model(config: ConfigDict) -> nn.Module:
         choices.NETWORK,
         make,
         config.model.name,
-        out_channels=config.data.channels * (1 + build_parameterization(config).learns_variance),
-        num_classes=_num_labels(config),
+        out_channels=out_channels(config),
+        num_classes=num_labels(config),
         dtype=DTYPES[config.model.dtype],
         layer_functions=cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
 
 
-def _num_labels(config: ConfigDict) -> int:
+def out_channels(config: ConfigDict) -> int:
+    """Number of channels of the network's output."""
+    return config.data.channels * (1 + build_parameterization(config).learns_variance)
+
+
+def num_labels(config: ConfigDict) -> int:
     """Number of labels that the network knows, with the null label; 0 for an unconditional one."""
     return config.data.num_classes + (config.model.label_dropout > 0) if config.model.class_conditional else 0
 
@@ -138,16 +157,19 @@ def build_timestep_sampler(config: ConfigDict) -> timestep_sampling.TimestepSamp
 def build_loss(config: ConfigDict) -> losses.LossFn:
     """The training loss, checked against the schedule, the parameterization and the weighting."""
     name, weighting = config.diffusion.loss, build_weighting(config)
-    loss = _make(config, choices.LOSS, losses.make_loss, name, weighting=weighting)
+    means = {"schedule": build_schedule(config), "parameterization": build_parameterization(config)}
+    check = functools.partial(losses.check_custom_loss, name, image_shape=image_shape(config), **means)
+    loss = _make(config, choices.LOSS, losses.make_loss, name, weighting=weighting, check_custom=check)
     with config_errors("diffusion"):
-        losses.check_loss(build_schedule(config), build_parameterization(config), loss=name, weighting=weighting)
+        losses.check_loss(**means, loss=name, weighting=weighting)
     return loss
 
 
 def build_sampler(config: ConfigDict, *, strength: float = 1.0) -> Sampler:
     """The sampler of config.sampling over its respaced schedule, or the lowest fraction `strength` of it."""
-    name, chain, parameterization = config.sampling.sampler, sampling_schedule(config, strength), build_parameterization(config)
-    return _make(config, choices.SAMPLER, make_sampler, name, chain, parameterization, trained=build_schedule(config))
+    name, args = config.sampling.sampler, (sampling_schedule(config, strength), build_parameterization(config))
+    check = functools.partial(check_custom_sampler, name, image_shape=image_shape(config), out_channels=out_channels(config))
+    return _make(config, choices.SAMPLER, make_sampler, name, *args, trained=build_schedule(config), check_custom=check)
 
 
 def build_inpainting_sampler(config: ConfigDict) -> Sampler:
@@ -238,12 +260,8 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
-        cond = jnp.zeros(1, jnp.int32) if _num_labels(config) else None
-        variables = model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)
-        if others := sorted(set(variables) - {"params"}):
-            name = config.model.name
-            raise UsageError(f"the network {name} has the variables {', '.join(others)}, but only params are trained and saved")
-        return variables["params"]
+        cond = jnp.zeros(1, jnp.int32) if num_labels(config) else None
+        return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
     return lambda key: create_state(
@@ -280,7 +298,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
     def step(
         state: TrainState, batch: dict[str, jax.Array], key: jax.Array, learning_rate: jax.typing.ArrayLike
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        cond = {"cond": batch["label"]} if _num_labels(config) else {}
+        cond = {"cond": batch["label"]} if num_labels(config) else {}
         return take_step(state, {"image": batch["image"], **cond}, key, learning_rate)
 
     return step

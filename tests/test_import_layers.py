@@ -18,6 +18,7 @@ LAYERS = {
     "cli": 4,
     "evaluation_config": 3.7,
     "config_validation": 3.5,
+    "network_check": 3.5,
     "training_config": 3.8,
     "config_file": 3.5,
     "user_messages": 2.2,
@@ -37,7 +38,12 @@ LAYERS = {
     "plotting": 1,
     "configs": 0,
 }
-SHARED = ("ddpm_jax.runtime.errors", "ddpm_jax.runtime.atomic", "ddpm_jax.runtime.registry")  # below all layers
+SHARED = (
+    "ddpm_jax.runtime.errors",
+    "ddpm_jax.runtime.atomic",
+    "ddpm_jax.runtime.registry",
+    "ddpm_jax.runtime.custom_parts",
+)  # below all layers
 CONFIG_READERS = (
     "api",
     "run",
@@ -45,6 +51,7 @@ CONFIG_READERS = (
     "run_arguments",
     "cli",
     "config_validation",
+    "network_check",
     "build",
     "choices",
     "config_file",
@@ -76,6 +83,7 @@ HOMES = {
         "choices.py",
         "data_config.py",
         "config_validation.py",
+        "network_check.py",
         "config_file.py",
         "evaluation_config.py",
         "sampling_config.py",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, data_config, sampling_config
+from ddpm_jax import build, config_validation, data_config, network_check, sampling_config
 from ddpm_jax.data import decode
 from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.evaluation import manifest
@@ -47,6 +47,7 @@ def open_run(
     """
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
+        network_check.check_network(config)
         check(config)
         if exists:
             workdir.read_config(folder)

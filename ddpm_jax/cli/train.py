@@ -17,7 +17,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, config_validation, cpu, data_config, sampling_config, training_config
+from ddpm_jax import build, choices, config_validation, cpu, data_config, network_check, sampling_config, training_config
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.runtime import (
     config_changes,
@@ -81,6 +81,7 @@ def train(config: ConfigDict, folder: str, *, profile: str = "") -> Training:
     mesh = meshes.make_mesh()
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
+        network_check.check_network(config)
         training_config.check_params_are_trained(config)
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.noise_level import NoiseLevel, signal_to_noise
 from ddpm_jax.diffusion.parameterization import Parameterization
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import custom_parts, registry
 
 Array = jax.Array
 Weighting = Callable[[Array], Array]  # SNR [B] -> w [B]
@@ -76,18 +76,22 @@ def make_weighting(name: str, /, **options: Any) -> Weighting | None:
       options: gamma of min_snr_gamma (5) or of p2 (1), k of p2 (1), sigma_data of edm (0.5); finite, above 0.
 
     Raises:
-      ValueError: unknown name, unknown option, or an option out of range.
+      ValueError: unknown name, unknown option, an option out of range, or a function of the user's own that returns
+        something else.
     """
     weighting = registry.bind(name, WEIGHTINGS, "weighting", num_args=1, options=options)
     for option, value in options.items():
         if name in WEIGHTINGS and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{option} of the weighting {name} is {value}: it must be finite and above 0")
+    if registry.is_custom(name):
+        part, snr = f"the weighting {name}", custom_parts.array(custom_parts.BATCH_SIZE)
+        custom_parts.check_result(part, custom_parts.trace(part, weighting, snr), snr, "one weight per SNR")
     return None if name == "simple" else weighting
 
 
 def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:
     """The same weighting, but w = 1 at SNR = 0 if it is 0 there; the same for x_0 and v, whose scales (23) are 1 there."""
-    if weighting is None or float(weighting(jnp.zeros(()))) != 0:
+    if weighting is None or float(weighting(jnp.zeros(1))[0]) != 0:
         return weighting
     return lambda snr: jnp.where(snr == 0, 1.0, weighting(snr))
 

@@ -24,7 +24,8 @@ vlb_mean and hybrid_mean use L_t instead of T L_t, and 1 instead of 0.001: hybri
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ from ddpm_jax.diffusion.loss_weighting import Weighting
 from ddpm_jax.diffusion.noise_level import check_shapes
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import custom_parts, registry
 
 Array = jax.Array
 
@@ -84,6 +85,27 @@ def make_loss(name: str, /, *, weighting: Weighting | None = None, **options: An
     return bound
 
 
+def check_custom_loss(
+    name: str,
+    loss_fn: LossFn,
+    schedule: NoiseSchedule,
+    parameterization: Parameterization,
+    image_shape: Sequence[int],
+) -> None:
+    """Checks what a loss of the user's own returns for images [H, W, C].
+
+    Raises:
+      InvalidArgumentError: it fails, or does not return float32 [B].
+    """
+    part, size = f"the loss {name}", custom_parts.BATCH_SIZE
+    images, t = custom_parts.array(size, *image_shape), custom_parts.array(size, dtype=jnp.int32)
+    channels = image_shape[-1] * (1 + parameterization.learns_variance)
+    output = custom_parts.array(size, *image_shape[:-1], channels)
+    bound = functools.partial(loss_fn, schedule, parameterization)
+    found = custom_parts.trace(part, bound, output, images, images, t, images)
+    custom_parts.check_result(part, found, custom_parts.array(size), "one value per image")
+
+
 def check_loss(
     schedule: NoiseSchedule, parameterization: Parameterization, *, loss: str, weighting: Weighting | None = None
 ) -> None:
@@ -109,7 +131,7 @@ def check_loss(
         raise ValueError(f"the loss {loss} uses the weights of the bound: choose the weighting simple")
     if schedule.has_zero_terminal_snr:
         with jax.ensure_compile_time_eval():
-            last_weight = 1.0 if weighting is None else float(weighting(jnp.zeros(())))
+            last_weight = 1.0 if weighting is None else float(weighting(jnp.zeros(1))[0])
         if last_weight == 0:
             raise ValueError(
                 "this weighting is 0 at zero SNR, so the last step of a chain with zero terminal SNR would not be trained: "

@@ -115,7 +115,13 @@ def make_schedule(name: str, num_timesteps: int, /, *, zero_terminal_snr: bool =
     num_timesteps = operator.index(num_timesteps)
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: a diffusion process has at least 1 step")
-    betas = registry.make(name, SCHEDULES, "schedule", num_timesteps, options=options)
+    made = registry.make(name, SCHEDULES, "schedule", num_timesteps, options=options)
+    try:
+        betas = np.asarray(made, np.float64)
+    except (TypeError, ValueError) as error:  # made by a function of the user's own
+        raise ValueError(
+            f"the schedule {name} returns a {type(made).__name__}: [{num_timesteps}] numbers are required"
+        ) from error
     if np.shape(betas) != (num_timesteps,):
         raise ValueError(
             f"the schedule {name} returns shape {np.shape(betas)}: [{num_timesteps}], one beta per step, is required"

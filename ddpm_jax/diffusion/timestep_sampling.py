@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import custom_parts, registry
 
 Array = jax.Array
 
@@ -70,11 +70,26 @@ def make_timestep_sampler(name: str, num_timesteps: int, /, **options: Any) -> T
       options: options of the timestep sampler.
 
     Raises:
-      ValueError: unknown name or option, or T < 1.
+      ValueError: unknown name or option, T < 1, or a function of the user's own that returns something else.
     """
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: a diffusion process has at least 1 step")
-    return registry.make(name, TIMESTEP_SAMPLERS, "timestep sampler", num_timesteps, options=options)
+    made = registry.make(name, TIMESTEP_SAMPLERS, "timestep sampler", num_timesteps, options=options)
+    if registry.is_custom(name):
+        _check_custom(f"the timestep sampler {name}", made)
+    return made
+
+
+def _check_custom(part: str, made: Any) -> None:
+    """Raises InvalidArgumentError unless `made` is a TimestepSampler whose functions return what they must."""
+    custom_parts.check_type(part, made, TimestepSampler)
+    size, key = custom_parts.BATCH_SIZE, jax.eval_shape(lambda: jax.random.key(0))
+    state = custom_parts.trace(f"init of {part}", made.init)
+    drawn = custom_parts.trace(f"draw of {part}", lambda state, key: made.draw(state, key, size), state, key)
+    t, weights = custom_parts.array(size, dtype=jnp.int32), custom_parts.array(size)
+    custom_parts.check_result(f"draw of {part}", drawn, (t, weights), "t and the weight of each image")
+    updated = custom_parts.trace(f"update of {part}", made.update, state, t, custom_parts.array(size))
+    custom_parts.check_result(f"update of {part}", updated, state, "a state like that of init")
 
 
 def _uniform(num_timesteps: int) -> TimestepSampler:

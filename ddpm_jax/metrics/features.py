@@ -162,7 +162,7 @@ def feature_size(extractor: FeatureExtractor, image_shape: tuple[int, int, int])
 def _checked(name: str, output: jax.Array | tuple[jax.Array, jax.Array], count: int) -> Features:
     """Validates the output of a custom function for `count` images."""
     arrays = output if isinstance(output, tuple) else (output,)
-    shapes = [list(jnp.shape(array)) for array in arrays]
+    shapes = [list(array.shape) if hasattr(array, "shape") else type(array).__name__ for array in arrays]
     if not 1 <= len(arrays) <= 2 or any(len(shape) != 2 or shape[0] != count for shape in shapes):
         raise InvalidArgumentError(
             f"{name} returns {shapes} for {count} images: it must return [B, D], or [B, D] and logits [B, K]"

@@ -17,6 +17,7 @@ from typing import Any
 
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError, error_line
 
+_PACKAGE = str(pathlib.Path(__file__).parents[1]) + "/"
 _DIGEST = "__ddpm_jax_digest__"  # attribute of imported modules of the user's own
 
 
@@ -85,7 +86,7 @@ def source_digest(name: str) -> dict[str, str]:
 def fault(error: BaseException) -> str:
     """One line about an error in the user's own module, with file and line."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_installed(frame.filename) and frame.filename != __file__]
+    own = [frame for frame in frames if not _is_installed(frame.filename) and not frame.filename.startswith(_PACKAGE)]
     place = f" (line {own[-1].lineno} of {own[-1].filename})" if own and "<frozen" not in own[-1].filename else ""
     return f"{error_line(error, most=200, kind=True)}{place}"
 
@@ -150,7 +151,15 @@ def make(name: str, registry: Mapping[str, Any], kind: str, *args: Any, **settin
     Raises:
       InvalidArgumentError: as `bind`, or a factory of the user's own fails.
     """
-    factory = bind(name, registry, kind, num_args=len(args), **settings)
+    return call(name, registry, kind, bind(name, registry, kind, num_args=len(args), **settings), *args)
+
+
+def call(name: str, registry: Mapping[str, Any], kind: str, factory: Callable[..., Any], *args: Any) -> Any:
+    """`factory(*args)`, the factory of `bind`.
+
+    Raises:
+      InvalidArgumentError: a factory of the user's own fails.
+    """
     if name in registry:
         return factory(*args)
     try:

@@ -101,7 +101,11 @@ def make_learning_rate(
     """
     schedule = registry.make(name, SCHEDULES, "learning-rate schedule", learning_rate, num_steps, options=options)
     for step in (0, num_steps // 2, num_steps - 1):
-        value = float(schedule(step))
+        try:
+            value = float(schedule(step))
+        except Exception as error:  # raised by a schedule of the user's own
+            needed = "a function of the step that returns a number is required"
+            raise ValueError(f"the learning-rate schedule {name} fails: {registry.fault(error)}; {needed}") from error
         if not -1e-6 * learning_rate <= value < math.inf:  # 0 may be rounded
             raise ValueError(f"the learning-rate schedule {name} is {value} at step {step:,}: it must be finite, 0 or more")
 

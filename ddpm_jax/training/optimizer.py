@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import custom_parts, registry
 
 MIN_MUON_CHANNELS = 8  # the layers next to the images have fewer; Muon's author leaves first and last layers to Adam
 
@@ -152,10 +152,12 @@ def make_optimizer(
       options: options of the optimizer, such as b1, b2 and eps of adam.
 
     Raises:
-      ValueError: unknown name or option, or an option out of range.
+      ValueError: unknown name or option, an option out of range, or a function of the user's own that makes no optimizer.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # both have an empty state
-    chain = optax.chain(clip, registry.make(name, OPTIMIZERS, "optimizer", 1.0, options=options))
+    optimizer = registry.make(name, OPTIMIZERS, "optimizer", 1.0, options=options)
+    custom_parts.check_type(f"the optimizer {name}", optimizer, optax.GradientTransformation)
+    chain = optax.chain(clip, optimizer)
     skipping = optax.apply_if_finite(chain, max_consecutive_errors=skip_nonfinite)
     if skip_nonfinite:
         return skipping
@@ -165,6 +167,24 @@ def make_optimizer(
         return updates, state._replace(notfinite_count=jnp.zeros_like(state.notfinite_count), inner_state=inner)
 
     return optax.GradientTransformation(skipping.init, update)
+
+
+def check_custom_optimizer(name: str, optimizer: optax.GradientTransformation, params: Any) -> None:
+    """Checks what an optimizer of the user's own returns.
+
+    Args:
+      name: for the errors.
+      optimizer: made by `make_optimizer`.
+      params: the parameters, or their shapes and types.
+
+    Raises:
+      InvalidArgumentError: it fails, or returns updates unlike the parameters or a state unlike that of its init.
+    """
+    part = f"the optimizer {name}"
+    state = custom_parts.trace(f"init of {part}", optimizer.init, params)
+    found = custom_parts.trace(f"update of {part}", optimizer.update, params, state, params)
+    for value, required, what in zip(found, (params, state), ("an update of each parameter", "its state"), strict=True):
+        custom_parts.check_result(f"update of {part}", value, required, what)
 
 
 def is_skipped(state: optax.ApplyIfFiniteState, skip_nonfinite: int) -> jax.Array:

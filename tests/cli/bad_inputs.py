@@ -740,12 +740,12 @@ CASES = (
     Case(
         "module that does not exist",
         (*TRAIN, "--config.diffusion.schedule=no_such_module:betas"),
-        "config.diffusion: the schedule no_such_module:betas cannot be imported: ModuleNotFoundError",
+        "config.diffusion.schedule: the schedule no_such_module:betas cannot be imported: ModuleNotFoundError",
     ),
     Case(
         "option that a function does not have",
         (*TRAIN, "--config.optimizer.name=optax:sgd", "--config.optimizer.options.momentun=0.9"),
-        "config.optimizer: the optimizer optax:sgd has no option 'momentun': it has .*momentum",
+        "config.optimizer.name: the optimizer optax:sgd has no option 'momentun': it has .*momentum",
     ),
     Case(
         "option that the program provides",
