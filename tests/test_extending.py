@@ -14,10 +14,10 @@ import pytest
 
 from ddpm_jax import build, choices, config_validation, data_config, sampling_config
 from ddpm_jax.cli import evaluate, sample, train
-from ddpm_jax.configs import defaults, digits
+from ddpm_jax.configs import defaults, digits, from_workdir
 from ddpm_jax.metrics import features
 from ddpm_jax.runtime import config_changes, registry
-from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.runtime.errors import CheckpointMismatch, ExpectedError
 from ddpm_jax.user_messages import UsageError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -150,6 +150,20 @@ def test_a_changed_file_is_reported_at_a_resume(my_parts, printed_log, capsys):
     config, _ = configured(own)
     train.run(config, "run")
     assert 'resuming at step 1; changed: train.num_steps 1 -> 2, my_parts.py "' in capsys.readouterr().err
+
+
+def test_a_changed_network_is_named_when_its_checkpoint_does_not_match(my_parts):
+    config, flags = configured(COMMANDS[0])
+    train.run(config, flags["workdir"])
+    file = my_parts / "my_parts.py"
+    file.write_text(file.read_text().replace("depth: int = 3", "depth: int = 4"))
+    sys.modules.pop("my_parts")  # as in a new process
+    match = r"does not match the model: .*; my_parts\.py has changed since it was trained\. Restore my_parts\.py, or choose"
+    for mode in (sample, train):
+        config = from_workdir.get_config(flags["workdir"])
+        config.train.num_steps = 3
+        with pytest.raises(CheckpointMismatch, match=match):
+            mode.run(config, flags["workdir"])
 
 
 @pytest.mark.parametrize(

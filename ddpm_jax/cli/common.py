@@ -1,25 +1,26 @@
 """Shared by the modes: opening a run, restoring parameters, output folders, progress and writing."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_validation, data_config, network_check, sampling_config
+from ddpm_jax import build, choices, config_validation, data_config, network_check, sampling_config
 from ddpm_jax.data import decode
 from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, npz, paths, rng, shared_workdir, workdir
+from ddpm_jax.runtime import distributed, npz, paths, rng, run_record, shared_workdir, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.checkpoint import CheckpointManager
-from ddpm_jax.runtime.errors import CheckpointError
+from ddpm_jax.runtime.errors import CheckpointError, CheckpointMismatch
 from ddpm_jax.runtime.trackers import jsonl
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.training import best_step, load_params
@@ -65,14 +66,39 @@ def restore_params(config: ConfigDict, run_folder: pathlib.Path, mesh: jax.shard
     state = jax.eval_shape(build.build_init(config), rng.purpose_key(config.seed, "init"))
     sharding = meshes.replicated(mesh)
     (step,) = checkpoint_steps(config, run_folder, [config.sampling.checkpoint_step])
-    return load_params.restore(
-        workdir.checkpoint_folder(run_folder),
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state.params),
-        config.sampling.params,
-        field=build.params_field(config),
-        power_sigma_rel=config.ema.power_sigma_rel,
-        step=None if step == -1 else step,
-    )
+    with name_changed_files(config, run_folder, None if step == -1 else step):
+        return load_params.restore(
+            workdir.checkpoint_folder(run_folder),
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state.params),
+            config.sampling.params,
+            field=build.params_field(config),
+            power_sigma_rel=config.ema.power_sigma_rel,
+            step=None if step == -1 else step,
+        )
+
+
+@contextlib.contextmanager
+def name_changed_files(config: ConfigDict, run_folder: pathlib.Path, step: int | None) -> Iterator[None]:
+    """Context manager that names the files of the user's own parts that have changed, if a checkpoint does not match.
+
+    Args:
+      config: names the parts.
+      run_folder: the workdir.
+      step: of the checkpoint; None for the latest.
+
+    Raises:
+      CheckpointMismatch: raised inside.
+    """
+    try:
+        yield
+    except CheckpointMismatch as error:
+        step = run_record.latest_saved_step(run_folder) if step is None else step
+        changed = run_record.version_changes(run_folder, choices.custom_modules(config), step or 0)
+        if not changed:
+            raise
+        files, have = " and ".join(changed), "has" if len(changed) == 1 else "have"
+        fault = f"{error.differences}; {files} {have} changed since it was trained"
+        raise CheckpointMismatch(fault, f"Restore {files}, or choose another `workdir`") from error
 
 
 def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequence[int | str]) -> list[int]:

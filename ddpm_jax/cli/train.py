@@ -18,6 +18,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, config_validation, cpu, data_config, network_check, sampling_config, training_config
+from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.runtime import (
     config_changes,
@@ -113,7 +114,8 @@ def _train(
     with CheckpointManager(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
     ) as checkpoints:
-        state, start_step = initial_state(config, checkpoints, mesh)
+        with common.name_changed_files(config, run_folder, None):
+            state, start_step = initial_state(config, checkpoints, mesh)
         logger.info(write_parameters(run_folder, state.params, is_writer))
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:

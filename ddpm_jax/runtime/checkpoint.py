@@ -26,7 +26,15 @@ from orbax.checkpoint import checkpoint_managers as policies
 from ddpm_jax.runtime import tree_shapes
 from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
-from ddpm_jax.runtime.errors import CheckpointError, ExpectedError, FileAccessError, InvalidArgumentError, error_line, os_errors
+from ddpm_jax.runtime.errors import (
+    CheckpointError,
+    CheckpointMismatch,
+    ExpectedError,
+    FileAccessError,
+    InvalidArgumentError,
+    error_line,
+    os_errors,
+)
 from ddpm_jax.runtime.orbax_logs import silence_orbax
 
 logger = logging.getLogger(__name__)
@@ -243,9 +251,9 @@ class CheckpointManager(contextlib.AbstractContextManager):
             )
             if wrong:
                 more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-                raise CheckpointError(
-                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}. Use the "
-                    "config of the run, as `workdir` alone does, or another `workdir`"
+                raise CheckpointMismatch(
+                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}",
+                    "Use the config of the run, as `workdir` alone does, or another `workdir`",
                 )
             return True
 

@@ -45,6 +45,18 @@ class CheckpointError(ExpectedError, RuntimeError):
     """There is no checkpoint, or it is damaged or does not match the model."""
 
 
+class CheckpointMismatch(CheckpointError):
+    """A checkpoint does not match the model.
+
+    Attributes:
+      differences: the first part of the message, without advice.
+    """
+
+    def __init__(self, differences: str, advice: str) -> None:
+        super().__init__(f"{differences}. {advice}")
+        self.differences = differences
+
+
 class DistributedError(ExpectedError, RuntimeError):
     """Another process of the job has failed or cannot be reached."""
 
