@@ -138,8 +138,9 @@ def get_config() -> ConfigDict:
     # with fixed t and noise; 0: none.
     train.eval_num_heldout = 1000
     # Score of the evaluations during training whose best checkpoint is never deleted: eval/frechet | eval/kid |
-    # eval/inception_score | eval/precision | eval/recall | eval/loss_ema | eval/loss_raw; "" for none.
-    train.keep_best = "eval/frechet"
+    # eval/inception_score | eval/precision | eval/recall | eval/loss_ema | eval/loss_raw; auto: eval/frechet if it is
+    # measured; "" for none.
+    train.keep_best = "auto"
     # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
     # Biases; its environment variables apply) and module:Class of your own.
     train.trackers = ("jsonl", "tensorboard")

@@ -68,7 +68,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("diffusion.prediction", process.prediction, parameterization.PREDICTIONS)
     check_choice("diffusion.variance", process.variance, variances.VARIANCES)
     check_names(config.train.trackers)
-    check_choice("train.keep_best", config.train.keep_best, ("", *best_step.TAGS))
+    check_choice("train.keep_best", config.train.keep_best, ("", best_step.AUTO, *best_step.TAGS))
     check_steps("sampling.checkpoint_step", [sampling.checkpoint_step], ("best",))
     check_steps("evaluation.checkpoint_steps", config.evaluation.checkpoint_steps, ("best", "all"))
     check_choice("sampling.spacing", sampling.spacing, spacings.SPACINGS)

@@ -15,6 +15,7 @@ from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, workdir
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.training import best_step
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError
 
@@ -28,6 +29,39 @@ def check_params_are_trained(config: ConfigDict) -> None:
         raise UsageError(
             f"config.sampling.params={config.sampling.params} can only be computed after training: train with one of {kept}"
         )
+
+
+def measured_scores(config: ConfigDict) -> list[str]:
+    """The tags of the scores and losses that evaluations during training measure; eval/loss_* need held-out images."""
+    train, found = config.train, []
+    if train.eval_every and train.eval_num_samples:
+        from ddpm_jax.evaluation.sample_metrics import SCORES  # imported lazily, as evaluation_config below
+
+        columns = [column for metric in config.evaluation.metrics for column in SCORES.get(metric, ())]
+        tags = [f"eval/{column.replace(' ', '_')}" for column in columns]  # as `report.loggable_scalars`
+        found += [tag for tag in tags if tag in best_step.TAGS]
+    if train.eval_every and train.eval_num_heldout:
+        found += [f"eval/loss_{name}" for name in build.STATE_FIELDS]
+    return found
+
+
+def kept_score(config: ConfigDict) -> str:
+    """The tag of the score whose best checkpoint is kept; "" for none.
+
+    Raises:
+      UsageError: config.train.keep_best is a score that is never measured.
+    """
+    tag, measured = config.train.keep_best, measured_scores(config)
+    if tag == best_step.AUTO:
+        return best_step.AUTO_TAG if best_step.AUTO_TAG in measured else ""
+    if tag and tag not in measured:
+        if config.train.eval_every:
+            scores = ", ".join(measured) or "no score"
+            why = f"config.evaluation.metrics, config.train.eval_num_samples and .eval_num_heldout measure {scores}"
+        else:
+            why = "config.train.eval_every is 0, so nothing is measured"
+        raise UsageError(f"config.train.keep_best is {tag}, but {why}: change them, or set it to {best_step.AUTO}")
+    return tag
 
 
 def params_of(config: ConfigDict, state: TrainState) -> Any:
@@ -59,6 +93,10 @@ def build_evaluation(
     heldout_loss = evaluation_config.build_heldout_loss(config, mesh, workdir.read_data_identity(run_folder))
     if scores is None and heldout_loss is None:
         raise UsageError("config.train.eval_every is set, but no images are generated or held out: set it to 0")
+    if heldout_loss is None and kept_score(config).startswith("eval/loss_"):
+        raise UsageError(
+            f"config.train.keep_best is {config.train.keep_best}, but there are no held-out images: set it to auto"
+        )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         values: dict[str, float] = {}

@@ -122,7 +122,7 @@ def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequen
         if step == "all":
             found += steps or [-1]  # the latest: the error states that there is none
             continue
-        tag = config.train.keep_best
+        tag = best_step.AUTO_TAG if config.train.keep_best == best_step.AUTO else config.train.keep_best
         best = best_step.best_of(jsonl.read_metrics(run_folder), tag, steps).step if tag else None
         if best is None:
             why = f"metrics.jsonl has no {tag} of a checkpoint" if tag else "config.train.keep_best is empty"

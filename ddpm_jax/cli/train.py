@@ -84,6 +84,7 @@ def train(config: ConfigDict, folder: str, *, profile: str = "") -> Training:
         config_validation.check_config(config)
         network_check.check_network(config)
         training_config.check_params_are_trained(config)
+        training_config.kept_score(config)  # raises
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
     run_folder = shared_workdir.prepare_workdir(folder, config.to_dict(), write=True)
@@ -141,7 +142,7 @@ def _train(
                 learning_rate=learning_rate,
                 remedies=training_config.remedies(config),
             )
-            scores = BestCheckpoint(config.train.keep_best, run_folder, checkpoints) if evaluate else None
+            scores = BestCheckpoint(training_config.kept_score(config), run_folder, checkpoints) if evaluate else None
             everywhere = meshes.replicated(mesh)
             train_step = jax.jit(
                 build.build_train_step(config, mesh),

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 LOWER = ("eval/frechet", "eval/kid", "eval/loss_ema", "eval/loss_raw")  # lower is better
 HIGHER = ("eval/inception_score", "eval/precision", "eval/recall")
 TAGS = (*LOWER, *HIGHER)
+AUTO = "auto"  # AUTO_TAG if the evaluations measure it, otherwise none
+AUTO_TAG = "eval/frechet"
 
 
 class BestStep:
@@ -70,7 +72,7 @@ class BestCheckpoint:
     """Pins the checkpoint with the best score, and keeps the chart of all scores, eval/training.png, up to date.
 
     Args:
-      tag: config.train.keep_best.
+      tag: one of `TAGS`; "" for none.
       run_folder: the workdir, with the metrics.jsonl of the steps up to the latest checkpoint.
       checkpoints: those of the run.
     """

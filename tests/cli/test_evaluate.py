@@ -379,6 +379,27 @@ def test_the_loss_of_held_out_images_alone(tiny_config, tmp_path, capsys):
     assert capsys.readouterr().err.count("no loss of held-out images: config.evaluation.heldout_split is empty") == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"train.eval_every": 0, "train.keep_best": "eval/frechet"}, "eval_every is 0, so nothing is measured: .* auto$"),
+        ({"train.keep_best": "eval/kid"}, "measure eval/frechet, eval/loss_ema, eval/loss_raw: change them"),
+        (
+            {"train.keep_best": "eval/kid", "evaluation.metrics": ("inception_score", "precision_recall")},
+            "measure eval/inception_score, eval/precision, eval/recall, eval/loss_ema, eval/loss_raw",
+        ),
+        ({"train.keep_best": "eval/frechet", "train.eval_num_samples": 0}, "measure eval/loss_ema, eval/loss_raw: change"),
+        ({"train.keep_best": "eval/loss_raw", "train.eval_num_heldout": 0}, "measure eval/frechet: change them"),
+        ({"train.keep_best": "eval/loss_raw", "evaluation.heldout_split": ""}, "but there are no held-out images: set it to"),
+    ],
+)
+def test_a_score_that_is_never_measured_is_refused_at_the_start(fields, match, tiny_config, tmp_path):
+    measured = FIELDS | {"evaluation.metrics": ("frechet",), "train.eval_every": 3, "train.eval_num_samples": 12}
+    with pytest.raises(UsageError, match=match):
+        train.run(tiny_config(measured | fields), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_the_best_checkpoint_survives_a_kill_and_has_a_name(tiny_config, tmp_path, monkeypatch):
     """Scores of an evaluation at steps without a checkpoint of their own; `best` and `all` name checkpoints."""
     scores = {1: 5.0, 2: 3.0, 3: 2.0, 4: 4.0, 5: 9.0, 6: 8.0}
