@@ -5,6 +5,8 @@ import os
 import pathlib
 import sys
 import textwrap
+from collections.abc import Mapping
+from typing import NamedTuple
 
 try:
     from absl import app, flags, logging
@@ -31,6 +33,21 @@ MODES = {
     "compare": "compare several runs: configs, losses, scores and speed",
     "compute_stats": "save the statistics of a data set, for evaluate",
 }
+
+
+class SubCommand(NamedTuple):
+    """The short form of a mode.
+
+    Attributes:
+      named: the flag of the words that are not flags; if it is not a list, they are joined by commas.
+      short: short name of a flag -> flag.
+    """
+
+    named: str
+    short: Mapping[str, str]
+
+
+SUBCOMMANDS = {"compare": SubCommand("runs", {})}
 HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
 
   {command} --config=digits --workdir=runs/digits
@@ -81,7 +98,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     if "--version" in argv[1:]:
         print(f"ddpm_jax {ddpm_jax.__version__}")
         sys.exit(0)
-    argv = _compare_flags(argv)
+    argv = _subcommand_flags(argv)
     argv = _config_first([_with_home(argument) for argument in argv])
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     try:
@@ -133,14 +150,25 @@ def help_text() -> str:
     )
 
 
-def _compare_flags(argv: list[str]) -> list[str]:
-    """Rewrite the sub-command `compare runs/a runs/b` to flags."""
-    if argv[1:2] != ["compare"]:
+def _subcommand_flags(argv: list[str]) -> list[str]:
+    """Rewrite a sub-command, such as `compare runs/a runs/b`, to flags."""
+    if len(argv) < 2 or argv[1] not in SUBCOMMANDS:
         return argv
-    runs, rest = [], []
-    for argument in argv[2:]:
-        (rest if argument.startswith("-") else runs).append(argument)
-    return [argv[0], "--mode=compare", f"--runs={','.join(runs)}", *rest]
+    command, named, rest = SUBCOMMANDS[argv[1]], [], argv[2:]
+    rewritten = [f"--mode={argv[1]}"]
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            named.append(argument)
+            continue
+        rewritten.append(f"--{command.short.get(name, name)}{equals}{value}")
+        if not equals and rest and not rest[0].startswith("-"):
+            rewritten.append(rest.pop(0))  # the value of the flag
+    is_list = isinstance(FLAGS[command.named].parser, flags.ListParser)
+    # The serializer quotes a path with a comma, so that the parser does not split it.
+    words = flags.CsvListSerializer(",").serialize(named) if is_list else ",".join(named)
+    return [argv[0], *rewritten, *([f"--{command.named}={words}"] if named or is_list else [])]
 
 
 def _config_first(argv: list[str]) -> list[str]:

@@ -14,9 +14,9 @@ import numpy as np
 from ddpm_jax.evaluation.results import Result, Results, digest, join
 from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting.score_charts import draw_scores
-from ddpm_jax.runtime import workdir
+from ddpm_jax.runtime import run_record, workdir
 from ddpm_jax.runtime.config_changes import flatten
-from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, error_line
 from ddpm_jax.runtime.trackers import jsonl, run_name
 
 LOSS = "train/loss"
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     Attributes:
       name: the last two parts of the folder, or the whole path if two runs have the same.
-      config: field -> value.
+      config: field -> value, and file of the user's own parts -> hash.
       rows: lines of metrics.jsonl.
       parameters: number of parameters; None if not recorded.
       results: results of --mode=evaluate.
@@ -59,15 +59,32 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 
 
 def _read(name: str, folder: Path) -> Run:
-    file = folder / "parameters.txt"
-    total = re.search(r"^Total: ([\d,]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
     return Run(
         name,
-        flatten(workdir.read_config(folder)),
+        flatten(workdir.read_config(folder)) | _own_files(folder),
         jsonl.read_metrics(folder),
-        int(total[1].replace(",", "")) if total else None,
+        _number_of_parameters(folder / "parameters.txt"),
         join(Results(workdir.evaluation_folder(folder) / "results").read()),
     )
+
+
+def _own_files(folder: Path) -> dict[str, str]:
+    """File of the user's own parts -> hash of the code with which the last start trained."""
+    starts = run_record.read_history(folder)
+    versions = starts[-1].get("versions", {}) if starts else {}
+    return {name: version for name, version in versions.items() if "." in name}  # no library has a dot in its name
+
+
+def _number_of_parameters(file: Path) -> int | None:
+    """The total in parameters.txt; None if the file is missing or damaged."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
+    total = re.search(r"^Total: (\d[\d,]*)", text, re.MULTILINE)
+    return int(total[1].replace(",", "")) if total else None
 
 
 def differing_fields(runs: Sequence[Run]) -> list[dict[str, str]]:

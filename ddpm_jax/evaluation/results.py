@@ -68,7 +68,10 @@ class Results:
         for file in sorted(self.folder.glob("*.json")):
             try:
                 held = json.loads(file.read_text(encoding="utf-8"))
-                found.append(Result(**{field.name: held[field.name] for field in dataclasses.fields(Result)}))
+                result = Result(**{field.name: held[field.name] for field in dataclasses.fields(Result)})
+                if not all(isinstance(part, dict) for part in (result.key, result.row, result.details)):
+                    raise TypeError
+                found.append(result)
             except FileNotFoundError:
                 continue  # removed by another program
             except (OSError, ValueError, KeyError, TypeError) as error:

@@ -160,7 +160,7 @@ def test_training_without_tensorflow(tmp_path, command, repository):
 
 
 def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
-    other = shutil.copytree(trained, tmp_path / "other")
+    other = shutil.copytree(trained, tmp_path / "other, of seed 7")
     config = json.loads((trained / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"seed": 7}))
     code = (
@@ -175,13 +175,14 @@ def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
 
     for arguments in (
         ["compare", str(trained), str(other), f"--output={tmp_path / 'short'}"],
-        ["--mode=compare", f"--runs={trained},{other}", f"--output={tmp_path / 'long'}"],
+        ["compare", "--output", str(tmp_path / "spaced"), str(trained), str(other)],
+        ["--mode=compare", f'--runs={trained},"{other}"', f"--output={tmp_path / 'long'}"],
     ):
         result = compare(*arguments)
         assert result.returncode == 0, result.stderr
         assert "| seed | 0 | 7 |" in result.stdout
         assert result.stdout.endswith("JAX False\n")
-    for folder in ("short", "long"):
+    for folder in ("short", "spaced", "long"):
         assert {file.name for file in (tmp_path / folder).iterdir()} == {"table.md", "curves.png"}
     result = compare("compare", str(trained))
     assert result.returncode == 2

@@ -41,6 +41,41 @@ def test_only_fields_that_differ_are_listed(runs):
     ]
 
 
+def test_the_code_of_ones_own_parts_is_compared(runs, tmp_path):
+    for name, sha in (("a", "0123"), ("b", "4567")):
+        entry = {"step": 0, "config": {}, "versions": {"jax": name, "my_parts.py": sha}}
+        (tmp_path / name / "history.jsonl").write_text(json.dumps(entry) + "\n")
+    found = comparison.read_runs(runs)
+    a, b = (run.name for run in found)
+    assert {"field": "my_parts.py", a: "0123", b: "4567"} in comparison.differing_fields(found)
+    assert "jax" not in {row["field"] for row in comparison.differing_fields(found)}
+
+
+def test_damaged_files_are_skipped(runs, tmp_path, log_lines):
+    """A killed training leaves an incomplete last line; the others are damage, of the disk or of an editor."""
+    expected = comparison.report(comparison.read_runs(runs))
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 9, "train/lo')
+    assert comparison.report(comparison.read_runs(runs)) == expected
+    assert log_lines == []
+    lines = [b"[1]", b'{"step": "x"}', b'{"step": Infinity}', b'{"step": 9, "train/loss": "low"}', b"\xff\xfe", b'{"step": 9']
+    with (tmp_path / "b" / "metrics.jsonl").open("ab") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+    (tmp_path / "b" / "eval" / "results" / "step_9-kid-0.json").write_text(
+        json.dumps({"kind": "generated", "metric": "kid", "key": [], "row": "", "details": {}})
+    )
+    assert comparison.report(comparison.read_runs(runs)) == expected
+    assert comparison.draw_curves(comparison.read_runs(runs)) is not None
+    assert f"6 damaged line(s) of {tmp_path / 'b' / 'metrics.jsonl'} are skipped" in log_lines
+    for text in (b"Total: ,,\n", b"\xff\xfe", b""):
+        (tmp_path / "b" / "parameters.txt").write_bytes(text)
+        assert [run.parameters for run in comparison.read_runs(runs)] == [1012, None]
+    (tmp_path / "b" / "parameters.txt").unlink()
+    (tmp_path / "b" / "parameters.txt").mkdir()
+    with pytest.raises(FileAccessError, match=r"cannot read .*parameters\.txt: is a directory"):
+        comparison.read_runs(runs)
+
+
 def test_the_last_values_and_the_median_speed(runs):
     found = comparison.read_runs(runs)
     first, second = comparison.training_summary(found)

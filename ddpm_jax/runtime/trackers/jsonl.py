@@ -1,6 +1,7 @@
 """metrics.jsonl: one line of JSON per logged step. Resuming, charts and --mode=compare read it."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -10,6 +11,8 @@ from typing import Any, TextIO
 
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -49,13 +52,19 @@ class JsonLines:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, in order, without an incomplete last one; empty without the file.
+    """The lines of metrics.jsonl, in order; empty without the file.
+
+    An incomplete last line, which a killed training leaves, is skipped, and so are damaged lines, with a log line.
 
     Raises:
       FileAccessError: it cannot be read.
     """
-    lines = _read(Path(workdir).absolute() / METRICS).splitlines(keepends=True)
-    return [json.loads(line) for line in lines if _step_of(line) >= 0]
+    file = Path(workdir).absolute() / METRICS
+    lines = _read(file).splitlines(keepends=True)
+    rows = [_parse(line) for line in lines]
+    if damaged := sum(row is None for row, line in zip(rows, lines, strict=True) if line.endswith("\n")):
+        logger.warning(f"{damaged} damaged line(s) of {file} are skipped")
+    return [row for row in rows if row is not None]
 
 
 def _read(file: Path) -> str:
@@ -72,14 +81,17 @@ def _truncate_after(file: Path, start_step: int) -> None:
     text = _read(file)
     # From the beginning, not even step 0 is kept: the untrained model is evaluated again.
     lines = text.splitlines(keepends=True) if start_step > 0 else []
-    kept = "".join(line for line in lines if 0 <= _step_of(line) <= start_step)
+    kept = "".join(line for line in lines if (row := _parse(line)) and row["step"] <= start_step)
     if kept != text:
         write_atomically(file, kept)
 
 
-def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 for an incomplete line."""
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: step, an integer of 0 or more, and numbers or None. None for a damaged or incomplete line."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else -1
-    except (ValueError, KeyError, TypeError):
-        return -1
+        row = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int) or row["step"] < 0:
+        return None
+    return row if all(value is None or isinstance(value, int | float) for value in row.values()) else None
