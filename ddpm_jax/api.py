@@ -38,7 +38,7 @@ def get_config(name: str) -> ConfigDict:
       ValueError: there is no such config, or the file is not a config.
     """
     with argument_errors({}):
-        return config_file.ConfigFileParser(defaults.get_config()).parse(os.fspath(name))
+        return config_file.ConfigFileParser(defaults.get_config()).parse(_path("name", name, "the name or file of a config"))
 
 
 def load(workdir: Folder, *, step: int | None = None, params: str = "ema") -> Run:
@@ -62,12 +62,13 @@ def load(workdir: Folder, *, step: int | None = None, params: str = "ema") -> Ru
     if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__") or step < 0):
         raise InvalidArgumentError(f"step is {step!r}: it must be an integer of 0 or more, or None for the latest checkpoint")
     with argument_errors({"sampling.params": "params", "sampling.checkpoint_step": "step"}):
-        config = from_workdir.get_config(os.fspath(workdir))
+        folder = _path("workdir", workdir)
+        config = from_workdir.get_config(folder)
         config.sampling.update(params=str(params), checkpoint_step=-1 if step is None else int(step))
-        identity = workdirs.read_data_identity(workdir)
+        identity = workdirs.read_data_identity(folder)
         data_config.complete(config, identity)
         build.configure_cpu(config)
-        run_folder, mesh = common.open_run(config, os.fspath(workdir), "")
+        run_folder, mesh = common.open_run(config, folder, "")
         _check_step(run_folder, step)
         restored, found = common.restore_params(config, run_folder, mesh)
     config.lock()
@@ -87,7 +88,7 @@ def train(config: ConfigDict | str, workdir: Folder, *, profile: str = "", progr
       progress: show progress and log lines on stderr.
 
     Returns:
-      "workdir" (str, absolute), "step" (steps done and saved), "complete" (False after SIGTERM, which saves first) and
+      "workdir" (str, absolute), "step" (steps done and saved), "complete" (whether these are all; SIGTERM saves first) and
       "metrics": the last line of metrics.jsonl, such as {"step": 2500, "train/loss": 0.05, ...}.
 
     Raises:
@@ -98,7 +99,7 @@ def train(config: ConfigDict | str, workdir: Folder, *, profile: str = "", progr
     """
     from ddpm_jax.cli import train as mode  # imported lazily: it takes a second
 
-    case, folder = _copy(config), os.fspath(workdir)
+    case, folder = _copy(config), _path("workdir", workdir)
     with argument_errors({}), show_progress_and_log(progress, {}):
         build.configure_cpu(case)
         if run_record.latest_saved_step(workdirs.absolute(folder)) is not None:
@@ -107,7 +108,7 @@ def train(config: ConfigDict | str, workdir: Folder, *, profile: str = "", progr
     if done.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt(f"step {done.step:,} is saved")
     metrics = _last_line(done.run_folder / "metrics.jsonl")
-    return {"workdir": str(done.run_folder), "step": done.step, "complete": not done.stopped_by, "metrics": metrics}
+    return {"workdir": str(done.run_folder), "step": done.step, "complete": done.complete, "metrics": metrics}
 
 
 def evaluate(
@@ -150,15 +151,23 @@ def evaluate(
     elif workdir is None:
         raise InvalidArgumentError("workdir is missing: give the folder of the run, or a run from ddpm_jax.load")
     else:
-        config, folder = _copy(run), os.fspath(workdir)
+        config, folder = _copy(run), _path("workdir", workdir)
+    target = _path("output", output, "a folder, or '' for eval/ in the workdir")
     case, names = configure(config, arguments, ("evaluation", "sampling"))
     if isinstance(run, Run):
         case.evaluation.update(checkpoint_steps=(run.step,), params=(case.sampling.params,))
     with argument_errors(names), show_progress_and_log(progress, names):
         build.configure_cpu(case)
         data_config.complete(case, workdirs.read_data_identity(folder))
-        measurement = mode.evaluate(case, folder, os.fspath(output))
+        measurement = mode.evaluate(case, folder, target)
     return [result.row | result.details for result in measurement.results()]
+
+
+def _path(argument: str, value: Any, wanted: str = "the folder of the run") -> str:
+    """An argument that is a path, as a string; raises InvalidArgumentError for anything else, such as None."""
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidArgumentError(f"{argument} is {value!r}: give {wanted}")
+    return os.fspath(value)
 
 
 def _check_step(run_folder: pathlib.Path, step: int | None) -> None:

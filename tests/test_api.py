@@ -161,7 +161,12 @@ def test_steps_and_parameters_of_a_run(folder):
         (lambda folder: ddpm_jax.load(folder, params="em"), ValueError, "params is 'em': choose one of ema, raw"),
         (lambda folder: ddpm_jax.load(folder / "none"), OSError, "contains no run: there is no config.json in it"),
         (lambda folder: ddpm_jax.get_config("digit"), ValueError, "config=digit: no such config; did you mean config=digits"),
+        (lambda folder: ddpm_jax.get_config(None), ValueError, "name is None: give the name or file of a config"),
+        (lambda folder: ddpm_jax.load(None), ValueError, "workdir is None: give the folder of the run"),
         (lambda folder: ddpm_jax.train(3, folder), ValueError, "config is a int: give a ConfigDict"),
+        (lambda folder: ddpm_jax.train(None, folder), ValueError, "config is a NoneType: give a ConfigDict"),
+        (lambda folder: ddpm_jax.train("digits", None), ValueError, "workdir is None: give the folder of the run"),
+        (lambda folder: ddpm_jax.evaluate("digits", folder, output=None), ValueError, "output is None: give a folder, or ''"),
         (
             lambda folder: ddpm_jax.train("digits", folder),
             RuntimeError,

@@ -59,11 +59,13 @@ class Training(NamedTuple):
     Attributes:
       run_folder: the absolute path of the workdir.
       step: number of steps done, which are saved.
-      stopped_by: the signal that stopped it early, SIGTERM or SIGINT; 0 if it is complete.
+      complete: whether these are all steps.
+      stopped_by: the signal that stopped it, SIGTERM or SIGINT, perhaps in the last step or after it; 0 for none.
     """
 
     run_folder: pathlib.Path
     step: int
+    complete: bool
     stopped_by: int
 
 
@@ -218,21 +220,24 @@ def _train(
             if step > start_step:  # else there is nothing to save
                 save(step, state, wait=True)
             ending = f"done: {step:,} steps; generate images with: {sampling_config.sample_command(run_folder)}"
-            if step == config.train.num_steps and config.train.sample_every:
-                with logbook.pause():
-                    ending = grids.save_last(state)
-            if step == config.train.num_steps and evaluate:
-                with logbook.pause():
-                    values = evaluate(state)
-                    logbook.log_scalars(step, values)
-                    scores.update(step, values)
-            if interrupt.agreed and step < config.train.num_steps:
-                name = signal.Signals(interrupt.agreed).name
-                saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
-                logger.info(f"stopped by {name}: {saved}; run the same command again to resume")
-                return Training(run_folder, step, interrupt.agreed)
-            logger.info(ending)
-    return Training(run_folder, step, 0)
+            complete = step == config.train.num_steps
+            if not interrupt.check_last():
+                if config.train.sample_every:
+                    with logbook.pause():
+                        ending = grids.save_last(state)
+                if evaluate:
+                    with logbook.pause():
+                        values = evaluate(state)
+                        logbook.log_scalars(step, values)
+                        scores.update(step, values)
+                logger.info(ending)
+                # Now only Ctrl-C matters: to the program that called this. There is nothing left to stop.
+                return Training(run_folder, step, complete, signal.SIGINT if interrupt.check_last() == signal.SIGINT else 0)
+            stopped_by = interrupt.agreed or 0
+            saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
+            action = "for its image grid and evaluation" if complete else "to resume"
+            logger.info(f"stopped by {signal.Signals(stopped_by).name}: {saved}; run the same command again {action}")
+            return Training(run_folder, step, complete, stopped_by)
 
 
 def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:

@@ -62,9 +62,10 @@ def check_result(part: str, found: Any, required: Any, what: str) -> None:
     Raises:
       InvalidArgumentError: the trees, or the shape or type of an array, differ.
     """
-    (leaves, tree), (required_leaves, required_tree) = jax.tree.flatten(found), jax.tree.flatten(required)
+    leaves, required_leaves = jax.tree.leaves(found), jax.tree.leaves(required)
+    trees: list[Any] = [jax.tree.structure(found), jax.tree.structure(required)]
     pairs = zip(leaves, required_leaves, strict=False)
-    if tree != required_tree or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+    if trees[0] != trees[1] or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
         raise InvalidArgumentError(f"{part} returns {_describe(found)}: {_describe(required)}, {what}, is required")
 
 

@@ -15,7 +15,7 @@ class GracefulShutdown:
                 save(); sys.exit(shutdown.exit_code)
 
     A Ctrl-C after the first signal interrupts immediately. Only the main thread receives signals, so this does nothing
-    in other threads. The previous handlers are restored at the end.
+    in other threads. The previous handlers are restored at the end. A Ctrl-C that no `check` returned is raised there.
 
     Args:
       sync: for several processes, e.g. `PreemptionSync`: takes the signal received by this process, or 0, and returns
@@ -26,6 +26,7 @@ class GracefulShutdown:
         self._sync = sync
         self._requested: int | None = None  # the first signal received by this process
         self._agreed: int | None = None
+        self._interrupted = False  # whether KeyboardInterrupt was raised
         self._old: dict[int, object] = {}
 
     def check(self) -> int | None:
@@ -33,6 +34,12 @@ class GracefulShutdown:
         if self._agreed is None:
             self._agreed = self._requested if self._sync is None else self._sync(self._requested or 0) or None
         return self._agreed
+
+    def check_last(self) -> int | None:
+        """As `check`, after the last step: with a signal that came since the last `check`, on which several processes agree
+        only one call later."""
+        self.check()
+        return self.check()
 
     @property
     def agreed(self) -> int | None:
@@ -50,14 +57,17 @@ class GracefulShutdown:
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         for number, handler in self._old.items():
             # None means a handler that was not set from Python; it cannot be restored from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old.clear()
+        if kind is None and self._requested == signal.SIGINT and self._agreed is None and not self._interrupted:
+            raise KeyboardInterrupt  # it came after the last `check`
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._requested is None:
             self._requested = number
         elif number == signal.SIGINT:
+            self._interrupted = True
             signal.default_int_handler(number, frame)

@@ -118,6 +118,31 @@ def test_ctrl_c_saves(tmp_path, tiny_config, monkeypatch):
     assert steps_saved(tmp_path)[-1] == 3
 
 
+def test_a_signal_in_the_last_step_skips_the_grid_and_is_not_lost(tmp_path, tiny_config, monkeypatch, log_lines):
+    made, original = recorded_grids(monkeypatch), train.DelayedMetricLogger.add
+
+    def interrupting(self, step, metrics):
+        original(self, step, metrics)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train.DelayedMetricLogger, "add", interrupting)
+    config = tiny_config({"train.sample_every": 6})
+    assert train.train(config, str(tmp_path)) == (tmp_path, 6, True, signal.SIGINT)
+    assert made == []
+    assert log_lines[-1] == "stopped by SIGINT: step 6 is saved; run the same command again for its image grid and evaluation"
+    save_last = train.training_config.SampleGrids.save_last
+
+    def interrupted(self, state):
+        os.kill(os.getpid(), signal.SIGTERM if tmp_path / "samples" in tmp_path.iterdir() else signal.SIGINT)
+        return save_last(self, state)
+
+    monkeypatch.setattr(train.training_config.SampleGrids, "save_last", interrupted)
+    assert train.train(config, str(tmp_path)) == (tmp_path, 6, True, signal.SIGINT)  # in the grid, which is finished
+    assert train.train(config, str(tmp_path)) == (tmp_path, 6, True, 0)  # SIGTERM, when there is nothing left to stop
+    assert len(made) == 2
+
+
 MANY = {
     "train.num_steps": 2,
     "train.sample_every": 1,

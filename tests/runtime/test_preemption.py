@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,6 +34,29 @@ def test_ctrl_c_after_a_request_interrupts_at_once(first):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert shutdown._requested == first
+
+
+def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
+    for error in (None, RuntimeError):
+        shutdown = GracefulShutdown()
+        shutdown.__enter__()
+        assert shutdown.check() is None
+        os.kill(os.getpid(), signal.SIGINT)
+        with contextlib.nullcontext() if error else pytest.raises(KeyboardInterrupt):  # an error that ends the block is first
+            shutdown.__exit__(error, None, None)
+
+
+def test_the_last_check_has_the_votes_of_the_last_step():
+    votes = [0]  # `PreemptionSync` returns the votes of the previous call
+
+    def sync(mine):
+        votes.append(mine)
+        return votes[-2]
+
+    with GracefulShutdown(sync) as shutdown:
+        assert shutdown.check() is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert shutdown.check_last() == signal.SIGINT
 
 
 def test_the_synchronized_signal_applies_not_the_one_of_this_process():
