@@ -144,7 +144,9 @@ def sampling_schedule(config: ConfigDict, strength: float = 1.0) -> schedules.No
 
 def build_weighting(config: ConfigDict) -> loss_weighting.Weighting | None:
     """The weight of the squared error at each t; None for weight 1."""
-    weighting = _make(config, choices.WEIGHTING, loss_weighting.make_weighting, config.diffusion.weighting)
+    name, chain = config.diffusion.weighting, build_schedule(config)
+    check = functools.partial(loss_weighting.check_custom_weighting, name, schedule=chain)
+    weighting = _make(config, choices.WEIGHTING, loss_weighting.make_weighting, name, check_custom=check)
     return loss_weighting.trained_at_zero_snr(weighting) if config.diffusion.zero_terminal_snr else weighting
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, sampling_config
+from ddpm_jax import build, choices, sampling_config
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, workdir
 from ddpm_jax.runtime.metric_logger import TrainLogger
+from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 from ddpm_jax.training import best_step
 from ddpm_jax.training.state import TrainState
@@ -70,11 +71,13 @@ def params_of(config: ConfigDict, state: TrainState) -> Any:
 
 
 def remedies(config: ConfigDict) -> str:
-    """Flags to suggest for a non-finite loss."""
+    """Flags to suggest for a non-finite loss, and the user's own parts that may cause it."""
     flags = [f"a --config.optimizer.learning_rate below {config.optimizer.learning_rate:g}"]
     flags += [] if config.optimizer.clip_norm else ["--config.optimizer.clip_norm=1"]
     flags += [] if config.model.dtype == "float32" else ["--config.model.dtype=float32"]
-    return " or ".join(flags)
+    parts = (choices.NETWORK, choices.LOSS, choices.WEIGHTING, choices.OPTIMIZER)
+    own = [name for choice in parts if is_custom(name := config[choice.section][choice.field])]
+    return " or ".join(flags) + (f", or correct {' or '.join(own)}" if own else "")
 
 
 def build_evaluation(

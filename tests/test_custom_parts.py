@@ -7,6 +7,7 @@ import pytest
 from ddpm_jax import build, config_validation, network_check
 from ddpm_jax.cli import train
 from ddpm_jax.configs import digits
+from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.user_messages import UsageError
 
 HEADER = """
@@ -88,6 +89,7 @@ INVALID = [  # field, text of the valid part, what replaces it, error
         "5.0 if snr > 5 else snr",
         r"fails: ValueError: The truth value .* \(line 10 of",
     ),
+    ("diffusion.weighting", "jnp.minimum(snr, 5.0)", "jnp.log(1e-4 - snr)", r"is nan at t=0, where the SNR is .*, and not"),
     ("diffusion.timestep_sampler", "return TimestepSampler", "return dict", "is a dict: a TimestepSampler is required"),
     (
         "diffusion.timestep_sampler",
@@ -163,3 +165,39 @@ def test_invalid_parts_are_one_line_before_training(field, old, new, message, fo
     assert str(caught.value).startswith(f"config.{field}: ")
     assert "\n" not in str(caught.value)
     assert not (folder / "run" / "config.json").exists()
+
+
+SMALL = {
+    "model.unet.ch": 8,
+    "model.unet.ch_mult": (1,),
+    "model.unet.attn_resolutions": (),
+    "train.num_steps": 4,
+    "train.batch_size": 8,
+    "train.sample_every": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new", "message"),
+    [
+        (
+            "diffusion.timestep_sampler",
+            "0, T)",
+            "T - 1, T + 1)",
+            r"`timestep_sampler` returned \d of 8 t outside 0..T-1 for step 1",
+        ),
+        ("diffusion.timestep_sampler", "0, T)", "-1, 0)", r"`timestep_sampler` returned 8 of 8 t outside 0..T-1 for step 1;"),
+        (
+            "diffusion.timestep_sampler",
+            "jnp.ones(batch_size)",
+            "jnp.full(batch_size, jnp.nan)",
+            "`timestep_sampler` returned weights that are not finite for step 1; no checkpoint was saved yet. Correct it",
+        ),
+        ("diffusion.loss", "return ", "return jnp.nan * ", "loss is not finite at step 1.*, or correct broken:part"),
+    ],
+)
+def test_a_value_that_is_not_finite_names_its_part(field, old, new, message, folder):
+    config = config_with(field, VALID[field].replace(old, new), folder)
+    config.update_from_flattened_dict(SMALL)
+    with pytest.raises(NumericalError, match=message):
+        train.run(config, "run")

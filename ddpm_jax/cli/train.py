@@ -141,6 +141,7 @@ def _train(
                 logbook,
                 checkpoints,
                 log_every=config.train.log_every,
+                batch_size=config.train.batch_size,
                 learning_rate=learning_rate,
                 remedies=training_config.remedies(config),
             )

@@ -28,9 +28,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.diffusion.noise_level import NoiseLevel, signal_to_noise
 from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.runtime import custom_parts, registry
 
 Array = jax.Array
@@ -87,6 +89,24 @@ def make_weighting(name: str, /, **options: Any) -> Weighting | None:
         part, snr = f"the weighting {name}", custom_parts.array(custom_parts.BATCH_SIZE)
         custom_parts.check_result(part, custom_parts.trace(part, weighting, snr), snr, "one weight per SNR")
     return None if name == "simple" else weighting
+
+
+def check_custom_weighting(name: str, weighting: Weighting, schedule: NoiseSchedule) -> None:
+    """Checks that a weighting of the user's own is finite at every t of a chain; otherwise the loss would not be.
+
+    Raises:
+      ValueError: it is not; the message names the first t.
+    """
+    t = jnp.arange(schedule.num_timesteps)
+    snr = signal_to_noise(schedule.level(t), jnp.ones(t.shape))
+    weights = np.asarray(weighting(snr))
+    wrong = np.flatnonzero(~np.isfinite(weights))
+    if len(wrong):
+        first = wrong[0]
+        raise ValueError(
+            f"the weighting {name} is {weights[first]} at t={first}, where the SNR is {snr[first]:.3g}, and not finite at "
+            f"{len(wrong):,} of {len(weights):,} timesteps: it must be finite at each"
+        )
 
 
 def trained_at_zero_snr(weighting: Weighting | None) -> Weighting | None:

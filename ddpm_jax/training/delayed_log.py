@@ -27,11 +27,13 @@ class DelayedMetricLogger:
         checkpoints: CheckpointManager,
         *,
         log_every: int,
+        batch_size: int,
         learning_rate: Callable[[int], float],
         remedies: str,
     ):
         self._logger, self._checkpoints = logger, checkpoints
-        self._every, self._learning_rate, self._remedies = log_every, learning_rate, remedies
+        self._every, self._batch_size = log_every, batch_size
+        self._learning_rate, self._remedies = learning_rate, remedies
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._interval: list[dict[str, np.ndarray]] = []
 
@@ -44,13 +46,14 @@ class DelayedMetricLogger:
         """Log what is held back.
 
         Raises:
-          NumericalError: the loss or the gradient is not finite.
+          NumericalError: the loss or the gradient is not finite, or the timestep sampler returned an invalid t or weight.
         """
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
+        self._check_timesteps(step, metrics)
         if metrics.get("skipped"):
             number, total = int(metrics["skipped_in_a_row"]), int(metrics["skipped_steps"])
             logger.info(f"step {step:,} is skipped: its gradient is not finite ({number:,} in a row, {total:,} in this run)")
@@ -64,6 +67,16 @@ class DelayedMetricLogger:
             self._interval.clear()
         else:
             self._logger.tick(step)
+
+    def _check_timesteps(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Raises NumericalError if the timestep sampler returned a t outside the chain, or weights that are not finite."""
+        size = self._batch_size
+        outside = size - int(metrics["quartile_count"].sum())  # such a t is in no quartile
+        fault = f"{outside} of {size} t outside 0..T-1" if outside else ""
+        if not fault and not math.isfinite(metrics["loss"]) and np.isfinite(metrics["quartile_sum"]).all():
+            fault = "weights that are not finite"  # the losses are
+        if fault:
+            raise NumericalError(f"`timestep_sampler` returned {fault} for step {step:,}; {self._last_saved()[0]}. Correct it")
 
     def _averages(self, step: int) -> dict[str, float]:
         """Over the steps since the last such line; `train/loss_q1` is of the quarter of the chain with the least noise."""
@@ -81,8 +94,13 @@ class DelayedMetricLogger:
         return {name: float(value) for name, value in scalars.items()}
 
     def _not_finite(self, name: str, step: int) -> str:
+        saved, again = self._last_saved()
+        return f"{name} is not finite at step {step:,}; {saved}. To {again}, give the command {self._remedies}"
+
+    def _last_saved(self) -> tuple[str, str]:
+        """What is saved, and what the same command does next, for errors."""
         self._checkpoints.wait()
         latest = self._checkpoints.latest_step()
-        saved = "no checkpoint was saved yet" if latest is None else f"the last good checkpoint is of step {latest:,}"
-        again = "start again" if latest is None else "resume"
-        return f"{name} is not finite at step {step:,}; {saved}. To {again}, give the command {self._remedies}"
+        if latest is None:
+            return "no checkpoint was saved yet", "start again"
+        return f"the last good checkpoint is of step {latest:,}", "resume"

@@ -82,7 +82,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     def poisoned(state, *args, **kwargs):
         new, metrics = original(state, *args, **kwargs)
-        return new, metrics | {"loss": jax.numpy.where(state.step == 4, jax.numpy.nan, metrics["loss"])}
+        factor = jax.numpy.where(state.step == 4, jax.numpy.nan, 1.0)
+        return new, metrics | {name: factor * metrics[name] for name in ("loss", "quartile_sum")}
 
     monkeypatch.setattr(build, "train_step", poisoned)
     match = r"loss is not finite at step 5; the last good checkpoint is of step 4"
