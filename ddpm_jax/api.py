@@ -1,6 +1,7 @@
 """The functions of `import ddpm_jax`: load a run, train, evaluate, and get a shipped config."""
 
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -8,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, config_file, data_config
+from ddpm_jax import build, choices, config_file, data_config
 from ddpm_jax.cli import common
 from ddpm_jax.configs import defaults, from_workdir  # type: ignore[attr-defined]  # its folder is configs/
 from ddpm_jax.run import Run
@@ -18,6 +19,8 @@ from ddpm_jax.runtime import workdir as workdirs
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.user_messages import argument_errors, show_progress_and_log
+
+logger = logging.getLogger(__name__)
 
 Folder = str | os.PathLike
 
@@ -101,6 +104,8 @@ def train(config: ConfigDict | str, workdir: Folder, *, profile: str = "", progr
 
     case, folder = _copy(config), _path("workdir", workdir)
     with argument_errors({}), show_progress_and_log(progress, {}):
+        for line in choices.unused_options(case, defaults.get_config()):
+            logger.info(line)
         build.configure_cpu(case)
         if run_record.latest_saved_step(workdirs.absolute(folder)) is not None:
             data_config.complete(case, workdirs.read_data_identity(folder))

@@ -141,6 +141,35 @@ def used_fields(config: ConfigDict, section: str) -> dict[str, Any]:
     }
 
 
+def _used_parts(config: ConfigDict, section: str) -> set[str]:
+    """Names of the subsections of a section whose options have an effect."""
+    choices = [choice for choice in CHOICES if choice.section == section]
+    sweeps = [choice for choice in choices if choice.sweep]
+    swept = {_part_section(choice, name) for choice in sweeps for name in config.evaluation[choice.sweep]}
+    return swept | {section_of(config, choice).partition(".")[2] for choice in choices}
+
+
+def _chosen(config: ConfigDict, section: str) -> str:
+    """Such as: config.sampling.sampler is ddim."""
+    choices = [choice for choice in CHOICES if choice.section == section]
+    return ", ".join(f"config.{choice.path} is {config[section][choice.field]}" for choice in choices)
+
+
+def unused_options(config: ConfigDict, defaults: ConfigDict) -> list[str]:
+    """A line for each option that differs from its default but belongs to a part that is not chosen."""
+    lines = []
+    for section in dict.fromkeys(choice.section for choice in CHOICES):
+        used = _used_parts(config, section)
+        parts = {name: part for name, part in config[section].items() if isinstance(part, ConfigDict) and name not in used}
+        for name, part in parts.items():
+            default = defaults[section].get(name, {})
+            for option, value in part.items():
+                if option not in default or value != default[option]:
+                    field = f"config.{section}.{name}.{option}"
+                    lines.append(f"{field} is {value!r}, but has no effect, since {_chosen(config, section)}")
+    return lines
+
+
 def check_options_used(config: ConfigDict, flags: Iterable[str]) -> None:
     """Check that no flag sets an option of a part that is not chosen, which would have no effect.
 
@@ -155,11 +184,6 @@ def check_options_used(config: ConfigDict, flags: Iterable[str]) -> None:
         if flag.count(".") < 3:
             continue
         _, section, part = flag.split(".")[:3]
-        choices = [choice for choice in CHOICES if choice.section == section]
-        used = {section_of(config, choice).partition(".")[2] for choice in choices}
-        sweeps = [choice for choice in choices if choice.sweep]
-        used |= {_part_section(choice, name) for choice in sweeps for name in config.evaluation[choice.sweep]}
-        if part not in used:
-            current = ", ".join(f"config.{choice.path} is {config[section][choice.field]}" for choice in choices)
+        if part not in _used_parts(config, section):
             other = "module:function" if is_free(f"{section}.{part}") else part
-            raise UsageError(f"--{flag} has no effect, since {current}: leave it out, or choose {other}")
+            raise UsageError(f"--{flag} has no effect, since {_chosen(config, section)}: leave it out, or choose {other}")

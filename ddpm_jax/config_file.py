@@ -4,14 +4,17 @@ A config file is Python code and may fail like any program. `ml_collections` rep
 not at all: a misspelled field in an unlocked config would silently become a new field.
 """
 
+import contextlib
 import copy
 import difflib
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
+import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -20,6 +23,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import choices, configs
 from ddpm_jax.runtime.errors import ExpectedError, error_line
 from ddpm_jax.user_messages import UsageError, UserError, defaults_file, did_you_mean, format_flag_error
+
+_BESIDE: list[str] = []  # names of the modules beside the last config file that it imported
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -76,19 +81,19 @@ def load(argument: str) -> ConfigDict:
         if spec is None or spec.loader is None:
             raise UsageError(f"--config={argument}: the name of a config file must end in .py")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if get_config is None:
-            raise UsageError(f"--config={argument}: the file has no function get_config; {defaults_file()} is an example")
-        arguments = [given] if colon else []
-        try:
-            inspect.signature(get_config).bind(*arguments)
-        except TypeError:
-            fault = (
-                f"its get_config takes no argument: leave :{given} out" if colon else "write FILE.py:ARGUMENT for its argument"
-            )
-            raise UsageError(f"--config={argument}: {fault}") from None
-        config = get_config(*arguments)
+        with _imports_beside(file):
+            spec.loader.exec_module(module)
+            get_config = getattr(module, "get_config", None)
+            if get_config is None:
+                raise UsageError(f"--config={argument}: the file has no function get_config; {defaults_file()} is an example")
+            arguments = [given] if colon else []
+            try:
+                inspect.signature(get_config).bind(*arguments)
+            except TypeError:
+                fault = f"its get_config takes no argument: leave :{given} out"
+                fault = fault if colon else "write FILE.py:ARGUMENT for its argument"
+                raise UsageError(f"--config={argument}: {fault}") from None
+            config = get_config(*arguments)
     except ExpectedError:
         raise
     except (Exception, SystemExit) as error:
@@ -97,6 +102,28 @@ def load(argument: str) -> ConfigDict:
         kind = "nothing" if config is None else f"a {type(config).__name__}"
         raise UsageError(f"--config={argument}: its get_config returns {kind}, but must return a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def _imports_beside(file: pathlib.Path) -> Iterator[None]:
+    """Context manager in which the folder of the file comes first in sys.path, as for a script that Python runs.
+
+    Modules of that folder that are imported inside are imported again by the next config file: it may be in another folder,
+    or the module may have changed.
+    """
+    folder = str(file.parent)
+    while _BESIDE:
+        sys.modules.pop(_BESIDE.pop(), None)
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        new = [name for name in set(sys.modules) - before if not name.startswith("ddpm_jax.")]
+        files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in new}
+        _BESIDE.extend(name for name, path in files.items() if path.startswith(f"{folder}{os.sep}"))
 
 
 def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import sys
 
 import pytest
 
@@ -88,6 +89,23 @@ def test_an_import_that_works_in_a_clone_only_has_a_hint(tmp_path, monkeypatch):
     assert error_of("own.py") == (
         "--config=own.py fails in line 1: there is no package configs: import the shipped configs from ddpm_jax.configs"
     )
+
+
+def test_a_module_beside_the_file_can_be_imported(tmp_path):
+    """From any current folder, in any folder, also after a change, and without a lasting change of sys.path."""
+    before = list(sys.path)
+    for folder, seed in (("a", 1), ("b", 2), ("a", 3)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "base_config.py").write_text(OWN.replace("7", f"{seed} + 0 * {'0' * seed}"))  # of another size
+        (tmp_path / folder / "own.py").write_text(
+            "import base_config\ndef get_config():\n    return base_config.get_config()\n"
+        )
+        assert config_file.load(f"{folder}/own.py").seed == seed
+    (tmp_path / "a" / "own.py").write_text(
+        "def get_config():\n    from base_config import get_config\n    return get_config()\n"
+    )
+    assert config_file.load("a/own.py").seed == 3
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(

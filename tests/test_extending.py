@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ddpm_jax import build, choices, config_validation, data_config, sampling_config
+from ddpm_jax import build, choices, config_file, config_validation, configs, data_config, sampling_config
 from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.configs import defaults, digits, from_workdir
 from ddpm_jax.metrics import features
@@ -202,6 +202,42 @@ def test_flags_of_parts_that_are_not_chosen_are_rejected(flags, message):
         return
     with pytest.raises(UsageError, match=message):
         choices.check_options_used(config, flags)
+
+
+def test_options_of_parts_that_are_not_chosen_are_listed():
+    config = digits.get_config()
+    assert choices.unused_options(config, defaults.get_config()) == []
+    config.sampling.unipc.order = 3
+    config.diffusion.schedule = "cosine"
+    config.diffusion.linear.beta_end = 0.03
+    config.model.options.width = 3
+    lines = choices.unused_options(config, defaults.get_config())
+    assert [line.partition(" is ")[0] for line in lines] == [
+        "config.model.options.width",
+        "config.diffusion.linear.beta_end",
+        "config.sampling.unipc.order",
+    ]
+    assert lines[-1] == "config.sampling.unipc.order is 3, but has no effect, since config.sampling.sampler is ddim"
+    config.evaluation.samplers = ("unipc",)
+    assert len(choices.unused_options(config, defaults.get_config())) == 2
+
+
+def test_shipped_configs_set_no_option_without_effect():
+    for name in configs.names():
+        assert choices.unused_options(config_file.load(name), defaults.get_config()) == [], name
+
+
+def test_own_samplers_of_a_sweep_share_their_options(my_parts):
+    (my_parts / "my_parts.py").write_text(
+        CODE + "\n\ndef other(schedule, predict_x0):\n    return euler(schedule, predict_x0)\n"
+    )
+    config = digits.get_config()
+    config.evaluation.samplers = ("my_parts:euler", "my_parts:other")
+    choices.set_free_fields(config, {"sampling.sampler_options.end": 0.1})
+    euler, other = evaluate.sampling_cases(config)
+    build.build_sampler(euler)
+    with pytest.raises(UsageError, match=r"config\.sampling\.sampler: the sampler my_parts:other has no option 'end': it has"):
+        build.build_sampler(other)
 
 
 def test_a_sweep_uses_the_options_of_all_its_samplers():

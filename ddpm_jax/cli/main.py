@@ -1,6 +1,7 @@
 """The command line: `ddpm-jax`, `python -m ddpm_jax` and, in a clone, `python main.py`."""
 
 import importlib
+import logging as py_logging
 import os
 import pathlib
 import sys
@@ -68,6 +69,7 @@ configs:
 """
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 
+LOGGER = py_logging.getLogger(__name__)
 FLAGS = flags.FLAGS
 _GIVEN: list[str] = []  # names of the flags of the command line
 config_flags.DEFINE_config_file(
@@ -215,6 +217,9 @@ def main(argv: list[str]) -> None:
 
         config_validation.check_parts(FLAGS.config)
         choices.check_options_used(FLAGS.config, _GIVEN)
+        if not config_flags.get_config_filename(FLAGS["config"]).startswith("from_workdir:"):  # it has those of earlier starts
+            for line in choices.unused_options(FLAGS.config, defaults.get_config()):
+                LOGGER.warning(line)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

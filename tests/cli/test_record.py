@@ -37,7 +37,11 @@ def test_which_starts_are_recorded(tmp_path, tiny_config, monkeypatch, capfd):
             start()
     with monkeypatch.context() as patch:
         original = build.train_step
-        nan = lambda *args, **kwargs: (lambda new, metrics: (new, metrics | {"loss": np.nan}))(*original(*args, **kwargs))  # noqa: E731
+
+        def nan(*args, **kwargs):
+            new, metrics = original(*args, **kwargs)
+            return new, metrics | {name: np.nan * metrics[name] for name in ("loss", "quartile_sum")}
+
         patch.setattr(build, "train_step", nan)
         with pytest.raises(NumericalError, match="loss is not finite at step 1"):
             start(optimizer__learning_rate=9.0)
