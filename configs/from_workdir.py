@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import config_file
 from ddpm_jax.configs import defaults
 from ddpm_jax.runtime import config_changes, workdir
+from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.user_messages import UserError
 
 
@@ -16,9 +17,11 @@ def get_config(folder: str) -> ConfigDict:
       ConflictError: it lacks a field.
     """
     config, saved = defaults.get_config(), workdir.read_config(folder)
-    if fault := config_file.update(config, saved):
+    try:
+        config_file.set_fields(config, saved)
+    except InvalidArgumentError as error:
         raise UserError(
-            f"{folder}/config.json cannot be used: {fault}; restore the config of the run, or use the version that wrote it"
-        )
+            f"{folder}/config.json cannot be used: {error}; restore the config of the run, or use the version that wrote it"
+        ) from error
     config_changes.check_version(f"{folder}/config.json", saved, config.to_dict())
     return config

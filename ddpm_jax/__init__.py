@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm_jax.api import evaluate, get_config, load, train
-    from ddpm_jax.run import Run
-    from ddpm_jax.run_results import BitsPerDim, Denoised, Samples, Trajectory
+    from ddpm_jax.api.functions import evaluate, get_config, load, train
+    from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory
+    from ddpm_jax.api.run import Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "load",
     "train",
 ]
-_MODULES = dict.fromkeys(__all__, "run_results") | dict.fromkeys(("evaluate", "get_config", "load", "train"), "api")
+_MODULES = dict.fromkeys(__all__, "results") | dict.fromkeys(("evaluate", "get_config", "load", "train"), "functions")
 _MODULES["Run"] = "run"
 
 
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562), so that `import ddpm_jax` and --help do not import JAX."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"ddpm_jax.{_MODULES[name]}")
+    module = importlib.import_module(f"ddpm_jax.api.{_MODULES[name]}")
     globals()[name] = value = getattr(module, name)
     return value
 

@@ -21,7 +21,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from ddpm_jax import choices, configs
-from ddpm_jax.runtime.errors import ExpectedError, error_line
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError, error_line
+from ddpm_jax.runtime.registry import is_installed
 from ddpm_jax.user_messages import UsageError, UserError, defaults_file, did_you_mean, format_flag_error
 
 _BESIDE: list[str] = []  # names of the modules beside the last config file that it imported
@@ -44,7 +45,7 @@ class ConfigFileParser(flags.ArgumentParser):
         """See the class. Raises UserError if the file is not such a config or raises an ExpectedError itself."""
         try:
             config = load(argument)
-            _compare(config, self._defaults, f"--config={argument}")
+            _check_fields(config, self._defaults, f"--config={argument}")
         except ExpectedError as error:
             # absl would catch a ValueError and add a prefix.
             user_error = UserError(str(error))
@@ -123,19 +124,20 @@ def _imports_beside(file: pathlib.Path) -> Iterator[None]:
         sys.path.remove(folder)
         new = [name for name in set(sys.modules) - before if not name.startswith("ddpm_jax.")]
         files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in new}
-        _BESIDE.extend(name for name, path in files.items() if path.startswith(f"{folder}{os.sep}"))
+        beside = [name for name, path in files.items() if path.startswith(f"{folder}{os.sep}") and not is_installed(path)]
+        _BESIDE.extend(beside)
 
 
-def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> str:
+def set_fields(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> None:
     """Sets the fields of `config` to those of a nested dictionary, up to the first invalid one.
 
     Args:
       config: has all fields, with values of the right types.
       values: fields by name; sections are dictionaries.
-      prefix: for the names in the result.
+      prefix: for the names in the error.
 
-    Returns:
-      The problem of the first invalid field, or "".
+    Raises:
+      InvalidArgumentError: a field is unknown, or its value has the wrong type.
     """
     for name, value in values.items():
         field = prefix + name
@@ -144,20 +146,19 @@ def update(config: ConfigDict, values: dict[str, Any], *, prefix: str = "") -> s
                 config[name] = ConfigDict(value) if isinstance(value, dict) else value
             continue
         if name not in config:
-            return f"the field {field} is unknown to this version"
+            raise InvalidArgumentError(f"the field {field} is unknown to this version")
         if isinstance(config[name], ConfigDict):
             if not isinstance(value, dict):
-                return f"{field} is {value!r}, but must be a section with fields"
-            if fault := update(config[name], value, prefix=f"{field}."):
-                return fault
+                raise InvalidArgumentError(f"{field} is {value!r}, but must be a section with fields")
+            set_fields(config[name], value, prefix=f"{field}.")
             continue
         try:
             if value is None:
                 raise TypeError
             config[name] = value
-        except TypeError:
-            return f"{field} is {value!r}, but must be of the type {type(config[name]).__name__}"
-    return ""
+        except TypeError as error:
+            kind = type(config[name]).__name__
+            raise InvalidArgumentError(f"{field} is {value!r}, but must be of the type {kind}") from error
 
 
 def _is_part(fields: Mapping[str, Any], prefix: str, name: str) -> bool:
@@ -166,7 +167,8 @@ def _is_part(fields: Mapping[str, Any], prefix: str, name: str) -> bool:
     return choices.is_chosen(section, fields, name) and isinstance(fields[name], dict | ConfigDict)
 
 
-def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str = "config.") -> None:
+def _check_fields(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str = "config.") -> None:
+    """Raises UsageError unless the config has the fields of the defaults, with values of their types."""
     for name in sorted(set(config) | set(defaults)):
         field = prefix + name
         free = choices.is_free(field.removeprefix("config.")) and isinstance(config.get(name), ConfigDict)
@@ -181,10 +183,13 @@ def _compare(config: ConfigDict, defaults: ConfigDict, where: str, prefix: str =
         if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
             raise UsageError(f"{where}: {field} must be {'a section' if isinstance(default, ConfigDict) else 'one value'}")
         if isinstance(default, ConfigDict):
-            _compare(value, default, where, f"{field}.")
+            _check_fields(value, default, where, f"{field}.")
         # The same rules as for assignment: an integer is accepted for a float, and a list for a tuple.
-        elif type(value) is not type(default) and (fault := update(copy.deepcopy(defaults), {name: value})):
-            raise UsageError(f"{where}: {prefix}{fault}")
+        elif type(value) is not type(default):
+            try:
+                set_fields(copy.deepcopy(defaults), {name: value})
+            except InvalidArgumentError as error:
+                raise UsageError(f"{where}: {prefix}{error}") from error
 
 
 def _nearest(path: str) -> str:

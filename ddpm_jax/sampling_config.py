@@ -20,14 +20,14 @@ from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.user_messages import UsageError
 
 MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
-WARN_STEP_FRACTION = 10  # with at most T / 10 steps, fixed_large is known to leave noise in the images
+FEW_STEPS_DIVISOR = 10  # with T / 10 steps or fewer, fixed_large is known to leave noise in the images
 # Fields of config.sampling that do not affect the images.
 IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
 # Fields outside config.sampling that may differ from the training config and affect the images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
 IMAGE_PARTS = (choices.NETWORK, choices.SCHEDULE, choices.SAMPLER)  # whose code determines the images
 FORWARD_PASSES = 3  # cost of a training step per image, in network evaluations
-QUICK = (
+QUICK_SAMPLERS = (
     ("dpmpp_2m", "logsnr"),
     ("ddim", "trailing"),
 )  # (sampler, spacing); the first one that the schedule and prediction allow
@@ -162,7 +162,7 @@ def sampling_warnings(config: ConfigDict) -> list[str]:
     diffusion, sampling = config.diffusion, config.sampling
     steps, trained = sampling.num_steps, diffusion.num_timesteps
     notes = []
-    if sampling.sampler == "ancestral" and diffusion.variance == "fixed_large" and steps <= trained // WARN_STEP_FRACTION:
+    if sampling.sampler == "ancestral" and diffusion.variance == "fixed_large" and steps <= trained // FEW_STEPS_DIVISOR:
         notes.append(
             f"ancestral sampling in {steps:,} of {trained:,} steps with fixed_large leaves noise in the images (published for "
             "CIFAR-10: FID 367 in 10 steps, 33 in 50, 10 in 100, 3.2 in 1,000): use more steps, or ddim or dpmpp_2m"
@@ -198,7 +198,7 @@ def quick_config(config: ConfigDict) -> ConfigDict:
     full, steps = few_images(config), config.train.sample_num_steps
     if not steps or build.build_sampler(full).nfe <= steps:
         return full
-    for sampler, spacing in QUICK:
+    for sampler, spacing in QUICK_SAMPLERS:
         quick = full.copy_and_resolve_references()
         quick.sampling.update(sampler=sampler, spacing=spacing, num_steps=min(steps, config.diffusion.num_timesteps))
         quick.sampling.num_intermediates = min(quick.sampling.num_intermediates, quick.sampling.num_steps)

@@ -11,10 +11,6 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 LAYERS = {
     "__main__": 5,
     "api": 4.8,
-    "run": 4.7,
-    "run_session": 4.6,
-    "run_arguments": 4.5,
-    "run_results": 4.5,
     "cli": 4,
     "evaluation_config": 3.7,
     "config_validation": 3.5,
@@ -46,9 +42,6 @@ SHARED = (
 )  # below all layers
 CONFIG_READERS = (
     "api",
-    "run",
-    "run_session",
-    "run_arguments",
     "cli",
     "config_validation",
     "network_check",
@@ -75,10 +68,10 @@ HOMES = {
     "diffrax": {"evaluation/ode_likelihood.py"},
     "safetensors": {"metrics/inception_weights.py"},
     "ml_collections": {
-        "api.py",
-        "run.py",
-        "run_session.py",
-        "run_arguments.py",
+        "api/functions.py",
+        "api/run.py",
+        "api/loaded_run.py",
+        "api/arguments.py",
         "build.py",
         "choices.py",
         "data_config.py",
@@ -133,7 +126,7 @@ def upward(own: str, imported: set[str]) -> list[str]:
 def test_imports_point_down(file):
     own = file.relative_to(PACKAGE).with_suffix("").parts[0]
     if own == "__init__":
-        public = ("importlib", "typing", "ddpm_jax.api", "ddpm_jax.run", "ddpm_jax.run_results")  # the latter for type checkers
+        public = ("importlib", "typing", "ddpm_jax.api")  # the latter for type checkers
         assert {name for name in imports(file) if not name.startswith(public)} == set()
         return
     assert own in LAYERS, f"{own} has no layer: give it one here and in CONTRIBUTING.md"

@@ -97,8 +97,8 @@ def name_changed_files(config: ConfigDict, run_folder: pathlib.Path, step: int |
         if not changed:
             raise
         files, have = " and ".join(changed), "has" if len(changed) == 1 else "have"
-        fault = f"{error.differences}; {files} {have} changed since it was trained"
-        raise CheckpointMismatch(fault, f"Restore {files}, or choose another `workdir`") from error
+        found = f"{error.differences}; {files} {have} changed since it was trained"
+        raise CheckpointMismatch(f"{found}. Restore {files}, or choose another `workdir`", found) from error
 
 
 def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequence[int | str]) -> list[int]:

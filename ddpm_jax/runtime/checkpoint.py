@@ -251,10 +251,9 @@ class CheckpointManager(contextlib.AbstractContextManager):
             )
             if wrong:
                 more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-                raise CheckpointMismatch(
-                    f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}",
-                    "Use the config of the run, as `workdir` alone does, or another `workdir`",
-                )
+                found = f"the checkpoint of step {step} does not match the model: {'; '.join(wrong[:3])}{more}"
+                advice = "Use the config of the run, as `workdir` alone does, or another `workdir`"
+                raise CheckpointMismatch(f"{found}. {advice}", found)
             return True
 
         def read() -> State:

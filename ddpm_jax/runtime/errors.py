@@ -52,9 +52,9 @@ class CheckpointMismatch(CheckpointError):
       differences: the first part of the message, without advice.
     """
 
-    def __init__(self, differences: str, advice: str) -> None:
-        super().__init__(f"{differences}. {advice}")
-        self.differences = differences
+    def __init__(self, message: str, differences: str = "") -> None:
+        super().__init__(message)
+        self.differences = differences or message
 
 
 class DistributedError(ExpectedError, RuntimeError):

@@ -68,7 +68,7 @@ def _module(name: str) -> types.ModuleType:
         sys.path.insert(0, "")  # the current folder
     module = importlib.import_module(name.partition(":")[0])
     file = getattr(module, "__file__", None)
-    if file and not _is_installed(file) and not hasattr(module, _DIGEST):
+    if file and not is_installed(file) and not hasattr(module, _DIGEST):
         # Now, not when it is asked for: the file may change while the imported code stays in use.
         setattr(module, _DIGEST, hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12])
     return module
@@ -86,12 +86,13 @@ def source_digest(name: str) -> dict[str, str]:
 def fault(error: BaseException) -> str:
     """One line about an error in the user's own module, with file and line."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_installed(frame.filename) and not frame.filename.startswith(_PACKAGE)]
+    own = [frame for frame in frames if not is_installed(frame.filename) and not frame.filename.startswith(_PACKAGE)]
     place = f" (line {own[-1].lineno} of {own[-1].filename})" if own and "<frozen" not in own[-1].filename else ""
     return f"{error_line(error, most=200, kind=True)}{place}"
 
 
-def _is_installed(file: str) -> bool:
+def is_installed(file: str) -> bool:
+    """Whether a module's file is of an installed package."""
     return bool({"site-packages", "dist-packages"} & set(pathlib.PurePath(file).parts))
 
 

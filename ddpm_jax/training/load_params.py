@@ -21,7 +21,7 @@ from ddpm_jax.training import ema_tracker, posthoc_ema
 
 logger = logging.getLogger(__name__)
 
-FAR = 0.02  # of profiles: from here on, an average made afterwards is not quite of the length that it is called
+MAX_PROFILE_ERROR = 0.02  # of an average that is computed after training; above it there is a log line
 
 
 def restore(
@@ -68,7 +68,7 @@ def _make(
     )
     line = f"{name} at step {steps[-1]:,} out of {len(snapshots)} averages of {len(steps)} checkpoints"
     line += f", {100 * recipe.profile_error:.2g}% from its profile"
-    if recipe.profile_error > FAR:
+    if recipe.profile_error > MAX_PROFILE_ERROR:
         line += ": too few lengths or checkpoints for this one; "
         line += "keep more (config.train.keep_period and checkpoint_every) or choose another"
     logger.info(line)

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, evaluation_config
+from ddpm_jax.api.arguments import Label, check_images, check_labels, check_mask, image_labels, one_label, saved_steps
+from ddpm_jax.api.loaded_run import LoadedRun, root_key
+from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim, denoised
 from ddpm_jax.cli import image_to_image, inpaint, interpolate
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch
-from ddpm_jax.run_arguments import Label, check_images, check_labels, check_mask, image_labels, one_label, saved_steps
-from ddpm_jax.run_results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim, denoised
-from ddpm_jax.run_session import LoadedRun, root_key
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.samplers.batched import BatchedSampler

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from ddpm_jax import build, choices, config_validation, data_config
+from ddpm_jax.api.arguments import Label, check_labels, configure, image_labels, one_label
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.run_arguments import Label, check_labels, configure, image_labels, one_label
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch

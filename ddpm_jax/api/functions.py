@@ -10,10 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, config_file, data_config
+from ddpm_jax.api.arguments import configure
+from ddpm_jax.api.run import Run
 from ddpm_jax.cli import common
 from ddpm_jax.configs import defaults, from_workdir  # type: ignore[attr-defined]  # its folder is configs/
-from ddpm_jax.run import Run
-from ddpm_jax.run_arguments import configure
 from ddpm_jax.runtime import run_record
 from ddpm_jax.runtime import workdir as workdirs
 from ddpm_jax.runtime.checkpoint import CheckpointManager

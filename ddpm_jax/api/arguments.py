@@ -89,8 +89,10 @@ def _set(config: ConfigDict, field: str, name: str, value: Any) -> None:
             fields[last] = value
     if isinstance(fields[last], tuple) and np.ndim(value) == 0:
         value = (value,)  # metrics="frechet"
-    if fault := config_file.update(fields, {last: value}):
-        raise InvalidArgumentError(fault.replace(last, name, 1))
+    try:
+        config_file.set_fields(fields, {last: value})
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(str(error).replace(last, name, 1)) from error
 
 
 def _sampler_options(name: str) -> Iterator[str]:
