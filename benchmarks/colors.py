@@ -42,7 +42,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from color_statistics import ColorStatistics, color_statistics
 
-from ddpm_jax import build, config_validation, sampling_config
+from ddpm_jax import build, compiler_config, config_validation, sampling_config
 from ddpm_jax.cli import common, train
 from ddpm_jax.configs import image_folder
 from ddpm_jax.data.image_folder import load_image_folder
@@ -171,7 +171,7 @@ def rms(x: np.ndarray) -> float:
 def prepare(options: argparse.Namespace):
     """The small config and the mesh; XLA is configured as in main.py."""
     config = small_config(options)
-    build.configure_cpu(config)
+    compiler_config.configure_cpu(config)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     return config, meshes.make_mesh()
 

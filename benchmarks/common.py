@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax import build
+from ddpm_jax import build, compiler_config
 from ddpm_jax.cpu import conv as cpu_conv
 
 _clock = time.perf_counter
@@ -48,7 +48,7 @@ def load_config(options: argparse.Namespace):
         global _clock
         _clock = time.process_time
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count their threads
-    build.configure_cpu(config)
+    compiler_config.configure_cpu(config)
     return config
 
 

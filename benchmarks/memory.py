@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ddpm_jax import build
+from ddpm_jax import build, compiler_config
 from ddpm_jax.runtime import mesh as meshes
 
 MIB = 2**20
@@ -47,7 +47,7 @@ def measured(options: argparse.Namespace, name: str) -> str:
     config = importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
     config.model.unet.remat = options.remat or config.model.unet.remat
-    build.configure_cpu(config, own_devices=False)
+    compiler_config.configure_cpu(config, own_devices=False)
     few, many = options.batch_sizes
     state = jax.eval_shape(build.build_init(config), jax.random.key(0))
     step, sampling = (

@@ -12,7 +12,7 @@ import common
 import jax
 import numpy as np
 
-from ddpm_jax import build
+from ddpm_jax import build, compiler_config
 from ddpm_jax.runtime import mesh as meshes
 
 
@@ -56,7 +56,7 @@ def our_step(config, batch):
     batch = jax.device_put(batch, meshes.batch_sharding(mesh))
     train_step, rate = build.build_train_step(config, mesh), build.build_learning_rate(config)(0)
     flops = common.count_flops(train_step, state, batch, key, rate)
-    step = jax.jit(train_step, donate_argnums=0, compiler_options=build.train_step_compiler_options(config))
+    step = jax.jit(train_step, donate_argnums=0, compiler_options=compiler_config.train_step_options(config))
     held = [state]
 
     def once():

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import choices, cpu, models
-from ddpm_jax.cpu import compiler
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.models import layers
@@ -40,23 +39,6 @@ FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_dif
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C)."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
-
-
-def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
-    """Set XLA flags for the network on CPUs. Must be called before JAX initializes; accepts a config that is not validated.
-
-    Args:
-      config: config of the run.
-      own_devices: whether this process may set the number of CPU devices; False in a distributed run.
-    """
-    try:
-        network = _make(config, choices.NETWORK, models.make_network, config.model.name, out_channels=config.data.channels)
-    except UsageError:  # the validation reports it
-        return
-    if channels := getattr(network, "min_channels", None):
-        compiler.set_xla_flags(channels)
-        if own_devices:
-            compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
 
 
 def _make(
@@ -304,15 +286,6 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         return take_step(state, {"image": batch["image"], **cond}, key, learning_rate)
 
     return step
-
-
-def train_step_compiler_options(config: ConfigDict) -> dict[str, bool] | None:
-    """Options of `jax.jit` for the training step: on a GPU, kernels that compute the same bits in each run and process.
-
-    The fastest gradients of convolutions add in no fixed order, and XLA chooses among kernels by timing them.
-    """
-    deterministic = config.train.deterministic and jax.default_backend() == "gpu"
-    return {"xla_gpu_deterministic_ops": True} if deterministic else None
 
 
 def build_batched_sampler(

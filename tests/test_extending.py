@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ddpm_jax import build, choices, config_file, config_validation, configs, data_config, sampling_config
+from ddpm_jax import build, choices, compiler_config, config_file, config_validation, configs, data_config, sampling_config
 from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.configs import defaults, digits, from_workdir
 from ddpm_jax.metrics import features
@@ -363,6 +363,6 @@ def test_networks_of_ones_own_leave_compiler_settings_alone(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     config = digits.get_config()
     config.model.name = "my_parts:Mlp"
-    build.configure_cpu(config)
+    compiler_config.configure_cpu(config)
     config.model.name = "my_parts:Missing"
-    build.configure_cpu(config)  # the validation reports it
+    compiler_config.configure_cpu(config)  # the validation reports it

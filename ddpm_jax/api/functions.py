@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, config_file, data_config
+from ddpm_jax import choices, compiler_config, config_file, data_config
 from ddpm_jax.api.arguments import configure
 from ddpm_jax.api.run import Run
 from ddpm_jax.cli import common
@@ -70,7 +70,7 @@ def load(workdir: Folder, *, step: int | None = None, params: str = "ema") -> Ru
         config.sampling.update(params=str(params), checkpoint_step=-1 if step is None else int(step))
         identity = workdirs.read_data_identity(folder)
         data_config.complete(config, identity)
-        build.configure_cpu(config)
+        compiler_config.configure_cpu(config)
         run_folder, mesh = common.open_run(config, folder, "")
         _check_step(run_folder, step)
         restored, found = common.restore_params(config, run_folder, mesh)
@@ -106,7 +106,7 @@ def train(config: ConfigDict | str, workdir: Folder, *, profile: str = "", progr
     with argument_errors({}), show_progress_and_log(progress, {}):
         for line in choices.unused_options(case, defaults.get_config()):
             logger.info(line)
-        build.configure_cpu(case)
+        compiler_config.configure_cpu(case)
         if run_record.latest_saved_step(workdirs.absolute(folder)) is not None:
             data_config.complete(case, workdirs.read_data_identity(folder))
         done = mode.train(case, folder, profile=profile)
@@ -162,7 +162,7 @@ def evaluate(
     if isinstance(run, Run):
         case.evaluation.update(checkpoint_steps=(run.step,), params=(case.sampling.params,))
     with argument_errors(names), show_progress_and_log(progress, names):
-        build.configure_cpu(case)
+        compiler_config.configure_cpu(case)
         data_config.complete(case, workdirs.read_data_identity(folder))
         measurement = mode.evaluate(case, folder, target)
     return [result.row | result.details for result in measurement.results()]

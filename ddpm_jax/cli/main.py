@@ -212,7 +212,7 @@ def main(argv: list[str]) -> None:
             raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
         import jax
 
-        from ddpm_jax import build, config_validation, data_config
+        from ddpm_jax import compiler_config, config_validation, data_config
         from ddpm_jax.runtime import distributed, run_record, workdir
 
         config_validation.check_parts(FLAGS.config)
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> None:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        build.configure_cpu(FLAGS.config, own_devices=not is_distributed)
+        compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
         # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
         saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
         identity = workdir.read_data_identity(FLAGS.workdir) if saved else None

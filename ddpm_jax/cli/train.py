@@ -17,7 +17,17 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, config_validation, cpu, data_config, network_check, sampling_config, training_config
+from ddpm_jax import (
+    build,
+    choices,
+    compiler_config,
+    config_validation,
+    cpu,
+    data_config,
+    network_check,
+    sampling_config,
+    training_config,
+)
 from ddpm_jax.cli import common
 from ddpm_jax.data import identity, pipeline
 from ddpm_jax.runtime import (
@@ -151,7 +161,7 @@ def _train(
                 build.build_train_step(config, mesh),
                 donate_argnums=0,
                 out_shardings=everywhere,
-                compiler_options=build.train_step_compiler_options(config),
+                compiler_options=compiler_config.train_step_options(config),
             )
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
             batches = pipeline.prefetch_to_device(

@@ -105,7 +105,7 @@ def colors(photographs, repository, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     import colors
 
-    monkeypatch.setattr(colors.build, "configure_cpu", lambda config: None)  # too late for this process
+    monkeypatch.setattr(colors.compiler_config, "configure_cpu", lambda config: None)  # too late for this process
     monkeypatch.setattr(colors, "CACHE", repository / ".cache" / "xla")
 
     def run(*arguments):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import build, cpu
+from ddpm_jax import build, compiler_config, cpu
 from ddpm_jax.configs import digits
 from ddpm_jax.models import layers
 from ddpm_jax.models.unet import UNet
@@ -159,7 +159,7 @@ def test_only_gpus_need_an_option_for_deterministic_steps(monkeypatch, platform,
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     config = tiny_config()
     config.train.deterministic = deterministic
-    assert build.train_step_compiler_options(config) == expected
+    assert compiler_config.train_step_options(config) == expected
 
 
 @pytest.mark.parametrize(("dropout", "names"), [(0.0, {"unroll", "shard_grad_fn"}), (0.1, {"unroll"})])
