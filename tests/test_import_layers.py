@@ -211,10 +211,10 @@ def test_files_are_short_documented_and_have_unique_names(file):
 
 
 def test_cli_has_one_file_for_each_mode_and_what_they_share():
-    from ddpm_jax.cli import main
+    from ddpm_jax.cli import modes
 
-    assert set(main.MODES) == set(MODES)
-    assert {file.stem for file in (PACKAGE / "cli").glob("*.py")} == {*MODES, "main", "common", "__init__"}
+    assert set(modes.MODES) == set(MODES)
+    assert {file.stem for file in (PACKAGE / "cli").glob("*.py")} == {*MODES, "main", "modes", "common", "__init__"}
     for mode in MODES:
         others = {f"ddpm_jax.cli.{other}" for other in MODES if other != mode}
         assert not others & imports(PACKAGE / "cli" / f"{mode}.py"), "a mode imports another mode: share it in common.py"

@@ -6,8 +6,6 @@ import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Mapping
-from typing import NamedTuple
 
 try:
     from absl import app, flags, logging
@@ -18,37 +16,11 @@ except ModuleNotFoundError as error:  # usually the virtual environment is not a
 
 import ddpm_jax
 from ddpm_jax import choices, config_file, configs, user_messages
+from ddpm_jax.cli import modes
 from ddpm_jax.configs import defaults
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError, format_flag_error
 
-# JAX and the modes are imported after flag parsing, so that --help and flag errors are fast.
-MODES = {
-    "train": "train a model, or resume the run in the workdir; the default",
-    "sample": "generate images",
-    "inpaint": "regenerate the masked part of images",
-    "image_to_image": "generate variants of images (SDEdit)",
-    "interpolate": "generate the images between two images",
-    "visualize": "plot the forward and the reverse process",
-    "evaluate": "compute Fréchet distance, KID, precision, recall and bits/dim",
-    "compare": "compare several runs: configs, losses, scores and speed",
-    "compute_stats": "save the statistics of a data set, for evaluate",
-}
-
-
-class SubCommand(NamedTuple):
-    """The short form of a mode.
-
-    Attributes:
-      named: the flag of the words that are not flags; if it is not a list, they are joined by commas.
-      short: short name of a flag -> flag.
-    """
-
-    named: str
-    short: Mapping[str, str]
-
-
-SUBCOMMANDS = {"compare": SubCommand("runs", {})}
 HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
 
   {command} --config=digits --workdir=runs/digits
@@ -77,12 +49,8 @@ config_flags.DEFINE_config_file(
 )
 FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
 flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics and samples; created if missing.")
-flags.DEFINE_enum("mode", "train", list(MODES), "One of the modes above.")
-flags.DEFINE_string("output", "", "All modes except train: output folder (compute_stats: file); by default in the workdir.")
-flags.DEFINE_list("runs", [], "--mode=compare: workdirs of the runs, such as runs/a,runs/b; short: compare runs/a runs/b.")
-flags.DEFINE_string(
-    "profile", "", "--mode=train: FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir."
-)
+flags.DEFINE_enum("mode", "train", list(modes.MODES), "One of the modes above.")
+modes.define_flags(FLAGS)
 flags.DEFINE_string("compilation_cache", CACHE, "Folder of the persistent XLA compilation cache; '' for none.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not detect.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
@@ -100,20 +68,21 @@ def parse_flags(argv: list[str]) -> list[str]:
     if "--version" in argv[1:]:
         print(f"ddpm_jax {ddpm_jax.__version__}")
         sys.exit(0)
-    argv = _subcommand_flags(argv)
-    argv = _config_first([_with_home(argument) for argument in argv])
-    given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     try:
-        if "config" not in given and "workdir" in given:
+        argv = _config_first([_with_home(argument) for argument in modes.expand_short_form(argv)])
+        given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
+        has_config = "config" in given
+        if not has_config and modes.default_config(argv):
+            argv, has_config = [argv[0], "--config=defaults", *argv[1:]], True
+        elif not has_config and "workdir" in given:
             named = flags.FlagValues()
             flags.DEFINE_string("workdir", None, "", flag_values=named)
             named(argv, known_only=True)
             folder = named.workdir and pathlib.Path(named.workdir).expanduser()
             if folder and (folder / "config.json").exists():
-                argv = [argv[0], f"--config=from_workdir:{folder}", *argv[1:]]
-                given.append("config")
+                argv, has_config = [argv[0], f"--config=from_workdir:{folder}", *argv[1:]], True
         fields = [name for name in given if name.startswith("config.")]
-        if fields and "config" not in given:
+        if fields and not has_config:
             where = "--config is missing, and the workdir contains no saved config"
             raise UsageError(f"{where}: --{fields[0]} needs a config, such as --config=digits")
         argv, free = choices.take_free_flags(argv)
@@ -138,39 +107,19 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def help_text() -> str:
     """The text of --help: the modes, the flags of this program and the shipped configs."""
-    own = [flag for flag in FLAGS.flags_by_module_dict()[__name__] if "." not in flag.name]
+    by_module = FLAGS.flags_by_module_dict()
+    own = [flag for name in (__name__, modes.__name__) for flag in by_module[name] if "." not in flag.name]
     rows = [(f"--{flag.name}", flag.help or "") for flag in sorted(own, key=lambda flag: flag.name)]
     rows += [("--version", "Print the version."), ("--helpfull", "Print the flags of all libraries.")]
     return HELP.format(
         command=" ".join(user_messages.program_command()),
         fields=user_messages.defaults_file(),
-        modes="\n".join(f"  {name:<16}{line}" for name, line in MODES.items()),
+        modes="\n".join(f"  {name:<16}{mode.help}" for name, mode in modes.MODES.items()),
         flags="\n".join(
             textwrap.fill(text, 120, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24) for name, text in rows
         ),
         configs=textwrap.fill(", ".join(configs.names()), 120, initial_indent="  ", subsequent_indent="  "),
     )
-
-
-def _subcommand_flags(argv: list[str]) -> list[str]:
-    """Rewrite a sub-command, such as `compare runs/a runs/b`, to flags."""
-    if len(argv) < 2 or argv[1] not in SUBCOMMANDS:
-        return argv
-    command, named, rest = SUBCOMMANDS[argv[1]], [], argv[2:]
-    rewritten = [f"--mode={argv[1]}"]
-    while rest:
-        argument = rest.pop(0)
-        name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-"):
-            named.append(argument)
-            continue
-        rewritten.append(f"--{command.short.get(name, name)}{equals}{value}")
-        if not equals and rest and not rest[0].startswith("-"):
-            rewritten.append(rest.pop(0))  # the value of the flag
-    is_list = isinstance(FLAGS[command.named].parser, flags.ListParser)
-    # The serializer quotes a path with a comma, so that the parser does not split it.
-    words = flags.CsvListSerializer(",").serialize(named) if is_list else ",".join(named)
-    return [argv[0], *rewritten, *([f"--{command.named}={words}"] if named or is_list else [])]
 
 
 def _config_first(argv: list[str]) -> list[str]:
@@ -194,22 +143,16 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
-        if FLAGS.runs and FLAGS.mode != "compare":
-            raise UsageError(f"--runs is for --mode=compare only: leave it out with --mode={FLAGS.mode}")
-        if FLAGS.mode == "compare":
-            if FLAGS.workdir or FLAGS.config is not None:
-                raise UsageError("--mode=compare reads the runs of --runs: leave out --workdir and --config")
-            compare = importlib.import_module("ddpm_jax.cli.compare")
-            sys.exit(compare.run(FLAGS.runs, FLAGS.output))
-        if not FLAGS.workdir:
+        mode = modes.MODES[FLAGS.mode]
+        modes.check_flags(FLAGS.mode, FLAGS)
+        positional, named = modes.run_arguments(FLAGS.mode, FLAGS, _GIVEN)
+        if not mode.config:
+            sys.exit(importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}").run(*positional, **named))
+        if mode.workdir and not FLAGS.workdir:
             raise UsageError("--workdir is missing: give a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:
             where = f"--config is missing, and {FLAGS.workdir} contains no run"
             raise UsageError(f"{where}: give a config, such as --config=digits")
-        if FLAGS.output and FLAGS.mode == "train":
-            raise UsageError("--mode=train has no --output, since it writes to --workdir: leave it out")
-        if FLAGS.profile and FLAGS.mode != "train":
-            raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
         import jax
 
         from ddpm_jax import compiler_config, config_validation, data_config
@@ -225,14 +168,14 @@ def main(argv: list[str]) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
-        # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
-        saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
-        identity = workdir.read_data_identity(FLAGS.workdir) if saved else None
-        if identity is not None or FLAGS.mode != "train":  # a new run loads its data set
-            data_config.complete(FLAGS.config, identity)
+        if mode.workdir:
+            # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
+            saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None
+            identity = workdir.read_data_identity(FLAGS.workdir) if saved else None
+            if identity is not None or FLAGS.mode != "train":  # a new run loads its data set
+                data_config.complete(FLAGS.config, identity)
         module = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # import only the selected mode
-        options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
-        code = module.run(FLAGS.config, FLAGS.workdir, **options)
+        code = module.run(*positional, **named)
     except ExpectedError as error:
         exit_with_error(error)
     sys.exit(code)

@@ -1195,9 +1195,9 @@ def prepare() -> None:
     """Import the program without initializing devices, so that it can be forked."""
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
-    main = importlib.import_module("ddpm_jax.cli.main")
+    importlib.import_module("ddpm_jax.cli.main")
     importlib.import_module("jax")
-    for mode in main.MODES:
+    for mode in importlib.import_module("ddpm_jax.cli.modes").MODES:
         importlib.import_module(f"ddpm_jax.cli.{mode}")
 
 

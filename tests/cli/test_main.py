@@ -10,7 +10,7 @@ import time
 import pytest
 
 import ddpm_jax
-from ddpm_jax.cli.main import MODES
+from ddpm_jax.cli.modes import MODES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -187,5 +187,5 @@ def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
     result = compare("compare", str(trained))
     assert result.returncode == 2
     assert "error: --runs must be the workdirs of two or more different runs, such as runs/a,runs/b" in result.stderr
-    assert "leave out --workdir and --config" in compare("compare", str(trained), str(other), "--workdir=x").stderr
+    assert "--mode=compare has no --workdir" in compare("compare", str(trained), str(other), "--workdir=x").stderr
     assert "--runs is for --mode=compare only" in compare("--runs=a,b", "--workdir=x").stderr

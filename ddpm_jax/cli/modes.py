@@ -1,0 +1,152 @@
+"""The modes of the command line: what each needs, and its own flags. A new mode is an entry here and a file in cli/."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from ddpm_jax.user_messages import UsageError
+
+
+class Mode(NamedTuple):
+    """A mode, whose `run` gets the config, the workdir and the flags that it has.
+
+    Attributes:
+      help: its line in --help.
+      config: "run" if it needs --config or the config of the workdir, "defaults" if the default config serves, or "" if it
+        reads none.
+      workdir: whether it needs --workdir.
+      arguments: its own flags -> the parameters of `run` that get their values.
+      words: the flag of the words in the short form `ddpm-jax MODE words`.
+      fields: short names of flags of the config -> fields, such as --format for --config.export.format.
+      given: whether `run` gets `given`, the names of the flags on the command line.
+    """
+
+    help: str
+    config: str = "run"
+    workdir: bool = True
+    arguments: Mapping[str, str] = {"output": "output"}
+    words: str = ""
+    fields: Mapping[str, str] = {}
+    given: bool = False
+
+
+MODES: dict[str, Mode] = {
+    "train": Mode("train a model, or resume the run in the workdir; the default", arguments={"profile": "profile"}),
+    "sample": Mode("generate images"),
+    "inpaint": Mode("regenerate the masked part of images"),
+    "image_to_image": Mode("generate variants of images (SDEdit)"),
+    "interpolate": Mode("generate the images between two images"),
+    "visualize": Mode("plot the forward and the reverse process"),
+    "evaluate": Mode("compute Fréchet distance, KID, precision, recall and bits/dim"),
+    "compare": Mode(
+        "compare several runs: configs, losses, scores and speed",
+        config="",
+        workdir=False,
+        arguments={"runs": "folders", "output": "output"},
+        words="runs",
+    ),
+    "compute_stats": Mode("save the statistics of a data set, for evaluate"),
+}
+FLAGS = {  # flags that not every mode has -> help
+    "output": "output folder (compute_stats: file); by default in the workdir.",
+    "runs": "workdirs of the runs, such as runs/a,runs/b; short: compare runs/a runs/b.",
+    "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
+}
+LISTS, SWITCHES = ("runs",), ()  # those that are lists, and those that are true or false
+REQUIRED = {"runs": "name the runs, such as compare runs/a runs/b"}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of FLAGS; the help of each names the modes that have it."""
+    for name, text in FLAGS.items():
+        define, default = flags.DEFINE_string, ""
+        if name in LISTS:
+            define, default = flags.DEFINE_list, []
+        elif name in SWITCHES:
+            define, default = flags.DEFINE_bool, False
+        define(name, default, f"{_named(_modes_with(name))}: {text}", flag_values=values)
+
+
+def expand_short_form(argv: Sequence[str]) -> list[str]:
+    """Rewrite `ddpm-jax compare runs/a runs/b` to flags, and short names of config flags to their fields.
+
+    Raises:
+      UsageError: more words than the mode takes.
+    """
+    name = argv[1] if len(argv) > 1 and MODES.get(argv[1], MODES["train"]).words else _mode_of(argv)
+    mode = MODES.get(name)
+    if mode is None:
+        return list(argv)
+    is_short = argv[1:2] == [name]
+    words, rewritten, rest = [], [f"--mode={name}"] * is_short, list(argv[1 + is_short :])
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") and is_short:
+            words.append(argument)
+            continue
+        if argument.startswith("-") and flag in mode.fields:
+            argument = f"--config.{mode.fields[flag]}{equals}{value}"
+        rewritten.append(argument)
+        if argument.startswith("-") and not equals and flag not in SWITCHES and rest and not rest[0].startswith("-"):
+            rewritten.append(rest.pop(0))  # the value of the flag
+    if mode.words not in LISTS and len(words) > 1:
+        raise UsageError(f"unexpected argument {words[1]!r}: {name} takes one, and flags are --NAME=VALUE")
+    # The serializer quotes a path with a comma, so that the parser does not split it.
+    joined = flags.CsvListSerializer(",").serialize(words) if mode.words in LISTS else "".join(words)
+    return [argv[0], *rewritten, *([f"--{mode.words}={joined}"] if words else [])]
+
+
+def default_config(argv: Sequence[str]) -> bool:
+    """Whether a command line without --config uses the default config."""
+    mode = MODES.get(_mode_of(argv))
+    return mode is not None and mode.config == "defaults"
+
+
+def check_flags(name: str, values: flags.FlagValues) -> None:
+    """Check that a mode has the flags that were given, and that none is missing.
+
+    Raises:
+      UsageError: it does not have one, or one is missing.
+    """
+    mode = MODES[name]
+    for flag in FLAGS:
+        if values[flag].value and flag not in mode.arguments:
+            raise UsageError(f"--{flag} is for {_named(_modes_with(flag))} only: leave it out with --mode={name}")
+        if not values[flag].value and flag in mode.arguments and flag in REQUIRED:
+            raise UsageError(f"--{flag} is missing: {REQUIRED[flag]}")
+    if not mode.workdir and values.workdir:
+        raise UsageError(f"--mode={name} has no --workdir: leave it out")
+    if not mode.config and values.config is not None:
+        raise UsageError(f"--mode={name} reads no config: leave out --config")
+
+
+def run_arguments(name: str, values: flags.FlagValues, given: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of the `run` of a mode."""
+    mode = MODES[name]
+    positional = ([values.config] if mode.config else []) + ([values.workdir] if mode.workdir else [])
+    named = {parameter: values[flag].value for flag, parameter in mode.arguments.items()}
+    return positional, named | ({"given": tuple(given)} if mode.given else {})
+
+
+def _mode_of(argv: Sequence[str]) -> str:
+    """The value of --mode; "train" if it is not given."""
+    for argument, following in itertools.pairwise([*argv[1:], ""]):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "mode":
+            return value if equals else following
+    return "train"
+
+
+def _modes_with(flag: str) -> list[str]:
+    return [name for name, mode in MODES.items() if flag in mode.arguments]
+
+
+def _named(names: Sequence[str]) -> str:
+    """--mode=a, or --mode=a or b; all but x if that is shorter."""
+    others = [name for name in MODES if name not in names]
+    if len(others) < len(names):
+        return f"all modes except {', '.join(others)}"
+    return f"--mode={' or '.join(names)}"
