@@ -201,7 +201,7 @@ def build_scorer(
         else:
             compared = source or load_compared(config)
     if found is None:
-        found = reference.measure_reference(compared, collector, identity)
+        found = reference.measure_reference(compared, collector, identity, spatial="sfid" in evaluation.metrics)
     else:
         found = reference.with_features(found, collector, evaluation.metrics)
     num_classes = config.data.num_classes if has_classes else 0

@@ -32,7 +32,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         identity = evaluation_config.reference_identity(config, collector.extractor)
         check_replaceable(target, identity)
         source = evaluation_config.load_compared(config)
-    made = measure_reference(source, collector, identity)
+    made = measure_reference(source, collector, identity, spatial=collector.extractor.name == "inception")
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             reference_stats.save(target, made)

@@ -1,5 +1,6 @@
 """Statistics of the real images that generated images are compared with, computed from a source or read from a file."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Collection, Iterator
@@ -20,12 +21,20 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 FEATURE_METRICS = {"kid", "precision_recall"}  # these need features; the others need moments or logits
 # A covariance of 8,192 x 8,192 float64 takes half a GiB, and the distance takes minutes.
 MAX_PIXELS = 8192
+RESIZE = f"Pillow {RESIZE_FILTER.name.lower()}, for images of other sizes"  # of every data set
 
 
-def measure_reference(source: ImageSource, collector: FeatureCollector, identity: dict[str, Any]) -> Reference:
+def measure_reference(
+    source: ImageSource, collector: FeatureCollector, identity: dict[str, Any], *, spatial: bool = False, resize: str = RESIZE
+) -> Reference:
     """Compute the statistics of all images of a source, with their hash, the number of duplicates and the class counts.
 
-    `identity` has the first fields of the provenance, in which the statistics and a run must agree.
+    Args:
+      source: the real images.
+      collector: computes the features.
+      identity: the first fields of the provenance, in which the statistics and a run must agree.
+      spatial: whether to compute those of the spatial features, which only Inception has.
+      resize: how the source resizes its images, for the provenance.
     """
     digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
 
@@ -37,21 +46,21 @@ def measure_reference(source: ImageSource, collector: FeatureCollector, identity
                 np.add.at(classes, batch["label"], 1)
             yield batch["image"]
 
-    made = collector.collect(seen(), len(source))
+    made = collector.collect(seen(), len(source), spatial=spatial)
     provenance = identity | {
         "images": len(source),
         "images_sha256": digest.hexdigest(),
         "data": data_identity.identity_of(source),
         "repeated_images": duplicates.count_repeated(hashes),
         "random_flip": False,
-        "resize": f"Pillow {RESIZE_FILTER.name.lower()}, for images of other sizes",
+        "resize": resize,
         "ddpm_jax": ddpm_jax.__version__,
     }
     if classes.size:
         provenance["class_counts"] = classes.tolist()
     if len(made.features) < len(source):
         provenance |= {"features_kept": len(made.features), "features_seed": feature_set.CHOICE_SEED}
-    return Reference(made.gaussian, made.features, provenance)
+    return Reference(made.gaussian, made.features, provenance, spatial=made.spatial)
 
 
 def load_reference(
@@ -79,7 +88,7 @@ def load_reference(
       InvalidDataError: the statistics do not fit the run, or lack features that the metrics need.
     """
     found = reference_stats.load(file)
-    reference_stats.check_matches(file, found.provenance, identity)
+    check_reference(file, found, extractor, identity=identity, image_shape=image_shape, metrics=metrics)
     theirs = (found.provenance or {}).get("data")
     if theirs and trained_on and (changes := data_identity.class_changes(trained_on, theirs)):
         raise InvalidDataError(
@@ -87,6 +96,20 @@ def load_reference(
             "--mode=compute_stats again"
         )
     check_value_range(file, theirs, value_range)
+    return found
+
+
+def check_reference(
+    file: str | os.PathLike,
+    found: Reference,
+    extractor: FeatureExtractor,
+    *,
+    identity: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    metrics: Collection[str],
+) -> None:
+    """Raise an InvalidDataError if statistics do not fit the images, the features or the metrics; see `load_reference`."""
+    reference_stats.check_matches(file, found.provenance, identity)
     if found.images is not None and found.images.shape[1:] != image_shape:
         theirs, ours = ("x".join(map(str, shape)) for shape in (found.images.shape[1:], image_shape))
         raise InvalidDataError(f"{file} holds images of {theirs}, but the run has {ours}: use a reference of that size")
@@ -103,16 +126,21 @@ def load_reference(
             f"{file} holds no features, which kid and precision_recall need: run --mode=compute_stats, or leave these "
             "two out of config.evaluation.metrics"
         )
-    return found
+    if "sfid" in metrics and found.spatial is None and found.images is None:
+        raise InvalidDataError(
+            f"{file} holds no mu_s and no sigma_s, which sfid needs: run --mode=compute_stats, or leave it out of "
+            "config.evaluation.metrics"
+        )
 
 
 def with_features(found: Reference, collector: FeatureCollector, metrics: Collection[str]) -> Reference:
     """Add the features and moments that the metrics need and `found` lacks, computed from its images."""
-    if found.images is None or not (FEATURE_METRICS & set(metrics) or found.gaussian is None):
+    lacks = {"gaussian": found.gaussian is None, "spatial": "sfid" in metrics and found.spatial is None}
+    if found.images is None or not (FEATURE_METRICS & set(metrics) or any(lacks.values())):
         return found
-    made = collector.collect(collector.split(found.images), len(found.images), gaussian=found.gaussian is None)
-    gaussian = made.gaussian if found.gaussian is None else found.gaussian
-    return Reference(gaussian, made.features, found.provenance, found.images, found.labels, found.known_count)
+    made = collector.collect(collector.split(found.images), len(found.images), **lacks)
+    new = {name: getattr(made, name) for name, is_missing in lacks.items() if is_missing}
+    return dataclasses.replace(found, features=made.features, **new)
 
 
 def check_value_range(file: str | os.PathLike, measured: data_identity.Identity | None, value_range: Collection[float]) -> None:

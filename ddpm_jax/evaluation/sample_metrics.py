@@ -19,9 +19,10 @@ from ddpm_jax.metrics.precision_recall import Manifold
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime.errors import ExpectedError
 
-SAMPLE_METRICS = ("frechet", "kid", "inception_score", "precision_recall")
+SAMPLE_METRICS = ("frechet", "sfid", "kid", "inception_score", "precision_recall")
 SCORES = {  # metric -> its columns
     "frechet": ("frechet",),
+    "sfid": ("sfid",),
     "kid": ("kid", "kid_stderr"),
     "inception_score": ("inception score", "is_std"),
     "precision_recall": ("precision", "recall"),
@@ -35,7 +36,7 @@ class SampleScorer:
     """Computes the scores of images against a reference.
 
     Args:
-      reference: statistics of the real images, with features if a metric needs them.
+      reference: statistics of the real images, with features if a metric needs them; None for the inception score only.
       collector: computes the features.
       metrics: any of `SAMPLE_METRICS`; others are ignored.
       classes: class proportions of the generated images.
@@ -44,7 +45,7 @@ class SampleScorer:
 
     def __init__(
         self,
-        reference: Reference,
+        reference: Reference | None,
         collector: FeatureCollector,
         metrics: Sequence[str],
         classes: ClassProportions,
@@ -52,16 +53,17 @@ class SampleScorer:
     ):
         self.reference, self.classes, self.extractor = reference, classes, collector.extractor
         self._collector, self._wanted, self._trained_on = collector, set(metrics), trained_on
-        self._real = reference.features
+        self._real = reference.features if reference else None
         if self._real is not None:
             self._real = self._real[subsample_indices(len(self._real), collector.max_features)]
         self._manifold: Manifold | None = None
 
     def key(self, count: int) -> dict[str, Any]:
         """What the scores of `count` images depend on besides the images: reference, features, numbers of compared images."""
-        kept, real = self._collector.max_features, self.reference.count
-        num_compared = [number and min(number, kept or number) for number in (count, real)]
-        return {"reference": self.reference.identity(), "features": self.extractor.provenance, "num_compared": num_compared}
+        kept, reference = self._collector.max_features, self.reference
+        num_compared = [number and min(number, kept or number) for number in (count, reference and reference.count)]
+        identity = reference.identity() if reference else None
+        return {"reference": identity, "features": self.extractor.provenance, "num_compared": num_compared}
 
     def of_source(self, source: ImageSource) -> dict[str, Any]:
         """Scores of all images of a source."""
@@ -90,9 +92,12 @@ class SampleScorer:
                 yield images
 
         try:
-            found = self._collector.collect(hashed(), count, gaussian="frechet" in wanted, logits=need_logits)
+            options = {"gaussian": "frechet" in wanted, "logits": need_logits, "spatial": "sfid" in wanted}
+            found = self._collector.collect(hashed(), count, **options)
             if "frechet" in wanted:
                 scores["frechet"] = frechet.frechet_distance(found.gaussian, self.reference.gaussian)
+            if "sfid" in wanted:
+                scores["sfid"] = frechet.frechet_distance(found.spatial, self.reference.spatial)
             if "kid" in wanted:
                 distance = kernel_distance(found.features, self._real)  # argument order of torch-fidelity
                 scores["kid"], scores["kid_stderr"] = distance.mean, distance.standard_error
@@ -111,9 +116,11 @@ class SampleScorer:
 
     def notes(self, num_images: int) -> list[str]:
         """Notes on the comparability of the scores of `num_images` generated images."""
-        extractor, counted = self.extractor, self.reference.count
+        extractor = self.extractor
         published = extractor.name == "inception" and bool(extractor.provenance["weights_published"])
-        notes = self.classes.notes()
+        if self.reference is None:
+            return score_warnings(num_images, published=published)
+        notes, counted = self.classes.notes(), self.reference.count
         theirs, ours = (self.reference.provenance or {}).get("data"), self._trained_on
         if theirs and ours and theirs["split"] == ours["split"]:
             if changes := data_identity.content_changes(ours, theirs):
@@ -146,6 +153,15 @@ class SampleScorer:
     def _repeated_rows(self) -> int:
         """Number of duplicate feature vectors of the reference, for files that do not record duplicate images."""
         return 0 if self._real is None else duplicates.count_repeated(row.tobytes() for row in self._real)
+
+
+def score_warnings(num_images: int, *, published: bool) -> list[str]:
+    """Warnings about an inception score of `num_images` images, with the published weights of Inception or others."""
+    if not published:
+        return ["the classifier is not Inception with the published weights: compare the inception score only with such scores"]
+    if num_images < PUBLISHED_COUNT:
+        return [f"inception score of {num_images:,} images: published ones mostly use {PUBLISHED_COUNT:,} and are higher"]
+    return []
 
 
 def sample_warnings(num_images: int, num_reference: int | None, dimension: int, *, published: bool) -> list[str]:

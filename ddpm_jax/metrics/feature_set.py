@@ -24,16 +24,18 @@ class FeatureSet(NamedTuple):
       gaussian: mean and covariance of all features, or None if not requested.
       features: float32 [M, D], the subsample, in the order of the images.
       logits: float32 [N, K], or None.
+      spatial: mean and covariance of all spatial features, or None if not requested.
     """
 
     count: int
     gaussian: Gaussian | None
     features: np.ndarray
     logits: np.ndarray | None
+    spatial: Gaussian | None = None
 
 
 def accumulate_features(
-    parts: Iterable[Features], count: int, kept: int, *, gaussian: bool = True, logits: bool = False
+    parts: Iterable[Features], count: int, kept: int, *, gaussian: bool = True, logits: bool = False, spatial: bool = False
 ) -> FeatureSet:
     """Accumulates the features of `count` images, batch by batch.
 
@@ -43,14 +45,15 @@ def accumulate_features(
       kept: number of feature vectors to keep; 0 for all.
       gaussian: whether to compute mean and covariance: D^2 numbers, and as many operations per image.
       logits: whether to keep the logits.
+      spatial: whether to compute mean and covariance of the spatial features.
 
     Raises:
       InvalidDataError: a value that is not finite, or fewer than two images with `gaussian`.
-      ValueError: missing logits with `logits`, or a different number of images.
+      ValueError: missing logits with `logits`, missing spatial features with `spatial`, or a different number of images.
     """
-    indices, moments, done, filled = subsample_indices(count, kept), Moments(), 0, 0
+    indices, moments, spatial_moments, done, filled = subsample_indices(count, kept), Moments(), Moments(), 0, 0
     features, all_logits = np.zeros((0, 0), np.float32), []
-    for vectors, own_logits in parts:
+    for vectors, own_logits, own_spatial in parts:
         vectors = check_features(vectors)
         if not features.size:
             features = np.empty((len(indices), vectors.shape[1]), np.float32)
@@ -64,10 +67,15 @@ def accumulate_features(
             if own_logits is None:
                 raise ValueError("these features come without logits: leave inception_score out of `metrics`")
             all_logits.append(own_logits)
+        if spatial:
+            if own_spatial is None:
+                raise ValueError("these features come without spatial ones: leave sfid out of `metrics`, or use inception")
+            spatial_moments.update(own_spatial)
     if done != count:
         raise ValueError(f"features of {done} images, expected {count}")
     fitted = moments.gaussian() if gaussian else None
-    return FeatureSet(count, fitted, features, np.concatenate(all_logits) if logits else None)
+    fitted_spatial = spatial_moments.gaussian() if spatial else None
+    return FeatureSet(count, fitted, features, np.concatenate(all_logits) if logits else None, fitted_spatial)
 
 
 def subsample_indices(count: int, kept: int) -> np.ndarray:

@@ -27,10 +27,12 @@ class Features(NamedTuple):
     Attributes:
       features: float32 [B, D].
       logits: float32 [B, K] of a classifier; None for other extractors.
+      spatial: float32 [B, S] of Inception, for the sFID; None for other extractors.
     """
 
     features: jax.Array | np.ndarray
     logits: jax.Array | np.ndarray | None = None
+    spatial: jax.Array | np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +152,18 @@ def _area_weights(length: int, size: int) -> np.ndarray:
 
 
 def feature_size(extractor: FeatureExtractor, image_shape: tuple[int, int, int]) -> int:
-    """D, the feature dimension for images [H, W, C], from shapes alone.
+    """D, the feature dimension for images [H, W, C], from shapes alone. Raises as `feature_shapes`."""
+    return feature_shapes(extractor, image_shape).features.shape[1]
+
+
+def feature_shapes(extractor: FeatureExtractor, image_shape: tuple[int, int, int]) -> Features:
+    """The shapes of the features of one image [H, W, C], as `jax.ShapeDtypeStruct`; None where the extractor has none.
 
     Raises:
       InvalidArgumentError: a custom function does not return features.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
-    return jax.eval_shape(extractor.apply, extractor.variables, image).features.shape[1]
+    return jax.eval_shape(extractor.apply, extractor.variables, image)
 
 
 def _checked(name: str, output: jax.Array | tuple[jax.Array, jax.Array], count: int) -> Features:

@@ -28,6 +28,10 @@ SIZE = 299  # height and width that the network was trained at
 RESIZE = "TensorFlow 1 bilinear to 299x299, not antialiased"
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008  # 1,000 of them are used
+# sFID (Nash et al. 2021, arXiv 2103.03841) as in guided-diffusion's evaluator: mixed_6/conv[..., :7] of the TensorFlow graph,
+# which is the 1x1 branch of Mixed_6d after the ReLU.
+SPATIAL_CHANNELS = 7
+NUM_SPATIAL = 17 * 17 * SPATIAL_CHANNELS
 
 
 class Features(NamedTuple):
@@ -37,10 +41,12 @@ class Features(NamedTuple):
       features: float32 [N, 2048], the last average pool ("pool3"), not negative: FID, KID, precision and recall.
       logits: float32 [N, 1008], features times the last layer's matrix, WITHOUT its bias: what the Inception Score's
         published numbers were computed from (torch-fidelity calls it "logits_unbiased").
+      spatial: float32 [N, 2023], 7 channels of a 17x17 layer, not negative, which keep where things are: sFID.
     """
 
     features: jax.Array
     logits: jax.Array
+    spatial: jax.Array
 
 
 def apply(variables: Any, images: jax.Array, *, group_size: int | None = None) -> Features:
@@ -280,9 +286,11 @@ class Inception(nn.Module):
         x = BlockB(name="Mixed_6a")(x)
         for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
             x = BlockC(width, name=name)(x)
+            if name == "Mixed_6d":
+                spatial = x[..., :SPATIAL_CHANNELS].reshape(len(x), -1)  # the 1x1 branch comes first
         x = BlockD(name="Mixed_7a")(x)
         x = BlockE(last=False, name="Mixed_7b")(x)
         x = BlockE(last=True, name="Mixed_7c")(x)
         features = x.mean((1, 2))
         kernel = self.param("fc", nn.initializers.lecun_uniform(), (NUM_FEATURES, NUM_CLASSES))
-        return Features(features, jnp.matmul(features, kernel, precision=lax.Precision.HIGHEST))
+        return Features(features, jnp.matmul(features, kernel, precision=lax.Precision.HIGHEST), spatial)

@@ -17,6 +17,8 @@ import numpy as np
 from ddpm_jax.metrics.frechet import check_features
 from ddpm_jax.runtime.errors import InvalidDataError
 
+NUM_SPLITS = 10  # as published
+
 
 class InceptionScore(NamedTuple):
     """Mean and standard deviation over the parts (population standard deviation, as published)."""
@@ -25,7 +27,7 @@ class InceptionScore(NamedTuple):
     std: float
 
 
-def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> InceptionScore:
+def inception_score(logits: np.ndarray, *, num_splits: int = NUM_SPLITS) -> InceptionScore:
     """The score of N images from the classifier's logits [N, K], before the softmax; computed in float64.
 
     The parts are images i N // num_splits .. (i + 1) N // num_splits - 1.

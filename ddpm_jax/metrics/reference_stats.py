@@ -1,7 +1,8 @@
 """Reference statistics of real images, saved as npz with provenance.
 
 `mu` [D] and `sigma` [D, D] have the names of other tools. Our files also hold `features` float32 [N, D] for KID, precision
-and recall, and the provenance as JSON. `statistics_files` also reads files of other tools, of images and of features.
+and recall, with Inception `mu_s` and `sigma_s` for sFID, and the provenance as JSON. `statistics_files` also reads files of
+other tools, of images and of features.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class Reference:
       images: uint8 [N, H, W, C] if the file holds images, else None.
       labels: int [N], the classes of the images, or None.
       known_count: number of images if the provenance does not contain it; None if unknown.
+      spatial: mean and covariance of the spatial features of Inception, or None.
     """
 
     gaussian: Gaussian | None
@@ -39,6 +41,7 @@ class Reference:
     images: np.ndarray | None = None
     labels: np.ndarray | None = None
     known_count: int | None = None
+    spatial: Gaussian | None = None
 
     @property
     def count(self) -> int | None:
@@ -75,6 +78,8 @@ def save(file: str | os.PathLike, reference: Reference) -> None:
     arrays = {"mu": reference.gaussian.mean, "sigma": reference.gaussian.covariance}
     if reference.features is not None:
         arrays["features"] = reference.features
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
     with os_errors(f"cannot write {file}"), open_atomic(file) as out:
         np.savez(out, provenance=np.array(json.dumps(reference.provenance)), **arrays)
 
@@ -107,25 +112,30 @@ def load(file: str | os.PathLike) -> Reference:
     counted = next((held[name] for name in ("images", "features") if name in held and len(missing) == 2), ())
     known = int(held["count"]) if "count" in held else len(counted) or None
     others = {"images": images, "labels": held.get("labels"), "known_count": known}
+    others["spatial"] = _gaussian(file, held, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= set(held) else None
     if len(missing) == 2 and (images is not None or features is not None):
         return Reference(None if features is None else gaussian_of(features), features, provenance, **others)
     if missing:
         raise InvalidDataError(f"{file} holds no {' and no '.join(missing)}: it is not a file of reference statistics")
-    mean, covariance = held["mu"], held["sigma"]
+    gaussian = _gaussian(file, held, "mu", "sigma")
+    if features is not None and features.shape[1] != gaussian.mean.size:
+        raise InvalidDataError(
+            f"{file} holds features {list(features.shape)}, which do not match mu {list(gaussian.mean.shape)}: create it again"
+        )
+    return Reference(gaussian, features, provenance, **others)
+
+
+def _gaussian(file: pathlib.Path, held: dict[str, np.ndarray], mu: str, sigma: str) -> Gaussian:
+    mean, covariance = held[mu], held[sigma]
     if mean.ndim != 1 or covariance.shape != mean.shape * 2:
         raise InvalidDataError(
-            f"{file} holds mu {list(mean.shape)} and sigma {list(covariance.shape)}: they must be [D] and [D, D]"
+            f"{file} holds {mu} {list(mean.shape)} and {sigma} {list(covariance.shape)}: they must be [D] and [D, D]"
         )
     if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mean, covariance)):
         raise InvalidDataError(f"{file} holds statistics that are not finite numbers: create it again")
     if not np.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8 + 1e-6 * np.abs(covariance).max(initial=0)):
-        raise InvalidDataError(f"{file} holds a sigma that is not symmetric: it is not a covariance")
-    if features is not None and features.shape[1] != len(mean):
-        raise InvalidDataError(
-            f"{file} holds features {list(features.shape)}, which do not match mu {list(mean.shape)}: create it again"
-        )
-    gaussian = Gaussian(np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
-    return Reference(gaussian, features, provenance, **others)
+        raise InvalidDataError(f"{file} holds a {sigma} that is not symmetric: it is not a covariance")
+    return Gaussian(np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
 
 
 def check_matches(file: str | os.PathLike, found: dict[str, Any] | None, wanted: dict[str, Any]) -> None:

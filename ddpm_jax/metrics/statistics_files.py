@@ -2,10 +2,10 @@
 
     | file | written by | arrays |
     |---|---|---|
-    | .npz with mu, sigma | this program, pytorch-fid, clean-fid, EDM | mu, sigma; ours also features and provenance |
-    | .npz with arr_0 and perhaps mu, sigma, arr_1 | guided-diffusion | images, labels; mu, sigma |
-    | .npz with images, labels | --mode=sample | images, labels |
-| .npy | any tool | images uint8 [N, H, W, C], or features [N, D] |
+    | .npz with mu, sigma | this program, pytorch-fid, clean-fid, EDM | mu, sigma; ours also features, mu_s, provenance ... |
+    | .npz with arr_0 and perhaps mu, sigma, mu_s, sigma_s, arr_1 | guided-diffusion | images, labels; the statistics |
+    | .npz with arr_0, labels; before: images, labels | --mode=sample | images, labels |
+    | .npy | any tool | images uint8 [N, H, W, C], or features [N, D] |
     | .pkl with fid: mu, sigma | EDM2 | mu, sigma |
     | .pkl with raw_mean, raw_cov, num_items | StyleGAN2-ADA, StyleGAN3 | mu, sigma, count; features, if stored |
 
@@ -21,7 +21,8 @@ import numpy as np
 
 from ddpm_jax.runtime.errors import InvalidDataError
 
-NAMES = ("mu", "sigma", "features", "provenance")  # of our own files
+# Arrays of our own files. mu_s and sigma_s are of the spatial features (sFID), named as by guided-diffusion.
+NAMES = ("mu", "sigma", "mu_s", "sigma_s", "features", "provenance")
 MAKE = "write mu [D] and sigma [D, D] with numpy.savez, or create the file with --mode=compute_stats"
 # The globals that a pickle of arrays needs.
 ALLOWED = {
@@ -35,7 +36,8 @@ ALLOWED = {
 
 
 def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a file in one of the formats above: some of mu, sigma, features, images, labels, count, provenance.
+    """Reads a file in one of the formats above: some of mu, sigma, mu_s, sigma_s, features, images, labels, count,
+    provenance.
 
     Raises:
       FileNotFoundError: the file does not exist.

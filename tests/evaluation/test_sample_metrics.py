@@ -1,8 +1,18 @@
 """Notes on scores."""
 
+import numpy as np
 import pytest
 
-from ddpm_jax.evaluation.sample_metrics import sample_warnings
+from ddpm_jax.data.source import ArraySource
+from ddpm_jax.evaluation.class_proportions import ClassProportions
+from ddpm_jax.evaluation.feature_extraction import FeatureCollector
+from ddpm_jax.evaluation.reference import load_reference, measure_reference, with_features
+from ddpm_jax.evaluation.sample_metrics import SampleScorer, sample_warnings
+from ddpm_jax.metrics import reference_stats
+from ddpm_jax.metrics.features import FeatureExtractor, Features
+from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
+from ddpm_jax.runtime.errors import InvalidDataError
+from ddpm_jax.runtime.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -26,3 +36,27 @@ def test_small_samples_cause_warnings(counts, published, words):
     for line, expected in zip(lines, words, strict=True):
         assert expected in line
         assert "\n" not in line
+
+
+def with_spatial(_, images):
+    flat = images.reshape(len(images), -1) / 255
+    return Features(flat[:, :3], spatial=flat[:, 3:6])
+
+
+def test_sfid_is_the_distance_of_the_spatial_features(tmp_path):
+    collector = FeatureCollector(FeatureExtractor("inception", with_spatial, {"weights_published": False}), make_mesh(), 8)
+    real, images = (np.random.default_rng(seed).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8) for seed in (0, 1))
+    source = ArraySource(real, name="real", split="train")
+    held = measure_reference(source, collector, {}, spatial=True)
+    row = SampleScorer(held, collector, ("frechet", "sfid"), ClassProportions(0)).of_images(images)
+    for name, columns in (("frechet", slice(0, 3)), ("sfid", slice(3, 6))):
+        parts = [fit_gaussian((x.reshape(30, -1) / 255)[:, columns]) for x in (images, real)]
+        assert row[name] == pytest.approx(frechet_distance(*parts), rel=1e-5)
+    # A file of images has what is missing computed; one of statistics does not have it.
+    np.savez(tmp_path / "images.npz", arr_0=real)
+    found = with_features(reference_stats.load(tmp_path / "images.npz"), collector, ("sfid",))
+    np.testing.assert_array_equal(found.spatial.covariance, held.spatial.covariance)
+    options = {"identity": {}, "image_shape": (4, 4, 1), "metrics": ("sfid",)}
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(InvalidDataError, match="holds no mu_s and no sigma_s, which sfid needs"):
+        load_reference(tmp_path / "stats.npz", collector.extractor, **options)

@@ -1,11 +1,12 @@
-"""Generates inception.npz: features and logits of torch-fidelity and pytorch-fid with random weights.
+"""Generates inception.npz: features, logits and spatial features of torch-fidelity and pytorch-fid with random weights.
 
 python tests/golden/inception.py
 
 With torch 2.13.0 (CPU), torchvision 0.28.0, torch-fidelity 0.4.0, pytorch-fid 0.3.0, numpy 2.4.6. What is kept is
 torch-fidelity's, as its users run it, in float32: its resize is TensorFlow 1's and its pixels are (x - 128) / 128, as in the
 network of published numbers. pytorch-fid's network, whose own resize and pixels are others, must agree in float64 on what
-torch-fidelity resized. Weights and images are made by a rule, here and in the tests; neither is kept.
+torch-fidelity resized. The spatial features are 7 channels of the layer that torch-fidelity's converter of weights
+(util_convert_inception_weights.py) maps to mixed_6/conv, the one that guided-diffusion's sFID takes. Weights and images are made by a rule, here and in the tests; neither is kept.
 """
 
 import pathlib
@@ -45,11 +46,15 @@ def main() -> None:
     fidelity, fid = reference_networks()
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
 
-    golden = {}
+    golden, layers = {}, []
+    fidelity.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: layers.append(output))
     for name, images in make_images().items():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         features, logits = fidelity(pixels)
         golden |= {f"{name}_features": features.numpy(), f"{name}_logits": logits.numpy()}
+        if name in ("32", "299"):
+            spatial = layers[-1].permute(0, 2, 3, 1)[..., :7].reshape(len(images), -1)
+            golden[f"{name}_spatial"] = spatial.numpy()
         (exact,) = fid((resize(pixels.float(), (299, 299), align_corners=False).double() - 128) / 128)
         error = (exact[:, :, 0, 0] - features).norm() / exact.norm()
         if error > 2e-6:

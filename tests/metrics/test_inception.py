@@ -69,12 +69,14 @@ def test_features_and_logits_agree_with_the_reference(golden, images, network, n
     assert_equal_to(golden[f"{name}_features"], computed.features)
     assert_equal_to(golden[f"{name}_logits"], computed.logits)
     assert computed.features.min() >= 0
+    if f"{name}_spatial" in golden:
+        assert_equal_to(golden[f"{name}_spatial"], computed.spatial)
 
 
 def test_the_goldens_distinguish_images(golden):
     """Features of different images differ by 100 times the tolerance, so that agreement is meaningful."""
-    for name in NAMES:
-        first, second = golden[f"{name}_features"][:2]
+    for name in [*(f"{name}_features" for name in NAMES), "32_spatial", "299_spatial"]:
+        first, second = golden[name][:2]
         assert np.linalg.norm(first - second) > 1e-3 * np.linalg.norm(first)
 
 
@@ -87,6 +89,7 @@ def test_the_extractor_is_the_network_with_its_resize(golden, images, variables,
     which = np.arange(len(many)) % 2
     assert_equal_to(golden["32_features"][which], got.features)
     assert_equal_to(golden["32_logits"][which], got.logits)
+    assert_equal_to(golden["32_spatial"][which], got.spatial)
 
 
 def test_gray_equals_three_equal_channels(variables, monkeypatch):

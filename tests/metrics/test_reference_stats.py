@@ -25,6 +25,17 @@ def test_save_and_load_round_trip(tmp_path):
         reference_stats.save(tmp_path / "nowhere" / "r.npz", read)
 
 
+def test_spatial_statistics_are_saved_and_read_with_the_names_of_guided_diffusion(tmp_path):
+    spatial = fit_gaussian(FEATURES[:, :2])
+    reference_stats.save(tmp_path / "r.npz", reference_stats.Reference(GAUSSIAN, None, PROVENANCE, spatial=spatial))
+    assert set(np.load(tmp_path / "r.npz")) == {"mu", "sigma", "mu_s", "sigma_s", "provenance"}
+    for ours, whole in zip(reference_stats.load(tmp_path / "r.npz").spatial, spatial, strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    np.savez(tmp_path / "r.npz", mu=GAUSSIAN.mean, sigma=GAUSSIAN.covariance, mu_s=np.zeros(2), sigma_s=np.eye(3))
+    with pytest.raises(InvalidDataError, match=r"holds mu_s \[2\] and sigma_s \[3, 3\]"):
+        reference_stats.load(tmp_path / "r.npz")
+
+
 def test_another_tools_mu_and_sigma_are_read(tmp_path):
     np.savez(tmp_path / "r.npz", mu=GAUSSIAN.mean, sigma=GAUSSIAN.covariance)
     read = reference_stats.load(tmp_path / "r.npz")
