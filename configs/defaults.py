@@ -177,7 +177,7 @@ def get_config() -> ConfigDict:
     sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, for its evaluator)
 
     config.evaluation = evaluation = ConfigDict()
-    # Any of frechet, sfid, kid, inception_score, precision_recall, bits_per_dim, ode_bits_per_dim; sfid needs features=inception.
+    # Any of frechet, sfid (with inception), kid, inception_score, precision_recall, bits_per_dim, ode_bits_per_dim.
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged down to 16x16) | module:function of your own
     evaluation.features_options = ConfigDict()  # options of a function of your own

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,12 +14,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import ddpm_jax
 from ddpm_jax import build, choices, config_validation, data_config, network_check, sampling_config
 from ddpm_jax.data import decode
 from ddpm_jax.data.source import center_crop_and_resize
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, npz, paths, rng, run_record, shared_workdir, workdir
+from ddpm_jax.runtime import distributed, npz, paths, rng, run_record, shared_workdir, versions, workdir
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import CheckpointError, CheckpointMismatch
@@ -129,6 +132,17 @@ def checkpoint_steps(config: ConfigDict, run_folder: pathlib.Path, named: Sequen
             raise CheckpointError(f"there is no best checkpoint: {why}; train with config.train.eval_every, or give a step")
         found.append(best)
     return list(dict.fromkeys(found))
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of the program, platform and date, for a report of measurements."""
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return _program() | {"platform": jax.default_backend(), "date": date}
+
+
+@functools.cache
+def _program() -> dict[str, Any]:
+    return {"ddpm_jax": ddpm_jax.__version__, "commit": versions.program_commit(), "jax": jax.__version__}
 
 
 def class_names_of(run_folder: pathlib.Path) -> tuple[str, ...]:

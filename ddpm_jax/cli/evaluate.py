@@ -7,17 +7,13 @@ Held-out real images are scored too, for comparison.
 Each result is a file in eval/results/. An evaluation adds results and replaces only those that it measures again.
 """
 
-import functools
 import itertools
 import logging
 import pathlib
-import time
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-import ddpm_jax
 from ddpm_jax import build, config_validation, data_config, evaluation_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.evaluation import report
@@ -28,7 +24,7 @@ from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
 from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, paths, rng, run_record, versions, workdir
+from ddpm_jax.runtime import distributed, paths, rng, run_record, workdir
 from ddpm_jax.runtime.trackers import TrackerGroup, run_name
 from ddpm_jax.training import load_params
 
@@ -212,7 +208,7 @@ class Measurement:
         notes = list(details.get("notes", ()))
         if kind != "generated" or not self._held_out.source:  # without held-out images no other row has these notes
             notes += self._held_out.notes
-        return Result(kind, metric, key, row, details | {"notes": notes, "provenance": {metric: provenance()}})
+        return Result(kind, metric, key, row, details | {"notes": notes, "provenance": {metric: common.provenance()}})
 
     def _write(self, added: list[Result], prefix: str, picture: Any = None) -> None:
         self._added += added
@@ -254,17 +250,6 @@ def sampling_cases(config: ConfigDict) -> list[ConfigDict]:
         config_validation.check_config(case)
         cases.append(case)
     return cases
-
-
-def provenance() -> dict[str, Any]:
-    """Versions of the program, platform and date."""
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return _program() | {"platform": jax.default_backend(), "date": date}
-
-
-@functools.cache
-def _program() -> dict[str, Any]:
-    return {"ddpm_jax": ddpm_jax.__version__, "commit": versions.program_commit(), "jax": jax.__version__}
 
 
 def log_row(row: dict[str, Any]) -> None:

@@ -67,17 +67,7 @@ def load_tfds(
     """
     if channels not in (1, 3):
         raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
-    try:
-        import tensorflow_datasets  # noqa: F401  (optional)
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            f"data set {name!r} is read with TensorFlow Datasets, and the package {error.name} is not installed: "
-            "pip install tensorflow-datasets importlib_resources, or use digits or image_folder"
-        ) from error
-    data_dir = os.path.expanduser(data_dir)
-    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
-    image_key, label_key, num_classes = _choose_features(name, builder.info.features)
-    records = _open_records(name, split, builder, image_key)
+    builder, records, (image_key, label_key, num_classes) = _open(name, split, data_dir)
     attributes = {
         "num_classes": num_classes,
         "class_names": builder.info.features[label_key].names if label_key else (),
@@ -102,6 +92,31 @@ def load_tfds(
         num_threads=num_threads,
         **attributes,
     )
+
+
+def open_images(name: str, split: str, data_dir: str = "") -> tuple[int, int, Callable[[int], np.ndarray]]:
+    """Number of images of a split, their channels, and a function that decodes one: index -> uint8 [H, W] or [H, W, 3].
+
+    Arguments and errors as for `load_tfds`. Nothing is cropped or resized.
+    """
+    builder, records, (image_key, _, _) = _open(name, split, data_dir)
+    channels = 1 if builder.info.features[image_key].shape[-1] == 1 else 3
+    return len(records), channels, lambda index: decode_image(records[index][image_key])
+
+
+def _open(name: str, split: str, data_dir: str):
+    """Builder, examples with encoded images, and `_choose_features`; prepares a missing set. Raises as `load_tfds`."""
+    try:
+        import tensorflow_datasets  # noqa: F401  (optional)
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"data set {name!r} is read with TensorFlow Datasets, and the package {error.name} is not installed: "
+            "pip install tensorflow-datasets importlib_resources, or use digits or image_folder"
+        ) from error
+    data_dir = os.path.expanduser(data_dir)
+    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
+    chosen = _choose_features(name, builder.info.features)
+    return builder, _open_records(name, split, builder, chosen[0]), chosen
 
 
 def decode_image(data: bytes) -> np.ndarray:

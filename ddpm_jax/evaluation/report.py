@@ -20,8 +20,9 @@ from ddpm_jax.training.ema_tracker import parse_power_std
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint; "real" does not
-STEP_SCORES = ("frechet", "kid", "inception score", "precision", "recall", "bits/dim")  # a chart each, over steps
+KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint
+OTHERS = ("real", "images")  # these do not: held-out real images, and images of any origin (--mode=score)
+STEP_SCORES = ("frechet", "sfid", "kid", "inception score", "precision", "recall", "bits/dim")  # a chart each, over steps
 ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
 # Fields of the keys that every table shows in its columns anyway.
 SHOWN = (
@@ -39,12 +40,12 @@ SHOWN_BY_SAMPLER = ("sampler", "num_steps", "spacing", "guidance_scale", "guidan
 
 
 def write(target: pathlib.Path, results: list[Result]) -> None:
-    """Write step_N.json for each checkpoint, table.md and the charts of all joined results of a folder.
+    """Write step_N.json for each checkpoint, scores.json, table.md and the charts of all joined results of a folder.
 
     Raises:
       FileAccessError: a file cannot be written.
     """
-    known = [result for result in results if result.kind in ("real", *KINDS)]
+    known = [result for result in results if result.kind in (*OTHERS, *KINDS)]
     if others := len(results) - len(known):
         logger.warning(f"skipping {others} results in {target} that another version of this program wrote: measure them again")
     results = sorted(known, key=_order)
@@ -54,6 +55,8 @@ def write(target: pathlib.Path, results: list[Result]) -> None:
             stems.setdefault(stem(result.key["step"], result.key["weights"]), []).append(result)
     for name, some in stems.items():
         write_json(target / f"{name}.json", checkpoint_report(some, [result for result in results if result.kind == "real"]))
+    if scored := [result.row | result.details for result in results if result.kind == "images"]:
+        write_json(target / "scores.json", {"images": scored})
     write_atomically(target / "table.md", f"{table(results)}\n{ABOUT}\n")
     for file, picture in (sweep_charts(results) | step_charts(results)).items():
         image_grid.save_png(target / file, picture)
@@ -123,9 +126,10 @@ def _cell(value: Any) -> str:
 
 def _order(result: Result) -> tuple:
     """Sort key: real images first, then by checkpoint."""
-    kind = ("real", *KINDS).index(result.kind)
-    return (bool(kind), result.key.get("step", 0), str(result.key.get("weights", "")), kind, str(result.row.get("sampler")),
-            result.row.get("evaluations", 0), str(sorted(flatten(result.key).items())))  # fmt: skip
+    kind = (*OTHERS, *KINDS).index(result.kind)
+    key, row = result.key, result.row
+    return (kind >= len(OTHERS), key.get("step", 0), str(key.get("weights", "")), kind, str(row.get("sampler")),
+            row.get("evaluations", 0), str(sorted(flatten(key).items())))  # fmt: skip
 
 
 def sweep_charts(results: list[Result]) -> dict[str, np.ndarray]:

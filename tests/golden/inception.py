@@ -6,7 +6,8 @@ With torch 2.13.0 (CPU), torchvision 0.28.0, torch-fidelity 0.4.0, pytorch-fid 0
 torch-fidelity's, as its users run it, in float32: its resize is TensorFlow 1's and its pixels are (x - 128) / 128, as in the
 network of published numbers. pytorch-fid's network, whose own resize and pixels are others, must agree in float64 on what
 torch-fidelity resized. The spatial features are 7 channels of the layer that torch-fidelity's converter of weights
-(util_convert_inception_weights.py) maps to mixed_6/conv, the one that guided-diffusion's sFID takes. Weights and images are made by a rule, here and in the tests; neither is kept.
+(util_convert_inception_weights.py) maps to mixed_6/conv, the one that guided-diffusion's sFID takes. Weights and images are
+made by a rule, here and in the tests; neither is kept.
 """
 
 import pathlib
