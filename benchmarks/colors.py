@@ -49,6 +49,7 @@ from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.noise_level import extract
 from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.evaluation.array_images import ArrayImages
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.samplers.batched import BatchedSampler
@@ -78,7 +79,7 @@ def main() -> None:
         print_x0_errors(options)
         return
     if options.images:
-        files = {file: np.load(file)["images"] for file in options.images}
+        files = {file: ArrayImages(pathlib.Path(file)).read_all() for file in options.images}
         size = next(iter(files.values())).shape[1]
         rows = files.items()
     else:

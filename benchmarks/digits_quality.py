@@ -17,14 +17,14 @@ from sklearn.svm import SVC
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ddpm_jax.data import digits
+from ddpm_jax.evaluation.array_images import ArrayImages
 from ddpm_jax.metrics.frechet import fit_gaussian, frechet_distance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", help="images.npz of --mode=sample")
-    with np.load(parser.parse_args().images) as arrays:
-        generated = pixels(arrays["images"])
+    generated = pixels(ArrayImages(pathlib.Path(parser.parse_args().images)).read_all())
 
     train, held_out = (digits.load_digits(split) for split in ("train", "test"))
     train = train.batch(np.arange(len(train)))

@@ -174,7 +174,7 @@ def get_config() -> ConfigDict:
     # Step of the checkpoint to use; -1 for the latest, best for that with the best score (train.keep_best).
     sampling.checkpoint_step = config_dict.FieldReference(-1, field_type=object)
     sampling.num_intermediates = 0  # number of intermediate steps to save, of the first 64 images; 0 for none
-    sampling.format = "npz"  # npz | png | both | guided_diffusion (an .npz with arr_0 and arr_1, for its evaluator)
+    sampling.format = "npz"  # npz (images.npz) | png (a folder png/ with a file for each image) | both
 
     config.evaluation = evaluation = ConfigDict()
     # Any of frechet, sfid (with inception), kid, inception_score, precision_recall, bits_per_dim, ode_bits_per_dim.

@@ -33,7 +33,7 @@ from ddpm_jax.user_messages import UsageError, config_errors
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> field of the state; additional EMAs keep their name
 # sampling.format -> files to write
-FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png"), "guided_diffusion": ("guided_diffusion",)}
+FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png")}
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

@@ -102,7 +102,7 @@ def test_sampling_and_evaluation_use_the_parts(my_parts, monkeypatch):
         config.sampling.num_intermediates = 2
         assert sample.run(config, flags["workdir"], output=name) == 0
         with np.load(my_parts / name / "images.npz") as file:
-            images[name] = file["images"].astype(int)
+            images[name] = file["arr_0"].astype(int)
     assert images["euler"].shape == (16, 8, 8, 1)
     assert np.abs(images["euler"] - images["ddim"]).max() <= 1
     config, flags = configured([*network, *with_features[2:]])

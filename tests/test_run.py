@@ -66,11 +66,11 @@ def test_samples_are_those_of_the_command_line(run, by_mode, capfd):
     samples = run.sample(5, sampler="unipc", order=3, label="3", guidance_scale=2, seed=7)
     assert capfd.readouterr() == ("", "")
     written = by_mode(sample, fields)
-    np.testing.assert_array_equal(samples.images, written["images"])
+    np.testing.assert_array_equal(samples.images, written["arr_0"])
     np.testing.assert_array_equal(samples.labels, written["labels"])
     assert samples.images.dtype == np.uint8
     assert run.sample(5, label=3, num_steps=3).images.shape == (5, 8, 8, 1)
-    np.testing.assert_array_equal(run.sample(5).images, by_mode(sample, {"sampling.num_images": 5})["images"])
+    np.testing.assert_array_equal(run.sample(5).images, by_mode(sample, {"sampling.num_images": 5})["arr_0"])
 
 
 def test_labels_one_by_one(run):

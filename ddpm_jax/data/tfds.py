@@ -4,6 +4,7 @@ A prepared set is read from its array_record files, without network and without 
 seconds. A missing set is downloaded and prepared once.
 """
 
+import concurrent.futures
 import contextlib
 import difflib
 import glob
@@ -94,14 +95,19 @@ def load_tfds(
     )
 
 
-def open_images(name: str, split: str, data_dir: str = "") -> tuple[int, int, Callable[[int], np.ndarray]]:
-    """Number of images of a split, their channels, and a function that decodes one: index -> uint8 [H, W] or [H, W, 3].
+def open_images(name: str, split: str, data_dir: str = "") -> tuple[int, int, Callable[[list[int]], list[np.ndarray]]]:
+    """Number of images of a split, their channels, and a function that decodes some: indices -> uint8 [H, W] or [H, W, 3].
 
     Arguments and errors as for `load_tfds`. Nothing is cropped or resized.
     """
     builder, records, (image_key, _, _) = _open(name, split, data_dir)
     channels = 1 if builder.info.features[image_key].shape[-1] == 1 else 3
-    return len(records), channels, lambda index: decode_image(records[index][image_key])
+    pool = concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1), "image-decoder")
+
+    def read(indices: list[int]) -> list[np.ndarray]:
+        return list(pool.map(decode_image, [record[image_key] for record in records.__getitems__(indices)]))
+
+    return len(records), channels, read
 
 
 def _open(name: str, split: str, data_dir: str):

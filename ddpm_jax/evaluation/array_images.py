@@ -69,6 +69,10 @@ class ArrayImages:
                 self._opened.close()
         return np.frombuffer(data, np.uint8).reshape(len(indices), *self.shape[1:])
 
+    def read_all(self) -> np.ndarray:
+        """All images: uint8 [N, H, W, C]. Raises as `read`."""
+        return self.read(np.arange(len(self)))
+
     def _skips(self, total: int) -> Iterator[bytes]:
         while total > 0:
             yield self._read(min(total, SKIP_BYTES))

@@ -136,17 +136,14 @@ def _open_tfds(name: str, reading: Reading) -> ImageSet:
 
     set_name, _, split = name.removeprefix(TFDS).partition("@")
     count, channels, read = tfds.open_images(set_name, split or "train", reading.data_dir)
-    own = read(0).shape[:2]
+    own = read([0])[0].shape[:2]
     size = reading.size or own
 
-    def read_one(index: int) -> np.ndarray:
-        return _fitted(name, f"image {index:,}", read(index), size, reading)
-
-    read_one(0)  # raises at once if the images of the set have another size
-
     def read_some(indices: np.ndarray) -> list[np.ndarray]:
-        return [read_one(index) for index in indices.tolist()]
+        found = zip(indices.tolist(), read(indices.tolist()), strict=True)
+        return [_fitted(name, f"image {index:,}", image, size, reading) for index, image in found]
 
+    read_some(np.arange(1))  # raises at once if the images of the set have another size
     return ImageSet(name, (count, *size, channels), read_some, resize=describe(reading.resize, size != own))
 
 

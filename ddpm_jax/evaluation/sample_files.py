@@ -22,6 +22,8 @@ from ddpm_jax.samplers.batched import GeneratedBatch
 
 OUTPUTS = ("images.npz", "png", "grid.png", "x_t.png", "pred_xstart.png")  # not in an output folder without a manifest
 STAGES = ("x_t", "pred_xstart")
+# The name of the images in images.npz: guided-diffusion's evaluator reads no other. Earlier versions wrote "images".
+IMAGES, FORMER = "arr_0", "images"
 CHAINS_SHOWN = 8  # rows of a filmstrip
 STAGES_SHOWN = 16  # columns of a filmstrip
 KEPT_IMAGES = 64  # intermediate steps are saved for the first images only: S steps take S times the memory of an image
@@ -36,7 +38,7 @@ class SampleFolder:
       image_shape: (H, W, C).
       labels: int32 [num_images], or None.
       class_names: names of label 0, 1, ...; () if unknown.
-      formats: any of "npz", "png", "guided_diffusion".
+      formats: any of "npz" and "png".
       keeps_stages: whether x_t and pred_xstart of the first images are saved.
     """
 
@@ -58,7 +60,6 @@ class SampleFolder:
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages
         self._npz = folder / "images.npz"
-        self._guided = folder / f"samples_{'x'.join(map(str, self._shape))}.npz"
         self._png = folder / "png"
 
     def missing(self) -> list[range]:
@@ -93,11 +94,8 @@ class SampleFolder:
             for images in self._batches():
                 self._write_pngs(first, images, existing)
                 first += len(images)
-        if "npz" in self._formats and npz.shape_of(self._npz, "images") != self._shape:
-            npz.write(self._npz, {"images": self._rows(), **self._class_arrays(), **stages})
-        if "guided_diffusion" in self._formats and npz.shape_of(self._guided, "arr_0") != self._shape:
-            labels = {} if self._labels is None else {"arr_1": self._labels.astype(np.int64)}
-            npz.write(self._guided, {"arr_0": self._rows(), **labels})
+        if "npz" in self._formats and npz.shape_of(self._npz, IMAGES) != self._shape:
+            npz.write(self._npz, {IMAGES: self._rows(), **self._class_arrays(), **stages})
         for name, pictures in stages.items():
             image_grid.save_png(self.folder / f"{name}.png", chain_strip(pictures))
         image_grid.save_png(self.folder / "grid.png", self._grid())
@@ -110,9 +108,9 @@ class SampleFolder:
 
     def _finished_source(self) -> Callable[[], Iterator[np.ndarray]] | None:
         """A function that reads all images from complete output files; None if there are none."""
-        for file, name in ((self._npz, "images"), (self._guided, "arr_0")):
-            if npz.shape_of(file, name) == self._shape:
-                return lambda file=file, name=name: npz.rows(file, name, READ_IMAGES)
+        for name in (IMAGES, FORMER):
+            if npz.shape_of(self._npz, name) == self._shape:
+                return functools.partial(npz.rows, self._npz, name, READ_IMAGES)
         return self._read_pngs if self._has_pngs() else None
 
     def _batches(self) -> Iterator[np.ndarray]:

@@ -74,7 +74,7 @@ def test_digits_quality(printed, tmp_path):
     from ddpm_jax.data import digits
 
     real = digits.load_digits("test")
-    np.savez(tmp_path / "images.npz", images=real.batch(np.arange(len(real)))["image"])
+    np.savez(tmp_path / "images.npz", arr_0=real.batch(np.arange(len(real)))["image"])
     out = printed("digits_quality", str(tmp_path / "images.npz"))
     generated, held_out = (float(re.search(rf"297 {what} +([\d.]+)", out)[1]) for what in ("generated", "held-out real"))
     assert generated == held_out == 27.51
@@ -91,7 +91,7 @@ def photographs(tmp_path):
     (tmp_path / "photographs").mkdir()
     for index in range(8):
         Image.fromarray(image).save(tmp_path / "photographs" / f"{index}.png")
-    np.savez(tmp_path / "images.npz", images=np.stack([image] * 3))
+    np.savez(tmp_path / "images.npz", arr_0=np.stack([image] * 3))
     return tmp_path / "photographs"
 
 

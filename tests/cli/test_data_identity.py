@@ -94,7 +94,7 @@ def test_a_class_is_generated_by_its_name(tmp_path, folder, config_of, monkeypat
         images[label] = np.load(next((tmp_path / f"{label}").rglob("images.npz")))
     assert images["rose"]["labels"].tolist() == [1, 1]
     assert shown == 3 * [("daisy", "rose")]
-    np.testing.assert_array_equal(images["rose"]["images"], images[1]["images"])
+    np.testing.assert_array_equal(images["rose"]["arr_0"], images[1]["arr_0"])
 
 
 def test_an_unknown_class_is_an_error_that_lists_the_classes(config_of, tmp_path):

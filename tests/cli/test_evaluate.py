@@ -81,7 +81,7 @@ def test_a_table_of_checkpoints_and_samplers_with_provenance(trained, tiny_confi
     assert sample.run(config, str(trained), output=str(tmp_path / "sampled")) == 0
     held_out = digits.load_digits("test")
     with np.load(tmp_path / "sampled" / "images.npz") as arrays:
-        generated = vectors(arrays["images"])
+        generated = vectors(arrays["arr_0"])
     (real_row,) = report["real"]
     for row, ours in ((ancestral, generated), (real_row, vectors(held_out.batch(np.arange(297))["image"]))):
         assert row["frechet"] == pytest.approx(frechet_distance(fit_gaussian(ours), fit_gaussian(real)), rel=1e-4)

@@ -50,6 +50,6 @@ def test_options_work_together(tmp_path, tiny_config, metrics, images):
     assert all(0.5 < loss < 2 for loss in losses)  # v at initialization: between the mean square of image and noise
     assert sample.run(config, str(tmp_path), output=str(tmp_path / "out")) == 0
     with np.load(tmp_path / "out" / "images.npz") as arrays:
-        assert arrays["images"].shape == (5, config.data.image_size, config.data.image_size, config.data.channels)
+        assert arrays["arr_0"].shape == (5, config.data.image_size, config.data.image_size, config.data.channels)
     with Image.open(tmp_path / "out" / "grid.png") as picture:
         assert picture.mode == ("RGB" if images else "L")

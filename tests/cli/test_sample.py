@@ -49,20 +49,20 @@ def generate(trained, tiny_config, tmp_path):
 
 def test_the_number_of_images_their_labels_and_the_grid(generate, tmp_path):
     arrays = generate({"sampling.num_images": 12, "sampling.batch_size": 8})
-    assert arrays["images"].shape == (12, 8, 8, 1)
-    assert arrays["images"].dtype == np.uint8
+    assert arrays["arr_0"].shape == (12, 8, 8, 1)
+    assert arrays["arr_0"].dtype == np.uint8
     assert arrays["labels"].tolist() == [*range(10), 0, 1]
-    assert set(arrays) == {"images", "labels", "label_names"}
+    assert set(arrays) == {"arr_0", "labels", "label_names"}
     assert arrays["label_names"].tolist() == list("0123456789")
     picture = np.asarray(Image.open(tmp_path / "out0" / "grid.png"))
     assert min(picture.shape) >= 3 * 64
 
 
 def test_each_option_changes_the_images(generate):
-    base = generate()["images"]
-    assert np.array_equal(base, generate()["images"])
-    assert np.array_equal(base, generate({"sampling.batch_size": 1})["images"])
-    assert np.array_equal(base[:2], generate({"sampling.num_images": 2})["images"])
+    base = generate()["arr_0"]
+    assert np.array_equal(base, generate()["arr_0"])
+    assert np.array_equal(base, generate({"sampling.batch_size": 1})["arr_0"])
+    assert np.array_equal(base[:2], generate({"sampling.num_images": 2})["arr_0"])
     changes = {
         "sampling.seed": 1,
         "sampling.sampler": "ancestral",
@@ -73,7 +73,7 @@ def test_each_option_changes_the_images(generate):
         "sampling.label": 3,
         "sampling.checkpoint_step": 4,
     }
-    pictures = {field: generate({field: value})["images"] for field, value in changes.items()} | {"": base}
+    pictures = {field: generate({field: value})["arr_0"] for field, value in changes.items()} | {"": base}
     for a in pictures:
         for b in pictures:
             assert a == b or not np.array_equal(pictures[a], pictures[b]), f"{a} and {b} give the same images"
@@ -107,8 +107,8 @@ def test_a_class_can_be_selected(generate):
 def test_intermediate_steps_are_saved_on_request(generate, tmp_path):
     arrays = generate({"sampling.num_intermediates": 3})
     assert arrays["x_t"].shape == arrays["pred_xstart"].shape == (5, 4, 8, 8, 1)
-    assert np.array_equal(arrays["x_t"][:, -1], arrays["images"])
-    assert np.array_equal(arrays["images"], generate()["images"])  # saving does not change the images
+    assert np.array_equal(arrays["x_t"][:, -1], arrays["arr_0"])
+    assert np.array_equal(arrays["arr_0"], generate()["arr_0"])  # saving does not change the images
     for name in ("x_t", "pred_xstart"):
         assert (tmp_path / "out0" / f"{name}.png").exists()
 
@@ -133,8 +133,8 @@ def named(monkeypatch):
 
 
 def test_each_format_has_the_same_images(generate, trained, tiny_config, tmp_path, named, monkeypatch):
-    """npz, PNG files and the archive of guided-diffusion, also converted from a finished folder without a network."""
-    images = generate({"sampling.num_images": 12})["images"]
+    """npz and PNG files, also converted from a finished folder without a network."""
+    images = generate({"sampling.num_images": 12})["arr_0"]
     folder, fields = trained
     fields = fields | {"sampling.num_images": 12}
     target = tmp_path / "made"
@@ -152,13 +152,15 @@ def test_each_format_has_the_same_images(generate, trained, tiny_config, tmp_pat
 
     monkeypatch.setattr(BatchedSampler, "generate", None)  # formats are converted from existing files
     run("both")
-    run("guided_diffusion")
     with np.load(target / "images.npz") as arrays:
-        np.testing.assert_array_equal(arrays["images"], images)
-        assert arrays["label_names"][arrays["labels"]].tolist() == [*NAMES, *NAMES[:2]]
-    with np.load(target / "samples_12x8x8x1.npz") as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], images)
-        assert arrays["arr_1"].tolist() == [*range(10), 0, 1]
+        assert arrays["label_names"][arrays["labels"]].tolist() == [*NAMES, *NAMES[:2]]
+    with np.load(target / "images.npz") as arrays:
+        np.savez(target / "images.npz", **{"images" if name == "arr_0" else name: arrays[name] for name in arrays})
+    run("npz")  # of an earlier version, which called the array otherwise
+    with np.load(target / "images.npz") as arrays:
+        assert set(arrays) == {"arr_0", "labels", "label_names"}
+        np.testing.assert_array_equal(arrays["arr_0"], images)
     whole = (target / "png" / names[3]).read_bytes()
     for left in (b"", whole[:60]):  # as after a crash of the machine
         (target / "png" / names[3]).write_bytes(left)
@@ -248,9 +250,9 @@ def test_intermediate_steps_are_saved_for_the_first_images_only(generate, traine
         in capsys.readouterr().out
     )
     with np.load(tmp_path / "few" / "images.npz") as arrays:
-        assert arrays["images"].shape == (11, 8, 8, 1)
+        assert arrays["arr_0"].shape == (11, 8, 8, 1)
         assert arrays["x_t"].shape == arrays["pred_xstart"].shape == (6, 3, 8, 8, 1)
-        np.testing.assert_array_equal(arrays["x_t"][:, -1], arrays["images"][:6])
+        np.testing.assert_array_equal(arrays["x_t"][:, -1], arrays["arr_0"][:6])
 
 
 def test_no_call_overwrites_the_files_of_another(generate, trained, tiny_config, tmp_path):

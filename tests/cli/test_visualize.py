@@ -80,7 +80,7 @@ def test_content_of_the_figures(trained, tiny_config, tmp_path, sheets):
     changes = {"sampling.num_images": 3}
     assert sample.run(tiny_config(FIELDS | changes), str(trained), output=str(tmp_path / "sampled")) == 0
     with np.load(tmp_path / "sampled" / "images.npz") as arrays:
-        samples = arrays["images"]  # --mode=sample generates the same images
+        samples = arrays["arr_0"]  # --mode=sample generates the same images
     np.testing.assert_array_equal(reverse[::2, -1], samples)
 
     assert chain.shape == (3, 7, 8, 8, 1)

@@ -26,6 +26,7 @@ def test_batches_are_the_images_in_order_and_again(tmp_path, save, monkeypatch):
     for batch in (3, 7, 1):
         parts = [held.read(np.arange(first, min(first + batch, 7))) for first in range(0, 7, batch)]
         np.testing.assert_array_equal(np.concatenate(parts), IMAGES)
+    np.testing.assert_array_equal(held.read_all(), IMAGES)
     for first in (0, 5, 2, 6):  # back and forth
         np.testing.assert_array_equal(held.read(np.arange(first, 7)), IMAGES[first:])
 
