@@ -284,7 +284,7 @@ def flags(*words):
 
 
 def test_the_sub_command_and_the_mode_are_the_same():
-    config = f"--config={command_line.configs.FOLDER / 'defaults.py'}"
+    config = "--config=defaults"
     expected = [config, "--mode=score", "--images=a", "--reference=b", "--config.evaluation.features=pixels"]
     assert flags("score", "a", "--reference=b", "--features=pixels") == expected
     assert flags("score", "--reference=b", "a", "--features=pixels")[1:3] == expected[1:3]
