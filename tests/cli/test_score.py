@@ -285,14 +285,14 @@ def flags(*words):
 
 def test_the_sub_command_and_the_mode_are_the_same():
     config = "--config=defaults"
-    expected = [config, "--mode=score", "--images=a", "--reference=b", "--config.evaluation.features=pixels"]
-    assert flags("score", "a", "--reference=b", "--features=pixels") == expected
-    assert flags("score", "--reference=b", "a", "--features=pixels")[1:3] == expected[1:3]
-    assert flags("--mode=score", "--images=a", "--reference=b", "--features", "pixels") == expected
+    expected = [config, "--config.evaluation.features=pixels", "--images=a", "--mode=score", "--reference=b"]
+    assert sorted(flags("score", "a", "--reference=b", "--features=pixels")) == sorted(expected)
+    assert sorted(flags("score", "--reference=b", "a", "--features=pixels")) == sorted(expected)
+    assert sorted(flags("--mode=score", "--images=a", "--reference=b", "--features", "pixels")) == sorted(expected)
     assert flags("--mode", "score", "--images=a") == [config, "--mode", "score", "--images=a"]
-    assert flags("score", "a", "--metrics=frechet,kid")[-1] == "--config.evaluation.metrics=('frechet', 'kid')"
-    assert flags("score", "a", "--metrics=frechet")[-1] == "--config.evaluation.metrics=('frechet',)"
-    assert flags("compare", "a", "b", "--output=c") == ["--mode=compare", "--runs=a,b", "--output=c"]
+    assert "--config.evaluation.metrics=('frechet', 'kid')" in flags("score", "a", "--metrics=frechet,kid")
+    assert "--config.evaluation.metrics=('frechet',)" in flags("score", "a", "--metrics=frechet")
+    assert flags("compare", "a", "b", "--output=c") == ["--mode=compare", "--output=c", "--runs=a,b"]
     assert flags("--mode=train", "--features=pixels") == ["--mode=train", "--features=pixels"]
 
 

@@ -80,6 +80,8 @@ def test_all_scores_are_those_of_torch_fidelity(folders, weights, tmp_path, monk
         samples_shuffle=False,
         kid_subset_size=COUNT // 2,  # as ours, for so few images
         batch_size=8,
+        feature_extractor="inception-v3-compat",
+        feature_layer_prc="2048",  # by default of VGG
         feature_extractor_weights_path=weights,
     )
     print({name: ours[name] for name in ("frechet", "kid", "inception score", "is_std", "precision", "recall")}, theirs)
@@ -90,6 +92,7 @@ def test_all_scores_are_those_of_torch_fidelity(folders, weights, tmp_path, monk
     assert ours["recall"] == theirs["recall"]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
     """Its function computes from our statistics what we compute from them; 64 dimensions are its smallest layer."""
     rng, files = np.random.default_rng(0), []
