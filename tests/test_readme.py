@@ -28,13 +28,13 @@ COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(
 def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     """As in main.py, without running it: an unknown field or a value of the wrong type is an error."""
     monkeypatch.chdir(repository)
-    from ddpm_jax.cli import main as program
+    from ddpm_jax.cli import modes
 
     values = flags.FlagValues()
     for name in ("workdir", "output", "mode", "runs"):
         flags.DEFINE_string(name, None, "", flag_values=values)
     config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
-    line = program._subcommand_flags(shlex.split(command, comments=True)[1:])
+    line = modes.expand_short_form(shlex.split(command, comments=True)[1:])
     if not any(part.startswith("--config=") for part in line):
         line.insert(1, "--config=configs/digits.py")  # instead of the config of the workdir
     monkeypatch.setattr("sys.argv", line)  # where ml_collections finds the fields of the config
@@ -42,7 +42,7 @@ def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     assert rest[1:] == []
     assert values.config.seed == 0
     assert values.workdir or values.runs
-    assert (values.mode or "train") in program.MODES
+    assert (values.mode or "train") in modes.MODES
 
 
 def test_its_links_and_figures_exist():

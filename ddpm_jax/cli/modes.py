@@ -40,6 +40,18 @@ MODES: dict[str, Mode] = {
     "interpolate": Mode("generate the images between two images"),
     "visualize": Mode("plot the forward and the reverse process"),
     "evaluate": Mode("compute Fréchet distance, KID, precision, recall and bits/dim"),
+    "score": Mode(
+        "compute the same scores for images that exist, made by any program",
+        config="defaults",
+        workdir=False,
+        arguments={"images": "images", "reference": "real", "resize": "resize", "output": "output"},
+        words="images",
+        fields={
+            **{name: f"evaluation.{name}" for name in ("features", "metrics", "inception_path", "max_features", "batch_size")},
+            **{name: f"data.{name}" for name in ("data_dir", "on_decode_error", "num_threads")},
+        },
+        given=True,
+    ),
     "compare": Mode(
         "compare several runs: configs, losses, scores and speed",
         config="",
@@ -52,10 +64,18 @@ MODES: dict[str, Mode] = {
 FLAGS = {  # flags that not every mode has -> help
     "output": "output folder (compute_stats: file); by default in the workdir.",
     "runs": "workdirs of the runs, such as runs/a,runs/b; short: compare runs/a runs/b.",
+    "images": "folder, zip, .npz or .npy of images, tfds:NAME@SPLIT, statistics or a workdir; short: score IMAGES. More flags: "
+    "--features, --metrics, --inception_path, --max_features, --batch_size, --data_dir, --on_decode_error, --num_threads.",
+    "reference": "what to compare with, named as --images; a workdir is its data set.",
+    "resize": "filter for images of another size, bicubic, lanczos, bilinear, box or hamming; with a size, bicubic:64.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }
 LISTS, SWITCHES = ("runs",), ()  # those that are lists, and those that are true or false
-REQUIRED = {"runs": "name the runs, such as compare runs/a runs/b"}
+TUPLES = ("metrics",)  # short names of fields that are tuples of words
+REQUIRED = {
+    "runs": "name the runs, such as compare runs/a runs/b",
+    "images": "name what to score, such as score FOLDER --reference=REAL",
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -88,6 +108,7 @@ def expand_short_form(argv: Sequence[str]) -> list[str]:
             words.append(argument)
             continue
         if argument.startswith("-") and flag in mode.fields:
+            value = str(tuple(value.split(","))) if flag in TUPLES else value
             argument = f"--config.{mode.fields[flag]}{equals}{value}"
         rewritten.append(argument)
         if argument.startswith("-") and not equals and flag not in SWITCHES and rest and not rest[0].startswith("-"):
