@@ -56,7 +56,7 @@ def test_figures_contain_the_command_of_their_target(figures):
 
 
 def test_each_command_names_fields_and_modes_that_exist(figures):
-    from ddpm_jax.cli import main as program
+    from ddpm_jax.cli import modes as program
     from ddpm_jax.configs import defaults
 
     config = defaults.get_config()
