@@ -17,6 +17,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions a
 TEST_FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILED_FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Also in programs that tests start: reading the smallest compiled program is faster than compiling it again.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -28,7 +30,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # reading the smallest program is faster too
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Test files by duration, the longest first (`pytest --durations=50`), then all others in the usual order. A worker runs one
