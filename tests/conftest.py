@@ -37,8 +37,9 @@ jax.config.update("jax_debug_key_reuse", True)
 LONGEST_FIRST = (
     "cli/test_processes.py",
     "cli/test_resume.py",
-    "test_configs.py",
     "benchmarks/test_benchmarks.py",
+    "runtime/test_distributed.py",
+    "test_configs.py",
     "cli/test_bad_inputs.py",
     "cli/test_evaluate.py",
     "cli/test_load_params.py",
@@ -67,7 +68,7 @@ def pytest_collection_modifyitems(items):
 gc.set_threshold(50_000)  # tracing creates many objects and few cycles; collecting them takes a tenth of the time
 
 
-MEMORY_BYTES = 2 * 1024**3  # memory of a worker, above which it drops its compiled programs
+MEMORY_BYTES = 3 * 1024**3 // 2  # memory of a worker, above which it drops its compiled programs
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -84,6 +84,7 @@ class Run:
         return self.process.wait(timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, tiny_config, metrics):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
