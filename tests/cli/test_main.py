@@ -1,6 +1,7 @@
 """The command line, in subprocesses."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.cli.modes import MODES
+from tests import preloaded
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -157,6 +159,22 @@ def test_training_without_tensorflow(tmp_path, command, repository):
     assert result.returncode == 0, result.stderr
     assert sum("the tracker tensorboard is off" in row for row in result.stderr.splitlines()) == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"), [({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}, "0.0"), ({}, "0.5")]
+)
+def test_what_is_cached_follows_the_environment(environment, seconds, tmp_path, command):
+    """JAX's variable replaces the program's half second. The batch size is wrong, so that nothing is trained."""
+    line = command(tmp_path / "run", fields={"train.batch_size": 0})
+    code = (
+        f"import sys, runpy, jax; sys.argv = {line[1:]!r}\ntry:\n    runpy.run_path('main.py', run_name='__main__')\n"
+        "except SystemExit:\n    print(jax.config.jax_persistent_cache_min_compile_time_secs)"
+    )
+    others = {name: value for name, value in os.environ.items() if not name.startswith("JAX_PERSISTENT_CACHE")}
+    result = preloaded.run([sys.executable, "-c", code], tmp_path, env=others | environment)
+    assert "config.train.batch_size" in result.stderr
+    assert result.stdout == f"{seconds}\n"
 
 
 def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
