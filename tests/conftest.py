@@ -15,7 +15,8 @@ COMPILED_FAST = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions abort on an unknown flag
     COMPILED_FAST += " --xla_cpu_use_fusion_emitters=false"
 TEST_FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILED_FAST}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
+if TEST_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker inherits them; flags given twice are another cache key
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Also in programs that tests start: reading the smallest compiled program is faster than compiling it again.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
