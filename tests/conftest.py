@@ -1,6 +1,7 @@
 """Settings for all tests. Strict on purpose: all of JAX's checks are enabled."""
 
 import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import logging
@@ -69,7 +70,7 @@ def pytest_collection_modifyitems(items):
 gc.set_threshold(50_000)  # tracing creates many objects and few cycles; collecting them takes a tenth of the time
 
 
-MEMORY_BYTES = 3 * 1024**3 // 2  # memory of a worker, above which it drops its compiled programs
+MEMORY_BYTES = 5 * 1024**3 // 4  # memory of a worker, above which it drops its compiled programs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,6 +81,8 @@ def _drop_compiled_programs():
     if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY_BYTES:
         jax.clear_caches()
         gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc, which keeps what was freed otherwise
+            trim(0)
 
 
 class _Lines(logging.Handler):
