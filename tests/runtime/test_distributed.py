@@ -53,7 +53,6 @@ def _read(file):
     return json.loads(file.read_text()) if file.exists() else None
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_state_of_one(two, tmp_path):
     for name in "abc":
         (tmp_path / name).mkdir()
@@ -108,7 +107,6 @@ write(
     assert [zero["writes"], one["writes"]] == [True, False]
 
 
-@pytest.mark.slow
 def test_a_long_wait_for_the_workdir_is_not_a_long_collective(two, tmp_path):
     """Gloo aborts a collective after waiting 30 s for a process; this test does not wait that long."""
     results, codes = two("""
@@ -136,7 +134,6 @@ write(polls=polls, held=held, me=os.getpid())
     assert all(one["polls"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_to_one_stops_all_in_the_same_step(two, victim, number):
     results, codes = two(f"""
@@ -157,7 +154,6 @@ sys.exit(interrupt.exit_code)
     assert [row["requested"] for row in results] == [number if index == victim else None for index in range(2)]
 
 
-@pytest.mark.slow
 def test_a_checkpoint_damaged_for_one_process_is_skipped_by_all(two, tmp_path):
     results, codes = two("""
 from ddpm_jax.runtime import checkpoint
@@ -195,7 +191,6 @@ write(again=again, step=step, left=left, nothing=nothing, lines=lines, values=fi
     assert "a file is truncated" in results[1]["lines"][1]
 
 
-@pytest.mark.slow
 def test_sigterm_still_ends_a_process_that_is_not_training(two):
     """With JAX's preemption service, both would survive the signal, which its handler only records."""
     results, codes = two("""
@@ -234,7 +229,6 @@ def test_one_process_does_not_communicate(monkeypatch, tmp_path):
         raise ValueError("Gloo all-reduce failed")
 
 
-@pytest.mark.slow
 def test_a_process_that_lost_a_peer_exits_with_an_error(two):
     """The first fails alone, the second loses it: both exit soon, not after JAX's timeout of five minutes."""
     results, codes = two("""
