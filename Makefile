@@ -1,5 +1,6 @@
 # make demo    sets everything up, trains on handwritten digits for some minutes, and says where its pictures are
-# make test    sets everything up and runs the tests
+# make test    sets everything up and runs the tests, except those that are marked as slow
+# make test-slow runs those: real kills, jobs of several processes, the benchmarks, the notebook, the wheel
 # make lint    checks style
 # make typecheck  checks types; pyproject.toml lists the modules that are left out
 # make docs    builds the documentation site in docs/_build/html; a warning is an error
@@ -17,14 +18,17 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-newest lint typecheck docs figures figures-slow clean
+.PHONY: demo test test-slow test-newest lint typecheck docs figures figures-slow clean
 
 demo: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
 	@echo && echo "The pictures:" && ls -1 $(CURDIR)/runs/digits/samples/*.png
 
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-test
+	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

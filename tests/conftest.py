@@ -1,6 +1,7 @@
 """Settings for all tests. Strict on purpose: all of JAX's checks are enabled."""
 
 import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import importlib.util
@@ -16,8 +17,11 @@ COMPILED_FAST = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions abort on an unknown flag
     COMPILED_FAST += " --xla_cpu_use_fusion_emitters=false"
 TEST_FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILED_FAST}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
+if TEST_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker inherits them; flags given twice are another cache key
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TEST_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Also in programs that tests start: reading the smallest compiled program is faster than compiling it again.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -32,7 +36,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # reading the smallest program is faster too
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Test files by duration, the longest first (`pytest --durations=50`), then all others in the usual order. A worker runs one
@@ -40,8 +43,9 @@ jax.config.update("jax_debug_key_reuse", True)
 LONGEST_FIRST = (
     "cli/test_processes.py",
     "cli/test_resume.py",
-    "test_configs.py",
     "benchmarks/test_benchmarks.py",
+    "runtime/test_distributed.py",
+    "test_configs.py",
     "cli/test_bad_inputs.py",
     "cli/test_evaluate.py",
     "cli/test_load_params.py",
@@ -70,7 +74,7 @@ def pytest_collection_modifyitems(items):
 gc.set_threshold(50_000)  # tracing creates many objects and few cycles; collecting them takes a tenth of the time
 
 
-MEMORY_BYTES = 2 * 1024**3  # memory of a worker, above which it drops its compiled programs
+MEMORY_BYTES = 5 * 1024**3 // 4  # memory of a worker, above which it drops its compiled programs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,6 +85,8 @@ def _drop_compiled_programs():
     if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY_BYTES:
         jax.clear_caches()
         gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc, which keeps what was freed otherwise
+            trim(0)
 
 
 class _Lines(logging.Handler):

@@ -4,7 +4,6 @@ import importlib
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -45,11 +44,33 @@ def shrink(config):
     return config
 
 
+def built_from(config):
+    """The fields that `build_init` and `build_train_step` read, as text."""
+    labels = config.data.num_classes * config.model.class_conditional
+    fields = [config[section].to_dict() for section in ("model", "diffusion", "optimizer", "ema")]
+    return repr((build.image_shape(config), config.data.random_flip, labels, fields))
+
+
+@pytest.fixture(scope="module")
+def once():
+    """(key, function) -> what the function returns, computed once for each key: equal networks are traced once."""
+    made = {}
+
+    def compute(key, function):
+        if key not in made:
+            made[key] = function()
+        return made[key]
+
+    return compute
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_builds_at_full_size(name):
+def test_builds_at_full_size(name, once):
     config = load(name)
     config_validation.check_config(config)
-    state = jax.eval_shape(build.build_init(config), jax.random.key(0))
+    init = build.build_init(config)
+    network = "full size", built_from(config)
+    state = once(network, lambda: jax.eval_shape(init, jax.random.key(0)))
     build.build_sampler(config)
     number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     if name in PUBLISHED:
@@ -72,18 +93,20 @@ def test_sample_grids_cost_little(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_trains_a_step_at_reduced_size(name):
+def test_trains_a_step_at_reduced_size(name, once):
     """Every parameter is updated by the optimizer of the config, and the EMA follows with its decay."""
     config = shrink(load(name))
     config_validation.check_config(config)
-    init, train_step = jax.jit(build.build_init(config)), jax.jit(build.build_train_step(config, make_mesh(jax.devices()[:1])))
+    functions = build.build_init(config), build.build_train_step(config, make_mesh(jax.devices()[:1]))
+    init, train_step = once(built_from(config), lambda: [*map(jax.jit, functions)])
     before = init(jax.random.key(0))
     rng = np.random.default_rng(0)
     # An initial network outputs zero and has no gradients below: its zeros are replaced.
-    params = jax.tree.map(lambda x: x if x.any() else jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype), before.params)
+    params = jax.tree.map(np.asarray, before.params)  # whose operations are not compiled for each shape
+    params = jax.tree.map(lambda x: x if x.any() else (0.1 * rng.standard_normal(x.shape)).astype(x.dtype), params)
     before = before.replace(params=params, ema_params=params)
     images = rng.integers(0, 256, (8, *build.image_shape(config)), dtype=np.uint8)
-    batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
+    batch = {"image": images, "label": np.arange(8, dtype=np.int32)}
     learning_rate = build.build_learning_rate(config)
     after, metrics = train_step(before, batch, jax.random.key(1), learning_rate(0))
     # The target has a mean square of 1 (noise; for v at least that of the image), independent of the outputs.

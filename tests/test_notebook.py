@@ -26,6 +26,7 @@ def pictures(cell):
 
 # nbclient uses a deprecated event loop API; this project cannot change that.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.slow
 def test_it_runs_and_shows_its_figures(tmp_path, repository, compiled_fast, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as for users
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(repository / ".cache" / "xla"))

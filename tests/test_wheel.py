@@ -71,6 +71,7 @@ def start(installed, tmp_path, repository, compiled_fast):
     return run
 
 
+@pytest.mark.slow
 def test_its_files(wheel, repository):
     """All modules and configs, py.typed and the license; no tests, and nothing at the top but the package."""
     with zipfile.ZipFile(wheel) as archive:
@@ -82,6 +83,7 @@ def test_its_files(wheel, repository):
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= extra
 
 
+@pytest.mark.slow
 def test_its_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (file,) = [name for name in archive.namelist() if name.endswith("METADATA")]
@@ -95,6 +97,7 @@ def test_its_metadata(wheel):
     assert not [line for line in base if line.startswith("tensor")]
 
 
+@pytest.mark.slow
 def test_it_trains_and_samples_from_another_folder(start, tmp_path, repository):
     """By module, by the installed command and by the name of a config, without any file of the repository."""
     module = [sys.executable, "-m", "ddpm_jax"]
@@ -107,6 +110,7 @@ def test_it_trains_and_samples_from_another_folder(start, tmp_path, repository):
     assert (tmp_path / "images" / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_its_python_interface(start, repository):
     fields = {name: ast.literal_eval(value) for name, _, value in (field.partition("=") for field in TINY)}
     program = (
@@ -117,6 +121,7 @@ def test_its_python_interface(start, repository):
     assert start([sys.executable, "-c", program]) == ("(3, 8, 8, 1)\n", "")
 
 
+@pytest.mark.slow
 def test_the_command_and_a_config_of_a_user(start, installed, tmp_path):
     command = [sys.executable, str(installed / "bin" / "ddpm-jax")]
     assert start(command, "--version")[0] == f"ddpm_jax {ddpm_jax.__version__}\n"

@@ -166,7 +166,8 @@ def main(argv: list[str]) -> None:
                 LOGGER.warning(line)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
         if mode.workdir:

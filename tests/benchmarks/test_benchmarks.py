@@ -34,6 +34,7 @@ def printed(repository, compiled_fast, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments"), [("train_step", []), ("sample", ["--num_steps=2"])], ids=["train_step", "sample"]
 )
@@ -46,12 +47,14 @@ def test_speed_is_printed_as_rates_and_fraction_of_the_ceiling(printed, script, 
     assert 0 < share < 110
 
 
+@pytest.mark.slow
 def test_the_input_is_compared_with_the_step(printed):
     out = printed("data_pipeline", "--rounds=1", "--batch_size=8")
     delivers, takes = (float(re.search(rf"{what} +([\d.,]+)", out)[1].replace(",", "")) for what in ("delivers", "takes"))
     assert float(re.search(r"ratio +([\d.,]+)x", out)[1]) == pytest.approx(delivers / takes, rel=0.05, abs=0.06)
 
 
+@pytest.mark.slow
 def test_features_are_printed_as_rates(printed):
     out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())
@@ -63,6 +66,7 @@ def test_features_are_printed_as_rates(printed):
     assert re.search(r"4 images of digits train; the first 2 after [\d.]+ s\nthe others +[\d.]+ images/s", streamed)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step(printed):
     row = re.search(r"digits +[\d,]+ +(\d+) MiB +([\d.]+) MiB +([\d.]+) MiB", printed("memory", "digits"))
     state, per_image, sampling = map(float, row.groups())
@@ -70,6 +74,7 @@ def test_memory_of_a_step(printed):
     assert 0.01 < sampling < per_image < 10
 
 
+@pytest.mark.slow
 def test_digits_quality(printed, tmp_path):
     from ddpm_jax.data import digits
 
@@ -164,6 +169,7 @@ def test_colors_of_a_small_network(colors, photographs, monkeypatch):
         assert np.asarray(written).tolist() == np.repeat(np.uint8([[67] * 8] * 4 + [[107] * 8] * 4)[..., None], 3, -1).tolist()
 
 
+@pytest.mark.slow
 def test_metrics_are_printed_one_by_one(printed):
     out = printed("metrics", "--num=60", "--dimension=4", "--kept=20")
     rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)

@@ -1197,6 +1197,7 @@ def prepare() -> None:
     sys.path.insert(0, str(REPOSITORY))
     importlib.import_module("ddpm_jax.cli.main")
     importlib.import_module("jax")
+    importlib.import_module("sklearn.datasets")  # which has the digits: half a second
     for mode in importlib.import_module("ddpm_jax.cli.modes").MODES:
         importlib.import_module(f"ddpm_jax.cli.{mode}")
 

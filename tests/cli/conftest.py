@@ -39,33 +39,34 @@ def set_fields(config, fields):
 
 COMPILED_FROM = ("data", "model", "diffusion")  # sections of the config; and those of each function below
 NOT_COMPILED = ("seed", "label", "params", "checkpoint_step")  # fields of config.sampling: arguments of compiled functions
+MADE = {}  # (name of a function of build.py, config and arguments) -> its result
 
 
 def _shared(build_fn, *sections):
     """`build_fn`, but equal sections of the config give the same object."""
-    made, train_step = {}, build.train_step
+    train_step = build.train_step
 
     def build_once(config, *args, **options):
         fields = {section: config[section].to_dict() for section in sections}
         for name in NOT_COMPILED:
             fields.get("sampling", {}).pop(name, None)
-        key = (repr(fields), args, tuple(options.items()))
+        key = (build_fn.__qualname__, repr(fields), args, tuple(options.items()))
         try:
             hash(key)
         except TypeError:  # arrays of steps to save
             return build_fn(config, *args, **options)
         if build.train_step is not train_step:  # replaced by a test, such as that which counts traces
             return build_fn(config, *args, **options)
-        if key not in made:
-            made[key] = build_fn(config, *args, **options)
-        return made[key]
+        if key not in MADE:
+            MADE[key] = build_fn(config, *args, **options)
+        return MADE[key]
 
     return build_once
 
 
 @pytest.fixture(scope="module", autouse=True)
 def functions_of_equal_configs_are_shared():
-    """JAX traces and compiles them once for each test file, not once for each run of a mode in this process."""
+    """JAX traces and compiles them once for all files of this folder, not once for each run of a mode in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name, sections in (
             ("build_init", ("optimizer", "ema")),

@@ -38,7 +38,7 @@ FIELDS = {
 }
 PICTURE = {"train.sample_every": STEPS, "train.eval_every": STEPS, "train.eval_num_samples": 11}
 PICTURE["evaluation.metrics"] = ("frechet", "precision_recall")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class Job:

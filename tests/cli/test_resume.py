@@ -18,7 +18,7 @@ from ddpm_jax import build
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from tests import preloaded
 
-STEPS = 120
+STEPS = 60
 FIELDS = {
     "data.random_flip": True,
     "model.unet.dropout": 0.1,
@@ -33,7 +33,7 @@ FIELDS = {
     "train.num_steps": STEPS,
     "train.log_every": 1,
     "train.checkpoint_every": 10,
-    "train.sample_every": 60,
+    "train.sample_every": 30,
     "train.max_to_keep": 2,
 }
 
@@ -84,6 +84,7 @@ class Run:
         return self.process.wait(timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, tiny_config, metrics):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -106,7 +107,7 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, 
     assert 9 <= last < STEPS
 
     run = start()
-    run.until(lambda: logged_step(killed) >= 26, "step 26")  # between two checkpoints
+    run.until(lambda: logged_step(killed) >= 14, "step 14")  # between two checkpoints
     record = (killed / "config.json").read_bytes(), (killed / "history.jsonl").read_bytes()
     second = Run(command(killed, fields=FIELDS | {"optimizer.learning_rate": 1.0}), tmp_path / "log_second")
     while second.process.poll() is None:
@@ -118,15 +119,15 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, 
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
 
     run = start()
-    run.until(lambda: logged_step(killed) >= 48 and saving(killed), "a later checkpoint was being written")
+    run.until(lambda: logged_step(killed) >= 28 and saving(killed), "a later checkpoint was being written")
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
 
     run = start()
-    run.until(lambda: logged_step(killed) >= 63, "step 63")
+    run.until(lambda: logged_step(killed) >= 43, "step 43")
     assert run.stop(signal.SIGTERM) == 128 + signal.SIGTERM
     stopped = logged_step(killed)
     with CheckpointManager(killed / "checkpoints", max_to_keep=2, read_only=True) as checkpoints:
-        assert checkpoints.latest_step() == stopped >= 63  # saved at the current step, not at the last multiple of ten
+        assert checkpoints.latest_step() == stopped >= 43  # saved at the current step, not at the last multiple of ten
 
     run = start()
     assert run.process.wait(timeout=200) == 0
@@ -152,5 +153,5 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(tmp_path, command, 
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in expected_rows]
     assert not [name for name in os.listdir(killed / "checkpoints") if "tmp" in name]
-    picture = "samples/step_00000060.png"
+    picture = "samples/step_00000030.png"
     assert (killed / picture).read_bytes() == (whole / picture).read_bytes()
