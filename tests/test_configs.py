@@ -17,6 +17,7 @@ FOLDER = pathlib.Path(defaults.__file__).parent
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "from_workdir"))
 
 PUBLISHED = {  # parameters
+    "adm_imagenet64": 295_904_454,
     "cifar10": 35_746_307,
     "celeba64": 78_700_803,
     "celebahq256": 113_673_219,
