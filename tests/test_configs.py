@@ -39,6 +39,7 @@ def shrink(config):
     model.unet.ch_mult = (1,)
     model.unet.attn_resolutions = (4,) if model.unet.attn_resolutions else ()
     model.unet.ch = 8
+    model.unet.head_channels = min(8, model.unet.head_channels)
     model.unet.num_res_blocks = 1
     config.data.image_size = 4
     config.train.batch_size = 8

@@ -26,6 +26,7 @@ LAYERS = {
     "training": 2,
     "evaluation": 2.5,
     "samplers": 2,
+    "interop": 2,
     "diffusion": 1,
     "models": 1,
     "cpu": 1,
