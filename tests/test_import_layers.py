@@ -56,7 +56,18 @@ CONFIG_READERS = (
     "sampling_config",
     "training_config",
 )
-MODES = ("train", "sample", "evaluate", "compare", "compute_stats", "visualize", "inpaint", "image_to_image", "interpolate")
+MODES = (
+    "train",
+    "sample",
+    "evaluate",
+    "compare",
+    "compute_stats",
+    "visualize",
+    "inpaint",
+    "image_to_image",
+    "interpolate",
+    "import",
+)
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Libraries that only one module may import; all others use that module.
 HOMES = {

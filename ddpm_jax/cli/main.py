@@ -7,7 +7,7 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 try:
     from absl import app, flags, logging
@@ -31,6 +31,7 @@ MODES = {
     "interpolate": "generate the images between two images",
     "visualize": "plot the forward and the reverse process",
     "evaluate": "compute Fréchet distance, KID, precision, recall and bits/dim",
+    "import": "make a workdir of weights that another program trained",
     "compare": "compare several runs: configs, losses, scores and speed",
     "compute_stats": "save the statistics of a data set, for evaluate",
 }
@@ -48,7 +49,7 @@ class SubCommand(NamedTuple):
     short: Mapping[str, str]
 
 
-SUBCOMMANDS = {"compare": SubCommand("runs", {})}
+SUBCOMMANDS = {"compare": SubCommand("runs", {}), "import": SubCommand("from", {})}
 HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
 
   {command} --config=digits --workdir=runs/digits
@@ -56,6 +57,7 @@ HELP = """Train, sample and evaluate denoising diffusion probabilistic models.
 
 The first command trains; rerun it to resume. The config is saved in the workdir, so --config can be omitted afterwards.
   {command} compare runs/a runs/b
+  {command} import --from=models/ddpm-cifar10-32 --workdir=runs/imported
 Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; {fields} lists all fields.
 
 modes:
@@ -80,6 +82,10 @@ flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics an
 flags.DEFINE_enum("mode", "train", list(MODES), "One of the modes above.")
 flags.DEFINE_string("output", "", "All modes except train: output folder (compute_stats: file); by default in the workdir.")
 flags.DEFINE_list("runs", [], "--mode=compare: workdirs of the runs, such as runs/a,runs/b; short: compare runs/a runs/b.")
+flags.DEFINE_string("from", "", "--mode=import: file or folder of the weights (docs/weights.md).")
+flags.DEFINE_bool(
+    "use_new_attention_order", False, "--mode=import: whether guided-diffusion trained the weights with this flag."
+)
 flags.DEFINE_string(
     "profile", "", "--mode=train: FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir."
 )
@@ -104,16 +110,20 @@ def parse_flags(argv: list[str]) -> list[str]:
     argv = _config_first([_with_home(argument) for argument in argv])
     given = [argument.lstrip("-").split("=")[0] for argument in argv if argument.startswith("-")]
     try:
-        if "config" not in given and "workdir" in given:
-            named = flags.FlagValues()
-            flags.DEFINE_string("workdir", None, "", flag_values=named)
-            named(argv, known_only=True)
+        named = flags.FlagValues()
+        flags.DEFINE_string("workdir", None, "", flag_values=named)
+        flags.DEFINE_string("mode", "", "", flag_values=named)
+        named(argv, known_only=True)
+        imports = named.mode == "import"
+        if imports and "config" not in given:
+            argv = [argv[0], "--config=defaults", *argv[1:]]
+        elif "config" not in given and "workdir" in given:
             folder = named.workdir and pathlib.Path(named.workdir).expanduser()
             if folder and (folder / "config.json").exists():
                 argv = [argv[0], f"--config=from_workdir:{folder}", *argv[1:]]
                 given.append("config")
         fields = [name for name in given if name.startswith("config.")]
-        if fields and "config" not in given:
+        if fields and "config" not in given and not imports:
             where = "--config is missing, and the workdir contains no saved config"
             raise UsageError(f"{where}: --{fields[0]} needs a config, such as --config=digits")
         argv, free = choices.take_free_flags(argv)
@@ -196,6 +206,8 @@ def main(argv: list[str]) -> None:
             raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
         if FLAGS.runs and FLAGS.mode != "compare":
             raise UsageError(f"--runs is for --mode=compare only: leave it out with --mode={FLAGS.mode}")
+        if (FLAGS["from"].value or FLAGS.use_new_attention_order) and FLAGS.mode != "import":
+            raise UsageError(f"--from is for --mode=import only: leave it out with --mode={FLAGS.mode}")
         if FLAGS.mode == "compare":
             if FLAGS.workdir or FLAGS.config is not None:
                 raise UsageError("--mode=compare reads the runs of --runs: leave out --workdir and --config")
@@ -206,8 +218,8 @@ def main(argv: list[str]) -> None:
         if FLAGS.config is None:
             where = f"--config is missing, and {FLAGS.workdir} contains no run"
             raise UsageError(f"{where}: give a config, such as --config=digits")
-        if FLAGS.output and FLAGS.mode == "train":
-            raise UsageError("--mode=train has no --output, since it writes to --workdir: leave it out")
+        if FLAGS.output and FLAGS.mode in ("train", "import"):
+            raise UsageError(f"--mode={FLAGS.mode} has no --output, since it writes to --workdir: leave it out")
         if FLAGS.profile and FLAGS.mode != "train":
             raise UsageError(f"--profile is for --mode=train only: leave it out with --mode={FLAGS.mode}")
         import jax
@@ -231,11 +243,19 @@ def main(argv: list[str]) -> None:
         if identity is not None or FLAGS.mode != "train":  # a new run loads its data set
             data_config.complete(FLAGS.config, identity)
         module = importlib.import_module(f"ddpm_jax.cli.{FLAGS.mode}")  # import only the selected mode
-        options = {"profile": FLAGS.profile} if FLAGS.mode == "train" else {"output": FLAGS.output}
-        code = module.run(FLAGS.config, FLAGS.workdir, **options)
+        code = module.run(FLAGS.config, FLAGS.workdir, **_options(FLAGS.mode))
     except ExpectedError as error:
         exit_with_error(error)
     sys.exit(code)
+
+
+def _options(mode: str) -> dict[str, Any]:
+    """The arguments of a mode beside the config and the workdir."""
+    if mode == "train":
+        return {"profile": FLAGS.profile}
+    if mode == "import":
+        return {"source": FLAGS["from"].value, "given": tuple(_GIVEN), "new_attention_order": FLAGS.use_new_attention_order}
+    return {"output": FLAGS.output}
 
 
 def exit_with_error(error: ExpectedError) -> None:

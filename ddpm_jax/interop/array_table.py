@@ -174,7 +174,8 @@ def check_shapes(table: Table, shapes: Shapes, found: Shapes, source: str) -> No
     if parts:
         count = sum(math.prod(shape) for shape in wanted.values())
         raise InvalidDataError(
-            f"{source} does not hold the weights of the network of the config, which has {count:,} parameters: {'; '.join(parts)}"
+            f"{source} does not hold the weights of the network of the config, which has {count:,} parameters: "
+            f"{'; '.join(parts)}"
         )
 
 

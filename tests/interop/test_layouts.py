@@ -108,14 +108,14 @@ def test_missing_unknown_and_misshaped_arrays_are_all_named():
 def test_weights_that_are_not_finite_are_rejected(value):
     table, shapes, state = smallest_state()
     state["conv_out.weight"][0, 1, 1, 1] = value
-    with pytest.raises(InvalidDataError, match="the array conv_out.weight holds NaN or infinity"):
+    with pytest.raises(InvalidDataError, match=r"the array conv_out\.weight holds NaN or infinity"):
         array_table.to_ours(table, shapes, state, "file")
 
 
 def test_arrays_of_integers_are_rejected():
     table, shapes, state = smallest_state()
     state["conv_out.bias"] = np.ones(3, np.int8)
-    with pytest.raises(InvalidDataError, match=r"the array conv_out.bias has the type int8"):
+    with pytest.raises(InvalidDataError, match=r"the array conv_out\.bias has the type int8"):
         array_table.to_ours(table, shapes, state, "file")
 
 
