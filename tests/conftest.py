@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import pathlib
@@ -23,6 +24,9 @@ import pytest
 
 from ddpm_jax import user_messages
 from ddpm_jax.configs import defaults
+
+# The comparisons with diffusers need diffusers and torch, which `make test-interop` installs beside the other packages.
+collect_ignore = [] if importlib.util.find_spec("diffusers") else ["interop_real"]
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
