@@ -46,7 +46,7 @@ test-newest:
 
 test-interop:
 	$(MAKE) VENV=$(VENV)-interop $(VENV)-interop/.installed-interop
-	$(VENV)-interop/bin/python -m pytest tests/interop_real
+	$(VENV)-interop/bin/python -m pytest --timeout=900 tests/interop_real
 
 figures: $(VENV)/.installed
 	$(RUN) docs/make_figures.py $(if $(DATA),--data_dir=$(DATA))

@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
     unet.norm_epsilon = 1e-6  # added to the variance in the group norms, in (0, 1)
     unet.downsample_padding = "same"  # same | symmetric: padding (0, 1) or (1, 1) of the convolutions that halve
     unet.time_embedding = "ddpm"  # ddpm | iddpm: frequencies and order of the sinusoidal embedding of time
+    unet.time_scale = 1.0  # factor on the time, 0..1000, that the network is given, > 0; T / 1000 gives it 0..T-1
     unet.resblock_updown = False  # halve and double the resolution in residual blocks (ADM) instead of in convolutions
     unet.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     model.options = ConfigDict()  # options of a network of your own

@@ -34,7 +34,7 @@ def test_its_commands_can_be_parsed(command, repository, monkeypatch):
     for name in ("workdir", "output", "mode", "runs"):
         flags.DEFINE_string(name, None, "", flag_values=values)
     config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
-    line = program._compare_flags(shlex.split(command, comments=True)[1:])
+    line = program._subcommand_flags(shlex.split(command, comments=True)[1:])
     if not any(part.startswith("--config=") for part in line):
         line.insert(1, "--config=configs/digits.py")  # instead of the config of the workdir
     monkeypatch.setattr("sys.argv", line)  # where ml_collections finds the fields of the config

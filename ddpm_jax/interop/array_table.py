@@ -20,7 +20,7 @@ from ddpm_jax.runtime.errors import InvalidDataError
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-MAX_NAMED = 8  # arrays that an error names, of each kind
+MAX_NAMED = 20  # arrays that an error names, of each kind
 
 
 class Layout(NamedTuple):

@@ -216,6 +216,7 @@ def diffusion_fields(scheduler: Config, source: str) -> dict[str, Any]:
         raise _unsupported(source, "clip_sample_range", scheduler["clip_sample_range"], 1)
     fields: dict[str, Any] = {
         "diffusion.num_timesteps": steps,
+        "model.unet.time_scale": steps / 1000,  # there the network is given t itself
         "diffusion.schedule": choose("beta_schedule", "linear", _SCHEDULES),
         "diffusion.prediction": choose("prediction_type", "epsilon", _PREDICTIONS),
         "diffusion.clip_denoised": clips,

@@ -24,6 +24,7 @@ ImageNet 64).
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -75,6 +76,7 @@ class UNet(nn.Module):
       norm_epsilon: added to the variance in each group norm.
       downsample_padding: same or symmetric, padding (0, 1) or (1, 1) of the strided convolutions.
       time_embedding: ddpm or iddpm, see `layers.timestep_embedding`.
+      time_scale: factor on t before its embedding; T / 1000 for a network that was trained with t in 0..T-1.
       resblock_updown: change the resolution in residual blocks, by average pooling and nearest neighbors, instead of in
         convolutions.
     """
@@ -99,6 +101,7 @@ class UNet(nn.Module):
     norm_epsilon: float = 1e-6
     downsample_padding: str = "same"
     time_embedding: str = "ddpm"
+    time_scale: float = 1.0
     resblock_updown: bool = False
 
     @property
@@ -138,6 +141,8 @@ class UNet(nn.Module):
         for name, known in (("downsample_padding", PADDINGS), ("time_embedding", TIME_EMBEDDINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}: it must be {' or '.join(known)}")
+        if not 0 < self.time_scale < math.inf:
+            raise ValueError(f"`time_scale` is {self.time_scale}: it must be above 0")
         if not 0 < self.norm_epsilon < 1:
             raise ValueError(f"`norm_epsilon` is {self.norm_epsilon}: it must be above 0 and below 1")
         if self.head_channels < 0 or (self.head_channels and self.num_heads != 1):
@@ -207,6 +212,7 @@ class UNet(nn.Module):
         )
         conv3x3 = functools.partial(conv, dtype=self.dtype, conv_fn=self.conv_fn)
 
+        t = t if self.time_scale == 1 else t.astype(jnp.float32) * self.time_scale
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch, self.time_embedding))
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense1")(nn.swish(temb))
         if self.num_classes:

@@ -3,7 +3,7 @@
 python tests/golden/diffusers_networks.py     # diffusers 0.42.1, torch 2.13.0, numpy 2.4.6
 
 tests/interop/random_state.py makes the weights and inputs. For each network: its config and output, and the names and shapes
-of its arrays. `tiny_ho` also has ten steps of DDIM and what the scheduler's config says.
+of its arrays. `tiny_ho` also has ten steps of DDIM and the scheduler's config.
 """
 
 import json

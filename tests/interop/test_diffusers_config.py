@@ -90,6 +90,7 @@ def test_what_our_network_cannot_express_is_named(changes, message):
 def test_ho_schedule():
     assert diffusion_fields(SCHEDULER, "scheduler_config.json") == {
         "diffusion.num_timesteps": 1000,
+        "model.unet.time_scale": 1.0,
         "diffusion.schedule": "linear",
         "diffusion.linear.beta_start": 1e-4,
         "diffusion.linear.beta_end": 0.02,
@@ -108,6 +109,7 @@ def test_betas_equal_those_of_the_scheduler(steps):
     """diffusers' linear betas are the same for any number of steps, ours are for 1,000."""
     fields = diffusion_fields(SCHEDULER | {"num_train_timesteps": steps}, "")
     ends = {name: fields[f"diffusion.linear.{name}"] for name in ("beta_start", "beta_end")}
+    assert fields["model.unet.time_scale"] * 1000 / steps == 1  # t itself, in spite of the scale 0..1000
     schedule = schedules.make_schedule("linear", steps, **ends)
     np.testing.assert_allclose(schedule.betas, np.linspace(1e-4, 0.02, steps), rtol=1e-12)
 

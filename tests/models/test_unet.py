@@ -196,6 +196,7 @@ OPTIONS = {
     "norm_groups": 8,
     "downsample_padding": "symmetric",
     "time_embedding": "iddpm",
+    "time_scale": 4.0,
     "head_channels": 8,
 }
 
@@ -208,6 +209,12 @@ def test_options_change_the_output_and_no_parameter(option):
     params = randomise(init(model, x, t))
     assert jax.tree.map(jnp.shape, init(other, x, t)) == jax.tree.map(jnp.shape, params)
     assert jnp.max(jnp.abs(apply(other, params, x, t) - apply(model, params, x, t))) > 1e-3
+
+
+def test_the_time_is_scaled():
+    x, t = inputs(batch=2)
+    params = randomise(init(tiny(), x, t))
+    np.testing.assert_array_equal(apply(tiny(time_scale=4.0), params, x, t), apply(tiny(), params, x, 4 * t))
 
 
 def test_head_channels_are_the_width_of_each_head():
@@ -254,6 +261,7 @@ def test_a_network_that_resamples_in_residual_blocks():
         ({"downsample_padding": "valid"}, "`downsample_padding` is 'valid': it must be same or symmetric"),
         ({"time_embedding": "fourier"}, "`time_embedding` is 'fourier': it must be ddpm or iddpm"),
         ({"norm_epsilon": 0.0}, "`norm_epsilon` is 0.0: it must be above 0 and below 1"),
+        ({"time_scale": 0.0}, "`time_scale` is 0.0: it must be above 0"),
         ({"norm_groups": 5}, "`norm_groups` is 5: it must be a divisor of ch=16, or 0"),
         ({"head_channels": 8, "num_heads": 2}, "`head_channels` is 8: it must be 0, or above 0 with num_heads=1"),
         ({"head_channels": 5}, "`head_channels` is 5, which does not divide the width of every attention"),
