@@ -203,7 +203,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_change_the_output_and_no_parameter(option):
-    x, t = inputs(batch=1)
+    x, t = inputs(batch=2)
     model, other = tiny(), tiny(**{option: OPTIONS[option]})
     other.check((8, 8, 1))
     params = randomise(init(model, x, t))
