@@ -48,7 +48,15 @@ def get_config() -> ConfigDict:
     unet.mid_attention = True  # self-attention in the middle block, at the lowest resolution, as in Ho's network
     unet.dropout = 0.1  # dropout rate, in [0, 1)
     unet.num_heads = 1  # number of heads of each self-attention, >= 1
+    unet.head_channels = 0  # channels of each head, instead of num_heads; 0 to use num_heads
     unet.scale_shift = False  # the time embedding scales and shifts the norms (Improved DDPM) instead of being added
+    # Details in which published networks differ (docs/weights.md); the defaults are Ho's.
+    unet.norm_groups = 0  # groups of the group norms, a divisor of ch; 0 for min(32, ch / 4)
+    unet.norm_epsilon = 1e-6  # added to the variance in the group norms, in (0, 1)
+    unet.downsample_padding = "same"  # same | symmetric: padding (0, 1) or (1, 1) of the convolutions that halve
+    unet.time_embedding = "ddpm"  # ddpm | iddpm: frequencies and order of the sinusoidal embedding of time
+    unet.time_scale = 1.0  # factor on the time, 0..1000, that the network is given, > 0; T / 1000 gives it 0..T-1
+    unet.resblock_updown = False  # halve and double the resolution in residual blocks (ADM) instead of in convolutions
     unet.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     model.options = ConfigDict()  # options of a network of your own
 

@@ -18,6 +18,9 @@ def get_config():
     config.model.unet.num_heads = 4
     config.model.unet.scale_shift = True
     config.model.unet.dropout = 0.3
+    config.model.unet.norm_epsilon = 1e-5  # this line and the next two: as in improved-diffusion, so that its weights fit
+    config.model.unet.downsample_padding = "symmetric"
+    config.model.unet.time_embedding = "iddpm"
 
     config.diffusion.schedule = "cosine"
     config.diffusion.num_timesteps = 4000

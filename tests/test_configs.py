@@ -16,6 +16,7 @@ FOLDER = pathlib.Path(defaults.__file__).parent
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("defaults", "from_workdir"))
 
 PUBLISHED = {  # parameters
+    "adm_imagenet64": 295_904_454,
     "cifar10": 35_746_307,
     "celeba64": 78_700_803,
     "celebahq256": 113_673_219,
@@ -37,6 +38,7 @@ def shrink(config):
     model.unet.ch_mult = (1,)
     model.unet.attn_resolutions = (4,) if model.unet.attn_resolutions else ()
     model.unet.ch = 8
+    model.unet.head_channels = min(8, model.unet.head_channels)
     model.unet.num_res_blocks = 1
     config.data.image_size = 4
     config.train.batch_size = 8

@@ -38,6 +38,9 @@ WRITTEN = (
     ".npy",
     ".png",
     ".pth",
+    ".safetensors",
+    ".bin",
+    ".pt",
 )  # files that the program may write
 WRITTEN_IN = ("eval", "samples", "checkpoints")  # folders of a workdir
 

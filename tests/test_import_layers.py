@@ -25,6 +25,7 @@ LAYERS = {
     "data_config": 2.5,
     "training": 2,
     "evaluation": 2.5,
+    "interop": 2.5,
     "samplers": 2,
     "diffusion": 1,
     "models": 1,
@@ -66,6 +67,7 @@ MODES = (
     "inpaint",
     "image_to_image",
     "interpolate",
+    "import",
 )
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Libraries that only one module may import; all others use that module.

@@ -52,6 +52,13 @@ MODES: dict[str, Mode] = {
         },
         given=True,
     ),
+    "import": Mode(
+        "make a workdir of weights that another program trained",
+        config="defaults",
+        arguments={"from": "source", "use_new_attention_order": "new_attention_order"},
+        words="from",
+        given=True,
+    ),
     "compare": Mode(
         "compare several runs: configs, losses, scores and speed",
         config="",
@@ -68,13 +75,16 @@ FLAGS = {  # flags that not every mode has -> help
     "--features, --metrics, --inception_path, --max_features, --batch_size, --data_dir, --on_decode_error, --num_threads.",
     "reference": "what to compare with, named as --images; a workdir is its data set.",
     "resize": "filter for images of another size, bicubic, lanczos, bilinear, box or hamming; with a size, bicubic:64.",
+    "from": "file or folder of the weights (docs/weights.md).",
+    "use_new_attention_order": "whether guided-diffusion trained the weights with this flag.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }
-LISTS, SWITCHES = ("runs",), ()  # those that are lists, and those that are true or false
+LISTS, SWITCHES = ("runs",), ("use_new_attention_order",)  # those that are lists, and those that are true or false
 TUPLES = ("metrics",)  # short names of fields that are tuples of words
 REQUIRED = {
     "runs": "name the runs, such as compare runs/a runs/b",
     "images": "name what to score, such as score FOLDER --reference=REAL",
+    "from": "give the file or folder of the weights, such as --from=models/64x64_diffusion.pt",
 }
 
 

@@ -14,15 +14,16 @@ import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import InvalidDataError, error_line, os_errors
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
-MAX_BYTES = 2**31  # largest accepted file: Inception has 95 MB
+MAX_BYTES = 2**34  # largest accepted file; the largest published U-Net has 2.2 GB
+MAX_SHARED = 4  # how many times the tensors may use the memory of their storages
 STORAGES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -46,15 +47,17 @@ def read_torch_file(file: Path) -> dict[str, np.ndarray]:
     """
     with os_errors(f"cannot read the weights {file}"):
         if file.stat().st_size > MAX_BYTES:
-            raise InvalidDataError(
-                f"{file} has {file.stat().st_size / 2**30:,.1f} GiB: too large for Inception weights (95 MB)"
-            )
-        data = file.read_bytes()
-    if not data:
-        raise InvalidDataError(f"the weights file {file} is empty: download it again")
+            raise InvalidDataError(f"{file} has {file.stat().st_size / 2**30:,.1f} GiB: too large for weights")
+        stream = file.open("rb")
     try:
-        state = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
-        return _checked(state)
+        with stream:
+            start = stream.read(2)
+            stream.seek(0)
+            if not start:
+                raise InvalidDataError(f"the weights file {file} is empty: download it again")
+            return _checked(_read_zip(stream) if start == b"PK" else _read_legacy(stream))
+    except (FileAccessError, InvalidDataError):
+        raise
     except _InvalidFile as error:
         raise InvalidDataError(f"{file} {error}") from error
     except Exception as error:  # an invalid pickle can raise any exception
@@ -137,7 +140,7 @@ class _Tensor(_Opaque):
 class _Unpickler(pickle.Unpickler):
     """Accepts the names of a state dict and rejects all others."""
 
-    def __init__(self, stream: io.BytesIO, find_storage: Any):
+    def __init__(self, stream: BinaryIO, find_storage: Any):
         super().__init__(stream)
         self._find_storage = find_storage
 
@@ -180,9 +183,12 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _read_zip(data: bytes) -> Any:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def _read_zip(stream: BinaryIO) -> Any:
+    with zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
+        size = stream.seek(0, io.SEEK_END)
+        if sum(info.file_size for info in archive.infolist()) > size:  # torch.save does not compress
+            raise _InvalidFile("is a compressed zip archive: save it with torch.save")
         if any("/code/" in name for name in names):
             raise _InvalidFile("is a TorchScript program, not a state dict: download the .pth file instead")
         roots = [name.removesuffix("data.pkl") for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -214,10 +220,12 @@ def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     return archive.read(name)
 
 
-def _read_legacy(data: bytes) -> Any:
-    if data[:1] != pickle.PROTO:  # the first byte of every pickle of torch.save
+def _read_legacy(stream: BinaryIO) -> Any:
+    if stream.read(1) != pickle.PROTO:  # the first byte of every pickle of torch.save
         raise _InvalidFile("is not a file of torch.save: download the .pth file")
-    stream, storages = io.BytesIO(data), {}
+    file_size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    storages: dict[str, _Storage] = {}
 
     def find_storage(key: str, dtype: str, length: int) -> _Storage:
         return _same(storages.setdefault(key, _Storage(dtype, length)), dtype, length)
@@ -242,15 +250,13 @@ def _read_legacy(data: bytes) -> Any:
         raise _InvalidFile("is damaged: it does not hold the storages of its tensors; download it again")
     for key in keys:
         storage = storages[key]
-        begin = stream.tell() + 8
-        length = int.from_bytes(data[begin - 8 : begin], "little")
+        length = int.from_bytes(stream.read(8), "little")
         size = storage.length * storage.dtype.itemsize
-        if begin + size > len(data):
-            raise EOFError(f"it ends after {len(data):,} bytes, in the middle of the weights")
+        if stream.tell() + size > file_size:
+            raise EOFError(f"it ends after {file_size:,} bytes, in the middle of the weights")
         if length != storage.length:
             raise _InvalidFile("is damaged: the length of a storage does not match its tensors; download it again")
-        storage.data = np.frombuffer(data, storage.dtype, storage.length, begin)
-        stream.seek(begin + size)
+        storage.data = np.frombuffer(stream.read(size), storage.dtype)
     return state
 
 
@@ -269,4 +275,11 @@ def _checked(state: Any) -> dict[str, np.ndarray]:
         raise _InvalidFile(
             f"is not a flat dictionary of tensors ({str(wrong[0])[:40]!r} is something else): save a state_dict()"
         )
-    return {name: tensor.array() for name, tensor in state.items()}
+    unused = MAX_SHARED * sum({id(tensor.storage): tensor.storage.length for tensor in state.values()}.values())
+    arrays = {}
+    for name, tensor in state.items():
+        arrays[name] = tensor.array()
+        unused -= arrays[name].size
+        if unused < 0:
+            raise _InvalidFile("is damaged: its tensors repeat their storages; download it again")
+    return arrays

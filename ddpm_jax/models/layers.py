@@ -1,7 +1,8 @@
 """Layers of the U-Net: time embedding, residual block, self-attention, down- and upsampling.
 
-They follow Ho et al. 2020 (arXiv 2006.11239), appendix B. Precision: parameters, group
-norms and the attention's softmax are float32; convolutions and matmuls run in `dtype`.
+They follow Ho et al. 2020 (arXiv 2006.11239), appendix B; options that are not in the paper are those of OpenAI's
+improved-diffusion and guided-diffusion. Precision: parameters, group norms and the attention's softmax are float32;
+convolutions and matmuls run in `dtype`.
 """
 
 import math
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 
 ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
 NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
+TIME_EMBEDDINGS = ("ddpm", "iddpm")
+PADDINGS = ("same", "symmetric")
 
 # All kernels have the same initializer, except the last layer of each residual branch, which is zero: initially each
 # residual block is its shortcut and the network's output is 0.
@@ -24,22 +27,33 @@ def conv(
     features: int,
     *,
     stride: int = 1,
+    padding: str | tuple = "SAME",
     init=default_init,
     dtype=jnp.float32,
     name=None,
     conv_fn: ConvFn = jax.lax.conv_general_dilated,
 ) -> nn.Conv:
-    """A 3x3 'SAME' convolution; stride 2 pads (0, 1) as in the published networks, unlike PyTorch's padding=1."""
+    """A 3x3 convolution; 'SAME' pads (0, 1) at stride 2, as in Ho's networks, unlike PyTorch's padding=1."""
     strides = (stride, stride)
-    return nn.Conv(features, (3, 3), strides, "SAME", kernel_init=init, dtype=dtype, name=name, conv_general_dilated=conv_fn)
+    return nn.Conv(features, (3, 3), strides, padding, kernel_init=init, dtype=dtype, name=name, conv_general_dilated=conv_fn)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Nearest-neighbor upsampling by 2, x [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """The mean of each 2x2 square, x [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
-    """Nearest-neighbor upsampling by 2, x [B, H, W, C] -> [B, 2 H, 2 W, C], then `jax.lax.conv_general_dilated`."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    x = x.reshape(batch, 2 * height, 2 * width, channels)
-    return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+    """`upsample_nearest`, then `jax.lax.conv_general_dilated`: x [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+    return jax.lax.conv_general_dilated(upsample_nearest(x), kernel, window_strides, padding, **options)
 
 
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
@@ -60,15 +74,17 @@ def _matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
     return jax.lax.dot_general(pixels, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
-    """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5, in Ho's layout).
+def timestep_embedding(t: jax.Array, dim: int, kind: str = "ddpm") -> jax.Array:
+    """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5).
 
     Args:
       t: [B] times, int or float, in 0..1000. Computed in float32: in bfloat16, 995 equals 996.
       dim: even width of the embedding.
+      kind: ddpm is Ho's: sines, then cosines, of dim/2 frequencies 10000^(-i / (dim/2 - 1)), from 1 to 1/10000; iddpm is that
+        of improved-diffusion: cosines, then sines, of the frequencies 10000^(-i / (dim/2)), from 1 to almost 1/10000.
 
     Returns:
-      float32 [B, dim]: sines, then cosines, of t times dim/2 frequencies from 1 to 1/10000.
+      float32 [B, dim].
 
     Raises:
       ValueError: dim is odd or below 4.
@@ -76,9 +92,11 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     if dim < 4 or dim % 2:
         raise ValueError(f"the time embedding needs an even width of at least 4, not {dim}")
     half = dim // 2
-    frequencies = jnp.exp(-math.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    intervals = half - 1 if kind == "ddpm" else half
+    frequencies = jnp.exp(-math.log(10000.0) / intervals * jnp.arange(half, dtype=jnp.float32))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves if kind == "ddpm" else waves[::-1], axis=-1)
 
 
 class GroupNorm(nn.Module):
@@ -86,12 +104,13 @@ class GroupNorm(nn.Module):
 
     groups: int
     norm_fn: NormFn = group_norm
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
-        return self.norm_fn(x, scale, bias, groups=self.groups, epsilon=1e-6)
+        return self.norm_fn(x, scale, bias, groups=self.groups, epsilon=self.epsilon)
 
 
 class Norm(nn.Module):
@@ -100,10 +119,11 @@ class Norm(nn.Module):
     groups: int
     dtype: jnp.dtype = jnp.float32
     norm_fn: NormFn = group_norm
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return GroupNorm(self.groups, self.norm_fn, name="group_norm")(x).astype(self.dtype)
+        return GroupNorm(self.groups, self.norm_fn, self.epsilon, name="group_norm")(x).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -111,6 +131,10 @@ class ResidualBlock(nn.Module):
 
     With `scale_shift` the embedding is applied after the second norm, as norm(h) * (1 + scale) + shift (Dhariwal & Nichol
     2105.05233, section 3.1, "adaptive group normalization"; also in Improved DDPM's networks).
+
+    `resample` "down" or "up" halves or doubles height and width, of the shortcut by average pooling or nearest neighbors, and
+    of the residual branch in the same way before its first convolution (BigGAN 1809.11096; guided-diffusion's
+    resblock_updown).
     """
 
     features: int
@@ -120,15 +144,23 @@ class ResidualBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
     conv_fn: ConvFn = jax.lax.conv_general_dilated
     norm_fn: NormFn = group_norm
+    epsilon: float = 1e-6
+    resample: str = ""
+    upsample_conv_fn: ConvFn = upsample_conv
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, deterministic: bool) -> jax.Array:
-        """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
-        h = nn.swish(Norm(self.groups, self.dtype, self.norm_fn, name="norm1")(x))
-        h = conv(self.features, dtype=self.dtype, name="conv1", conv_fn=self.conv_fn)(h)
+        """x [B, H, W, C], temb [B, E] -> [B, H, W, features]; half or twice H and W with `resample`."""
+        h = nn.swish(Norm(self.groups, self.dtype, self.norm_fn, self.epsilon, name="norm1")(x))
+        if self.resample == "down":
+            h, x = average_pool(h), average_pool(x)
+        elif self.resample == "up":  # of h, `upsample_conv_fn` does it
+            x = upsample_nearest(x)
+        conv_fn = self.upsample_conv_fn if self.resample == "up" else self.conv_fn
+        h = conv(self.features, dtype=self.dtype, name="conv1", conv_fn=conv_fn)(h)
         width = 2 * self.features if self.scale_shift else self.features
         temb = dense(width, dtype=self.dtype, name="temb_proj")(nn.swish(temb))[:, None, None, :]
-        norm = Norm(self.groups, self.dtype, self.norm_fn, name="norm2")
+        norm = Norm(self.groups, self.dtype, self.norm_fn, self.epsilon, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(temb, 2, axis=-1)
             h = nn.swish(norm(h) * (1 + scale) + shift)
@@ -148,12 +180,13 @@ class SelfAttention(nn.Module):
     heads: int = 1
     dtype: jnp.dtype = jnp.float32
     norm_fn: NormFn = group_norm
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
-        h = Norm(self.groups, self.dtype, self.norm_fn, name="norm")(x).reshape(batch, height * width, channels)
+        h = Norm(self.groups, self.dtype, self.norm_fn, self.epsilon, name="norm")(x).reshape(batch, height * width, channels)
         q = dense(channels, dtype=self.dtype, name="q")(h)
         k = dense(channels, dtype=self.dtype, name="k")(h)
         v = dense(channels, dtype=self.dtype, name="v")(h)
@@ -170,14 +203,18 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width with a strided 3x3 convolution."""
+    """Halve height and width with a strided 3x3 convolution, centered on the odd pixels (padding same, Ho's) or the even ones
+    (symmetric, as PyTorch's padding=1)."""
 
     dtype: jnp.dtype = jnp.float32
     conv_fn: ConvFn = jax.lax.conv_general_dilated
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv", conv_fn=self.conv_fn)(x)
+        if self.padding == "same":
+            return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv", conv_fn=self.conv_fn)(x)
+        return conv(x.shape[-1], stride=2, padding=((1, 1), (1, 1)), dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):

@@ -14,13 +14,17 @@ self-attention between them at any resolution, as in Ho's network, unless `mid_a
 encoder, including the first convolution and the downsampling layers, is a skip: it is concatenated to the input of one
 decoder block, so the decoder has one more block per level. Each block gets the time embedding.
 
-Improved DDPM (2102.09672) has the same architecture, with multiple heads, scale-shift norms and attention at more resolutions.
+Improved DDPM (2102.09672) has the same architecture, with multiple heads, scale-shift norms and attention at more resolutions,
+and ADM (2105.05233) also resamples in residual blocks. Their programs differ from Ho's in details that change the output but
+no parameter: `norm_epsilon`, `downsample_padding` and `time_embedding`. docs/weights.md has the options of each family.
 
 With the published settings the parameter counts are the published ones: 35,746,307 (CIFAR-10), 113,673,219
-(256x256), 78,700,803 (CelebA 64); 52,546,438 and 121,063,942 (Improved DDPM's CIFAR-10 and ImageNet 64).
+(256x256), 78,700,803 (CelebA 64); 52,546,438 and 121,063,942 (Improved DDPM's CIFAR-10 and ImageNet 64); 295,904,454 (ADM's
+ImageNet 64).
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -28,6 +32,8 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models.layers import (
+    PADDINGS,
+    TIME_EMBEDDINGS,
     ConvFn,
     Downsample,
     Norm,
@@ -56,6 +62,7 @@ class UNet(nn.Module):
       attn_resolutions: heights at which every block is followed by self-attention.
       dropout: dropout rate of residual blocks in training.
       num_heads: heads per attention, which split its channels.
+      head_channels: channels of each head, instead of the number of heads; 0 to use `num_heads`.
       scale_shift: the time embedding scales and shifts the second norm of each block, instead of being added before it.
       num_classes: number of classes, 0 for an unconditional model; the class embedding is added to the time embedding. One
         of them may be the null label.
@@ -65,6 +72,13 @@ class UNet(nn.Module):
       conv_fn: the 3x3 convolutions, with the arguments of `jax.lax.conv_general_dilated`.
       upsample_conv_fn: nearest-neighbor upsampling and the convolution after it, with the same arguments.
       norm_fn: the group norms, with the arguments of `layers.group_norm`.
+      norm_groups: groups of each group norm; 0 for min(32, ch / 4).
+      norm_epsilon: added to the variance in each group norm.
+      downsample_padding: same or symmetric, padding (0, 1) or (1, 1) of the strided convolutions.
+      time_embedding: ddpm or iddpm, see `layers.timestep_embedding`.
+      time_scale: factor on t before its embedding; T / 1000 for a network that was trained with t in 0..T-1.
+      resblock_updown: change the resolution in residual blocks, by average pooling and nearest neighbors, instead of in
+        convolutions.
     """
 
     out_channels: int = 3
@@ -82,6 +96,22 @@ class UNet(nn.Module):
     conv_fn: ConvFn = jax.lax.conv_general_dilated
     upsample_conv_fn: ConvFn = upsample_conv
     norm_fn: NormFn = group_norm
+    head_channels: int = 0
+    norm_groups: int = 0
+    norm_epsilon: float = 1e-6
+    downsample_padding: str = "same"
+    time_embedding: str = "ddpm"
+    time_scale: float = 1.0
+    resblock_updown: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Groups of each group norm: 32 at the published width of 128; by default at least 4 channels each."""
+        return self.norm_groups or min(32, self.ch // 4)
+
+    def heads(self, channels: int) -> int:
+        """Heads of an attention over `channels` channels."""
+        return channels // self.head_channels if self.head_channels else self.num_heads
 
     @property
     def stochastic(self) -> bool:
@@ -108,7 +138,19 @@ class UNet(nn.Module):
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` is {self.dropout}: it must be at least 0 and below 1")
-        if self.ch % 4 or self.ch % min(32, self.ch // 4):
+        for name, known in (("downsample_padding", PADDINGS), ("time_embedding", TIME_EMBEDDINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}: it must be {' or '.join(known)}")
+        if not 0 < self.time_scale < math.inf:
+            raise ValueError(f"`time_scale` is {self.time_scale}: it must be above 0")
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"`norm_epsilon` is {self.norm_epsilon}: it must be above 0 and below 1")
+        if self.head_channels < 0 or (self.head_channels and self.num_heads != 1):
+            raise ValueError(f"`head_channels` is {self.head_channels}: it must be 0, or above 0 with num_heads=1")
+        if self.norm_groups:
+            if self.norm_groups < 0 or self.ch % self.norm_groups or self.ch % 4:
+                raise ValueError(f"`norm_groups` is {self.norm_groups}: it must be a divisor of ch={self.ch}, or 0")
+        elif self.ch % 4 or self.ch % min(32, self.ch // 4):
             raise ValueError(f"`ch` is {self.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
         if not self.ch_mult:
             raise ValueError("`ch_mult` is empty: it must hold one factor per level")
@@ -128,9 +170,10 @@ class UNet(nn.Module):
             )
         attending = [self.ch_mult[resolutions.index(resolution)] for resolution in self.attn_resolutions]
         attending += [self.ch_mult[-1]] * self.mid_attention
-        if any(self.ch * factor % self.num_heads for factor in attending):
+        split = "head_channels" if self.head_channels else "num_heads"
+        if any(self.ch * factor % getattr(self, split) for factor in attending):
             raise ValueError(
-                f"`num_heads` is {self.num_heads}, which does not divide the width of every attention: "
+                f"`{split}` is {getattr(self, split)}, which does not divide the width of every attention: "
                 f"{sorted({self.ch * factor for factor in attending})}"
             )
 
@@ -153,7 +196,7 @@ class UNet(nn.Module):
           ValueError: a size that cannot be halved, t of another shape, or labels that do not match num_classes.
         """
         self._check(x_t, t, labels)
-        groups = min(32, self.ch // 4)  # 32 at the published width of 128; at least 4 channels per group
+        groups = self.groups
         block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
         residual_block = functools.partial(
@@ -164,20 +207,33 @@ class UNet(nn.Module):
             dtype=self.dtype,
             conv_fn=self.conv_fn,
             norm_fn=self.norm_fn,
+            epsilon=self.norm_epsilon,
+            upsample_conv_fn=self.upsample_conv_fn,
         )
-        attention = functools.partial(attention_class, groups, self.num_heads, self.dtype, self.norm_fn)
         conv3x3 = functools.partial(conv, dtype=self.dtype, conv_fn=self.conv_fn)
 
-        temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch))
+        t = t if self.time_scale == 1 else t.astype(jnp.float32) * self.time_scale
+        temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch, self.time_embedding))
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense1")(nn.swish(temb))
         if self.num_classes:
             temb = temb + nn.Embed(
                 self.num_classes, 4 * self.ch, embedding_init=default_init, dtype=self.dtype, name="class_embed"
             )(labels)
 
+        def attention(h: jax.Array, name: str) -> jax.Array:
+            heads = self.heads(h.shape[-1])
+            return attention_class(groups, heads, self.dtype, self.norm_fn, self.norm_epsilon, name=name)(h)
+
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
             h = residual_block(features, name=name)(h, temb, deterministic)
-            return attention(name=f"{name}_attn")(h) if h.shape[1] in self.attn_resolutions else h
+            return attention(h, f"{name}_attn") if h.shape[1] in self.attn_resolutions else h
+
+        def resample(h: jax.Array, direction: str, name: str) -> jax.Array:
+            if self.resblock_updown:
+                return residual_block(h.shape[-1], resample=direction, name=name)(h, temb, deterministic)
+            if direction == "down":
+                return Downsample(self.dtype, self.conv_fn, self.downsample_padding, name=name)(h)
+            return Upsample(self.dtype, self.upsample_conv_fn, name=name)(h)
 
         levels = range(len(self.ch_mult))
         h = conv3x3(self.ch, name="conv_in")(x_t.astype(self.dtype))
@@ -187,21 +243,21 @@ class UNet(nn.Module):
                 h = block(h, self.ch * self.ch_mult[level], f"down{level}_block{i}")
                 skips.append(h)
             if level != levels[-1]:
-                h = Downsample(self.dtype, self.conv_fn, name=f"down{level}_downsample")(h)
+                h = resample(h, "down", f"down{level}_downsample")
                 skips.append(h)
 
         h = residual_block(h.shape[-1], name="mid_block0")(h, temb, deterministic)
         if self.mid_attention:
-            h = attention(name="mid_attn")(h)
+            h = attention(h, "mid_attn")
         h = residual_block(h.shape[-1], name="mid_block1")(h, temb, deterministic)
 
         for level in reversed(levels):
             for i in range(self.num_res_blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.ch * self.ch_mult[level], f"up{level}_block{i}")
             if level != 0:
-                h = Upsample(self.dtype, self.upsample_conv_fn, name=f"up{level}_upsample")(h)
+                h = resample(h, "up", f"up{level}_upsample")
 
-        h = nn.swish(Norm(groups, self.dtype, self.norm_fn, name="norm_out")(h))
+        h = nn.swish(Norm(groups, self.dtype, self.norm_fn, self.norm_epsilon, name="norm_out")(h))
         return conv3x3(self.out_channels, init=zero_init, name="conv_out")(h).astype(jnp.float32)
 
     def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> None:

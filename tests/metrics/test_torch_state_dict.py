@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -234,6 +235,19 @@ def test_tensors_beyond_their_storage_are_rejected(rejected):
     rejected(legacy({"w": tensor(storage(weight, "0", view=(("1", 0, 4),)), weight)}, [weight]), "holds views of storages")
 
 
+def test_files_that_would_need_far_more_memory_than_they_have_bytes_are_rejected(rejected):
+    weight = np.arange(4, dtype=np.float32)
+    stored = storage(weight, "0")
+    many = {f"w{i}": tensor(stored, weight) for i in range(5)}
+    for layout in LAYOUTS.values():
+        rejected(layout(many, [weight]), "its tensors repeat their storages")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("data.pkl", "data/0"):
+            archive.writestr(f"archive/{name}", bytes(10**6))
+    rejected(content.getvalue(), "is a compressed zip archive")
+
+
 def test_a_file_too_large_is_not_read(rejected, monkeypatch):
     monkeypatch.setattr(torch_state_dict, "MAX_BYTES", 100)
-    rejected(zipped({}), "too large for Inception weights")
+    rejected(zipped({}), "too large for weights")

@@ -1,6 +1,7 @@
 """The U-Net against the published networks and its documented properties."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,12 @@ PUBLISHED = {
     "celeba64": (UNet(ch_mult=(1, 2, 2, 2, 4)), 64, 78_700_803),
     "iddpm_cifar10": (UNet(6, 128, (1, 2, 2, 2), 3, (16, 8), num_heads=4, scale_shift=True), 32, 52_546_438),
     "iddpm_imagenet64": (UNet(6, 128, (1, 2, 3, 4), 3, (16, 8), num_heads=4, scale_shift=True), 64, 121_063_942),
+    # without classes, whose embedding has 1000 x 768 parameters more
+    "adm_imagenet64": (
+        UNet(6, 192, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, scale_shift=True, resblock_updown=True),
+        64,
+        295_904_454 - 768_000,
+    ),
 }
 TINY = {"out_channels": 1, "ch": 16, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "dropout": 0.5}
 
@@ -171,6 +178,100 @@ def test_timestep_embedding_is_sines_then_cosines_of_geometric_frequencies():
         timestep_embedding(t, 7)
 
 
+def test_the_embedding_of_improved_diffusion_is_cosines_then_sines_of_other_frequencies():
+    t = jnp.array([0, 1, 999], jnp.int32)
+    angles = np.outer(t, 10000.0 ** (-np.arange(4) / 4))
+    want = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(timestep_embedding(t, 8, "iddpm"), want, atol=1e-4)
+
+
+def test_defaults_of_the_options_of_published_networks_are_hos():
+    ho = {"norm_epsilon": 1e-6, "downsample_padding": "same", "time_embedding": "ddpm", "resblock_updown": False}
+    assert UNet(**ho, norm_groups=32, head_channels=0).groups == UNet().groups == 32
+    assert UNet(**ho) == UNet()
+
+
+OPTIONS = {
+    "norm_epsilon": 0.1,
+    "norm_groups": 8,
+    "downsample_padding": "symmetric",
+    "time_embedding": "iddpm",
+    "time_scale": 4.0,
+    "head_channels": 8,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_change_the_output_and_no_parameter(option):
+    x, t = inputs(batch=2)
+    model, other = tiny(), tiny(**{option: OPTIONS[option]})
+    other.check((8, 8, 1))
+    params = randomise(init(model, x, t))
+    assert jax.tree.map(jnp.shape, init(other, x, t)) == jax.tree.map(jnp.shape, params)
+    assert jnp.max(jnp.abs(apply(other, params, x, t) - apply(model, params, x, t))) > 1e-3
+
+
+def test_the_time_is_scaled():
+    x, t = inputs(batch=2)
+    params = randomise(init(tiny(), x, t))
+    np.testing.assert_array_equal(apply(tiny(time_scale=4.0), params, x, t), apply(tiny(), params, x, 4 * t))
+
+
+def test_head_channels_are_the_width_of_each_head():
+    x, t = inputs(batch=1)
+    by_width, by_number = tiny(head_channels=8, attn_resolutions=()), tiny(num_heads=4, attn_resolutions=())
+    params = randomise(init(by_width, x, t))  # the middle attention has 32 channels
+    np.testing.assert_array_equal(apply(by_width, params, x, t), apply(by_number, params, x, t))
+
+
+def test_resampling_in_residual_blocks():
+    """With identity convolutions, the block is R(x) + swish(norm(R(swish(norm(x))))), R the resampling."""
+    x, _ = inputs(size=4, channels=8)
+    temb = jnp.ones((3, 5))
+    copy = {"kernel": jnp.zeros((3, 3, 8, 8)).at[1, 1].set(jnp.eye(8)), "bias": jnp.zeros(8)}
+
+    def pool(x):
+        return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+    def repeat(x):
+        return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+
+    for direction, resample in (("down", pool), ("up", repeat)):
+        layer = ResidualBlock(8, groups=2, resample=direction)
+        params = randomise(layer.init(jax.random.key(0), x, temb, True))
+        zero = {"kernel": jnp.zeros((5, 8)), "bias": jnp.zeros(8)}
+        p = params["params"] | {"conv1": copy, "conv2": copy, "temb_proj": zero}
+        h = resample(jax.nn.swish(Norm(groups=2).apply({"params": p["norm1"]}, x)))
+        h = jax.nn.swish(Norm(groups=2).apply({"params": p["norm2"]}, jnp.asarray(h)))
+        got = layer.apply({"params": p}, x, temb, True)
+        np.testing.assert_allclose(got, resample(x) + h, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_resamples_in_residual_blocks():
+    x, t = inputs(batch=1)
+    model = tiny(resblock_updown=True)
+    params = randomise(init(model, x, t))
+    assert set(params["down0_downsample"]) == {"norm1", "conv1", "temb_proj", "norm2", "conv2"} == set(params["up1_upsample"])
+    assert apply(model, params, x, t).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"downsample_padding": "valid"}, "`downsample_padding` is 'valid': it must be same or symmetric"),
+        ({"time_embedding": "fourier"}, "`time_embedding` is 'fourier': it must be ddpm or iddpm"),
+        ({"norm_epsilon": 0.0}, "`norm_epsilon` is 0.0: it must be above 0 and below 1"),
+        ({"time_scale": 0.0}, "`time_scale` is 0.0: it must be above 0"),
+        ({"norm_groups": 5}, "`norm_groups` is 5: it must be a divisor of ch=16, or 0"),
+        ({"head_channels": 8, "num_heads": 2}, "`head_channels` is 8: it must be 0, or above 0 with num_heads=1"),
+        ({"head_channels": 5}, "`head_channels` is 5, which does not divide the width of every attention"),
+    ],
+)
+def test_invalid_options_are_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny(**changes).check((8, 8, 1))
+
+
 def test_attention_is_permutation_equivariant():
     """Attention has no positional encoding: permuted pixels give permuted outputs."""
     x, _ = inputs(size=4, channels=16)
@@ -222,3 +323,4 @@ def test_downsampling_and_upsampling():
     np.testing.assert_array_equal(Upsample().apply(params, x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
     # 'SAME' at stride 2 pads (0, 1): output 0 is centered on pixel 1, not on pixel 0.
     np.testing.assert_array_equal(Downsample().apply(params, x), x[:, 1::2, 1::2])
+    np.testing.assert_array_equal(Downsample(padding="symmetric").apply(params, x), x[:, ::2, ::2])
