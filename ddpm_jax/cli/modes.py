@@ -145,7 +145,10 @@ def check_flags(name: str, values: flags.FlagValues) -> None:
     mode = MODES[name]
     for flag in FLAGS:
         if values[flag].value and flag not in mode.arguments:
-            raise UsageError(f"--{flag} is for {_named(_modes_with(flag))} only: leave it out with --mode={name}")
+            others = _modes_with(flag)
+            if len(others) < len(MODES) / 2:
+                raise UsageError(f"--{flag} is for {_named(others)} only: leave it out with --mode={name}")
+            raise UsageError(f"--mode={name} has no --{flag}: leave it out")
         if not values[flag].value and flag in mode.arguments and flag in REQUIRED:
             raise UsageError(f"--{flag} is missing: {REQUIRED[flag]}")
     if not mode.workdir and values.workdir:

@@ -79,7 +79,7 @@ def test_it_samples(imported, capsys):
     config = workdir_config(imported)
     config.sampling.sampler, config.sampling.num_steps, config.sampling.num_images = "ddim", 2, 2
     assert sample.run(config, str(imported), output=str(imported / "out")) == 0
-    assert np.load(imported / "out" / "images.npz")["images"].shape == (2, 8, 8, 3)
+    assert np.load(imported / "out" / "images.npz")["arr_0"].shape == (2, 8, 8, 3)
 
 
 def test_it_trains_further(tmp_path):
