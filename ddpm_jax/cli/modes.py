@@ -55,7 +55,7 @@ MODES: dict[str, Mode] = {
     "import": Mode(
         "make a workdir of weights that another program trained",
         config="defaults",
-        arguments={"from": "source", "use_new_attention_order": "new_attention_order"},
+        arguments={"from": "source", "new_attention_order": "new_attention_order"},
         words="from",
         given=True,
     ),
@@ -76,10 +76,10 @@ FLAGS = {  # flags that not every mode has -> help
     "reference": "what to compare with, named as --images; a workdir is its data set.",
     "resize": "filter for images of another size, bicubic, lanczos, bilinear, box or hamming; with a size, bicubic:64.",
     "from": "file or folder of the weights (docs/weights.md).",
-    "use_new_attention_order": "whether guided-diffusion trained the weights with this flag.",
+    "new_attention_order": "whether the weights were trained with guided-diffusion's use_new_attention_order.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }
-LISTS, SWITCHES = ("runs",), ("use_new_attention_order",)  # those that are lists, and those that are true or false
+LISTS, SWITCHES = ("runs",), ("new_attention_order",)  # those that are lists, and those that are true or false
 TUPLES = ("metrics",)  # short names of fields that are tuples of words
 REQUIRED = {
     "runs": "name the runs, such as compare runs/a runs/b",

@@ -212,8 +212,9 @@ def test_commands(tmp_path, pipeline, command):
     [
         (["--mode=import"], "--from is missing"),
         (["--mode=import", "--from=nowhere"], "nowhere: there is no such file or folder"),
-        (["--mode=import", "--from=nowhere", "--output=x"], "--mode=import has no --output"),
+        (["--mode=import", "--from=nowhere", "--output=x"], "--output is for all modes except train, import only"),
         (["--config=digits", "--mode=sample", "--from=x"], "--from is for --mode=import only"),
+        (["--config=digits", "--new_attention_order"], "--new_attention_order is for --mode=import only"),
     ],
 )
 def test_wrong_flags_end_in_one_line(tmp_path, main, flags, message):
