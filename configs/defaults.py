@@ -149,6 +149,13 @@ def get_config() -> ConfigDict:
     # eval/inception_score | eval/precision | eval/recall | eval/loss_ema | eval/loss_raw; auto: eval/frechet if it is
     # measured; "" for none.
     train.keep_best = "auto"
+    # Weights to start from: a workdir (its EMA, at the newest step or at N with "@N" after it), or a file of --mode=export; "":
+    # initial values.
+    train.init_from = ""
+    # Parameters that get initial values in spite of init_from: patterns of paths in parameters.txt, such as ("conv_out/*",).
+    # The class embedding always does if the number of classes differs.
+    train.init_new = ()
+    train.frozen = ()  # parameters that are not trained: patterns of paths, such as ("down*", "temb_*")
     # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
     # Biases; its environment variables apply) and module:Class of your own.
     train.trackers = ("jsonl", "tensorboard")
@@ -228,6 +235,12 @@ def get_config() -> ConfigDict:
     edit.strength = 0.5  # image_to_image: (0, 1], fraction of the steps to run; 1 starts from pure noise and keeps nothing
     edit.num_frames = 9  # interpolate: images from one end to the other, both ends included, >= 2
     edit.inversion_iters = 3  # interpolate: network evaluations per inversion step; more reproduce the images better
+
+    config.export = export = ConfigDict()
+    # safetensors (the parameters, in one file) | diffusers (a DDPMPipeline of Hugging Face's diffusers) | stablehlo (the
+    # network and the sampler of config.sampling, as programs that run without this package).
+    export.format = "safetensors"
+    export.platforms = ("cpu", "cuda", "tpu")  # stablehlo: platforms that the programs run on, any of cpu, cuda, rocm and tpu
 
     config.visualize = visualize = ConfigDict()
     visualize.num_images = 4  # number of rows: real images being noised, and images being generated

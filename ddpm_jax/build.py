@@ -1,7 +1,7 @@
 """Builds the components of a run from a ConfigDict. The modules that it imports do not read configs."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
 from ddpm_jax.training import optimizer as optimizers
+from ddpm_jax.training import param_patterns
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.learning_rate import make_learning_rate
 from ddpm_jax.training.state import TrainState, create_state
@@ -67,8 +68,8 @@ def _make(
         return made
 
 
-def build_model(config: ConfigDict) -> nn.Module:
-    """The network, with the layer implementations of this platform.
+def build_model(config: ConfigDict, *, portable: bool = False) -> nn.Module:
+    """The network, with the layer implementations of this platform, or with those that every platform has if `portable`.
 
     Raises:
       UsageError: an option of the network is invalid.
@@ -88,7 +89,7 @@ def build_model(config: ConfigDict) -> nn.Module:
         out_channels=out_channels(config),
         num_classes=num_labels(config),
         dtype=DTYPES[config.model.dtype],
-        layer_functions=cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
+        layer_functions={} if portable else cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
 
 
@@ -172,6 +173,7 @@ def build_inversion(config: ConfigDict) -> Sampler:
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The optimizer for learning rate 1, with gradient clipping."""
     given = {field: config.optimizer[field] for field in ("clip_norm", "skip_nonfinite")}
+    given["frozen"] = tuple(config.train.frozen)
     return _make(config, choices.OPTIMIZER, optimizers.make_optimizer, config.optimizer.name, **given)
 
 
@@ -205,9 +207,9 @@ def null_cond(config: ConfigDict) -> np.int32:
     return np.int32(config.data.num_classes)
 
 
-def build_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
+def build_denoise_fn(config: ConfigDict, *, portable: bool = False) -> Callable[[Any, Any], DenoiseFn]:
     """(params, cond) -> denoise_fn(x_t, t) -> model output, for sampling. cond: int32 [B] or None."""
-    model, parameterization = build_model(config), build_parameterization(config)
+    model, parameterization = build_model(config, portable=portable), build_parameterization(config)
 
     def make_denoise_fn(params: Any, cond: Any) -> DenoiseFn:
         return lambda x_t, t: model.apply({"params": params}, x_t, parameterization.network_time(t), cond)
@@ -215,9 +217,9 @@ def build_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
     return make_denoise_fn
 
 
-def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseFn]:
+def build_guided_denoise_fn(config: ConfigDict, *, portable: bool = False) -> Callable[[Any, Any], DenoiseFn]:
     """As `build_denoise_fn`, with the guidance of config.sampling."""
-    make_denoise_fn, sampling = build_denoise_fn(config), config.sampling
+    make_denoise_fn, sampling = build_denoise_fn(config, portable=portable), config.sampling
     if sampling.guidance_scale == 1:
         return make_denoise_fn
     with config_errors("sampling"):
@@ -239,8 +241,8 @@ def build_guided_denoise_fn(config: ConfigDict) -> Callable[[Any, Any], DenoiseF
     return make_guided
 
 
-def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
-    """key -> initial TrainState; a pure function."""
+def build_init(config: ConfigDict) -> Callable[..., TrainState]:
+    """(key, given) -> initial TrainState; a pure function. `given`: path -> parameter, instead of its initial value."""
     model, optimizer = build_model(config), build_optimizer(config)
 
     def init_params(key: jax.Array) -> Any:
@@ -248,14 +250,19 @@ def build_init(config: ConfigDict) -> Callable[[jax.Array], TrainState]:
         return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
-    return lambda key: create_state(
-        init_params, optimizer, key, timestep_sampler_state=timestep_sampler_state, averaging=averaging
-    )
+
+    def init(key: jax.Array, given: Mapping[str, Any] | None = None) -> TrainState:
+        def start(key: jax.Array) -> Any:
+            return param_patterns.replace(init_params(key), given or {})
+
+        return create_state(start, optimizer, key, timestep_sampler_state=timestep_sampler_state, averaging=averaging)
+
+    return init
 
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
-    model, parameterization = build_model(config), build_parameterization(config)
+    model, parameterization, frozen = build_model(config), build_parameterization(config), tuple(config.train.frozen)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         time = parameterization.network_time(t)
@@ -271,6 +278,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
         skip_nonfinite=config.optimizer.skip_nonfinite,
+        find_frozen=functools.partial(param_patterns.match_frozen, patterns=frozen) if frozen else None,
         timestep_sampler=build_timestep_sampler(config),
         cond_dropout=config.model.label_dropout,
         null_cond=null_cond(config),

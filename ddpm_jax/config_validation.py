@@ -20,12 +20,15 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "ema.power_sigma_rel": float,
     "sampling.guidance_interval": float,
     "data.value_range": float,
+    "train.init_new": str,
+    "train.frozen": str,
     "train.trackers": str,
     "evaluation.metrics": str,
     "evaluation.params": str,
     "evaluation.samplers": str,
     "evaluation.num_steps": int,
     "edit.images": str,
+    "export.platforms": str,
 }
 TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
 RANGES = {  # field -> (whether a number is in its range, description of the range)

@@ -1,26 +1,33 @@
 """Derived from config.train: what a training does between its steps, image grids and evaluations, and advice."""
 
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, sampling_config
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.evaluation import sample_files
+from ddpm_jax.interop import array_table
+from ddpm_jax.interop.load_weights import load_weights
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, paths, workdir
+from ddpm_jax.runtime import config_changes, distributed, paths, workdir
+from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
-from ddpm_jax.training import best_step
+from ddpm_jax.training import best_step, param_patterns
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.user_messages import UsageError
+from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
+
+_DATA_SHAPES = ("data.image_size", "data.channels", "data.num_classes")  # fields of config.data that the network depends on
 
 
 def check_params_are_trained(config: ConfigDict) -> None:
@@ -117,6 +124,72 @@ def build_evaluation(
 def grid_file(run_folder: pathlib.Path, step: int, suffix: str = "") -> pathlib.Path:
     """The file of the image grid of a step; with a suffix, of one of its intermediate steps."""
     return workdir.sample_folder(run_folder) / f"step_{step:08d}{suffix}.png"
+
+
+class InitialWeights(NamedTuple):
+    """What a new run takes from config.train.init_from.
+
+    Attributes:
+      taken: path -> array, instead of the initial value of this parameter.
+      record: where they are from, JSON-compatible, for history.jsonl.
+      line: the same, for the log.
+    """
+
+    taken: dict[str, np.ndarray]
+    record: dict[str, Any]
+    line: str
+
+
+def load_initial_weights(config: ConfigDict, params: Any) -> InitialWeights:
+    """Read config.train.init_from for a network with parameters of the shapes `params`. On all processes together.
+
+    Raises:
+      ExpectedError: the weights cannot be read, or do not fit the network; the message names arrays and fields.
+    """
+    given = config.train.init_from
+    try:
+        weights = load_weights(given)
+    except ExpectedError as error:
+        raise type(error)(f"config.train.init_from: {error}") from error
+    if not distributed.all_processes(
+        distributed.broadcast_ints([int(weights.sha256[:7], 16)])[0] == int(weights.sha256[:7], 16)
+    ):
+        raise UserError(f"config.train.init_from={given} is different weights in different processes: use one shared file")
+    found = param_patterns.select(params, array_table.flatten(weights.params), config.train.init_new)
+    differing = _network_changes(weights.config, config.to_dict())
+    if found.wrong:
+        more = f" and {len(found.wrong) - 3} more" if len(found.wrong) > 3 else ""
+        fields = [f"config.{field} was {json.dumps(a)} there, is {json.dumps(b)} here" for field, (a, b) in differing.items()]
+        cause = f" ({'; '.join(fields)})" if fields else ""
+        raise UsageError(
+            f"config.train.init_from={given} does not fit the network: {'; '.join(found.wrong[:3])}{more}{cause}. Use the "
+            "values of the source, or list these parameters in config.train.init_new, which then get initial values"
+        )
+    record = {"path": weights.source, "step": weights.step, "params": weights.name, "weights_sha256": weights.sha256}
+    record |= {"new": found.new, "left": found.left}
+    line = f"starting from {weights.source}, step {weights.step:,}, {weights.name}, sha256 {weights.sha256[:12]}"
+    line += "".join(
+        f"; {words}: {', '.join(paths)}"
+        for words, paths in (("with initial values", found.new), ("not used", found.left))
+        if paths
+    )
+    differing = {field: pair for field, pair in differing.items() if not field.startswith("data.")}
+    line += f"; changed: {config_changes.describe(differing)}" if differing else ""
+    return InitialWeights(found.taken, record, line)
+
+
+def _network_changes(source: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:
+    """Field -> [value of the source, value here] for each that differs and affects the network or the meaning of its output."""
+    if not source:
+        return {}
+    fields = [{name: each.get(name, {}) for name in ("data", "model", "diffusion")} for each in (source, config)]
+    found = {}
+    for field, (before, after) in config_changes.changes(*fields).items():
+        part = config_changes.rule_of(field).resume
+        is_data = field.startswith("data.")
+        if field in _DATA_SHAPES or (not is_data and part(before) != part(after)):
+            found[field] = [before, after]
+    return found
 
 
 class SampleGrids:

@@ -62,6 +62,7 @@ MODES = (
     "evaluate",
     "score",
     "compare",
+    "export",
     "compute_stats",
     "visualize",
     "inpaint",
@@ -81,7 +82,7 @@ HOMES = {
     "ddpm_jax.cpu.conv": {"cpu/__init__.py"},
     "ddpm_jax.cpu": {"build.py", "compiler_config.py", "cpu/__init__.py", "evaluation_config.py", "cli/train.py"},
     "diffrax": {"evaluation/ode_likelihood.py"},
-    "safetensors": {"metrics/inception_weights.py"},
+    "safetensors": {"metrics/inception_weights.py", "interop/weights_file.py", "interop/export_diffusers.py"},
     "ml_collections": {
         "api/functions.py",
         "api/run.py",

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text()
-PAGES = [README, *(README.parent / "docs" / name for name in ("training.md", "sampling.md"))]
+PAGES = [README, *(README.parent / "docs" / name for name in ("training.md", "sampling.md", "finetuning.md", "exporting.md"))]
 
 
 def commands(page):

@@ -66,6 +66,11 @@ MODES: dict[str, Mode] = {
         arguments={"runs": "folders", "output": "output"},
         words="runs",
     ),
+    "export": Mode(
+        "write the weights, or programs that contain them, for other tools",
+        words="workdir",
+        fields={"format": "export.format"},
+    ),
     "compute_stats": Mode("save the statistics of a data set, for evaluate"),
 }
 FLAGS = {  # flags that not every mode has -> help

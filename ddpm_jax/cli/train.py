@@ -128,7 +128,7 @@ def _train(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
     ) as checkpoints:
         with common.name_changed_files(config, run_folder, None):
-            state, start_step = initial_state(config, checkpoints, mesh)
+            state, start_step, source_weights = initial_state(config, checkpoints, mesh)
         logger.info(write_parameters(run_folder, state.params, is_writer))
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
@@ -221,7 +221,7 @@ def _train(
                         log.flush()  # a step with a non-finite loss must not be recorded
                         with distributed.raise_on_all_processes():
                             if is_writer:
-                                record_start(config, run_folder, start_step, mesh)
+                                record_start(config, run_folder, start_step, mesh, **source_weights)
                                 workdir.write_data_identity(run_folder, identity.identity_of(source))
                                 table = (run_folder / PARAMETERS).read_text(encoding="utf-8")
                                 logbook.log_text(start_step, "parameters", f"```\n{table}```")
@@ -259,7 +259,9 @@ def resume_line(config: ConfigDict, run_folder: pathlib.Path, step: int) -> str:
     return f"resuming at step {step:,}" + (f"; changed: {config_changes.describe(changed)}" if changed else "")
 
 
-def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh) -> None:
+def record_start(
+    config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: jax.sharding.Mesh, **source_weights: Any
+) -> None:
     """Write config.json, and append to history.jsonl that training started at `step`. Called after the first step."""
     fields, facts = config.to_dict(), versions.start_facts()
     facts["versions"] |= choices.custom_modules(config)
@@ -270,19 +272,27 @@ def record_start(config: ConfigDict, run_folder: pathlib.Path, step: int, mesh: 
         changed=run_record.resume_changes(run_folder, fields, step),
         devices=f"{mesh.size} {mesh.devices.flat[0].device_kind}",
         processes=jax.process_count(),
+        **source_weights,
         **facts,
     )
 
 
-def initial_state(config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.sharding.Mesh) -> tuple[TrainState, int]:
-    """The latest readable checkpoint or the initial state, replicated over the mesh, and its step."""
+def initial_state(
+    config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, int, dict[str, Any]]:
+    """The latest readable checkpoint or the initial state, replicated over the mesh; its step; fields for the history."""
     init, key = build.build_init(config), rng.purpose_key(config.seed, "init")
     sharding = meshes.replicated(mesh)
     if checkpoints.latest_step() is None:
-        return jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())(key), 0
+        make = jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())
+        if not config.train.init_from:
+            return make(key), 0, {}
+        start = training_config.load_initial_weights(config, jax.eval_shape(init, key).params)
+        logger.info(start.line)
+        return make(key, start.taken), 0, {"init_from": start.record}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
     fields, step = checkpoints.restore(abstract.fields())
-    return TrainState.from_fields(fields), step
+    return TrainState.from_fields(fields), step, {}
 
 
 def finished_outputs(run_folder: pathlib.Path, step: int) -> tuple[bool, bool]:

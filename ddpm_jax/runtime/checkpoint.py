@@ -245,7 +245,7 @@ class CheckpointManager(contextlib.AbstractContextManager):
             check_sums(folder, fields)
             # Compare shapes before reading arrays, so that another model is not reported as damage.
             items = sorted(item for item in folder.iterdir() if item.is_dir() and (whole or item.name in fields))
-            written = {item.name: _read_shapes(item) for item in items}
+            written = {item.name: read_shapes(item) for item in items}
             wrong = tree_shapes.differences(
                 {name: tree_shapes.shapes_of(_wrap_leaf(tree)) for name, tree in fields.items()}, written, whole
             )
@@ -332,7 +332,8 @@ def _unwrap_leaf(read: Any, abstract: Any) -> Any:
     return read["value"] if jax.tree_util.all_leaves([abstract]) else read
 
 
-def _read_shapes(item: Path) -> dict[str, tuple]:
+def read_shapes(item: Path) -> dict[str, tuple]:
+    """Path -> (shape, dtype) of the arrays in the folder of a field. Damaged files can raise any exception."""
     return tree_shapes.shapes_of(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
 
 

@@ -116,10 +116,14 @@ RULES: dict[str, Rule] = {
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
     "train": _training("length, batches, logging and checkpoints"),
     "train.keep_best": _free("which checkpoint is kept and called best"),
+    "train.init_from": Rule("the weights that the run started from", _whole, _nothing, read=False),
+    "train.init_new": Rule("which parameters the run did not take from train.init_from", _whole, _nothing, read=False),
+    "train.frozen": Rule("frozen parameters have no optimizer state in the checkpoint", _whole, _nothing, read=False),
     "train.trackers": _free("logging"),
     "sampling": _free("only used in sampling"),
     "evaluation": _free("only used in evaluation"),
     "edit": _free("only used by the image editing modes"),
+    "export": _free("only used by --mode=export"),
     "visualize": _free("only used by --mode=visualize"),
 }
 _OTHER = _training("unknown")

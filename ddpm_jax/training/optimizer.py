@@ -1,6 +1,7 @@
 """Optimizers by name, with optax. Each is made for learning rate 1: the training step multiplies its updates by the rate."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax.runtime import custom_parts, registry
+from ddpm_jax.training import param_patterns
 
 MIN_MUON_CHANNELS = 8  # the layers next to the images have fewer; Muon's author leaves first and last layers to Adam
 
@@ -138,17 +140,20 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    name: str, /, *, clip_norm: float = 0.0, skip_nonfinite: int = 0, **options: Any
+    name: str, /, *, clip_norm: float = 0.0, skip_nonfinite: int = 0, frozen: Sequence[str] = (), **options: Any
 ) -> optax.GradientTransformation:
     """The optimizer called `name` for learning rate 1, after clipping.
 
-    The structure of its state depends on the name only, not on the numbers, so that they may change when a run is resumed.
+    The structure of its state depends on the name and on `frozen` only, not on the numbers, so that they may change when a run
+    is resumed.
 
     Args:
       name: a key of OPTIMIZERS, or module:function for a function `(learning_rate, **options)` -> GradientTransformation,
         whose updates must be proportional to the learning rate.
       clip_norm: maximum global norm of the gradient; 0 for no clipping.
       skip_nonfinite: number of consecutive gradients that are ignored, with updates 0, if they are not finite; 0 for none.
+      frozen: patterns of the parameters (`param_patterns`) that have no state, updates 0 and no part in the norm of the
+        gradient.
       options: options of the optimizer, such as b1, b2 and eps of adam.
 
     Raises:
@@ -158,6 +163,8 @@ def make_optimizer(
     optimizer = registry.make(name, OPTIMIZERS, "optimizer", 1.0, options=options)
     custom_parts.check_type(f"the optimizer {name}", optimizer, optax.GradientTransformation)
     chain = optax.chain(clip, optimizer)
+    if frozen:
+        chain = optax.chain(optax.masked(chain, _trained(frozen)), optax.masked(optax.set_to_zero(), _frozen(frozen)))
     skipping = optax.apply_if_finite(chain, max_consecutive_errors=skip_nonfinite)
     if skip_nonfinite:
         return skipping
@@ -185,6 +192,14 @@ def check_custom_optimizer(name: str, optimizer: optax.GradientTransformation, p
     found = custom_parts.trace(f"update of {part}", optimizer.update, params, state, params)
     for value, required, what in zip(found, (params, state), ("an update of each parameter", "its state"), strict=True):
         custom_parts.check_result(f"update of {part}", value, required, what)
+
+
+def _frozen(patterns: Sequence[str]) -> Callable[[Any], Any]:
+    return lambda params: param_patterns.match_frozen(params, patterns)
+
+
+def _trained(patterns: Sequence[str]) -> Callable[[Any], Any]:
+    return lambda params: jax.tree.map(operator.not_, param_patterns.match_frozen(params, patterns))
 
 
 def is_skipped(state: optax.ApplyIfFiniteState, skip_nonfinite: int) -> jax.Array:

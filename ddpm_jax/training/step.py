@@ -39,6 +39,7 @@ def train_step(
     ema_decay: float,
     random_flip: bool,
     skip_nonfinite: int = 0,
+    find_frozen: Callable[[Any], Any] | None = None,
     timestep_sampler: TimestepSampler | None = None,
     cond_dropout: float = 0.0,
     null_cond: Any = None,
@@ -62,6 +63,8 @@ def train_step(
       ema_decay: decay of the EMA after warm-up.
       random_flip: mirror each image left to right with probability 1/2.
       skip_nonfinite: that of `optimizer` (`make_optimizer`); 0 for an optimizer that ignores no gradient.
+      find_frozen: params -> pytree of bool, the parameters that are not trained: they and their averages keep their bits, and
+        their gradients are 0. None for none; `optimizer` must leave them out as well.
       timestep_sampler: distribution of t; uniform by default.
       cond_dropout: probability of replacing the condition of an example with null_cond.
       null_cond: the condition of dropped examples, a pytree of arrays without the batch axis.
@@ -97,7 +100,13 @@ def train_step(
             dropped = jax.random.bernoulli(cond_key, cond_dropout, (size,))
             examples["cond"] = conditioning.replace_by_null(batch["cond"], null_cond, dropped)
 
+    def keep_frozen(new: Any, old: Any) -> Any:
+        if find_frozen is None:
+            return new
+        return jax.tree.map(lambda frozen, new, old: old if frozen else new, find_frozen(old), new, old)
+
     def mean_loss(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        params = keep_frozen(params, jax.lax.stop_gradient(params))
         x_start, t, noise = examples["x_start"], examples["t"], examples["noise"]
         x_t = gaussian.q_sample(schedule, x_start, t, noise)
 
@@ -134,8 +143,10 @@ def train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: jnp.asarray(learning_rate, update.dtype) * update, updates)
-    params = optax.apply_updates(state.params, updates)
+    # Adding 0 to a parameter would change -0.0, and a weighted mean of equal numbers has rounding errors.
+    params = keep_frozen(optax.apply_updates(state.params, updates), state.params)
     ema_params = ema.update_ema(state.ema_params, params, ema.ema_decay(state.step, ema_decay))
+    averages = averaging.update(state.averages, params, state.step)
 
     quartile = jax.nn.one_hot(t * 4 // schedule.num_timesteps, 4)
     metrics = {
@@ -159,9 +170,9 @@ def train_step(
     new_state = TrainState(
         step=state.step + 1,
         params=params,
-        ema_params=ema_params,
+        ema_params=keep_frozen(ema_params, state.ema_params),
         opt_state=opt_state,
         timestep_sampler_state=timestep_sampler_state,
-        averages=averaging.update(state.averages, params, state.step),
+        averages={name: keep_frozen(average, state.averages[name]) for name, average in averages.items()},
     )
     return new_state, metrics

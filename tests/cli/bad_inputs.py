@@ -65,6 +65,7 @@ EVALUATE = (
     "--config.evaluation.num_images=8",
     "--config.evaluation.num_heldout_images=8",
 )
+EXPORT = ("--workdir={run}", "--mode=export", "--output={here}/out")
 COMPUTE_STATS = ("--workdir={run}", "--mode=compute_stats", "--output={here}/statistics.npz")
 VISUALIZE = ("--workdir={run}", "--mode=visualize", "--output={here}/out", "--config.visualize.num_images=1")
 EDIT = ("--workdir={run}", "--output={here}/out", "--config.edit.num_images=2", "--config.edit.samples_per_image=1")
@@ -211,6 +212,34 @@ CASES = (
         advice=("--process_id=0",),
     ),
     Case("number of processes in words", (*TRAIN, "--num_processes=two"), "num_processes.*'two'"),
+    Case("export in an unknown format", (*EXPORT, "--config.export.format=onnx"), "config.export.format.*stablehlo"),
+    Case("export for no platform", (*EXPORT, "--config.export.platforms=()"), "config.export.platforms is empty: .* cpu, cuda"),
+    Case(
+        "export of few steps to diffusers",
+        (*EXPORT, "--config.export.format=diffusers"),
+        "config.diffusion.num_timesteps is 100: .*it must be 1000",
+    ),
+    Case(
+        "source weights that are not there",
+        (*TRAIN, "--config.train.init_from={here}/nothing"),
+        "config.train.init_from: {here}/nothing: there is no such file",
+        code=1,
+        advice=("--config.train.init_from={run}",),
+    ),
+    Case(
+        "weights of another network",
+        (*TRAIN, "--config.train.init_from={run}", "--config.model.unet.ch=16"),
+        "config.train.init_from={run} does not fit.*config.model.unet.ch was 8 there, is 16 here",
+        advice=("--config.model.unet.ch=8",),
+        slow=True,
+    ),
+    Case(
+        "frozen parameters that are not there",
+        (*TRAIN, "--config.train.frozen=('dwon*',)"),
+        "config.train.frozen contains 'dwon\\*', which matches no parameter",
+        advice=("--config.train.frozen=('down*',)",),
+        slow=True,
+    ),
     # The config.
     Case("config that is not there", ("--config={here}/own.py", "--workdir={here}/run"), "own.py"),
     Case("config is a folder", ("--config=configs", "--workdir={here}/run"), "configs"),

@@ -50,6 +50,7 @@ def _shared(build_fn, *sections):
         fields = {section: config[section].to_dict() for section in sections}
         for name in NOT_COMPILED:
             fields.get("sampling", {}).pop(name, None)
+        fields["frozen"] = config.train.frozen
         key = (build_fn.__qualname__, repr(fields), args, tuple(options.items()))
         try:
             hash(key)

@@ -35,5 +35,15 @@ def test_the_error_is_one_line_that_names_the_problem(outcomes, name):
 def test_all_modes_have_cases():
     assert len(QUICK) >= 60
     modes = {case.mode for case in bad_inputs.CASES if case.name in QUICK}
-    assert modes >= {"train", "sample", "inpaint", "image_to_image", "interpolate", "visualize", "evaluate", "compute_stats"}
+    assert modes >= {
+        "train",
+        "sample",
+        "inpaint",
+        "image_to_image",
+        "interpolate",
+        "visualize",
+        "evaluate",
+        "export",
+        "compute_stats",
+    }
     assert len({case.name for case in bad_inputs.CASES}) == len(bad_inputs.CASES)

@@ -195,6 +195,23 @@ def test_sigterm_to_one_stops_both_and_the_command_resumes(uninterrupted, shared
     assert losses(stopped) == losses(two)
 
 
+def test_two_processes_start_from_the_weights_of_a_run(one_process, shared, command, final_state):
+    """Each reads the checkpoint onto its own devices; with a rate near 0 the parameters stay those of the source."""
+    fields = FIELDS | {"train.init_from": str(one_process), "train.num_steps": 1, "optimizer.learning_rate": 1e-30}
+    job = Job(command(shared / "tuned", fields=fields), shared / "tuned")
+    assert job.wait() == [0, 0], job.printed()
+    first, second = job.printed()
+    assert f"starting from {one_process}, step {STEPS}, ema" in first
+    assert second == ""
+    (_, found), (_, source) = final_state(shared / "tuned"), final_state(one_process)
+    names = [name for name in source if name.startswith("['ema_params']")]
+    assert len(names) > 10
+    for name in names:
+        for field in ("params", "ema_params"):
+            leaf = found[name.replace("ema_params", field)]
+            np.testing.assert_allclose(leaf, source[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
 def test_two_processes_generate_the_images_of_one(one_process, shared, command, tiny_config):
     fields = FIELDS | {"sampling.num_images": 11, "sampling.batch_size": 8, "sampling.num_intermediates": 2}
     job = Job(command(one_process, "--mode=sample", f"--output={shared / 'by_two'}", fields=fields), shared / "sample")

@@ -1,0 +1,142 @@
+"""The network and the sampler as programs: StableHLO with the parameters inside, that only JAX is needed to run.
+
+`jax.export` lowers a function for several platforms at once and keeps the number of images symbolic. Its format is stable: JAX
+runs what was exported up to six months ago (docs.jax.dev/en/latest/export/export.html).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion.parameterization import DenoiseFn
+from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.samplers import sampler as chain
+from ddpm_jax.samplers.sampler import Sampler
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DENOISER, SAMPLER, FACTS, README = "denoiser.bin", "sampler.bin", "programs.json", "README.md"
+MAX_BYTES = 2**31 - 1  # of a serialized program, whose format has 32-bit sizes
+
+_README = """# Programs exported by ddpm_jax
+
+`{sampler}` generates images and `{denoiser}` is the network alone. Both contain the parameters ({params}, step {step:,}) and
+run on {platforms} with JAX, without ddpm_jax. `{facts}` describes their arguments, the noise schedule and the classes.
+
+```python
+import jax, jax.numpy as jnp
+from jax import export
+
+sampler = export.deserialize(bytearray(open("{sampler}", "rb").read()))
+n = {num_images}
+root = jax.random.fold_in(jax.random.key({seed}), {purpose})  # the images of --mode=sample with seed {seed}
+keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(n))
+noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), {shape}))(keys)
+images = jax.jit(sampler.call)(noise, jax.random.key_data(keys){labels})  # uint8 {batch_shape}
+
+denoiser = export.deserialize(bytearray(open("{denoiser}", "rb").read()))
+output = jax.jit(denoiser.call)(noise, jnp.full(n, {last_t}){labels})  # float32 {output_shape}: {meaning}
+```
+
+JAX of a later version runs these files up to six months after {jax} was released; export them again after that.
+"""
+
+
+class Programs(NamedTuple):
+    """Serialized programs.
+
+    Attributes:
+      denoiser: (x_t float32 [b, H, W, C], t int32 [b], labels int32 [b] if there are classes) -> float32 [b, H, W, C or 2C].
+      sampler: (noise float32 [b, H, W, C], keys uint32 [b, 2], labels as above) -> images uint8 [b, H, W, C].
+    """
+
+    denoiser: bytes
+    sampler: bytes
+
+
+def export_programs(
+    denoise_fn: Callable[[Any, Any], DenoiseFn],
+    guided_denoise_fn: Callable[[Any, Any], DenoiseFn],
+    sampler: Sampler,
+    params: Any,
+    *,
+    image_shape: Sequence[int],
+    has_labels: bool,
+    platforms: Sequence[str],
+) -> Programs:
+    """Export the network and the sampler with their parameters.
+
+    Args:
+      denoise_fn: (params, labels) -> the network, of (x_t, t).
+      guided_denoise_fn: the same, as the sampler uses it.
+      sampler: built by `SAMPLERS[name]`.
+      params: pytree of NumPy arrays.
+      image_shape: (H, W, C).
+      has_labels: whether the network is class-conditional.
+      platforms: some of PLATFORMS.
+
+    Raises:
+      InvalidArgumentError: the network or sampler cannot be exported, for example since it calls Python or is too large.
+    """
+
+    def denoise(x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        return denoise_fn(params, labels)(x_t, t)
+
+    def generate(noise: jax.Array, key_data: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        state, keys = chain.init_state_from(sampler, noise), jax.random.wrap_key_data(key_data)
+        network = guided_denoise_fn(params, labels)
+        return pixels.to_uint8(chain.run_steps(sampler, network, state, keys, first_step=0, count=sampler.num_steps).x)
+
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    labels = (integers,) if has_labels else ()
+
+    def serialize(function: Callable, *arguments: jax.ShapeDtypeStruct) -> bytes:
+        try:
+            return bytes(export.export(jax.jit(function), platforms=tuple(platforms))(*arguments, *labels).serialize())
+        except Exception as error:  # of the user's own network or sampler, or of JAX's lowering
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidArgumentError(f"the {function.__name__} program cannot be exported: {reason}") from error
+
+    return Programs(
+        serialize(denoise, images, integers),
+        serialize(generate, images, jax.ShapeDtypeStruct((batch, 2), jnp.uint32)),
+    )
+
+
+def facts(sampler: Sampler, alphas_cumprod: np.ndarray, *, image_shape: Sequence[int], **about: Any) -> str:
+    """The content of programs.json.
+
+    Args:
+      sampler: the exported one.
+      alphas_cumprod: of the training chain, float64 [T].
+      image_shape: (H, W, C).
+      about: other fields, JSON-compatible.
+    """
+    images = {"dtype": "float32", "shape": ["b", *image_shape]}
+    labels = [{"name": "labels", "dtype": "int32", "shape": ["b"]}] if about.get("num_classes") else []
+    t = {"name": "t", "dtype": "int32", "shape": ["b"], "range": [0, len(alphas_cumprod) - 1]}
+    keys = {"name": "keys", "dtype": "uint32", "shape": ["b", 2]}
+    content = {
+        DENOISER: {"arguments": [{"name": "x_t"} | images, t, *labels]},
+        SAMPLER: {
+            "arguments": [{"name": "noise"} | images, keys, *labels],
+            "result": {"dtype": "uint8", "shape": ["b", *image_shape]},
+            "network_evaluations": sampler.nfe,
+        },
+        "jax": jax.__version__,
+        **about,
+        "alphas_cumprod": alphas_cumprod.tolist(),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def readme(**values: Any) -> str:
+    """The content of README.md; its code runs in the folder."""
+    return _README.format(denoiser=DENOISER, sampler=SAMPLER, facts=FACTS, jax=f"JAX {jax.__version__}", **values)
