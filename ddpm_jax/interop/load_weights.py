@@ -47,7 +47,10 @@ def _find(text: str) -> tuple[pathlib.Path, int | None]:
     if place.is_dir() and (place / weights_file.NAME).exists():
         place = place / weights_file.NAME
     if place.is_dir() and not workdir.checkpoint_folder(place).is_dir() and not (place / "config.json").exists():
-        raise FileAccessError(f"{place} contains neither a run nor {weights_file.NAME}")
+        raise FileAccessError(
+            f"{place} contains neither a run nor {weights_file.NAME}: import weights of other programs, such as a pipeline of "
+            "diffusers, into a workdir first (docs/weights.md)"
+        )
     if not place.is_dir() and step is not None:
         raise InvalidArgumentError(f"{text}: {place} is a file, which holds one step: leave @{step} out")
     return place, step
