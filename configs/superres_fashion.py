@@ -1,0 +1,33 @@
+"""Super-resolution of Fashion-MNIST, 7x7 to 28x28 pixels: each training image is conditioned on a small copy of itself.
+
+Command:    python main.py --config=configs/superres_fashion.py --workdir=runs/superres_fashion
+Hardware:   two CPU cores: minutes.
+Expected:   to be measured
+"""
+
+from ddpm_jax.configs import fashion_mnist
+
+
+def get_config():
+    """The Fashion-MNIST config with a network of half the width, conditioned on images of 7x7 pixels."""
+    config = fashion_mnist.get_config()
+    config.data.condition = "downsample"
+    config.data.downsample.factor = 4
+
+    config.model.unet.ch = 16
+    config.model.unet.attn_resolutions = ()
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 100
+    config.ema.decay = 0.995
+
+    config.train.num_steps = 3000
+    config.train.batch_size = 32
+    config.train.sample_every = 1000
+
+    config.sampling.num_images = 32
+    config.sampling.batch_size = 32
+
+    config.evaluation.metrics = ("psnr", "frechet")
+    config.evaluation.num_images = 1000
+    return config
