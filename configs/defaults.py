@@ -190,7 +190,7 @@ def get_config() -> ConfigDict:
     # Condition images, if data.condition is set: an image file or a folder of them, at the size of the condition; "": those
     # of images of the data set.
     sampling.condition_images = ""
-    # Split of the data set to take them from; auto: test, validation or val, whichever exists, else data.split.
+    # Split of the data set to take them from; auto: evaluation.heldout_split, or data.split if no images are held out.
     sampling.condition_split = "auto"
     sampling.condition_samples = 1  # images to generate for each condition image, >= 1
     sampling.condition_noise = 0.0  # noise level added to condition images, 0..data.condition_noise

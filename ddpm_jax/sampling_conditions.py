@@ -114,13 +114,15 @@ def read_conditions(config: ConfigDict, condition: Condition, number: int) -> Co
 
 def _find_split(config: ConfigDict) -> tuple[ImageSource, str]:
     """The split of config.sampling.condition_split, and a note if it was trained on."""
-    named, trained = config.sampling.condition_split, config.data.split
+    named, trained, held_out = config.sampling.condition_split, config.data.split, config.evaluation.heldout_split
+    if named == AUTO and held_out:
+        named = held_out
     for split in AUTO_SPLITS if named == AUTO else (named,):
         try:
             source = load_split(config, split)
         except NoSuchSplit as error:
             if named != AUTO:
-                raise UsageError(f"config.sampling.condition_split is {named!r}: {error}") from error
+                raise UsageError(f"config.sampling.condition_split names {named!r}: {error}") from error
             continue
         return source, " (the model was trained on it)" if split == trained else ""
     return load_split(config, trained), " (no split is held out: the model was trained on these images)"

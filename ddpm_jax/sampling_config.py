@@ -83,7 +83,10 @@ def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any
 
 
 def _image_fields(config: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in choices.used_fields(config, "sampling").items() if name not in IGNORED}
+    fields = {name: value for name, value in choices.used_fields(config, "sampling").items() if name not in IGNORED}
+    if config.data.condition:
+        return fields
+    return {name: value for name, value in fields.items() if not name.startswith("condition_")}
 
 
 def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:

@@ -73,8 +73,6 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 contents = files.contents()
             description = sampling_config.describe_sampling(config)
             print(f"step {step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")
-            if inputs.given:
-                print(f"condition images: {inputs.given.description}")
             print(f"{number:,} image{'s' * (number != 1)} in {target}: {', '.join(contents)}")
             for note in [*sampling_config.sampling_warnings(config), *keep_notes(config)]:
                 print(f"note: {note}")
