@@ -17,16 +17,21 @@ def get_config():
     config.model.unet.ch = 16
     config.model.unet.attn_resolutions = ()
 
+    config.diffusion.prediction = "v"  # predicts the image where there is little signal, from the first steps on
+
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.ema.decay = 0.995
 
     config.train.num_steps = 3000
-    config.train.batch_size = 32
+    config.train.batch_size = 16
     config.train.sample_every = 1000
 
-    config.sampling.num_images = 32
-    config.sampling.batch_size = 32
+    config.sampling.sampler = "ddim"
+    config.sampling.num_steps = 50
+    config.sampling.spacing = "trailing"
+    config.sampling.num_images = 24
+    config.sampling.batch_size = 24
 
     config.evaluation.metrics = ("psnr", "frechet")
     config.evaluation.num_images = 1000

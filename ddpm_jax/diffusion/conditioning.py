@@ -1,7 +1,7 @@
 """What a network is conditioned on: a pytree of arrays [B, ...], such as the int32 class of each image, or None.
 
-`null_cond`, the condition that means "none", is one entry of it: a pytree of arrays without B. Of a network conditioned on
-images the pytree is a dictionary with "image" and perhaps "label" and "noise_level" (ddpm_jax/models/__init__.py).
+`null_cond`, the condition that means "none", is one entry of it: a pytree of arrays without B. For a network conditioned
+on images the pytree is a dictionary with "image" and perhaps "label" and "noise_level" (ddpm_jax/models/__init__.py).
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def labels_of(cond: Any) -> Any:
 
 
 def add_noise(image: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
-    """Noise augmentation of a condition image, z_s = sqrt(1 - s^2) z + s eps. Ho et al. 2106.15282, section 4.2.
+    """Noise augmentation of a condition image, z_s = sqrt(1 - s^2) z + s eps. Ho et al. 2106.15282.
 
     This is q(z_s | z) of a variance-preserving process, at the noise level s.
 

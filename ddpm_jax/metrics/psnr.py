@@ -1,7 +1,7 @@
 """Peak signal-to-noise ratio, 10 log10(255^2 / MSE), in dB: how close images are to given ones, pixel by pixel.
 
 It rewards the mean of all plausible images, which is blurred. Samples of a generative model therefore often score below
-bicubic interpolation or a regression network that users find worse (SR3 2104.07636, section 4.2 and table 1).
+bicubic interpolation or a regression network that users find worse (SR3 2104.07636).
 """
 
 import numpy as np

@@ -70,9 +70,9 @@ class UNet(nn.Module):
       num_classes: number of classes, 0 for an unconditional model; the class embedding is added to the time embedding. One
         of them may be the null label.
       cond_channels: channels of the condition image, 0 for none; it is resized to the size of x_t and concatenated to it (SR3,
-        2104.07636, section 2.2).
+        2104.07636).
       cond_noise_level: whether the network gets the noise level of the condition image, whose embedding is added to the time
-        embedding (2106.15282, section 4.2).
+        embedding (2106.15282).
       cond_resize: a key of COND_RESIZE, for condition images of another size than x_t.
       dtype: dtype of convolutions and matmuls; parameters and the output are float32.
       remat: recompute each block in the backward pass instead of storing its activations.

@@ -104,7 +104,7 @@ def spy(params, x_t, t, labels, dropout_key):
 
 
 def spied(batch, *, steps=1, key=None, cond_like=None, **changes):
-    """The network's inputs in each step, and the metrics; `cond_like` is a condition if it is no vector."""
+    """The network's inputs in each step, and the metrics; `cond_like` is a condition of another shape than [B]."""
     shape = batch["image"].shape
     params = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
     if "cond" in batch:
