@@ -10,7 +10,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, evaluation_config
-from ddpm_jax.api.arguments import Label, check_images, check_labels, check_mask, check_noisy, image_labels, one_label, saved_steps
+from ddpm_jax.api.arguments import (
+    Label,
+    check_images,
+    check_labels,
+    check_mask,
+    check_noisy,
+    image_labels,
+    one_label,
+    saved_steps,
+)
 from ddpm_jax.api.loaded_run import LoadedRun, root_key
 from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim
 from ddpm_jax.cli import image_to_image, inpaint, interpolate
