@@ -27,7 +27,7 @@ def measure_reconstruction(
     originals: np.ndarray,
     *,
     enlarge: Callable[[np.ndarray], np.ndarray],
-    condition_of: Callable[[np.ndarray], np.ndarray] | None,
+    condition_of: Callable[[np.ndarray], Any] | None,
     baseline: str,
 ) -> Reconstruction:
     """Compare generated images with the originals of their condition images.
@@ -46,7 +46,7 @@ def measure_reconstruction(
         rows = slice(first, first + len(images))
         found = {"psnr": psnr(images, originals[rows]), f"{baseline} psnr": psnr(enlarge(conditions[rows]), originals[rows])}
         if condition_of is not None:
-            found["consistency"] = psnr(condition_of(images), conditions[rows])
+            found["consistency"] = psnr(np.asarray(condition_of(images)), conditions[rows])
         for name, values in found.items():
             columns.setdefault(name, []).append(values)
         first += len(images)
