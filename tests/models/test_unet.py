@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -374,6 +375,11 @@ def test_unknown_resize():
         tiny(cond_resize="cubic").check((8, 8, 1))
 
 
+class OnlyClasses(nn.Module):
+    out_channels: int
+    num_classes: int = 0
+
+
 def test_networks_without_condition_images_are_found():
-    with pytest.raises(ValueError, match="has no parameter 'cond_channels'"):
-        make_network("flax.linen:Dense", out_channels=3, cond_channels=3)
+    with pytest.raises(ValueError, match="OnlyClasses has no parameter 'cond_channels'"):
+        make_network(f"{__name__}:OnlyClasses", out_channels=3, cond_channels=3)
