@@ -8,7 +8,7 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import build, condition_config, data_config
-from ddpm_jax.cli import evaluate, inpaint, sample, train, visualize
+from ddpm_jax.cli import evaluate, export, inpaint, sample, train, visualize
 from ddpm_jax.configs import from_workdir
 from ddpm_jax.data.condition import batch_conditions
 from ddpm_jax.metrics.psnr import psnr
@@ -73,19 +73,19 @@ def test_an_image_depends_on_its_index_and_seed_only(trained, tmp_path):
     noisy = {"sampling.condition_noise": 0.3}
     few = sampled(trained, tmp_path / "a", {"sampling.num_images": 2, "sampling.batch_size": 2, **noisy})
     many = sampled(trained, tmp_path / "b", {"sampling.num_images": 5, **noisy})
-    np.testing.assert_array_equal(many["images"][:2], few["images"])
+    np.testing.assert_array_equal(many["arr_0"][:2], few["arr_0"])
     np.testing.assert_array_equal(many["conditions"][:2], few["conditions"])
 
 
 def test_the_condition_and_its_noise_change_the_image(trained, tmp_path):
-    base = sampled(trained, tmp_path / "a")["images"]
+    base = sampled(trained, tmp_path / "a")["arr_0"]
     for name, fields in {
         "noise": {"sampling.condition_noise": 0.5},
         "split": {"sampling.condition_split": "train"},
         "guidance": {"sampling.guidance_scale": 3.0},
         "ancestral": {"sampling.sampler": "ancestral"},
     }.items():
-        assert (sampled(trained, tmp_path / name, fields)["images"] != base).any(), name
+        assert (sampled(trained, tmp_path / name, fields)["arr_0"] != base).any(), name
 
 
 def test_condition_images_from_files_are_those_of_the_data_set(trained, tmp_path):
@@ -96,7 +96,7 @@ def test_condition_images_from_files_are_those_of_the_data_set(trained, tmp_path
     for index, image in enumerate(first["conditions"]):
         Image.fromarray(image[..., 0]).save(tmp_path / "files" / f"{index}.png")
     again = sampled(trained, tmp_path / "b", fields | {"sampling.condition_images": str(tmp_path / "files")})
-    np.testing.assert_array_equal(again["images"], first["images"])
+    np.testing.assert_array_equal(again["arr_0"], first["arr_0"])
     one = sampled(trained, tmp_path / "c", fields | {"sampling.condition_images": str(tmp_path / "files" / "1.png")})
     np.testing.assert_array_equal(one["conditions"], first["conditions"][[1, 1, 1, 1]])
     (tmp_path / "none").mkdir()
@@ -110,7 +110,7 @@ def test_several_samples_of_each_condition(trained, tmp_path):
     found = sampled(trained, tmp_path / "a", {"sampling.num_images": 5, "sampling.condition_samples": 2})
     single = sampled(trained, tmp_path / "b", {"sampling.num_images": 3})
     np.testing.assert_array_equal(found["conditions"], single["conditions"][[0, 0, 1, 1, 2]])
-    assert (found["images"][0] != found["images"][1]).any()
+    assert (found["arr_0"][0] != found["arr_0"][1]).any()
 
 
 def test_python_gives_the_same_images(trained, tmp_path):
@@ -118,10 +118,10 @@ def test_python_gives_the_same_images(trained, tmp_path):
     run = ddpm_jax.load(trained)
     assert run.condition.shape == (2, 2, 1)
     found = run.sample(3, label=3, condition=expected["conditions"])
-    np.testing.assert_array_equal(found.images, expected["images"])
-    np.testing.assert_array_equal(run.sample(3, label=3).images, expected["images"])
+    np.testing.assert_array_equal(found.images, expected["arr_0"])
+    np.testing.assert_array_equal(run.sample(3, label=3).images, expected["arr_0"])
     trajectory = run.trajectory(3, steps=2, label=3, condition=expected["conditions"])
-    np.testing.assert_array_equal(trajectory.images, expected["images"])
+    np.testing.assert_array_equal(trajectory.images, expected["arr_0"])
     x_t = np.zeros((3, 8, 8, 1), np.float32)
     eps = [run.denoise(x_t, 5, label=3, condition=c).eps for c in (expected["conditions"], expected["conditions"][::-1])]
     assert np.abs(eps[0] - eps[1]).max() > 0
@@ -151,13 +151,13 @@ def test_evaluation(trained, tmp_path):
     (scored,) = [row for row in rows if "psnr" in row]
     found = sampled(trained, tmp_path / "images_of_sample", {"sampling.num_images": 70})
     originals = sampling_inputs(read_config(trained, {"sampling.num_images": 70})).given.originals
-    assert scored["psnr"] == pytest.approx(psnr(found["images"], originals).mean())
+    assert scored["psnr"] == pytest.approx(psnr(found["arr_0"], originals).mean())
     assert scored["psnr"] > 3
     assert scored["bicubic psnr"] > scored["psnr"]  # after three steps
     assert scored["consistency"] > 0
     assert scored["provenance"]["psnr"]["ddpm_jax"]
     assert scored["conditions"] == "digits test"
-    assert any(row.get("frechet") and row["images"] == "generated" for row in rows)
+    assert any(row.get("frechet") and row["arr_0"] == "generated" for row in rows)
     (likelihood,) = [row for row in rows if "bits/dim" in row]
     assert "p(x | condition image)" in " ".join(likelihood["notes"])
     table = (tmp_path / "table.md").read_text()
@@ -190,6 +190,12 @@ def test_changes_of_the_condition_are_refused(trained, tiny_config):
 def test_other_modes_are_refused(trained):
     with pytest.raises(UsageError, match="only sample, visualize and evaluate support models with condition images"):
         inpaint.run(read_config(trained), str(trained))
+
+
+def test_only_parameters_are_exported(trained, tmp_path):
+    with pytest.raises(UsageError, match=r"config.export.format is 'stablehlo', which has no condition images"):
+        export.run(read_config(trained, {"export.format": "stablehlo"}), str(trained), output=str(tmp_path))
+    assert export.run(read_config(trained, {"export.format": "safetensors"}), str(trained), output=str(tmp_path)) == 0
 
 
 @pytest.mark.parametrize(
