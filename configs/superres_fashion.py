@@ -1,8 +1,9 @@
 """Super-resolution of Fashion-MNIST, 7x7 to 28x28 pixels: each training image is conditioned on a small copy of itself.
 
 Command:    python main.py --config=configs/superres_fashion.py --workdir=runs/superres_fashion
-Hardware:   two CPU cores: minutes.
-Expected:   to be measured
+Hardware:   two busy CPU cores: 16 minutes at 2 to 4 steps/s, 8 CPU minutes with compilation.
+Expected:   loss 0.092 after 3,000 steps; PSNR 19.02 dB (standard error 0.17) for 200 garments of the test set with DDIM in
+            50 steps, 15.92 for the bicubic filter; consistency 40.98 dB. docs/super_resolution.md has the picture.
 """
 
 from ddpm_jax.configs import fashion_mnist

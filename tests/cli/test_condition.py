@@ -157,7 +157,7 @@ def test_evaluation(trained, tmp_path):
     assert scored["consistency"] > 0
     assert scored["provenance"]["psnr"]["ddpm_jax"]
     assert scored["conditions"] == "digits test"
-    assert any(row.get("frechet") and row["arr_0"] == "generated" for row in rows)
+    assert any(row.get("frechet") and row["images"] == "generated" for row in rows)
     (likelihood,) = [row for row in rows if "bits/dim" in row]
     assert "p(x | condition image)" in " ".join(likelihood["notes"])
     table = (tmp_path / "table.md").read_text()
