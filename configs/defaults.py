@@ -34,11 +34,23 @@ def get_config() -> ConfigDict:
     data.num_threads = 4  # number of threads that read and decode images, >= 1
     data.prefetch = 8  # number of prefetched batches, >= 1
     data.options = ConfigDict()  # options of a data set of your own
+    # Image that the model is conditioned on: downsample (super-resolution) | gray (colorization) | pairs (image_folder: files
+    # of a second folder) | module:function of your own; "" for none.
+    data.condition = ""
+    # Reduction of height and width, >= 2; bicubic (antialiased) | area (the mean of each square of pixels).
+    data.downsample = ConfigDict({"factor": 4, "method": "bicubic"})
+    # Folder with a condition image for each image, of the same name; its channels, 1 or 3, 0: those of the images.
+    data.pairs = ConfigDict({"condition_dir": "", "condition_channels": 0})
+    data.condition_options = ConfigDict()  # options of a condition of your own
+    # Highest noise level added to condition images in training, in [0, 1); 0 for none. The network gets the level, so that
+    # sampling can use any lower one, such as for small images that another model generated (2106.15282).
+    data.condition_noise = 0.0
 
     config.model = model = ConfigDict()
     model.name = "unet"  # unet | module:function: the network
     model.class_conditional = False  # model p(x | class); needs data.num_classes
-    model.label_dropout = 0.0  # probability of dropping the label in training, in [0, 1); above 0 for classifier-free guidance
+    # Probability of dropping the label and the condition image in training, in [0, 1); above 0 for classifier-free guidance.
+    model.label_dropout = 0.0
     model.dtype = "float32"  # float32 | bfloat16: type of convolutions and matmuls; parameters stay float32
     model.unet = unet = ConfigDict()
     unet.ch = 128  # base number of channels; a multiple of 4, and of 32 from 128 on
@@ -57,6 +69,7 @@ def get_config() -> ConfigDict:
     unet.time_embedding = "ddpm"  # ddpm | iddpm: frequencies and order of the sinusoidal embedding of time
     unet.time_scale = 1.0  # factor on the time, 0..1000, that the network is given, > 0; T / 1000 gives it 0..T-1
     unet.resblock_updown = False  # halve and double the resolution in residual blocks (ADM) instead of in convolutions
+    unet.cond_resize = "bicubic"  # bicubic | bilinear | nearest: how condition images are enlarged to the size of the images
     unet.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     model.options = ConfigDict()  # options of a network of your own
 
@@ -174,7 +187,15 @@ def get_config() -> ConfigDict:
     heun.churn_max = 1e6  # highest sigma at which noise is added, EDM's S_max, >= churn_min
     heun.churn_noise = 1.0  # factor on the added noise, EDM's S_noise, > 0
     sampling.sampler_options = ConfigDict()  # options of a sampler of your own
-    # Scale of classifier-free guidance, >= 0, for models trained with label_dropout: 1 is no guidance, 0 ignores the class.
+    # Condition images, if data.condition is set: an image file or a folder of them, at the size of the condition; "": those
+    # of images of the data set.
+    sampling.condition_images = ""
+    # Split of the data set to take them from; auto: evaluation.heldout_split, or data.split if no images are held out.
+    sampling.condition_split = "auto"
+    sampling.condition_samples = 1  # images to generate for each condition image, >= 1
+    sampling.condition_noise = 0.0  # noise level added to condition images, 0..data.condition_noise
+    # Scale of classifier-free guidance, >= 0, for models trained with label_dropout: 1 is no guidance, 0 ignores the class
+    # and the condition image.
     sampling.guidance_scale = 1.0
     sampling.guidance_interval = (0.0, 1.0)  # part of the chain that is guided; 0 is the image, 1 is pure noise
     sampling.guidance_rescale = 0.0  # 0..1: reduces the overexposure that large guidance scales cause (2305.08891)
@@ -192,7 +213,8 @@ def get_config() -> ConfigDict:
     sampling.format = "npz"  # npz (images.npz) | png (a folder png/ with a file for each image) | both
 
     config.evaluation = evaluation = ConfigDict()
-    # Any of frechet, sfid (with inception), kid, inception_score, precision_recall, bits_per_dim, ode_bits_per_dim.
+    # Any of frechet, sfid (with inception), kid, inception_score, precision_recall, psnr (needs data.condition),
+    # bits_per_dim, ode_bits_per_dim.
     evaluation.metrics = ("frechet", "kid", "precision_recall", "bits_per_dim")
     evaluation.features = "inception"  # inception | pixels | pixels_16 (averaged down to 16x16) | module:function of your own
     evaluation.features_options = ConfigDict()  # options of a function of your own

@@ -12,7 +12,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import choices, cpu, models
+from ddpm_jax import choices, condition_config, cpu, models
+from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.models import layers
@@ -40,6 +41,11 @@ FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png")}
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C)."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def build_condition(config: ConfigDict) -> Condition | None:
+    """The condition images of the run; None if there are none. Raises as `condition_config.build_condition`."""
+    return condition_config.build_condition(config, image_shape(config))
 
 
 def _make(
@@ -75,6 +81,8 @@ def build_model(config: ConfigDict, *, portable: bool = False) -> nn.Module:
       UsageError: an option of the network is invalid.
     """
 
+    condition = build_condition(config)
+
     def make(*args: Any, **options: Any) -> nn.Module:
         network = models.make_network(*args, **options)
         if hasattr(network, "check"):
@@ -87,7 +95,9 @@ def build_model(config: ConfigDict, *, portable: bool = False) -> nn.Module:
         make,
         config.model.name,
         out_channels=out_channels(config),
-        num_classes=num_labels(config),
+        num_classes=condition_config.num_labels(config),
+        cond_channels=condition.shape[2] if condition else 0,
+        cond_noise_level=bool(condition and condition.max_noise),
         dtype=DTYPES[config.model.dtype],
         layer_functions={} if portable else cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
     )
@@ -96,11 +106,6 @@ def build_model(config: ConfigDict, *, portable: bool = False) -> nn.Module:
 def out_channels(config: ConfigDict) -> int:
     """Number of channels of the network's output."""
     return config.data.channels * (1 + build_parameterization(config).learns_variance)
-
-
-def num_labels(config: ConfigDict) -> int:
-    """Number of labels that the network knows, with the null label; 0 for an unconditional one."""
-    return config.data.num_classes + (config.model.label_dropout > 0) if config.model.class_conditional else 0
 
 
 def build_parameterization(config: ConfigDict) -> Parameterization:
@@ -202,13 +207,8 @@ def params_field(config: ConfigDict) -> str | None:
         return build_ema_tracker(config).resolve(name)
 
 
-def null_cond(config: ConfigDict) -> np.int32:
-    """The null label of classifier-free guidance."""
-    return np.int32(config.data.num_classes)
-
-
 def build_denoise_fn(config: ConfigDict, *, portable: bool = False) -> Callable[[Any, Any], DenoiseFn]:
-    """(params, cond) -> denoise_fn(x_t, t) -> model output, for sampling. cond: int32 [B] or None."""
+    """(params, cond) -> denoise_fn(x_t, t) -> model output, for sampling; cond as in `condition_config`."""
     model, parameterization = build_model(config, portable=portable), build_parameterization(config)
 
     def make_denoise_fn(params: Any, cond: Any) -> DenoiseFn:
@@ -231,22 +231,23 @@ def build_guided_denoise_fn(config: ConfigDict, *, portable: bool = False) -> Ca
             rescale=sampling.guidance_rescale,
             num_channels=config.data.channels,
         )
+        null_cond = condition_config.null_cond(config, build_condition(config))
 
     def make_guided(params: Any, cond: Any) -> DenoiseFn:
         def network(x_t: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
             return make_denoise_fn(params, cond)(x_t, t)
 
-        return classifier_free_guidance(network, cond, null_cond(config), guidance)
+        return classifier_free_guidance(network, cond, null_cond, guidance)
 
     return make_guided
 
 
 def build_init(config: ConfigDict) -> Callable[..., TrainState]:
     """(key, given) -> initial TrainState; a pure function. `given`: path -> parameter, instead of its initial value."""
-    model, optimizer = build_model(config), build_optimizer(config)
+    model, optimizer, condition = build_model(config), build_optimizer(config), build_condition(config)
 
     def init_params(key: jax.Array) -> Any:
-        cond = jnp.zeros(1, jnp.int32) if num_labels(config) else None
+        cond = condition_config.example_cond(config, condition)
         return model.init(key, jnp.zeros((1, *image_shape(config))), jnp.zeros(1, jnp.int32), cond)["params"]
 
     timestep_sampler_state, averaging = build_timestep_sampler(config).init(), build_ema_tracker(config)
@@ -262,7 +263,8 @@ def build_init(config: ConfigDict) -> Callable[..., TrainState]:
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
-    model, parameterization, frozen = build_model(config), build_parameterization(config), tuple(config.train.frozen)
+    model, parameterization, condition = build_model(config), build_parameterization(config), build_condition(config)
+    frozen = tuple(config.train.frozen)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         time = parameterization.network_time(t)
@@ -281,7 +283,8 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         find_frozen=functools.partial(param_patterns.match_frozen, patterns=frozen) if frozen else None,
         timestep_sampler=build_timestep_sampler(config),
         cond_dropout=config.model.label_dropout,
-        null_cond=null_cond(config),
+        null_cond=condition_config.null_cond(config, condition),
+        cond_fn=condition_config.training_cond_fn(condition),
         averaging=build_ema_tracker(config),
         accumulation_steps=config.optimizer.accumulation_steps,
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
@@ -290,8 +293,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
     def step(
         state: TrainState, batch: dict[str, jax.Array], key: jax.Array, learning_rate: jax.typing.ArrayLike
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        cond = {"cond": batch["label"]} if num_labels(config) else {}
-        return take_step(state, {"image": batch["image"], **cond}, key, learning_rate)
+        return take_step(state, condition_config.training_batch(config, condition, batch), key, learning_rate)
 
     return step
 

@@ -37,6 +37,7 @@ class Choice(NamedTuple):
 
 
 DATA = Choice("data", "name", "options")
+CONDITION = Choice("data", "condition", "condition_options")
 NETWORK = Choice("model", "name", "options")
 SCHEDULE = Choice("diffusion", "schedule", "schedule_options")
 LOSS = Choice("diffusion", "loss", "loss_options")
@@ -46,7 +47,19 @@ OPTIMIZER = Choice("optimizer", "name", "options")
 LEARNING_RATE = Choice("optimizer", "schedule", "schedule_options")
 SAMPLER = Choice("sampling", "sampler", "sampler_options", sweep="samplers")
 FEATURES = Choice("evaluation", "features", "features_options")
-CHOICES = (DATA, NETWORK, SCHEDULE, LOSS, WEIGHTING, TIMESTEP_SAMPLER, OPTIMIZER, LEARNING_RATE, SAMPLER, FEATURES)
+CHOICES = (
+    DATA,
+    CONDITION,
+    NETWORK,
+    SCHEDULE,
+    LOSS,
+    WEIGHTING,
+    TIMESTEP_SAMPLER,
+    OPTIMIZER,
+    LEARNING_RATE,
+    SAMPLER,
+    FEATURES,
+)
 
 
 def section_of(config: ConfigDict, choice: Choice) -> str:

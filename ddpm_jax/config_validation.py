@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, data_config, models
-from ddpm_jax.data import decode, image_folder
+from ddpm_jax import build, choices, condition_config, data_config, models
+from ddpm_jax.data import condition, decode, image_folder
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.runtime.trackers import check_names
@@ -32,6 +32,8 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
 }
 TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
 RANGES = {  # field -> (whether a number is in its range, description of the range)
+    "data.condition_noise": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "sampling.condition_noise": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "model.label_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "optimizer.learning_rate": (lambda x: x > 0, "above 0"),
     "optimizer.clip_norm": (lambda x: x >= 0, "0 (no clipping) or more"),
@@ -45,6 +47,7 @@ SEEDS = ("seed", "sampling.seed")
 
 
 PARTS = {  # choice -> the parts that are shipped; data sets and features have names beyond those
+    choices.CONDITION: ("''", condition.PAIRS, *condition.CONDITIONS),
     choices.NETWORK: models.NETWORKS,
     choices.SCHEDULE: schedules.SCHEDULES,
     choices.LOSS: losses.LOSSES,
@@ -112,8 +115,7 @@ def check_config(config: ConfigDict) -> None:
     build.build_optimizer(config)
     build.build_learning_rate(config)
     build.build_timestep_sampler(config)
-    if model.label_dropout and not model.class_conditional:
-        raise UsageError("config.model.label_dropout drops classes, but config.model.class_conditional is False")
+    condition_config.check_condition(config)
     if not model.class_conditional and sampling.label != -1:
         raise UsageError("config.sampling.label is set, but config.model.class_conditional is False")
     if isinstance(sampling.label, bool) or not isinstance(sampling.label, int | str):
@@ -124,7 +126,8 @@ def check_config(config: ConfigDict) -> None:
     if sampling.guidance_scale != 1 and not model.label_dropout:
         raise UsageError(
             f"config.sampling.guidance_scale is {sampling.guidance_scale:g}, but only a model trained with "
-            "config.model.class_conditional and config.model.label_dropout above 0 supports guidance: set it to 1"
+            "config.model.class_conditional or config.data.condition and with config.model.label_dropout above 0 supports "
+            "guidance: set it to 1"
         )
     if sampling.guidance_scale != 1:
         build.build_guided_denoise_fn(config)  # raises
@@ -143,7 +146,8 @@ def check_config(config: ConfigDict) -> None:
 def check_parts(config: ConfigDict) -> None:
     """Raises UsageError unless every name of a part is that of a shipped part or module:function."""
     for choice, parts in PARTS.items():
-        check_part(choice.path, config[choice.section][choice.field], parts)
+        name = config[choice.section][choice.field]
+        check_part(choice.path, name if name or choice is not choices.CONDITION else "''", parts)
 
 
 def check_lists(config: ConfigDict) -> None:

@@ -13,7 +13,9 @@ from ddpm_jax import choices
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data import load
 from ddpm_jax.data.class_sequence import class_sequence
+from ddpm_jax.data.condition import PAIRS
 from ddpm_jax.data.folder_listing import class_prefixes
+from ddpm_jax.data.image_pairs import load_pairs
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.runtime import run_record, workdir
 from ddpm_jax.user_messages import UsageError, UserError
@@ -55,6 +57,16 @@ def load_source(config: ConfigDict) -> ImageSource:
         )
     if config.model.class_conditional and not source.num_classes == data.num_classes > 0:
         raise UsageError(_wrong_number(config, source))
+    if data.condition == PAIRS:
+        return load_pairs(
+            source,
+            data.pairs.condition_dir,
+            image_size=data.image_size,
+            channels=data.pairs.condition_channels or data.channels,
+            background=data.background,
+            in_memory=IN_MEMORY[data.in_memory],
+            num_threads=data.num_threads,
+        )
     return source
 
 

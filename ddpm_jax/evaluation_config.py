@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, config_validation, cpu, data_config
+from ddpm_jax import build, choices, condition_config, config_validation, cpu
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.diffusion import likelihood
@@ -28,12 +28,13 @@ from ddpm_jax.runtime import distributed, paths, rng
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.sampling_conditions import load_split, sampling_inputs
 from ddpm_jax.user_messages import UsageError, UserError, config_errors
 
 logger = logging.getLogger(__name__)
 
 LIKELIHOODS = ("bits_per_dim", "ode_bits_per_dim")  # these need held-out images
-METRICS = (*SAMPLE_METRICS, *LIKELIHOODS)
+METRICS = (*SAMPLE_METRICS, "psnr", *LIKELIHOODS)
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -43,6 +44,14 @@ def check_evaluation(config: ConfigDict) -> None:
         config_validation.check_choice("evaluation.metrics", metric, METRICS)
     if not evaluation.metrics:
         raise UsageError(f"config.evaluation.metrics is empty: choose from {', '.join(METRICS)}")
+    if "psnr" in evaluation.metrics and not config.data.condition:
+        raise UsageError(
+            "config.evaluation.metrics contains psnr, which compares images with the originals of config.data.condition"
+        )
+    if "psnr" in evaluation.metrics and config.sampling.condition_images:
+        raise UsageError(
+            "config.evaluation.metrics contains psnr: leave out config.sampling.condition_images, without originals"
+        )
     config_validation.check_choice("evaluation.class_proportions", evaluation.class_proportions, PROPORTIONS)
     config_validation.check_choice("evaluation.vlb_decoder", evaluation.vlb_decoder, likelihood.DECODERS)
     for name, least in (("num_images", NUM_NEIGHBORS + 1), ("num_heldout_images", 0), ("vlb_num_timesteps", 0)):
@@ -91,13 +100,6 @@ def metrics_of(config: ConfigDict, held_out: HeldOut) -> tuple[str, ...]:
 def compared_split(config: ConfigDict) -> str:
     """The split that generated images are compared with."""
     return config.evaluation.split or config.data.split
-
-
-def load_split(config: ConfigDict, split: str) -> ImageSource:
-    """Load a split of config.data; raises as `data_config.load_source`."""
-    other = config.copy_and_resolve_references()
-    other.data.split = split
-    return data_config.load_source(other)
 
 
 def load_compared(config: ConfigDict) -> ImageSource:
@@ -245,11 +247,11 @@ def build_heldout_loss(
         if held_out.source is None:
             logger.info(f"no loss of held-out images: {'; '.join(held_out.notes)}")
             return None
-        images, labels = heldout_loss.read_evenly(held_out.source, config.train.eval_num_heldout)
+        batch = heldout_loss.read_evenly(held_out.source, config.train.eval_num_heldout)
     schedule, parameterization, make_denoise_fn = _model_parts(config)
     return heldout_loss.HeldoutLoss(
-        images,
-        labels if config.model.class_conditional else None,
+        batch["image"],
+        condition_config.batch_cond(config, build.build_condition(config), batch),
         schedule=schedule,
         parameterization=parameterization,
         loss_fn=build.build_loss(config),
@@ -287,11 +289,12 @@ def build_periodic_scores(
         sampler = build.build_batched_sampler(case, mesh)
     source = train_set if compared_split(config) == config.data.split else None
     scorer, key = build_scorer(config, mesh, source), rng.purpose_key(case.sampling.seed, "sample")
-    labels = data_config.sampling_labels(case, scorer.classes.counts)
+    with distributed.raise_on_all_processes():
+        cond = sampling_inputs(case, scorer.classes.counts).cond
 
     def scores(params: Any) -> dict[str, float]:
         with distributed.show_progress(number) as report:
-            generated = sampler.generate_all(params, key, num_images=number, cond=labels, report=report)
+            generated = sampler.generate_all(params, key, num_images=number, cond=cond, report=report)
         return loggable_scalars(scorer.of_images(generated.images))
 
     return scores

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices
+from ddpm_jax import build, choices, condition_config
 from ddpm_jax.runtime import custom_parts
 from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.runtime.registry import is_custom
@@ -41,7 +41,8 @@ def _check_network(part: str, config: ConfigDict) -> Any:
     _check_call(part, model)
     x_t, key = custom_parts.array(size, *shape), custom_parts.keys(1)
     t = custom_parts.array(size, dtype=jnp.int32)
-    cond = t if build.num_labels(config) else None
+    example = condition_config.example_cond(config, build.build_condition(config))
+    cond = jax.tree.map(lambda entry: custom_parts.array(size, *entry.shape[1:], dtype=entry.dtype), example)
     network_time = build.build_parameterization(config).network_time
 
     def init(key: jax.Array, x_t: jax.Array, t: jax.Array, cond: Any) -> Any:

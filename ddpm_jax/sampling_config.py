@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, data_config, user_messages
+from ddpm_jax import build, choices, user_messages
 from ddpm_jax.diffusion import initial_noise
 from ddpm_jax.evaluation.results import digest
 from ddpm_jax.plotting import image_grid
@@ -17,12 +17,13 @@ from ddpm_jax.runtime import distributed, registry, rng
 from ddpm_jax.runtime.config_changes import flatten
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.sampling_conditions import SamplingInputs, sampling_inputs
 from ddpm_jax.user_messages import UsageError
 
 MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
 FEW_STEPS_DIVISOR = 10  # with T / 10 steps or fewer, fixed_large is known to leave noise in the images
 # Fields of config.sampling that do not affect the images.
-IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format")
+IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format", "condition_images", "condition_split")
 # Fields outside config.sampling that may differ from the training config and affect the images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
 IMAGE_PARTS = (choices.NETWORK, choices.SCHEDULE, choices.SAMPLER)  # whose code determines the images
@@ -82,7 +83,10 @@ def changed_fields(config: ConfigDict, trained: dict[str, Any]) -> dict[str, Any
 
 
 def _image_fields(config: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in choices.used_fields(config, "sampling").items() if name not in IGNORED}
+    fields = {name: value for name, value in choices.used_fields(config, "sampling").items() if name not in IGNORED}
+    if config.data.condition:
+        return fields
+    return {name: value for name, value in fields.items() if not name.startswith("condition_")}
 
 
 def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
@@ -104,6 +108,8 @@ def run_name(config: ConfigDict, step: int) -> str:
         name += f"-{sampling.params}"
     if sampling.label != -1:
         name += f"-label_{sampling.label}"
+    if sampling.condition_noise:
+        name += f"-condition_noise_{sampling.condition_noise:g}"
     return name
 
 
@@ -232,8 +238,9 @@ def sample_command(run_folder: pathlib.Path, *flags: str) -> str:
 # Generation.
 
 
-def generate(config: ConfigDict, sampler: BatchedSampler, params: Any) -> GeneratedBatch:
-    """Generate config.sampling.num_images images, with a progress line."""
+def generate(config: ConfigDict, sampler: BatchedSampler, params: Any, inputs: SamplingInputs | None = None) -> GeneratedBatch:
+    """Generate config.sampling.num_images images, with a progress line; `inputs`, their conditions, are read by default."""
+    inputs = sampling_inputs(config) if inputs is None else inputs
     key, number = rng.purpose_key(config.sampling.seed, "sample"), config.sampling.num_images
     with distributed.show_progress(number) as report:
-        return sampler.generate_all(params, key, num_images=number, cond=data_config.sampling_labels(config), report=report)
+        return sampler.generate_all(params, key, num_images=number, cond=inputs.cond, report=report)

@@ -21,6 +21,7 @@ from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+from ddpm_jax.sampling_conditions import sampling_inputs
 from ddpm_jax.training import best_step, param_patterns
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError, UserError
@@ -216,6 +217,8 @@ class SampleGrids:
         self._class_names = class_names
         self._quick, self._full = sampling_config.quick_config(config), sampling_config.few_images(config)
         self._samplers: dict[str, BatchedSampler] = {}
+        with distributed.raise_on_all_processes():
+            self._inputs = sampling_inputs(self._full) if config.train.sample_every else None
 
     def save(self, state: TrainState) -> None:
         """Save a grid with few solver steps."""
@@ -245,11 +248,13 @@ class SampleGrids:
     def _save_grid(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
         step = int(state.step)
         try:
-            generated = sampling_config.generate(config, self._sampler(config), params_of(config, state))
+            generated = sampling_config.generate(config, self._sampler(config), params_of(config, state), self._inputs)
         except NonFiniteSamples as error:  # training continues: the loss is checked separately
             logger.info(f"no image grid for step {step:,}: {error}")
             return []
-        pictures = sample_files.pictures_of(generated, self._class_names)
+        given = self._inputs.given if self._inputs else None
+        shown = (given.images, given.originals) if given else (None, None)
+        pictures = sample_files.pictures_of(generated, self._class_names, *shown)
         files = [grid_file(self._run_folder, step, suffix) for suffix in pictures]
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():

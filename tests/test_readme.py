@@ -10,7 +10,8 @@ from ml_collections import config_flags
 
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text()
-PAGES = [README, *(README.parent / "docs" / name for name in ("training.md", "sampling.md", "finetuning.md", "exporting.md"))]
+NAMES = ("training.md", "sampling.md", "super_resolution.md", "finetuning.md", "exporting.md")
+PAGES = [README, *(README.parent / "docs" / name for name in NAMES)]
 
 
 def commands(page):

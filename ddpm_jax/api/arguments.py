@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,7 +18,7 @@ from ddpm_jax.user_messages import UsageError, did_you_mean
 Label = int | str | Sequence[int] | np.ndarray | jax.Array | None  # one label or name for all images, one each, or None
 # Fields that no argument sets.
 _NOT_ARGUMENTS = {
-    "sampling": ("params", "checkpoint_step", "format", "num_intermediates"),
+    "sampling": ("params", "checkpoint_step", "format", "num_intermediates", "condition_images"),
     "edit": ("images", "split", "start_index", "num_images", "mask"),
     "evaluation": ("params", "checkpoint_steps"),
 }
@@ -133,6 +134,26 @@ def check_images(images: Any, shape: Sequence[int], name: str, *, batched: bool 
             f"{name} has dtype {array.dtype} and shape {list(array.shape)}: it must be uint8 [{wanted}], levels 0..255"
         )
     return array
+
+
+def check_noisy(
+    x_t: jax.Array, t: jax.Array | int, shape: tuple[int, int, int], num_timesteps: int
+) -> tuple[jax.Array, jax.Array]:
+    """The arguments of `Run.denoise` as arrays: x_t floating [B, H, W, C], and t int32 [B], from one int or B of them.
+
+    Raises:
+      ValueError: the shape or dtype is wrong, or t is not in 0..num_timesteps-1.
+    """
+    x_t, t, last = jnp.asarray(x_t), jnp.asarray(t), num_timesteps - 1
+    if x_t.shape[1:] != shape or not jnp.issubdtype(x_t.dtype, jnp.floating):
+        wanted = ", ".join(map(str, ("B", *shape)))
+        raise InvalidArgumentError(f"x_t is {x_t.dtype} of shape {list(x_t.shape)}: it must be floating [{wanted}]")
+    if not jnp.issubdtype(t.dtype, jnp.integer) or t.shape not in ((), x_t.shape[:1]):
+        raise InvalidArgumentError(f"t is {t.dtype} of shape {list(t.shape)}: it must be an int, or {len(x_t)} of them")
+    if not isinstance(t, jax.core.Tracer) and (jnp.min(t) < 0 or jnp.max(t) > last):
+        wrong = int(t[(t < 0) | (t > last)][0]) if t.ndim else int(t)
+        raise InvalidArgumentError(f"t contains {wrong}: it must be in 0..{last}")
+    return x_t, jnp.broadcast_to(t, x_t.shape[:1]).astype(jnp.int32)
 
 
 def check_labels(label: Any, count: int, config: ConfigDict) -> np.ndarray | None:

@@ -1,23 +1,30 @@
 """A trained model in memory: `Run` samples, denoises, edits and measures images, as the modes of the command line do."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, evaluation_config
-from ddpm_jax.api.arguments import Label, check_images, check_labels, check_mask, image_labels, one_label, saved_steps
+from ddpm_jax.api.arguments import (
+    Label,
+    check_images,
+    check_labels,
+    check_mask,
+    check_noisy,
+    image_labels,
+    one_label,
+    saved_steps,
+)
 from ddpm_jax.api.loaded_run import LoadedRun, root_key
-from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim, denoised
+from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim
 from ddpm_jax.cli import image_to_image, inpaint, interpolate
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch
 from ddpm_jax.runtime import distributed, rng
-from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.samplers.batched import BatchedSampler
 
 # DDIM with eta 0 is the sampler whose inversion is known; guidance has none.
@@ -49,6 +56,7 @@ class Run(LoadedRun):
         num_images: int,
         *,
         label: Label = None,
+        condition: np.ndarray | None = None,
         seed: int | None = None,
         sampler: str | None = None,
         num_steps: int | None = None,
@@ -67,6 +75,7 @@ class Run(LoadedRun):
         Args:
           num_images: number of images, N >= 1. Image i depends on `seed` and i only.
           label: a label 0..K-1 or a class name for all images, or int [N]; None: each class in turn.
+          condition: of a model with condition images, uint8 [N, h, w, C] (`run.condition`); None: as --mode=sample.
           seed: 0..2**32-1.
           sampler: ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, unipc, heun, ode or module:function.
           num_steps: 1..T.
@@ -97,12 +106,18 @@ class Run(LoadedRun):
         }
         with self._call(arguments | options, progress) as case:
             generator = self._cached("sample", case, num_images, functools.partial(_build_sampler, save_steps=()))
-            labels = self._sampling_labels(case, label)
-            found = self._generate(generator, case, labels)
-        return Samples(found.images, found.cond)
+            inputs = self._sampling_inputs(case, label, condition)
+            return Samples(self._generate(generator, case, inputs).images, inputs.labels)
 
     def trajectory(
-        self, num_images: int, *, steps: int | Sequence[int] = 10, label: Label = None, progress: bool = False, **sampling: Any
+        self,
+        num_images: int,
+        *,
+        steps: int | Sequence[int] = 10,
+        label: Label = None,
+        condition: np.ndarray | None = None,
+        progress: bool = False,
+        **sampling: Any,
     ) -> Trajectory:
         """Generate images and return x_t and pred_xstart on the way.
 
@@ -110,7 +125,7 @@ class Run(LoadedRun):
           num_images: N.
           steps: S evenly spaced steps, the first and the last included; or the numbers of the steps to save, in
             0..num_steps-1, where step 0 starts from noise. Memory grows with N S.
-          label: as for `sample`.
+          label, condition: as for `sample`.
           sampling: other arguments of `sample`.
 
         Raises:
@@ -122,17 +137,21 @@ class Run(LoadedRun):
             save_steps = tuple(saved.tolist())
             make = functools.partial(_build_sampler, save_steps=save_steps)
             generator = self._cached(("trajectory", save_steps), case, num_images, make)
-            found = self._generate(generator, case, self._sampling_labels(case, label))
+            inputs = self._sampling_inputs(case, label, condition)
+            found = self._generate(generator, case, inputs)
         timesteps = np.asarray(generator.sampler.schedule.timesteps)[::-1][saved]
-        return Trajectory(found.images, found.cond, saved, timesteps, found.saved_x, found.saved_pred_xstart)
+        return Trajectory(found.images, inputs.labels, saved, timesteps, found.saved_x, found.saved_pred_xstart)
 
-    def denoise(self, x_t: jax.Array, t: jax.Array | int, *, label: Label = None) -> Denoised:
+    def denoise(
+        self, x_t: jax.Array, t: jax.Array | int, *, label: Label = None, condition: np.ndarray | None = None
+    ) -> Denoised:
         """Evaluate the network once, without guidance. May be called under `jax.jit` and `jax.grad`.
 
         Args:
           x_t: floating [B, H, W, C], noisy images.
           t: int [B] or one int, 0..T-1; t = 0 has one step of noise already.
           label: a label, a class name or int [B]; None: no class, for models trained with label_dropout.
+          condition: uint8 [B, h, w, C], of a model with condition images.
 
         Returns:
           eps, x_start and v, float32 [B, H, W, C].
@@ -140,19 +159,8 @@ class Run(LoadedRun):
         Raises:
           ValueError: an argument is invalid; the message names it.
         """
-        x_t, t = jnp.asarray(x_t), jnp.asarray(t)
-        if x_t.shape[1:] != self.image_shape or not jnp.issubdtype(x_t.dtype, jnp.floating):
-            shape = ", ".join(map(str, ("B", *self.image_shape)))
-            raise InvalidArgumentError(f"x_t is {x_t.dtype} of shape {list(x_t.shape)}: it must be floating [{shape}]")
-        if not jnp.issubdtype(t.dtype, jnp.integer) or t.shape not in ((), x_t.shape[:1]):
-            raise InvalidArgumentError(f"t is {t.dtype} of shape {list(t.shape)}: it must be an int, or {len(x_t)} of them")
-        last = self.schedule.num_timesteps - 1
-        if not isinstance(t, jax.core.Tracer) and (jnp.min(t) < 0 or jnp.max(t) > last):
-            raise InvalidArgumentError(
-                f"t contains {int(t[(t < 0) | (t > last)][0]) if t.ndim else int(t)}: it must be in 0..{last}"
-            )
-        labels = self._labels(len(x_t), label)
-        return self._denoise(self.params, x_t, jnp.broadcast_to(t, x_t.shape[:1]).astype(jnp.int32), labels)
+        x_t, t = check_noisy(x_t, t, self.image_shape, self.schedule.num_timesteps)
+        return self._denoise(self.params, x_t, t, self._denoise_cond(len(x_t), label, condition))
 
     def inpaint(
         self,
@@ -302,6 +310,7 @@ class Run(LoadedRun):
         images: np.ndarray,
         *,
         label: Label = None,
+        condition: np.ndarray | None = None,
         vlb_num_timesteps: int | None = None,
         vlb_decoder: str | None = None,
         seed: int | None = None,
@@ -313,6 +322,7 @@ class Run(LoadedRun):
         Args:
           images: uint8 [N, H, W, C], images that the model was not trained on.
           label: a label, a class name or int [N]; None: no class, for models trained with label_dropout.
+          condition: uint8 [N, h, w, C], of a model with condition images; None: made of the images, for p(image | condition).
           vlb_num_timesteps: number of sampled t per image, even and >= 4, for an unbiased estimate; 0: all T.
           vlb_decoder: exact or tanh.
           seed: seed of the noise, 0..2**32-1.
@@ -332,19 +342,6 @@ class Run(LoadedRun):
             )
             key = rng.purpose_key(case.sampling.seed, "bound")
             with distributed.show_progress(len(images)) as report:
-                parts = list(evaluator.evaluate(self.params, key, images, labels, report=report))
+                cond = self._cond_of(case, images, labels, condition)
+                parts = list(evaluator.evaluate(self.params, key, images, cond, report=report))
         return bits_per_dim(VlbBatch(*(np.concatenate(column) for column in zip(*parts, strict=True))).bits_per_image)
-
-    def _invert(self, case: ConfigDict, images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        inverter = self._cached("invert", case, len(images), interpolate.build_inverter)
-        return interpolate.invert(inverter, self.params, root_key(case), images, labels)
-
-    @functools.cached_property
-    def _denoise(self) -> Callable[..., Denoised]:
-        make_denoise_fn, means = build.build_denoise_fn(self._config), self.parameterization
-
-        def denoise(params: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> Denoised:
-            level, x_t = self.schedule.level(t), x_t.astype(jnp.float32)
-            return denoised(means, means.evaluate(make_denoise_fn(params, labels), x_t, level), x_t, level)
-
-        return jax.jit(denoise)

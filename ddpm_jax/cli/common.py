@@ -249,6 +249,11 @@ def open_edit(
 
 def check_edit(config: ConfigDict) -> None:
     """Raise a UsageError that names the invalid field of config.edit."""
+    if config.data.condition:
+        raise UsageError(
+            f"config.data.condition is {config.data.condition!r}: only sample, visualize and evaluate support models with "
+            "condition images; inpaint, image_to_image, interpolate and invert do not"
+        )
     edit = config.edit
     for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
         if edit[field] < 1:

@@ -98,6 +98,11 @@ def check_export(config: ConfigDict) -> None:
         raise UsageError(f"config.export.platforms {fault}: choose any of {', '.join(export_stablehlo.PLATFORMS)}")
     if len(set(platforms)) < len(platforms):
         raise UsageError(f"config.export.platforms is {platforms}: name each platform once")
+    if config.data.condition and config.export.format != "safetensors":
+        raise UsageError(
+            f"config.export.format is {config.export.format!r}, which has no condition images (config.data.condition is "
+            f"{config.data.condition!r}): choose safetensors"
+        )
     if config.export.format == "stablehlo":
         build.build_sampler(config)  # raises, like the next line
     if config.export.format == "diffusers":

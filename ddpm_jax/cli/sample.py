@@ -8,13 +8,14 @@ import functools
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, data_config, sampling_config
+from ddpm_jax import build, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.generation import generate_missing
 from ddpm_jax.evaluation.sample_files import KEPT_IMAGES, OUTPUTS, SampleFolder
 from ddpm_jax.runtime import distributed, paths, rng, workdir
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
+from ddpm_jax.sampling_conditions import sampling_inputs
 from ddpm_jax.training import load_params
 
 
@@ -24,10 +25,10 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     run_folder, mesh = common.open_run(config, folder, output)
     with distributed.raise_on_all_processes():
         sampler = build.build_batched_sampler(config, mesh)
+        inputs = sampling_inputs(config)
 
     sampling, number = config.sampling, config.sampling.num_images
     params, step = common.restore_params(config, run_folder, mesh)
-    labels = data_config.sampling_labels(config)
     default = workdir.sample_folder(run_folder) / sampling_config.folder_name(config, step)
     files, gaps = None, []
     with distributed.raise_on_all_processes():
@@ -35,6 +36,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
             identity = sampling_config.identity_of(config, "sample", step, load_params.params_sha256(params)) | {
                 "num_images": number,
                 "num_intermediates": sampling.num_intermediates,
+                **inputs.identity,
             }
             target = manifest.claim(identity, names=OUTPUTS, default=default, output=output)
             files = SampleFolder(
@@ -42,10 +44,12 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 identity,
                 num_images=number,
                 image_shape=build.image_shape(config),
-                labels=labels,
+                labels=inputs.labels,
                 class_names=common.class_names_of(run_folder),
                 formats=build.FORMATS[sampling.format],
                 keeps_stages=bool(sampling.num_intermediates),
+                conditions=inputs.given and inputs.given.images,
+                originals=inputs.given and inputs.given.originals,
             )
             gaps = files.missing()
 
@@ -61,7 +65,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         return sampler_without_stages() if sampling.num_intermediates and first >= KEPT_IMAGES else sampler
 
     key, split_at = rng.purpose_key(sampling.seed, "sample"), KEPT_IMAGES if sampling.num_intermediates else 0
-    generate_missing(sampler_at, params, key, gaps, labels, write, num_images=number, split_at=split_at)
+    generate_missing(sampler_at, params, key, gaps, inputs.cond, write, num_images=number, split_at=split_at)
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             with paths.write_errors(target):

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, data_config, sampling_config
 from ddpm_jax.cli import common
-from ddpm_jax.diffusion import gaussian, pixels, vlb
+from ddpm_jax.diffusion import conditioning, gaussian, pixels, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
@@ -29,6 +29,7 @@ from ddpm_jax.runtime import distributed, paths, rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
+from ddpm_jax.sampling_conditions import sampling_inputs
 from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
@@ -65,7 +66,9 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         name = f"visualize-{sampling_config.run_name(config, step)}"
         description, seed = sampling_config.describe_sampling(config), config.sampling.seed
         summary = f"step {step:,}, {config.sampling.params} weights, {description}, seed {seed}"
-        identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params))
+        with distributed.raise_on_all_processes():
+            inputs = sampling_inputs(config)
+        identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params)) | inputs.identity
     identity |= {"visualize": config.visualize.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
@@ -73,7 +76,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
             target = manifest.claim(identity, names=PICTURES, default=default, output=output)
 
     if trained:
-        generated = sampling_config.generate(config, sampler, params)
+        generated = sampling_config.generate(config, sampler, params, inputs)
         classes = class_labels(config, generated, common.class_names_of(run_folder))
         pictures["reverse.png"] = reverse_picture(config, reverse_t, generated, classes)
         pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, generated, classes)
@@ -285,11 +288,12 @@ def reverse_label(config: ConfigDict) -> str:
 
 def class_labels(config: ConfigDict, generated: GeneratedBatch, names: tuple[str, ...] = ()) -> list[str]:
     """The class given for each image, by name or number; empty for a model without classes."""
-    if generated.cond is None:
+    labels = conditioning.labels_of(generated.cond)
+    if labels is None:
         return []
     if config.sampling.guidance_scale == 0:
-        return ["no class"] * len(generated.cond)
-    return [f"class {names[label] if label < len(names) else label}" for label in generated.cond.tolist()]
+        return ["no class"] * len(labels)
+    return [f"class {names[label] if label < len(names) else label}" for label in labels.tolist()]
 
 
 def class_note(config: ConfigDict) -> list[str]:

@@ -124,7 +124,9 @@ def load_image_folder(
         "split": split,
     }
     if images is not None:
-        return ArraySource(images, labels, **attributes)
+        source: ArraySource | LazySource = ArraySource(images, labels, **attributes)
+        source.files = tuple(paths)
+        return source
 
     def read_example(index: int) -> tuple[np.ndarray, int | None]:
         try:
@@ -136,7 +138,11 @@ def load_image_folder(
             ) from error
         return image, None if labels is None else int(labels[index])
 
-    return LazySource(read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **attributes)
+    source = LazySource(
+        read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **attributes
+    )
+    source.files = tuple(paths)
+    return source
 
 
 def _readable_indices(

@@ -75,6 +75,8 @@ class ArraySource:
     Raises ValueError if shapes, dtypes and num_classes are inconsistent.
     """
 
+    files: tuple[str, ...] = ()  # of a folder: the path of each example in it
+
     def __init__(
         self,
         images: np.ndarray,
@@ -122,6 +124,8 @@ class LazySource:
       length: number of examples.
       num_threads: number of examples of a batch that are read at once.
     """
+
+    files: tuple[str, ...] = ()  # as for `ArraySource`
 
     def __init__(
         self,

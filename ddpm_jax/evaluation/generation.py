@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from ddpm_jax.diffusion import conditioning
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.runtime import distributed
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
@@ -97,7 +98,7 @@ def generate_into_cache(
         gaps = cache.missing(num_images) if primary else []
 
     def write(first: int, batch: GeneratedBatch) -> None:
-        cache.write(first, batch.images, batch.cond)
+        cache.write(first, batch.images, conditioning.labels_of(batch.cond))
 
     generate_missing(lambda first: sampler, params, key, gaps, cond, write, num_images=num_images)
     return cache

@@ -6,12 +6,13 @@ An evaluator computes both image by image. This module summarizes them: numbers 
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data.source import Batch, ImageSource
 from ddpm_jax.diffusion import likelihood, vlb
 from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
 from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodBatch, OdeLikelihoodEvaluator
@@ -20,6 +21,9 @@ from ddpm_jax.plotting import charts
 from ddpm_jax.runtime import distributed, rng
 
 logger = logging.getLogger(__name__)
+
+# (batch of a source, index of its first image) -> the condition of each image, a pytree of arrays [n, ...], or None
+CondFn = Callable[[Batch, int], Any]
 
 
 class Likelihood(NamedTuple):
@@ -41,11 +45,11 @@ class Likelihood(NamedTuple):
 
 
 def measure_vlb(
-    evaluator: VlbEvaluator, params: Any, source: ImageSource, *, num_images: int, seed: int, has_classes: bool
+    evaluator: VlbEvaluator, params: Any, source: ImageSource, *, num_images: int, seed: int, cond_of: CondFn
 ) -> Likelihood:
-    """Variational bound of the first `num_images` images of the source; 0: all."""
+    """Variational bound of the first `num_images` images of the source, given their conditions; 0: all."""
     key = rng.purpose_key(seed, "bound")
-    columns, images_sha256 = _measure(evaluator, params, source, num_images, key, has_classes)
+    columns, images_sha256 = _measure(evaluator, params, source, num_images, key, cond_of)
     numbers, row, picture = summarize_vlb(VlbBatch(*columns), evaluator.num_timesteps)
     numbers |= {"decoder": evaluator.decoder, "images_sha256": images_sha256}
     notes = [] if evaluator.decoder == "exact" else ["bits/dim with the tanh decoder of improved-diffusion"]
@@ -53,7 +57,7 @@ def measure_vlb(
 
 
 def measure_ode_likelihood(
-    evaluator: OdeLikelihoodEvaluator, params: Any, source: ImageSource, *, num_images: int, seed: int, has_classes: bool
+    evaluator: OdeLikelihoodEvaluator, params: Any, source: ImageSource, *, num_images: int, seed: int, cond_of: CondFn
 ) -> Likelihood:
     """Density under the probability-flow ODE of the same images as in `measure_vlb`."""
     if not evaluator.probes:
@@ -63,7 +67,7 @@ def measure_ode_likelihood(
             f"config.evaluation.hutchinson_samples=1 estimates it in about 1/{round((1 + 2 * size) / 3):,} of the time"
         )
     key = rng.purpose_key(seed, "flow")
-    columns, images_sha256 = _measure(evaluator, params, source, num_images, key, has_classes)
+    columns, images_sha256 = _measure(evaluator, params, source, num_images, key, cond_of)
     bits, prior_bits, evaluations = OdeLikelihoodBatch(*columns)
     mean, error = float(bits.mean()), float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan")
     numbers = {
@@ -139,7 +143,7 @@ def _measure(
     source: ImageSource,
     num_images: int,
     key: jax.Array,
-    has_classes: bool,
+    cond_of: CondFn,
 ) -> tuple[list[np.ndarray], str]:
     """The output of the evaluator for all images, as columns, and a hash of the images. Shows a progress line."""
     count = min(num_images or len(source), len(source))
@@ -148,7 +152,7 @@ def _measure(
         for first in range(0, count, evaluator.batch_size):
             batch = source.batch(np.arange(first, min(first + evaluator.batch_size, count)))
             digest.update(batch["image"])
-            labels = batch["label"] if has_classes else None
+            cond = cond_of(batch, first)
             at = lambda images, first=first: report(first + images)  # noqa: E731
-            parts += evaluator.evaluate(params, key, batch["image"], labels, first_image=first, report=at)
+            parts += evaluator.evaluate(params, key, batch["image"], cond, first_image=first, report=at)
     return [np.concatenate(column) for column in zip(*parts, strict=True)], digest.hexdigest()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data.source import Batch, ImageSource
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
@@ -25,7 +25,7 @@ class HeldoutLoss:
 
     Args:
       images: uint8 [N, H, W, C].
-      cond: int32 [N], or None for an unconditional network.
+      cond: a pytree of arrays [N, ...] such as int32 labels, or None for an unconditional network.
       schedule, parameterization, loss_fn: those of the training.
       make_denoise_fn: (params, cond) -> denoise_fn(x_t, t) -> output.
       mesh: devices.
@@ -35,7 +35,7 @@ class HeldoutLoss:
     def __init__(
         self,
         images: np.ndarray,
-        cond: np.ndarray | None,
+        cond: Any,
         *,
         schedule: NoiseSchedule,
         parameterization: Parameterization,
@@ -78,8 +78,7 @@ def stratified_timesteps(number: int, num_timesteps: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(t)
 
 
-def read_evenly(source: ImageSource, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """At most `number` images, evenly spaced over the source: uint8 [N, H, W, C], and labels int32 [N] if there are any."""
+def read_evenly(source: ImageSource, number: int) -> Batch:
+    """The batch of at most `number` images, evenly spaced over the source."""
     number = min(number, len(source))
-    batch = source.batch(np.arange(number) * len(source) // number)
-    return batch["image"], batch.get("label")
+    return source.batch(np.arange(number) * len(source) // number)

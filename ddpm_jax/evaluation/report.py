@@ -20,9 +20,9 @@ from ddpm_jax.training.ema_tracker import parse_power_std
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("generated", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint
+KINDS = ("generated", "psnr", "bits_per_dim", "ode_bits_per_dim")  # these depend on a checkpoint
 OTHERS = ("real", "images")  # these do not: held-out real images, and images of any origin (--mode=score)
-STEP_SCORES = ("frechet", "sfid", "kid", "inception score", "precision", "recall", "bits/dim")  # a chart each, over steps
+STEP_SCORES = ("frechet", "sfid", "kid", "inception score", "precision", "recall", "psnr", "bits/dim")  # a chart each
 ABOUT = "All results of this folder. Each is a file in results/; step_N.json has the details of a checkpoint."
 # Fields of the keys that every table shows in its columns anyway.
 SHOWN = (
@@ -160,7 +160,7 @@ def step_charts(results: list[Result]) -> dict[str, np.ndarray]:
     """Scores over steps, if several checkpoints were evaluated: file name -> image. A curve for each way of measuring."""
     curves: dict[str, list[Result]] = {}
     for result in results:
-        if result.kind in ("generated", "bits_per_dim"):
+        if result.kind in ("generated", "psnr", "bits_per_dim"):
             key = {name: value for name, value in flatten(result.key).items() if not name.endswith(("step", "weights_sha256"))}
             curves.setdefault(digest(key), []).append(result)
     extra, rows_of = _distinguishing(results), {}
@@ -224,6 +224,7 @@ def record(tracker: Tracker, result: Result) -> None:
     key = {name: value for name, value in result.key.items() if name not in ("step", "weights_sha256")}
     if "sampling" in key:
         key["sampling"] = {n: value for n, value in key["sampling"].items() if n not in ("step", "weights_sha256")}
+    if result.kind == "generated":
         label = f"{result.row['sampler']} {result.row['count']} {key['features']['features']}"
     else:
         label = f"{result.kind} {result.row['images'].removeprefix('real, ')} {result.row['count']}"

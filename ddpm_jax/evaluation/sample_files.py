@@ -5,17 +5,19 @@ a finished folder generates no images.
 """
 
 import functools
+import itertools
 import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from ddpm_jax.diffusion import pixels
+from ddpm_jax.diffusion import conditioning, pixels
 from ddpm_jax.evaluation.sample_cache import SampleCache
-from ddpm_jax.plotting import image_grid
+from ddpm_jax.plotting import condition_grid, image_grid
 from ddpm_jax.runtime import npz
 from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.samplers.batched import GeneratedBatch
@@ -40,6 +42,8 @@ class SampleFolder:
       class_names: names of label 0, 1, ...; () if unknown.
       formats: any of "npz" and "png".
       keeps_stages: whether x_t and pred_xstart of the first images are saved.
+      conditions: condition images, uint8 [num_images, h, w, C'], or None; images.npz and the grid have them too.
+      originals: uint8 [num_images, H, W, C], what they were made of, for the grid; None if unknown.
     """
 
     def __init__(
@@ -53,12 +57,15 @@ class SampleFolder:
         class_names: Sequence[str],
         formats: Sequence[str],
         keeps_stages: bool = False,
+        conditions: np.ndarray | None = None,
+        originals: np.ndarray | None = None,
     ):
         self.folder = folder
         self._cache = SampleCache(folder, identity)
         self._shape = (num_images, *image_shape)
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages
+        self._conditions, self._originals = conditions, originals
         self._npz = folder / "images.npz"
         self._png = folder / "png"
 
@@ -75,9 +82,9 @@ class SampleFolder:
         """
         kept = {}
         if self._keeps_stages and first < KEPT_IMAGES:
-            some = GeneratedBatch(*(array if array is None else array[: KEPT_IMAGES - first] for array in batch))
+            some = jax.tree.map(lambda array: array[: KEPT_IMAGES - first], batch)
             kept = trajectory_images(some)
-        self._cache.write(first, batch.images, batch.cond, **kept)
+        self._cache.write(first, batch.images, conditioning.labels_of(batch.cond), **kept)
         if "png" in self._formats:
             self._write_pngs(first, batch.images, frozenset())
 
@@ -121,10 +128,11 @@ class SampleFolder:
         return npz.Rows(self._shape, np.dtype(np.uint8), self._batches())
 
     def _class_arrays(self) -> dict[str, np.ndarray]:
+        conditions = {} if self._conditions is None else {"conditions": self._conditions}
         if self._labels is None:
-            return {}
+            return conditions
         names = {"label_names": np.array(self._class_names)} if self._class_names else {}
-        return {"labels": self._labels, **names}
+        return {"labels": self._labels, **names, **conditions}
 
     def _stages(self) -> dict[str, np.ndarray]:
         """Intermediate steps of the first n images: name -> uint8 [n, S + 1, H, W, C]; empty if none were saved."""
@@ -138,6 +146,9 @@ class SampleFolder:
         return {name: self._cache.rows(name, number) for name in STAGES}
 
     def _grid(self) -> np.ndarray:
+        if self._conditions is not None:
+            first_images = itertools.islice(itertools.chain.from_iterable(self._batches()), condition_grid.MAX_SHOWN)
+            return condition_grid.draw(np.stack(list(first_images)), self._conditions, self._originals)
         plan = image_grid.plan_grid(self._shape[0], self._labels)
         wanted, shown, first = set(plan.cells[plan.cells >= 0].tolist()), {}, 0
         for images in self._batches():
@@ -195,10 +206,21 @@ def trajectory_images(generated: GeneratedBatch) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), final], axis=1) for name, x in stages.items()}
 
 
-def pictures_of(generated: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """A grid of the images, and filmstrips of the saved steps: suffix of the file name -> uint8 [H', W', C]."""
-    names = row_names(generated.cond, class_names)
-    pictures = {"": image_grid.grid_of_classes(generated.images, generated.cond, names)}
+def pictures_of(
+    generated: GeneratedBatch,
+    class_names: Sequence[str],
+    conditions: np.ndarray | None = None,
+    originals: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """A grid of the images, and filmstrips of the saved steps: suffix of the file name -> uint8 [H', W', C].
+
+    `conditions` and `originals` are as for `SampleFolder`.
+    """
+    labels = conditioning.labels_of(generated.cond)
+    if conditions is not None:
+        pictures = {"": condition_grid.draw(generated.images, conditions, originals)}
+    else:
+        pictures = {"": image_grid.grid_of_classes(generated.images, labels, row_names(labels, class_names))}
     return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(generated).items()}
 
 

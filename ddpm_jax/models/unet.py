@@ -25,7 +25,7 @@ ImageNet 64).
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -50,6 +50,9 @@ from ddpm_jax.models.layers import (
     zero_init,
 )
 
+Cond = jax.Array | Mapping[str, jax.Array] | None
+COND_RESIZE = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}  # name -> method of `jax.image.resize`
+
 
 class UNet(nn.Module):
     """Ho's U-Net. `UNet(...).apply({"params": params}, x_t, t, ...)`.
@@ -66,6 +69,11 @@ class UNet(nn.Module):
       scale_shift: the time embedding scales and shifts the second norm of each block, instead of being added before it.
       num_classes: number of classes, 0 for an unconditional model; the class embedding is added to the time embedding. One
         of them may be the null label.
+      cond_channels: channels of the condition image, 0 for none; it is resized to the size of x_t and concatenated to it (SR3,
+        2104.07636).
+      cond_noise_level: whether the network gets the noise level of the condition image, whose embedding is added to the time
+        embedding (2106.15282).
+      cond_resize: a key of COND_RESIZE, for condition images of another size than x_t.
       dtype: dtype of convolutions and matmuls; parameters and the output are float32.
       remat: recompute each block in the backward pass instead of storing its activations.
       mid_attention: self-attention between the two middle blocks, independent of attn_resolutions.
@@ -90,6 +98,9 @@ class UNet(nn.Module):
     num_heads: int = 1
     scale_shift: bool = False
     num_classes: int = 0
+    cond_channels: int = 0
+    cond_noise_level: bool = False
+    cond_resize: str = "bicubic"
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     mid_attention: bool = True
@@ -152,6 +163,8 @@ class UNet(nn.Module):
                 raise ValueError(f"`norm_groups` is {self.norm_groups}: it must be a divisor of ch={self.ch}, or 0")
         elif self.ch % 4 or self.ch % min(32, self.ch // 4):
             raise ValueError(f"`ch` is {self.ch}: it must be a multiple of 4, and of 32 if it is 128 or more")
+        if self.cond_resize not in COND_RESIZE:
+            raise ValueError(f"`cond_resize` is {self.cond_resize!r}: choose one of {', '.join(COND_RESIZE)}")
         if not self.ch_mult:
             raise ValueError("`ch_mult` is empty: it must hold one factor per level")
         if min(self.ch_mult) < 1:
@@ -178,24 +191,25 @@ class UNet(nn.Module):
             )
 
     @nn.compact
-    def __call__(
-        self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x_t: jax.Array, t: jax.Array, cond: Cond = None, *, deterministic: bool = True) -> jax.Array:
         """Predict from a noisy image.
 
         Args:
           x_t: [B, H, W, C] float; H and W divisible by 2 ** (len(ch_mult) - 1).
           t: [B] times on the scale 0..1000, int or float.
-          labels: int [B] in 0..num_classes-1 for a conditional model, else None.
+          cond: int [B], labels in 0..num_classes-1, for a class-conditional model; None for an unconditional one. With
+            cond_channels, a dictionary: "image" float [B, h, w, cond_channels]; "label" with num_classes; "noise_level", float
+            [B] in 0..1, with cond_noise_level.
           deterministic: False applies dropout, with the rng "dropout".
 
         Returns:
           float32 [B, H, W, out_channels]; exactly 0 after init.
 
         Raises:
-          ValueError: a size that cannot be halved, t of another shape, or labels that do not match num_classes.
+          ValueError: a size that cannot be halved, t of another shape, or a condition that does not match the attributes.
         """
-        self._check(x_t, t, labels)
+        given = cond if isinstance(cond, Mapping) else {} if cond is None else {"label": cond}
+        self._check(x_t, t, given)
         groups = self.groups
         block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
@@ -218,7 +232,10 @@ class UNet(nn.Module):
         if self.num_classes:
             temb = temb + nn.Embed(
                 self.num_classes, 4 * self.ch, embedding_init=default_init, dtype=self.dtype, name="class_embed"
-            )(labels)
+            )(given["label"])
+        if self.cond_noise_level:
+            embedding = timestep_embedding(1000 * given["noise_level"], self.ch)
+            temb = temb + dense(4 * self.ch, dtype=self.dtype, name="cond_noise_dense")(embedding)
 
         def attention(h: jax.Array, name: str) -> jax.Array:
             heads = self.heads(h.shape[-1])
@@ -236,6 +253,9 @@ class UNet(nn.Module):
             return Upsample(self.dtype, self.upsample_conv_fn, name=name)(h)
 
         levels = range(len(self.ch_mult))
+        if self.cond_channels:
+            image = jax.image.resize(given["image"], (*x_t.shape[:3], self.cond_channels), COND_RESIZE[self.cond_resize])
+            x_t = jnp.concatenate([x_t, image.astype(x_t.dtype)], axis=-1)
         h = conv3x3(self.ch, name="conv_in")(x_t.astype(self.dtype))
         skips = [h]
         for level in levels:
@@ -260,7 +280,7 @@ class UNet(nn.Module):
         h = nn.swish(Norm(groups, self.dtype, self.norm_fn, self.norm_epsilon, name="norm_out")(h))
         return conv3x3(self.out_channels, init=zero_init, name="conv_out")(h).astype(jnp.float32)
 
-    def _check(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None) -> None:
+    def _check(self, x_t: jax.Array, t: jax.Array, given: Mapping[str, jax.Array]) -> None:
         factor = 2 ** (len(self.ch_mult) - 1)
         if x_t.ndim != 4 or x_t.shape[1] % factor or x_t.shape[2] % factor:
             raise ValueError(
@@ -269,6 +289,11 @@ class UNet(nn.Module):
             )
         if t.shape != x_t.shape[:1]:
             raise ValueError(f"t has shape {t.shape}: one time per image, [{x_t.shape[0]}], is required")
-        if (labels is not None) != bool(self.num_classes):
-            have = "got labels" if labels is not None else "got no labels"
-            raise ValueError(f"a network with num_classes={self.num_classes} {have}")
+        settings = {"label": "num_classes", "image": "cond_channels", "noise_level": "cond_noise_level"}
+        for name, setting in settings.items():
+            if (name in given) != bool(getattr(self, setting)):
+                have = f"got {name}s" if name in given else f"got no {name}s"
+                raise ValueError(f"a network with {setting}={getattr(self, setting)} {have}")
+        if self.cond_channels and given["image"].shape[-1] != self.cond_channels:
+            shape = given["image"].shape
+            raise ValueError(f"condition images of shape {shape}: [B, h, w, {self.cond_channels}] is required")

@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "data.num_threads": _free("speed"),
     "data.prefetch": _free("memory and speed"),
     "data.on_decode_error": _free("handling of unreadable files; the images read are the same"),
+    "data.pairs.condition_dir": _free("where the condition images are"),
     "data.random_flip": _training("augmentation, random at each step"),
     "data.background": Rule(
         "pixels of the training images, and of the real ones in an evaluation", _whole, _nothing, read=True

@@ -7,7 +7,7 @@ run and on other devices.
 import jax
 
 # Never renumber: a resumed run would continue with different noise.
-PURPOSES = {"init": 0, "train": 1, "sample": 2, "bound": 3, "flow": 4, "heldout_loss": 5}
+PURPOSES = {"init": 0, "train": 1, "sample": 2, "bound": 3, "flow": 4, "heldout_loss": 5, "condition": 6}
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:

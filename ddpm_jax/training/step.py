@@ -43,6 +43,7 @@ def train_step(
     timestep_sampler: TimestepSampler | None = None,
     cond_dropout: float = 0.0,
     null_cond: Any = None,
+    cond_fn: Callable[[Any, jax.Array, jax.Array | None, jax.Array], Any] | None = None,
     averaging: EmaTracker = ema_tracker.NONE,
     accumulation_steps: int = 1,
     unroll: bool = False,
@@ -68,6 +69,8 @@ def train_step(
       timestep_sampler: distribution of t; uniform by default.
       cond_dropout: probability of replacing the condition of an example with null_cond.
       null_cond: the condition of dropped examples, a pytree of arrays without the batch axis.
+      cond_fn: (cond, images, flip, key) -> cond, before the dropout: images uint8 [B, H, W, C] after the flips, flip bool
+        [B, 1, 1, 1], those that are mirrored, or None without random_flip.
       averaging: the additional averages of `state`.
       accumulation_steps: number of micro-batches over which gradients are averaged; divides B.
       unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
@@ -87,7 +90,7 @@ def train_step(
     timestep_sampler = timestep_sampler or make_timestep_sampler("uniform", schedule.num_timesteps)
 
     images = batch["image"]
-    size = images.shape[0]
+    size, flip = images.shape[0], None
     if random_flip:
         flip = jax.random.bernoulli(flip_key, shape=(size, 1, 1, 1))
         images = jnp.where(flip, images[:, :, ::-1], images)
@@ -96,9 +99,11 @@ def train_step(
     examples = {"x_start": pixels.from_uint8(images), "t": t, "weight": weights, "noise": noise}
     if "cond" in batch:
         examples["cond"] = batch["cond"]
+        if cond_fn is not None:
+            examples["cond"] = cond_fn(batch["cond"], images, flip, jax.random.fold_in(key, 5))
         if cond_dropout:
             dropped = jax.random.bernoulli(cond_key, cond_dropout, (size,))
-            examples["cond"] = conditioning.replace_by_null(batch["cond"], null_cond, dropped)
+            examples["cond"] = conditioning.replace_by_null(examples["cond"], null_cond, dropped)
 
     def keep_frozen(new: Any, old: Any) -> Any:
         if find_frozen is None:

@@ -74,8 +74,9 @@ def test_timesteps_cover_the_chain_evenly(number, steps):
 
 def test_images_are_spread_over_the_set():
     source = ArraySource(IMAGES, LABELS, num_classes=3, name="a", split="test")
-    images, labels = read_evenly(source, 5)
+    batch = read_evenly(source, 5)
+    images, labels = batch["image"], batch["label"]
     rows = [0, 40, 81, 121, 162]
     np.testing.assert_array_equal(images, IMAGES[rows])
     np.testing.assert_array_equal(labels, LABELS[rows])
-    assert len(read_evenly(source, 1000)[0]) == len(IMAGES)
+    assert len(read_evenly(source, 1000)["image"]) == len(IMAGES)

@@ -3,11 +3,13 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.models import make_network
 from ddpm_jax.models.layers import Downsample, Norm, ResidualBlock, SelfAttention, Upsample, timestep_embedding
 from ddpm_jax.models.unet import UNet
 
@@ -324,3 +326,60 @@ def test_downsampling_and_upsampling():
     # 'SAME' at stride 2 pads (0, 1): output 0 is centered on pixel 1, not on pixel 0.
     np.testing.assert_array_equal(Downsample().apply(params, x), x[:, 1::2, 1::2])
     np.testing.assert_array_equal(Downsample(padding="symmetric").apply(params, x), x[:, ::2, ::2])
+
+
+# Condition images.
+
+
+def test_a_condition_image_is_more_channels_of_the_input():
+    """The output is that of an unconditional network of the same parameters that gets the enlarged image as channels."""
+    x, t = inputs(size=8, channels=1)
+    small = jax.random.normal(jax.random.key(3), (3, 2, 2, 2))
+    model, plain = tiny(out_channels=1, cond_channels=2, cond_resize="nearest"), tiny(out_channels=1)
+    params = randomise(init(model, x, t, {"image": small}))
+    enlarged = small.repeat(4, axis=1).repeat(4, axis=2)
+    expected = apply(plain, params, jnp.concatenate([x, enlarged], axis=-1), t)
+    np.testing.assert_allclose(apply(model, params, x, t, {"image": small}), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_noise_level_and_the_label_of_a_condition_matter():
+    x, t = inputs(size=8, channels=1)
+    model = tiny(out_channels=1, num_classes=3, cond_channels=1, cond_noise_level=True)
+    cond = {"image": x, "label": jnp.zeros(3, jnp.int32), "noise_level": jnp.zeros(3)}
+    params = randomise(init(model, x, t, cond))
+    outputs = [
+        np.asarray(apply(model, params, x, t, cond | change))
+        for change in ({}, {"label": jnp.ones(3, jnp.int32)}, {"noise_level": jnp.full(3, 0.1)}, {"image": -x})
+    ]
+    assert all(np.abs(other - outputs[0]).max() > 1e-3 for other in outputs[1:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "cond", "message"),
+    [
+        ({"cond_channels": 1}, None, "cond_channels=1 got no images"),
+        ({}, {"image": jnp.zeros((3, 2, 2, 1))}, "cond_channels=0 got images"),
+        ({"cond_channels": 2}, {"image": jnp.zeros((3, 2, 2, 1))}, r"\[B, h, w, 2\] is required"),
+        ({"cond_channels": 1, "num_classes": 3}, {"image": jnp.zeros((3, 2, 2, 1))}, "num_classes=3 got no labels"),
+        ({"cond_channels": 1, "cond_noise_level": True}, {"image": jnp.zeros((3, 2, 2, 1))}, "got no noise_levels"),
+    ],
+)
+def test_conditions_must_match_the_network(fields, cond, message):
+    x, t = inputs(size=8, channels=1)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: tiny(**fields).init(jax.random.key(0), x, t, cond))
+
+
+def test_unknown_resize():
+    with pytest.raises(ValueError, match="`cond_resize` is 'cubic': choose one of bicubic, bilinear, nearest"):
+        tiny(cond_resize="cubic").check((8, 8, 1))
+
+
+class OnlyClasses(nn.Module):
+    out_channels: int
+    num_classes: int = 0
+
+
+def test_networks_without_condition_images_are_found():
+    with pytest.raises(ValueError, match="OnlyClasses has no parameter 'cond_channels'"):
+        make_network(f"{__name__}:OnlyClasses", out_channels=3, cond_channels=3)

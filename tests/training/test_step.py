@@ -89,7 +89,7 @@ def reveal(param, value):
     return jnp.zeros(())
 
 
-reveal.defvjp(lambda param, value: (jnp.zeros(()), value), lambda value, _: (value, jnp.zeros_like(value)))
+reveal.defvjp(lambda param, value: (jnp.zeros(()), value), lambda value, _: (value, jax.tree.map(jnp.zeros_like, value)))
 
 
 def spy(params, x_t, t, labels, dropout_key):
@@ -99,16 +99,16 @@ def spy(params, x_t, t, labels, dropout_key):
         "dropout": jax.random.uniform(dropout_key, (2,)) ** jnp.array([1.0, 2.0]),
     }
     if labels is not None:
-        seen["cond"] = labels.astype(jnp.float32)
+        seen["cond"] = jax.tree.map(lambda x: x.astype(jnp.float32), labels)
     return jnp.zeros_like(x_t) + sum(reveal(params[name], value) for name, value in seen.items())
 
 
-def spied(batch, *, steps=1, key=None, **changes):
-    """The network's inputs in each step, and the metrics."""
+def spied(batch, *, steps=1, key=None, cond_like=None, **changes):
+    """The network's inputs in each step, and the metrics; `cond_like` is a condition of another shape than [B]."""
     shape = batch["image"].shape
     params = {"x_t": jnp.zeros(shape), "t": jnp.zeros(shape[:1]), "dropout": jnp.zeros(2)}
     if "cond" in batch:
-        params["cond"] = jnp.zeros(shape[:1])
+        params["cond"] = jnp.zeros(shape[:1]) if cond_like is None else cond_like
     step = jax.jit(make_step(apply_fn=spy, **changes))
     state, results = new_state(SGD, lambda key: params), []
     for _ in range(steps):
@@ -213,6 +213,30 @@ def test_labels_are_dropped_independently():
         assert abs(missing.sum() - 100) < 5 * 8.7
         dropped.append(missing)
     assert (dropped[0] != dropped[1]).any()
+
+
+@pytest.mark.parametrize("random_flip", [True, False])
+def test_conditions_are_made_of_the_images_that_the_network_gets(random_flip):
+    """`cond_fn` gets the mirrored images and which ones they are; the dropout follows."""
+    images = make_batch(400, (4, 4, 1))["image"]
+
+    def cond_fn(cond, images, flip, key):
+        flipped = jnp.zeros(len(images), bool) if flip is None else flip[:, 0, 0, 0]
+        return cond | {"image": images.astype(jnp.float32), "flipped": flipped.astype(jnp.float32)}
+
+    null = {"number": np.float32(-1), "image": np.full((4, 4, 1), -1, np.float32), "flipped": np.float32(-1)}
+    options = {"random_flip": random_flip, "cond_fn": cond_fn, "cond_dropout": 0.25, "null_cond": null}
+    batch = {"image": images, "cond": {"number": jnp.arange(400.0)}}
+    zeros = {"number": jnp.zeros(400), "image": jnp.zeros((400, 4, 4, 1)), "flipped": jnp.zeros(400)}
+    ((seen, _),) = spied(batch, cond_like=zeros, **options)
+    cond, kept = seen["cond"], seen["cond"]["number"] >= 0
+    assert abs(kept.sum() - 300) < 5 * 8.7
+    assert (cond["image"][~kept] == -1).all()
+    assert (cond["flipped"][~kept] == -1).all()
+    flipped = cond["flipped"] == 1
+    assert abs(flipped[kept].sum() - 150 * random_flip) <= 5 * 8.7 * random_flip
+    expected = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_array_equal(cond["image"][kept], expected[kept])
 
 
 # Timestep sampling.
