@@ -176,7 +176,8 @@ class SampleGrids:
         except NonFiniteSamples as error:  # training continues: the loss is checked separately
             logger.info(f"no image grid for step {step:,}: {error}")
             return []
-        pictures = sample_files.pictures_of(generated, self._class_names)
+        shown = build.pixel_format(config), tuple(config.sampling.shown_channels)
+        pictures = sample_files.pictures_of(generated, self._class_names, *shown)
         files = [grid_file(self._run_folder, step, suffix) for suffix in pictures]
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():

@@ -46,6 +46,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 class_names=common.class_names_of(run_folder),
                 formats=build.FORMATS[sampling.format],
                 keeps_stages=bool(sampling.num_intermediates),
+                pixel_format=build.pixel_format(config),
+                shown_channels=tuple(sampling.shown_channels),
             )
             gaps = files.missing()
 

@@ -40,6 +40,8 @@ class SampleFolder:
       class_names: names of label 0, 1, ...; () if unknown.
       formats: any of "npz" and "png".
       keeps_stages: whether x_t and pred_xstart of the first images are saved.
+      pixel_format: type and range of the images.
+      shown_channels: see `pixels.PixelFormat.shown`.
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class SampleFolder:
         class_names: Sequence[str],
         formats: Sequence[str],
         keeps_stages: bool = False,
+        pixel_format: pixels.PixelFormat = pixels.UINT8,
+        shown_channels: tuple[int, ...] = (),
     ):
         self.folder = folder
         self._cache = SampleCache(folder, identity)
         self._shape = (num_images, *image_shape)
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages
+        self._pixel_format, self._shown_channels = pixel_format, shown_channels
         self._npz = folder / "images.npz"
         self._png = folder / "png"
 
@@ -76,7 +81,7 @@ class SampleFolder:
         kept = {}
         if self._keeps_stages and first < KEPT_IMAGES:
             some = GeneratedBatch(*(array if array is None else array[: KEPT_IMAGES - first] for array in batch))
-            kept = trajectory_images(some)
+            kept = trajectory_images(some, self._pixel_format)
         self._cache.write(first, batch.images, batch.cond, **kept)
         if "png" in self._formats:
             self._write_pngs(first, batch.images, frozenset())
@@ -97,7 +102,7 @@ class SampleFolder:
         if "npz" in self._formats and npz.shape_of(self._npz, IMAGES) != self._shape:
             npz.write(self._npz, {IMAGES: self._rows(), **self._class_arrays(), **stages})
         for name, pictures in stages.items():
-            image_grid.save_png(self.folder / f"{name}.png", chain_strip(pictures))
+            image_grid.save_png(self.folder / f"{name}.png", chain_strip(self._shown(pictures)))
         image_grid.save_png(self.folder / "grid.png", self._grid())
         self._cache.clear()
 
@@ -118,7 +123,7 @@ class SampleFolder:
         return source() if source else self._cache.batches(self._shape[0], READ_IMAGES)
 
     def _rows(self) -> npz.Rows:
-        return npz.Rows(self._shape, np.dtype(np.uint8), self._batches())
+        return npz.Rows(self._shape, np.dtype(self._pixel_format.dtype), self._batches())
 
     def _class_arrays(self) -> dict[str, np.ndarray]:
         if self._labels is None:
@@ -141,11 +146,15 @@ class SampleFolder:
         plan = image_grid.plan_grid(self._shape[0], self._labels)
         wanted, shown, first = set(plan.cells[plan.cells >= 0].tolist()), {}, 0
         for images in self._batches():
-            shown |= {first + i: image.copy() for i, image in enumerate(images) if first + i in wanted}
+            shown |= {first + i: self._shown(image).copy() for i, image in enumerate(images) if first + i in wanted}
             first += len(images)
             if len(shown) == len(wanted):
                 break
-        return image_grid.draw_plan(plan, shown.__getitem__, self._shape[1:], row_names(self._labels, self._class_names))
+        shape = next(iter(shown.values())).shape
+        return image_grid.draw_plan(plan, shown.__getitem__, shape, row_names(self._labels, self._class_names))
+
+    def _shown(self, images: np.ndarray) -> np.ndarray:
+        return self._pixel_format.shown(images, self._shown_channels)
 
     # PNG files.
 
@@ -186,20 +195,27 @@ class SampleFolder:
         return image
 
 
-def trajectory_images(generated: GeneratedBatch) -> dict[str, np.ndarray]:
-    """The saved steps followed by the final image: name -> uint8 [N, S + 1, H, W, C]; empty if none were saved."""
+def trajectory_images(generated: GeneratedBatch, pixel_format: pixels.PixelFormat = pixels.UINT8) -> dict[str, np.ndarray]:
+    """The saved steps followed by the final image: name -> [N, S + 1, H, W, C]; empty if none were saved."""
     if not generated.saved_x.shape[1]:
         return {}
     final = generated.images[:, None]
     stages = dict(zip(STAGES, (generated.saved_x, generated.saved_pred_xstart), strict=True))
-    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), final], axis=1) for name, x in stages.items()}
+    return {name: np.concatenate([np.asarray(pixel_format.to_data(x)), final], axis=1) for name, x in stages.items()}
 
 
-def pictures_of(generated: GeneratedBatch, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+def pictures_of(
+    generated: GeneratedBatch,
+    class_names: Sequence[str],
+    pixel_format: pixels.PixelFormat = pixels.UINT8,
+    shown_channels: tuple[int, ...] = (),
+) -> dict[str, np.ndarray]:
     """A grid of the images, and filmstrips of the saved steps: suffix of the file name -> uint8 [H', W', C]."""
     names = row_names(generated.cond, class_names)
-    pictures = {"": image_grid.grid_of_classes(generated.images, generated.cond, names)}
-    return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(generated).items()}
+    shown = functools.partial(pixel_format.shown, channels=shown_channels)
+    pictures = {"": image_grid.grid_of_classes(shown(generated.images), generated.cond, names)}
+    stages = trajectory_images(generated, pixel_format)
+    return pictures | {f"-{name}": chain_strip(shown(images)) for name, images in stages.items()}
 
 
 def chain_strip(stages: np.ndarray) -> np.ndarray:
