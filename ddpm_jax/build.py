@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import choices, condition_config, cpu, models
 from ddpm_jax.data.condition import Condition
+from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.models import layers
@@ -34,13 +35,19 @@ from ddpm_jax.user_messages import UsageError, config_errors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATE_FIELDS = {"ema": "ema_params", "raw": "params"}  # sampling.params -> field of the state; additional EMAs keep their name
-# sampling.format -> files to write
-FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png")}
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C)."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
+    return (*height_width(config.data.image_size), config.data.channels)
+
+
+def pixel_format(config: ConfigDict) -> pixels.PixelFormat:
+    """Type and range of the images: 0..255 for uint8; config.data.value_range, by default all levels, for other types."""
+    data = config.data
+    if data.dtype == "uint8":  # gray files of more than 8 bits, which have a range, are read as uint8
+        return pixels.UINT8
+    return pixels.PixelFormat(data.dtype, *map(float, data.value_range or (0.0, 65535.0)))
 
 
 def build_condition(config: ConfigDict) -> Condition | None:
@@ -286,6 +293,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         null_cond=condition_config.null_cond(config, condition),
         cond_fn=condition_config.training_cond_fn(condition),
         averaging=build_ema_tracker(config),
+        pixel_format=pixel_format(config),
         accumulation_steps=config.optimizer.accumulation_steps,
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
@@ -305,7 +313,7 @@ def build_batched_sampler(
     *,
     sampler: Sampler | None = None,
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
-    finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
+    finish: Callable[[jax.Array], jax.Array] | None = None,
     num_images: int | None = None,
 ) -> BatchedSampler:
     """The batched sampler of config.sampling.
@@ -316,7 +324,7 @@ def build_batched_sampler(
       save_steps: int [S], 0..num_steps-1: x_t is saved before these steps. Default: config.sampling.num_intermediates evenly
         spaced steps, starting with pure noise.
       sampler: replaces the sampler of config.sampling.
-      begin, finish: as for `BatchedSampler`.
+      begin, finish: as for `BatchedSampler`; by default the images have the type and range of the data.
       num_images: number of images to generate, which limits the batch size; by default config.sampling.num_images.
 
     Raises:
@@ -338,5 +346,5 @@ def build_batched_sampler(
         batch_size=min(sampling.batch_size, num_images or sampling.num_images),
         save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
-        finish=finish,
+        finish=finish or pixel_format(config).to_data,
     )

@@ -253,8 +253,14 @@ class SampleGrids:
             logger.info(f"no image grid for step {step:,}: {error}")
             return []
         given = self._inputs.given if self._inputs else None
-        shown = (given.images, given.originals) if given else (None, None)
-        pictures = sample_files.pictures_of(generated, self._class_names, *shown)
+        pictures = sample_files.pictures_of(
+            generated,
+            self._class_names,
+            conditions=given.images if given else None,
+            originals=given.originals if given else None,
+            pixel_format=build.pixel_format(config),
+            shown_channels=tuple(config.sampling.shown_channels),
+        )
         files = [grid_file(self._run_folder, step, suffix) for suffix in pictures]
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():

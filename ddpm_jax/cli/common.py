@@ -255,6 +255,7 @@ def check_edit(config: ConfigDict) -> None:
             "condition images; inpaint, image_to_image, interpolate and invert do not"
         )
     edit = config.edit
+    check_pictures(config, "modes that start from images")
     for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
         if edit[field] < 1:
             raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
@@ -267,8 +268,17 @@ def check_edit(config: ConfigDict) -> None:
         raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
 
 
-def read_image(path: str, *, size: int, channels: int, background: str = "black", levels: Sequence[float] = ()) -> np.ndarray:
-    """Read an image file, center-cropped and resized: uint8 [size, size, channels].
+def check_pictures(config: ConfigDict, what: str) -> None:
+    """Raise a UsageError unless the images are gray or RGB of 8 bits, which `what` needs."""
+    if not config_validation.is_picture(config):
+        data = config.data
+        raise UsageError(f"{what} need images of 8 bits and 1 or 3 channels, not {data.dtype} and {data.channels}")
+
+
+def read_image(
+    path: str, *, size: Sequence[int], channels: int, background: str = "black", levels: Sequence[float] = ()
+) -> np.ndarray:
+    """Read an image file, center-cropped and resized: uint8 [*size, channels].
 
     Raises:
       UserError: there is no such file, or it is not a valid image.
@@ -278,7 +288,7 @@ def read_image(path: str, *, size: int, channels: int, background: str = "black"
         image = decode.read_image(path, decode.parse_background(background), tuple(levels))
     except decode.ImageDecodeError as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
-    return center_crop_and_resize(image, size, channels)
+    return center_crop_and_resize(image, tuple(size), channels)
 
 
 def repeat_rows(array: np.ndarray | None, times: int) -> np.ndarray | None:
@@ -290,7 +300,8 @@ def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
     """The images of config.edit, uint8 [N, H, W, C], and their labels int32 [N] if the data set has any."""
     edit, data = config.edit, config.data
     if edit.images:
-        options = {"size": data.image_size, "channels": data.channels}
+        height, width, channels = build.image_shape(config)
+        options = {"size": (height, width), "channels": channels}
         options |= {"background": data.background, "levels": data.value_range}
         return np.stack([read_image(path, **options) for path in edit.images]), None
     other = config.copy_and_resolve_references()

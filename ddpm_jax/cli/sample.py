@@ -12,7 +12,7 @@ from ddpm_jax import build, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.generation import generate_missing
-from ddpm_jax.evaluation.sample_files import KEPT_IMAGES, OUTPUTS, SampleFolder
+from ddpm_jax.evaluation.sample_files import FORMATS, KEPT_IMAGES, OUTPUTS, SampleFolder
 from ddpm_jax.runtime import distributed, paths, rng, workdir
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.sampling_conditions import sampling_inputs
@@ -46,10 +46,12 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 image_shape=build.image_shape(config),
                 labels=inputs.labels,
                 class_names=common.class_names_of(run_folder),
-                formats=build.FORMATS[sampling.format],
+                formats=FORMATS[sampling.format],
                 keeps_stages=bool(sampling.num_intermediates),
                 conditions=inputs.given and inputs.given.images,
                 originals=inputs.given and inputs.given.originals,
+                pixel_format=build.pixel_format(config),
+                shown_channels=tuple(sampling.shown_channels),
             )
             gaps = files.missing()
 
