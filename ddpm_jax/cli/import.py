@@ -90,6 +90,7 @@ def source_fields(config: ConfigDict, weights: WeightsSource, given: Collection[
         return fields
     size = config.data.image_size if {"config", "config.data.image_size"} & set(given) else None
     fields = diffusers_config.network_fields(weights.network, str(weights.files["network"]), image_size=size)
+    fields |= null_label_fields(config, fields, given)
     if weights.scheduler is not None:
         fields |= diffusers_config.diffusion_fields(weights.scheduler, str(weights.files["scheduler"]))
     else:
@@ -105,6 +106,19 @@ def source_fields(config: ConfigDict, weights: WeightsSource, given: Collection[
     if learned:
         fields["diffusion.loss"] = "hybrid"  # which trains it
     return fields
+
+
+def null_label_fields(config: ConfigDict, fields: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The fields of a network whose last label means "no class".
+
+    The source's config does not say so: it does if --config or flags have label dropout and one class less than the source.
+    """
+    dropout, classes = config.model.label_dropout, config.data.num_classes
+    chosen = {"config", "config.model.label_dropout"} & set(given)
+    if not chosen or not dropout or fields.get("data.num_classes") != classes + 1:
+        return {}
+    logger.info(f"the last of {classes + 1} labels means no class, since config.data.num_classes is {classes}")
+    return {"data.num_classes": classes, "model.label_dropout": dropout}
 
 
 def set_fields(config: ConfigDict, fields: dict[str, Any], given: Collection[str]) -> None:

@@ -359,7 +359,7 @@ def test_evaluations_during_training_do_not_affect_the_run(trained, tiny_config,
         assert row["eval/frechet"] == pytest.approx(report["generated"][0]["frechet"], rel=1e-9)
         assert row["eval/count"] == 12
         assert 0 < row["eval/loss_ema"] != row["eval/loss_raw"] > 0
-    with pytest.raises(UsageError, match="eval_every needs frechet or .*kid or"):
+    with pytest.raises(UsageError, match=r"eval_every needs frechet or .*kid or"):
         train.run(tiny_config(fields | {"evaluation.metrics": ("bits_per_dim",)}), str(tmp_path / "no"))
 
 

@@ -52,6 +52,17 @@ def test_a_folder_holds_all_arrays_and_the_fields_of_the_config(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("given", "classes"), [(("config",), (10, 0.1)), ((), (11, 0.0))])
+def test_an_import_takes_the_last_label_for_no_class_only_if_the_config_says_so(tmp_path, given, classes):
+    fields = {"model.class_conditional": True, "model.label_dropout": 0.1}
+    config = make_config(fields)
+    folder = export_folder(config, random_params(config), tmp_path)
+    run = importlib.import_module("ddpm_jax.cli.import").run
+    assert run(make_config(fields), str(tmp_path / "run"), source=str(folder), given=given) == 0
+    imported = ConfigDict(load_weights(tmp_path / "run").config)
+    assert (imported.data.num_classes, imported.model.label_dropout) == classes
+
+
 def test_an_import_of_the_export_gives_the_same_run(tmp_path):
     fields = {"diffusion.prediction": "v", "diffusion.zero_terminal_snr": True, "sampling.spacing": "trailing"}
     config = make_config(fields | {"model.unet.scale_shift": True, "model.unet.head_channels": 16})
