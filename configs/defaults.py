@@ -15,12 +15,15 @@ def get_config() -> ConfigDict:
     config.seed = 0  # 0..2**32-1: seed for the initial parameters, the order of the data and the training noise
 
     config.data = data = ConfigDict()
-    # Data set: digits, image_folder (a folder of your own images), any TFDS image set, or module:function.
+    # Data set: digits, image_folder (a folder of your own images), prepared (such a folder, converted by --mode=prepare), any
+    # TFDS image set, or module:function.
     data.name = "cifar10"
     # Split to train on, or a slice such as train[:90%] or train[:1000]. An image folder has the splits train and test if it has
     # subfolders with these names.
     data.split = "train"
-    data.data_dir = ""  # path of the image folder or of the TFDS sets; "": TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.data_dir = (
+        ""  # path of the image folder, the prepared set or the TFDS sets; "": TFDS_DATA_DIR or ~/tensorflow_datasets
+    )
     data.image_size = 32  # height and width in pixels; images of other sizes are center-cropped to a square and resized
     data.channels = 3  # 1 (gray) or 3 (RGB); other images are converted
     data.num_classes = 10  # number of classes, with labels 0..num_classes-1; 0 for a set without labels

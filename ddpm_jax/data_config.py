@@ -16,7 +16,7 @@ from ddpm_jax.data.class_sequence import class_sequence
 from ddpm_jax.data.condition import PAIRS
 from ddpm_jax.data.folder_listing import class_prefixes
 from ddpm_jax.data.image_pairs import load_pairs
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data.source import ImageSource, height_width
 from ddpm_jax.runtime import run_record, workdir
 from ddpm_jax.user_messages import UsageError, UserError
 
@@ -50,10 +50,12 @@ def load_source(config: ConfigDict) -> ImageSource:
         on_decode_error=data.on_decode_error,
         levels=tuple(data.value_range),
     )
-    if (source.image_size, source.channels) != (data.image_size, data.channels):
+    if tuple(source.image_shape) != (*height_width(data.image_size), data.channels):
+        height, width, channels = source.image_shape
+        size = height if height == width else f"'({height},{width})'"
         raise UsageError(
-            f"{data.name} has images of {source.image_size} pixels and {source.channels} channels: set "
-            f"config.data.image_size={source.image_size} and config.data.channels={source.channels}"
+            f"{data.name} has images of {height}x{width} pixels and {channels} channels: set "
+            f"config.data.image_size={size} and config.data.channels={channels}"
         )
     if config.model.class_conditional and not source.num_classes == data.num_classes > 0:
         raise UsageError(_wrong_number(config, source))

@@ -73,6 +73,7 @@ MODES = (
     "image_to_image",
     "interpolate",
     "import",
+    "prepare",
 )
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Libraries that only one module may import; all others use that module.
@@ -106,7 +107,7 @@ HOMES = {
         "training_config.py",
         "cli/common.py",
         "cli/main.py",
-        *(f"cli/{mode}.py" for mode in MODES if mode != "compare"),  # it reads no config
+        *(f"cli/{mode}.py" for mode in MODES if mode not in ("compare", "prepare")),  # which read no config
     },
     "tensorboard": {"runtime/trackers/tensorboard.py"},
     "wandb": {"runtime/trackers/wandb.py"},

@@ -30,6 +30,7 @@ The first command trains; rerun it to resume. The config is saved in the workdir
   {command} compare runs/a runs/b
   {command} score IMAGES --reference=REAL --features=inception
   {command} export runs/digits --format=safetensors
+  {command} prepare --from=PHOTOS --to=DIR --size=64
   {command} import --from=models/ddpm-cifar10-32 --workdir=runs/imported
 Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; {fields} lists all fields.
 

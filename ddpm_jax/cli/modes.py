@@ -32,6 +32,15 @@ class Mode(NamedTuple):
     given: bool = False
 
 
+PREPARE_FLAGS = {
+    "size": "side of the images, such as 64, or height x width, such as 64x96.",
+    "crop": "center (the default), or adm: as guided-diffusion crops and resizes ImageNet.",
+    "channels": "1 (gray) or 3 (RGB), the default.",
+    "background": "color behind transparent pixels, a name or #rrggbb; white by default.",
+    "levels": "black and white levels of gray files of more than 8 bits, such as 0,4095; found by default.",
+    "on_decode_error": "error (the default) or skip: leave out files that cannot be read.",
+    "num_threads": "number of files that are decoded at once; by default the number of CPUs.",
+}
 MODES: dict[str, Mode] = {
     "train": Mode("train a model, or resume the run in the workdir; the default", arguments={"profile": "profile"}),
     "sample": Mode("generate images"),
@@ -72,6 +81,13 @@ MODES: dict[str, Mode] = {
         fields={"format": "export.format"},
     ),
     "compute_stats": Mode("save the statistics of a data set, for evaluate"),
+    "prepare": Mode(
+        "decode, crop and resize a folder of images once, for fast training",
+        config="",
+        workdir=False,
+        arguments={"from": "source", "to": "target"} | {name: name for name in PREPARE_FLAGS},
+        words="from",
+    ),
 }
 FLAGS = {  # flags that not every mode has -> help
     "output": "output folder (compute_stats: file); by default in the workdir.",
@@ -80,7 +96,9 @@ FLAGS = {  # flags that not every mode has -> help
     "--features, --metrics, --inception_path, --max_features, --batch_size, --data_dir, --on_decode_error, --num_threads.",
     "reference": "what to compare with, named as --images; a workdir is its data set.",
     "resize": "filter for images of another size, bicubic, lanczos, bilinear, box or hamming; with a size, bicubic:64.",
-    "from": "file or folder of the weights (docs/weights.md).",
+    "from": "import: file or folder of the weights (docs/weights.md); prepare: folder of images (docs/data.md).",
+    "to": "folder to write: new, empty, or with the same set, which is then completed.",
+    **PREPARE_FLAGS,
     "new_attention_order": "whether the weights were trained with guided-diffusion's use_new_attention_order.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }
@@ -89,7 +107,9 @@ TUPLES = ("metrics",)  # short names of fields that are tuples of words
 REQUIRED = {
     "runs": "name the runs, such as compare runs/a runs/b",
     "images": "name what to score, such as score FOLDER --reference=REAL",
-    "from": "give the file or folder of the weights, such as --from=models/64x64_diffusion.pt",
+    "from": "give the file or folder to read, such as --from=models/64x64_diffusion.pt, or --from=PHOTOS of prepare",
+    "to": "give the folder to write, such as --to=sets/photos64",
+    "size": "give the size of the images, such as --size=64, or --size=64x96 for height x width",
 }
 
 

@@ -116,7 +116,7 @@ class FirstReading:
                 return
             if decode.is_deep(picture):
                 self._deep.setdefault(index, decode.measure_deep(picture))
-            image = center_crop_and_resize(decode.to_uint8(picture, self._background, levels), self._shape[0], self._shape[2])
+            image = center_crop_and_resize(decode.to_uint8(picture, self._background, levels), self._shape[:2], self._shape[2])
         self._least[index], self._most[index] = image.min(), image.max()
         if self._images is not None:
             self._images[index] = image

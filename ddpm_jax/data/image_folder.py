@@ -17,7 +17,15 @@ import numpy as np
 from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
-from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
+from ddpm_jax.data.source import (
+    ArraySource,
+    ImageSize,
+    ImageSource,
+    LazySource,
+    center_crop_and_resize,
+    fits_in_memory,
+    height_width,
+)
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +38,7 @@ NAMED_IN_REPORT = 20
 def load_image_folder(
     folder: str,
     *,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     split: str = "train",
     background: str = "white",
@@ -41,8 +49,8 @@ def load_image_folder(
 ) -> ImageSource:
     """The images of a folder, each read by `decode.read_image` and `source.center_crop_and_resize`.
 
-    The latter takes the central square and resizes it with Pillow's antialiased bicubic filter, as for every set
-    (`source.RESIZE_FILTER`). Smaller images are enlarged.
+    The latter takes the largest centered part of the right proportions and resizes it with Pillow's antialiased bicubic
+    filter, as for every set (`source.RESIZE_FILTER`). Smaller images are enlarged.
 
     Files are found at any depth and sorted by their path within the folder, so that example i is the same image on
     every machine. Hidden files and folders are skipped. Each folder directly below `folder` (or below that of the split)
@@ -51,7 +59,7 @@ def load_image_folder(
 
     Args:
       folder: its path; ~ is expanded.
-      image_size: height and width of the output.
+      image_size: (H, W) of the output, or one number for both.
       channels: 1 or 3.
       split: "train", "test" or another split folder, "all" for everything, or a slice such as "train[:90%]"
         (`splits.select`).
@@ -98,11 +106,11 @@ def load_image_folder(
     def read(path: str, white: Sequence[float] = ()) -> np.ndarray:
         return center_crop_and_resize(decode.read_image(os.path.join(folder, path), color, white), image_size, channels)
 
-    shape = (image_size, image_size, channels)
+    shape = (*height_width(image_size), channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, list(paths), color, shape, images)
     first.read_all(num_threads)
-    kept = _readable_indices(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
+    kept = readable_indices(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
     levels = first.read_deep(levels, num_threads)
     if kept is not None:
         if images is not None:
@@ -145,7 +153,7 @@ def load_image_folder(
     return source
 
 
-def _readable_indices(
+def readable_indices(
     folder: str,
     paths: Sequence[str],
     labels: np.ndarray | None,

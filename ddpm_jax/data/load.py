@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddpm_jax.data import digits, image_folder
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data import digits, image_folder, prepared
+from ddpm_jax.data.source import ImageSize, ImageSource
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
@@ -12,6 +12,7 @@ from ddpm_jax.runtime.errors import InvalidArgumentError
 SOURCES: dict[str, Callable[..., ImageSource]] = {
     "digits": digits.load_digits,
     "image_folder": image_folder.load_image_folder,
+    "prepared": prepared.load_prepared,
 }
 TFDS_NAMESPACE = "huggingface:"  # of TFDS names such as huggingface:mnist, which are not module:function
 
@@ -21,7 +22,7 @@ def load_source(
     split: str,
     *,
     data_dir: str,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
@@ -35,7 +36,7 @@ def load_source(
         parameters with the other names below, and returns an `ImageSource`; otherwise a TFDS set.
       split: such as train, or a slice such as train[:90%].
       data_dir: folder of the images, or of the TFDS sets.
-      image_size: height and width of the images, pixels.
+      image_size: (H, W) of the images, or one number for both.
       channels: 1 (gray) or 3 (RGB).
       in_memory: whether to keep decoded images in memory; "auto": if they fit.
       num_threads: number of threads that read images.

@@ -25,6 +25,7 @@ RESIZE_FILTER = Image.Resampling.BICUBIC
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images up to which in_memory="auto" uses memory
 
 Batch = dict[str, np.ndarray]
+ImageSize = int | Sequence[int]  # (H, W), or one number for both
 
 
 class NoSuchSplit(InvalidArgumentError):
@@ -38,8 +39,7 @@ class ImageSource(Protocol):
     Attributes:
       name: the set's name, for reports.
       split: e.g. "train".
-      image_size: height and width of every image.
-      channels: 1 (gray) or 3 (RGB).
+      image_shape: (H, W, C) of every image; C is 1 (gray) or 3 (RGB).
       num_classes: labels are 0 .. num_classes-1; 0 without labels.
       class_names: the name of each label; () without labels or if unknown.
       fingerprint: identifies the images of the set; "" if unknown.
@@ -48,8 +48,7 @@ class ImageSource(Protocol):
 
     name: str
     split: str
-    image_size: int
-    channels: int
+    image_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
     fingerprint: str
@@ -89,8 +88,8 @@ class ArraySource:
         fingerprint: str = "",
         value_range: Sequence[float] = (),
     ):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"images must be uint8 [N, S, S, C], not {images.dtype} {images.shape}")
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"images must be uint8 [N, H, W, C], not {images.dtype} {images.shape}")
         if (labels is None) != (num_classes == 0):
             raise ValueError("labels and num_classes go together: give both or neither")
         if labels is not None and labels.shape != images.shape[:1]:
@@ -98,7 +97,7 @@ class ArraySource:
         self.name, self.split = name, split
         self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.fingerprint, self.value_range = fingerprint, tuple(value_range)
-        self.image_size, self.channels = images.shape[2], images.shape[3]
+        self.image_shape = images.shape[1:]
         self._images = images
         self._labels = None if labels is None else labels.astype(np.int32)
 
@@ -107,7 +106,7 @@ class ArraySource:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """See `ImageSource.batch`. One copy, no Python loop."""
-        indices = _checked(indices, len(self))
+        indices = check_indices(indices, len(self))
         batch = {"image": self._images[indices]}
         if self._labels is not None:
             batch["label"] = self._labels[indices]
@@ -118,10 +117,11 @@ class LazySource:
     """A set read one example at a time, in threads.
 
     Args:
-      read: index -> (image, label): image uint8 [image_size, image_size, channels], label an
-        integer, or None if num_classes is 0. Called from several threads at once; it should
-        spend its time in code that releases the GIL, as image decoders do.
+      read: index -> (image, label): image uint8 [H, W, channels], label an integer, or None if
+        num_classes is 0. Called from several threads at once; it should spend its time in code
+        that releases the GIL, as image decoders do.
       length: number of examples.
+      image_size: height and width, (H, W), or one number for both.
       num_threads: number of examples of a batch that are read at once.
     """
 
@@ -132,7 +132,7 @@ class LazySource:
         read: Callable[[int], tuple[np.ndarray, int | None]],
         length: int,
         *,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         num_classes: int = 0,
         name: str,
@@ -143,7 +143,7 @@ class LazySource:
         value_range: Sequence[float] = (),
     ):
         self.name, self.split = name, split
-        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
+        self.image_shape, self.num_classes = (*height_width(image_size), channels), num_classes
         self.class_names, self.fingerprint, self.value_range = tuple(class_names), fingerprint, tuple(value_range)
         self._read = read
         self._length = length
@@ -155,8 +155,8 @@ class LazySource:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """See `ImageSource.batch`. Raises what `read` raises; ValueError for an image of the wrong shape."""
-        indices = _checked(indices, self._length)
-        shape = (self.image_size, self.image_size, self.channels)
+        indices = check_indices(indices, self._length)
+        shape = self.image_shape
         images = np.empty((len(indices), *shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for row, (image, label) in enumerate(self._pool.map(self._read, indices.tolist())):
@@ -169,44 +169,69 @@ class LazySource:
         return {"image": images, "label": labels} if self.num_classes else {"image": images}
 
 
-def center_crop_and_resize(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """Converts any uint8 image to uint8 [image_size, image_size, channels].
+def height_width(image_size: ImageSize) -> tuple[int, int]:
+    """(H, W) of an image size.
 
-    First the channels: RGB becomes gray by the ITU-R 601 luma weights, gray becomes three equal channels, and an alpha
-    channel is dropped. Then the largest centered square is cropped and resized with `RESIZE_FILTER`. An image of the
-    right shape is returned unchanged.
+    Raises:
+      InvalidArgumentError: it is not one or two positive integers.
+    """
+    sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        given = tuple(image_size) if isinstance(image_size, list | tuple) else image_size
+        raise InvalidArgumentError(
+            f"`image_size` is {given!r}: it must be above 0, one integer such as 64, or height and width such as (64,96)"
+        )
+    return sides
+
+
+def center_crop_and_resize(image: np.ndarray, image_size: ImageSize, channels: int) -> np.ndarray:
+    """Converts any uint8 image to uint8 [H, W, channels].
+
+    First the channels (`to_picture`). Then the largest centered rectangle of the proportions H:W is cropped and resized with
+    `RESIZE_FILTER`. An image of the right shape is returned unchanged.
 
     Args:
-      image: uint8 [H, W] or [H, W, C], C in 1 (gray), 2 (gray, alpha), 3 (RGB), 4 (RGB, alpha).
-      image_size: height and width of the output.
+      image: uint8 [h, w] or [h, w, C], C in 1 (gray), 2 (gray, alpha), 3 (RGB), 4 (RGB, alpha).
+      image_size: (H, W) of the output, or one number for both.
       channels: 1 or 3.
 
     Raises:
       InvalidArgumentError: channels is neither 1 nor 3.
       ValueError: `image` is not such an array.
     """
+    height, width = height_width(image_size)
+    image = without_alpha(image, channels)
+    if image.shape == (height, width, channels):
+        return image
+    h, w = image.shape[:2]
+    crop_h, crop_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    picture = to_picture(image[top : top + crop_h, left : left + crop_w], channels)
+    return to_array(picture.resize((width, height), RESIZE_FILTER), channels)  # a plain copy if the size already matches
+
+
+def without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
+    """The image as uint8 [h, w, 1 or 3]; arguments and errors as for `center_crop_and_resize`."""
     if channels not in (1, 3):
         raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
         raise ValueError(f"an image must be uint8 [H, W, 1..4], not {image.dtype} {image.shape}")
-    if image.shape[2] in (2, 4):
-        image = image[:, :, :-1]
-    if image.shape == (image_size, image_size, channels):
-        return image
+    return image[:, :, :-1] if image.shape[2] in (2, 4) else image
 
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(image[top : top + side, left : left + side])
-    picture = Image.fromarray(square if square.shape[2] == 3 else square[:, :, 0])
-    if channels == 1:
-        picture = picture.convert("L")  # before resizing, which then costs a third
-    picture = picture.resize((image_size, image_size), RESIZE_FILTER)  # a plain copy if the size already matches
-    if channels == 3:
-        picture = picture.convert("RGB")
-    return np.array(picture).reshape(image_size, image_size, channels)
+
+def to_picture(image: np.ndarray, channels: int) -> Image.Image:
+    """uint8 [h, w, 1 or 3] as a Pillow image, which is gray if channels is 1: by the ITU-R 601 luma weights."""
+    image = np.ascontiguousarray(image)
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+    return picture.convert("L") if channels == 1 else picture  # before resizing, which then costs a third
+
+
+def to_array(picture: Image.Image, channels: int) -> np.ndarray:
+    """A gray or RGB Pillow image as uint8 [H, W, channels]; gray becomes three equal channels."""
+    array = np.array(picture.convert("RGB") if channels == 3 else picture)
+    return array.reshape(picture.height, picture.width, channels)
 
 
 def fits_in_memory(in_memory: bool | str, size: int) -> bool:
@@ -249,7 +274,7 @@ def for_each_chunk(
             raise
 
 
-def _checked(indices: np.ndarray, length: int) -> np.ndarray:
+def check_indices(indices: np.ndarray, length: int) -> np.ndarray:
     """Indices as int64 [n]. Negative indices are an error, although NumPy accepts them."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):

@@ -11,6 +11,7 @@ import glob
 import importlib.util
 import io
 import logging
+import math
 import os
 import socket
 import urllib.parse
@@ -22,12 +23,14 @@ from PIL import Image
 
 from ddpm_jax.data.source import (
     ArraySource,
+    ImageSize,
     ImageSource,
     LazySource,
     NoSuchSplit,
     center_crop_and_resize,
     fits_in_memory,
     for_each_chunk,
+    height_width,
 )
 from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, error_line
 
@@ -41,7 +44,7 @@ def load_tfds(
     split: str,
     *,
     data_dir: str = "",
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
@@ -56,7 +59,7 @@ def load_tfds(
       name: TFDS name, "cifar10", "lsun/bedroom", or with a version "cifar10:3.0.2".
       split: TFDS split, "train" or a part such as "train[:90%]".
       data_dir: folder of TFDS's sets; "" for TFDS's default ($TFDS_DATA_DIR or ~/tensorflow_datasets).
-      image_size: height and width of the output.
+      image_size: (H, W) of the output, or one number for both.
       channels: 1 or 3.
       in_memory: True decodes the split once into memory, False reads examples on demand,
         "auto" uses memory for up to `source.MEMORY_LIMIT` bytes.
@@ -81,8 +84,9 @@ def load_tfds(
         label = int(record[label_key]) if label_key else None
         return center_crop_and_resize(decode_image(record[image_key]), image_size, channels), label
 
-    if fits_in_memory(in_memory, len(records) * image_size * image_size * channels):
-        images, labels = _decode_all(records, read_one, (image_size, image_size, channels), f"{name} {split}", num_threads)
+    shape = (*height_width(image_size), channels)
+    if fits_in_memory(in_memory, len(records) * math.prod(shape)):
+        images, labels = _decode_all(records, read_one, shape, f"{name} {split}", num_threads)
         labels = labels if label_key else None
         return ArraySource(images, labels, **attributes)
     return LazySource(

@@ -45,7 +45,7 @@ def test_held_out_digits_have_the_documented_score():
 def test_source_attributes():
     source = digits.load_digits("train")
     assert isinstance(source, ImageSource)
-    assert (source.name, source.split, source.image_size, source.channels, source.num_classes) == ("digits", "train", 8, 1, 10)
+    assert (source.name, source.split, source.image_shape, source.num_classes) == ("digits", "train", (8, 8, 1), 10)
     batch = everything(source)
     assert batch["image"].dtype == np.uint8
     assert batch["label"].dtype == np.int32

@@ -106,7 +106,7 @@ def test_reads_what_tfds_reads(a_set):
         assert isinstance(source, ImageSource)
         assert len(source) == len(reference) == examples
         assert (source.name, source.split, source.num_classes) == (name, split, classes)
-        assert (source.image_size, source.channels) == (image_size, channels)
+        assert source.image_shape == (image_size, image_size, channels)
         batch = source.batch(chosen)
         assert batch["image"].dtype == np.uint8
         assert batch["label"].dtype == np.int32
