@@ -21,10 +21,10 @@ def get_config() -> ConfigDict:
     # Split to train on, or a slice such as train[:90%] or train[:1000]. An image folder has the splits train and test if it has
     # subfolders with these names.
     data.split = "train"
-    data.data_dir = (
-        ""  # path of the image folder, the prepared set or the TFDS sets; "": TFDS_DATA_DIR or ~/tensorflow_datasets
-    )
-    data.image_size = 32  # height and width in pixels; images of other sizes are center-cropped to a square and resized
+    data.data_dir = ""  # path of the folder (image_folder, prepared) or of the TFDS sets; "": TFDS's default folder
+    # Height and width in pixels, such as (64, 96), or one number for a square; other images are center-cropped to these
+    # proportions and resized.
+    data.image_size = config_dict.FieldReference(32, field_type=object)
     data.channels = 3  # 1 (gray) or 3 (RGB); other images are converted
     data.num_classes = 10  # number of classes, with labels 0..num_classes-1; 0 for a set without labels
     data.random_flip = True  # mirror images left to right with probability 1/2
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     unet.ch = 128  # base number of channels; a multiple of 4, and of 32 from 128 on
     unet.ch_mult = (1, 2, 2, 2)  # channels of each level as a multiple of ch; each level halves the resolution
     unet.num_res_blocks = 2  # residual blocks per level, >= 1
-    unet.attn_resolutions = (16,)  # feature map heights, in pixels, with self-attention after each block; () for none
+    unet.attn_resolutions = (16,)  # heights of the feature maps with self-attention after each block, in pixels; () for none
     unet.mid_attention = True  # self-attention in the middle block, at the lowest resolution, as in Ho's network
     unet.dropout = 0.1  # dropout rate, in [0, 1)
     unet.num_heads = 1  # number of heads of each self-attention, >= 1

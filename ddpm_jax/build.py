@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import choices, condition_config, cpu, models
 from ddpm_jax.data.condition import Condition
+from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.models import layers
@@ -40,7 +41,7 @@ FORMATS = {"npz": ("npz",), "png": ("png",), "both": ("npz", "png")}
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C)."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
+    return (*height_width(config.data.image_size), config.data.channels)
 
 
 def build_condition(config: ConfigDict) -> Condition | None:

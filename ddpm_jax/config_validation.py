@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, condition_config, data_config, models
 from ddpm_jax.data import condition, decode, image_folder
+from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.runtime.trackers import check_names
@@ -82,6 +83,7 @@ def check_config(config: ConfigDict) -> None:
     build.build_ema_tracker(config)  # raises, like the next line
     build.params_field(config)
     check_choice("data.in_memory", data.in_memory, data_config.IN_MEMORY)
+    height_width(data.image_size)  # raises
     check_choice("data.channels", data.channels, (1, 3))
     check_choice("data.on_decode_error", data.on_decode_error, image_folder.ON_DECODE_ERROR)
     decode.parse_background(data.background)
@@ -92,7 +94,7 @@ def check_config(config: ConfigDict) -> None:
         )
 
     positive = {
-        "data": ("image_size", "num_threads", "prefetch"),
+        "data": ("num_threads", "prefetch"),
         "diffusion": ("num_timesteps",),
         "optimizer": ("accumulation_steps",),
         "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "max_to_keep"),

@@ -41,7 +41,7 @@ def load_source(config: ConfigDict) -> ImageSource:
         data.name,
         data.split,
         data_dir=data.data_dir,
-        image_size=data.image_size,
+        image_size=_given_size(data.image_size),
         channels=data.channels,
         in_memory=IN_MEMORY[data.in_memory],
         num_threads=data.num_threads,
@@ -70,6 +70,12 @@ def load_source(config: ConfigDict) -> ImageSource:
             num_threads=data.num_threads,
         )
     return source
+
+
+def _given_size(image_size: Any) -> int | tuple[int, int]:
+    """The size as the functions that load sets get it: one number for a square, so that simple ones need no case."""
+    height, width = height_width(image_size)
+    return height if height == width else (height, width)
 
 
 def _wrong_number(config: ConfigDict, source: ImageSource) -> str:

@@ -156,7 +156,9 @@ def make_extractor(config: ConfigDict) -> FeatureExtractor:
 def reference_identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[str, Any]:
     """The fields of the provenance that must agree between reference statistics and a run."""
     data = config.data
-    named = {"set": data.name, "split": compared_split(config), "resolution": data.image_size, "channels": data.channels}
+    height, width, channels = build.image_shape(config)
+    resolution = height if height == width else [height, width]
+    named = {"set": data.name, "split": compared_split(config), "resolution": resolution, "channels": channels}
     return named | {"extractor": extractor.provenance}
 
 

@@ -221,7 +221,7 @@ def check_mask(mask: np.ndarray | str, shape: tuple[int, ...]) -> np.ndarray:
     if isinstance(mask, str):
         if mask not in inpaint.NAMED_MASKS:
             raise InvalidArgumentError(f"mask is {mask!r}: choose one of {', '.join(inpaint.NAMED_MASKS)}, or give an array")
-        return inpaint.named_mask(mask, shape[1])
+        return inpaint.named_mask(mask, shape[1:3])
     array = np.asarray(mask)
     if array.dtype != bool or array.shape not in (shape[1:3], shape[:3]):
         height_width = ", ".join(map(str, shape[1:3]))

@@ -267,8 +267,10 @@ def check_edit(config: ConfigDict) -> None:
         raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
 
 
-def read_image(path: str, *, size: int, channels: int, background: str = "black", levels: Sequence[float] = ()) -> np.ndarray:
-    """Read an image file, center-cropped and resized: uint8 [size, size, channels].
+def read_image(
+    path: str, *, size: Sequence[int], channels: int, background: str = "black", levels: Sequence[float] = ()
+) -> np.ndarray:
+    """Read an image file, center-cropped and resized: uint8 [*size, channels].
 
     Raises:
       UserError: there is no such file, or it is not a valid image.
@@ -278,7 +280,7 @@ def read_image(path: str, *, size: int, channels: int, background: str = "black"
         image = decode.read_image(path, decode.parse_background(background), tuple(levels))
     except decode.ImageDecodeError as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
-    return center_crop_and_resize(image, size, channels)
+    return center_crop_and_resize(image, tuple(size), channels)
 
 
 def repeat_rows(array: np.ndarray | None, times: int) -> np.ndarray | None:
@@ -290,7 +292,8 @@ def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
     """The images of config.edit, uint8 [N, H, W, C], and their labels int32 [N] if the data set has any."""
     edit, data = config.edit, config.data
     if edit.images:
-        options = {"size": data.image_size, "channels": data.channels}
+        height, width, channels = build.image_shape(config)
+        options = {"size": (height, width), "channels": channels}
         options |= {"background": data.background, "levels": data.value_range}
         return np.stack([read_image(path, **options) for path in edit.images]), None
     other = config.copy_and_resolve_references()

@@ -1,6 +1,7 @@
 """--mode=inpaint: fill in the masked part of images, with several samples each (RePaint)."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ def read_mask(config: ConfigDict) -> np.ndarray:
       UserError: the file is not a valid image.
       UsageError: there is no such mask or file, or the mask is all black or all white.
     """
-    name, size = config.edit.mask, config.data.image_size
+    name, size = config.edit.mask, build.image_shape(config)[:2]
     if name in NAMED_MASKS:
         return named_mask(name, size)
     if not pathlib.Path(name).expanduser().exists():
@@ -108,11 +109,19 @@ def read_mask(config: ConfigDict) -> np.ndarray:
     return missing
 
 
-def named_mask(name: str, size: int) -> np.ndarray:
-    """The mask called `name`, one of NAMED_MASKS, for images of size x size pixels: bool [size, size, 1]."""
-    missing = np.zeros((size, size), bool)
-    half, quarter = size // 2, size // 4
-    rows = {"top": slice(half), "bottom": slice(half, size), "center": slice(quarter, size - quarter)}
-    columns = {"left": slice(half), "right": slice(half, size), "center": slice(quarter, size - quarter)}
+def named_mask(name: str, size: Sequence[int]) -> np.ndarray:
+    """The mask called `name`, one of NAMED_MASKS, for images of `size`, (H, W): bool [H, W, 1]."""
+    height, width = size
+    missing = np.zeros((height, width), bool)
+    rows = {
+        "top": slice(height // 2),
+        "bottom": slice(height // 2, height),
+        "center": slice(height // 4, height - height // 4),
+    }
+    columns = {
+        "left": slice(width // 2),
+        "right": slice(width // 2, width),
+        "center": slice(width // 4, width - width // 4),
+    }
     missing[rows.get(name, slice(None)), columns.get(name, slice(None))] = True
     return missing[..., None]

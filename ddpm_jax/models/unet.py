@@ -135,12 +135,13 @@ class UNet(nn.Module):
         return self.ch
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Check the options, and that they fit images of `image_shape`, [H, W, C] with H = W.
+        """Check the options, and that they fit images of `image_shape`, [H, W, C].
 
         Raises:
           ValueError: one does not.
         """
-        size = image_shape[0]
+        height, width = image_shape[:2]
+        size = f"{height}" if height == width else f"({height}, {width})"
         for name, values in (("ch_mult", self.ch_mult), ("attn_resolutions", self.attn_resolutions)):
             if wrong := [value for value in values if not isinstance(value, int)]:
                 raise ValueError(f"`{name}` holds {wrong[0]!r}: it must be a list of integers, such as (1,2)")
@@ -170,16 +171,16 @@ class UNet(nn.Module):
         if min(self.ch_mult) < 1:
             raise ValueError(f"`ch_mult` holds {min(self.ch_mult)}: each factor must be 1 or more")
         halvings = len(self.ch_mult) - 1
-        if size % 2**halvings:
+        if height % 2**halvings or width % 2**halvings:
             raise ValueError(
                 f"`image_size` is {size}, which cannot be halved {halvings} times for the {halvings + 1} levels of `ch_mult`: "
                 f"use a multiple of {2**halvings}, or fewer levels"
             )
-        resolutions = [size // 2**level for level in range(halvings + 1)]
+        resolutions = [height // 2**level for level in range(halvings + 1)]
+        kind = "resolutions" if height == width else "heights"
         if unmet := set(self.attn_resolutions) - set(resolutions):
             raise ValueError(
-                f"`attn_resolutions` contains {sorted(unmet)}, but images of {size} pixels only have the resolutions "
-                f"{resolutions}"
+                f"`attn_resolutions` contains {sorted(unmet)}, but images of {size} pixels only have the {kind} {resolutions}"
             )
         attending = [self.ch_mult[resolutions.index(resolution)] for resolution in self.attn_resolutions]
         attending += [self.ch_mult[-1]] * self.mid_attention
