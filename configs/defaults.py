@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # 0..2**32-1: seed for the initial parameters, the order of the data and the training noise
 
     config.data = data = ConfigDict()
-    # Data set: digits, image_folder (a folder of your own images), prepared (such a folder, converted by --mode=prepare), any
-    # TFDS image set, or module:function.
+    # Data set: digits, image_folder (a folder of your own images), prepared (such a folder, converted by --mode=prepare),
+    # array_folder (NumPy or TIFF arrays of any number of channels), any TFDS image set, or module:function.
     data.name = "cifar10"
     # Split to train on, or a slice such as train[:90%] or train[:1000]. An image folder has the splits train and test if it has
     # subfolders with these names.
@@ -25,12 +25,13 @@ def get_config() -> ConfigDict:
     # Height and width in pixels, such as (64, 96), or one number for a square; other images are center-cropped to these
     # proportions and resized.
     data.image_size = config_dict.FieldReference(32, field_type=object)
-    data.channels = 3  # 1 (gray) or 3 (RGB); other images are converted
+    data.channels = 3  # 1 (gray) or 3 (RGB); other images are converted. Arrays: any number >= 1
+    data.dtype = "uint8"  # uint8 | uint16 | float32: type of the arrays of array_folder or of a set of your own
     data.num_classes = 10  # number of classes, with labels 0..num_classes-1; 0 for a set without labels
     data.random_flip = True  # mirror images left to right with probability 1/2
     data.background = "white"  # image_folder: color behind transparent pixels, a name or #rrggbb
     # image_folder: levels of black and white in gray files of more than 8 bits, such as (0, 4095); (): one range for the
-    # whole set, found at the start.
+    # whole set, found at the start. Arrays of uint16 or float32: the values that become -1 and 1; () for uint16: 0 and 65535.
     data.value_range = ()
     data.on_decode_error = "error"  # image_folder: stop (error) or leave the file out (skip) if a file cannot be read
     data.in_memory = "auto"  # always | never | auto: decode the set once and keep it in memory; auto: if it takes <= 2 GiB
@@ -213,6 +214,7 @@ def get_config() -> ConfigDict:
     # Step of the checkpoint to use; -1 for the latest, best for that with the best score (train.keep_best).
     sampling.checkpoint_step = config_dict.FieldReference(-1, field_type=object)
     sampling.num_intermediates = 0  # number of intermediate steps to save, of the first 64 images; 0 for none
+    sampling.shown_channels = ()  # one or three channels to show in pictures; (): the first three, or one
     sampling.format = "npz"  # npz (images.npz) | png (a folder png/ with a file for each image) | both
 
     config.evaluation = evaluation = ConfigDict()

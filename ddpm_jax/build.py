@@ -49,6 +49,15 @@ def build_condition(config: ConfigDict) -> Condition | None:
     return condition_config.build_condition(config, image_shape(config))
 
 
+def pixel_format(config: ConfigDict) -> pixels.PixelFormat:
+    """Type and range of the images: 0..255 for uint8; config.data.value_range, by default all levels, for other types."""
+    data = config.data
+    if data.dtype == "uint8":  # gray files of more than 8 bits, which have a range, are read as uint8
+        return pixels.UINT8
+    low, high = data.value_range or (0.0, 65535.0)
+    return pixels.PixelFormat(data.dtype, float(low), float(high))
+
+
 def _make(
     config: ConfigDict,
     choice: choices.Choice,
@@ -287,6 +296,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         null_cond=condition_config.null_cond(config, condition),
         cond_fn=condition_config.training_cond_fn(condition),
         averaging=build_ema_tracker(config),
+        pixel_format=pixel_format(config),
         accumulation_steps=config.optimizer.accumulation_steps,
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
@@ -306,7 +316,7 @@ def build_batched_sampler(
     *,
     sampler: Sampler | None = None,
     begin: Callable[[jax.Array, Any], SamplerState] | None = None,
-    finish: Callable[[jax.Array], jax.Array] = pixels.to_uint8,
+    finish: Callable[[jax.Array], jax.Array] | None = None,
     num_images: int | None = None,
 ) -> BatchedSampler:
     """The batched sampler of config.sampling.
@@ -317,7 +327,7 @@ def build_batched_sampler(
       save_steps: int [S], 0..num_steps-1: x_t is saved before these steps. Default: config.sampling.num_intermediates evenly
         spaced steps, starting with pure noise.
       sampler: replaces the sampler of config.sampling.
-      begin, finish: as for `BatchedSampler`.
+      begin, finish: as for `BatchedSampler`; by default the images have the type and range of the data.
       num_images: number of images to generate, which limits the batch size; by default config.sampling.num_images.
 
     Raises:
@@ -326,11 +336,7 @@ def build_batched_sampler(
     sampling = config.sampling
     sampler = build_sampler(config) if sampler is None else sampler
     if save_steps is None:
-        save_steps = (
-            np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
-            if sampling.num_intermediates
-            else ()
-        )
+        save_steps = np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
     return BatchedSampler(
         sampler,
         build_guided_denoise_fn(config),
@@ -339,5 +345,5 @@ def build_batched_sampler(
         batch_size=min(sampling.batch_size, num_images or sampling.num_images),
         save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
-        finish=finish,
+        finish=finish or pixel_format(config).to_data,
     )

@@ -9,7 +9,16 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, choices, condition_config, data_config, models
 from ddpm_jax.data import condition, decode, image_folder
 from ddpm_jax.data.source import height_width
-from ddpm_jax.diffusion import loss_weighting, losses, parameterization, schedules, spacings, timestep_sampling, variances
+from ddpm_jax.diffusion import (
+    loss_weighting,
+    losses,
+    parameterization,
+    pixels,
+    schedules,
+    spacings,
+    timestep_sampling,
+    variances,
+)
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.runtime.trackers import check_names
 from ddpm_jax.samplers import SAMPLERS
@@ -21,6 +30,7 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "ema.power_sigma_rel": float,
     "sampling.guidance_interval": float,
     "data.value_range": float,
+    "sampling.shown_channels": int,
     "train.init_new": str,
     "train.frozen": str,
     "train.trackers": str,
@@ -84,7 +94,7 @@ def check_config(config: ConfigDict) -> None:
     build.params_field(config)
     check_choice("data.in_memory", data.in_memory, data_config.IN_MEMORY)
     height_width(data.image_size)  # raises
-    check_choice("data.channels", data.channels, (1, 3))
+    check_pixels(config)
     check_choice("data.on_decode_error", data.on_decode_error, image_folder.ON_DECODE_ERROR)
     decode.parse_background(data.background)
     if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
@@ -143,6 +153,37 @@ def check_config(config: ConfigDict) -> None:
             f"config.sampling.num_intermediates is {sampling.num_intermediates}, but there are only {sampling.num_steps} steps"
         )
     build.build_loss(config)  # raises
+
+
+def check_pixels(config: ConfigDict) -> None:
+    """Raises UsageError unless channels, type and range of the images fit together, and their pictures can be written."""
+    data, sampling = config.data, config.sampling
+    check_choice("data.dtype", data.dtype, pixels.DTYPES)
+    if data.channels < 1:
+        raise UsageError(f"config.data.channels is {data.channels}: it must be above 0")
+    if data.dtype == "float32" and not data.value_range:
+        raise UsageError("config.data.value_range is (): floats need the values that become -1 and 1, such as '(0,1)'")
+    if data.dtype == "uint16" and any(value != int(value) for value in data.value_range):
+        raise UsageError(f"config.data.value_range is {tuple(data.value_range)}: it must be two integers for uint16")
+    if data.condition and not is_picture(config):
+        raise UsageError(
+            f"config.data.condition needs images of 8 bits and 1 or 3 channels, not {data.dtype} and {data.channels}"
+        )
+    shown = tuple(sampling.shown_channels)
+    if shown and not (len(shown) in (1, 3) and all(0 <= channel < data.channels for channel in shown)):
+        raise UsageError(
+            f"config.sampling.shown_channels is {shown}: give one or three channels of 0..{data.channels - 1}, or ()"
+        )
+    if sampling.format != "npz" and not is_picture(config):
+        raise UsageError(
+            f"config.sampling.format is {sampling.format}, but images of {data.channels} channels and {data.dtype} are no "
+            "pictures: set config.sampling.format=npz"
+        )
+
+
+def is_picture(config: ConfigDict) -> bool:
+    """Whether the images are gray or RGB of 8 bits."""
+    return config.data.dtype == "uint8" and config.data.channels in (1, 3)
 
 
 def check_parts(config: ConfigDict) -> None:

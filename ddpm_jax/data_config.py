@@ -43,6 +43,7 @@ def load_source(config: ConfigDict) -> ImageSource:
         data_dir=data.data_dir,
         image_size=_given_size(data.image_size),
         channels=data.channels,
+        array_dtype=data.dtype,
         in_memory=IN_MEMORY[data.in_memory],
         num_threads=data.num_threads,
         options=choices.options_of(config, choices.DATA),
@@ -57,6 +58,8 @@ def load_source(config: ConfigDict) -> ImageSource:
             f"{data.name} has images of {height}x{width} pixels and {channels} channels: set "
             f"config.data.image_size={size} and config.data.channels={channels}"
         )
+    if source.dtype != data.dtype:
+        raise UsageError(f"{data.name} has images of {source.dtype}: set config.data.dtype={source.dtype}")
     if config.model.class_conditional and not source.num_classes == data.num_classes > 0:
         raise UsageError(_wrong_number(config, source))
     if data.condition == PAIRS:

@@ -65,6 +65,17 @@ def check_evaluation(config: ConfigDict) -> None:
         if not 1 <= steps <= (most := config.diffusion.num_timesteps):
             valid = f"it must be from 1 to config.diffusion.num_timesteps, which is {most}"
             raise UsageError(f"config.evaluation.num_steps contains {steps}: {valid}")
+    data = config.data
+    if evaluation.features == "inception" and data.channels not in (1, 3) and set(evaluation.metrics) & set(SAMPLE_METRICS):
+        raise UsageError(
+            f"config.evaluation.features is inception, which needs 1 or 3 channels, not {data.channels}: use pixels_16, pixels "
+            "or module:function"
+        )
+    if not build.pixel_format(config).num_levels and (named := set(evaluation.metrics) & set(LIKELIHOODS)):
+        raise UsageError(
+            f"config.evaluation.metrics has {', '.join(sorted(named))}, which needs images with discrete levels, and "
+            f"config.data.dtype is {data.dtype}: leave it out"
+        )
     params_fields(config)
 
 
@@ -159,13 +170,17 @@ def reference_identity(config: ConfigDict, extractor: FeatureExtractor) -> dict[
     height, width, channels = build.image_shape(config)
     resolution = height if height == width else [height, width]
     named = {"set": data.name, "split": compared_split(config), "resolution": resolution, "channels": channels}
+    if data.dtype != "uint8":
+        named["dtype"] = data.dtype
     return named | {"extractor": extractor.provenance}
 
 
 def build_collector(config: ConfigDict, mesh: jax.sharding.Mesh) -> FeatureCollector:
     """The feature collector of config.evaluation; raises as `make_extractor`."""
     evaluation = config.evaluation
-    return FeatureCollector(make_extractor(config), mesh, evaluation.batch_size, evaluation.max_features)
+    return FeatureCollector(
+        make_extractor(config), mesh, evaluation.batch_size, evaluation.max_features, build.pixel_format(config)
+    )
 
 
 def build_scorer(
@@ -217,6 +232,7 @@ def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvalu
     """The evaluator of the variational bound with the settings of config.evaluation."""
     evaluation = config.evaluation
     options: dict[str, Any] = {"decoder": evaluation.vlb_decoder, "timesteps_per_image": evaluation.vlb_num_timesteps}
+    options["pixel_format"] = build.pixel_format(config)
     with config_errors("evaluation.vlb_num_timesteps"):
         return VlbEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
@@ -226,6 +242,7 @@ def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) 
     evaluation = config.evaluation
     tolerance = evaluation.ode_tolerance
     options: dict[str, Any] = {"probes": evaluation.hutchinson_samples, "rtol": tolerance, "atol": tolerance}
+    options["pixel_format"] = build.pixel_format(config)
     with config_errors("evaluation, ode_bits_per_dim"):
         return OdeLikelihoodEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
 
@@ -260,6 +277,7 @@ def build_heldout_loss(
         make_denoise_fn=make_denoise_fn,
         mesh=mesh,
         batch_size=config.evaluation.batch_size,
+        pixel_format=build.pixel_format(config),
     )
 
 

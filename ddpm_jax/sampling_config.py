@@ -23,7 +23,10 @@ from ddpm_jax.user_messages import UsageError
 MAX_EXTRA_PULL = 0.1  # fraction by which the spacing may pull images further to mid-gray without a note
 FEW_STEPS_DIVISOR = 10  # with T / 10 steps or fewer, fixed_large is known to leave noise in the images
 # Fields of config.sampling that do not affect the images.
-IGNORED = ("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format", "condition_images", "condition_split")
+IGNORED = (
+    *("num_images", "batch_size", "num_intermediates", "checkpoint_step", "format", "shown_channels"),
+    *("condition_images", "condition_split"),
+)
 # Fields outside config.sampling that may differ from the training config and affect the images.
 CHANGEABLE = ("diffusion.variance", "diffusion.clip_denoised", "model.dtype")
 IMAGE_PARTS = (choices.NETWORK, choices.SCHEDULE, choices.SAMPLER)  # whose code determines the images

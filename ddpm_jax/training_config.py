@@ -254,6 +254,7 @@ class SampleGrids:
             return []
         given = self._inputs.given if self._inputs else None
         shown = (given.images, given.originals) if given else (None, None)
+        shown = (*shown, build.pixel_format(config), tuple(config.sampling.shown_channels))
         pictures = sample_files.pictures_of(generated, self._class_names, *shown)
         files = [grid_file(self._run_folder, step, suffix) for suffix in pictures]
         with distributed.raise_on_all_processes():

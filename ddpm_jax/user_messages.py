@@ -15,7 +15,9 @@ from ddpm_jax.runtime.progress import LineHandler, show_status_lines
 
 # Arguments whose names differ from their fields or match several fields.
 _FIELDS = {
+    "array_dtype": "data.dtype",
     "batch_size": "train.batch_size",
+    "dtype": "model.dtype",
     "folder": "data.data_dir",
     "levels": "data.value_range",
     "rtol": "evaluation.ode_tolerance",

@@ -255,6 +255,7 @@ def check_edit(config: ConfigDict) -> None:
             "condition images; inpaint, image_to_image, interpolate and invert do not"
         )
     edit = config.edit
+    check_pictures(config, "modes that start from images")
     for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
         if edit[field] < 1:
             raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
@@ -265,6 +266,13 @@ def check_edit(config: ConfigDict) -> None:
         raise UsageError(f"config.edit.num_frames is {edit.num_frames}: it includes both ends, so it must be 2 or more")
     if not 0 < edit.strength <= 1:
         raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
+
+
+def check_pictures(config: ConfigDict, what: str) -> None:
+    """Raise a UsageError unless the images are gray or RGB of 8 bits, which `what` needs."""
+    if not config_validation.is_picture(config):
+        data = config.data
+        raise UsageError(f"{what} need images of 8 bits and 1 or 3 channels, not {data.dtype} and {data.channels}")
 
 
 def read_image(

@@ -50,6 +50,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 keeps_stages=bool(sampling.num_intermediates),
                 conditions=inputs.given and inputs.given.images,
                 originals=inputs.given and inputs.given.originals,
+                pixel_format=build.pixel_format(config),
+                shown_channels=tuple(sampling.shown_channels),
             )
             gaps = files.missing()
 

@@ -111,6 +111,7 @@ def open_reference(config: ConfigDict, name: str, reading: Reading, *, chooses_f
     if kind == RUN:
         own = from_workdir.get_config(path)
         data_config.complete(own, workdir.read_data_identity(path))
+        common.check_pictures(own, "the scores of --mode=score")
         if chooses_features:
             for field in FEATURES:
                 config.evaluation[field] = own.evaluation[field]
@@ -119,7 +120,7 @@ def open_reference(config: ConfigDict, name: str, reading: Reading, *, chooses_f
         return Real(f"{source.name} {source.split}", source, identity, (height, width), channels)
     if kind == IMAGES:
         images = image_sets.open_set(path, reading)
-        return Real(name, images, {"set": images.name, "split": images.split}, images.shape[:2], images.channels)
+        return Real(name, images, {"set": images.name, "split": images.split}, images.image_shape[:2], images.channels)
     held = reference_stats.load(path)
     known = held.provenance or {}
     made_with = known.get("extractor", {}).get("features")
@@ -144,9 +145,9 @@ def open_scored(path: str, found: Real | None, reading: Reading) -> ImageSet:
     channels = found.channels if found else None
     if channels and channels != images.channels:
         if images.channels == 1:
-            images.channels = 3
+            images.image_shape = (*images.image_shape[:2], 3)
         elif isinstance(found.held, ImageSet):
-            found.held.channels = 3
+            found.held.image_shape = (*found.held.image_shape[:2], 3)
         else:
             raise UserError(f"{path} has RGB images, and {found.name} is of gray ones: convert the images to gray")
     return images
@@ -157,16 +158,17 @@ def of_images(config: ConfigDict, name: str, images: ImageSet, found: Real | Non
     evaluation = config.evaluation
     with distributed.raise_on_all_processes():
         collector = evaluation_config.build_collector(config, meshes.make_mesh())
-        shapes = features.feature_shapes(collector.extractor, images.shape)
+        shapes = features.feature_shapes(collector.extractor, images.image_shape)
         metrics, notes = scoring.choose_metrics(named, len(images), shapes, found.held if found else None)
         evaluation.metrics = metrics
-        reference.check_features(collector.extractor, images.shape, metrics)
+        reference.check_features(collector.extractor, images.image_shape, metrics)
     statistics = measured(found, collector, images, metrics) if found else None
     scorer = SampleScorer(statistics, collector, metrics, ClassProportions(0))
     scores, digest = scoring.score_images(images, scorer, collector)
     own = {"images_sha256": digest, "resize": images.resize}
     details = {
-        "set": {"set": images.name, "images": len(images), "broken_files": images.broken, "shape": list(images.shape)} | own,
+        "set": {"set": images.name, "images": len(images), "broken_files": images.broken, "shape": list(images.image_shape)}
+        | own,
         "config": {"evaluation": evaluation.to_dict()},
         "notes": notes + broken_notes(images) + scorer.notes(len(images)),
         "reference": statistics and (statistics.provenance or statistics.identity()),
@@ -183,10 +185,10 @@ def measured(found: Real, collector: FeatureCollector, images: ImageSet, metrics
         identity = {"channels": images.channels, "extractor": extractor.provenance}
         with distributed.raise_on_all_processes():
             reference.check_reference(
-                found.name, found.held, extractor, identity=identity, image_shape=images.shape, metrics=metrics
+                found.name, found.held, extractor, identity=identity, image_shape=images.image_shape, metrics=metrics
             )
         return reference.with_features(found.held, collector, metrics)
-    return measure(found, collector, images.shape, spatial="sfid" in metrics)
+    return measure(found, collector, images.image_shape, spatial="sfid" in metrics)
 
 
 def measure(found: Real, collector: FeatureCollector, shape: tuple[int, int, int], *, spatial: bool) -> Reference:

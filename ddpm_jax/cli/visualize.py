@@ -93,6 +93,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
 
 def check_visualize(config: ConfigDict) -> None:
     """Raise a UsageError that names the invalid field of config.visualize."""
+    common.check_pictures(config, "the figures of --mode=visualize")
     visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
     if not 1 <= visualize.num_images <= MAX_IMAGES:
         raise UsageError(f"config.visualize.num_images is {visualize.num_images}: choose 1..{MAX_IMAGES}")

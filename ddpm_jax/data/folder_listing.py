@@ -14,8 +14,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMED = 5
 
 
-def find_images(folder: str) -> tuple[list[str], collections.Counter]:
-    """Paths of the images below `folder`, and the number of other files by extension.
+def find_images(folder: str, extensions: Sequence[str] = EXTENSIONS) -> tuple[list[str], collections.Counter]:
+    """Paths of the files below `folder` that have one of the extensions, and the number of other files by extension.
 
     Paths are relative, with "/", sorted by code points; the files are not opened. Links are followed, but not in
     cycles. Names that begin with a dot are ignored and not counted.
@@ -43,7 +43,7 @@ def find_images(folder: str) -> tuple[list[str], collections.Counter]:
                 real = os.path.realpath(entry.path)
                 if real not in ancestors:
                     pending.append((f"{prefix}{entry.name}/", (*ancestors, real)))
-            elif extension not in EXTENSIONS:
+            elif extension not in extensions:
                 others[extension or "no extension"] += 1
             elif entry.is_file() or entry.is_symlink():  # a dangling link counts as a broken file; a pipe is ignored
                 paths.append(prefix + entry.name)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddpm_jax.data import digits, image_folder, prepared
+from ddpm_jax.data import array_folder, digits, image_folder, prepared
 from ddpm_jax.data.source import ImageSize, ImageSource
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.errors import InvalidArgumentError
@@ -12,6 +12,7 @@ from ddpm_jax.runtime.errors import InvalidArgumentError
 SOURCES: dict[str, Callable[..., ImageSource]] = {
     "digits": digits.load_digits,
     "image_folder": image_folder.load_image_folder,
+    "array_folder": array_folder.load_array_folder,
     "prepared": prepared.load_prepared,
 }
 TFDS_NAMESPACE = "huggingface:"  # of TFDS names such as huggingface:mnist, which are not module:function
@@ -41,7 +42,8 @@ def load_source(
       in_memory: whether to keep decoded images in memory; "auto": if they fit.
       num_threads: number of threads that read images.
       options: further arguments of the user's own function.
-      settings: background, on_decode_error and levels, as for `image_folder.load_image_folder`.
+      settings: background, on_decode_error and levels, as for `image_folder.load_image_folder`, and array_dtype, as for
+        `array_folder.load_array_folder`.
 
     Raises:
       InvalidArgumentError, InvalidDataError, FileAccessError, UnavailableError: the set is missing or cannot be read.

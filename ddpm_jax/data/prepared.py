@@ -106,7 +106,7 @@ class RecordSource:
         name: str,
         split: str,
     ):
-        self.name, self.split, self.image_shape = name, split, image_shape
+        self.name, self.split, self.image_shape, self.dtype = name, split, image_shape, "uint8"
         self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.fingerprint, self.value_range = fingerprint, tuple(value_range)
         self._records, self._rows, self._labels = records, rows, labels

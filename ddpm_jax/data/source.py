@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 RESIZE_FILTER = Image.Resampling.BICUBIC
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images up to which in_memory="auto" uses memory
 
+ARRAY_DTYPES = ("uint8", "uint16", "float32")
 Batch = dict[str, np.ndarray]
 ImageSize = int | Sequence[int]  # (H, W), or one number for both
 
@@ -39,7 +40,8 @@ class ImageSource(Protocol):
     Attributes:
       name: the set's name, for reports.
       split: e.g. "train".
-      image_shape: (H, W, C) of every image; C is 1 (gray) or 3 (RGB).
+      image_shape: (H, W, C) of every image; C is 1 (gray) or 3 (RGB) for files of images, any number for arrays.
+      dtype: "uint8", or "uint16" or "float32" for arrays.
       num_classes: labels are 0 .. num_classes-1; 0 without labels.
       class_names: the name of each label; () without labels or if unknown.
       fingerprint: identifies the images of the set; "" if unknown.
@@ -49,6 +51,7 @@ class ImageSource(Protocol):
     name: str
     split: str
     image_shape: tuple[int, int, int]
+    dtype: str
     num_classes: int
     class_names: tuple[str, ...]
     fingerprint: str
@@ -61,7 +64,7 @@ class ImageSource(Protocol):
     def batch(self, indices: np.ndarray) -> Batch:
         """Examples at `indices` [n], each 0 .. len-1, in that order.
 
-        Returns {"image": uint8 [n, H, W, C]} and, if the set has labels,
+        Returns {"image": `dtype` [n, H, W, C]} and, if the set has labels,
         "label": int32 [n]. The arrays belong to the caller. Raises IndexError
         for an index outside the set.
         """
@@ -69,7 +72,7 @@ class ImageSource(Protocol):
 
 
 class ArraySource:
-    """A set in memory: images uint8 [N, H, W, C], labels [N] integers or None.
+    """A set in memory: images [N, H, W, C] of one of `ARRAY_DTYPES`, labels [N] integers or None.
 
     Raises ValueError if shapes, dtypes and num_classes are inconsistent.
     """
@@ -88,8 +91,8 @@ class ArraySource:
         fingerprint: str = "",
         value_range: Sequence[float] = (),
     ):
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(f"images must be uint8 [N, H, W, C], not {images.dtype} {images.shape}")
+        if images.dtype.name not in ARRAY_DTYPES or images.ndim != 4:
+            raise ValueError(f"images must be {' or '.join(ARRAY_DTYPES)} [N, H, W, C], not {images.dtype} {images.shape}")
         if (labels is None) != (num_classes == 0):
             raise ValueError("labels and num_classes go together: give both or neither")
         if labels is not None and labels.shape != images.shape[:1]:
@@ -97,7 +100,7 @@ class ArraySource:
         self.name, self.split = name, split
         self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.fingerprint, self.value_range = fingerprint, tuple(value_range)
-        self.image_shape = images.shape[1:]
+        self.image_shape, self.dtype = images.shape[1:], images.dtype.name
         self._images = images
         self._labels = None if labels is None else labels.astype(np.int32)
 
@@ -117,7 +120,7 @@ class LazySource:
     """A set read one example at a time, in threads.
 
     Args:
-      read: index -> (image, label): image uint8 [H, W, channels], label an integer, or None if
+      read: index -> (image, label): image `dtype` [H, W, channels], label an integer, or None if
         num_classes is 0. Called from several threads at once; it should spend its time in code
         that releases the GIL, as image decoders do.
       length: number of examples.
@@ -141,8 +144,9 @@ class LazySource:
         class_names: Sequence[str] = (),
         fingerprint: str = "",
         value_range: Sequence[float] = (),
+        dtype: str = "uint8",
     ):
-        self.name, self.split = name, split
+        self.name, self.split, self.dtype = name, split, dtype
         self.image_shape, self.num_classes = (*height_width(image_size), channels), num_classes
         self.class_names, self.fingerprint, self.value_range = tuple(class_names), fingerprint, tuple(value_range)
         self._read = read
@@ -157,12 +161,14 @@ class LazySource:
         """See `ImageSource.batch`. Raises what `read` raises; ValueError for an image of the wrong shape."""
         indices = check_indices(indices, self._length)
         shape = self.image_shape
-        images = np.empty((len(indices), *shape), np.uint8)
+        images = np.empty((len(indices), *shape), self.dtype)
         labels = np.empty(len(indices), np.int32)
         for row, (image, label) in enumerate(self._pool.map(self._read, indices.tolist())):
             # Assignment would silently broadcast a wrong shape or wrap a wrong dtype.
-            if image.shape != shape or image.dtype != np.uint8:
-                raise ValueError(f"{self.name}: example {indices[row]} is {image.dtype} {image.shape}, not uint8 {shape}")
+            if image.shape != shape or image.dtype != self.dtype:
+                raise ValueError(
+                    f"{self.name}: example {indices[row]} is {image.dtype} {image.shape}, not {self.dtype} {shape}"
+                )
             images[row] = image
             if self.num_classes:
                 labels[row] = label

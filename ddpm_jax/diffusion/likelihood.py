@@ -44,8 +44,7 @@ from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 Array = jax.Array
 
-HALF_BIN = 1 / 255  # levels of 8 bits are 2/255 apart
-EDGE = 0.999  # only the first and the last level are beyond ±EDGE
+HALF_BIN = 1 / 255  # half the distance of neighboring levels: those of 8 bits are 2/255 apart
 MIN_PROBABILITY = 1e-12  # of a level
 DECODERS = ("exact", "tanh")  # the Φ of (17): the normal distribution function, or (17b)
 
@@ -74,8 +73,10 @@ def normal_kl(mean1: Array | float, logvar1: Array | float, mean2: Array | float
     return 0.5 * (jnp.expm1(difference) - difference + jnp.square(mean1 - mean2) * jnp.exp(-logvar2))
 
 
-def discretized_gaussian_log_likelihood(x_start: Array, mean: Array, log_variance: Array, decoder: str = "exact") -> Array:
-    """log P(x_start) of each pixel under a Gaussian discretized into 256 bins, in nats; (17). DDPM 2006.11239, eq. 13.
+def discretized_gaussian_log_likelihood(
+    x_start: Array, mean: Array, log_variance: Array, decoder: str = "exact", half_bin: float = HALF_BIN
+) -> Array:
+    """log P(x_start) of each pixel under a Gaussian discretized into bins, in nats; (17). DDPM 2006.11239, eq. 13.
 
     At the minimum, about 7 standard deviations from the mean, the gradient is 0.
 
@@ -84,6 +85,7 @@ def discretized_gaussian_log_likelihood(x_start: Array, mean: Array, log_varianc
       mean: [B, ...], mean of the Gaussian.
       log_variance: its log variance, of a shape that broadcasts.
       decoder: one of `DECODERS`.
+      half_bin: half the width of a bin, 1 / (n - 1) for n levels from -1 to 1.
 
     Returns:
       [B, ...], from log 1e-12 to 0.
@@ -95,11 +97,12 @@ def discretized_gaussian_log_likelihood(x_start: Array, mean: Array, log_varianc
     upper_tail = {"exact": _upper_tail, "tanh": _upper_tail_tanh}[decoder]
     inverse_std = jnp.exp(-0.5 * log_variance)
     offset = x_start - mean
-    first, last = x_start < -EDGE, x_start > EDGE
+    edge = 1 - half_bin / 4  # only the first and the last level are beyond it
+    first, last = x_start < -edge, x_start > edge
     # By symmetry every bin is treated as above the mean: the difference of two small upper tails keeps its precision, while
     # that of two values of Φ near 1 would not.
-    near = jnp.where(first, -offset, jnp.where(last, offset, jnp.abs(offset))) - HALF_BIN
-    beyond = jnp.where(first | last, 0.0, upper_tail((jnp.abs(offset) + HALF_BIN) * inverse_std))
+    near = jnp.where(first, -offset, jnp.where(last, offset, jnp.abs(offset))) - half_bin
+    beyond = jnp.where(first | last, 0.0, upper_tail((jnp.abs(offset) + half_bin) * inverse_std))
     return jnp.log(jnp.maximum(upper_tail(near * inverse_std) - beyond, MIN_PROBABILITY))
 
 
@@ -128,6 +131,7 @@ def vb_terms(
     t: Array,
     *,
     decoder: str = "exact",
+    half_bin: float = HALF_BIN,
 ) -> VlbTerms:
     """The term of the bound at t for each image: (14), or (15) at t=0. DDPM 2006.11239, eqs. 5, 13.
 
@@ -139,6 +143,7 @@ def vb_terms(
       x_t: [B, ...], the noisy images.
       t: integer [B], 0..K-1; out of range gives NaN.
       decoder: Φ of L_0, one of `DECODERS`.
+      half_bin: as for `discretized_gaussian_log_likelihood`.
 
     Returns:
       Arrays [B], at least float32.
@@ -152,7 +157,7 @@ def vb_terms(
     true_log_variance = extract(schedule.posterior_log_variance_clipped, t, x_t)
     mean_difference = extract(schedule.posterior_mean_coef1, t, x_t) * error
     divergence = normal_kl(mean_difference, true_log_variance, 0.0, log_variance)
-    decoder = -discretized_gaussian_log_likelihood(x_start, mean, log_variance, decoder)
+    decoder = -discretized_gaussian_log_likelihood(x_start, mean, log_variance, decoder, half_bin)
     xstart_mse = _mean(jnp.square(error))
     return VlbTerms(
         bits=jnp.where(t == 0, _mean(decoder), _mean(divergence)) / jnp.log(2.0),

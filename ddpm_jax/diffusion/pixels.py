@@ -1,7 +1,12 @@
-"""Conversion between uint8 images in 0..255 and float images in [-1, 1]."""
+"""Conversion between the values of a data set, such as uint8 0..255, and floats in [-1, 1]."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+DTYPES = ("uint8", "uint16", "float32")
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
@@ -12,3 +17,57 @@ def from_uint8(images: jax.Array) -> jax.Array:
 def to_uint8(x: jax.Array) -> jax.Array:
     """Float of any shape, clipped to [-1, 1] -> uint8 by rounding; truncation would darken by half a level."""
     return jnp.clip(x * 127.5 + 128.0, 0.0, 255.0).astype(jnp.uint8)
+
+
+class PixelFormat(NamedTuple):
+    """Type and range of the values of a data set.
+
+    Attributes:
+      dtype: one of `DTYPES`.
+      low: value that becomes -1; values below it are clipped.
+      high: value that becomes 1.
+    """
+
+    dtype: str = "uint8"
+    low: float = 0.0
+    high: float = 255.0
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels of an integer type; 0 for floats, which have densities instead of probabilities."""
+        return round(self.high - self.low) + 1 if self.dtype != "float32" else 0
+
+    def from_data(self, images: jax.Array) -> jax.Array:
+        """Values of any shape -> float32 in [-1, 1]."""
+        if self == UINT8:
+            return from_uint8(images)
+        return jnp.clip((images.astype(jnp.float32) - self.low) * (2 / (self.high - self.low)) - 1.0, -1.0, 1.0)
+
+    def to_data(self, x: jax.Array) -> jax.Array:
+        """Float of any shape, clipped to [-1, 1] -> values; integers by rounding."""
+        if self == UINT8:
+            return to_uint8(x)
+        values = (jnp.clip(x, -1.0, 1.0) + 1.0) * ((self.high - self.low) / 2) + self.low
+        return values if self.dtype == "float32" else jnp.floor(values + 0.5).astype(self.dtype)
+
+    def to_255(self, images: jax.Array) -> jax.Array:
+        """Values of any shape -> the same on the scale 0..255: uint8 as it is, other types as float32."""
+        return images if self == UINT8 else (self.from_data(images) + 1.0) * 127.5
+
+    def shown(self, images: np.ndarray, channels: tuple[int, ...] = ()) -> np.ndarray:
+        """The picture of images [..., H, W, C]: uint8 [..., H, W, 1 or 3].
+
+        Args:
+          channels: one or three channels to show; (): all of one or three, the first of two, the first three of more.
+        """
+        channels = channels or tuple(range(3 if images.shape[-1] >= 3 else 1))
+        images = (
+            images if len(channels) == images.shape[-1] and channels == tuple(range(len(channels))) else images[..., channels]
+        )
+        if self == UINT8:
+            return images
+        scaled = (np.asarray(images, np.float64) - self.low) * (255 / (self.high - self.low))
+        return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+UINT8 = PixelFormat()

@@ -57,6 +57,7 @@ def vlb_terms(
     keys: Array,
     *,
     decoder: str = "exact",
+    half_bin: float = likelihood.HALF_BIN,
 ) -> VlbTerms:
     """The term of the bound at t for each image, with fresh noise: arrays [B]. (14), (15).
 
@@ -68,6 +69,7 @@ def vlb_terms(
       t: integer [B], 0..K-1; out of range gives NaN.
       keys: [B], one per image; the noise uses fold_in(key, t).
       decoder: Φ of L_0, one of `likelihood.DECODERS`.
+      half_bin: half the distance of neighboring levels, as for `likelihood.discretized_gaussian_log_likelihood`.
 
     Raises:
       ValueError: unknown decoder, shapes that do not match, or a prediction incompatible with the schedule.
@@ -77,7 +79,7 @@ def vlb_terms(
     noise = jax.vmap(lambda key, t: jax.random.normal(jax.random.fold_in(key, t), x_start.shape[1:], dtype))(keys, t)
     x_t = gaussian.q_sample(schedule, x_start, t, noise)
     model_output = parameterization.evaluate(denoise_fn, x_t, schedule.level(t))
-    return likelihood.vb_terms(schedule, parameterization, model_output, x_start, x_t, t, decoder=decoder)
+    return likelihood.vb_terms(schedule, parameterization, model_output, x_start, x_t, t, decoder=decoder, half_bin=half_bin)
 
 
 def scan_vlb_terms(
@@ -90,6 +92,7 @@ def scan_vlb_terms(
     first_t: int | Array,
     count: int,
     decoder: str = "exact",
+    half_bin: float = likelihood.HALF_BIN,
 ) -> VlbTerms:
     """The terms of t = first_t .. first_t + count - 1 under one `lax.scan`: arrays [count, B], in order of t.
 
@@ -102,7 +105,7 @@ def scan_vlb_terms(
 
     def body(_: None, t: Array) -> tuple[None, VlbTerms]:
         ts = jnp.full(x_start.shape[:1], t, jnp.int32)
-        return None, vlb_terms(schedule, parameterization, denoise_fn, x_start, ts, keys, decoder=decoder)
+        return None, vlb_terms(schedule, parameterization, denoise_fn, x_start, ts, keys, decoder=decoder, half_bin=half_bin)
 
     return jax.lax.scan(body, None, first_t + jnp.arange(count, dtype=jnp.int32))[1]
 
@@ -206,6 +209,7 @@ def scan_sampled_vlb_terms(
     *,
     first_row: int | Array = 0,
     decoder: str = "exact",
+    half_bin: float = likelihood.HALF_BIN,
 ) -> VlbTerms:
     """The terms at sampled t under one `lax.scan`: arrays [n, B]. Each row has independent noise.
 
@@ -219,7 +223,9 @@ def scan_sampled_vlb_terms(
     def body(_: None, row: tuple[Array, Array]) -> tuple[None, VlbTerms]:
         number, ts = row
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, schedule.num_timesteps + 1 + number)
-        return None, vlb_terms(schedule, parameterization, denoise_fn, x_start, ts, row_keys, decoder=decoder)
+        return None, vlb_terms(
+            schedule, parameterization, denoise_fn, x_start, ts, row_keys, decoder=decoder, half_bin=half_bin
+        )
 
     rows = first_row + jnp.arange(t.shape[0], dtype=jnp.int32)
     return jax.lax.scan(body, None, (rows, t))[1]

@@ -1,6 +1,7 @@
 """Extract features of many images on all devices: batch by batch, or accumulated as statistics."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.data.source import ImageSource
+from ddpm_jax.diffusion import pixels
 from ddpm_jax.metrics import feature_set
 from ddpm_jax.metrics.feature_set import FeatureSet
 from ddpm_jax.metrics.features import FeatureExtractor, Features
@@ -24,6 +26,7 @@ def extract(
     *,
     batch_size: int,
     report: Callable[[float], None] = lambda images: None,
+    pixel_format: pixels.PixelFormat = pixels.UINT8,
 ) -> Iterator[Features]:
     """Yield the features of images, batch by batch: NumPy arrays, on every host.
 
@@ -35,13 +38,14 @@ def extract(
       batches: uint8 [b, H, W, C] each, b <= batch_size, all with the same H, W, C; the same on every host.
       batch_size: images per batch over all devices; shorter batches are padded to avoid recompilation.
       report: called with the number of finished images.
+      pixel_format: type and range of the images; those of other types than uint8 reach the extractor as floats, 0..255.
 
     Raises:
       InvalidDataError: a feature is not finite, or the images differ in size.
     """
     driver = BatchDriver(mesh, batch_size)
     # Without shard_map: a user-defined function gets the whole batch.
-    apply = jax.jit(extractor.apply, out_shardings=batch_sharding(mesh))
+    apply = jax.jit(_scaled(extractor.apply, pixel_format), out_shardings=batch_sharding(mesh))
     variables = jax.device_put(extractor.variables, replicated(mesh))
 
     def sized() -> Iterator[tuple[int, np.ndarray]]:
@@ -60,6 +64,14 @@ def extract(
         yield found
 
 
+@functools.lru_cache(maxsize=8)  # one object for each pair, so that later calls compile nothing
+def _scaled(apply: Callable[..., Features], pixel_format: pixels.PixelFormat) -> Callable[..., Features]:
+    """`apply`, for images on the scale 0..255."""
+    if pixel_format == pixels.UINT8:
+        return apply
+    return lambda variables, images: apply(variables, pixel_format.to_255(images))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureCollector:
     """Computes features on all devices and accumulates what scores and statistics need.
@@ -71,11 +83,14 @@ class FeatureCollector:
     mesh: Mesh
     batch_size: int
     max_features: int = 0
+    pixel_format: pixels.PixelFormat = pixels.UINT8
 
     def collect(self, batches: Iterable[np.ndarray], count: int, **options: bool) -> FeatureSet:
         """Accumulate the features of `count` images in batches uint8 [b, H, W, C], with a progress line."""
         with distributed.show_progress(count) as report:
-            parts = extract(self.extractor, self.mesh, batches, batch_size=self.batch_size, report=report)
+            parts = extract(
+                self.extractor, self.mesh, batches, batch_size=self.batch_size, report=report, pixel_format=self.pixel_format
+            )
             return feature_set.accumulate_features(parts, count, self.max_features, **options)
 
     def split(self, images: np.ndarray) -> Iterator[np.ndarray]:

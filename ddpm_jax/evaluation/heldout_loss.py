@@ -24,12 +24,13 @@ class HeldoutLoss:
     """Computes the mean loss of the network without dropout. Compiled once, for any parameters.
 
     Args:
-      images: uint8 [N, H, W, C].
+      images: [N, H, W, C] of `pixel_format`.
       cond: a pytree of arrays [N, ...] such as int32 labels, or None for an unconditional network.
       schedule, parameterization, loss_fn: those of the training.
       make_denoise_fn: (params, cond) -> denoise_fn(x_t, t) -> output.
       mesh: devices.
       batch_size: images per batch, over all devices; does not change the result beyond rounding.
+      pixel_format: type and range of the images.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class HeldoutLoss:
         make_denoise_fn: Callable[[Any, Any], DenoiseFn],
         mesh: Mesh,
         batch_size: int,
+        pixel_format: pixels.PixelFormat = pixels.UINT8,
     ) -> None:
         self._inputs = (images, cond, stratified_timesteps(len(images), schedule.num_timesteps))
         self._driver = BatchDriver(mesh, min(batch_size, len(images)))
@@ -51,7 +53,7 @@ class HeldoutLoss:
 
         def losses(params: Any, inputs: tuple, key_data: jax.Array) -> jax.Array:
             images, cond, t = inputs
-            x_start, keys = pixels.from_uint8(images), jax.random.wrap_key_data(key_data)
+            x_start, keys = pixel_format.from_data(images), jax.random.wrap_key_data(key_data)
             noise = jax.vmap(lambda key: jax.random.normal(key, x_start.shape[1:]))(keys)
             x_t = gaussian.q_sample(schedule, x_start, t, noise)
             level = schedule.level(t)._replace(time=t)  # as in the training step

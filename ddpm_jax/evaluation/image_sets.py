@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from ddpm_jax.data import prepared
 from ddpm_jax.data.decode import ImageDecodeError
 from ddpm_jax.data.folder_listing import EXTENSIONS, counted, find_images
 from ddpm_jax.data.image_zip import ImageZip
@@ -28,14 +29,13 @@ class ImageSet:
 
     Attributes:
       name: the path, or tfds:NAME.
-      image_size: height, in pixels.
-      channels: 1 (gray) or 3 (RGB). May be raised to 3: gray images then have three equal channels.
+      image_shape: (H, W, C), C = 1 (gray) or 3 (RGB). C may be raised to 3: gray images then have three equal channels.
       resize: what was done to images of other sizes; "none" if nothing.
       broken: number of files that cannot be read and are left out.
       value_range: (black, white) of gray files of more than 8 bits; () without such files.
     """
 
-    split, num_classes, fingerprint = "", 0, ""
+    split, num_classes, fingerprint, dtype = "", 0, "", "uint8"
     class_names: tuple[str, ...] = ()
 
     def __init__(
@@ -49,19 +49,19 @@ class ImageSet:
         levels: Sequence[float] = (),
     ):
         self.name, self._read, self.resize, self.broken, self.value_range = name, read, resize, broken, tuple(levels)
-        self._count, self.image_size, self._width, self.channels = shape
+        self._count, self.image_shape = shape[0], shape[1:]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.image_size, self._width, self.channels
+    def channels(self) -> int:
+        """1 (gray) or 3 (RGB)."""
+        return self.image_shape[2]
 
     def __len__(self) -> int:
         return self._count
 
     def batch(self, indices: np.ndarray) -> Batch:
         """{"image": uint8 [n, H, W, C]} at consecutive indices [n]."""
-        images = np.empty((len(indices), *self.shape), np.uint8)
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
         for row, image in enumerate(self._read(indices)):
             images[row] = image  # gray is repeated
         return {"image": images}
@@ -71,8 +71,8 @@ def open_set(name: str, reading: Reading) -> ImageSet:
     """Open a set, and read every file of it once.
 
     Args:
-      name: path of a folder (images at any depth), of a zip of images, or of a .npz or .npy file (see `ArrayImages`); or
-        tfds:NAME or tfds:NAME@SPLIT, by default of the split train.
+      name: path of a folder (images at any depth, or a prepared set), of a zip of images, or of a .npz or .npy file (see
+        `ArrayImages`); or tfds:NAME or tfds:NAME@SPLIT, by default of the split train.
       reading: how its files are read.
 
     Raises:
@@ -87,6 +87,10 @@ def open_set(name: str, reading: Reading) -> ImageSet:
     if name.startswith(TFDS):
         return _open_tfds(name, reading)
     path = pathlib.Path(name)
+    if (path / prepared.DESCRIPTION).exists():
+        source = prepared.load_prepared("all", folder=name, in_memory=False)
+        shape = (len(source), *source.image_shape)
+        return _of_arrays(name, shape, lambda indices: source.batch(indices)["image"], reading)
     if path.is_dir():
         names, others = find_images(name)
         if not names:
@@ -104,7 +108,8 @@ def open_set(name: str, reading: Reading) -> ImageSet:
         return _of_files(name, FileImages(name, archive.names, archive.content, reading), reading)
     if path.suffix.lower() in EXTENSIONS:
         raise InvalidDataError(f"{name} is one image: give the folder of the images")
-    return _of_arrays(name, ArrayImages(path), reading)
+    arrays = ArrayImages(path)
+    return _of_arrays(name, arrays.shape, arrays.read, reading)
 
 
 def is_image_zip(path: pathlib.Path) -> bool:
@@ -147,14 +152,16 @@ def _open_tfds(name: str, reading: Reading) -> ImageSet:
     return ImageSet(name, (count, *size, channels), read_some, resize=describe(reading.resize, size != own))
 
 
-def _of_arrays(name: str, arrays: ArrayImages, reading: Reading) -> ImageSet:
-    count, height, width, channels = arrays.shape
+def _of_arrays(
+    name: str, shape: tuple[int, int, int, int], read: Callable[[np.ndarray], Iterable[np.ndarray]], reading: Reading
+) -> ImageSet:
+    count, height, width, channels = shape
     size = reading.size or (height, width)
     if size == (height, width):
-        return ImageSet(name, arrays.shape, arrays.read)
+        return ImageSet(name, shape, read)
 
     def read_some(indices: np.ndarray) -> list[np.ndarray]:
-        return [_fitted(name, f"all {count:,} images", image, size, reading) for image in arrays.read(indices)]
+        return [_fitted(name, f"all {count:,} images", image, size, reading) for image in read(indices)]
 
     read_some(np.arange(1))  # raises at once without `resize`
     return ImageSet(name, (count, *size, channels), read_some, resize=describe(reading.resize, count))

@@ -9,7 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime.batch_driver import Batch, BatchDriver
+
+
+def num_levels(pixel_format: pixels.PixelFormat) -> int:
+    """Number of levels of the images. Raises ValueError for floats, of which bits per dimension are not defined."""
+    if not pixel_format.num_levels:
+        raise ValueError(f"bits/dim needs images with discrete levels, and these are {pixel_format.dtype}")
+    return pixel_format.num_levels
 
 
 class LikelihoodEvaluator(abc.ABC):
@@ -44,7 +52,7 @@ class LikelihoodEvaluator(abc.ABC):
         Args:
           params: parameters of the network, replicated over the mesh.
           key: root key; image i uses fold_in(key, first_image + i).
-          images: uint8 [N, H, W, C], the same on every host.
+          images: [N, H, W, C] in levels, the same on every host.
           cond: pytree of arrays [N, ...] for a conditional network.
           first_image: index of the first image.
           report: called with the number of finished images, including fractions of a batch.

@@ -26,9 +26,10 @@ y = (k + u) / 128 - 1 with u uniform in [0, 1), equal to (u + 255 x) / 256 for a
 
     bits/dim = -log2 p(y) / D + 7                                                     (28)
 
-where 7 = log2(128) converts to the density per level. Its mean over u is an upper bound of the discrete -log2 P(k) / D
-(Jensen's inequality). This density of *dequantized* data under an ODE is not comparable with the variational bound of
-`diffusion/vlb.py`, which is for the discrete levels under a chain of T steps. Always report which of the two is meant.
+where 7 = log2(128) converts to the density per level; for n levels instead of 256 it is log2(n / 2). Its mean over u is an
+upper bound of the discrete -log2 P(k) / D (Jensen's inequality). This density of *dequantized* data under an ODE is not
+comparable with the variational bound of `diffusion/vlb.py`, which is for the discrete levels under a chain of T steps.
+Always report which of the two is meant.
 
 **One image at a time.** `ode_log_likelihood` takes a single image; use `jax.vmap` for a batch. Each image then has its own
 step sizes, and its result does not depend on the rest of the batch. A batch takes as long as its slowest image.
@@ -44,7 +45,6 @@ from ddpm_jax.diffusion import continuous_time
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
-LEVELS_PER_UNIT = 128  # number of the 256 gray levels in an interval of length 1 on the scale [-1, 1)
 TRACE_CHUNK = 64  # derivatives of the exact trace computed in one batch: memory for as many forward passes
 STAGES = 6  # evaluations per step of Tsitouras' method; the seventh is the first one of the next step
 
@@ -70,20 +70,23 @@ def start_sigma(schedule: NoiseSchedule) -> float:
     return float(schedule.sqrt_recipm1_alphas_cumprod[0])
 
 
-def dequantize(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """y = (k + u) / 128 - 1, float32 in [-1, 1). 2011.13456, appendix D.2; uniform dequantization.
+def dequantize(images: jax.Array, keys: jax.Array, num_levels: int = 256, lowest: float = 0.0) -> jax.Array:
+    """y = 2 (k + u) / n - 1, float32 in [-1, 1), for n levels k. 2011.13456, appendix D.2; uniform dequantization.
 
     Args:
-      images: uint8 [B, ...], levels k.
+      images: integer [B, ...], levels lowest + k, clipped to 0 <= k < n.
       keys: [B]; u uses fold_in(key, 0).
+      num_levels: n; 256 for uint8.
+      lowest: the level k = 0.
     """
     u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), images.shape[1:]))(keys)
-    return (images.astype(jnp.float32) + u) / LEVELS_PER_UNIT - 1.0
+    levels = jnp.clip(images.astype(jnp.float32) - lowest, 0, num_levels - 1)
+    return (levels + u) / (num_levels / 2) - 1.0
 
 
-def bits_per_dim(nats: jax.Array) -> jax.Array:
+def bits_per_dim(nats: jax.Array, num_levels: int = 256) -> jax.Array:
     """Bits per dimension (28) from the log density per dimension of dequantized images, in nats."""
-    return np.log2(LEVELS_PER_UNIT) - nats / np.log(2.0)
+    return np.log2(num_levels / 2) - nats / np.log(2.0)
 
 
 def ode_log_likelihood(

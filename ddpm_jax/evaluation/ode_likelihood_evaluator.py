@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.diffusion import pixels
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import ode_likelihood
-from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator, num_levels
 from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch
 from ddpm_jax.runtime.errors import NumericalError
 
@@ -55,8 +56,11 @@ class OdeLikelihoodEvaluator(LikelihoodEvaluator):
         rtol: float = 1e-5,
         atol: float = 1e-5,
         max_steps: int = 1000,
+        pixel_format: pixels.PixelFormat = pixels.UINT8,
     ):
-        """Validate the arguments: those of `LikelihoodEvaluator` and of `ode_likelihood.ode_log_likelihood`.
+        """Validate the arguments: those of `LikelihoodEvaluator` and of `ode_likelihood.ode_log_likelihood`, and
+
+        pixel_format, the type and range of the images, of discrete levels.
 
         The clipping of the parameterization is not applied, and the denoise_fn must accept floating t.
 
@@ -65,6 +69,7 @@ class OdeLikelihoodEvaluator(LikelihoodEvaluator):
         """
         ode_likelihood.validate_args(schedule, parameterization, probes=probes, rtol=rtol, atol=atol, max_steps=max_steps)
         super().__init__(mesh, batch_size)
+        self.num_levels = num_levels(pixel_format)
         self.probes, self.rtol = probes, rtol
         self.start_sigma = ode_likelihood.start_sigma(schedule)
         self._limits = f"{max_steps} steps at rtol {rtol:g} and atol {atol:g}"
@@ -85,7 +90,7 @@ class OdeLikelihoodEvaluator(LikelihoodEvaluator):
                     max_steps=max_steps,
                 )
 
-            return jax.vmap(one)(ode_likelihood.dequantize(images, keys), cond, keys)
+            return jax.vmap(one)(ode_likelihood.dequantize(images, keys, self.num_levels, pixel_format.low), cond, keys)
 
         in_specs = (REPLICATED, SHARDED, SHARDED, SHARDED)
         # check_vma requires that loop carries are marked as varying over devices, which diffrax does not do. It guards
@@ -103,7 +108,7 @@ class OdeLikelihoodEvaluator(LikelihoodEvaluator):
                 "set `rtol` to a larger value (and check that the weights are finite)"
             )
         return OdeLikelihoodBatch(
-            bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64)),
+            bits=ode_likelihood.bits_per_dim(found.nats.astype(np.float64), self.num_levels),
             prior_bits=-found.prior_nats.astype(np.float64) / np.log(2.0),
             evaluations=found.evaluations,
         )

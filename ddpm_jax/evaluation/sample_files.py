@@ -44,6 +44,8 @@ class SampleFolder:
       keeps_stages: whether x_t and pred_xstart of the first images are saved.
       conditions: condition images, uint8 [num_images, h, w, C'], or None; images.npz and the grid have them too.
       originals: uint8 [num_images, H, W, C], what they were made of, for the grid; None if unknown.
+      pixel_format: type and range of the images.
+      shown_channels: see `pixels.PixelFormat.shown`.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class SampleFolder:
         keeps_stages: bool = False,
         conditions: np.ndarray | None = None,
         originals: np.ndarray | None = None,
+        pixel_format: pixels.PixelFormat = pixels.UINT8,
+        shown_channels: tuple[int, ...] = (),
     ):
         self.folder = folder
         self._cache = SampleCache(folder, identity)
@@ -66,6 +70,7 @@ class SampleFolder:
         self._labels, self._class_names = labels, tuple(class_names)
         self._formats, self._keeps_stages = formats, keeps_stages
         self._conditions, self._originals = conditions, originals
+        self._pixel_format, self._shown_channels = pixel_format, shown_channels
         self._npz = folder / "images.npz"
         self._png = folder / "png"
 
@@ -83,7 +88,7 @@ class SampleFolder:
         kept = {}
         if self._keeps_stages and first < KEPT_IMAGES:
             some = jax.tree.map(lambda array: array[: KEPT_IMAGES - first], batch)
-            kept = trajectory_images(some)
+            kept = trajectory_images(some, self._pixel_format)
         self._cache.write(first, batch.images, conditioning.labels_of(batch.cond), **kept)
         if "png" in self._formats:
             self._write_pngs(first, batch.images, frozenset())
@@ -104,7 +109,7 @@ class SampleFolder:
         if "npz" in self._formats and npz.shape_of(self._npz, IMAGES) != self._shape:
             npz.write(self._npz, {IMAGES: self._rows(), **self._class_arrays(), **stages})
         for name, pictures in stages.items():
-            image_grid.save_png(self.folder / f"{name}.png", chain_strip(pictures))
+            image_grid.save_png(self.folder / f"{name}.png", chain_strip(self._shown(pictures)))
         image_grid.save_png(self.folder / "grid.png", self._grid())
         self._cache.clear()
 
@@ -125,7 +130,7 @@ class SampleFolder:
         return source() if source else self._cache.batches(self._shape[0], READ_IMAGES)
 
     def _rows(self) -> npz.Rows:
-        return npz.Rows(self._shape, np.dtype(np.uint8), self._batches())
+        return npz.Rows(self._shape, np.dtype(self._pixel_format.dtype), self._batches())
 
     def _class_arrays(self) -> dict[str, np.ndarray]:
         conditions = {} if self._conditions is None else {"conditions": self._conditions}
@@ -152,11 +157,15 @@ class SampleFolder:
         plan = image_grid.plan_grid(self._shape[0], self._labels)
         wanted, shown, first = set(plan.cells[plan.cells >= 0].tolist()), {}, 0
         for images in self._batches():
-            shown |= {first + i: image.copy() for i, image in enumerate(images) if first + i in wanted}
+            shown |= {first + i: self._shown(image).copy() for i, image in enumerate(images) if first + i in wanted}
             first += len(images)
             if len(shown) == len(wanted):
                 break
-        return image_grid.draw_plan(plan, shown.__getitem__, self._shape[1:], row_names(self._labels, self._class_names))
+        shape = next(iter(shown.values())).shape
+        return image_grid.draw_plan(plan, shown.__getitem__, shape, row_names(self._labels, self._class_names))
+
+    def _shown(self, images: np.ndarray) -> np.ndarray:
+        return self._pixel_format.shown(images, self._shown_channels)
 
     # PNG files.
 
@@ -197,13 +206,13 @@ class SampleFolder:
         return image
 
 
-def trajectory_images(generated: GeneratedBatch) -> dict[str, np.ndarray]:
-    """The saved steps followed by the final image: name -> uint8 [N, S + 1, H, W, C]; empty if none were saved."""
+def trajectory_images(generated: GeneratedBatch, pixel_format: pixels.PixelFormat = pixels.UINT8) -> dict[str, np.ndarray]:
+    """The saved steps followed by the final image: name -> [N, S + 1, H, W, C]; empty if none were saved."""
     if not generated.saved_x.shape[1]:
         return {}
     final = generated.images[:, None]
     stages = dict(zip(STAGES, (generated.saved_x, generated.saved_pred_xstart), strict=True))
-    return {name: np.concatenate([np.asarray(pixels.to_uint8(x)), final], axis=1) for name, x in stages.items()}
+    return {name: np.concatenate([np.asarray(pixel_format.to_data(x)), final], axis=1) for name, x in stages.items()}
 
 
 def pictures_of(
@@ -211,17 +220,21 @@ def pictures_of(
     class_names: Sequence[str],
     conditions: np.ndarray | None = None,
     originals: np.ndarray | None = None,
+    pixel_format: pixels.PixelFormat = pixels.UINT8,
+    shown_channels: tuple[int, ...] = (),
 ) -> dict[str, np.ndarray]:
     """A grid of the images, and filmstrips of the saved steps: suffix of the file name -> uint8 [H', W', C].
 
-    `conditions` and `originals` are as for `SampleFolder`.
+    The other arguments are as for `SampleFolder`.
     """
     labels = conditioning.labels_of(generated.cond)
+    shown = functools.partial(pixel_format.shown, channels=shown_channels)
     if conditions is not None:
         pictures = {"": condition_grid.draw(generated.images, conditions, originals)}
     else:
-        pictures = {"": image_grid.grid_of_classes(generated.images, labels, row_names(labels, class_names))}
-    return pictures | {f"-{name}": chain_strip(stages) for name, stages in trajectory_images(generated).items()}
+        pictures = {"": image_grid.grid_of_classes(shown(generated.images), labels, row_names(labels, class_names))}
+    stages = trajectory_images(generated, pixel_format)
+    return pictures | {f"-{name}": chain_strip(shown(images)) for name, images in stages.items()}
 
 
 def chain_strip(stages: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ddpm_jax.diffusion import likelihood, pixels, vlb
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
-from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator, num_levels
 from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, largest_divisor
 
 
@@ -64,16 +64,19 @@ class VlbEvaluator(LikelihoodEvaluator):
         decoder: str = "exact",
         batch_size: int,
         timesteps_per_image: int = 0,
+        pixel_format: pixels.PixelFormat = pixels.UINT8,
     ):
         """Validate the arguments, those of `LikelihoodEvaluator` and these:
 
         Args:
           decoder: decoder of L_0, one of `likelihood.DECODERS`.
+          pixel_format: type and range of the images, of discrete levels.
           timesteps_per_image: number of sampled terms for an unbiased estimate, even and >= 4; 0 for all T terms.
 
         Raises:
-          ValueError: timesteps_per_image is odd, below 4 or not below T; the decoder is unknown.
+          ValueError: timesteps_per_image is odd, below 4 or not below T; the decoder is unknown; the images are floats.
         """
+        half_bin = 1 / (num_levels(pixel_format) - 1)
         likelihood.check_decoder(decoder)
         self.decoder = decoder
         self.num_timesteps = steps = schedule.num_timesteps
@@ -95,17 +98,19 @@ class VlbEvaluator(LikelihoodEvaluator):
 
         def advance(params: Any, cond: Any, images: jax.Array, key_data: jax.Array, t: jax.Array, first: jax.Array):
             keys, denoise_fn = jax.random.wrap_key_data(key_data), make_denoise_fn(params, cond)
-            x_start = pixels.from_uint8(images)
+            x_start = pixel_format.from_data(images)
             parts = (schedule, parameterization, denoise_fn, x_start)
             if timesteps_per_image:
                 rows = jax.lax.dynamic_slice_in_dim(t.T, first, self.chunk_size)
-                terms = vlb.scan_sampled_vlb_terms(*parts, rows, keys, first_row=first, decoder=decoder)
+                terms = vlb.scan_sampled_vlb_terms(*parts, rows, keys, first_row=first, decoder=decoder, half_bin=half_bin)
             else:
-                terms = vlb.scan_vlb_terms(*parts, keys, first_t=first, count=self.chunk_size, decoder=decoder)
+                terms = vlb.scan_vlb_terms(
+                    *parts, keys, first_t=first, count=self.chunk_size, decoder=decoder, half_bin=half_bin
+                )
             return terms.bits.T, terms.xstart_mse.T, terms.eps_mse.T
 
         def prior(images: jax.Array) -> jax.Array:
-            return vlb.prior_bpd(schedule, pixels.from_uint8(images))
+            return vlb.prior_bpd(schedule, pixel_format.from_data(images))
 
         def compiled(fn: Callable, in_specs: tuple) -> Callable:
             return jax.jit(self._driver.shard(fn, in_specs))

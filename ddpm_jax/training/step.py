@@ -46,6 +46,7 @@ def train_step(
     cond_fn: Callable[[Any, jax.Array, jax.Array | None, jax.Array], Any] | None = None,
     averaging: EmaTracker = ema_tracker.NONE,
     accumulation_steps: int = 1,
+    pixel_format: pixels.PixelFormat = pixels.UINT8,
     unroll: bool = False,
     shard_grad_fn: Callable[[Callable], Callable] = lambda loss_and_grads: loss_and_grads,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -53,7 +54,7 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: image uint8 [B, H, W, C]; cond, a pytree of arrays [B, ...], for a conditional network.
+      batch: image [B, H, W, C] of `pixel_format`; cond, a pytree of arrays [B, ...], for a conditional network.
       key: the run's training key; the step is folded in here.
       learning_rate: float32 [], factor on the updates of the optimizer. As an argument it may change without a compilation.
       apply_fn: the network, with dropout.
@@ -73,6 +74,7 @@ def train_step(
         [B, 1, 1, 1], those that are mirrored, or None without random_flip.
       averaging: the additional averages of `state`.
       accumulation_steps: number of micro-batches over which gradients are averaged; divides B.
+      pixel_format: type and range of the images.
       unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
       shard_grad_fn: transforms (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) into the same function,
         sharded over devices; by default XLA partitions it.
@@ -96,7 +98,7 @@ def train_step(
         images = jnp.where(flip, images[:, :, ::-1], images)
     t, weights = timestep_sampler.draw(state.timestep_sampler_state, t_key, size)
     noise = jax.random.normal(noise_key, images.shape)
-    examples = {"x_start": pixels.from_uint8(images), "t": t, "weight": weights, "noise": noise}
+    examples = {"x_start": pixel_format.from_data(images), "t": t, "weight": weights, "noise": noise}
     if "cond" in batch:
         examples["cond"] = batch["cond"]
         if cond_fn is not None:

@@ -51,7 +51,7 @@ def test_every_mode(tmp_path, wide_config):
     assert sample.run(config, str(run)) == 0
     (file,) = run.glob("samples/**/images.npz")
     with np.load(file) as arrays:
-        assert arrays["images"].shape == (5, 8, 16, 3)
+        assert arrays["arr_0"].shape == (5, 8, 16, 3)
     assert compute_stats.run(config, str(run)) == 0
     config.evaluation.reference = str(run / "eval" / "reference.npz")
     assert evaluate.run(config, str(run)) == 0

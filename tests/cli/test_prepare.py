@@ -13,6 +13,7 @@ from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 from ddpm_jax.user_messages import UsageError
 from tests.cli.conftest import REPOSITORY
 
+
 @pytest.fixture
 def photographs(tmp_path):
     """20 images in the classes a and b."""

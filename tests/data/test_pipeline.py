@@ -320,7 +320,7 @@ def test_invalid_images(image):
 def test_sources_reject_inconsistent_arguments():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     for arguments, options in (
-        ((images.astype(np.float32),), {}),
+        ((images.astype(np.float64),), {}),
         ((images[..., 0],), {}),
         ((images, np.arange(3)), {}),
         ((images,), {"num_classes": 3}),

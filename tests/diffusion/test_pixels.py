@@ -36,3 +36,39 @@ def test_floats_are_rounded_to_the_nearest_level(offset):
 def test_values_out_of_range_are_clipped():
     x = jnp.array([-1e6, -1.5, -1.01, 1.01, 1.5, 1e6, -jnp.inf, jnp.inf])
     np.testing.assert_array_equal(pixels.to_uint8(x), [0, 0, 0, 255, 255, 255, 0, 255])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_every_level_of_a_type_survives_the_round_trip(dtype):
+    levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype)
+    form = pixels.PixelFormat(dtype, 0.0, float(levels[-1]))
+    x = form.from_data(jnp.asarray(levels))
+    assert (float(x[0]), float(x[-1]), x.dtype) == (-1, 1, jnp.float32)
+    np.testing.assert_array_equal(np.asarray(form.to_data(x)), levels)
+    assert form.to_data(x).dtype == dtype
+    assert form.num_levels == len(levels)
+    np.testing.assert_allclose(np.asarray(form.to_255(jnp.asarray(levels)), np.float64), levels * (255 / levels[-1]), atol=1e-4)
+
+
+def test_a_range_is_mapped_and_clipped():
+    form = pixels.PixelFormat("float32", -100.0, 300.0)
+    values = np.array([-500, -100, 100, 300, 900], np.float32)
+    x = np.asarray(form.from_data(jnp.asarray(values)))
+    np.testing.assert_allclose(x, [-1, -1, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(form.to_data(jnp.asarray(3 * x))), [-100, -100, 100, 300, 300], atol=1e-3)
+    assert form.num_levels == 0
+    counts = pixels.PixelFormat("uint16", 100.0, 355.0)
+    assert counts.num_levels == 256
+    np.testing.assert_array_equal(np.asarray(counts.to_data(jnp.asarray([-2.0, -1.0, 0.0, 1.0]))), [100, 100, 228, 355])
+
+
+def test_shown_pictures():
+    images = np.arange(2 * 2 * 2 * 4, dtype=np.uint16).reshape(2, 2, 2, 4) * 2000
+    form = pixels.PixelFormat("uint16", 0.0, 65535.0)
+    assert form.shown(images).shape == (2, 2, 2, 3)
+    assert form.shown(images[..., :2]).shape == (2, 2, 2, 1)
+    expected = np.rint(images[..., [3, 0, 1]] * (255 / 65535))
+    np.testing.assert_array_equal(form.shown(images, (3, 0, 1)), expected)
+    eight = (images // 256).astype(np.uint8)
+    np.testing.assert_array_equal(pixels.UINT8.shown(eight, (2,)), eight[..., [2]])
+    np.testing.assert_array_equal(pixels.UINT8.shown(eight[..., :3]), eight[..., :3])

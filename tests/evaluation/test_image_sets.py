@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import source
+from ddpm_jax.data.prepare import prepare
+from ddpm_jax.data.prepare_target import Settings
 from ddpm_jax.evaluation import image_files, score_inputs
 from ddpm_jax.evaluation.image_files import Reading
 from ddpm_jax.evaluation.image_resize import Resize, resized
@@ -28,7 +30,7 @@ def test_a_set_that_does_not_fit_into_memory_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "fits_in_memory", lambda *_: False)
     again = open_set(str(tmp_path), Reading(on_decode_error="skip"))
     for images in (kept, again):
-        assert images.shape == (5, 7, 3)
+        assert images.image_shape == (5, 7, 3)
         assert images.broken == 1
         np.testing.assert_array_equal(read(images), np.delete(pixels, 3, axis=0))
     (tmp_path / "4.png").unlink()
@@ -105,3 +107,14 @@ def test_what_an_input_is(tmp_path):
         "cut.npz": ["images", "images"],  # opening it is the error
     }
     assert score_inputs.resolve("tfds:cifar10@test", is_reference=True) == ("images", "tfds:cifar10@test")
+
+
+def test_a_prepared_set_is_scored_as_its_images(tmp_path):
+    pixels = RNG.integers(0, 256, (7, 6, 9, 3), dtype=np.uint8)
+    (tmp_path / "files").mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "files" / f"{index}.png")
+    prepare(str(tmp_path / "files"), str(tmp_path / "set"), Settings((6, 9)))
+    images = open_set(str(tmp_path / "set"), Reading())
+    assert (images.image_shape, images.resize) == ((6, 9, 3), "none")
+    np.testing.assert_array_equal(read(images), pixels)

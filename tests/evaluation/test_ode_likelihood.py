@@ -256,3 +256,15 @@ def test_an_unfinished_image_is_a_one_line_error():
 def test_invalid_arguments_are_found_before_compilation():
     with pytest.raises(ValueError, match=r"probes is -2"):
         make_evaluator(probes=-2)
+
+
+def test_dequantization_of_16_bits():
+    """Bits per dimension of a uniform density over [-1, 1), log p = -log 2, are log2 of the number of levels."""
+    keys = some_keys(2)
+    levels = jnp.array([[0, 100, 65535], [3, 5000, 40]], jnp.uint16)
+    y = np.asarray(dequantize(levels, keys, 65536), np.float64)
+    assert np.all((y + 1) * 32768 >= np.asarray(levels) - 0.01)
+    assert np.all((y + 1) * 32768 <= np.asarray(levels) + 1.01)
+    np.testing.assert_array_equal(dequantize(levels + 100, keys, 256, 100.0)[1, 2], dequantize(levels, keys, 256)[1, 2])
+    for num_levels in (256, 4096, 65536):
+        assert ode_likelihood.bits_per_dim(np.float64(-np.log(2)), num_levels) == pytest.approx(np.log2(num_levels))
