@@ -51,7 +51,7 @@ def test_the_command(tmp_path, photographs):
         "center here): choose another --to"
     )
     for flags, error in (
-        (("compare", "--size=8"), "--size is for --mode=prepare only: leave it out with --mode=compare"),
+        (("compare", "a", "b", "--size=8"), "--size is for --mode=prepare only: leave it out with --mode=compare"),
         (("prepare", "--from=x", "--size=8"), "--to is missing: give the folder to write, such as --to=sets/photos64"),
     ):
         assert command(*flags) == (2, "", f"error: {error}\n")
