@@ -166,6 +166,10 @@ def check_pixels(config: ConfigDict) -> None:
         raise UsageError("config.data.value_range is (): floats need the values that become -1 and 1, such as '(0,1)'")
     if data.dtype == "uint16" and any(value != int(value) for value in data.value_range):
         raise UsageError(f"config.data.value_range is {tuple(data.value_range)}: it must be two integers for uint16")
+    if data.condition and not is_picture(config):
+        raise UsageError(
+            f"config.data.condition needs images of 8 bits and 1 or 3 channels, not {data.dtype} and {data.channels}"
+        )
     shown = tuple(sampling.shown_channels)
     if shown and not (len(shown) in (1, 3) and all(0 <= channel < data.channels for channel in shown)):
         raise UsageError(

@@ -16,7 +16,16 @@ import numpy as np
 from ddpm_jax.data import decode
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import find_images, listed
-from ddpm_jax.data.source import ArraySource, Batch, ImageSource, LazySource, center_crop_and_resize, fits_in_memory
+from ddpm_jax.data.source import (
+    ArraySource,
+    Batch,
+    ImageSize,
+    ImageSource,
+    LazySource,
+    center_crop_and_resize,
+    fits_in_memory,
+    height_width,
+)
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 NAMED = 5
@@ -54,7 +63,7 @@ def load_pairs(
     source: ImageSource,
     folder: str,
     *,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     background: str = "white",
     in_memory: bool | str = "auto",
@@ -67,7 +76,7 @@ def load_pairs(
     Args:
       source: from `load_image_folder`.
       folder: path of the condition images; ~ is expanded.
-      image_size: height and width of the condition images; files of other sizes are center-cropped to a square and resized.
+      image_size: (H, W) of the condition images, or one number for both; other files are center-cropped and resized.
       channels: 1 or 3.
       background, in_memory, num_threads: as for `load_image_folder`.
 
@@ -83,7 +92,7 @@ def load_pairs(
         raise InvalidArgumentError(f"pairs need a folder of images, and {source.name} is not one: use data.name=image_folder")
     folder = os.path.abspath(os.path.expanduser(folder))
     paths, color = partners(files, folder, source.name), decode.parse_background(background)
-    shape = (image_size, image_size, channels)
+    shape = (*height_width(image_size), channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
     first = FirstReading(folder, paths, color, shape, images)
     first.read_all(num_threads)

@@ -93,6 +93,7 @@ def test_floats_of_a_set_of_ones_own(tmp_path, array_config):
         ({"data.dtype": "int8"}, r"config\.data\.dtype is 'int8': choose one of uint8, uint16, float32"),
         ({"data.dtype": "float32"}, r"config\.data\.value_range is \(\): floats need"),
         ({"data.dtype": "uint16", "data.value_range": (0.0, 0.5)}, "must be two integers for uint16"),
+        ({"data.channels": 4, "data.condition": "gray"}, r"config\.data\.condition needs images of 8 bits"),
         ({"data.channels": 0}, r"config\.data\.channels is 0: it must be above 0"),
         ({"data.channels": 4, "sampling.format": "png"}, r"set config\.sampling\.format=npz"),
         ({"data.dtype": "uint16", "sampling.format": "both"}, r"set config\.sampling\.format=npz"),

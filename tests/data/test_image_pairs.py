@@ -37,7 +37,7 @@ def test_partners_have_the_same_name_without_its_ending(images, tmp_path, in_mem
     assert batch["image"][:, 0, 0, 0].tolist() == [30, 10]
     assert batch["condition"].shape == (2, 4, 4, 1)
     assert batch["condition"][:, 0, 0, 0].tolist() == [103, 101]
-    assert (len(source), source.split, source.image_size, source.num_classes) == (3, "train", 4, 0)
+    assert (len(source), source.split, source.image_shape[:2], source.num_classes) == (3, "train", (4, 4), 0)
 
 
 def test_other_sizes_and_channels_are_converted(images, tmp_path):
