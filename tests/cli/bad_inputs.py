@@ -499,9 +499,7 @@ CASES = (
         "config.data.image_size=8",
         advice=("--config.data.image_size=8",),
     ),
-    Case(
-        "two channels", (*TRAIN, "--config.data.channels=2"), "config.data.channels is 2", advice=("--config.data.channels=1",)
-    ),
+    Case("two channels", (*TRAIN, "--config.data.channels=2"), "config.data.channels=1", advice=("--config.data.channels=1",)),
     Case(
         "number of classes",
         (*TRAIN, "--config.data.num_classes=7"),
