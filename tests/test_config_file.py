@@ -64,8 +64,8 @@ def test_a_wrong_name_has_a_hint():
     assert error_of("cifar") == "--config=cifar: no such config; did you mean --config=cifar10?"
     assert error_of("configs/digit.py") == "--config=configs/digit.py: no such file; did you mean --config=digits?"
     nothing_near = error_of("x")
-    assert nothing_near.startswith("--config=x: no such config; choose one of celeba64, ")
-    assert nothing_near.endswith(", mnist, or a file")
+    assert nothing_near.startswith("--config=x: no such config; choose one of adm_imagenet64, ")
+    assert nothing_near.endswith(", superres_fashion, or a file")
 
 
 def test_a_file_without_its_ending_has_a_hint(tmp_path):

@@ -1,6 +1,7 @@
 """Zip archives of images: nothing is extracted, and a hostile or damaged archive is an error of one line."""
 
 import io
+import pathlib
 import struct
 import zipfile
 
@@ -22,13 +23,15 @@ def png(seed=0):
 
 @pytest.fixture
 def make(tmp_path):
-    """(name -> bytes) -> path of an archive."""
+    """(name -> bytes) -> path of an archive, two folders below tmp_path."""
+    file = tmp_path / "sets" / "zips" / "a.zip"
+    file.parent.mkdir(parents=True)
 
     def write(members, compression=zipfile.ZIP_DEFLATED):
-        with zipfile.ZipFile(tmp_path / "a.zip", "w", compression) as archive:
+        with zipfile.ZipFile(file, "w", compression) as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
-        return str(tmp_path / "a.zip")
+        return str(file)
 
     return write
 
@@ -43,11 +46,11 @@ def test_images_at_any_depth_in_order_of_their_names(make):
 @pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:/evil.png", "..\\evil.png"])
 def test_names_that_point_outside_are_refused_and_nothing_is_written(make, tmp_path, name):
     file = make({"good.png": png(), name: png()})
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.parent.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(InvalidDataError, match="points outside of it") as raised:
         ImageZip(file)
     assert "\n" not in str(raised.value)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.parent.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_member_that_declares_too_many_bytes_is_refused_before_it_is_read(make, tmp_path, monkeypatch):
@@ -56,26 +59,26 @@ def test_a_member_that_declares_too_many_bytes_is_refused_before_it_is_read(make
     with pytest.raises(InvalidDataError, match=r"bomb\.png declares 100,000 bytes.*zip bomb"):
         ImageZip(file)
     monkeypatch.undo()
-    content = (tmp_path / "a.zip").read_bytes()
+    content = pathlib.Path(file).read_bytes()
     forged = content.replace(struct.pack("<I", 100_000), struct.pack("<I", 0xFFFFFFF0))
-    (tmp_path / "a.zip").write_bytes(forged)
+    pathlib.Path(file).write_bytes(forged)
     with pytest.raises(InvalidDataError, match="declares 4,294,967,280 bytes"):
         ImageZip(file)
 
 
 def test_a_member_that_declares_fewer_bytes_than_it_has_is_broken(make, tmp_path):
     file = make({"liar.png": b"\0" * 100_000})
-    forged = (tmp_path / "a.zip").read_bytes().replace(struct.pack("<I", 100_000), struct.pack("<I", 100))
-    (tmp_path / "a.zip").write_bytes(forged)
+    forged = (tmp_path / "sets" / "zips" / "a.zip").read_bytes().replace(struct.pack("<I", 100_000), struct.pack("<I", 100))
+    pathlib.Path(file).write_bytes(forged)
     with pytest.raises(ImageDecodeError, match="damaged"):
         ImageZip(file).content(0)
 
 
 def test_a_truncated_archive_and_other_files(make, tmp_path):
     file = make({"a.png": png()}, zipfile.ZIP_STORED)
-    content = (tmp_path / "a.zip").read_bytes()
+    content = pathlib.Path(file).read_bytes()
     for wrong in (content[: len(content) // 2], b"no archive", b""):
-        (tmp_path / "a.zip").write_bytes(wrong)
+        (tmp_path / "sets" / "zips" / "a.zip").write_bytes(wrong)
         with pytest.raises(InvalidDataError, match="truncated, damaged or not a zip archive"):
             ImageZip(file)
     with pytest.raises(FileAccessError, match="no such file"):
@@ -85,13 +88,13 @@ def test_a_truncated_archive_and_other_files(make, tmp_path):
 @pytest.mark.parametrize(("flag", "reason"), [(1, "encrypted"), (0, "damaged")])
 def test_an_unreadable_member_is_a_broken_image(make, tmp_path, flag, reason):
     file = make({"a.png": png(), "b.png": png(1)}, zipfile.ZIP_STORED)
-    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content = bytearray((tmp_path / "sets" / "zips" / "a.zip").read_bytes())
     if flag:  # the flag of an encrypted member, in its own header and in the directory
         content[6] |= 1
         content[content.index(b"PK\x01\x02") + 8] |= 1
     else:
         content[content.index(b"IDAT") + 6] ^= 0xFF  # the checksum of the member is wrong
-    (tmp_path / "a.zip").write_bytes(content)
+    (tmp_path / "sets" / "zips" / "a.zip").write_bytes(content)
     archive = ImageZip(file)
     with pytest.raises(ImageDecodeError, match=reason):
         archive.content(0)
