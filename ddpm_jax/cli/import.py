@@ -46,6 +46,8 @@ def run(config: ConfigDict, folder: str, *, source: str, given: Collection[str],
         if jax.process_count() > 1:
             raise UsageError("--mode=import runs in one process: run it once, then train with all")
         weights = open_weights(paths.expand(source))
+        if new_attention_order and weights.kind != "openai":
+            raise UsageError(f"--new_attention_order is for weights of guided-diffusion, and {weights.file} is of diffusers")
         set_fields(config, source_fields(config, weights, given), given)
         config_validation.check_config(config)
         network = build.build_model(config)

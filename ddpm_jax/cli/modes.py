@@ -128,13 +128,13 @@ def expand_short_form(argv: Sequence[str]) -> list[str]:
     """Rewrite `ddpm-jax compare runs/a runs/b` to flags, and short names of config flags to their fields.
 
     Raises:
-      UsageError: more words than the mode takes.
+      UsageError: more words than the mode takes, or words and the flag that they are short for.
     """
     name = argv[1] if len(argv) > 1 and MODES.get(argv[1], MODES["train"]).words else _mode_of(argv)
     mode = MODES.get(name)
     if mode is None:
         return list(argv)
-    is_short = argv[1:2] == [name]
+    is_short = argv[1:2] == [name] and bool(mode.words)
     words, rewritten, rest = [], [f"--mode={name}"] * is_short, list(argv[1 + is_short :])
     while rest:
         argument = rest.pop(0)
@@ -143,16 +143,20 @@ def expand_short_form(argv: Sequence[str]) -> list[str]:
             words.append(argument)
             continue
         if argument.startswith("-") and flag in mode.fields:
-            value = str(tuple(value.split(","))) if flag in TUPLES else value
+            value = str(tuple(word for word in value.split(",") if word)) if flag in TUPLES else value
             argument = f"--config.{mode.fields[flag]}{equals}{value}"
         rewritten.append(argument)
         if argument.startswith("-") and not equals and flag not in SWITCHES and rest and not rest[0].startswith("-"):
             rewritten.append(rest.pop(0))  # the value of the flag
     if mode.words not in LISTS and len(words) > 1:
         raise UsageError(f"unexpected argument {words[1]!r}: {name} takes one, and flags are --NAME=VALUE")
+    if not words:
+        return [argv[0], *rewritten]
+    if any(argument.lstrip("-").split("=")[0] == mode.words for argument in rewritten if argument.startswith("-")):
+        raise UsageError(f"unexpected argument {words[0]!r}: --{mode.words} is given too")
     # The serializer quotes a path with a comma, so that the parser does not split it.
-    joined = flags.CsvListSerializer(",").serialize(words) if mode.words in LISTS else "".join(words)
-    return [argv[0], *rewritten, *([f"--{mode.words}={joined}"] if words else [])]
+    joined = flags.CsvListSerializer(",").serialize(words) if mode.words in LISTS else words[0]
+    return [argv[0], f"--{mode.words}={joined}", *rewritten]  # before a last flag without a value, which would take it
 
 
 def default_config(argv: Sequence[str]) -> bool:

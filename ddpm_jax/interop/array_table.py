@@ -134,8 +134,8 @@ def to_ours(table: Table, shapes: Shapes, state: MutableMapping[str, Any], sourc
       source: file, for errors.
 
     Raises:
-      InvalidDataError: arrays are missing, unknown, of another shape, not of floating point, or hold NaN or infinity. The
-        message names them.
+      InvalidDataError: arrays are missing, unknown, of another shape, not of floating point, or hold NaN, infinity or a
+        number that float32 does not have. The message names them.
     """
     check_shapes(table, shapes, {name: tuple(array.shape) for name, array in state.items()}, source)
     params = {}
@@ -146,7 +146,10 @@ def to_ours(table: Table, shapes: Shapes, state: MutableMapping[str, Any], sourc
         if not np.isfinite(array).all():
             raise InvalidDataError(f"{source}: the array {entry.theirs} holds NaN or infinity: the network is useless")
         for name, part in zip(entry.ours, entry.to_ours(array), strict=True):
-            params[name] = np.array(part, np.float32, order="C")
+            with np.errstate(over="ignore"):
+                params[name] = np.array(part, np.float32, order="C")
+            if array.dtype.itemsize > 4 and not np.isfinite(params[name]).all():
+                raise InvalidDataError(f"{source}: the array {entry.theirs} holds numbers too large for float32")
     return params
 
 

@@ -162,7 +162,7 @@ def scheduler_config(
 def write(
     folder: pathlib.Path, network: UNet, params: Mapping[str, Any], unet: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> None:
-    """Write the folder; model_index.json last.
+    """Write the folder: the scheduler first and the configs after the weights, so that no part is taken for a whole.
 
     Args:
       folder: an existing folder.
@@ -179,10 +179,10 @@ def write(
     arrays = dict(array_table.to_theirs(table, flat))
     for name in ("unet", "scheduler"):
         (folder / name).mkdir(exist_ok=True)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     with open_atomic(folder / "unet" / "diffusion_pytorch_model.safetensors") as out:
         out.write(safetensors.numpy.save(arrays, {"format": "pt"}))  # diffusers requires this metadata
     _write_json(folder / "unet" / "config.json", unet)
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     classes = {name: ["diffusers", each["_class_name"]] for name, each in (("scheduler", scheduler), ("unet", unet))}
     _write_json(folder / "model_index.json", {"_class_name": "DDPMPipeline", "_diffusers_version": VERSION, **classes})
 

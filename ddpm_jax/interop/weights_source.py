@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.interop import diffusers_layout, openai_layout
+from ddpm_jax.interop import diffusers_layout, openai_layout, weights_file
 from ddpm_jax.interop.array_table import Shapes, Table
 from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
@@ -67,6 +67,8 @@ def open_weights(path: Path) -> WeightsSource:
     """
     if not path.exists():
         raise FileAccessError(f"no weights at {path}: there is no such file or folder")
+    if path.is_dir() and ((path / weights_file.NAME).is_file() or (path / "checkpoints").is_dir()):
+        raise _own(path)
     files: dict[str, Path] = {}
     if path.is_dir():
         files = _of_folder(path)
@@ -78,6 +80,8 @@ def open_weights(path: Path) -> WeightsSource:
     file = files["weights"]
     state = _read(file)
     kinds = [kind for kind, names in _MARKS.items() if all(name in state for name in names)]
+    if "conv_in/kernel" in state:
+        raise _own(file)
     if not kinds:
         raise InvalidDataError(
             f"{file} does not hold a U-Net of diffusers, improved-diffusion or guided-diffusion: "
@@ -92,6 +96,12 @@ def open_weights(path: Path) -> WeightsSource:
         network=_read_json(files["network"]) if "network" in files else None,
         scheduler=_read_json(files["scheduler"]) if "scheduler" in files else None,
         files=files,
+    )
+
+
+def _own(path: Path) -> InvalidDataError:
+    return InvalidDataError(
+        f"{path} holds weights of this program, which are not imported: train with --config.train.init_from={path}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ddpm_jax.runtime import config_changes, workdir
 from ddpm_jax.runtime.atomic import write_atomically
-from ddpm_jax.runtime.errors import InvalidDataError, error_line
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError, error_line
 
 HISTORY = "history.jsonl"
 
@@ -70,9 +70,15 @@ def check_config(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     """Checks that `config` may resume, or only read, the run in `folder`. Without a checkpoint there is no run yet.
 
     Raises:
-      ConflictError: as `config_changes.check`.
+      ConflictError: as `config_changes.check`; or a training would start from random values in the workdir of an import that
+        was killed before it saved the weights.
     """
-    step = latest_saved_step(folder)
+    step, lines = latest_saved_step(folder), read_history(folder)
+    if resume and step is None and lines and "imported" in lines[-1]:
+        source = lines[-1]["imported"].get("path")
+        raise ConflictError(
+            f"{folder}: an import of {source} did not complete: repeat it with the same command, or choose another --workdir"
+        )
     old = None if step is None else config_at(folder, step)
     if old is not None:
         config_changes.check(folder, old, config, resume=resume)

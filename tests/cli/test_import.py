@@ -14,7 +14,7 @@ from ddpm_jax.configs import defaults
 from ddpm_jax.interop import array_table, openai_layout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import InvalidDataError
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 from ddpm_jax.user_messages import UsageError, UserError
 from tests import preloaded
 from tests.interop.files import HO, NETWORK, SCHEDULER, diffusers_state, openai_state, write_pipeline, write_weights
@@ -178,6 +178,8 @@ def test_an_import_that_was_interrupted_can_be_repeated(tmp_path, pipeline, monk
         patch.setattr(import_mode.CheckpointManager, "save", fail)
         with pytest.raises(Interrupted):
             import_weights(tmp_path / "run", pipeline)
+    with pytest.raises(ConflictError, match=r"an import of .* did not complete: repeat it"):
+        train.run(workdir_config(tmp_path / "run"), str(tmp_path / "run"))  # it would start from random weights
     import_weights(tmp_path / "run", pipeline)
     assert restored(tmp_path / "run")[1] == 0
 

@@ -290,12 +290,16 @@ def test_the_sub_command_and_the_mode_are_the_same():
     assert "--config.evaluation.metrics=('frechet', 'kid')" in flags("score", "a", "--metrics=frechet,kid")
     assert "--config.evaluation.metrics=('frechet',)" in flags("score", "a", "--metrics=frechet")
     assert flags("--mode=train", "--features=pixels") == ["--mode=train", "--features=pixels"]
+    assert flags("score", "a", "--reference") == ["--images=a", "--mode=score", "--reference"]  # which then lacks its value
+    assert flags("score", "a", "--metrics=")[-1] == "--config.evaluation.metrics=()"
+    assert flags("train", "a") == ["train", "a"]  # an unexpected argument
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["score", "{a}", "{a}"], "error: unexpected argument"),
+        (["score", "{a}", "--images={a}"], "error: unexpected argument"),
         (["score"], "error: --images is missing"),
         (["score", "{a}", "--workdir={here}/run"], "error: --mode=score has no --workdir"),
         (["--mode=sample", "--workdir={here}", "--images={a}"], "error: --images is for --mode=score only"),

@@ -112,6 +112,14 @@ def test_weights_that_are_not_finite_are_rejected(value):
         array_table.to_ours(table, shapes, state, "file")
 
 
+def test_numbers_too_large_for_float32_are_rejected():
+    table, shapes, state = smallest_state()
+    state = {name: array.astype(np.float64) for name, array in state.items()}
+    state["conv_out.weight"][0, 1, 1, 1] = 1e39
+    with pytest.raises(InvalidDataError, match=r"the array conv_out\.weight holds numbers too large for float32"):
+        array_table.to_ours(table, shapes, state, "file")
+
+
 def test_arrays_of_integers_are_rejected():
     table, shapes, state = smallest_state()
     state["conv_out.bias"] = np.ones(3, np.int8)

@@ -9,6 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from ddpm_jax.interop import weights_file
+from ddpm_jax.interop.weights_file import Weights
 from ddpm_jax.interop.weights_source import open_weights, sha256
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
@@ -52,6 +54,16 @@ def test_old_names_of_attentions_are_renamed(tmp_path):
     old = diffusers_state(old_names=True)
     assert "mid_block.attentions.0.query.weight" in old
     assert same(open_weights(write_weights(tmp_path / "a.bin", old, "zip")).state, state)
+
+
+def test_weights_of_this_program_name_the_field_that_reads_them(tmp_path):
+    params = {"conv_in": {"kernel": np.zeros((3, 3, 3, 8), np.float32)}}
+    weights = Weights(params, 1, "ema", weights_file.sha256_of(params), {}, (), "run")
+    weights_file.write(tmp_path / weights_file.NAME, weights)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / weights_file.NAME, tmp_path / "run"):
+        with pytest.raises(InvalidDataError, match=f"not imported: train with --config.train.init_from={path}$"):
+            open_weights(path)
 
 
 def test_paths_without_weights(tmp_path):

@@ -70,6 +70,21 @@ def test_duplicates_are_neighbors_of_each_other(rng, blocks):
     assert precision_recall(real, few)[1] == 1  # balls that reach to the fourth, a million away
 
 
+@pytest.mark.parametrize("pairs", [0, 64], ids=["blocks again", "pairs again"])
+@pytest.mark.parametrize("scale", [1e-15, 1, 1e18], ids=["below float32", "ordinary", "beyond float32"])
+def test_float32_distances_change_no_result(rng, monkeypatch, pairs, scale):
+    """Signs, whose distances are even integers, with noise that orders them: less than the rounding of float32 products."""
+    monkeypatch.setattr(module, "MOST_PAIRS", pairs)
+    monkeypatch.setattr(module, "FLOAT32", 0)  # the tolerance for ties of float32 features; these are float64
+    sets = [(rng.choice([-1, 1], (120, 512)) + 1e-5 * rng.normal(size=(120, 512))) * scale for _ in range(2)]
+    manifold = Manifold(sets[0])
+    radii, result = manifold._radii, manifold.compare(sets[1])
+    assert 0 < result[0] < 1
+    assert result == brute_force(*sets, 3)
+    squared = np.square(sets[0][:, None] - sets[0][None]).sum(axis=-1)
+    np.testing.assert_allclose(radii, np.sort(squared, axis=1)[:, 3], rtol=1e-12)
+
+
 def test_wrong_inputs_are_rejected():
     sound = np.zeros((9, 2))
     with pytest.raises(InvalidDataError, match="3 neighbors and need at least 4 images in each set, not 3"):
