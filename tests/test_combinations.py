@@ -202,7 +202,9 @@ def test_every_model_field_reaches_the_network():
     config.model.class_conditional = True
     others = {"class_conditional": False, "label_dropout": 0.1, "dtype": "bfloat16"}
     unet = {"ch": 64, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "mid_attention": False}
-    unet |= {"dropout": 0.2, "num_heads": 2, "scale_shift": True, "remat": True}
+    unet |= {"dropout": 0.2, "num_heads": 2, "head_channels": 64, "scale_shift": True, "remat": True, "norm_groups": 16}
+    unet |= {"norm_epsilon": 1e-5, "downsample_padding": "symmetric", "time_embedding": "iddpm", "time_scale": 4.0}
+    unet |= {"resblock_updown": True, "cond_resize": "nearest"}
     assert unet.keys() == set(config.model.unet)
     assert {*others, "name", "unet", "options"} == set(config.model)
     for field, value in (others | {f"unet.{name}": value for name, value in unet.items()}).items():

@@ -121,7 +121,7 @@ def test_programs_run_without_this_package(trained, tiny_config, tmp_path):
     assert export.run(tiny_config(fields | {"export.format": "stablehlo"}), str(trained), output=str(tmp_path)) == 0
     assert sample.run(tiny_config(fields), str(trained), output=str(tmp_path / "samples")) == 0
     with np.load(tmp_path / "samples" / "images.npz") as arrays:
-        wanted = arrays["images"]
+        wanted = arrays["arr_0"]
     names = {"denoiser.bin", "sampler.bin", "programs.json", "README.md", "manifest.json", "samples"}
     assert {file.name for file in tmp_path.iterdir()} == names
 

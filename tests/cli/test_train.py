@@ -304,7 +304,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
         ({"model.class_conditional": True, "data.num_classes": 5}, "digits has 10 classes"),
         ({"data.name": "digitz", "data.data_dir": "/nowhere"}, "digitz"),
         ({"data.split": "validation"}, "choose one of train, test, all"),
-        ({"data.channels": 2}, "1, 3"),
+        ({"data.channels": 2}, "config.data.channels=1"),
         ({"data.image_size": 16}, "config.data.image_size=8"),
         ({"train.batch_size": 12}, "use 8 or 16"),
         ({"train.num_steps": 0}, "above 0"),
