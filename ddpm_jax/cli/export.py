@@ -82,6 +82,8 @@ def export(config: ConfigDict, weights: Weights, exports: pathlib.Path, output: 
     else:
         identity |= {"step": weights.step, "weights_sha256": weights.sha256, "params": weights.name}
         stem = f"step_{weights.step}" + ("" if weights.name == "ema" else f"-{weights.name}")
+    if name == "diffusers":  # flags of config.diffusion, such as clip_denoised, change the scheduler
+        identity["unet"], identity["scheduler"] = _diffusers_configs(config)
     target = manifest.claim(identity, names=format.files, default=exports / f"{name}-{stem}", output=output)
     with paths.write_errors(target):
         format.write(config, weights, target)

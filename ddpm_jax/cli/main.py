@@ -146,7 +146,8 @@ def main(argv: list[str]) -> None:
     user_messages.configure_logging(defaults.get_config().to_dict())
     try:
         if len(argv) > 1:
-            raise UsageError(f"unexpected argument {argv[1]!r}: flags start with --; --help lists them")
+            advice = f"write --mode={argv[1]}" if argv[1] in modes.MODES else "flags start with --; --help lists them"
+            raise UsageError(f"unexpected argument {argv[1]!r}: {advice}")
         mode = modes.MODES[FLAGS.mode]
         modes.check_flags(FLAGS.mode, FLAGS)
         positional, named = modes.run_arguments(FLAGS.mode, FLAGS, _GIVEN)

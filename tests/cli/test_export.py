@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from ddpm_jax import build
 from ddpm_jax.cli import common, export, sample
 from ddpm_jax.interop import weights_file
 from ddpm_jax.interop.load_weights import load_weights
@@ -93,6 +94,22 @@ def test_results_are_never_overwritten_by_others(trained, tiny_config, tmp_path)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ConflictError, match=r"already holds weights\.safetensors"):
         export.run(tiny_config(TRAINED), str(trained), output=str(tmp_path))
+
+
+def test_another_scheduler_is_another_export(tiny_config, tmp_path):
+    """config.diffusion may change without a training; it is in the files for diffusers."""
+    config = tiny_config({"model.unet.time_scale": 0.1, "export.format": "diffusers"})
+    shapes = jax.eval_shape(build.build_init(config), jax.random.key(0)).params
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    weights = weights_file.Weights(params, 4, "ema", weights_file.sha256_of(params), {}, (), "run")
+    folder = export.export(config, weights, tmp_path, "")
+    before = (folder / "scheduler" / "scheduler_config.json").read_bytes()
+    assert export.export(config, weights, tmp_path, "") == folder
+    config.diffusion.clip_denoised = False
+    with pytest.raises(ConflictError, match=r"scheduler\.clip_sample was true, now false"):
+        export.export(config, weights, tmp_path, str(folder))
+    assert export.export(config, weights, tmp_path, "") == tmp_path / "diffusers-step_4-2"
+    assert (folder / "scheduler" / "scheduler_config.json").read_bytes() == before
 
 
 def test_damaged_files_are_refused(trained, tiny_config, tmp_path):

@@ -300,6 +300,7 @@ def test_the_sub_command_and_the_mode_are_the_same():
     [
         (["score", "{a}", "{a}"], "error: unexpected argument"),
         (["score", "{a}", "--images={a}"], "error: unexpected argument"),
+        (["--config=digits", "sample"], "error: unexpected argument 'sample': write --mode=sample"),
         (["score"], "error: --images is missing"),
         (["score", "{a}", "--workdir={here}/run"], "error: --mode=score has no --workdir"),
         (["--mode=sample", "--workdir={here}", "--images={a}"], "error: --images is for --mode=score only"),
