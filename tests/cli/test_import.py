@@ -215,7 +215,7 @@ def test_commands(tmp_path, pipeline, command):
         (["--mode=import"], "--from is missing"),
         (["--mode=import", "--from=nowhere"], "nowhere: there is no such file or folder"),
         (["--mode=import", "--from=nowhere", "--output=x"], "--mode=import has no --output"),
-        (["--config=digits", "--mode=sample", "--from=x"], "--from is for --mode=import only"),
+        (["--config=digits", "--mode=sample", "--from=x"], "--from is for --mode=import or prepare only"),
         (["--config=digits", "--new_attention_order"], "--new_attention_order is for --mode=import only"),
     ],
 )
