@@ -79,6 +79,12 @@ TRAINED = {
     "fashion_mnist": Run(
         f"--config=configs/fashion_mnist.py --config.data.data_dir={DATA} --config.train.num_steps=6000", slow=True
     ),
+    "superres_fashion": Run(f"--config=configs/superres_fashion.py --config.data.data_dir={DATA}", slow=True),
+    "cifar10": Run(
+        f"--config=configs/cifar10.py --config.data.data_dir={DATA} --config.model.dtype=bfloat16 "
+        "--config.train.num_steps=3457 --config.train.sample_every=0",
+        slow=True,
+    ),
     "flowers": Run(
         f"--config=configs/image_folder.py --config.data.data_dir={PHOTOS} --config.data.image_size=24 "
         "--config.data.num_classes=5 --config.model.class_conditional=True --config.model.unet.ch=32 "
@@ -147,6 +153,12 @@ FIGURES = {
     ),
     "samplers": Figure(f"python benchmarks/mixture.py --plot={RUNS}/pictures/samplers/samplers.png", "samplers.png"),
     "fashion_mnist": Figure(command_for_run("fashion_mnist", "--mode=sample", "fashion_mnist"), "grid.png", "fashion_mnist"),
+    "super_resolution": Figure(
+        command_for_run("superres_fashion", "--mode=sample", "super_resolution"), "grid.png", "superres_fashion"
+    ),
+    "cifar10_gpu": Figure(  # in minutes on a GPU
+        command_for_run("cifar10", "--mode=sample --config.sampling.num_images=64", "cifar10_gpu"), "grid.png", "cifar10"
+    ),
     "flowers": Figure(command_for_run("flowers", "--mode=sample", "flowers"), "grid.png", "flowers"),
 }
 
