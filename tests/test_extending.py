@@ -15,6 +15,7 @@ import pytest
 from ddpm_jax import build, choices, compiler_config, config_file, config_validation, configs, data_config, sampling_config
 from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.configs import defaults, digits, from_workdir
+from ddpm_jax.data import condition
 from ddpm_jax.metrics import features
 from ddpm_jax.runtime import config_changes, registry
 from ddpm_jax.runtime.errors import CheckpointMismatch, ExpectedError
@@ -92,8 +93,8 @@ def test_the_training_commands_train(arguments, my_parts):
 
 def test_sampling_and_evaluation_use_the_parts(my_parts, monkeypatch):
     """Euler's method is DDIM, to float32 rounding."""
-    network, with_euler, with_features = COMMANDS[0], COMMANDS[-4], COMMANDS[-2]
-    assert "--config.sampling.sampler=my_parts:euler" in with_euler
+    network, with_features = COMMANDS[0], COMMANDS[-2]
+    (with_euler,) = [command for command in COMMANDS if "--config.sampling.sampler=my_parts:euler" in command]
     config, flags = configured(network)
     train.run(config, flags["workdir"])
     images = {}
@@ -252,15 +253,16 @@ def test_the_defaults_are_those_of_the_factories():
     """configs/defaults.py lists the options of these parts, with the defaults of their functions."""
     config = defaults.get_config()
     provided = {"out_channels", "num_classes", "dtype", "conv_fn", "upsample_conv_fn", "norm_fn", "trained", "name", "parent"}
+    provided |= {"cond_channels", "cond_noise_level"}
     listed = set()
-    for choice, factories in config_validation.PARTS.items():
+    for choice, factories in (config_validation.PARTS | {choices.CONDITION: condition.CONDITIONS}).items():
         for name in factories.keys() & config[choice.section].keys():
             expected = {k: v for k, v in registry.defaults(factories[name]).items() if k not in provided}
             assert config[choice.section][name].to_dict() == expected, name
             listed.add(f"{choice.section}.{name}")
     diffusion = {"linear", "cosine", "sigmoid", "min_snr_gamma", "p2", "edm"}
     optimizer = {"adam", "adamw", "lion", "muon", "sgd", "cosine", "linear", "inverse_sqrt", "cooldown"}
-    assert listed == {"model.unet", "sampling.ddim", "sampling.unipc", "sampling.heun"} | {
+    assert listed == {"data.downsample", "model.unet", "sampling.ddim", "sampling.unipc", "sampling.heun"} | {
         *(f"diffusion.{name}" for name in diffusion),
         *(f"optimizer.{name}" for name in optimizer),
     }
