@@ -53,7 +53,7 @@ def test_a_folder_holds_all_arrays_and_the_fields_of_the_config(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "classes"), [(("config",), (10, 0.1)), ((), (11, 0.0))])
-def test_an_import_takes_the_last_label_for_no_class_only_if_the_config_says_so(tmp_path, given, classes):
+def test_the_last_label_means_no_class_only_for_a_config_with_label_dropout(tmp_path, given, classes):
     fields = {"model.class_conditional": True, "model.label_dropout": 0.1}
     config = make_config(fields)
     folder = export_folder(config, random_params(config), tmp_path)

@@ -18,20 +18,6 @@ COUNT = 16
 ALL = ("frechet", "kid", "inception_score", "precision_recall")
 
 
-def import_packages():
-    """torch_fidelity and pytorch_fid; a torchvision that was built for another torch lacks operators that neither uses."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.library.register_fake = lambda *_, **__: lambda function: function
-    import pytorch_fid.fid_score
-    import torch_fidelity
-
-    return torch_fidelity, pytorch_fid.fid_score
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Two folders of images 32x32: noise in pixels of 2x2 and of 4x4."""
@@ -66,7 +52,8 @@ def test_all_scores_are_those_of_torch_fidelity(folders, weights, tmp_path, monk
     assert score.run(config, *folders, **options) == 0
     (ours,) = json.loads((tmp_path / "out" / "scores.json").read_text())["images"]
 
-    torch_fidelity, _ = import_packages()
+    import torch_fidelity  # imported lazily: takes seconds
+
     theirs = torch_fidelity.calculate_metrics(
         input1=folders[0],
         input2=folders[1],
@@ -100,7 +87,8 @@ def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
         vectors = rng.normal(0.1 * index, scale, (1000, 64))
         files.append(str(tmp_path / f"{index}.npz"))
         np.savez(files[-1], mu=vectors.mean(0), sigma=np.cov(vectors, rowvar=False))  # as its --save-stats
-    _, fid_score = import_packages()
+    from pytorch_fid import fid_score  # imported lazily: takes seconds
+
     statistics = [fid_score.compute_statistics_of_path(file, None, 1, 64, "cpu") for file in files]
     theirs = fid_score.calculate_frechet_distance(*statistics[0], *statistics[1])
     assert score.run(defaults.get_config(), *files, output=str(tmp_path / "out")) == 0
