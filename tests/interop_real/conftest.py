@@ -10,7 +10,7 @@ def import_torchvision():
     PyPI's torchvision lacks two operators beside a torch for CPUs only. None of the packages uses them here.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
