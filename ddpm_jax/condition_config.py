@@ -122,7 +122,7 @@ def network_cond(
     Args:
       config: resolved.
       condition: from `build_condition`; None: the condition is the labels.
-      images: condition images, uint8 [N, *condition.shape].
+      images: condition images, uint8 [N, h, w, C] of the condition's shape.
       labels: int32 [N], or None.
       first_image: index of the first image; the noise of an image depends on config.sampling.seed and its index.
 

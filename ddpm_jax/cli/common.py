@@ -278,7 +278,7 @@ def check_pictures(config: ConfigDict, what: str) -> None:
 def read_image(
     path: str, *, size: Sequence[int], channels: int, background: str = "black", levels: Sequence[float] = ()
 ) -> np.ndarray:
-    """Read an image file, center-cropped and resized: uint8 [*size, channels].
+    """Read an image file, center-cropped and resized: uint8 [H, W, channels], with (H, W) = `size`.
 
     Raises:
       UserError: there is no such file, or it is not a valid image.

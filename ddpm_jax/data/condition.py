@@ -25,7 +25,7 @@ class Condition(NamedTuple):
     Attributes:
       name: downsample, gray, pairs or module:function.
       shape: (h, w, C) of the condition image.
-      of_images: uint8 [B, H, W, C] -> uint8 [B, *shape]; None if the data set has them ("condition" in its batches).
+      of_images: uint8 [B, H, W, C] -> uint8 [B, h, w, C]; None if the data set has them ("condition" in its batches).
       max_noise: highest noise level added to them in training, in [0, 1); 0 for none.
     """
 
@@ -84,8 +84,8 @@ def make_condition(
     """The condition called `name`.
 
     Args:
-      name: a key of CONDITIONS; pairs; or module:function for a function (images, **options) of JAX operations,
-        uint8 [B, H, W, C] -> uint8 [B, h, w, C'].
+      name: a key of CONDITIONS; pairs; or module:function for a function of the images and the options, of JAX
+        operations, uint8 [B, H, W, C] -> uint8 [B, h, w, C'].
       image_shape: (H, W, C) of the images.
       max_noise: as for `Condition`.
       condition_channels: pairs: channels of the condition images, 1 or 3; 0: those of the images.
@@ -131,7 +131,7 @@ def enlarge(images: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def batch_conditions(condition: Condition, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The condition images of a batch of a data set: uint8 [n, *condition.shape]."""
+    """The condition images of a batch of a data set: uint8 [n, h, w, C]."""
     if condition.of_images is None:
         return batch["condition"]
     return np.asarray(jax.jit(condition.of_images)(batch["image"]))

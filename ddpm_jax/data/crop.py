@@ -1,9 +1,9 @@
 """How a picture becomes an image of the size of the set: crop and resize.
 
-center    the largest centered part of the right proportions, resized once with an antialiased filter (`source.py`)
-adm       guided-diffusion's `center_crop_arr`: halved with a box filter while it is at least twice as large as the
-          result, resized with a bicubic filter, then cropped in the center. Statistics and results published for
-          ImageNet 64x64 to 512x512 are of such images
+- center: the largest centered part of the right proportions, resized once with an antialiased filter (`source.py`).
+- adm: guided-diffusion's `center_crop_arr`, halved with a box filter while it is at least twice as large as the result,
+  resized with a bicubic filter, then cropped in the center. Statistics and results published for ImageNet 64x64 to 512x512
+  are of such images.
 """
 
 from collections.abc import Callable

@@ -57,7 +57,7 @@ def augmented(images: jax.Array, max_level: float, key: jax.Array) -> dict[str, 
 
 
 def at_level(images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:
-    """As `augmented`, with the noise level of all images fixed, in [0, 1), and the noise of image i from `keys`[i], [B]."""
+    """As `augmented`, with one noise level in [0, 1) for all images, and the noise of image i from `keys` [B] at i."""
     image, levels = pixels.from_uint8(images), jnp.full(images.shape[:1], level, jnp.float32)
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
     return {"image": add_noise(image, levels, noise), "noise_level": levels}
