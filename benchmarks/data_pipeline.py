@@ -12,7 +12,7 @@ import common
 from train_step import our_step
 
 from ddpm_jax import data_config
-from ddpm_jax.data import pipeline
+from ddpm_jax.data import device_prefetch, pipeline
 from ddpm_jax.runtime import mesh as meshes
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     start = time.perf_counter()
     source = data_config.load_source(config)
     print(f"{len(source):,} images of {source.name} ready after {time.perf_counter() - start:.1f} s")
-    stream = pipeline.prefetch_to_device(
+    stream = device_prefetch.prefetch_to_device(
         pipeline.batches(
             source,
             batch_size=batch_size,

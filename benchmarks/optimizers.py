@@ -4,7 +4,7 @@
     python benchmarks/optimizers.py --folder=runs/optimizers --table    # prints the table of the runs that are done
     python benchmarks/optimizers.py --folder=runs/optimizers_fashion --data=fashion_mnist --jobs=4   # four runs at a time
 
-Trains configs/digits.py, or the same network on Fashion-MNIST at 16x16, for 2,500 steps with each optimizer, each schedule
+Trains configs/digits.py, or the same network on Fashion-MNIST at 8x8, for 2,500 steps with each optimizer, each schedule
 and seeds 0, 1 and 2, one seed after the other, and evaluates each run on 1,000 images, 100 of each class, by DDIM in 50
 steps, and on held-out images: the 297 of the digits, or the first 300. Start it again after a stop: runs that are done are
 kept, and one that was stopped is resumed.
@@ -29,8 +29,8 @@ LAST_STEPS = 500  # the loss is the mean over these
 TRAIN = "--config=configs/digits.py --config.train.sample_every=0 --config.train.trackers=()"
 DATA = {
     "digits": "",
-    "fashion_mnist": "--config.data.name=fashion_mnist --config.data.image_size=16 --config.model.unet.attn_resolutions=(8,) "
-    "--config.data.random_flip=True --config.evaluation.num_heldout_images=300",
+    "fashion_mnist": "--config.data.name=fashion_mnist --config.data.image_size=8 --config.data.random_flip=True "
+    "--config.evaluation.num_heldout_images=300",
 }
 EVALUATE = (
     "--mode=evaluate --config.evaluation.class_proportions=uniform --config.evaluation.vlb_num_timesteps=40 "

@@ -29,7 +29,7 @@ from ddpm_jax import (
     training_config,
 )
 from ddpm_jax.cli import common
-from ddpm_jax.data import identity, pipeline
+from ddpm_jax.data import device_prefetch, identity, pipeline
 from ddpm_jax.runtime import (
     config_changes,
     device_flops,
@@ -164,7 +164,7 @@ def _train(
                 compiler_options=compiler_config.train_step_options(config),
             )
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
-            batches = pipeline.prefetch_to_device(
+            batches = device_prefetch.prefetch_to_device(
                 pipeline.batches(
                     source,
                     batch_size=config.train.batch_size,

@@ -1,4 +1,4 @@
-"""The batch pipeline from an image source to the devices, built on Grain.
+"""The batch pipeline from an image source, built on Grain; `device_prefetch.py` moves its batches to the devices.
 
 The examples of step s are a pure function of (seed, s): `batch_indices`. A run that resumes at step s therefore needs no
 iterator state, and the number of hosts only changes which slice of the batch each host reads.
@@ -6,20 +6,15 @@ iterator state, and the number of hosts only changes which slice of the batch ea
 Random flips happen on the device, with a key of (seed, step).
 """
 
-import collections
 import functools
-import itertools
 import sys
 from collections.abc import Iterator
 
 import grain
-import jax
 import numpy as np
 
 from ddpm_jax.data.source import Batch, ImageSource
 from ddpm_jax.runtime.errors import InvalidArgumentError
-
-ON_DEVICE = 2  # batches on the devices at a time, excluding the one in use
 
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
@@ -110,33 +105,3 @@ def _closing(dataset: grain.IterDataset) -> Iterator[Batch]:
         yield from iterator
     finally:
         iterator.close()
-
-
-def prefetch_to_device(iterator: Iterator[Batch], sharding: jax.sharding.Sharding) -> Iterator[dict[str, jax.Array]]:
-    """Moves batches to the devices ahead of their use.
-
-    Transfers run in the background, so that the next `ON_DEVICE` batches are transferred while a step computes. The first
-    batch is returned as soon as it is ready; the others start after it.
-
-    Args:
-      iterator: this process's batches, e.g. from `batches`; closed together with the result.
-      sharding: of the global batch over its first axis, e.g. NamedSharding(mesh, PartitionSpec("data")).
-        The slices of the processes are in the order of the devices.
-
-    Returns:
-      Iterator of the same dictionaries with global arrays [batch_size, ...].
-    """
-    queue = collections.deque()
-    wanted = 1  # the caller waits for the first batch only
-    try:
-        while True:
-            for batch in itertools.islice(iterator, wanted - len(queue)):
-                queue.append({name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()})
-            if not queue:
-                return
-            yield queue.popleft()
-            wanted = ON_DEVICE
-    finally:
-        queue.clear()
-        if hasattr(iterator, "close"):
-            iterator.close()

@@ -5,6 +5,7 @@ chain, so that the host can show progress; all chunks share one compilation. The
 independent of the batch size and the number of devices.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ddpm_jax.diffusion import likelihood, pixels, vlb
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator, num_levels
-from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, largest_divisor
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, chunk_size
 
 
 class VlbBatch(NamedTuple):
@@ -87,7 +88,7 @@ class VlbEvaluator(LikelihoodEvaluator):
             )
         super().__init__(mesh, batch_size)
         self.terms = timesteps_per_image or steps
-        self.chunk_size = largest_divisor(self.terms, max(1, self.terms // 20))
+        self.chunk_size = chunk_size(self.terms, max(1, self.terms // 20))
 
         def choose(key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
             if timesteps_per_image:
@@ -124,7 +125,9 @@ class VlbEvaluator(LikelihoodEvaluator):
         t, weights = self._choose(batch.key_data)
         columns = []
         for first in batch.chunks(self.terms, self.chunk_size):
-            terms = self._advance(params, cond, images, batch.key_data, t, jnp.int32(first))
+            start = min(first, self.terms - self.chunk_size)  # a last chunk of fewer terms begins with some of the one before
+            terms = self._advance(params, cond, images, batch.key_data, t, jnp.int32(start))
+            terms = jax.tree.map(operator.itemgetter((slice(None), slice(first - start, None))), terms)
             columns.append(jax.block_until_ready(terms))  # else the progress would show dispatched work
         return t, weights, columns, self._prior(images)
 

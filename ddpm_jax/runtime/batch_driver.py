@@ -124,9 +124,9 @@ class BatchDriver:
         return jax.make_array_from_callback(rows.shape, batch_sharding(self.mesh), lambda index: rows[index])
 
 
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`: the size of chunks that all have one length."""
-    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
+def chunk_size(num_steps: int, limit: int) -> int:
+    """Size of chunks of a computation of `num_steps` steps: the fewest of at most `limit` steps, of equal size but the last."""
+    return -(-num_steps // -(-num_steps // limit))
 
 
 def _report_part(report: Callable[[float], None], done: int, count: int, fraction: float) -> None:

@@ -23,6 +23,8 @@ from ddpm_jax.runtime.mesh import batch_sharding, replicated
 from ddpm_jax.runtime.progress import Progress
 
 EXIT_GRACE_S = 10.0  # how long a failed process waits for the others to exit
+VOTE_INTERVAL_S = 0.5  # between two votes on whether to stop; a host has some 30 s between the notice and its end
+MAX_VOTE_STEPS = 16
 MESSAGE_BYTES = 1024  # of a broadcast error
 
 # Parts of the error messages of collectives when another process is gone.
@@ -162,32 +164,48 @@ def broadcast_ints(numbers: Sequence[int]) -> list[int]:
 
 
 class PreemptionSync:
-    """Synchronizes preemption signals: all processes stop in the same step, one step after the first signal.
+    """Synchronizes preemption signals: all processes stop in the same step.
 
-    A step reads the result of the previous step, which the devices have usually computed by then, so nothing blocks.
-    Reading the current result would make the devices wait for the host in every step.
+    The processes vote in every step, or less often where steps are short: about every VOTE_INTERVAL_S. A vote is read in the
+    step after it, by when the devices have usually computed it, so nothing blocks. Reading it at once would make the devices
+    wait for the host. How many steps there are to the next vote follows from the vote itself, so all processes agree on it.
+
+    Args:
+      mesh: the devices of all processes.
+      max_steps: the most steps between two votes.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._shape, self._sharding = (mesh.size,), batch_sharding(mesh)
-        self._highest = jax.jit(jnp.max, out_shardings=replicated(mesh))
-        self._signal, self._values = 0, self._make_values(0)
-        self._before: jax.Array | None = None
+    def __init__(self, mesh: Mesh, max_steps: int = MAX_VOTE_STEPS) -> None:
+        self._num_devices, self._sharding, self._max_steps = mesh.size, batch_sharding(mesh), max_steps
+        self._highest = jax.jit(lambda rows: jnp.max(rows, axis=0), out_shardings=replicated(mesh))
+        self._result: jax.Array | None = None  # of the last vote, unread
+        self._interval, self._steps, self._last_vote = 1, 0, time.monotonic()
 
-    def __call__(self, mine: int) -> int:
+    def __call__(self, mine: int, vote_now: bool = False) -> int:
         """Shares the signal `mine`, or 0 for none. Every process must call this at the same point of its program.
 
-        Returns:
-          The highest signal of the previous call, the same in all processes; 0 at first.
-        """
-        if mine != self._signal:
-            self._signal, self._values = mine, self._make_values(mine)
-        before, self._before = self._before, self._highest(self._values)
-        return 0 if before is None else int(before)
+        With `vote_now` the processes vote in this call in any case.
 
-    def _make_values(self, mine: int) -> jax.Array:
-        rows = np.full(self._shape, mine, np.int32)
-        return jax.make_array_from_callback(self._shape, self._sharding, lambda index: rows[index])
+        Returns:
+          The highest signal of a vote in the previous call, the same in all processes; 0 without one.
+        """
+        agreed = 0
+        if self._result is not None:
+            agreed, longest_ms = (int(number) for number in np.asarray(self._result))
+            self._result = None
+            self._interval = min(max(int(1000 * VOTE_INTERVAL_S) // max(longest_ms, 1), 1), self._max_steps)
+        self._steps += 1
+        if vote_now or self._steps >= self._interval:
+            now = time.monotonic()
+            step_ms = min(int(1000 * (now - self._last_vote) / self._steps), np.iinfo(np.int32).max)
+            self._result = self._highest(self._make_rows(mine, step_ms))
+            self._last_vote, self._steps = now, 0
+        return agreed
+
+    def _make_rows(self, *values: int) -> jax.Array:
+        """int32 [devices, values], with the values of each device's process."""
+        rows = np.tile(np.array(values, np.int32), (self._num_devices, 1))
+        return jax.make_array_from_callback(rows.shape, self._sharding, lambda index: rows[index])
 
 
 @contextlib.contextmanager

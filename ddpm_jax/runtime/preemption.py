@@ -18,11 +18,12 @@ class GracefulShutdown:
     in other threads. The previous handlers are restored at the end. A Ctrl-C that no `check` returned is raised there.
 
     Args:
-      sync: for several processes, e.g. `PreemptionSync`: takes the signal received by this process, or 0, and returns
-        the signal on which all stop, or 0; every process calls it once per step. None for one process.
+      sync: for several processes, e.g. `PreemptionSync`: takes the signal received by this process, or 0, and whether they
+        must agree by the next call, and returns the signal on which all stop, or 0; every process calls it once per step.
+        None for one process.
     """
 
-    def __init__(self, sync: Callable[[int], int] | None = None) -> None:
+    def __init__(self, sync: Callable[[int, bool], int] | None = None) -> None:
         self._sync = sync
         self._requested: int | None = None  # the first signal received by this process
         self._agreed: int | None = None
@@ -31,15 +32,19 @@ class GracefulShutdown:
 
     def check(self) -> int | None:
         """The signal on which to stop now, or None; the same in every process. Must be called once per step."""
-        if self._agreed is None:
-            self._agreed = self._requested if self._sync is None else self._sync(self._requested or 0) or None
-        return self._agreed
+        return self._check(agree_now=False)
 
     def check_last(self) -> int | None:
         """As `check`, after the last step: with a signal that came since the last `check`, on which several processes agree
         only one call later."""
-        self.check()
-        return self.check()
+        self._check(agree_now=True)
+        return self._check(agree_now=True)
+
+    def _check(self, agree_now: bool) -> int | None:
+        if self._agreed is None:
+            mine = self._requested or 0
+            self._agreed = (mine if self._sync is None else self._sync(mine, agree_now)) or None
+        return self._agreed
 
     @property
     def agreed(self) -> int | None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.diffusion.parameterization import DenoiseFn
-from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, largest_divisor
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, chunk_size
 from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.samplers import sampler as chain
 from ddpm_jax.samplers.sampler import Sampler
@@ -73,7 +73,7 @@ class BatchedSampler:
         self.batch_size = self._driver.batch_size
         # What XLA makes of the weights before the first step of a chunk, it makes once: on a CPU, filters for faster
         # convolutions, in the time of half a step of 8 images. So chunks are not too short.
-        self.chunk_size = largest_divisor(sampler.num_steps, max(25, sampler.num_steps // 20))
+        self.chunk_size = chunk_size(sampler.num_steps, max(25, sampler.num_steps // 20))
 
         def begin_batch(key_data: jax.Array, given: Any) -> chain.SamplerState:
             keys = jax.random.wrap_key_data(key_data)
@@ -136,7 +136,8 @@ class BatchedSampler:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self.generate(params, key, **options))
 
     def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
-        last, steps = first_step + self.chunk_size, self.sampler.num_steps
+        steps = self.sampler.num_steps
+        last = min(first_step + self.chunk_size, steps)
         before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"
         return (
             f"{bad} of the {count} images {first_image}..{first_image + count - 1} are NaN or infinite after step {last} of "

@@ -115,7 +115,7 @@ def run_steps(
     count: int,
     save_steps: Sequence[int] = (),
 ) -> SamplerState:
-    """Take steps first_step .. first_step + count - 1 under one `lax.scan`.
+    """Take steps first_step .. first_step + count - 1 under one `lax.scan`, without those beyond the last of the chain.
 
     Args:
       sampler: built by `SAMPLERS[name]`.
@@ -123,7 +123,7 @@ def run_steps(
       state: from `init_state` or an earlier `run_steps`.
       keys: [B], the keys of `init_state`; ignored by deterministic samplers.
       first_step: number of the first step; may be traced, so that one compilation serves all chunks.
-      count: number of steps.
+      count: number of steps; the last chunk of a chain may have fewer.
       save_steps: the S step numbers whose x_t and pred_xstart are saved; the same in each call of a chain. Memory
         grows with S, not with the number of steps.
     """
@@ -131,7 +131,7 @@ def run_steps(
     slots = np.full(sampler.num_steps, len(save_steps), np.int32)
     slots[list(save_steps)] = np.arange(len(save_steps))
 
-    def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, None]:
+    def take(state: SamplerState, i: jax.Array) -> SamplerState:
         index = sampler.num_steps - 1 - i
         x, pred_xstart, carry = sampler.step(denoise_fn, state.x, state.carry, index, keys)
         saved_x, saved_pred_xstart = state.saved_x, state.saved_pred_xstart
@@ -139,7 +139,12 @@ def run_steps(
             slot = jnp.asarray(slots)[i]
             saved_x = saved_x.at[:, slot].set(state.x, mode="drop")
             saved_pred_xstart = saved_pred_xstart.at[:, slot].set(pred_xstart, mode="drop")
-        return SamplerState(x=x, carry=carry, saved_x=saved_x, saved_pred_xstart=saved_pred_xstart), None
+        return SamplerState(x=x, carry=carry, saved_x=saved_x, saved_pred_xstart=saved_pred_xstart)
+
+    def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, None]:
+        if sampler.num_steps % count == 0:
+            return take(state, i), None
+        return jax.lax.cond(i < sampler.num_steps, take, lambda state, i: state, state, i), None
 
     steps = first_step + jnp.arange(count, dtype=jnp.int32)
     return jax.lax.scan(body, state, steps)[0]

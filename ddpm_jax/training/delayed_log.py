@@ -1,7 +1,8 @@
-"""Metrics of training steps, logged one step late, so that the device never waits for the host."""
+"""Metrics of training steps, logged two steps late, so that the device never waits for the host."""
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 
 import jax
@@ -13,9 +14,11 @@ from ddpm_jax.runtime.metric_logger import TrainLogger
 
 logger = logging.getLogger(__name__)
 
+IN_FLIGHT = 2  # steps that are dispatched before the metrics of an earlier one are read
+
 
 class DelayedMetricLogger:
-    """Holds the metrics of a step back until the next one is under way.
+    """Holds the metrics of a step back until the `IN_FLIGHT` next ones are dispatched.
 
     Scalars are averaged over `log_every` steps, without the steps that were skipped; each of these has a log line. An error
     about a value that is not finite names the last of `checkpoints` and the flags to try, `remedies`.
@@ -34,24 +37,31 @@ class DelayedMetricLogger:
         self._logger, self._checkpoints = logger, checkpoints
         self._every, self._batch_size = log_every, batch_size
         self._learning_rate, self._remedies = learning_rate, remedies
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self._interval: list[dict[str, np.ndarray]] = []
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of the step after which `step` steps are done; log those of the one before."""
-        self.flush()
-        self._pending = (step, metrics)
+        """Take the metrics of the step after which `step` steps are done; log those of `IN_FLIGHT` steps before it.
+
+        Raises:
+          NumericalError: as `flush`, of such an earlier step.
+        """
+        self._pending.append((step, metrics))
+        while len(self._pending) > IN_FLIGHT:
+            self._log_next()
 
     def flush(self) -> None:
         """Log what is held back.
 
         Raises:
-          NumericalError: the loss or the gradient is not finite, or the timestep sampler returned an invalid t or weight.
+          NumericalError: the loss or the gradient is not finite, or the timestep sampler returned an invalid t or weight;
+            the first such step is named.
         """
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
+        while self._pending:
+            self._log_next()
+
+    def _log_next(self) -> None:
+        step, metrics = self._pending.popleft()
         metrics = jax.device_get(metrics)
         self._check_timesteps(step, metrics)
         if metrics.get("skipped"):

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ddpm_jax.data import pipeline
+from ddpm_jax.data import device_prefetch, pipeline
 from ddpm_jax.data.source import ArraySource, LazySource, center_crop_and_resize
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
@@ -169,7 +169,7 @@ def data_sharding(devices=8):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_prefetch_keeps_order_and_shards(devices):
     sharding = data_sharding(devices)
-    on_device = pipeline.prefetch_to_device(iter(take(array_source(50), 7)), sharding)
+    on_device = device_prefetch.prefetch_to_device(iter(take(array_source(50), 7)), sharding)
     received = list(on_device)
     assert len(received) == 7
     for expected, batch in zip(take(array_source(50), 7), received, strict=True):
@@ -187,7 +187,7 @@ def test_prefetch_takes_one_batch_first_then_stays_ahead():
             taken.append(batch)
             yield batch
 
-    on_device = pipeline.prefetch_to_device(counted(), data_sharding())
+    on_device = device_prefetch.prefetch_to_device(counted(), data_sharding())
     assert not taken
     lengths = []
     for _ in on_device:
@@ -203,7 +203,7 @@ def prefetch_threads():
 def test_closing_or_deleting_stops_the_threads(forget):
     before = prefetch_threads()
     on_host = pipeline.batches(array_source(50), batch_size=8, seed=0)
-    on_device = pipeline.prefetch_to_device(on_host, data_sharding())
+    on_device = device_prefetch.prefetch_to_device(on_host, data_sharding())
     next(on_device)
     assert prefetch_threads() - before
     if forget:

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.evaluation import vlb_evaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbEvaluator
 from ddpm_jax.runtime import mesh as meshes
 
@@ -45,6 +46,15 @@ def test_every_term_of_every_image_on_any_number_of_devices(exact):
     assert len(np.unique(xstart_mse)) == xstart_mse.size
     assert (eps_mse > 0).all()
     for got, want in zip(evaluate(make_evaluator(devices=1, batch_size=5)), exact, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [0, 12])
+def test_a_last_chunk_of_fewer_terms_is_computed_once(monkeypatch, timesteps):
+    """Chunks of 8: of the 20 terms, and of 12 sampled ones, each is returned once and in order."""
+    whole = evaluate(make_evaluator(devices=1, timesteps=timesteps))
+    monkeypatch.setattr(vlb_evaluator, "chunk_size", lambda terms, limit: 8)
+    for got, want in zip(evaluate(make_evaluator(devices=1, timesteps=timesteps)), whole, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.batch_driver import SHARDED, BatchDriver, largest_divisor
+from ddpm_jax.runtime.batch_driver import SHARDED, BatchDriver, chunk_size
 
 ROWS = np.arange(22, dtype=np.float32).reshape(11, 2)
 
@@ -71,5 +71,10 @@ def test_batches_ahead_are_computed_before_the_first_is_gathered():
     assert order == ["read", "read", "yield", "read", "yield", "yield"]
 
 
-def test_chunks_are_the_largest_that_divide():
-    assert [largest_divisor(*pair) for pair in ((1000, 50), (40, 25), (7, 6), (12, 12))] == [50, 20, 1, 12]
+def test_chunks_are_few_and_of_equal_size():
+    """A prime number of steps has as many chunks as its neighbors."""
+    assert [chunk_size(*pair) for pair in ((1000, 50), (40, 25), (7, 6), (12, 12), (997, 50))] == [50, 20, 4, 12, 50]
+    for num_steps in range(1, 400):
+        chunks = list(range(0, num_steps, chunk_size(num_steps, 25)))
+        assert len(chunks) == -(-num_steps // 25)
+        assert chunk_size(num_steps, 25) <= 25

@@ -138,7 +138,7 @@ write(polls=polls, held=held, me=os.getpid())
 def test_a_signal_to_one_stops_all_in_the_same_step(two, victim, number):
     results, codes = two(f"""
 work = jax.jit(lambda x: x.sum(), out_shardings=mesh.replicated(mesh.make_mesh()))
-with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh())) as interrupt:
+with GracefulShutdown(distributed.PreemptionSync(mesh.make_mesh(), max_steps=1)) as interrupt:
     for step in range(20):
         if interrupt.check():
             break
@@ -209,8 +209,25 @@ os._exit(3)
 
 
 def test_the_signal_is_read_one_call_later():
-    vote = distributed.PreemptionSync(make_mesh())
+    vote = distributed.PreemptionSync(make_mesh(), max_steps=1)
     assert [vote(mine) for mine in (0, 15, 0, 2, 0, 0)] == [0, 0, 15, 0, 2, 0]
+
+
+@pytest.mark.parametrize(("step_s", "interval"), [(0.001, 16), (0.1, 5), (0.25, 2), (2.0, 1), (40.0, 1)])
+def test_short_steps_vote_less_often(monkeypatch, step_s, interval):
+    """Twice a second, at least every 16 steps, and in each step that takes longer."""
+    seconds, votes = [0.0], []
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: seconds[0])
+    sync = distributed.PreemptionSync(make_mesh())
+    make_rows = sync._make_rows
+    monkeypatch.setattr(sync, "_make_rows", lambda mine, ms: votes.append(step) or make_rows(mine, ms))
+    agreed = []
+    for step in range(60):
+        seconds[0] += step_s
+        agreed.append(sync(15 if step == 30 else 0, vote_now=step == 30))
+    assert agreed == [0] * 31 + [15] + [0] * 28  # a vote that is due now is read in the next step
+    assert votes[:3] == [0, interval, 2 * interval]
+    assert set(np.diff([step for step in votes if step >= 30])) == {interval}
 
 
 def test_one_process_does_not_communicate(monkeypatch, tmp_path):

@@ -49,20 +49,23 @@ def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
 def test_the_last_check_has_the_votes_of_the_last_step():
     votes = [0]  # `PreemptionSync` returns the votes of the previous call
 
-    def sync(mine):
+    def sync(mine, agree_now):
+        urgent.append(agree_now)
         votes.append(mine)
         return votes[-2]
 
+    urgent = []
     with GracefulShutdown(sync) as shutdown:
         assert shutdown.check() is None
         os.kill(os.getpid(), signal.SIGINT)
         assert shutdown.check_last() == signal.SIGINT
+    assert urgent == [False, True, True]
 
 
 def test_the_synchronized_signal_applies_not_the_one_of_this_process():
     received, answers = [], iter([0, 0, signal.SIGTERM])
 
-    def sync(mine):
+    def sync(mine, agree_now):
         received.append(mine)
         return next(answers)
 

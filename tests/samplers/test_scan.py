@@ -63,6 +63,21 @@ def test_chunks_equal_the_whole_chain(chain):
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+def test_a_last_chunk_ends_with_the_chain(chain):
+    """Chunks of four of seven steps, by one compilation: the eighth is not taken."""
+    sampled, keys, _ = chain
+
+    @jax.jit
+    def chunk(state, keys, first_step):
+        return sampler.run_steps(sampled, curved, state, keys, first_step=first_step, count=4, save_steps=(1, 4, 6))
+
+    state = jax.jit(lambda keys: sampler.init_state(sampled, keys, SHAPE, num_saved=3))(keys)
+    for first_step in (0, 4):
+        state = chunk(state, keys, jnp.int32(first_step))
+    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(scan(sampled, keys, (1, 4, 6))), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
 def test_an_image_depends_only_on_its_own_key(chain):
     sampled, keys, _ = chain
     np.testing.assert_allclose(scan(sampled, keys[1:2]).x, scan(sampled, keys).x[1:2], atol=1e-4)
