@@ -256,7 +256,7 @@ def generate_exact(config, mesh: jax.sharding.Mesh, photographs: np.ndarray) -> 
         perfect_network(build.build_schedule(config)),
         mesh,
         image_shape=build.image_shape(config),
-        batch_size=min(sampling.batch_size, sampling.num_images),
+        batch_size=min(meshes.images_per_batch(sampling.batch_size), sampling.num_images),
     )
     return sampling_config.generate(config, generator, data).images
 

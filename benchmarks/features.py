@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default="", help="where TFDS sets are, or the image folder")
     options = parser.parse_args()
     config = common.load_config(options)
-    batch_size = options.batch_size or config.evaluation.batch_size
+    batch_size = options.batch_size or meshes.images_per_batch(config.evaluation.batch_size)
     state = random_inception.random_state_dict(0)
     variables = inception_weights.from_state_dict(state)
     print(f"{common.machine()}; images of {options.config}, batch {batch_size}")

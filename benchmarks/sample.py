@@ -29,7 +29,7 @@ def main() -> None:
     sampling = config.sampling
     sampling.sampler = options.sampler or sampling.sampler
     sampling.num_steps = options.num_steps or sampling.num_steps
-    sampling.num_images = sampling.batch_size = options.batch_size or sampling.batch_size
+    sampling.num_images = sampling.batch_size = options.batch_size or meshes.images_per_batch(sampling.batch_size)
     config_validation.check_config(config)
 
     mesh = meshes.make_mesh()

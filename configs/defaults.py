@@ -204,7 +204,8 @@ def get_config() -> ConfigDict:
     sampling.guidance_interval = (0.0, 1.0)  # part of the chain that is guided; 0 is the image, 1 is pure noise
     sampling.guidance_rescale = 0.0  # 0..1: reduces the overexposure that large guidance scales cause (2305.08891)
     sampling.num_images = 64  # number of images to generate
-    sampling.batch_size = 64  # images per batch, over all devices; does not change the images
+    # Images per batch, over all devices; 0: 64 per GPU or TPU core, or 64 on CPUs. Does not change the images.
+    sampling.batch_size = 0
     sampling.seed = 0  # 0..2**32-1: seed of the noise; image i depends on the seed and i only
     # Parameters to sample with: ema | raw | decay_0.999 (one of ema.extra_decays) | power_0.07 (a power-function EMA of any
     # length, computed from those of ema.power_sigma_rel).
@@ -226,7 +227,7 @@ def get_config() -> ConfigDict:
     evaluation.inception_path = ""  # .pth file of the Inception weights; "": search where PyTorch tools keep it, or download
     evaluation.num_images = 50_000  # number of images to generate with config.sampling
     evaluation.class_proportions = "reference"  # reference | uniform: proportions of the classes that are generated
-    evaluation.batch_size = 64  # images per batch of features and bits/dim, over all devices
+    evaluation.batch_size = 0  # images per batch of features and bits/dim, as sampling.batch_size
     # File with the statistics or images of the reference set, by --mode=compute_stats or another tool; "": use
     # evaluation.split.
     evaluation.reference = ""

@@ -19,6 +19,7 @@ from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacin
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
 from ddpm_jax.models import layers
 from ddpm_jax.runtime import registry
+from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.samplers import check_custom_sampler, make_sampler
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guided_timesteps
@@ -333,17 +334,13 @@ def build_batched_sampler(
     sampling = config.sampling
     sampler = build_sampler(config) if sampler is None else sampler
     if save_steps is None:
-        save_steps = (
-            np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
-            if sampling.num_intermediates
-            else ()
-        )
+        save_steps = np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
     return BatchedSampler(
         sampler,
         build_guided_denoise_fn(config),
         mesh,
         image_shape=image_shape(config),
-        batch_size=min(sampling.batch_size, num_images or sampling.num_images),
+        batch_size=min(images_per_batch(sampling.batch_size), num_images or sampling.num_images),
         save_steps=tuple(int(step) for step in save_steps),
         begin=begin,
         finish=finish or pixel_format(config).to_data,

@@ -109,15 +109,14 @@ def check_config(config: ConfigDict) -> None:
         "diffusion": ("num_timesteps",),
         "optimizer": ("accumulation_steps",),
         "train": ("num_steps", "batch_size", "log_every", "checkpoint_every", "max_to_keep"),
-        "sampling": ("num_steps", "num_images", "batch_size"),
-        "evaluation": ("batch_size",),
+        "sampling": ("num_steps", "num_images"),
     }
     at_least_0 = {
         "data": ("num_classes",),
         "optimizer": ("warmup_steps", "skip_nonfinite"),
         "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every", "eval_num_samples", "eval_num_heldout"),
-        "sampling": ("num_intermediates",),
-        "evaluation": ("max_features", "hutchinson_samples"),
+        "sampling": ("num_intermediates", "batch_size"),
+        "evaluation": ("max_features", "hutchinson_samples", "batch_size"),
     }
     for fields, holds, words in ((positive, lambda x: x > 0, "above 0"), (at_least_0, lambda x: x >= 0, "0 or more")):
         for section, names in fields.items():

@@ -26,6 +26,7 @@ from ddpm_jax.metrics import features
 from ddpm_jax.metrics.features import FeatureExtractor
 from ddpm_jax.runtime import distributed, paths, rng
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
+from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.sampling_conditions import load_split, sampling_inputs
@@ -179,7 +180,11 @@ def build_collector(config: ConfigDict, mesh: jax.sharding.Mesh) -> FeatureColle
     """The feature collector of config.evaluation; raises as `make_extractor`."""
     evaluation = config.evaluation
     return FeatureCollector(
-        make_extractor(config), mesh, evaluation.batch_size, evaluation.max_features, build.pixel_format(config)
+        make_extractor(config),
+        mesh,
+        images_per_batch(evaluation.batch_size),
+        evaluation.max_features,
+        build.pixel_format(config),
     )
 
 
@@ -234,7 +239,7 @@ def build_vlb_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> VlbEvalu
     options: dict[str, Any] = {"decoder": evaluation.vlb_decoder, "timesteps_per_image": evaluation.vlb_num_timesteps}
     options["pixel_format"] = build.pixel_format(config)
     with config_errors("evaluation.vlb_num_timesteps"):
-        return VlbEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
+        return VlbEvaluator(*_model_parts(config), mesh, batch_size=images_per_batch(evaluation.batch_size), **options)
 
 
 def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) -> OdeLikelihoodEvaluator:
@@ -244,7 +249,9 @@ def build_ode_likelihood_evaluator(config: ConfigDict, mesh: jax.sharding.Mesh) 
     options: dict[str, Any] = {"probes": evaluation.hutchinson_samples, "rtol": tolerance, "atol": tolerance}
     options["pixel_format"] = build.pixel_format(config)
     with config_errors("evaluation, ode_bits_per_dim"):
-        return OdeLikelihoodEvaluator(*_model_parts(config), mesh, batch_size=evaluation.batch_size, **options)
+        return OdeLikelihoodEvaluator(
+            *_model_parts(config), mesh, batch_size=images_per_batch(evaluation.batch_size), **options
+        )
 
 
 def _model_parts(config: ConfigDict) -> tuple[NoiseSchedule, Parameterization, Callable[[Any, Any], DenoiseFn]]:
@@ -276,7 +283,7 @@ def build_heldout_loss(
         loss_fn=build.build_loss(config),
         make_denoise_fn=make_denoise_fn,
         mesh=mesh,
-        batch_size=config.evaluation.batch_size,
+        batch_size=images_per_batch(config.evaluation.batch_size),
         pixel_format=build.pixel_format(config),
     )
 

@@ -31,6 +31,7 @@ from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleSco
 from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, paths, rng, run_record, workdir
+from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.runtime.trackers import TrackerGroup, run_name
 from ddpm_jax.sampling_conditions import SamplingInputs, sampling_inputs
 from ddpm_jax.training import load_params
@@ -146,7 +147,7 @@ class Measurement:
         row = {"images": "generated", "step": step, "weights": found["weights"], "sampler": sampling_config.sampler_label(case)}
         row["evaluations"] = generator.sampler.nfe
         row |= self._changed_column(case, found)
-        batches = functools.partial(cache.batches, number, case.evaluation.batch_size)
+        batches = functools.partial(cache.batches, number, images_per_batch(case.evaluation.batch_size))
         settings = {name: value for name, value in identity.items() if name != "class_counts"}
         added = self._of_psnr(case, row, found, settings, inputs, batches) if "psnr" in self._wanted else []
         if comparison is None:

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
 DATA_AXIS = "data"
+IMAGES_PER_DEVICE = 64  # of a batch in sampling and evaluation, by default
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -34,6 +35,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices: images [B, H, W, C], labels [B]."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def images_per_batch(batch_size: int) -> int:
+    """`batch_size`, or for 0 the default: IMAGES_PER_DEVICE for each GPU or TPU core of the job; on CPUs, whose devices share
+    cores and memory, for all of them."""
+    return batch_size or IMAGES_PER_DEVICE * (1 if jax.default_backend() == "cpu" else jax.device_count())
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:

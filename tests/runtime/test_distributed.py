@@ -226,7 +226,7 @@ def test_short_steps_vote_less_often(monkeypatch, step_s, interval):
         seconds[0] += step_s
         agreed.append(sync(15 if step == 30 else 0, vote_now=step == 30))
     assert agreed == [0] * 31 + [15] + [0] * 28  # a vote that is due now is read in the next step
-    assert votes[:3] == [0, interval, 2 * interval]
+    assert votes[:2] == [0, interval]
     assert set(np.diff([step for step in votes if step >= 30])) == {interval}
 
 

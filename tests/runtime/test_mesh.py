@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 
 from ddpm_jax.runtime.distributed import initialize_distributed
 from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
-from ddpm_jax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated
+from ddpm_jax.runtime.mesh import batch_sharding, check_batch, images_per_batch, make_mesh, replicated
 from tests import preloaded
 
 CLUSTER_VARIABLES = (
@@ -316,3 +316,11 @@ def test_the_flags_in_the_error_work_without_a_service(free_port, child_environm
         [sys.executable, "-c", ADVICE_OF_A_SINGLE_HOST, str(free_port)], env=environment, capture_output=True, text=True
     )
     assert (child.returncode, child.stdout) == (0, "1 2\n"), child.stderr
+
+
+def test_batches_of_sampling_grow_with_the_accelerators(monkeypatch):
+    assert images_per_batch(0) == 64  # eight CPU devices
+    assert images_per_batch(10) == 10
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert images_per_batch(0) == 64 * jax.device_count() == 512
+    assert images_per_batch(10) == 10
