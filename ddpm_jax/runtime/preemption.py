@@ -1,13 +1,16 @@
-"""Graceful shutdown on SIGTERM and SIGINT: the current step ends and the state is saved."""
+"""Graceful shutdown on SIGTERM, SIGINT and a notice of preemption: the current step ends and the state is saved."""
 
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 
+from ddpm_jax.runtime.preemption_notice import PreemptionNotice
+
 
 class GracefulShutdown:
-    """Context manager in which SIGTERM and SIGINT set a flag instead of ending the process.
+    """Context manager in which SIGTERM and SIGINT set a flag instead of ending the process. A `PreemptionNotice` sets that
+    of SIGTERM.
 
     with GracefulShutdown() as shutdown:
         for step in ...:
@@ -29,6 +32,7 @@ class GracefulShutdown:
         self._agreed: int | None = None
         self._interrupted = False  # whether KeyboardInterrupt was raised
         self._old: dict[int, object] = {}
+        self._notice = PreemptionNotice(self._preempted)
 
     def check(self) -> int | None:
         """The signal on which to stop now, or None; the same in every process. Must be called once per step."""
@@ -60,15 +64,21 @@ class GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._handle)
+        self._notice.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        self._notice.__exit__()
         for number, handler in self._old.items():
             # None means a handler that was not set from Python; it cannot be restored from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old.clear()
         if kind is None and self._requested == signal.SIGINT and self._agreed is None and not self._interrupted:
             raise KeyboardInterrupt  # it came after the last `check`
+
+    def _preempted(self) -> None:
+        if self._requested is None:
+            self._requested = signal.SIGTERM
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._requested is None:
