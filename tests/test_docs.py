@@ -28,7 +28,7 @@ OTHER_MODULES = {
     "optax": "optax",
     "ddpm_jax": "ddpm_jax",
 }  # whose functions pages may name
-SOURCES = (".py", ".md", ".ipynb", ".toml")  # files of the repository; the program may write others
+SOURCES = (".py", ".md", ".ipynb", ".toml", ".yaml")  # files of the repository; the program may write others
 WRITTEN = (
     ".json",
     ".lock",
