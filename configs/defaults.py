@@ -170,7 +170,7 @@ def get_config() -> ConfigDict:
     # initial values.
     train.init_from = ""
     # Parameters that get initial values in spite of init_from: patterns of paths in parameters.txt, such as ("conv_out/*",).
-    # The class embedding always does if the number of classes differs.
+    # The class embedding always does if the classes differ, in number or name.
     train.init_new = ()
     train.frozen = ()  # parameters that are not trained: patterns of paths, such as ("down*", "temb_*")
     # Where metrics are logged: any of jsonl (the file metrics.jsonl, which is always written), tensorboard, wandb (Weights &
@@ -215,8 +215,11 @@ def get_config() -> ConfigDict:
     # Step of the checkpoint to use; -1 for the latest, best for that with the best score (train.keep_best).
     sampling.checkpoint_step = config_dict.FieldReference(-1, field_type=object)
     sampling.num_intermediates = 0  # number of intermediate steps to save, of the first 64 images; 0 for none
-    sampling.shown_channels = ()  # one or three channels to show in pictures; (): the first three, or one
-    sampling.format = "npz"  # npz (images.npz) | png (a folder png/ with a file for each image) | both
+    # One or three channels that pictures show, (3, 0, 1): red is channel 3; (): the first three, or the first of one or two.
+    sampling.shown_channels = ()
+    # npz (images.npz) | png (a folder png/ with a file for each image) | both; npz is always written if the images are not
+    # gray or RGB of 8 bits.
+    sampling.format = "npz"
 
     config.evaluation = evaluation = ConfigDict()
     # Any of frechet, sfid (with inception), kid, inception_score, precision_recall, psnr (needs data.condition),
@@ -252,7 +255,7 @@ def get_config() -> ConfigDict:
 
     # The modes inpaint, image_to_image and interpolate, which start from images.
     config.edit = edit = ConfigDict()
-    edit.images = ()  # image files to start from; (): images of the data set
+    edit.images = ()  # files to start from, pictures or arrays (.npy, .npz) of the data's type; (): images of the data set
     edit.split = ""  # split of the data set to take images from, such as test; "": data.split
     edit.start_index = 0  # index of the first image taken from the data set
     edit.num_images = 4  # number of images taken from the data set

@@ -44,11 +44,11 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def pixel_format(config: ConfigDict) -> pixels.PixelFormat:
-    """Type and range of the images: 0..255 for uint8; config.data.value_range, by default all levels, for other types."""
-    data = config.data
+    """Type and range of the images, 0..255 for uint8, else config.data.value_range or all levels; and how they are shown."""
+    data, shown = config.data, tuple(config.sampling.shown_channels)
     if data.dtype == "uint8":  # gray files of more than 8 bits, which have a range, are read as uint8
-        return pixels.UINT8
-    return pixels.PixelFormat(data.dtype, *map(float, data.value_range or (0.0, 65535.0)))
+        return pixels.PixelFormat(shown_channels=shown)
+    return pixels.PixelFormat(data.dtype, *map(float, data.value_range or (0.0, 65535.0)), shown)
 
 
 def build_condition(config: ConfigDict) -> Condition | None:

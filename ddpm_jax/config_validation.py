@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, condition_config, data_config, models
-from ddpm_jax.data import condition, decode, image_folder
+from ddpm_jax.data import condition, decode, folder_listing
 from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import (
     loss_weighting,
@@ -96,7 +96,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("data.in_memory", data.in_memory, data_config.IN_MEMORY)
     height_width(data.image_size)  # raises
     check_pixels(config)
-    check_choice("data.on_decode_error", data.on_decode_error, image_folder.ON_DECODE_ERROR)
+    check_choice("data.on_decode_error", data.on_decode_error, folder_listing.ON_DECODE_ERROR)
     decode.parse_background(data.background)
     if data.value_range and not (len(data.value_range) == 2 and data.value_range[0] < data.value_range[1]):
         raise UsageError(
@@ -156,8 +156,8 @@ def check_config(config: ConfigDict) -> None:
 
 
 def check_pixels(config: ConfigDict) -> None:
-    """Raises UsageError unless channels, type and range of the images fit together, and their pictures can be written."""
-    data, sampling = config.data, config.sampling
+    """Raises UsageError unless channels, type and range of the images and the channels to show fit together."""
+    data = config.data
     check_choice("data.dtype", data.dtype, pixels.DTYPES)
     if data.channels < 1:
         raise UsageError(f"config.data.channels is {data.channels}: it must be above 0")
@@ -165,25 +165,15 @@ def check_pixels(config: ConfigDict) -> None:
         raise UsageError("config.data.value_range is (): floats need the values that become -1 and 1, such as '(0,1)'")
     if data.dtype == "uint16" and any(value != int(value) for value in data.value_range):
         raise UsageError(f"config.data.value_range is {tuple(data.value_range)}: it must be two integers for uint16")
-    if data.condition and not is_picture(config):
+    if data.condition and not build.pixel_format(config).is_picture(data.channels):
         raise UsageError(
             f"config.data.condition needs images of 8 bits and 1 or 3 channels, not {data.dtype} and {data.channels}"
         )
-    shown = tuple(sampling.shown_channels)
+    shown = tuple(config.sampling.shown_channels)
     if shown and not (len(shown) in (1, 3) and all(0 <= channel < data.channels for channel in shown)):
         raise UsageError(
             f"config.sampling.shown_channels is {shown}: give one or three channels of 0..{data.channels - 1}, or ()"
         )
-    if sampling.format != "npz" and not is_picture(config):
-        raise UsageError(
-            f"config.sampling.format is {sampling.format}, but images of {data.channels} channels and {data.dtype} are no "
-            "pictures: set config.sampling.format=npz"
-        )
-
-
-def is_picture(config: ConfigDict) -> bool:
-    """Whether the images are gray or RGB of 8 bits."""
-    return config.data.dtype == "uint8" and config.data.channels in (1, 3)
 
 
 def check_parts(config: ConfigDict) -> None:

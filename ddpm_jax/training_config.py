@@ -259,7 +259,6 @@ class SampleGrids:
             conditions=given.images if given else None,
             originals=given.originals if given else None,
             pixel_format=build.pixel_format(config),
-            shown_channels=tuple(config.sampling.shown_channels),
         )
         files = [grid_file(self._run_folder, step, suffix) for suffix in pictures]
         with distributed.raise_on_all_processes():

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import choices, config_file, data_config
 from ddpm_jax.cli import inpaint
+from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.samplers import SAMPLERS
@@ -18,7 +19,7 @@ from ddpm_jax.user_messages import UsageError, did_you_mean
 Label = int | str | Sequence[int] | np.ndarray | jax.Array | None  # one label or name for all images, one each, or None
 # Fields that no argument sets.
 _NOT_ARGUMENTS = {
-    "sampling": ("params", "checkpoint_step", "format", "num_intermediates", "condition_images"),
+    "sampling": ("params", "checkpoint_step", "format", "shown_channels", "num_intermediates", "condition_images"),
     "edit": ("images", "split", "start_index", "num_images", "mask"),
     "evaluation": ("params", "checkpoint_steps"),
 }
@@ -114,24 +115,30 @@ def one_label(label: Any) -> Any:
     return label if isinstance(label, str) or np.ndim(label) == 0 else None
 
 
-def check_images(images: Any, shape: Sequence[int], name: str, *, batched: bool = True) -> np.ndarray:
-    """Images of a call as an array: uint8 [N, H, W, C], or [H, W, C] if not `batched`.
+def check_images(
+    images: Any, shape: Sequence[int], name: str, *, batched: bool = True, pixel_format: pixels.PixelFormat = pixels.UINT8
+) -> np.ndarray:
+    """Images of a call as an array of the data's type: [N, H, W, C], or [H, W, C] if not `batched`.
 
     Args:
       images: array-like.
       shape: (H, W, C) of the model.
       name: name of the argument.
       batched: whether there is an axis N.
+      pixel_format: type of the data; floats of other sizes become float32.
 
     Raises:
       ValueError: the shape or dtype is wrong, or there are no images.
     """
-    array = np.asarray(images)
+    array, dtype = np.asarray(images), pixel_format.dtype
+    if dtype == "float32" and np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float32)
     matches = array.shape[1:] == tuple(shape) and len(array) > 0 if batched and array.ndim else array.shape == tuple(shape)
-    if array.dtype != np.uint8 or not matches:
+    if array.dtype != dtype or not matches:
         wanted = ", ".join(map(str, (["N"] if batched else []) + list(shape)))
         raise InvalidArgumentError(
-            f"{name} has dtype {array.dtype} and shape {list(array.shape)}: it must be uint8 [{wanted}], levels 0..255"
+            f"{name} has dtype {array.dtype} and shape {list(array.shape)}: it must be {dtype} [{wanted}], "
+            f"{'levels' if pixel_format.num_levels else 'values'} {pixel_format.low:g}..{pixel_format.high:g}"
         )
     return array
 

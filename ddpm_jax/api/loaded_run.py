@@ -18,6 +18,7 @@ from ddpm_jax.api.results import Denoised, denoised
 from ddpm_jax.cli import common, interpolate
 from ddpm_jax.data.condition import Condition, batch_conditions
 from ddpm_jax.diffusion.parameterization import Parameterization
+from ddpm_jax.diffusion.pixels import PixelFormat
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.runtime.errors import InvalidArgumentError
@@ -34,6 +35,7 @@ _NOT_COMPILED = (
     "params",
     "checkpoint_step",
     "format",
+    "shown_channels",
     "num_intermediates",
     "condition_images",
     "condition_split",
@@ -68,6 +70,11 @@ class LoadedRun:
         data = self._config.data
         shape = "x".join(map(str, self.image_shape))
         return f"<Run {self.workdir}: step {self.step:,}, {self._config.sampling.params}, {data.name} {shape}>"
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Type and range of the images: `dtype`, `low` and `high`; `shown(images)` makes pictures of 8 bits of them."""
+        return build.pixel_format(self._config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -123,6 +130,10 @@ class LoadedRun:
         cond = inputs.cond | {"label": labels} if inputs.given else labels
         return inputs._replace(cond=cond, labels=labels)
 
+    def _check_images(self, images: np.ndarray, name: str = "images", *, batched: bool = True) -> np.ndarray:
+        """The images of a call, [N, H, W, C] or, if not `batched`, [H, W, C] of the data's type."""
+        return check_images(images, self.image_shape, name, batched=batched, pixel_format=self.pixel_format)
+
     def _check_condition(self, condition: np.ndarray) -> np.ndarray:
         """The condition images of a call: uint8 [N, h, w, C]."""
         if self.condition is None:
@@ -130,7 +141,7 @@ class LoadedRun:
         return check_images(condition, self.condition.shape, "condition")
 
     def _cond_of(self, case: ConfigDict, images: np.ndarray, labels: np.ndarray | None, condition: np.ndarray | None) -> Any:
-        """The condition of real images, uint8 [N, H, W, C], to evaluate the network at."""
+        """The condition of real images, [N, H, W, C], to evaluate the network at."""
         if condition is not None:
             condition = self._check_condition(condition)
             if len(condition) != len(images):

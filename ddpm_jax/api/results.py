@@ -13,7 +13,8 @@ class Samples(NamedTuple):
     """Images of a call; NumPy.
 
     Attributes:
-      images: uint8 [N, H, W, C], levels 0..255; [N, V, H, W, C] with V samples of each input image.
+      images: uint8 [N, H, W, C], levels 0..255, or of the data's type and range; [N, V, H, W, C] with V samples of each input
+        image.
       labels: int32 [N], the class of each image; the number of classes is the label of no class. None without classes.
     """
 

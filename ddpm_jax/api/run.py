@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, evaluation_config
 from ddpm_jax.api.arguments import (
     Label,
-    check_images,
     check_labels,
     check_mask,
     check_noisy,
@@ -23,6 +22,7 @@ from ddpm_jax.api.arguments import (
 from ddpm_jax.api.loaded_run import LoadedRun, root_key
 from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory, bits_per_dim
 from ddpm_jax.cli import image_to_image, inpaint, interpolate
+from ddpm_jax.evaluation.likelihood_evaluator import num_levels
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.samplers.batched import BatchedSampler
@@ -38,17 +38,19 @@ def _build_sampler(config: ConfigDict, mesh: Mesh, num_images: int, *, save_step
 class Run(LoadedRun):
     """A trained model; `ddpm_jax.load` makes it.
 
-    Images are uint8 [N, H, W, C], levels 0..255, in and out. An argument that is None, such as `num_steps`, has the value of
-    `run.config.sampling`, `.edit` or `.evaluation`, so that a method and the mode of the command line give the same images.
-    Methods compile on the first call with their settings; further calls with the same settings and the same batch size reuse
-    the compiled functions, whatever the seed, the labels and the images. `batch_size` is over all devices and does not change
-    results; `progress` shows a progress line on stderr.
+    Images are uint8 [N, H, W, C], levels 0..255, in and out; those of a model of other data have its type and range
+    (`pixel_format`). An argument that is None, such as `num_steps`, has the value of `run.config.sampling`, `.edit` or
+    `.evaluation`, so that a method and the mode of the command line give the same images. Methods compile on the first call
+    with their settings; further calls with the same settings and the same batch size reuse the compiled functions, whatever
+    the seed, the labels and the images. `batch_size` is over all devices and does not change results; `progress` shows a
+    progress line on stderr.
 
     Attributes:
       config, workdir: all settings of the run (configs/defaults.py), read-only; its folder, absolute.
       step, params: the step of the checkpoint; its parameters, a pytree of float32 arrays on all devices.
       schedule, parameterization: the noise schedule of the training, T steps; what the output of the network means.
       class_names: the names of label 0, 1, ...; () if there are none.
+      pixel_format: `dtype`, `low` and `high` of the images; `shown(images)` makes pictures of 8 bits for display.
     """
 
     def sample(
@@ -192,7 +194,7 @@ class Run(LoadedRun):
           ValueError: an argument is invalid; the message names it.
           RuntimeError: images became NaN or infinite.
         """
-        images = check_images(images, self.image_shape, "images")
+        images = self._check_images(images)
         missing = check_mask(mask, images.shape)
         edit = {"samples_per_image": samples_per_image, "jump_length": jump_length, "resampling": resampling}
         with self._edit(images, label, edit | sampling, progress) as (case, labels):
@@ -226,7 +228,7 @@ class Run(LoadedRun):
           ValueError: an argument is invalid; the message names it.
           RuntimeError: images became NaN or infinite.
         """
-        images = check_images(images, self.image_shape, "images")
+        images = self._check_images(images)
         edit = {"strength": strength, "samples_per_image": samples_per_image}
         with self._edit(images, label, edit | sampling, progress) as (case, labels):
             samples = case.edit.samples_per_image
@@ -260,7 +262,7 @@ class Run(LoadedRun):
           ValueError: an argument is invalid; the message names it.
           RuntimeError: latents became NaN or infinite.
         """
-        images = check_images(images, self.image_shape, "images")
+        images = self._check_images(images)
         arguments = {"num_steps": num_steps, "spacing": spacing, "inversion_iters": inversion_iters, "batch_size": batch_size}
         with self._edit(images, label, _DETERMINISTIC | arguments, progress) as (case, labels):
             return self._invert(case, images, labels)
@@ -295,7 +297,7 @@ class Run(LoadedRun):
           ValueError: an argument is invalid; the message names it.
           RuntimeError: images became NaN or infinite.
         """
-        ends = np.stack([check_images(image, self.image_shape, name, batched=False) for name, image in (("a", a), ("b", b))])
+        ends = np.stack([self._check_images(image, name, batched=False) for name, image in (("a", a), ("b", b))])
         arguments = {"num_steps": num_steps, "spacing": spacing, "inversion_iters": inversion_iters, "batch_size": batch_size}
         arguments |= _DETERMINISTIC | {"num_frames": num_frames}
         with self._edit(ends, label, arguments, progress) as (case, labels):
@@ -317,10 +319,10 @@ class Run(LoadedRun):
         batch_size: int | None = None,
         progress: bool = False,
     ) -> BitsPerDim:
-        """The variational bound of images, as `bits_per_dim` of --mode=evaluate (docs/likelihood.md).
+        """The variational bound of images, as `bits_per_dim` of --mode=evaluate (docs/likelihood.md), per value of its levels.
 
         Args:
-          images: uint8 [N, H, W, C], images that the model was not trained on.
+          images: uint8 [N, H, W, C], or of another integer type of the data, images that the model was not trained on.
           label: a label, a class name or int [N]; None: no class, for models trained with label_dropout.
           condition: uint8 [N, h, w, C], of a model with condition images; None: made of the images, for p(image | condition).
           vlb_num_timesteps: number of sampled t per image, even and >= 4, for an unbiased estimate; 0: all T.
@@ -328,11 +330,12 @@ class Run(LoadedRun):
           seed: seed of the noise, 0..2**32-1.
 
         Raises:
-          ValueError: an argument is invalid; the message names it.
+          ValueError: an argument is invalid; the message names it. Or the data is float32, which has no discrete levels.
         """
-        images = check_images(images, self.image_shape, "images")
+        num_levels(self.pixel_format)  # raises
+        images = self._check_images(images)
         arguments = {"vlb_num_timesteps": vlb_num_timesteps, "vlb_decoder": vlb_decoder, "seed": seed}
-        arguments |= {"label": one_label(label), "batch_size": batch_size}
+        arguments |= {"label": one_label(label), "batch_size": batch_size, "metrics": "bits_per_dim"}
         with self._call(arguments, progress, ("evaluation", "sampling")) as case:
             evaluation_config.check_evaluation(case)
             labels = image_labels(case, len(images), check_labels(label, len(images), case))

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax import build, choices, config_validation, data_config, network_check, sampling_config
-from ddpm_jax.data import decode
+from ddpm_jax.data import array_folder, decode
 from ddpm_jax.data.source import center_crop_and_resize
+from ddpm_jax.diffusion import pixels
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import distributed, npz, paths, rng, run_record, shared_workdir, versions, workdir
@@ -164,7 +165,7 @@ def generate_from(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditContext:
-    """The input images, uint8 [N, H, W, C], their labels, int32 [N] or None, and the restored parameters and their step."""
+    """The input images, [N, H, W, C] in the data's type, their labels, int32 [N] or None, and the restored parameters."""
 
     config: ConfigDict
     run_folder: pathlib.Path
@@ -173,6 +174,11 @@ class EditContext:
     labels: np.ndarray | None
     params: Any
     step: int
+
+    @property
+    def pixel_format(self) -> pixels.PixelFormat:
+        """Type and range of the images, and the channels that pictures show."""
+        return build.pixel_format(self.config)
 
     @property
     def key(self) -> jax.Array:
@@ -215,13 +221,15 @@ class EditContext:
         rows: Sequence[np.ndarray],
         arrays: dict[str, np.ndarray],
     ) -> None:
-        """Write `mode`.png, a grid whose columns are `rows`, uint8 [N, H, W, C] each, and images.npz; print a summary."""
+        """Write images.npz and `mode`.png, for display, a grid whose columns are `rows`, [N, H, W, C] each; print a summary."""
         sampling = self.config.sampling
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
                 with paths.write_errors(target):
                     npz.write(target / "images.npz", arrays)
-                    image_grid.save_png(target / f"{mode}.png", image_grid.strip(np.stack(rows, axis=1)))
+                    image_grid.save_png(
+                        target / f"{mode}.png", image_grid.strip(self.pixel_format.shown(np.stack(rows, axis=1)))
+                    )
                 print(f"step {self.step:,}, {sampling.params} weights, {description}, seed {sampling.seed}")
                 print(f"wrote images.npz and {mode}.png to {target}")
 
@@ -255,7 +263,6 @@ def check_edit(config: ConfigDict) -> None:
             "condition images; inpaint, image_to_image, interpolate and invert do not"
         )
     edit = config.edit
-    check_pictures(config, "modes that start from images")
     for field in ("num_images", "samples_per_image", "resampling", "inversion_iters"):
         if edit[field] < 1:
             raise UsageError(f"config.edit.{field} is {edit[field]}: it must be above 0")
@@ -266,13 +273,6 @@ def check_edit(config: ConfigDict) -> None:
         raise UsageError(f"config.edit.num_frames is {edit.num_frames}: it includes both ends, so it must be 2 or more")
     if not 0 < edit.strength <= 1:
         raise UsageError(f"config.edit.strength is {edit.strength:g}: it must be above 0 and at most 1")
-
-
-def check_pictures(config: ConfigDict, what: str) -> None:
-    """Raise a UsageError unless the images are gray or RGB of 8 bits, which `what` needs."""
-    if not config_validation.is_picture(config):
-        data = config.data
-        raise UsageError(f"{what} need images of 8 bits and 1 or 3 channels, not {data.dtype} and {data.channels}")
 
 
 def read_image(
@@ -291,19 +291,39 @@ def read_image(
     return center_crop_and_resize(image, tuple(size), channels)
 
 
+def read_original(config: ConfigDict, path: str) -> np.ndarray:
+    """The image in a file of config.edit.images: [H, W, C] in the data's type.
+
+    A file that is an array of the data's type and shape has such values. Other files are pictures: center-cropped, resized,
+    and, if the data is not uint8, their levels 0..255 become the range of the data.
+
+    Raises:
+      UserError: there is no such file, or it is neither.
+    """
+    shape, pixel_format, data = build.image_shape(config), build.pixel_format(config), config.data
+    is_numpy = path.endswith((".npy", ".npz"))
+    if is_numpy or not pixel_format.is_picture(shape[2]):
+        try:
+            return array_folder.read_array(str(paths.expand(path)), shape, data.dtype)
+        except array_folder.ArrayFileError as error:
+            if is_numpy or shape[2] not in (1, 3):
+                raise UserError(f"cannot read the image {path}: {error}") from error
+    is_uint8 = data.dtype == "uint8"
+    levels = data.value_range if is_uint8 else ()
+    picture = read_image(path, size=shape[:2], channels=shape[2], background=data.background, levels=levels)
+    return picture if is_uint8 else np.asarray(pixel_format.to_data(pixels.from_uint8(picture)))
+
+
 def repeat_rows(array: np.ndarray | None, times: int) -> np.ndarray | None:
     """Repeat each row `times` times: a, a, b, b, ..."""
     return None if array is None else np.repeat(array, times, axis=0)
 
 
 def _read_originals(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images of config.edit, uint8 [N, H, W, C], and their labels int32 [N] if the data set has any."""
+    """The images of config.edit, [N, H, W, C] in the data's type, and their labels int32 [N] if the data set has any."""
     edit, data = config.edit, config.data
     if edit.images:
-        height, width, channels = build.image_shape(config)
-        options = {"size": (height, width), "channels": channels}
-        options |= {"background": data.background, "levels": data.value_range}
-        return np.stack([read_image(path, **options) for path in edit.images]), None
+        return np.stack([read_original(config, path) for path in edit.images]), None
     other = config.copy_and_resolve_references()
     other.data.split = edit.split or data.split
     source = data_config.load_source(other)

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.cli import common
-from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.sampler import Sampler, SamplerState, init_state, init_state_sdedit
@@ -45,7 +44,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
 def build_generator(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
     """The sampler of config.sampling over the fraction config.edit.strength of its steps; num_images: to generate."""
     sampler = build.build_sampler(config, strength=config.edit.strength)
-    begin = make_init_fn(sampler, config.edit.strength)
+    init, from_data = make_init_fn(sampler, config.edit.strength), build.pixel_format(config).from_data
+    begin = lambda keys, images: init(keys, from_data(images))  # noqa: E731
     return build.build_batched_sampler(config, mesh, (), sampler=sampler, begin=begin, num_images=num_images)
 
 
@@ -57,18 +57,18 @@ def image_to_image(
     labels: np.ndarray | None,
     samples_per_image: int,
 ) -> np.ndarray:
-    """Generate images from images, with a progress line: uint8 [N, samples_per_image, H, W, C].
+    """Generate images from images, with a progress line: [N, samples_per_image, H, W, C] in the type of the images.
 
     Args:
       generator: from `build_generator`.
       params: parameters of the network.
       key: the root key; sample j of image i has fold_in(key, i samples_per_image + j).
-      images: uint8 [N, H, W, C].
+      images: [N, H, W, C] in the type and range of the data.
       labels: int32 [N] or None.
       samples_per_image: number of samples from each image.
     """
-    x_start = common.repeat_rows(np.asarray(pixels.from_uint8(images)), samples_per_image)
-    generated = common.generate_from(generator, params, key, x_start, common.repeat_rows(labels, samples_per_image))
+    given, labels = (common.repeat_rows(array, samples_per_image) for array in (images, labels))
+    generated = common.generate_from(generator, params, key, given, labels)
     return generated.reshape(len(images), samples_per_image, *generated.shape[1:])
 
 

@@ -10,13 +10,12 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.cli import common
-from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.repaint import InpaintingInputs, default_jump_length, init_inpainting_state
 from ddpm_jax.user_messages import UsageError
 
-GRAY = 128  # level of the masked pixels in the output grid
+WHITE_FROM = 128  # level of a mask file from which on a pixel is filled in
 NAMED_MASKS = ("center", "left", "right", "top", "bottom")
 
 
@@ -37,7 +36,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         inpainter, context.params, context.key, context.originals, missing, context.labels, options.samples_per_image
     )
 
-    shown = np.where(missing, np.uint8(GRAY), context.originals)
+    gray = np.asarray(context.pixel_format.to_data(np.float32(0)))
+    shown = np.where(missing, gray, context.originals)
     sampling = config.sampling
     context.write_outputs(
         target,
@@ -55,7 +55,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
 def build_inpainter(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
     """The sampler of config.sampling with RePaint resampling, for `inpaint`; num_images: to generate."""
     sampler = build.build_inpainting_sampler(config)
-    begin = lambda keys, known: init_inpainting_state(sampler, keys, known)  # noqa: E731
+    from_data = build.pixel_format(config).from_data
+    begin = lambda keys, known: init_inpainting_state(sampler, keys, known._replace(x_start=from_data(known.x_start)))  # noqa: E731
     return build.build_batched_sampler(config, mesh, (), sampler=sampler, begin=begin, num_images=num_images)
 
 
@@ -68,22 +69,23 @@ def inpaint(
     labels: np.ndarray | None,
     samples_per_image: int,
 ) -> np.ndarray:
-    """Fill in the missing pixels of images, with a progress line: uint8 [N, samples_per_image, H, W, C].
+    """Fill in the missing pixels of images, with a progress line: [N, samples_per_image, H, W, C] in the type of the images.
 
     Args:
       inpainter: from `build_inpainter`.
       params: parameters of the network.
       key: the root key; sample j of image i has fold_in(key, i samples_per_image + j).
-      images: uint8 [N, H, W, C].
+      images: [N, H, W, C] in the type and range of the data.
       missing: bool [H, W, 1] or [N, H, W, 1], True for pixels to fill in.
       labels: int32 [N] or None.
       samples_per_image: number of samples for each image.
     """
-    x_start = np.asarray(pixels.from_uint8(images))
     mask = np.broadcast_to(~missing, (len(images), *missing.shape[-3:])).astype(np.float32)
-    known = InpaintingInputs(*(common.repeat_rows(array, samples_per_image) for array in (x_start, mask)))
+    known = InpaintingInputs(*(common.repeat_rows(array, samples_per_image) for array in (images, mask)))
     labels = common.repeat_rows(labels, samples_per_image)
     filled = common.generate_from(inpainter, params, key, known, labels)
+    # Known pixels of [-1, 1] are the levels of integers again; floats would be rounded, and values out of range clipped.
+    filled = np.where(np.asarray(known.mask) > 0, known.x_start, filled)
     return filled.reshape(len(images), samples_per_image, *filled.shape[1:])
 
 
@@ -102,7 +104,7 @@ def read_mask(config: ConfigDict) -> np.ndarray:
             f"config.edit.mask is {name!r}: not a file or one of {', '.join(NAMED_MASKS)}; use one of these, or an image file "
             "that is white where pixels are generated"
         )
-    missing = common.read_image(name, size=size, channels=1) >= GRAY
+    missing = common.read_image(name, size=size, channels=1) >= WHITE_FROM
     if missing.all() or not missing.any():
         which = "white" if missing.all() else "black"
         raise UsageError(f"config.edit.mask: {name} is all {which}; white pixels are filled in, black pixels are kept")

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.cli import common
-from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime import distributed
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.inversion import slerp
@@ -44,7 +43,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         mode="interpolate",
         description=(
             f"ddim in {generator.sampler.num_steps} steps, inversion in {inverter.sampler.nfe} evaluations, "
-            f"reconstruction RMSE {np.sqrt(np.mean(ends**2)):.2g} of 255 levels"
+            f"reconstruction RMSE {np.sqrt(np.mean(ends**2)):.2g} of {context.pixel_format.describe_range()}"
         ),
         rows=[context.originals[:-1], *generated.swapaxes(0, 1), context.originals[1:]],
         arrays={"images": generated, "originals": context.originals, "latents": latents},
@@ -55,7 +54,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
 def build_inverter(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int) -> BatchedSampler:
     """DDIM inversion over the chain of config.sampling, for `invert`; num_images: to invert."""
     inversion = build.build_inversion(config)
-    begin = lambda keys, x: init_state_from(inversion, x)  # noqa: E731
+    from_data = build.pixel_format(config).from_data
+    begin = lambda keys, images: init_state_from(inversion, from_data(images))  # noqa: E731
     options: dict[str, Any] = {"finish": lambda x: x, "num_images": num_images}
     return build.build_batched_sampler(config, mesh, (), sampler=inversion, begin=begin, **options)
 
@@ -68,8 +68,8 @@ def build_generator(config: ConfigDict, mesh: jax.sharding.Mesh, num_images: int
 
 
 def invert(inverter: BatchedSampler, params: Any, key: jax.Array, images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """The latents of images uint8 [N, H, W, C] with labels int32 [N] or None, with a progress line: float32 [N, H, W, C]."""
-    return common.generate_from(inverter, params, key, np.asarray(pixels.from_uint8(images)), labels, unit="latents")
+    """The latents of images [N, H, W, C] of the data's type with labels int32 [N] or None: float32 [N, H, W, C]."""
+    return common.generate_from(inverter, params, key, images, labels, unit="latents")
 
 
 def interpolate(
@@ -80,7 +80,7 @@ def interpolate(
     labels: np.ndarray | None,
     num_frames: int,
 ) -> np.ndarray:
-    """Generate the images from each latent to the next one, with a progress line: uint8 [N - 1, num_frames, H, W, C].
+    """Generate the images from each latent to the next one, with a progress line: [N - 1, num_frames, H, W, C].
 
     Args:
       generator: from `build_generator`.

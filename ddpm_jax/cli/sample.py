@@ -51,7 +51,6 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 conditions=inputs.given and inputs.given.images,
                 originals=inputs.given and inputs.given.originals,
                 pixel_format=build.pixel_format(config),
-                shown_channels=tuple(sampling.shown_channels),
             )
             gaps = files.missing()
 

@@ -1,7 +1,8 @@
 """--mode=visualize: figures of the forward and the reverse process, as filmstrips.
 
 forward.png shows real images being noised above curves of the noise schedule; it needs no network. reverse.png shows images
-being generated, with the predicted x_start (pred_xstart) at each stage. chain.png shows both directions in one row.
+being generated, with the predicted x_start (pred_xstart) at each stage. chain.png shows both directions in one row. images.npz
+has the arrays that they show, in the type and range of the data.
 
 Each image has one sample of the noise ε ~ N(0, I), and each column is q_sample(x_start, t, ε), the network input in training.
 The Markov chain would add new noise at each step, so that the columns would flicker; with a fixed ε only the amounts of signal
@@ -19,13 +20,13 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, data_config, sampling_config
 from ddpm_jax.cli import common
-from ddpm_jax.diffusion import conditioning, gaussian, pixels, vlb
+from ddpm_jax.diffusion import conditioning, gaussian, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import filmstrip, image_grid
-from ddpm_jax.runtime import distributed, paths, rng, workdir
+from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 from ddpm_jax.samplers.sampler import per_image_noise
@@ -34,7 +35,7 @@ from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
 MAX_IMAGES = 16
-PICTURES = ("forward.png", "reverse.png", "chain.png")
+OUTPUTS = ("forward.png", "reverse.png", "chain.png", "images.npz")
 STAGES = (5, 24)  # smallest and largest number; with fewer the labels do not fit
 CHAINS_ON_A_SLIDE = 3  # rows of chain.png
 CURVE_POINTS = 1000  # largest number of timesteps at which the curves are computed
@@ -53,8 +54,11 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         schedule = build.build_schedule(config)
         images = real_images(config)
     t = forward_timesteps(schedule, config.visualize.num_stages)
-    x_t = forward_stages(schedule, images, t, starting_noise(config))
-    pictures = {"forward.png": forward_picture(config, schedule, images, t, x_t)}
+    pixel_format = build.pixel_format(config)
+    x_t = forward_stages(schedule, pixel_format.from_data(jnp.asarray(images)), t, starting_noise(config))
+    forward = np.asarray(pixel_format.to_data(jnp.asarray(x_t)))
+    arrays = {"originals": images, "forward_t": t, "forward_x_t": forward}
+    pictures = {"forward.png": forward_picture(config, schedule, t, x_t[:, 0], forward)}
     name, summary = "visualize-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
     identity = {"mode": "visualize", "diffusion": config.diffusion.to_dict()}
 
@@ -69,31 +73,36 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         with distributed.raise_on_all_processes():
             inputs = sampling_inputs(config)
         identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params)) | inputs.identity
-    identity |= {"visualize": config.visualize.to_dict(), "images_sha256": hashlib.sha256(images).hexdigest()}
+    identity |= {
+        "visualize": config.visualize.to_dict(),
+        "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+    }
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             default = workdir.sample_folder(run_folder) / name
-            target = manifest.claim(identity, names=PICTURES, default=default, output=output)
+            target = manifest.claim(identity, names=OUTPUTS, default=default, output=output)
 
     if trained:
         generated = sampling_config.generate(config, sampler, params, inputs)
         classes = class_labels(config, generated, common.class_names_of(run_folder))
-        pictures["reverse.png"] = reverse_picture(config, reverse_t, generated, classes)
-        pictures["chain.png"] = chain_picture(config, t, x_t, reverse_t, generated, classes)
+        stages = trajectory_images(generated, pixel_format)
+        arrays |= {"images": generated.images, "reverse_t": reverse_t, **stages}
+        pictures["reverse.png"] = reverse_picture(config, reverse_t, stages, classes)
+        pictures["chain.png"] = chain_picture(config, t, forward, reverse_t, stages["x_t"], classes)
 
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             with paths.write_errors(target):
+                npz.write(target / "images.npz", arrays)
                 for file, picture in pictures.items():
                     image_grid.save_png(target / file, picture)
             print(summary)
-            print(f"figures in {target}: {', '.join(pictures)}")
+            print(f"figures in {target}: {', '.join(pictures)}; their arrays: images.npz")
     return 0
 
 
 def check_visualize(config: ConfigDict) -> None:
     """Raise a UsageError that names the invalid field of config.visualize."""
-    common.check_pictures(config, "the figures of --mode=visualize")
     visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
     if not 1 <= visualize.num_images <= MAX_IMAGES:
         raise UsageError(f"config.visualize.num_images is {visualize.num_images}: choose 1..{MAX_IMAGES}")
@@ -123,7 +132,7 @@ def has_checkpoint(config: ConfigDict, run_folder: pathlib.Path) -> bool:
 
 
 def real_images(config: ConfigDict) -> np.ndarray:
-    """The images of the data set to show: uint8 [N, H, W, C].
+    """The images of the data set to show: [N, H, W, C] in the data's type.
 
     Raises:
       UsageError: the set has fewer images.
@@ -150,24 +159,23 @@ def starting_noise(config: ConfigDict) -> jax.Array:
     return per_image_noise(keys, 0, build.image_shape(config))
 
 
-def forward_stages(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray, noise: jax.Array) -> np.ndarray:
-    """x_t of images uint8 [N, H, W, C] at each t [S] of `forward_timesteps`, from noise [N, ...]: float32 [N, S, H, W, C]."""
-    x_start = pixels.from_uint8(jnp.asarray(images))
-    number = len(images)
+def forward_stages(schedule: NoiseSchedule, x_start: jax.Array, t: np.ndarray, noise: jax.Array) -> np.ndarray:
+    """x_t of images [N, H, W, C] at each t [S] of `forward_timesteps`, from noise [N, ...]: float32 [N, S, H, W, C]."""
+    number = len(x_start)
     noisy = [gaussian.q_sample(schedule, x_start, jnp.full(number, step, jnp.int32), noise) for step in t[1:].tolist()]
     return np.stack([np.asarray(x) for x in (x_start, *noisy)], axis=1)
 
 
 def forward_picture(
-    config: ConfigDict, schedule: NoiseSchedule, images: np.ndarray, column_t: np.ndarray, x_t: np.ndarray
+    config: ConfigDict, schedule: NoiseSchedule, column_t: np.ndarray, x_start: np.ndarray, stages: np.ndarray
 ) -> np.ndarray:
-    """Filmstrip of x_t [N, S, H, W, C] above curves of the noise schedule: uint8 [H', W', 3]."""
+    """Filmstrip of x_t, `stages` [N, S, H, W, C] in the data's type, above curves of the noise schedule: uint8 [H', W', 3]."""
     steps = schedule.num_timesteps
     t = np.unique(np.linspace(0, steps - 1, min(steps, CURVE_POINTS)).round().astype(int))
     signal = schedule.alphas_cumprod[t]
     noise = np.square(schedule.sqrt_one_minus_alphas_cumprod[t])
     decibel = -20 * np.log10(schedule.sqrt_recipm1_alphas_cumprod[t])
-    bits = vlb.bits_to_noise(schedule, images, t)
+    bits = vlb.bits_to_noise(schedule, x_start, t)
     panels = [
         filmstrip.Panel(
             r"Power of the signal and the noise in $x_t$",
@@ -194,7 +202,7 @@ def forward_picture(
         ),
     ]
     return filmstrip.sheet(
-        to_uint8(x_t),
+        build.pixel_format(config).shown(stages),
         title=r"Forward: an image becomes noise,   $x_t=\sqrt{\bar\alpha_t}\,x_\mathrm{start}+\sqrt{1-\bar\alpha_t}\,\epsilon$"
         f"   ({config.diffusion.schedule} schedule)",
         column_labels=["image", *time_labels(column_t[1:])],
@@ -215,10 +223,9 @@ def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[BatchedS
     return build.build_batched_sampler(config, mesh, save_steps), sampler.schedule.timesteps[sampler.num_steps - 1 - save_steps]
 
 
-def reverse_picture(config: ConfigDict, t: np.ndarray, generated: GeneratedBatch, classes: list[str]) -> np.ndarray:
+def reverse_picture(config: ConfigDict, t: np.ndarray, stages: dict[str, np.ndarray], classes: list[str]) -> np.ndarray:
     """For each chain a row of x_t above a row of the predicted x_start: uint8 [H', W', 3]."""
-    stages = trajectory_images(generated)
-    rows = np.stack([stages["x_t"], stages["pred_xstart"]], axis=1)
+    rows = build.pixel_format(config).shown(np.stack([stages["x_t"], stages["pred_xstart"]], axis=1))
     clipped = ", clipped to [-1, 1]" if config.diffusion.clip_denoised else ""
     return filmstrip.sheet(
         rows.reshape(-1, *rows.shape[2:]),
@@ -235,19 +242,18 @@ def reverse_picture(config: ConfigDict, t: np.ndarray, generated: GeneratedBatch
 def chain_picture(
     config: ConfigDict,
     forward_t: np.ndarray,
-    x_t: np.ndarray,
+    forward: np.ndarray,
     reverse_t: np.ndarray,
-    generated: GeneratedBatch,
+    reverse: np.ndarray,
     classes: list[str],
 ) -> np.ndarray:
     """Image to noise to image, in one row for each of a few chains: uint8 [H', W', 3]."""
-    reverse = trajectory_images(generated)["x_t"]
     half = min(config.visualize.num_stages // 2, reverse.shape[1] - 1)
-    forward_columns = np.linspace(0, x_t.shape[1] - 1, half + 1).round().astype(int)
+    forward_columns = np.linspace(0, forward.shape[1] - 1, half + 1).round().astype(int)
     reverse_columns = np.linspace(0, reverse.shape[1] - 1, half + 1).round().astype(int)[1:]
-    rows = np.concatenate([to_uint8(x_t[:, forward_columns]), reverse[:, reverse_columns]], axis=1)
+    rows = np.concatenate([forward[:, forward_columns], reverse[:, reverse_columns]], axis=1)
     return filmstrip.sheet(
-        rows[:CHAINS_ON_A_SLIDE],
+        build.pixel_format(config).shown(rows[:CHAINS_ON_A_SLIDE]),
         title="An image becomes noise, and from the same noise the network generates another image",
         column_labels=[
             "image",
@@ -313,8 +319,3 @@ def scientific(value: float) -> str:
     """Two digits and a power of ten, in mathtext."""
     digits, exponent = f"{value:.1e}".split("e")
     return rf"${digits}\times10^{{{int(exponent)}}}$"
-
-
-def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Convert floats to uint8; values outside [-1, 1] are clipped."""
-    return np.asarray(pixels.to_uint8(jnp.asarray(x)))

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data import identity
-from ddpm_jax.data.folder_listing import choose_examples, find_images, one_line, splits_of
-from ddpm_jax.data.image_folder import ON_DECODE_ERROR, readable_indices
+from ddpm_jax.data.folder_listing import check_reading, choose_examples, find_images, one_line, splits_of
+from ddpm_jax.data.image_folder import readable_indices
 from ddpm_jax.data.source import (
     ARRAY_DTYPES,
     ArraySource,
@@ -73,8 +73,7 @@ def load_array_folder(
         raise InvalidArgumentError(f"`array_dtype` is {array_dtype!r}: choose one of {', '.join(ARRAY_DTYPES)}")
     if array_dtype == "uint8" and levels:
         raise InvalidArgumentError("`levels` is set, but arrays of uint8 always have the range 0..255: leave it ()")
-    if on_decode_error not in ON_DECODE_ERROR:
-        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
+    check_reading(on_decode_error)
     if not folder:
         raise InvalidArgumentError("`folder` is empty: name the folder of your arrays with `folder=PATH`")
     folder = os.path.abspath(os.path.expanduser(folder))
@@ -149,7 +148,7 @@ def read_array(path: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray
             with open(path, "rb") as file:
                 array = _numpy_array(np.load(file, allow_pickle=False))
         else:
-            with Image.open(path, formats=("TIFF",)) as picture:
+            with Image.open(path, formats=("TIFF", "PNG")) as picture:
                 array = np.array(picture)
     except MemoryError:
         raise

@@ -1,6 +1,7 @@
 """Lists a folder of images: files, splits and classes, from the paths alone."""
 
 import collections
+import logging
 import os
 from collections.abc import Sequence
 
@@ -10,8 +11,35 @@ from ddpm_jax.data import splits
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
 from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError, error_line
 
+logger = logging.getLogger(__name__)
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMED = 5
+ON_DECODE_ERROR = ("error", "skip")  # what to do about unreadable files
+
+
+def check_reading(on_decode_error: str, channels: int = 3) -> None:
+    """Raise an InvalidArgumentError unless unreadable files are handled in a known way, and images are gray or RGB."""
+    if channels not in (1, 3):
+        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
+    if on_decode_error not in ON_DECODE_ERROR:
+        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
+
+
+def list_images(folder: str) -> list[str]:
+    """`find_images`, of at least one; the other files are logged.
+
+    Raises:
+      FileAccessError: as `find_images`.
+      InvalidDataError: there are no images.
+    """
+    found, others = find_images(folder)
+    if not found:
+        also = f", and found only {counted(others)}" if others else ""
+        raise InvalidDataError(f"no images in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}{also}")
+    if others:
+        logger.info(f"{folder}: ignored files, by extension: {counted(others)}; only {', '.join(EXTENSIONS)} are read")
+    return found
 
 
 def find_images(folder: str, extensions: Sequence[str] = EXTENSIONS) -> tuple[list[str], collections.Counter]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddpm_jax.data import decode, value_range
 from ddpm_jax.data.first_reading import FirstReading
-from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, listed, one_line, splits_of
+from ddpm_jax.data.folder_listing import check_reading, choose_examples, list_images, listed, one_line, splits_of
 from ddpm_jax.data.source import (
     ArraySource,
     ImageSize,
@@ -30,7 +30,6 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 logger = logging.getLogger(__name__)
 
-ON_DECODE_ERROR = ("error", "skip")
 NAMED_IN_ERROR = 5
 NAMED_IN_REPORT = 20
 
@@ -82,21 +81,13 @@ def load_image_folder(
       InvalidDataError: the folder contains no image, images are both at its top and in subfolders, a file is broken
         (on_decode_error "error"), no image of the folder or of a class can be read, or the splits differ in classes.
     """
-    if channels not in (1, 3):
-        raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
-    if on_decode_error not in ON_DECODE_ERROR:
-        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
+    check_reading(on_decode_error, channels)
     if not folder:
         raise InvalidArgumentError("`folder` is empty: name the folder of your images with `folder=PATH`")
     color = decode.parse_background(background)
 
     folder = os.path.abspath(os.path.expanduser(folder))
-    found, others = find_images(folder)
-    if others and found:
-        logger.info(f"{folder}: ignored files, by extension: {counted(others)}; only {', '.join(EXTENSIONS)} are read")
-    if not found:
-        also = f", and found only {counted(others)}" if others else ""
-        raise InvalidDataError(f"no images in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}{also}")
+    found = list_images(folder)
     paths, labels, classes = choose_examples(folder, found, split)
     has_splits = bool(splits_of(found))
     part = f" (split {split}; the folders {', '.join(splits_of(found))} are splits)" if has_splits else ""

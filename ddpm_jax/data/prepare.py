@@ -22,12 +22,12 @@ from PIL import Image
 
 from ddpm_jax.data import decode, prepared, splits, value_range
 from ddpm_jax.data.crop import CROPS
-from ddpm_jax.data.folder_listing import EXTENSIONS, choose_examples, counted, find_images, one_line, splits_of
-from ddpm_jax.data.image_folder import ON_DECODE_ERROR, readable_indices
+from ddpm_jax.data.folder_listing import check_reading, choose_examples, list_images, one_line, splits_of
+from ddpm_jax.data.image_folder import readable_indices
 from ddpm_jax.data.prepare_target import Settings, check_target, only_process, plan_of
 from ddpm_jax.data.source import for_each_chunk, height_width
 from ddpm_jax.runtime.atomic import open_atomic, write_atomically
-from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, os_errors
+from ddpm_jax.runtime.errors import InvalidArgumentError, os_errors
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +79,10 @@ def prepare(
       InvalidDataError: as `load_image_folder`; broken files (on_decode_error "error").
     """
     settings.check()
-    if on_decode_error not in ON_DECODE_ERROR:
-        raise InvalidArgumentError(f"`on_decode_error` is {on_decode_error!r}: choose one of {', '.join(ON_DECODE_ERROR)}")
+    check_reading(on_decode_error, settings.channels)
     folder, where = (os.path.abspath(os.path.expanduser(path)) for path in (folder, target))
     root = pathlib.Path(where)
-    found, others = find_images(folder)
-    if not found:
-        also = f", and found only {counted(others)}" if others else ""
-        raise InvalidDataError(f"no images in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}{also}")
-    if others:
-        logger.info(f"{folder}: ignored files, by extension: {counted(others)}; only {', '.join(EXTENSIONS)} are read")
+    found = list_images(folder)
     listing = {name: choose_examples(folder, found, name) for name in splits_of(found) or ["train"]}
     plan = plan_of(folder, found, settings)
     with os_errors(f"cannot write to {root}"):

@@ -38,8 +38,6 @@ class Settings:
         """Raises InvalidArgumentError if one is invalid."""
         height_width(self.image_size)
         decode.parse_background(self.background)
-        if self.channels not in (1, 3):
-            raise InvalidArgumentError(f"`channels` is {self.channels}: it must be 1 (gray) or 3 (RGB)")
         if self.crop not in CROPS:
             raise InvalidArgumentError(f"`crop` is {self.crop!r}: choose one of {', '.join(CROPS)}")
 

@@ -116,13 +116,13 @@ def prior_bpd(schedule: NoiseSchedule, x_start: Array) -> Array:
     return likelihood.prior_bits_per_dim(schedule, x_start, last)
 
 
-def bits_to_noise(schedule: NoiseSchedule, images: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """KL(q(x_t | x_0) ‖ N(0, I)) in bits per dimension: float64 [K, N] for t [K] and images uint8 [N, H, W, C]."""
+def bits_to_noise(schedule: NoiseSchedule, x_start: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """KL(q(x_t | x_0) ‖ N(0, I)) in bits per dimension: float64 [K, N] for t [K] and images [N, H, W, C] in [-1, 1]."""
     with jax.enable_x64(True):  # near T-1 it is a millionth of what it is at t=0
-        x_start = jnp.asarray(images, jnp.float64) / 127.5 - 1.0
+        x_start = jnp.asarray(x_start, jnp.float64)
 
         def at(step: Array) -> Array:
-            return likelihood.prior_bits_per_dim(schedule, x_start, jnp.full(len(images), step, jnp.int32))
+            return likelihood.prior_bits_per_dim(schedule, x_start, jnp.full(len(x_start), step, jnp.int32))
 
         return np.asarray(jax.lax.map(at, jnp.asarray(t, jnp.int32)))
 

@@ -67,7 +67,7 @@ def extract(
 @functools.lru_cache(maxsize=8)  # one object for each pair, so that later calls compile nothing
 def _scaled(apply: Callable[..., Features], pixel_format: pixels.PixelFormat) -> Callable[..., Features]:
     """`apply`, for images on the scale 0..255."""
-    if pixel_format == pixels.UINT8:
+    if pixel_format.dtype == "uint8":
         return apply
     return lambda variables, images: apply(variables, pixel_format.to_255(images))
 
@@ -85,9 +85,9 @@ class FeatureCollector:
     max_features: int = 0
     pixel_format: pixels.PixelFormat = pixels.UINT8
 
-    def collect(self, batches: Iterable[np.ndarray], count: int, **options: bool) -> FeatureSet:
-        """Accumulate the features of `count` images in batches uint8 [b, H, W, C], with a progress line."""
-        with distributed.show_progress(count) as report:
+    def collect(self, batches: Iterable[np.ndarray], count: int, title: str = "features", **options: bool) -> FeatureSet:
+        """Accumulate the features of `count` images in batches uint8 [b, H, W, C], with a progress line that has a title."""
+        with distributed.show_progress(count, title=title) as report:
             parts = extract(
                 self.extractor, self.mesh, batches, batch_size=self.batch_size, report=report, pixel_format=self.pixel_format
             )

@@ -12,15 +12,14 @@ import numpy as np
 
 from ddpm_jax.data import prepared
 from ddpm_jax.data.decode import ImageDecodeError
-from ddpm_jax.data.folder_listing import EXTENSIONS, counted, find_images
+from ddpm_jax.data.folder_listing import EXTENSIONS, check_reading, list_images
 from ddpm_jax.data.image_zip import ImageZip
 from ddpm_jax.data.source import Batch
 from ddpm_jax.evaluation.array_images import ArrayImages
 from ddpm_jax.evaluation.image_files import FileImages, Reading
 from ddpm_jax.evaluation.image_resize import describe, resized, size_error
-from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError, error_line
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
-ON_DECODE_ERROR = ("error", "skip")
 TFDS = "tfds:"
 
 
@@ -79,9 +78,7 @@ def open_set(name: str, reading: Reading) -> ImageSet:
       InvalidArgumentError, FileAccessError, UnavailableError: there is no such set.
       InvalidDataError: a file is broken (on_decode_error "error"), or none can be read; images of different sizes.
     """
-    if reading.on_decode_error not in ON_DECODE_ERROR:
-        choices = ", ".join(ON_DECODE_ERROR)
-        raise InvalidArgumentError(f"`on_decode_error` is {reading.on_decode_error!r}: choose one of {choices}")
+    check_reading(reading.on_decode_error)
     if not reading.size and reading.resize and reading.resize.size:
         reading = dataclasses.replace(reading, size=(reading.resize.size,) * 2)
     if name.startswith(TFDS):
@@ -92,10 +89,7 @@ def open_set(name: str, reading: Reading) -> ImageSet:
         shape = (len(source), *source.image_shape)
         return _of_arrays(name, shape, lambda indices: source.batch(indices)["image"], reading)
     if path.is_dir():
-        names, others = find_images(name)
-        if not names:
-            also = f", and found only {counted(others)}" if others else ""
-            raise InvalidDataError(f"no images in {name}: searched it and its subfolders for {', '.join(EXTENSIONS)}{also}")
+        names = list_images(name)
         return _of_files(name, FileImages(name, names, lambda index: _file_content(path / names[index]), reading), reading)
     if not path.exists():
         raise FileAccessError(f"{name} does not exist: give a folder, a zip, an .npz or .npy file, or tfds:NAME")

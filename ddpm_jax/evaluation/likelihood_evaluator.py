@@ -16,7 +16,10 @@ from ddpm_jax.runtime.batch_driver import Batch, BatchDriver
 def num_levels(pixel_format: pixels.PixelFormat) -> int:
     """Number of levels of the images. Raises ValueError for floats, of which bits per dimension are not defined."""
     if not pixel_format.num_levels:
-        raise ValueError(f"bits/dim needs images with discrete levels, and these are {pixel_format.dtype}")
+        raise ValueError(
+            f"bits/dim needs images with discrete levels, which have probabilities, and these are {pixel_format.dtype}, which "
+            "have a density"
+        )
     return pixel_format.num_levels
 
 

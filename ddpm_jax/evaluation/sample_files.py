@@ -41,12 +41,11 @@ class SampleFolder:
       image_shape: (H, W, C).
       labels: int32 [num_images], or None.
       class_names: names of label 0, 1, ...; () if unknown.
-      formats: any of "npz" and "png".
+      formats: any of "npz" and "png"; always npz for images that are not pictures, whose PNG files are for display.
       keeps_stages: whether x_t and pred_xstart of the first images are saved.
       conditions: condition images, uint8 [num_images, h, w, C'], or None; images.npz and the grid have them too.
       originals: uint8 [num_images, H, W, C], what they were made of, for the grid; None if unknown.
-      pixel_format: type and range of the images.
-      shown_channels: see `pixels.PixelFormat.shown`.
+      pixel_format: type and range of the images, and the channels that pictures show.
     """
 
     def __init__(
@@ -63,17 +62,18 @@ class SampleFolder:
         conditions: np.ndarray | None = None,
         originals: np.ndarray | None = None,
         pixel_format: pixels.PixelFormat = pixels.UINT8,
-        shown_channels: tuple[int, ...] = (),
     ):
         self.folder = folder
         self._cache = SampleCache(folder, identity)
         self._shape = (num_images, *image_shape)
         self._labels, self._class_names = labels, tuple(class_names)
-        self._formats, self._keeps_stages = formats, keeps_stages
+        self._exact_pngs = pixel_format.is_picture(image_shape[-1])
+        self._formats, self._keeps_stages = formats if self._exact_pngs else (*formats, "npz"), keeps_stages
         self._conditions, self._originals = conditions, originals
-        self._pixel_format, self._shown_channels = pixel_format, shown_channels
+        self._pixel_format = pixel_format
         self._npz = folder / "images.npz"
-        self._png = folder / "png"
+        shown = () if self._exact_pngs else pixel_format.shown_channels
+        self._png = folder / ("png-channels_" + "_".join(map(str, shown)) if shown else "png")
 
     def missing(self) -> list[range]:
         """The indices of the missing images, as ranges in ascending order."""
@@ -117,14 +117,14 @@ class SampleFolder:
     def contents(self) -> list[str]:
         """Names of the files in the folder; the PNG folder with its number of files."""
         names = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
-        return [f"png/ ({self._shape[0]:,} files)" if name == "png" else name for name in names]
+        return [f"{name}/ ({self._shape[0]:,} files)" if name == self._png.name else name for name in names]
 
     def _finished_source(self) -> Callable[[], Iterator[np.ndarray]] | None:
         """A function that reads all images from complete output files; None if there are none."""
         for name in (IMAGES, FORMER):
             if npz.shape_of(self._npz, name) == self._shape:
                 return functools.partial(npz.rows, self._npz, name, READ_IMAGES)
-        return self._read_pngs if self._has_pngs() else None
+        return self._read_pngs if self._exact_pngs and self._has_pngs() else None
 
     def _batches(self) -> Iterator[np.ndarray]:
         source = self._finished_source()
@@ -166,7 +166,7 @@ class SampleFolder:
         return image_grid.draw_plan(plan, shown.__getitem__, shape, row_names(self._labels, self._class_names))
 
     def _shown(self, images: np.ndarray) -> np.ndarray:
-        return self._pixel_format.shown(images, self._shown_channels)
+        return self._pixel_format.shown(images)
 
     # PNG files.
 
@@ -190,7 +190,7 @@ class SampleFolder:
         self._png.mkdir(exist_ok=True)
         for name, image in zip(self._png_names[first : first + len(images)], images, strict=True):
             if name not in existing:
-                image_grid.save_png(self._png / name, image)
+                image_grid.save_png(self._png / name, image if self._exact_pngs else self._shown(image))
 
     def _read_pngs(self) -> Iterator[np.ndarray]:
         names = self._png_names
@@ -223,14 +223,13 @@ def pictures_of(
     originals: np.ndarray | None = None,
     *,
     pixel_format: pixels.PixelFormat = pixels.UINT8,
-    shown_channels: tuple[int, ...] = (),
 ) -> dict[str, np.ndarray]:
     """A grid of the images, and filmstrips of the saved steps: suffix of the file name -> uint8 [H', W', C].
 
     The other arguments are as for `SampleFolder`.
     """
     labels = conditioning.labels_of(generated.cond)
-    shown = functools.partial(pixel_format.shown, channels=shown_channels)
+    shown = pixel_format.shown
     if conditions is not None:
         pictures = {"": condition_grid.draw(generated.images, conditions, originals)}
     else:
