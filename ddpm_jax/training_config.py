@@ -1,6 +1,5 @@
 """Derived from config.train: what a training does between its steps, image grids and evaluations, and advice."""
 
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -11,13 +10,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, sampling_config
+from ddpm_jax.data import identity
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.evaluation import sample_files
 from ddpm_jax.interop import array_table
 from ddpm_jax.interop.load_weights import load_weights
+from ddpm_jax.interop.weights_file import Weights
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import config_changes, distributed, paths, workdir
-from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.runtime.errors import ExpectedError, as_text
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
@@ -141,8 +142,10 @@ class InitialWeights(NamedTuple):
     line: str
 
 
-def load_initial_weights(config: ConfigDict, params: Any) -> InitialWeights:
+def load_initial_weights(config: ConfigDict, params: Any, class_names: Sequence[str]) -> InitialWeights:
     """Read config.train.init_from for a network with parameters of the shapes `params`. On all processes together.
+
+    `class_names` are those of the new run's data set; () if unknown.
 
     Raises:
       ExpectedError: the weights cannot be read, or do not fit the network; the message names arrays and fields.
@@ -156,11 +159,13 @@ def load_initial_weights(config: ConfigDict, params: Any) -> InitialWeights:
         distributed.broadcast_ints([int(weights.sha256[:7], 16)])[0] == int(weights.sha256[:7], 16)
     ):
         raise UserError(f"config.train.init_from={given} is different weights in different processes: use one shared file")
-    found = param_patterns.select(params, array_table.flatten(weights.params), config.train.init_new)
+    classes = _class_changes(weights, config, class_names)
+    arrays = array_table.flatten(weights.params)
+    found = param_patterns.select(params, arrays, config.train.init_new, same_classes=not classes)
     differing = _network_changes(weights.config, config.to_dict())
     if found.wrong:
         more = f" and {len(found.wrong) - 3} more" if len(found.wrong) > 3 else ""
-        fields = [f"config.{field} was {json.dumps(a)} there, is {json.dumps(b)} here" for field, (a, b) in differing.items()]
+        fields = [f"config.{field} was {as_text(a)} there, is {as_text(b)} here" for field, (a, b) in differing.items()]
         cause = f" ({'; '.join(fields)})" if fields else ""
         raise UsageError(
             f"config.train.init_from={given} does not fit the network: {'; '.join(found.wrong[:3])}{more}{cause}. Use the "
@@ -174,9 +179,27 @@ def load_initial_weights(config: ConfigDict, params: Any) -> InitialWeights:
         for words, paths in (("with initial values", found.new), ("not used", found.left))
         if paths
     )
+    line += f"; other classes: {classes}" if classes and param_patterns.CLASS_EMBEDDING in found.new else ""
     differing = {field: pair for field, pair in differing.items() if not field.startswith("data.")}
     line += f"; changed: {config_changes.describe(differing)}" if differing else ""
     return InitialWeights(found.taken, record, line)
+
+
+def _class_changes(weights: Weights, config: ConfigDict, class_names: Sequence[str]) -> str:
+    """How the meaning of the class embedding's rows differs from that in `weights`; "" if it does not, or is unknown.
+
+    The number of rows alone does not show it: ten classes and nine with one row for no class have equally many.
+    """
+    if not config.model.class_conditional:
+        return ""
+    then = config_changes.flatten(weights.config)
+    counts = [then.get("data.num_classes", config.data.num_classes), config.data.num_classes]
+    dropouts = [bool(then.get("model.label_dropout", config.model.label_dropout)), bool(config.model.label_dropout)]
+    names = [{"class_names": tuple(each)} for each in (weights.class_names, class_names)]
+    if counts[0] == counts[1] and dropouts[0] == dropouts[1]:
+        return identity.class_changes(*names) if all(each["class_names"] for each in names) else ""
+    rows = [f"{count}{' and no class' * dropout}" for count, dropout in zip(counts, dropouts, strict=True)]
+    return f"{rows[0]} there, {rows[1]} here"
 
 
 def _network_changes(source: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:

@@ -53,11 +53,13 @@ def run(config: ConfigDict, folder: str, *, source: str, given: Collection[str],
         network = build.build_model(config)
         if not isinstance(network, UNet):
             raise UsageError(f"config.model.name is {config.model.name}: only the weights of a unet can be imported")
+    check_unused(workdir.absolute(folder))
+    # Before the folder is created: weights that cannot be imported leave nothing behind.
+    provenance = weights.provenance()
+    state = imported_state(config, network, weights, new_attention_order=new_attention_order)
     run_folder = shared_workdir.prepare_workdir(folder, config.to_dict(), write=True)
     with shared_workdir.hold_workdir(run_folder):
         check_unused(run_folder)
-        provenance = weights.provenance()
-        state = imported_state(config, network, weights, new_attention_order=new_attention_order)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         fields, facts = config.to_dict(), versions.start_facts()
         facts["versions"] |= choices.custom_modules(config)

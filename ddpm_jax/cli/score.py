@@ -77,6 +77,8 @@ def run(config: ConfigDict, images: str, real: str, *, resize: str = "", output:
             raise UsageError("config.evaluation.metrics is empty: leave it out for all metrics, or name some")
         if config.evaluation.reference:
             raise UsageError("config.evaluation.reference belongs to --mode=evaluate: name the reference as --reference")
+        scoring.check_metrics(named)  # now: reading the images may take long
+        features.check_name(config.evaluation.features)
         settings = image_resize.parse_resize(resize)
         reading = Reading(
             resize=settings,
@@ -111,7 +113,10 @@ def open_reference(config: ConfigDict, name: str, reading: Reading, *, chooses_f
     if kind == RUN:
         own = from_workdir.get_config(path)
         data_config.complete(own, workdir.read_data_identity(path))
-        common.check_pictures(own, "the scores of --mode=score")
+        if not build.pixel_format(own).is_picture(own.data.channels):
+            raise UserError(
+                f"{path} has images of {own.data.dtype} and {own.data.channels} channels: measure it by --mode=evaluate"
+            )
         if chooses_features:
             for field in FEATURES:
                 config.evaluation[field] = own.evaluation[field]

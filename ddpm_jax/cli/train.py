@@ -10,7 +10,7 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,7 +128,7 @@ def _train(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
     ) as checkpoints:
         with common.name_changed_files(config, run_folder, None):
-            state, start_step, source_weights = initial_state(config, checkpoints, mesh)
+            state, start_step, source_weights = initial_state(config, checkpoints, mesh, source.class_names)
         logger.info(write_parameters(run_folder, state.params, is_writer))
         logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
         if start_step:
@@ -278,7 +278,7 @@ def record_start(
 
 
 def initial_state(
-    config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.sharding.Mesh
+    config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.sharding.Mesh, class_names: Sequence[str]
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """The latest readable checkpoint or the initial state, replicated over the mesh; its step; fields for the history."""
     init, key = build.build_init(config), rng.purpose_key(config.seed, "init")
@@ -287,7 +287,7 @@ def initial_state(
         make = jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())
         if not config.train.init_from:
             return make(key), 0, {}
-        start = training_config.load_initial_weights(config, jax.eval_shape(init, key).params)
+        start = training_config.load_initial_weights(config, jax.eval_shape(init, key).params, class_names)
         logger.info(start.line)
         return make(key, start.taken), 0, {"init_from": start.record}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))

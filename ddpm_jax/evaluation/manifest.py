@@ -9,7 +9,7 @@ from typing import Any
 from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.config_changes import changes, flatten
-from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError, as_text
 
 MANIFEST = "manifest.json"
 
@@ -57,7 +57,7 @@ def require_same(folder: pathlib.Path, identity: dict[str, Any]) -> None:
       InvalidDataError: the manifest cannot be read.
     """
     old, new = read(folder), json.loads(json.dumps(identity))
-    differing = [f"{name} was {json.dumps(a)}, now {json.dumps(b)}" for name, (a, b) in changes(old, new).items()]
+    differing = [f"{name} was {as_text(a)}, now {as_text(b)}" for name, (a, b) in changes(old, new).items()]
     if differing:
         version = "" if flatten(old).keys() == flatten(new).keys() else ", or by another version of this program"
         raise ConflictError(

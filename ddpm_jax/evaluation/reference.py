@@ -46,7 +46,7 @@ def measure_reference(
                 np.add.at(classes, batch["label"], 1)
             yield batch["image"]
 
-    made = collector.collect(seen(), len(source), spatial=spatial)
+    made = collector.collect(seen(), len(source), f"features of {source.name} {source.split}".rstrip(), spatial=spatial)
     provenance = identity | {
         "images": len(source),
         "images_sha256": digest.hexdigest(),
@@ -138,7 +138,7 @@ def with_features(found: Reference, collector: FeatureCollector, metrics: Collec
     lacks = {"gaussian": found.gaussian is None, "spatial": "sfid" in metrics and found.spatial is None}
     if found.images is None or not (FEATURE_METRICS & set(metrics) or any(lacks.values())):
         return found
-    made = collector.collect(collector.split(found.images), len(found.images), **lacks)
+    made = collector.collect(collector.split(found.images), len(found.images), "features of the reference", **lacks)
     new = {name: getattr(made, name) for name, is_missing in lacks.items() if is_missing}
     return dataclasses.replace(found, features=made.features, **new)
 

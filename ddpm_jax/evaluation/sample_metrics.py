@@ -73,8 +73,8 @@ class SampleScorer:
         """Scores of images, uint8 [N, H, W, C]."""
         return self.of_batches(self._collector.split(images), len(images))
 
-    def of_batches(self, batches: Iterator[np.ndarray], count: int) -> dict[str, Any]:
-        """Scores of `count` images in batches, uint8 [b, H, W, C].
+    def of_batches(self, batches: Iterator[np.ndarray], count: int, title: str = "features") -> dict[str, Any]:
+        """Scores of `count` images in batches, uint8 [b, H, W, C]; `title` is that of the progress line.
 
         `num_compared` is included if kid, precision and recall use fewer than `count` images, `repeated` if some images are
         duplicates.
@@ -93,7 +93,7 @@ class SampleScorer:
 
         try:
             options = {"gaussian": "frechet" in wanted, "logits": need_logits, "spatial": "sfid" in wanted}
-            found = self._collector.collect(hashed(), count, **options)
+            found = self._collector.collect(hashed(), count, title, **options)
             if "frechet" in wanted:
                 scores["frechet"] = frechet.frechet_distance(found.gaussian, self.reference.gaussian)
             if "sfid" in wanted:

@@ -1,6 +1,7 @@
 """Scores of images that exist: which metrics can be computed, and the results in the form of an evaluation."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from ddpm_jax.metrics.features import Features
 from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 
+logger = logging.getLogger(__name__)
+
 # Images that a metric needs in each set. The inception score has one part of at least one image for each split.
 LEAST = {
     "frechet": 2,
@@ -25,6 +28,13 @@ LEAST = {
     "inception_score": inception_score.NUM_SPLITS,
 }
 OF_STATISTICS = ("frechet", "sfid")
+
+
+def check_metrics(named: Sequence[str]) -> None:
+    """Raise an InvalidArgumentError unless the named metrics are of images."""
+    for metric in named:
+        if metric not in SAMPLE_METRICS:
+            raise InvalidArgumentError(f"`metrics` contains {metric!r}: images have {', '.join(SAMPLE_METRICS)}")
 
 
 def choose_metrics(
@@ -43,9 +53,8 @@ def choose_metrics(
     """
     unavailable = {"inception_score": shapes.logits is None, "sfid": shapes.spatial is None}
     missing = {metric: _obstacle(metric, count, shapes, reference) for metric in SAMPLE_METRICS}
+    check_metrics(named)
     for metric in named:
-        if metric not in SAMPLE_METRICS:
-            raise InvalidArgumentError(f"`metrics` contains {metric!r}: images have {', '.join(SAMPLE_METRICS)}")
         if missing[metric]:
             raise InvalidArgumentError(f"`metrics` contains {metric}, which {missing[metric]}")
     chosen = tuple(metric for metric in SAMPLE_METRICS if (metric in named if named else not missing[metric]))
@@ -93,8 +102,9 @@ def score_images(images: ImageSet, scorer: SampleScorer, collector: FeatureColle
         for batch in collector.read(images):
             digest.update(batch["image"].tobytes())
             yield batch["image"]
+        logger.info(f"scores of {len(images):,} images of {images.name}")  # the Fréchet distance and precision take long
 
-    return scorer.of_batches(batches(), len(images)), digest.hexdigest()
+    return scorer.of_batches(batches(), len(images), f"features of {images.name}"), digest.hexdigest()
 
 
 def score_statistics(a: Reference, b: Reference, named: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

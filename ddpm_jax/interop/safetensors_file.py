@@ -7,6 +7,7 @@ byte of the data), and the data without gaps: https://github.com/huggingface/saf
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ DTYPES = {
     "U8": "<u1",
     "BOOL": "?",
 }
+UNSUPPORTED = re.compile("[A-Z][A-Z0-9_]{1,19}")  # other types of the format, such as F8_E4M3 and U16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_safetensors(file: Path) -> dict[str, StoredArray]:
     Raises:
       FileAccessError: the file cannot be read.
       InvalidDataError: the file is truncated or damaged: a header too large, not JSON or without a field, or arrays that
-        overlap, leave gaps or end elsewhere than the file.
+        overlap, leave gaps or end elsewhere than the file. Or an array has a type that is not in `DTYPES`.
     """
     with os_errors(f"cannot read the weights {file}"):
         size = file.stat().st_size
@@ -77,6 +79,8 @@ def read_safetensors(file: Path) -> dict[str, StoredArray]:
         if not isinstance(header, dict):
             raise ValueError("it is not an object")
         entries = [(name, *_entry(entry)) for name, entry in header.items() if name != "__metadata__"]
+    except InvalidDataError as error:
+        raise InvalidDataError(f"{file}: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise InvalidDataError(f"{file} is damaged: its header is not that of a safetensors file ({error!s:.80})") from error
     end = 0
@@ -100,7 +104,9 @@ def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, first byte, last byte + 1) of an entry of the header."""
     kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if kind not in DTYPES:
-        raise ValueError(f"the type {kind!r:.20} is not supported")
+        if isinstance(kind, str) and UNSUPPORTED.fullmatch(kind):
+            raise InvalidDataError(f"arrays of the type {kind} are not supported: convert them to F32, F16 or BF16")
+        raise ValueError(f"{kind!r:.20} is not a type")
     if any(type(number) is not int or number < 0 for number in (*shape, first, last)) or len(shape) > 8:
         raise ValueError("a shape or offset is not a list of non-negative integers")
     if last - first != math.prod(shape) * np.dtype(DTYPES[kind]).itemsize:

@@ -5,10 +5,11 @@ averages images down to 16x16, which bounds the dimension for photographs of any
 network. The provenance of an extractor identifies it, so that numbers of different extractors are never compared.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,24 @@ class FeatureExtractor:
     variables: Any = None
 
 
+def check_name(name: str) -> None:
+    """Raise an InvalidArgumentError unless `make_extractor` knows the name; a custom function is imported."""
+    size = name.removeprefix("pixels_")
+    if registry.is_custom(name):
+        with _naming_features():
+            registry.load(name, "features")
+    elif name not in ("inception", "pixels") and not (name.startswith("pixels_") and size.isdecimal() and int(size)):
+        raise InvalidArgumentError(f"`features` is {name!r}: choose {CHOICES}")
+
+
+@contextlib.contextmanager
+def _naming_features() -> Iterator[None]:
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"`features`: {error}") from error
+
+
 def make_extractor(
     name: str,
     *,
@@ -77,6 +96,7 @@ def make_extractor(
       InvalidDataError: Inception's weights are damaged or belong to another network.
       UnavailableError: Inception's weights are missing and cannot be downloaded.
     """
+    check_name(name)
     if options and not registry.is_custom(name):
         raise InvalidArgumentError(f"`features` is {name}, which has no option {next(iter(options))!r}")
     if name == "inception":
@@ -85,16 +105,11 @@ def make_extractor(
         raise InvalidArgumentError(f"`inception_path` applies to inception, but `features` is {name}: leave one out")
     if name == "pixels":
         return FeatureExtractor(name, _pixels, {"features": "pixels", "scale": "0..1"})
-    size = name.removeprefix("pixels_")
-    if name.startswith("pixels_") and size.isdecimal() and int(size):
-        shrink = functools.partial(_small_pixels, int(size))
-        return FeatureExtractor(name, shrink, {"features": name, "scale": "0..1", "resize": "mean over the covered area"})
     if not registry.is_custom(name):
-        raise InvalidArgumentError(f"`features` is {name!r}: choose {CHOICES}")
-    try:
+        shrink = functools.partial(_small_pixels, int(name.removeprefix("pixels_")))
+        return FeatureExtractor(name, shrink, {"features": name, "scale": "0..1", "resize": "mean over the covered area"})
+    with _naming_features():
         function = registry.bind(name, {}, "features", num_args=1, options=options or {})
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"`features`: {error}") from error
 
     def apply(_: None, images: jax.Array) -> Features:
         try:

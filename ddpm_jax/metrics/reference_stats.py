@@ -18,7 +18,7 @@ from ddpm_jax.metrics import statistics_files
 from ddpm_jax.metrics.frechet import Gaussian
 from ddpm_jax.metrics.moments import gaussian_of
 from ddpm_jax.runtime.atomic import open_atomic
-from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, os_errors
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, as_text, os_errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def check_matches(file: str | os.PathLike, found: dict[str, Any] | None, wanted:
     if found is None:
         return
     differing = [
-        f"{name} is {json.dumps(found.get(name))}, wanted {json.dumps(value)}"
+        f"{name} is {as_text(found.get(name))}, wanted {as_text(value)}"
         for name, value in wanted.items()
         if found.get(name) != value
     ]

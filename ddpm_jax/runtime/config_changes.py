@@ -7,11 +7,10 @@ only read (sample, evaluate, ...) use their own fields from the command line and
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddpm_jax.runtime.errors import ConflictError
+from ddpm_jax.runtime.errors import ConflictError, as_text
 
 # Fields that may differ between the processes of one job: location and speed of the data, not its content.
 PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
@@ -160,7 +159,7 @@ def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resu
         part = rule.resume if resume else rule.reading
         if part(before) != part(after):
             note = "" if part is _whole else f" ({rule.why})"
-            differing.append(f"{field} was {json.dumps(before)}, now {json.dumps(after)}{note}")
+            differing.append(f"{field} was {as_text(before)}, now {as_text(after)}{note}")
     if differing:
         reason = "which a resume cannot change" if resume else "which does not match its checkpoints"
         raise ConflictError(
@@ -209,7 +208,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe(changed: dict[str, list[Any]]) -> str:
     """One line: "optimizer.learning_rate 0.0002 -> 0.0001, ..."."""
-    return ", ".join(f"{field} {json.dumps(old)} -> {json.dumps(new)}" for field, (old, new) in changed.items())
+    return ", ".join(f"{field} {as_text(old)} -> {as_text(new)}" for field, (old, new) in changed.items())
 
 
 def _with_lists(value: Any) -> Any:

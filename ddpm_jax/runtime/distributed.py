@@ -113,9 +113,9 @@ def is_primary_process() -> bool:
 
 
 @contextlib.contextmanager
-def show_progress(total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
+def show_progress(total: int, unit: str = "images", title: str = "") -> Iterator[Callable[[float], None]]:
     """Context: a function to call with how many of `total` are done, fractions included; process 0 shows it on stderr."""
-    with Progress(total, unit) as progress:
+    with Progress(total, unit, title) as progress:
         yield progress.update if is_primary_process() else lambda done: None
 
 

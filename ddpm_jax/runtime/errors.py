@@ -8,9 +8,11 @@ command line replaces it with the field of the config (`user_messages.name_field
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 
 class ExpectedError(Exception):
@@ -107,3 +109,8 @@ def os_errors(action: str, advice: str = "") -> Iterator[None]:
         raise
     except OSError as error:
         raise FileAccessError(f"{action}: {error_line(error)}{advice}") from error
+
+
+def as_text(value: Any) -> str:
+    """A value as JSON for messages, with letters of all languages; only bytes of file names that are not UTF-8 are escaped."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

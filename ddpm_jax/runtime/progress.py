@@ -152,13 +152,20 @@ class LineHandler(logging.Handler):
 
 
 class Progress(contextlib.AbstractContextManager):
-    """Progress of `total` units: count, throughput and remaining time."""
+    """Progress of `total` units: count, throughput and remaining time; after a title, if there are several such passes."""
 
     def __init__(
-        self, total: int, unit: str = "images", *, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        unit: str = "images",
+        title: str = "",
+        *,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total
         self._unit = unit
+        self._title = f"{title}: " if title else ""
         self._line = StatusLine(sys.stderr if out is None else out, clock)
         self._rate = Throughput(clock)
 
@@ -166,7 +173,7 @@ class Progress(contextlib.AbstractContextManager):
         """Reports that `done` of the total are finished, fractions included. Time before the first call is not measured."""
         self._rate.update(done)
         if self._line.due() or done >= self._total:
-            self._line.show(" · ".join(progress_parts(done, self._total, self._unit, "", self._rate)))
+            self._line.show(self._title + " · ".join(progress_parts(done, self._total, self._unit, "", self._rate)))
 
     def __exit__(self, *_: object) -> None:
         self._line.end()

@@ -72,15 +72,16 @@ class Selection(NamedTuple):
     wrong: list[str]
 
 
-def select(params: Any, weights: Mapping[str, np.ndarray], new: Sequence[str]) -> Selection:
+def select(params: Any, weights: Mapping[str, np.ndarray], new: Sequence[str], *, same_classes: bool = True) -> Selection:
     """Choose the arrays of `weights` for a network with parameters of the shapes `params`.
 
-    The class embedding of the U-Net keeps its initial values if its shape differs, and is left out if there are no classes.
+    The class embedding of the U-Net keeps its initial values if its classes or shape differ, and is left out without classes.
 
     Args:
       params: pytree of arrays or shapes.
       weights: path -> array.
       new: patterns of paths, of parameters that keep their initial values, or are left out.
+      same_classes: whether a row of the class embedding has the same meaning in both.
 
     Raises:
       InvalidArgumentError: a pattern matches neither a parameter nor an array.
@@ -94,7 +95,8 @@ def select(params: Any, weights: Mapping[str, np.ndarray], new: Sequence[str]) -
             )
     found = Selection({}, [], [], [])
     for path in sorted(wanted.keys() | there.keys()):
-        if is_match(path, new) or (path == CLASS_EMBEDDING and there.get(path) != wanted.get(path)):
+        has_other_classes = path == CLASS_EMBEDDING and (not same_classes or there.get(path) != wanted.get(path))
+        if is_match(path, new) or has_other_classes:
             (found.new if path in wanted else found.left).append(path)
         elif there.get(path) != wanted.get(path):
             found.wrong.append(f"{path} is {_show(there.get(path))} there and {_show(wanted.get(path))} here")

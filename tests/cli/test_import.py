@@ -128,11 +128,11 @@ def test_a_file_without_config_needs_one(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_another_network_are_rejected_and_leave_no_run(tmp_path):
+def test_weights_of_another_network_are_rejected_and_leave_nothing(tmp_path):
     file = write_weights(tmp_path / "model.pt", openai_state(OPENAI), "zip")
     with pytest.raises(InvalidDataError, match="arrays are missing: "):
         import_weights(tmp_path / "run", file, "config")
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_learned_variance(tmp_path):

@@ -304,8 +304,8 @@ def test_the_sub_command_and_the_mode_are_the_same():
         (["score"], "error: --images is missing"),
         (["score", "{a}", "--workdir={here}/run"], "error: --mode=score has no --workdir"),
         (["--mode=sample", "--workdir={here}", "--images={a}"], "error: --images is for --mode=score only"),
-        (["score", "{a}", "--metrics=bits_per_dim", "--reference={a}", "--features=pixels"], "contains 'bits_per_dim'"),
-        (["score", "{a}", "--features=nothing", "--reference={a}"], "error: config.evaluation.features is 'nothing'"),
+        (["score", "{here}/nowhere", "--metrics=bits_per_dim", "--features=pixels"], "contains 'bits_per_dim'"),  # read nothing
+        (["score", "{here}/nowhere", "--features=nothing"], "error: config.evaluation.features is 'nothing'"),
         (["score", "{a}", "--resize=nearest", "--reference={a}"], "error: --resize is 'nearest'"),
         (["score", "{here}/nowhere", "--reference={a}"], "does not exist: give a folder"),
         (["score", "{a}", "--reference={here}/nowhere"], "does not exist: give a folder"),
@@ -327,4 +327,7 @@ def test_the_command_prints_a_table(tmp_path):
     done = preloaded.run([*line, "--features=pixels", f"--output={tmp_path / 'out'}"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert scores_of(done.stdout)[0]["count"] == str(COUNT)
+    passes = [line.partition(": ")[0] for line in done.stderr.splitlines() if " images (100%)" in line]
+    assert passes == [f"features of {tmp_path / 'a.npz'}"] * 2
+    assert f"scores of {COUNT} images of {tmp_path / 'a.npz'}" in done.stderr
     assert pathlib.Path(tmp_path / "out" / "table.md").exists()

@@ -161,6 +161,8 @@ def test_changes_are_described_in_one_line():
     config = changed(optimizer__learning_rate=1e-4, data__data_dir="/here")
     line = config_changes.describe(config_changes.changes(RECORDED, config))
     assert line == 'data.data_dir "" -> "/here", optimizer.learning_rate 0.0002 -> 0.0001'
+    line = config_changes.describe(config_changes.changes(RECORDED, changed(data__data_dir="/köln/\udcff\n")))
+    assert line == r'data.data_dir "" -> "/köln/\udcff\n"'  # a byte of a file name that is not UTF-8
 
 
 def test_the_docs_name_every_rule():

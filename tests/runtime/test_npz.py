@@ -1,6 +1,7 @@
 """Archives written and read row by row equal NumPy's."""
 
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -24,6 +25,29 @@ def test_the_file_equals_numpys(tmp_path):
         read = list(npz.rows(tmp_path / "b.npz", "images", size))
         assert max(len(part) for part in read) <= size
         np.testing.assert_array_equal(np.concatenate(read), IMAGES)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_arr_0_can_be_streamed(tmp_path, compression):
+    """As guided-diffusion's evaluator reads images: a header of version 1.0 or 2.0, no Fortran order, then C-ordered bytes.
+
+    Files with such images that other programs compressed are read in the same way.
+    """
+    file = tmp_path / "a.npz"
+    npz.write(file, {"arr_0": npz.Rows(IMAGES.shape, IMAGES.dtype, chunks(IMAGES, 5)), "labels": np.arange(23)})
+    if compression:
+        np.savez_compressed(file, IMAGES)
+    with zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
+        assert archive.getinfo("arr_0.npy").compress_type == compression
+        assert np.lib.format.read_magic(member) == (1, 0)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
+        assert (shape, fortran_order, dtype) == ((23, 4, 4, 3), False, np.uint8)
+        for first in range(0, 23, 8):
+            count = min(8, 23 - first)
+            batch = np.frombuffer(member.read(count * 48), np.uint8).reshape(count, 4, 4, 3)
+            np.testing.assert_array_equal(batch, IMAGES[first : first + count])
+        assert not member.read(1)
+    np.testing.assert_array_equal(np.concatenate(list(npz.rows(file, "arr_0", 7))), IMAGES)
 
 
 def test_a_failed_write_leaves_no_file(tmp_path):

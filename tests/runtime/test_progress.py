@@ -32,6 +32,13 @@ def test_progress_of_images():
     ]
 
 
+def test_a_title_names_the_pass():
+    out = io.StringIO()
+    with Progress(5, title="features of a.npz", out=out, clock=Clock()) as progress:
+        progress.update(5)
+    assert out.getvalue() == "features of a.npz: 5 / 5 images (100%)\n"
+
+
 def test_a_pause_does_not_change_the_speed():
     clock = Clock()
     rate = Throughput(clock)
