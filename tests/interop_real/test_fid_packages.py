@@ -1,4 +1,4 @@
-"""Scores of two folders by torch-fidelity and pytorch-fid, on the same random Inception weights, and by --mode=score.
+"""Scores of two folders by torch-fidelity, pytorch-fid and clean-fid, with the same features, and by --mode=score.
 
 pytorch-fid resizes and scales pixels otherwise than the network of published numbers; the rest of it is compared.
 """
@@ -13,6 +13,8 @@ from PIL import Image
 from benchmarks import random_inception
 from ddpm_jax.cli import score
 from ddpm_jax.configs import defaults
+from ddpm_jax.evaluation.sample_files import SampleFolder
+from ddpm_jax.samplers.batched import GeneratedBatch
 
 COUNT = 16
 ALL = ("frechet", "kid", "inception_score", "precision_recall")
@@ -77,6 +79,37 @@ def test_all_scores_are_those_of_torch_fidelity(folders, weights, tmp_path, monk
     assert ours["inception score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert ours["precision"] == theirs["precision"]
     assert ours["recall"] == theirs["recall"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_clean_fid_reads_folders_of_png_files(tmp_path):
+    """It computes the Fréchet distance of two folders as `png/` of --mode=sample: here in pixels, without its resize."""
+    from cleanfid import fid  # imported lazily: takes seconds
+
+    folders, rng = [], np.random.default_rng(0)
+    for name, levels in (("a", 256), ("b", 200)):
+        images = rng.integers(0, levels, (200, 4, 4, 3), dtype=np.uint8)
+        files = SampleFolder(
+            tmp_path / name, {}, num_images=200, image_shape=(4, 4, 3), labels=None, class_names=(), formats=("png",)
+        )
+        files.write(0, GeneratedBatch(images, None, np.zeros((200, 0)), np.zeros((200, 0))))
+        folders.append(str(tmp_path / name / "png"))
+    theirs = fid.compute_fid(
+        *folders,
+        mode="clean",
+        custom_feat_extractor=lambda batch: batch.flatten(1) / 255,
+        custom_fn_resize=lambda image: image,
+        num_workers=0,
+        device=torch.device("cpu"),
+        use_dataparallel=False,
+        verbose=False,
+    )
+    config = defaults.get_config()
+    config.evaluation.update(features="pixels", metrics=("frechet",))
+    given = ["config.evaluation.metrics", "config.evaluation.features"]
+    assert score.run(config, *folders, output=str(tmp_path / "out"), given=given) == 0
+    (ours,) = json.loads((tmp_path / "out" / "scores.json").read_text())["images"]
+    assert ours["frechet"] == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
