@@ -208,7 +208,7 @@ def forward_picture(
         column_labels=["image", *time_labels(column_t[1:])],
         column_t=column_t,
         panels=panels,
-        notes=[ONE_NOISE, "Values outside [-1, 1] are clipped for display."],
+        notes=[ONE_NOISE, "Values outside [-1, 1] are clipped for display.", *shown_note(config)],
     )
 
 
@@ -235,7 +235,11 @@ def reverse_picture(config: ConfigDict, t: np.ndarray, stages: dict[str, np.ndar
         row_labels=[r"$x_t$", "pred_xstart"] * len(rows),
         end_labels=[label for name in classes for label in (name, "")],
         group=2,
-        notes=[f"pred_xstart is computed from the network's output at this $x_t$ and $t${clipped}.", *class_note(config)],
+        notes=[
+            f"pred_xstart is computed from the network's output at this $x_t$ and $t${clipped}.",
+            *class_note(config),
+            *shown_note(config),
+        ],
     )
 
 
@@ -264,7 +268,7 @@ def chain_picture(
         ],
         end_labels=classes[:CHAINS_ON_A_SLIDE],
         spans=[(0, half - 1, r"forward, $q(x_t|x_\mathrm{start})$"), (half + 1, 2 * half, reverse_label(config))],
-        notes=[ONE_NOISE, *class_note(config)],
+        notes=[ONE_NOISE, *class_note(config), *shown_note(config)],
     )
 
 
@@ -308,6 +312,12 @@ def class_note(config: ConfigDict) -> list[str]:
     if not config.model.class_conditional or config.sampling.guidance_scale == 0:
         return []
     return ["Reverse: the class at the right is an input of the network, chosen beforehand; the noise does not determine it."]
+
+
+def shown_note(config: ConfigDict) -> list[str]:
+    """A note on the channels and the range that a figure shows; empty for gray and RGB images of 8 bits."""
+    note = build.pixel_format(config).describe_shown(config.data.channels)
+    return [note] if note else []
 
 
 def time_labels(t: np.ndarray) -> list[str]:

@@ -67,13 +67,25 @@ class PixelFormat(NamedTuple):
 
     def shown(self, images: np.ndarray) -> np.ndarray:
         """The picture of images [..., H, W, C], for display: uint8 [..., H, W, 1 or 3], `low` is 0 and `high` is 255."""
-        channels = self.shown_channels or tuple(range(3 if images.shape[-1] >= 3 else 1))
+        channels = self._channels_of(images.shape[-1])
         if channels != tuple(range(images.shape[-1])):
             images = images[..., channels]
         if self.dtype == "uint8":
             return images
         scaled = (np.asarray(images, np.float64) - self.low) * (255 / (self.high - self.low))
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+    def describe_shown(self, channels: int) -> str:
+        """A sentence about the pictures of images of so many channels; "" if they show the images as they are."""
+        shown, parts = self._channels_of(channels), []
+        if shown != tuple(range(channels)):
+            parts.append(f"channel {', '.join(map(str, shown))} of 0..{channels - 1}")
+        if self.dtype != "uint8":
+            parts.append(f"{self.dtype}, {self.low:g} is black, {self.high:g} is white")
+        return f"Shown: {'; '.join(parts)}." if parts else ""
+
+    def _channels_of(self, channels: int) -> tuple[int, ...]:
+        return self.shown_channels or tuple(range(3 if channels >= 3 else 1))
 
 
 UINT8 = PixelFormat()

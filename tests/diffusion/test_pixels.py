@@ -69,6 +69,11 @@ def test_shown_pictures():
     assert form.shown(images[..., :2]).shape == (2, 2, 2, 1)
     expected = np.rint(images[..., [3, 0, 1]] * (255 / 65535))
     np.testing.assert_array_equal(form._replace(shown_channels=(3, 0, 1)).shown(images), expected)
+    note = "Shown: channel 3, 0, 1 of 0..3; uint16, 0 is black, 65535 is white."
+    assert form._replace(shown_channels=(3, 0, 1)).describe_shown(4) == note
+    assert form.describe_shown(1) == "Shown: uint16, 0 is black, 65535 is white."
+    assert pixels.UINT8.describe_shown(2) == "Shown: channel 0 of 0..1."
+    assert [pixels.UINT8.describe_shown(channels) for channels in (1, 3)] == ["", ""]
     eight = (images // 256).astype(np.uint8)
     np.testing.assert_array_equal(pixels.PixelFormat(shown_channels=(2,)).shown(eight), eight[..., [2]])
     np.testing.assert_array_equal(pixels.UINT8.shown(eight[..., :3]), eight[..., :3])
