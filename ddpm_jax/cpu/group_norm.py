@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
+# Traced, differentiated and lowered once per shape: both implementations in each of a network's dozens of norms take a
+# quarter of the time to trace a training step.
+@functools.partial(jax.jit, static_argnames=("groups", "epsilon", "reference"))
 def group_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float, reference: Callable
 ) -> jax.Array:
