@@ -22,6 +22,8 @@ if TEST_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker inherits them;
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Also in programs that tests start: reading the smallest compiled program is faster than compiling it again.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# A cache of GPUs, whose path would be part of the key: a clone in another folder would find nothing in a cache that it shares.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 import jax
 import pytest
