@@ -14,6 +14,7 @@ from ddpm_jax.configs import defaults, digits
 from ddpm_jax.runtime import run_record
 
 TINY = {
+    "model.name": "tests.small_network:Small",
     "model.unet.ch": 8,
     "model.unet.ch_mult": (1,),
     "model.unet.attn_resolutions": (),
@@ -170,7 +171,7 @@ def test_steps_and_parameters_of_a_run(folder):
         (
             lambda folder: ddpm_jax.train("digits", folder),
             RuntimeError,
-            "model.unet.ch was 8, now 16.*or choose another `workdir`",
+            r"model\.name was .*Small\", now .*unet.*or choose another `workdir`",
         ),
         (lambda folder: ddpm_jax.train("digits", folder, profile="3"), ValueError, "`profile=3` must be FIRST:LAST"),
         (lambda folder: ddpm_jax.evaluate("digits"), ValueError, "workdir is missing: give the folder of the run"),

@@ -38,7 +38,12 @@ def set_fields(config, fields):
 
 
 COMPILED_FROM = ("data", "model", "diffusion")  # sections of the config; and those of each function below
-NOT_COMPILED = ("seed", "label", "params", "checkpoint_step")  # fields of config.sampling: arguments of compiled functions
+# Fields that the functions do not read, or get as arguments: a run with another value compiles nothing.
+NOT_COMPILED = {
+    "sampling": ("seed", "label", "params", "checkpoint_step"),
+    "data": ("data_dir", "split", "in_memory", "num_threads", "prefetch", "on_decode_error"),
+    "optimizer": ("learning_rate", "warmup_steps", "schedule"),
+}
 MADE = {}  # (name of a function of build.py, config and arguments) -> its result
 
 
@@ -48,8 +53,9 @@ def _shared(build_fn, *sections):
 
     def build_once(config, *args, **options):
         fields = {section: config[section].to_dict() for section in sections}
-        for name in NOT_COMPILED:
-            fields.get("sampling", {}).pop(name, None)
+        for section in fields:
+            for name in NOT_COMPILED.get(section, ()):
+                fields[section].pop(name)
         fields["frozen"] = config.train.frozen
         key = (build_fn.__qualname__, repr(fields), args, tuple(options.items()))
         try:
@@ -86,11 +92,12 @@ def logging_as_main_does(printed_log):
 
 
 @pytest.fixture
-def tiny_config():
-    """(fields by dotted name) -> a tiny digits config with these fields set."""
+def tiny_config(request):
+    """(fields by dotted name) -> a tiny digits config with these fields set, and the network NETWORK of the module."""
+    network = {"model.name": getattr(request.module, "NETWORK", "unet")}
 
     def make(fields=None):
-        return set_fields(digits.get_config(), TINY | (fields or {}))
+        return set_fields(digits.get_config(), TINY | network | (fields or {}))
 
     return make
 

@@ -14,6 +14,7 @@ from ddpm_jax.data.source import ArraySource
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.user_messages import UsageError, UserError
 
+NETWORK = "tests.small_network:Small"
 SHAPE = (8, 16, 5)
 
 

@@ -21,6 +21,8 @@ from ddpm_jax.runtime.errors import CheckpointError, ConflictError, ExpectedErro
 from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
+NETWORK = "tests.small_network:Small"
+
 FIELDS = {
     "model.class_conditional": True,
     "evaluation.class_proportions": "uniform",  # as in --mode=sample

@@ -9,6 +9,8 @@ from ddpm_jax import evaluation_config, sampling_config
 from ddpm_jax.cli import evaluate
 from ddpm_jax.runtime.errors import CheckpointError
 
+NETWORK = "tests.small_network:Small"
+
 TRAINED = {
     "model.class_conditional": True,
     "evaluation.num_images": 12,

@@ -10,6 +10,8 @@ from ddpm_jax.configs import defaults, image_folder
 from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, InvalidDataError
 from ddpm_jax.user_messages import UsageError
 
+NETWORK = "tests.small_network:Small"
+
 
 @pytest.fixture
 def own_config(tiny_config):

@@ -12,6 +12,8 @@ from ddpm_jax.configs import digits
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError
 
+NETWORK = "tests.small_network:Small"
+
 SIZE = (8, 16)
 
 

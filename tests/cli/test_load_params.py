@@ -13,6 +13,8 @@ from ddpm_jax.runtime.errors import CheckpointError, ConflictError
 from ddpm_jax.training import ema
 from ddpm_jax.user_messages import UsageError
 
+NETWORK = "tests.small_network:Small"
+
 STEPS = 12
 FIELDS = {
     "ema.extra_decays": (0.5,),

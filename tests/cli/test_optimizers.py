@@ -14,6 +14,8 @@ from ddpm_jax.runtime.errors import ConflictError, NumericalError
 from ddpm_jax.runtime.workdir import checkpoint_folder
 from ddpm_jax.user_messages import UsageError
 
+NETWORK = "tests.small_network:Small"
+
 
 def restored(config, folder):
     """The newest checkpoint."""

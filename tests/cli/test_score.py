@@ -16,6 +16,8 @@ from ddpm_jax.metrics.reference_stats import Reference
 from ddpm_jax.runtime.errors import ExpectedError
 from tests import preloaded
 
+NETWORK = "tests.small_network:Small"
+
 COUNT, SIZE = 24, 6
 FEATURES = f"{__name__}:vectors"
 
