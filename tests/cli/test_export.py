@@ -132,6 +132,7 @@ def test_damaged_files_are_refused(trained, tiny_config, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_programs_run_without_this_package(trained, tiny_config, tmp_path):
     """The code in their README, in another process: the images of --mode=sample, and the network's output."""
     fields = TRAINED | {"sampling.guidance_scale": 2.0, "sampling.seed": 3, "diffusion.clip_denoised": True}

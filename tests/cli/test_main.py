@@ -145,6 +145,7 @@ def test_the_clone_and_the_package_are_one_program(start, repository):
     )
 
 
+@pytest.mark.slow
 def test_training_without_tensorflow(tmp_path, command, repository):
     """One log line reports that TensorBoard is off; the digits need no tensorflow."""
     blocker = tmp_path / "blocker"

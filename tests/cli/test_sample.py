@@ -276,6 +276,7 @@ def test_no_call_overwrites_the_files_of_another(generate, trained, tiny_config,
     assert len({file.parent for file in seen}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(trained, generate, command, tmp_path):
     """SIGKILL to a real process after some chunks."""

@@ -97,6 +97,7 @@ def test_without_any_borrowed_name_the_network_uses_the_reference_and_trains(nam
     assert losses[2] < losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_program_trains_without_a_borrowed_name_and_warns_once(repository, compiled_fast, tmp_path):
     """In a fresh process, as with a JAX that lacks it."""
     code = """
