@@ -11,9 +11,7 @@ from ddpm_jax.configs import digits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
-    "model.unet.ch": 8,
-    "model.unet.ch_mult": (1,),
-    "model.unet.attn_resolutions": (),
+    "model.name": "tests.small_network:Small",
     "train.batch_size": 8,
     "train.eval_num_heldout": 8,
 }

@@ -34,11 +34,10 @@ def images(real_data):
         "data.name": "cifar10",
         "data.split": "train[:200]",
         "data.data_dir": str(real_data / "tfds"),
-        "data.image_size": 32,
+        "data.image_size": 8,
         "data.channels": 3,
         "data.random_flip": True,
         "data.in_memory": "never",
-        "model.unet.ch_mult": (1, 1),
     }
 
 

@@ -15,6 +15,8 @@ from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.batched import GeneratedBatch
 from ddpm_jax.user_messages import UsageError
 
+NETWORK = "tests.small_network:Small"
+
 FIELDS = {"model.class_conditional": True, "sampling.num_steps": 20, "visualize.num_images": 3, "visualize.num_stages": 6}
 TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
 ALL = ("chain.png", "forward.png", "reverse.png")
