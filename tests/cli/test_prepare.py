@@ -13,6 +13,8 @@ from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
 from ddpm_jax.user_messages import UsageError
 from tests.cli.conftest import REPOSITORY
 
+NETWORK = "tests.small_network:Small"
+
 
 @pytest.fixture
 def photographs(tmp_path):

@@ -14,6 +14,8 @@ from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, Numeric
 from ddpm_jax.runtime.run_lock import FILE, RunLock
 from ddpm_jax.user_messages import UserError
 
+NETWORK = "tests.small_network:Small"
+
 RATE = "optimizer.learning_rate"
 TRAINED = {"train.num_steps": 4, "model.unet.dropout": 0.0}
 
