@@ -13,6 +13,8 @@ from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import workdir
 from ddpm_jax.user_messages import UsageError, UserError
 
+NETWORK = "tests.small_network:Small"
+
 RNG = np.random.default_rng(0)
 
 
