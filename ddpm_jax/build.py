@@ -271,8 +271,8 @@ def build_init(config: ConfigDict) -> Callable[..., TrainState]:
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
-    model, parameterization, condition = build_model(config), build_parameterization(config), build_condition(config)
-    frozen = tuple(config.train.frozen)
+    model, condition = build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), build_condition(config)
+    parameterization, frozen = build_parameterization(config), tuple(config.train.frozen)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         time = parameterization.network_time(t)
@@ -337,7 +337,7 @@ def build_batched_sampler(
         save_steps = np.linspace(0, sampler.num_steps - 1, sampling.num_intermediates).round().astype(int)
     return BatchedSampler(
         sampler,
-        build_guided_denoise_fn(config),
+        build_guided_denoise_fn(config, portable=not cpu.is_mesh_of_cpus(mesh)),
         mesh,
         image_shape=image_shape(config),
         batch_size=min(images_per_batch(sampling.batch_size), num_images or sampling.num_images),

@@ -25,10 +25,11 @@ def configure_cpu(config: ConfigDict, *, own_devices: bool = True) -> None:
             compiler.set_num_devices(channels, config.train.batch_size // max(1, config.optimizer.accumulation_steps))
 
 
-def train_step_options(config: ConfigDict) -> dict[str, bool] | None:
+def train_step_options(config: ConfigDict, platform: str = "") -> dict[str, bool] | None:
     """Options of `jax.jit` for the training step: on a GPU, kernels that compute the same bits in each run and process.
 
     The fastest gradients of convolutions add in no fixed order, and XLA chooses among kernels by timing them.
+    `platform` is that of the compiled program, by default JAX's.
     """
-    deterministic = config.train.deterministic and jax.default_backend() == "gpu"
+    deterministic = config.train.deterministic and (platform or jax.default_backend()) == "gpu"
     return {"xla_gpu_deterministic_ops": True} if deterministic else None

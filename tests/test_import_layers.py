@@ -28,6 +28,7 @@ LAYERS = {
     "training": 2,
     "evaluation": 2.5,
     "interop": 2.5,
+    "planning": 3.3,
     "samplers": 2,
     "diffusion": 1,
     "models": 1,
@@ -57,6 +58,7 @@ CONFIG_READERS = (
     "config_file",
     "data_config",
     "evaluation_config",
+    "planning",
     "sampling_config",
     "training_config",
 )
@@ -73,6 +75,7 @@ MODES = (
     "image_to_image",
     "interpolate",
     "import",
+    "plan",
     "prepare",
 )
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
@@ -105,6 +108,7 @@ HOMES = {
         "evaluation_config.py",
         "sampling_config.py",
         "training_config.py",
+        "planning/compile_step.py",
         "cli/common.py",
         "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES if mode not in ("compare", "prepare")),  # which read no config
@@ -112,7 +116,7 @@ HOMES = {
     "tensorboard": {"runtime/trackers/tensorboard.py"},
     "wandb": {"runtime/trackers/wandb.py"},
     "tensorflow": set(),  # takes five seconds to import, and the memory of GPUs
-    "matplotlib": {"plotting/filmstrip.py", "plotting/charts.py"},
+    "matplotlib": {"plotting/bars.py", "plotting/charts.py", "plotting/filmstrip.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

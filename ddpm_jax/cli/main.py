@@ -172,8 +172,11 @@ def main(argv: list[str]) -> None:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
             if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
+        if mode.accelerator:
+            is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+            compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
+        else:
+            jax.config.update("jax_platforms", "cpu")
         if mode.workdir:
             # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
             saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None

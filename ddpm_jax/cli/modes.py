@@ -21,6 +21,7 @@ class Mode(NamedTuple):
       words: the flag of the words in the short form `ddpm-jax MODE words`.
       fields: short names of flags of the config -> fields, such as --format for --config.export.format.
       given: whether `run` gets `given`, the names of the flags on the command line.
+      accelerator: whether it may use accelerators, and other processes of a cluster.
     """
 
     help: str
@@ -30,6 +31,7 @@ class Mode(NamedTuple):
     words: str = ""
     fields: Mapping[str, str] = {}
     given: bool = False
+    accelerator: bool = True
 
 
 PREPARE_FLAGS = {
@@ -75,6 +77,14 @@ MODES: dict[str, Mode] = {
         arguments={"runs": "folders", "output": "output"},
         words="runs",
     ),
+    "plan": Mode(
+        "estimate memory and time on a machine that need not be present: compile for it, run nothing",
+        workdir=False,
+        arguments={"workdir": "folder"}
+        | {name: name for name in ("target", "suggest", "sampling", "output", "compilation_cache")},
+        words="target",
+        accelerator=False,
+    ),
     "export": Mode(
         "write the weights, or programs that contain them, for other tools",
         words="workdir",
@@ -100,15 +110,22 @@ FLAGS = {  # flags that not every mode has -> help
     "to": "folder to write: new, empty, or with the same set, which is then completed.",
     **PREPARE_FLAGS,
     "new_attention_order": "whether the weights were trained with guided-diffusion's use_new_attention_order.",
+    "target": "machine, such as h100x8, a100, v5e:2x4, v5p:2x2x1 or cpu; short: plan TARGET --config=cifar10.",
+    "suggest": "if it does not fit, compile again with a smaller batch, with remat and in bfloat16.",
+    "sampling": "compile the sampler as well.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }
-LISTS, SWITCHES = ("runs",), ("new_attention_order",)  # those that are lists, and those that are true or false
+LISTS, SWITCHES = (
+    ("runs",),
+    ("new_attention_order", "suggest", "sampling"),
+)  # those that are lists, and those that are true or false
 TUPLES = ("metrics",)  # short names of fields that are tuples of words
 REQUIRED = {
     "runs": "name the runs, such as compare runs/a runs/b",
     "images": "name what to score, such as score FOLDER --reference=REAL",
     "from": "give the file or folder to read, such as --from=models/64x64_diffusion.pt, or --from=PHOTOS of prepare",
     "to": "give the folder to write, such as --to=sets/photos64",
+    "target": "give a machine, such as plan h100x8 --config=cifar10",
     "size": "give the size of the images, such as --size=64, or --size=64x96 for height x width",
 }
 
@@ -180,7 +197,7 @@ def check_flags(name: str, values: flags.FlagValues) -> None:
             raise UsageError(f"--mode={name} has no --{flag}: leave it out")
         if not values[flag].value and flag in mode.arguments and flag in REQUIRED:
             raise UsageError(f"--{flag} is missing: {REQUIRED[flag]}")
-    if not mode.workdir and values.workdir:
+    if not mode.workdir and values.workdir and "workdir" not in mode.arguments:
         raise UsageError(f"--mode={name} has no --workdir: leave it out")
     if not mode.config and values.config is not None:
         raise UsageError(f"--mode={name} reads no config: leave out --config")

@@ -48,6 +48,11 @@ def _layer_functions(upsample_conv: Callable, norm: Callable) -> dict[str, Calla
     }
 
 
+def is_mesh_of_cpus(mesh: Mesh) -> bool:
+    """Whether a program for this mesh runs on CPUs: a mesh for ahead-of-time compilation may be of another platform."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def train_step_options(mesh: Mesh, *, stochastic: bool) -> dict[str, Any]:
     """Arguments of `train_step`: unrolled micro-batches, since gradients of convolutions are slow in XLA's loops on CPUs,
     and one all-reduce for all gradients.
@@ -57,7 +62,7 @@ def train_step_options(mesh: Mesh, *, stochastic: bool) -> dict[str, Any]:
       stochastic: whether the network uses random numbers in training. They have the shape of the global batch, so only XLA
         can partition it.
     """
-    if mesh.devices.flat[0].platform != "cpu":
+    if not is_mesh_of_cpus(mesh):
         return {}
     return {"unroll": True} | ({} if stochastic else {"shard_grad_fn": functools.partial(shard_map_grads, mesh=mesh)})
 

@@ -17,6 +17,7 @@ from ddpm_jax.diffusion import pixels
 from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, chunk_size
 from ddpm_jax.runtime.errors import NumericalError
+from ddpm_jax.runtime.mesh import batch_sharding
 from ddpm_jax.samplers import sampler as chain
 from ddpm_jax.samplers.sampler import Sampler
 
@@ -134,6 +135,21 @@ class BatchedSampler:
     def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
         """As `generate`, all images in one."""
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self.generate(params, key, **options))
+
+    def lower_chunk(self, params: Any, cond: Any = None, given: Any = None) -> jax.stages.Lowered:
+        """The program of one chunk of steps, to compile it for a machine that need not be present.
+
+        Args:
+          params: the parameters' shapes, `jax.ShapeDtypeStruct`s with a sharding over the mesh, as all arguments.
+          cond: [batch_size, ...], for a conditional network.
+          given: [batch_size, ...], for `begin`.
+        """
+        rows = batch_sharding(self._driver.mesh)
+        key_data = jax.ShapeDtypeStruct((self.batch_size, 2), jnp.uint32, sharding=rows)
+        state = jax.eval_shape(self._begin, key_data, given)
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), state)
+        first_step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(self._driver.mesh, REPLICATED))
+        return self._advance.lower(params, cond, state, key_data, first_step)
 
     def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
         steps = self.sampler.num_steps

@@ -1,0 +1,127 @@
+"""--mode=plan: memory, speed and cost of a training on a machine that need not be present: an estimate.
+
+The training step is compiled for the machine; nothing runs, and no device is opened.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import choices, config_validation, network_check
+from ddpm_jax.cli import common
+from ddpm_jax.evaluation import manifest
+from ddpm_jax.planning import compile_step, console, report, targets
+from ddpm_jax.planning.plan_cache import PlanCache, digest
+from ddpm_jax.planning.targets import Target
+from ddpm_jax.planning.worker import run_in_process
+from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import paths
+from ddpm_jax.runtime.atomic import write_atomically
+
+FOLDER = "plans"  # in the workdir, or in the current folder
+READ = ("data", "model", "diffusion", "optimizer", "ema", "sampling")  # sections that the compiled programs depend on
+READ_OF_TRAIN = ("batch_size", "frozen", "deterministic")
+CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}  # the process that compiles opens no accelerator
+
+
+def run(
+    config: ConfigDict, *, folder: str, target: str, suggest: bool, sampling: bool, output: str, compilation_cache: str
+) -> int:
+    """Compile the training step for `target`, print the report, and write plan_TARGET.json and plan_TARGET.png.
+
+    Args:
+      config: resolved.
+      folder: a workdir, in which the files are written by default; "" for the current folder.
+      target: the machine (`targets.parse_target`).
+      suggest: if it does not fit, compile again with less memory: a smaller batch, remat, bfloat16.
+      sampling: compile a chunk of the sampler as well.
+      output: folder of the files.
+      compilation_cache: folder whose subfolder plans/ keeps what was found; "" to keep nothing.
+
+    Raises:
+      ExpectedError: a field or the target is invalid, or the compiler of the target is missing.
+    """
+    config_validation.check_config(config)
+    network_check.check_network(config)
+    machine = targets.parse_target(target)
+    targets.check_installed(machine)
+    cache = PlanCache(paths.expand(compilation_cache) / FOLDER if compilation_cache else None)
+    summary = summarized(config, machine, cache)
+    texts = [console.text(summary, machine, title=f"{config.data.name} on {target}", unit="step", steps=config.train.num_steps)]
+    plan: dict[str, Any] = {"target": target, "devices": machine.num_devices, "training": summary}
+    if suggest and not summary["memory"]["fits"]:
+        plan["suggestions"] = list(suggestions(config, machine, cache, summary))
+        texts.append(suggestions_text(plan["suggestions"]))
+    if sampling:
+        plan["sampling"] = summarized(config, machine, cache, sampling=True)
+        title = f"{config.sampling.sampler} on {target}: {plan['sampling'].get('steps')} steps of a batch"
+        steps = -(-config.sampling.num_steps // plan["sampling"].get("steps", 1))
+        texts.append(console.text(plan["sampling"], machine, title=title, unit="chunk", steps=steps))
+    print("\n".join(texts))
+    write(config, machine, plan, folder, output)
+    return 0
+
+
+def identity_of(config: ConfigDict, machine: Target) -> dict[str, Any]:
+    """What the compiled programs depend on, beside the versions."""
+    fields = config.to_dict()
+    sections = {name: fields[name] for name in READ} | {"train": {name: fields["train"][name] for name in READ_OF_TRAIN}}
+    return {"mode": "plan", "target": machine.name, "config": sections, "custom": choices.custom_modules(config)}
+
+
+def summarized(config: ConfigDict, machine: Target, cache: PlanCache, *, sampling: bool = False) -> dict[str, Any]:
+    """The summary of the training step or, with `sampling`, of a chunk of the sampler; from the cache if it is there."""
+    name = "the sampler" if sampling else "the training step"
+    key = digest(identity_of(config, machine) | {"sampling": sampling})
+    found = cache.get(key)
+    if found is None:
+        label = f"compiling {name} for {machine.name}"
+        found = run_in_process(compile_step.plan, config, machine, sampling, environment=CPU_ONLY, label=label)
+        cache.put(key, found)
+    return report.summarize(found, machine, config.model.dtype)
+
+
+def suggestions(config: ConfigDict, machine: Target, cache: PlanCache, summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What makes the step fit: each change compiled by itself, and whether it fits."""
+    images = config.train.batch_size // machine.num_devices
+    less = min(images // 2, report.images_that_fit(summary)) if "peak" in summary["memory"] else images // 2
+    changes: list[dict[str, Any]] = [{"train.batch_size": max(1, less) * machine.num_devices}]
+    if "remat" in choices.options_of(config, choices.NETWORK):
+        changes.append({f"{choices.section_of(config, choices.NETWORK)}.remat": True})
+    changes.append({"model.dtype": "bfloat16"})
+    for change in changes:
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(change)
+        if other.to_dict() != config.to_dict():
+            memory = summarized(other, machine, cache)["memory"]
+            yield {"change": change, "fits": memory["fits"], "peak": memory.get("peak")}
+
+
+def suggestions_text(rows: list[dict[str, Any]]) -> str:
+    """One line for each change."""
+    lines = []
+    for row in rows:
+        flags = " ".join(f"--config.{field}={value}" for field, value in row["change"].items())
+        size = "" if row["peak"] is None else f", {row['peak'] / targets.GIB:.1f} GiB"
+        lines.append(f"with {flags} it {'fits' if row['fits'] else 'does not fit'}{size}\n")
+    return "".join(lines)
+
+
+def write(config: ConfigDict, machine: Target, plan: dict[str, Any], folder: str, output: str) -> None:
+    """Write the JSON file and the picture.
+
+    Raises:
+      FileAccessError, ConflictError: the folder cannot be written, or holds the plan of another config.
+    """
+    name = f"plan_{machine.name.replace(':', '_')}"
+    identity = identity_of(config, machine)
+    parent = paths.expand(folder) if folder else pathlib.Path(os.getcwd())
+    default = parent / FOLDER / f"{config.data.name.replace(':', '_')}-{machine.name.replace(':', '_')}-{digest(identity)[:8]}"
+    target = manifest.claim(identity, names=(f"{name}.json", f"{name}.png"), default=default, output=output)
+    write_atomically(target / f"{name}.json", json.dumps(plan | {"program": common.provenance()}, indent=2) + "\n")
+    image_grid.save_png(target / f"{name}.png", console.picture(plan["training"], title=machine.name))
+    print(f"wrote {name}.json and {name}.png to {target}")

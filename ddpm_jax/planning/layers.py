@@ -1,0 +1,81 @@
+"""Which layer of the network, or part of the training step, an operation of a compiled program comes from.
+
+The names are those that JAX gives its operations, such as jit(step)/transpose(jvp(UNet))/down0_block1/conv1/dot_general; what
+is outside of the network is recognized by the Python functions that made it.
+"""
+
+import re
+from collections.abc import Collection
+
+from ddpm_jax.planning.hlo_costs import Kernel
+from ddpm_jax.planning.hlo_text import Module
+
+COPIES = "copies and transposes"
+OTHER = "other"
+_TRANSFORMATION = re.compile(
+    r"(jit|jvp|transpose|vmap|pjit|remat|checkpoint|shard_map)(\(.*\))?|"
+    r"while|body|cond|closed_call|rematted_computation|custom_vjp_call|.*<(locals|lambda)>.*"
+)
+# Parts of a path in the network -> kind; the first that is found counts.
+_IN_NETWORK = (
+    (r"dropout", "dropout"),
+    (r"norm|GroupNorm|LayerNorm|BatchNorm", "normalization"),
+    (r"attn|attention", "attention"),
+    (r"temb|class_embed|embed", "time and class embedding"),
+    (r"upsample|downsample|conv|shortcut|dense", "convolutions and dense layers, elementwise"),
+)
+# Function, or file and function, of the Python program -> kind; the first that is found in the stack counts.
+_IN_STEP = (
+    (r":clip|:tree_norm|:global_norm|:tree_sum", "norms of gradients and parameters, clipping"),
+    (r"^(ema|ema_tracker|optimizer|update|transform|_combining|numerics)\.py:|:update_fn", "optimizer and EMA"),
+)
+_RANDOM = re.compile(r"threefry|random|_bernoulli|_uniform|_normal|_randint|permutation|choice")
+_MOVES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_MOVES |= {"copy", "copy-start", "transpose", "reshape", "slice"}
+
+
+def describe(module: Module, kernel: Kernel) -> tuple[str, str]:
+    """Kind of operation, such as convolution, and the layer, such as down0_block1/conv1 (gradient); "" if unknown."""
+    opcodes = {part.opcode for part in module.inside(kernel.instruction)}
+    name, frames = kernel.main.op_name, module.frames.get(kernel.main.frame, ())
+    layer = layer_of(name)
+    where = f"{layer} (gradient)" if layer and "transpose(" in name else layer
+    return kind_of(name, layer, frames, opcodes, has_flops=kernel.flops > 0), where
+
+
+def layer_of(op_name: str) -> str:
+    """The path of the module in the network: without transformations, functions and the operation at the end."""
+    parts = [part for part in op_name.split("/")[:-1] if not _TRANSFORMATION.fullmatch(part)]
+    return "/".join(parts)
+
+
+def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collection[str], *, has_flops: bool) -> str:
+    """The kind of an operation.
+
+    Args:
+      op_name: its name in the Python program; "" if unknown.
+      layer: of `layer_of`.
+      frames: functions of the Python program, the innermost first.
+      opcodes: of all HLO instructions in it.
+      has_flops: whether it contains a convolution or a matrix product.
+    """
+    if any(opcode.startswith(("all-", "reduce-scatter", "collective")) for opcode in opcodes):
+        return "collectives"
+    if set(opcodes) <= _MOVES:
+        return COPIES
+    if has_flops:
+        attention = re.search(_IN_NETWORK[2][0], layer)
+        return "matrix products of attention" if attention else "convolutions and matrix products"
+    for pattern, kind in _IN_NETWORK if layer else ():
+        if re.search(pattern, layer):
+            return kind
+    for pattern, kind in _IN_STEP:
+        if any(re.search(pattern, frame) for frame in frames):
+            return kind
+    if _RANDOM.search(op_name):
+        return "random numbers"
+    if op_name.startswith("state."):
+        return "casts of parameters"
+    if layer or "jvp(" in op_name:
+        return "activations, sums and concatenations"
+    return "loss, noise and the rest of the step" if op_name else OTHER

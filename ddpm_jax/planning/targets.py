@@ -1,0 +1,170 @@
+"""The machines of --mode=plan: their memory, speed and how to compile for them without having one.
+
+A TPU's compiler is in the package libtpu, a GPU's in jax-cuda12-plugin and jax-cuda12-pjrt: the extras plan-tpu and plan-cuda.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from ddpm_jax.runtime import device_flops
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
+
+GIB = 2**30
+# XLA's allocator takes three quarters of a GPU's memory (docs.jax.dev/en/latest/gpu_memory_allocation.html).
+GPU_MEMORY_SHARE = 0.75
+# platform -> (module that must be installed, extra of jax that has it); cuda12-local has no CUDA libraries, which take 2 GB
+_NEEDS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator, as one JAX device.
+
+    Attributes:
+      platform: "tpu", "gpu" or "cpu".
+      kind: its name in `device_flops.PEAK_FLOPS`, which has the peak in bfloat16; "" if the peak is unknown.
+      memory: bytes that a program can use; None: that of this machine.
+      bandwidth: bytes per second of its memory; None if unknown.
+      float32: peak of float32 products, as a fraction of that in bfloat16.
+      clock: cycles per second, to convert the cycles that a TPU's compiler estimates; None if unknown.
+      gpu: fields of XLA's description of the GPU that other GPUs do not share.
+    """
+
+    platform: str
+    kind: str = ""
+    memory: float | None = None
+    bandwidth: float | None = None
+    float32: float = 1.0
+    clock: float | None = None
+    gpu: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def peak(self) -> float | None:
+        """FLOP/s of dense matrix products in bfloat16."""
+        return device_flops.PEAK_FLOPS.get(self.kind)
+
+    def peak_flops(self, dtype: str) -> float | None:
+        """FLOP/s of dense matrix products of a model of this dtype, with JAX's default precision."""
+        return self.peak and self.peak * (1.0 if dtype == "bfloat16" else self.float32)
+
+
+_HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_cache_size": 52428800}
+_HOPPER |= {"shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448, "major": 9}
+_AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 41943040}
+_AMPERE |= {"shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912, "major": 8}
+# Memory and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (per chip; JAX joins the two cores of a v4 and v5p),
+# and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM. On a TPU the default precision of float32 products is one
+# pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks: jax-ml.github.io/scaling-book/tpus.
+CHIPS = {
+    "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9),
+    "v5e": Chip("tpu", "TPU v5e", 16 * GIB, 819e9, clock=1.5e9),
+    "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9),
+    "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9),
+    "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, gpu=_AMPERE),
+    "h100": Chip("gpu", "H100", 80 * GIB * GPU_MEMORY_SHARE, 3350e9, 0.5, gpu=_HOPPER),
+    "h200": Chip("gpu", "H200", 141e9 * GPU_MEMORY_SHARE, 4800e9, 0.5, gpu=_HOPPER),
+    "cpu": Chip("cpu"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A machine: `num_devices` chips; `topology` is that of a TPU slice, such as "2x4"."""
+
+    name: str
+    chip: Chip
+    num_devices: int
+    topology: str = ""
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a program can use on one device; CPU devices share the memory of the machine."""
+        if self.chip.memory is not None:
+            return self.chip.memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.num_devices
+
+
+def parse_target(text: str) -> Target:
+    """The machine of --target: v5e:2x4, h100, h100x8, cpu.
+
+    Raises:
+      InvalidArgumentError: there is no such chip, or the number of chips is missing or not allowed.
+    """
+    match = re.fullmatch(rf"({'|'.join(CHIPS)})(?:x(\d+)|:(\d+(?:x\d+)*))?", text)
+    if match is None:
+        examples = "v5e:2x4, v4:2x2x2, h100, a100x8, cpu or cpux8"
+        raise InvalidArgumentError(f"`target={text}` is not a known machine: give one of {examples}; chips: {', '.join(CHIPS)}")
+    name, count, topology = match[1], match[2], match[3] or ""
+    chip = CHIPS[name]
+    if (chip.platform == "tpu") != bool(topology):
+        advice = f"give a slice, such as {name}:2x4" if chip.platform == "tpu" else f"give a number, such as {name}x8"
+        raise InvalidArgumentError(f"`target={text}` is not a known machine: {advice}")
+    number = math.prod(map(int, topology.split("x"))) if topology else int(count or 1)
+    if number < 1:
+        raise InvalidArgumentError(f"`target={text}` has no devices")
+    return Target(text, chip, number, topology)
+
+
+def check_installed(target: Target) -> None:
+    """Check that the compiler of the target is installed.
+
+    Raises:
+      UnavailableError: it is not; the message has the command that installs it.
+    """
+    if target.chip.platform not in _NEEDS:
+        return
+    module, extra = _NEEDS[target.chip.platform]
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of its parent
+        found = None
+    if found is None:
+        wanted = f"'jax[{extra}]=={jax.__version__}'"
+        raise UnavailableError(f"compiling for {target.name} needs another package: run `pip install {wanted}`")
+
+
+def devices_of(target: Target) -> list[Any]:
+    """The devices to compile for, none of which is opened. JAX's own devices must be CPUs, as many as a CPU target has.
+
+    Raises:
+      UnavailableError: the compiler is not installed, or does not know the slice.
+    """
+    check_installed(target)
+    if target.chip.platform == "cpu":
+        devices = jax.devices("cpu")
+        if len(devices) < target.num_devices:
+            raise UnavailableError(f"JAX has {len(devices)} CPU devices, and `target={target.name}` needs more")
+        return devices[: target.num_devices]
+    try:
+        if target.chip.platform == "gpu":
+            options = {"target_config": gpu_description(target), "topology": f"1x1x{target.num_devices}"}
+            return topologies.get_topology_desc(target.name, "cuda", **options).devices
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so several processes may compile at once
+        return topologies.get_topology_desc(target.name, "tpu").devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise UnavailableError(f"the compiler does not know `target={target.name}`: {str(error).splitlines()[0]}") from error
+
+
+def gpu_description(target: Target) -> str:
+    """XLA's description of a GPU, `stream_executor.GpuTargetConfigProto` as text."""
+    fields = dict(target.chip.gpu)
+    major = fields.pop("major")
+    fields |= {"memory_bandwidth": int(target.chip.bandwidth or 0), "device_memory_size": int(target.memory / GPU_MEMORY_SHARE)}
+    fields |= {"threads_per_block_limit": 1024, "threads_per_warp": 32, "threads_per_core_limit": 2048}
+    fields |= {"shared_memory_per_block": 49152, "registers_per_core_limit": 65536, "registers_per_block_limit": 65536}
+    fields |= {"block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535}
+    fields |= {"thread_dim_limit_x": 1024, "thread_dim_limit_y": 1024, "thread_dim_limit_z": 64}
+    lines = "".join(f"  {name}: {value}\n" for name, value in fields.items())
+    return (
+        f"gpu_device_info {{\n{lines}  cuda_compute_capability {{ major: {major} minor: 0 }}\n}}\n"
+        'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 patch: 0 }\n'
+        f'device_description_str: "{target.chip.kind}"\n'
+    )

@@ -1,0 +1,131 @@
+"""--mode=plan: files, cache, suggestions and errors, for a CPU."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.cli import modes, plan
+from ddpm_jax.planning import compile_step, targets
+from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, UnavailableError
+from ddpm_jax.user_messages import UsageError
+
+FOUND = {  # what a compilation finds (`planning.analysis`)
+    "state": {"parameters": 4e5, "ema": 4e5, "optimizer": 8e5},
+    "images": 8,
+    "memory": {"arguments": 1.7e6, "outputs": 1e3, "temporaries": 1e6, "code": 0.0, "peak": 2.7e6},
+    "compiler": {"flops": 1.1e7, "bytes": 3e6},
+    "operations": [
+        {"kind": "convolutions", "layer": "conv_in", "kernels": 3.0, "flops": 1e7, "bytes": 1e6, "cycles": 0.0},
+        {"kind": "optimizer and EMA", "layer": "", "kernels": 9.0, "flops": 0.0, "bytes": 2e6, "cycles": 0.0},
+    ],
+    "collectives": [],
+}
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Replaces the compilation; the (fields of the config, sampling) of each one. tests/planning has real ones."""
+    calls = []
+
+    def run(function, config, machine, sampling, *, environment, label):
+        assert function is compile_step.plan
+        assert environment["JAX_PLATFORMS"] == "cpu"
+        calls.append((config.to_dict(), sampling))
+        return FOUND | {"steps": 2} if sampling else FOUND
+
+    monkeypatch.setattr(plan, "run_in_process", run)
+    return calls
+
+
+@pytest.fixture
+def make_plan(tmp_path):
+    """(config, flags) -> runs the mode with a cache in tmp_path."""
+
+    def run(config, **flags):
+        given = {"folder": "", "target": "cpu", "suggest": False, "sampling": False, "output": ""}
+        return plan.run(config, **(given | {"compilation_cache": str(tmp_path / "cache")} | flags))
+
+    return run
+
+
+def test_a_plan_is_printed_written_and_kept(make_plan, compiled, tiny_config, tmp_path, capsys):
+    config, output = tiny_config(), tmp_path / "out"
+    assert make_plan(config, output=str(output), sampling=True) == 0
+    printed = capsys.readouterr().out
+    assert "| peak |" in printed
+    assert "most expensive operations" in printed
+    found = json.loads((output / "plan_cpu.json").read_text())
+    assert found["training"]["memory"]["fits"]
+    assert found["training"]["kernels"] == 12
+    assert found["training"]["flops"] == 1e7
+    assert found["sampling"]["images"] == 8
+    assert found["program"]["ddpm_jax"]
+    assert np.asarray(Image.open(output / "plan_cpu.png")).ndim == 3
+    assert [sampling for _, sampling in compiled] == [False, True]
+
+    config.train.num_steps = 7  # nothing that is compiled depends on it
+    assert make_plan(config, output=str(output), sampling=True) == 0
+    assert len(compiled) == 2
+    assert json.loads((output / "plan_cpu.json").read_text())["training"] == found["training"]
+
+
+def test_the_default_folder_is_in_the_workdir_and_no_state_is_created(make_plan, compiled, tiny_config, tmp_path):
+    assert make_plan(tiny_config(), folder=str(tmp_path / "run")) == 0
+    (folder,) = (tmp_path / "run" / "plans").iterdir()
+    assert folder.name.startswith("digits-cpu-")
+    assert {file.name for file in folder.iterdir()} == {"manifest.json", "plan_cpu.json", "plan_cpu.png"}
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["plans"]
+
+
+def test_a_folder_with_the_plan_of_another_config_is_kept(make_plan, compiled, tiny_config, tmp_path):
+    output = str(tmp_path / "out")
+    make_plan(tiny_config(), output=output)
+    with pytest.raises(ConflictError, match="batch_size"):
+        make_plan(tiny_config({"train.batch_size": 4}), output=output)
+
+
+def test_what_makes_it_fit_is_compiled_if_asked(make_plan, compiled, tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(targets.Target, "memory", property(lambda target: 2e6))  # less than the peak
+    assert make_plan(tiny_config(), output=str(tmp_path / "out"), suggest=True) == 0
+    assert [fields["train"]["batch_size"] for fields, _ in compiled][1] < 8
+    assert [fields["model"]["unet"]["remat"] for fields, _ in compiled[2:]] == [True, False]
+    assert compiled[3][0]["model"]["dtype"] == "bfloat16"
+    printed = capsys.readouterr().out
+    assert "does not fit into the" in printed
+    assert "with --config.model.unet.remat=True it " in printed
+    assert len(json.loads((tmp_path / "out" / "plan_cpu.json").read_text())["suggestions"]) == 3
+
+
+def test_errors_come_before_the_compilation(make_plan, compiled, tiny_config, monkeypatch):
+    with pytest.raises(InvalidArgumentError, match="target=h10"):
+        make_plan(tiny_config(), target="h10")
+    with pytest.raises(UsageError, match=r"train\.batch_size"):
+        make_plan(tiny_config({"train.batch_size": 0}))
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(UnavailableError, match="pip install"):
+        make_plan(tiny_config(), target="h100")
+    assert not compiled
+
+
+def test_the_short_form_takes_the_target():
+    assert modes.expand_short_form(["main.py", "plan", "h100x8", "--config=cifar10", "--suggest"]) == [
+        "main.py",
+        "--target=h100x8",
+        "--mode=plan",
+        "--config=cifar10",
+        "--suggest",
+    ]
+
+
+@pytest.mark.slow
+def test_the_command_compiles_in_a_process_of_its_own(command, tmp_path, repository):
+    """The real command, which also sees no accelerator and no other process of a cluster."""
+    import subprocess
+
+    line = command(tmp_path / "run", "--mode=plan", "--target=cpux2", f"--output={tmp_path / 'out'}", "--compilation_cache=")
+    done = subprocess.run(line, capture_output=True, text=True, cwd=repository, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(pathlib.Path(tmp_path / "out" / "plan_cpux2.json").read_text())["devices"] == 2

@@ -1,0 +1,55 @@
+"""The machines of --target."""
+
+import jax
+import pytest
+
+from ddpm_jax.planning import targets
+from ddpm_jax.planning.targets import parse_target
+from ddpm_jax.runtime import device_flops
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
+
+
+@pytest.mark.parametrize(
+    ("text", "platform", "devices", "topology"),
+    [
+        ("h100", "gpu", 1, ""),
+        ("h100x8", "gpu", 8, ""),
+        ("a100x16", "gpu", 16, ""),
+        ("v5e:2x4", "tpu", 8, "2x4"),
+        ("v4:2x2x2", "tpu", 8, "2x2x2"),
+        ("cpu", "cpu", 1, ""),
+        ("cpux8", "cpu", 8, ""),
+    ],
+)
+def test_targets_are_parsed(text, platform, devices, topology):
+    target = parse_target(text)
+    assert (target.chip.platform, target.num_devices, target.topology) == (platform, devices, topology)
+    assert target.memory > 2**30
+
+
+@pytest.mark.parametrize("text", ["", "h1000", "h100:2x4", "v5e", "v5ex8", "h100x0", "h100x", "cpu8", "v5e:0x4", "tpu"])
+def test_wrong_targets_are_named(text):
+    with pytest.raises(InvalidArgumentError, match=f"`target={text}`"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize("name", targets.CHIPS)
+def test_the_peak_of_each_accelerator_is_in_the_one_table_of_peaks(name):
+    chip = targets.CHIPS[name]
+    assert (chip.peak is None) == (chip.platform == "cpu")
+    assert chip.platform == "cpu" or chip.peak_flops("float32") <= chip.peak == device_flops.PEAK_FLOPS[chip.kind]
+
+
+@pytest.mark.parametrize(("name", "extra"), [("h100", "cuda12-local"), ("v5e:2x4", "tpu")])
+def test_a_missing_compiler_is_one_line_with_the_command(monkeypatch, name, extra):
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(UnavailableError) as error:
+        targets.check_installed(parse_target(name))
+    assert f"pip install 'jax[{extra}]=={jax.__version__}'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_cpu_devices_are_those_of_jax():
+    assert targets.devices_of(parse_target("cpux2")) == jax.devices("cpu")[:2]
+    with pytest.raises(UnavailableError, match="CPU devices"):
+        targets.devices_of(parse_target("cpux1000"))

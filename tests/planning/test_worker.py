@@ -1,0 +1,44 @@
+"""A function in another process: its result, its errors and its end."""
+
+import operator
+import os
+
+import pytest
+
+from ddpm_jax.planning import plan_cache, targets
+from ddpm_jax.planning.plan_cache import PlanCache
+from ddpm_jax.planning.worker import run_in_process
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
+
+
+def test_a_result_comes_back_and_the_environment_is_that_of_the_process_only():
+    found = run_in_process(os.getenv, "PLAN_TEST", environment={"PLAN_TEST": "7"}, label="reading")
+    assert found == "7"
+    assert "PLAN_TEST" not in os.environ
+
+
+def test_errors_are_raised_here():
+    with pytest.raises(UnavailableError, match="compiling failed: TypeError"):
+        run_in_process(operator.add, 1, "a", environment={}, label="compiling")
+    with pytest.raises(InvalidArgumentError, match="target=x"):
+        run_in_process(targets.parse_target, "x", environment={"JAX_PLATFORMS": "cpu"}, label="parsing")
+
+
+def test_a_process_that_ends_without_a_result_is_one_line():
+    with pytest.raises(UnavailableError, match=r"compiling ended without a result \(exit code 3"):
+        run_in_process(os._exit, 3, environment={}, label="compiling")
+
+
+def test_the_cache_keeps_values_by_what_they_depend_on(tmp_path, monkeypatch):
+    cache, what = PlanCache(tmp_path / "plans"), {"target": "h100", "config": {"a": (1, 2)}}
+    key = plan_cache.digest(what)
+    assert cache.get(key) is None
+    cache.put(key, {"x": 1.5})
+    assert cache.get(key) == {"x": 1.5}
+    assert plan_cache.digest(what | {"target": "a100"}) != key
+    monkeypatch.setattr(plan_cache.importlib.metadata, "version", lambda library: "0.0.1")
+    assert plan_cache.digest(what) != key
+    PlanCache(None).put(key, {})
+    assert PlanCache(None).get(key) is None
+    next((tmp_path / "plans").glob("*.json")).write_text("{")
+    assert cache.get(key) is None
