@@ -25,7 +25,8 @@ from ddpm_jax.runtime.atomic import write_atomically
 FOLDER = "plans"  # in the workdir, or in the current folder
 READ = ("data", "model", "diffusion", "optimizer", "ema", "sampling")  # sections that the compiled programs depend on
 READ_OF_TRAIN = ("batch_size", "frozen", "deterministic")
-CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}  # the process that compiles opens no accelerator
+# The process that compiles opens no accelerator, and its compilers do not log that they find none.
+CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
 
 
 def run(

@@ -5,6 +5,8 @@ The functions are those that training and sampling run (`build`); their argument
 
 import dataclasses
 import re
+import resource
+import time
 from typing import Any
 
 import jax
@@ -67,7 +69,9 @@ def plan(config: ConfigDict, target: Target, sampling: bool) -> dict[str, Any]:
     if target.chip.platform == "cpu":
         compiler_config.configure_cpu(config, own_devices=False)
         jax.config.update("jax_num_cpu_devices", target.num_devices)
-    return (plan_sampling if sampling else plan_training)(config, target)
+    found = (plan_sampling if sampling else plan_training)(config, target)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return found | {"process": {"cpu_seconds": time.process_time(), "peak_bytes": peak}}
 
 
 def plan_training(config: ConfigDict, target: Target) -> dict[str, Any]:

@@ -105,8 +105,9 @@ def picture(summary: Mapping[str, Any], *, title: str) -> np.ndarray:
     """Memory against the limit, and the time of each kind of operation: uint8 [H, W, 3]."""
     memory = summary["memory"]
     values = [(words, memory[part] / GIB) for part, words in MEMORY.items() if memory.get(part)]
-    limit = (memory["limit"] / GIB, "limit")
-    charts = [bars.Bars(f"{title}: memory per device", "GiB", values, stacked=True, limit=limit)]
+    values += [("peak", memory["peak"] / GIB)] if "peak" in memory else []
+    limit = (memory["limit"] / GIB, "available to a program")
+    charts = [bars.Bars(f"{title}: memory per device", "GiB", values, limit=limit)]
     if "kinds" in summary:
         unit, scale, column = _time_unit(summary["kinds"])
         values = [(row["kind"], (row[column] or 0.0) * scale) for row in summary["kinds"][:12]]

@@ -35,12 +35,18 @@ _MOVES |= {"copy", "copy-start", "transpose", "reshape", "slice"}
 
 
 def describe(module: Module, kernel: Kernel) -> tuple[str, str]:
-    """Kind of operation, such as convolution, and the layer, such as down0_block1/conv1 (gradient); "" if unknown."""
+    """Kind of operation, such as convolution, and where it is from: down0_block1/conv1 (gradient), or a function."""
     opcodes = {part.opcode for part in module.inside(kernel.instruction)}
     name, frames = kernel.main.op_name, module.frames.get(kernel.main.frame, ())
     layer = layer_of(name)
-    where = f"{layer} (gradient)" if layer and "transpose(" in name else layer
-    return kind_of(name, layer, frames, opcodes, has_flops=kernel.flops > 0), where
+    kind = kind_of(name, layer, frames, opcodes, has_flops=kernel.flops > 0)
+    network = re.search(r"jvp\((\w+)\)", name)
+    where = layer
+    if not layer and network:
+        where = f"{network[1]}/{name.rpartition('/')[2]}"
+    elif not layer and name:
+        where = frames[0].partition(":")[2].partition(".<locals>")[0] if frames else name
+    return kind, f"{where} (gradient)" if where and "transpose(" in name else where
 
 
 def layer_of(op_name: str) -> str:

@@ -58,6 +58,8 @@ def summarize(found: Mapping[str, Any], target: Target, dtype: str) -> dict[str,
     memory |= {"limit": target.memory, "fits": memory["peak"] <= target.memory}
     return {
         "images": found["images"],
+        "steps": found.get("steps", 1),
+        "process": found.get("process", {}),
         "memory": memory,
         "kernels": int(total["kernels"]),
         "flops": total["flops"],

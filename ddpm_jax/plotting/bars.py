@@ -17,15 +17,13 @@ class Bars:
     Attributes:
       title: above the chart.
       x_label: below it.
-      values: (label, value) of each bar, the first at the top.
-      stacked: draw them as parts of one bar, with a legend.
+      values: (label, value) of each bar, the first at the top; labels differ.
       limit: value and label of a dashed vertical line; None for none.
     """
 
     title: str
     x_label: str
     values: Sequence[tuple[str, float]]
-    stacked: bool = False
     limit: tuple[float, str] | None = None
 
 
@@ -46,15 +44,11 @@ def draw(charts: Sequence[Bars]) -> np.ndarray:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=FAINT, linewidth=0.7, axis="x")
         axes.set_axisbelow(True)
-        left = 0.0
-        for number, (label, value) in enumerate(chart.values):
-            color = COLORS[number % len(COLORS)] if chart.stacked else COLORS[0]
-            axes.barh(" " if chart.stacked else label, value, left=left, color=color, label=label, height=0.7)
-            left += value if chart.stacked else 0.0
+        labels, values = zip(*chart.values, strict=True)
+        axes.barh(labels, values, color=COLORS[0], height=0.7)
         axes.invert_yaxis()
         if chart.limit is not None:
             axes.axvline(chart.limit[0], color=INK, linewidth=1, linestyle="--", label=chart.limit[1])
-        if chart.stacked:
-            axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper right")
+            axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3].copy()
