@@ -23,7 +23,7 @@ from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
 
 FOLDER = "plans"  # in the workdir, or in the current folder
-READ = ("data", "model", "diffusion", "optimizer", "ema", "sampling")  # sections that the compiled programs depend on
+NOT_READ = ("evaluation", "edit", "export", "seed")  # sections on which no compiled program depends
 READ_OF_TRAIN = ("batch_size", "frozen", "deterministic")
 # The process that compiles opens no accelerator, and its compilers do not log that they find none.
 CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
@@ -70,7 +70,8 @@ def run(
 def identity_of(config: ConfigDict, machine: Target) -> dict[str, Any]:
     """What the compiled programs depend on, beside the versions."""
     fields = config.to_dict()
-    sections = {name: fields[name] for name in READ} | {"train": {name: fields["train"][name] for name in READ_OF_TRAIN}}
+    sections = {name: value for name, value in fields.items() if name not in NOT_READ}
+    sections["train"] = {name: fields["train"][name] for name in READ_OF_TRAIN}
     return {"mode": "plan", "target": machine.name, "config": sections, "custom": choices.custom_modules(config)}
 
 

@@ -41,8 +41,20 @@ class Abstract:
     key: jax.ShapeDtypeStruct
 
 
+def training_mesh(config: ConfigDict, target: Target) -> Mesh:
+    """The mesh on which the step trains: the one place that knows how training arranges its devices.
+
+    Raises:
+      UnavailableError: the compiler of the target is not installed.
+      InvalidArgumentError: the batch does not divide over the devices.
+    """
+    mesh = meshes.make_mesh(targets.devices_of(target))
+    meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
+    return mesh
+
+
 def abstract_arguments(config: ConfigDict, mesh: Mesh) -> Abstract:
-    """The arguments of the training step on a mesh."""
+    """The arguments of the training step on a mesh; the state keeps its sharding in a step."""
     everywhere, split = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     key = jax.eval_shape(lambda: rng.purpose_key(0, "train"))
     state = jax.eval_shape(build.build_init(config), key)
@@ -78,16 +90,14 @@ def plan_training(config: ConfigDict, target: Target) -> dict[str, Any]:
     """Compile the training step and analyze it: the dictionary of `analysis.analyze`.
 
     Raises:
-      UnavailableError: the compiler of the target is not installed.
-      InvalidArgumentError: the batch does not divide over the devices.
+      UnavailableError, InvalidArgumentError: as `training_mesh`.
     """
-    mesh = meshes.make_mesh(targets.devices_of(target))
-    meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
+    mesh = training_mesh(config, target)
     arguments = abstract_arguments(config, mesh)
     step = jax.jit(
         build.build_train_step(config, mesh),
         donate_argnums=0,
-        out_shardings=meshes.replicated(mesh),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, arguments.state), meshes.replicated(mesh)),
         compiler_options=compiler_config.train_step_options(config, target.chip.platform),
     )
     lowered = step.lower(arguments.state, arguments.batch, arguments.key, np.float32(1))
