@@ -177,6 +177,7 @@ def main(argv: list[str]) -> None:
             compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
         else:
             jax.config.update("jax_platforms", "cpu")
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # CUDA's plugin logs that it finds no driver
         if mode.workdir:
             # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
             saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None

@@ -26,7 +26,7 @@ FOLDER = "plans"  # in the workdir, or in the current folder
 NOT_READ = ("evaluation", "edit", "export", "seed")  # sections on which no compiled program depends
 READ_OF_TRAIN = ("batch_size", "frozen", "deterministic")
 # The process that compiles opens no accelerator, and its compilers do not log that they find none.
-CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def run(

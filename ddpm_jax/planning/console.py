@@ -40,7 +40,8 @@ def text(summary: Mapping[str, Any], target: Target, *, title: str, unit: str, s
     """
     parts = [f"## {title}\n", memory_text(summary)]
     if "kinds" in summary:
-        parts += [cost_text(summary, target, unit=unit, steps=steps), operations_text(summary)]
+        launches = "kernels" if target.chip.platform == "gpu" else "operations"
+        parts += [cost_text(summary, target, unit=unit, steps=steps, launches=launches), operations_text(summary, launches)]
     return "\n".join(parts)
 
 
@@ -56,7 +57,7 @@ def memory_text(summary: Mapping[str, Any]) -> str:
     return markdown_table([*rows, {"memory per device": "peak", "GiB": _gib(memory["peak"])}]) + f"\n{line}\n"
 
 
-def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: int) -> str:
+def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: int, launches: str) -> str:
     """FLOPs, bytes, collectives, and estimates of the time."""
     images, seconds = summary["images"], summary["seconds"]
     rows = [
@@ -70,7 +71,7 @@ def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: i
         "FLOP per byte" if summary["ridge"] is None else f"FLOP per byte; above {summary['ridge']:.0f}, FLOPs limit the speed"
     )
     rows.append({"per device": words, "": summary["intensity"]})
-    rows.append({"per device": f"kernels a {unit}", "": summary["kernels"]})
+    rows.append({"per device": f"{launches} a {unit}", "": summary["kernels"]})
     for each in summary["collectives"]:
         rows.append({"per device": f"{each['operation']} a {unit}, MB", "": f"{each['count']:,}: {each['bytes'] / 1e6:,.1f}"})
     for name, words in METHODS.items():
@@ -84,16 +85,19 @@ def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: i
     return markdown_table(rows) + f"\n{line}; a real device is slower: launches, caches and collectives are not in it\n"
 
 
-def operations_text(summary: Mapping[str, Any]) -> str:
-    """Where kernels, FLOPs, bytes and time go: by kind, and the most expensive operations."""
+def operations_text(summary: Mapping[str, Any], launches: str) -> str:
+    """Where launches, FLOPs, bytes and time go: by kind, and the most expensive operations."""
     whole = sum(map(report.cost, summary["kinds"])) or 1.0
-    kinds = [{"kind": row["kind"], **_columns(row, whole)} for row in summary["kinds"]]
-    top = [{"operation": row["layer"], "kind": row["kind"], **_columns(row, whole)} for row in summary["operations"][:TOP]]
+    kinds = [{"kind": row["kind"], **_columns(row, whole, launches)} for row in summary["kinds"]]
+    top = [
+        {"operation": row["layer"], "kind": row["kind"], **_columns(row, whole, launches)}
+        for row in summary["operations"][:TOP]
+    ]
     return f"{markdown_table(kinds)}\nmost expensive operations:\n\n{markdown_table(top)}"
 
 
-def _columns(row: Mapping[str, Any], whole: float) -> dict[str, Any]:
-    found = {"kernels": int(row["kernels"]), "GFLOP": row["flops"] / 1e9, "MB": row["bytes"] / 1e6}
+def _columns(row: Mapping[str, Any], whole: float, launches: str) -> dict[str, Any]:
+    found = {launches: int(row["kernels"]), "GFLOP": row["flops"] / 1e9, "MB": row["bytes"] / 1e6}
     if row["seconds"] is not None:
         found["ms at the roofline"] = row["seconds"] * 1e3
     if row["cycles"]:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from ddpm_jax.planning.hlo_costs import Kernel
 from ddpm_jax.planning.hlo_text import Module
 
-COPIES = "copies and transposes"
+COPIES = "copies, transposes and slices"
 OTHER = "other"
 _TRANSFORMATION = re.compile(
     r"(jit|jvp|transpose|vmap|pjit|remat|checkpoint|shard_map)(\(.*\))?|"
@@ -67,7 +67,7 @@ def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collecti
     """
     if any(opcode.startswith(("all-", "reduce-scatter", "collective")) for opcode in opcodes):
         return "collectives"
-    if set(opcodes) <= _MOVES:
+    if set(opcodes) <= _MOVES | (set() if op_name else {"concatenate"}):  # without a name: gradients, for one all-reduce
         return COPIES
     if has_flops:
         attention = re.search(_IN_NETWORK[2][0], layer)

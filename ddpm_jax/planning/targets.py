@@ -21,6 +21,9 @@ GIB = 2**30
 GPU_MEMORY_SHARE = 0.75
 # platform -> (module that must be installed, extra of jax that has it); cuda12-local has no CUDA libraries, which take 2 GB
 _NEEDS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local")}
+# There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
+_TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_TPU_ENVIRONMENT |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}  # else it logs their absence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Chip:
       memory: bytes that a program can use; None: that of this machine.
       bandwidth: bytes per second of its memory; None if unknown.
       float32: peak of float32 products, as a fraction of that in bfloat16.
+      layout: how a TPU's compiler makes devices of the cores of a chip.
       clock: cycles per second, to convert the cycles that a TPU's compiler estimates; None if unknown.
       gpu: fields of XLA's description of the GPU that other GPUs do not share.
     """
@@ -43,6 +47,7 @@ class Chip:
     bandwidth: float | None = None
     float32: float = 1.0
     clock: float | None = None
+    layout: str = "default"
     gpu: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -63,7 +68,7 @@ _AMPERE |= {"shared_memory_per_core": 167936, "shared_memory_per_block_optin": 1
 # and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM. On a TPU the default precision of float32 products is one
 # pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks: jax-ml.github.io/scaling-book/tpus.
 CHIPS = {
-    "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9),
+    "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9, layout="megacore"),
     "v5e": Chip("tpu", "TPU v5e", 16 * GIB, 819e9, clock=1.5e9),
     "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9),
     "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9),
@@ -146,9 +151,12 @@ def devices_of(target: Target) -> list[Any]:
         if target.chip.platform == "gpu":
             options = {"target_config": gpu_description(target), "topology": f"1x1x{target.num_devices}"}
             return topologies.get_topology_desc(target.name, "cuda", **options).devices
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so several processes may compile at once
-        return topologies.get_topology_desc(target.name, "tpu").devices
+        for name, value in _TPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        sides = [int(side) for side in target.topology.split("x")]
+        bounds = (*(min(2, side) for side in sides[:2]), 1)  # chips of one host
+        options = {"chips_per_host_bounds": bounds, "chip_config_name": target.chip.layout}
+        return topologies.get_topology_desc(target.name, "tpu", **options).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise UnavailableError(f"the compiler does not know `target={target.name}`: {str(error).splitlines()[0]}") from error
 
