@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.planning import hlo_costs, hlo_text, layers
+from ddpm_jax.runtime.errors import UnavailableError
 from ddpm_jax.training.state import TrainState
 
 COLUMNS = ("kernels", "flops", "bytes", "cycles")  # sums over the launches of one call
@@ -38,8 +39,11 @@ def analyze(compiled: jax.stages.Compiled, *, images: int) -> dict[str, Any]:
     Returns:
       "images"; "memory": bytes of the compiler's memory analysis; "compiler": its own FLOPs and bytes, if it has any;
       "operations": rows of kind, layer and the COLUMNS; "collectives": rows of operation, number and bytes.
+
+    Raises:
+      UnavailableError: the compiler returns no text or no memory analysis.
     """
-    module = hlo_text.parse(compiled.as_text())
+    module = hlo_text.parse(_required(compiled.as_text(), "text"))
     return {
         "images": images,
         "memory": memory(compiled),
@@ -51,7 +55,7 @@ def analyze(compiled: jax.stages.Compiled, *, images: int) -> dict[str, Any]:
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
     """Bytes on one device: arguments, outputs that are not written over arguments, temporaries, code, and the peak."""
-    stats = compiled.memory_analysis()
+    stats = _required(compiled.memory_analysis(), "memory analysis")
     found = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -59,6 +63,12 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
         "code": stats.generated_code_size_in_bytes,
     }
     return {name: float(size) for name, size in found.items()} | {"peak": float(sum(found.values()))}
+
+
+def _required(value: Any, what: str) -> Any:
+    if value is None:
+        raise UnavailableError(f"the compiler returns no {what} of its program")
+    return value
 
 
 def compiler_costs(compiled: jax.stages.Compiled) -> dict[str, float]:

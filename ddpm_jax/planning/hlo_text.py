@@ -181,8 +181,8 @@ def _frames(text: str) -> dict[int, tuple[str, ...]]:
     for line in text.splitlines():
         if line in tables:
             current = tables[line]
-        elif current is not None and (row := re.match(r"(\d+) (.*)", line)):
-            current[int(row[1])] = row[2].strip('"')
+        elif current is not None and (match := re.match(r"(\d+) (.*)", line)):
+            current[int(match[1])] = match[2].strip('"')
         elif line.startswith(("ENTRY", "%")):
             break
     locations = {}

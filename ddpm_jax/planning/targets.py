@@ -149,7 +149,7 @@ def devices_of(target: Target) -> list[Any]:
         return devices[: target.num_devices]
     try:
         if target.chip.platform == "gpu":
-            options = {"target_config": gpu_description(target), "topology": f"1x1x{target.num_devices}"}
+            options: dict[str, Any] = {"target_config": gpu_description(target), "topology": f"1x1x{target.num_devices}"}
             return topologies.get_topology_desc(target.name, "cuda", **options).devices
         for name, value in _TPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -63,7 +64,8 @@ def run_in_process(function: Callable[..., Any], *args: Any, environment: Mappin
 
 
 def _child(sender: Connection, label: str, function: Callable[..., Any], args: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process; a thread does if the parent is killed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome: tuple[Exception | None, Any] = (None, function(*args))
     except ExpectedError as error:
@@ -72,3 +74,10 @@ def _child(sender: Connection, label: str, function: Callable[..., Any], args: t
         outcome = (UnavailableError(f"{label} failed: {type(error).__name__}: {error}".splitlines()[0]), None)
     sender.send(outcome)
     sender.close()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

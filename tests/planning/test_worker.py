@@ -2,6 +2,11 @@
 
 import operator
 import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -42,3 +47,38 @@ def test_the_cache_keeps_values_by_what_they_depend_on(tmp_path, monkeypatch):
     assert PlanCache(None).get(key) is None
     next((tmp_path / "plans").glob("*.json")).write_text("{")
     assert cache.get(key) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_process_ends_with_its_parent(repository, number):
+    program = (
+        "import time\nfrom ddpm_jax.planning.worker import run_in_process\n"
+        "if __name__ == '__main__':\n    run_in_process(time.sleep, 1000, environment={}, label='compiling')\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=repository, stderr=subprocess.DEVNULL)
+    try:
+        children = pathlib.Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        sleeping = wait_for(lambda: [pid for pid in children.read_text().split() if is_sleeping_child(pid)])
+        parent.send_signal(number)
+        parent.wait(30)
+        wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}/cmdline").exists() for pid in sleeping))
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def is_sleeping_child(pid):
+    """Whether a process runs the function, in its main thread, and watches its parent in another."""
+    command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"spawn_main" in command and len(list(pathlib.Path(f"/proc/{pid}/task").iterdir())) > 1
+
+
+def wait_for(condition, seconds=60.0):
+    """The first result of `condition` that is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("not in time")
