@@ -10,8 +10,6 @@ from ddpm_jax.planning import hlo_costs, hlo_text, layers
 from ddpm_jax.runtime.errors import UnavailableError
 from ddpm_jax.training.state import TrainState
 
-COLUMNS = ("kernels", "flops", "bytes", "cycles")  # sums over the launches of one call
-
 
 def state_bytes(state: TrainState) -> dict[str, float]:
     """Bytes of the parts of a training state on one device.
@@ -38,7 +36,7 @@ def analyze(compiled: jax.stages.Compiled, *, images: int) -> dict[str, Any]:
 
     Returns:
       "images"; "memory": bytes of the compiler's memory analysis; "compiler": its own FLOPs and bytes, if it has any;
-      "operations": rows of kind, layer and the COLUMNS; "collectives": rows of operation, number and bytes.
+      "operations": rows as of `operations`; "collectives": rows of operation, number and bytes.
 
     Raises:
       UnavailableError: the compiler returns no text or no memory analysis.
@@ -82,14 +80,14 @@ def compiler_costs(compiled: jax.stages.Compiled) -> dict[str, float]:
 
 
 def operations(module: hlo_text.Module, kernels: Iterable[hlo_costs.Kernel]) -> list[dict[str, Any]]:
-    """Sums over the kernels of each kind and layer, the most bytes first."""
-    rows: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    """The launches of one call: those of the same kind, layer and costs in one row, which has the costs of one launch."""
+    rows: dict[tuple, dict[str, Any]] = {}
     for kernel in kernels:
         kind, layer = layers.describe(module, kernel)
-        row = rows.setdefault((kind, layer, bool(kernel.flops)), {"kind": kind, "layer": layer} | dict.fromkeys(COLUMNS, 0.0))
-        for column, value in zip(COLUMNS, (1, kernel.flops, kernel.bytes, kernel.cycles or 0), strict=True):
-            row[column] += kernel.repeats * value
-    return sorted(rows.values(), key=lambda row: -row["bytes"])
+        costs = {"flops": kernel.flops, "bytes": kernel.bytes, "cycles": kernel.cycles or 0.0}
+        row = rows.setdefault((kind, layer, *costs.values()), {"kind": kind, "layer": layer, "kernels": 0} | costs)
+        row["kernels"] += kernel.repeats
+    return list(rows.values())
 
 
 def collectives(found: Iterable[hlo_costs.Collective]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ MEMORY = {  # part of the memory -> words
 }
 METHODS = {
     "roofline": "all FLOPs at peak speed, or all bytes at full bandwidth",
-    "sum_of_rooflines": "the same for each kernel, summed",
+    "sum_of_rooflines": "the same for each kernel, at least a launch, summed",
     "compiler": "cycles that the compiler estimates",
 }
 
@@ -82,7 +82,7 @@ def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: i
         return markdown_table(rows) + "\nno estimate of the time: the speed of a CPU is not in the table of machines\n"
     count = images * target.num_devices / best
     line = f"estimate: {1 / best:,.3g} {unit}s/s, {count:,.0f} images/s, {format_duration(best * steps)} for {steps:,}"
-    return markdown_table(rows) + f"\n{line}; a real device is slower: launches, caches and collectives are not in it\n"
+    return markdown_table(rows) + f"\n{line}; a real device is slower\n"
 
 
 def operations_text(summary: Mapping[str, Any], launches: str) -> str:

@@ -1,34 +1,38 @@
 """Estimates from what a compilation found: does it fit, how long does it take, where does the time go.
 
 The roofline (Williams et al. 2009): a kernel takes at least the time of its FLOPs at peak speed and of its bytes at full
-bandwidth. The sum over the kernels bounds the step from below, except for bytes that stay in a cache.
+bandwidth, and on a GPU that of a launch. The sum over the kernels bounds the step from below, except for bytes that stay in a
+cache.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ddpm_jax.planning.targets import Target
 
+SUMS = ("kernels", "flops", "bytes", "cycles", "seconds")  # columns of the operations of one call
+
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What limits a device: FLOP/s and bytes/s, each None if unknown, and cycles/s of a TPU's compiler."""
+    """What limits a device: FLOP/s and bytes/s, None if unknown; cycles/s of a TPU's compiler; seconds of a launch."""
 
     flops: float | None
     bytes: float | None
     cycles: float | None
+    launch: float
 
     @classmethod
     def of(cls, target: Target, dtype: str) -> "Speed":
         """The speed of one device of a target, for products of a dtype."""
-        return cls(target.chip.peak_flops(dtype), target.chip.bandwidth, target.chip.clock)
+        return cls(target.chip.peak_flops(dtype), target.chip.bandwidth, target.chip.clock, target.chip.launch)
 
     def roofline(self, flops: float, bytes: float) -> float | None:
-        """The least seconds for these FLOPs and bytes; None if the speed is unknown."""
+        """The least seconds for these FLOPs and bytes in one launch; None if the speed is unknown."""
         if self.flops is None or self.bytes is None:
             return None
-        return max(flops / self.flops, bytes / self.bytes)
+        return max(flops / self.flops, bytes / self.bytes, self.launch)
 
 
 def summarize(found: Mapping[str, Any], target: Target, dtype: str) -> dict[str, Any]:
@@ -46,12 +50,14 @@ def summarize(found: Mapping[str, Any], target: Target, dtype: str) -> dict[str,
     """
     if "does_not_fit" in found:
         return {"memory": {"limit": target.memory, "fits": False, "message": found["does_not_fit"]} | found.get("state", {})}
-    speed, rows = Speed.of(target, dtype), [dict(row) for row in found["operations"]]
-    for row in rows:
-        row["seconds"] = speed.roofline(row["flops"], row["bytes"])
-    total = {column: sum(row[column] for row in rows) for column in ("kernels", "flops", "bytes", "cycles")}
-    seconds = {"roofline": speed.roofline(total["flops"], total["bytes"])}
-    seconds["sum_of_rooflines"] = None if seconds["roofline"] is None else sum(row["seconds"] for row in rows)
+    speed, rows = Speed.of(target, dtype), []
+    for row in found["operations"]:
+        number, least = row["kernels"], speed.roofline(row["flops"], row["bytes"])
+        sums = {column: number * row[column] for column in ("flops", "bytes", "cycles")}
+        rows.append({"kind": row["kind"], "layer": row["layer"], "kernels": number} | sums)
+        rows[-1]["seconds"] = None if least is None else number * least
+    (total,) = grouped(rows, ()) or [dict.fromkeys(SUMS, 0.0)]
+    seconds = {"roofline": speed.roofline(total["flops"], total["bytes"]), "sum_of_rooflines": total["seconds"]}
     seconds["compiler"] = total["cycles"] / speed.cycles if speed.cycles and total["cycles"] else None
     state = found.get("state", {})
     memory = state | {"other_arguments": max(0.0, found["memory"]["arguments"] - sum(state.values()))} | found["memory"]
@@ -69,8 +75,8 @@ def summarize(found: Mapping[str, Any], target: Target, dtype: str) -> dict[str,
         "ridge": speed.flops / speed.bytes if speed.flops and speed.bytes else None,
         "seconds": seconds,
         "collectives": found["collectives"],
-        "kinds": by_kind(rows),
-        "operations": sorted(rows, key=cost, reverse=True),
+        "kinds": grouped(rows, ("kind",)),
+        "operations": grouped(rows, ("kind", "layer")),
     }
 
 
@@ -79,16 +85,14 @@ def cost(row: Mapping[str, Any]) -> float:
     return row["cycles"] or row["seconds"] or row["flops"] / 100 + row["bytes"]
 
 
-def by_kind(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sums over the rows of each kind, the most expensive first."""
-    found: dict[str, dict[str, Any]] = {}
+def grouped(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Sums over the rows that agree in the columns `names`, the most expensive first."""
+    found: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        kind = found.setdefault(
-            row["kind"], {"kind": row["kind"]} | dict.fromkeys(("kernels", "flops", "bytes", "cycles"), 0.0)
-        )
-        for column in ("kernels", "flops", "bytes", "cycles"):
-            kind[column] += row[column]
-        kind["seconds"] = None if row["seconds"] is None else kind.get("seconds", 0.0) + row["seconds"]
+        key = {name: row[name] for name in names}
+        group = found.setdefault(tuple(key.values()), key | dict.fromkeys(SUMS, 0))
+        for column in SUMS:
+            group[column] = None if row[column] is None else group[column] + row[column]
     return sorted(found.values(), key=cost, reverse=True)
 
 

@@ -38,6 +38,7 @@ class Chip:
       float32: peak of float32 products, as a fraction of that in bfloat16.
       layout: how a TPU's compiler makes devices of the cores of a chip.
       clock: cycles per second, to convert the cycles that a TPU's compiler estimates; None if unknown.
+      launch: seconds that a launch takes at the least.
       gpu: fields of XLA's description of the GPU that other GPUs do not share.
     """
 
@@ -48,6 +49,7 @@ class Chip:
     float32: float = 1.0
     clock: float | None = None
     layout: str = "default"
+    launch: float = 0.0
     gpu: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -60,6 +62,8 @@ class Chip:
         return self.peak and self.peak * (1.0 if dtype == "bfloat16" else self.float32)
 
 
+# An assumption: a kernel of 2.9 us takes 3.4 us in a CUDA graph (developer.nvidia.com/blog/cuda-graphs).
+_LAUNCH = 3e-6
 _HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_cache_size": 52428800}
 _HOPPER |= {"shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448, "major": 9}
 _AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 41943040}
@@ -72,9 +76,9 @@ CHIPS = {
     "v5e": Chip("tpu", "TPU v5e", 16 * GIB, 819e9, clock=1.5e9),
     "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9),
     "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9),
-    "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, gpu=_AMPERE),
-    "h100": Chip("gpu", "H100", 80 * GIB * GPU_MEMORY_SHARE, 3350e9, 0.5, gpu=_HOPPER),
-    "h200": Chip("gpu", "H200", 141e9 * GPU_MEMORY_SHARE, 4800e9, 0.5, gpu=_HOPPER),
+    "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, launch=_LAUNCH, gpu=_AMPERE),
+    "h100": Chip("gpu", "H100", 80 * GIB * GPU_MEMORY_SHARE, 3350e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
+    "h200": Chip("gpu", "H200", 141e9 * GPU_MEMORY_SHARE, 4800e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
     "cpu": Chip("cpu"),
 }
 

@@ -18,8 +18,8 @@ FOUND = {  # what a compilation finds (`planning.analysis`)
     "memory": {"arguments": 1.7e6, "outputs": 1e3, "temporaries": 1e6, "code": 0.0, "peak": 2.7e6},
     "compiler": {"flops": 1.1e7, "bytes": 3e6},
     "operations": [
-        {"kind": "convolutions", "layer": "conv_in", "kernels": 3.0, "flops": 1e7, "bytes": 1e6, "cycles": 0.0},
-        {"kind": "optimizer and EMA", "layer": "", "kernels": 9.0, "flops": 0.0, "bytes": 2e6, "cycles": 0.0},
+        {"kind": "convolutions", "layer": "conv_in", "kernels": 2, "flops": 5e6, "bytes": 5e5, "cycles": 0.0},
+        {"kind": "optimizer and EMA", "layer": "", "kernels": 10, "flops": 0.0, "bytes": 2e5, "cycles": 0.0},
     ],
     "collectives": [],
 }

@@ -43,7 +43,7 @@ def test_a_step_for_two_gpus(planned, on_cpu):
     assert training["memory"]["fits"]
     assert training["kernels"] > 100
     assert training["flops"] == pytest.approx(on_cpu["flops"], rel=0.25)  # the CPU has convolutions of other forms
-    assert sum(row["bytes"] for row in training["collectives"]) >= training["memory"]["parameters"]
+    assert sum(row["bytes"] for row in training["collectives"]) >= 0.9 * training["memory"]["parameters"]
     kinds = {row["kind"] for row in training["kinds"]}
     assert {"convolutions and matrix products", "normalization", "optimizer and EMA", "collectives"} <= kinds
     assert training["seconds"]["sum_of_rooflines"] > 0
@@ -55,7 +55,7 @@ def test_a_step_for_a_slice_of_tpus(planned, on_cpu):
     assert training["images"] == 4
     assert training["seconds"]["compiler"] > training["seconds"]["roofline"]
     assert training["compiler"]["flops"] > 0
-    assert sum(row["bytes"] for row in training["collectives"]) >= training["memory"]["parameters"]
+    assert sum(row["bytes"] for row in training["collectives"]) >= 0.9 * training["memory"]["parameters"]
 
 
 @pytest.mark.parametrize("name", ["a100", "h200", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])

@@ -61,7 +61,7 @@ def test_memory_is_that_of_the_state_and_the_batch(found, config):
 
 
 def test_flops_are_those_of_xla(found):
-    counted = sum(row["flops"] for row in found["operations"])
+    counted = sum(row["kernels"] * row["flops"] for row in found["operations"])
     elementwise = 0.25  # at most, of so narrow a network
     assert (1 - elementwise) * found["compiler"]["flops"] <= counted <= found["compiler"]["flops"]
 
@@ -98,8 +98,9 @@ def test_estimates_of_an_accelerator_follow_from_its_speed(found):
     target = parse_target("h100x2")
     summary = report.summarize(found, target, "bfloat16")
     flops, bytes = summary["flops"], summary["bytes"]
-    assert summary["seconds"]["roofline"] == pytest.approx(max(flops / 989e12, bytes / 3350e9))
-    assert summary["seconds"]["sum_of_rooflines"] >= 0.999 * summary["seconds"]["roofline"]
+    assert summary["seconds"]["roofline"] == pytest.approx(max(flops / 989e12, bytes / 3350e9, 3e-6))
+    # Each kernel of so small a network takes as long as a launch.
+    assert summary["seconds"]["sum_of_rooflines"] == pytest.approx(summary["kernels"] * 3e-6)
     assert sum(row["seconds"] for row in summary["kinds"]) == pytest.approx(summary["seconds"]["sum_of_rooflines"])
     assert sum(row["kernels"] for row in summary["kinds"]) == summary["kernels"]
     text = console.text(summary, target, title="digits on h100x2", unit="step", steps=1000)
