@@ -110,8 +110,10 @@ def plan_training(config: ConfigDict, target: Target) -> dict[str, Any]:
 
 def plan_sampling(config: ConfigDict, target: Target) -> dict[str, Any]:
     """Compile a chunk of the sampler and analyze it: the dictionary of `analysis.analyze`, and `steps`, its sampler steps."""
-    mesh = meshes.make_mesh(targets.devices_of(target))
-    sampler = build.build_batched_sampler(config, mesh)
+    mesh, config = meshes.make_mesh(targets.devices_of(target)), config.copy_and_resolve_references()
+    devices = 1 if target.chip.platform == "cpu" else target.num_devices
+    config.sampling.batch_size = config.sampling.batch_size or devices * meshes.IMAGES_PER_DEVICE
+    sampler = build.build_batched_sampler(config, mesh, num_images=config.sampling.batch_size)
     params = abstract_arguments(config, mesh).state.params
     example = condition_config.example_cond(config, build.build_condition(config))
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((sampler.batch_size, *leaf.shape[1:]), leaf.dtype), example)

@@ -60,12 +60,12 @@ class Collective:
 
 
 def kernels(module: Module, computation: str = "", repeats: int = 1) -> Iterator[Kernel]:
-    """The kernels of a computation, by default the entry, and of the loops and branches in it. Collectives are included."""
+    """The kernels of a computation, by default the entry, and of the loops in it and its longest branches; also collectives."""
     for each in module.computations[computation or module.entry]:
         if each.opcode in ("while", "call", "conditional", "async-start"):
-            inner = each.called[:1] if each.opcode == "conditional" else each.called
-            for name in inner:
-                yield from kernels(module, name, repeats * (each.trips if each.opcode == "while" else 1))
+            inner = [list(kernels(module, name, repeats * each.trips)) for name in each.called]
+            for found in [max(inner, key=len)] if each.opcode == "conditional" else inner:
+                yield from found
         elif not _is_free(each):
             parts = list(module.inside(each))
             costs = [flops(module, part) for part in parts]

@@ -14,9 +14,8 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0}  #
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.$-]+) (?:\(.*)?\{$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.$-]+) = ")
 _ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([^\]]*)\]")
-_CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|called_computations|branch_computations)=(?:\{([^}]*)\}|%?([\w.$-]+))"
-)
+_CALLING = "calls|to_apply|body|condition|called_computations|branch_computations|true_computation|false_computation"
+_CALLED = re.compile(rf"\b(?:{_CALLING})=(?:\{{([^}}]*)\}}|%?([\w.$-]+))")
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="((?:[^"\\]|\\.)*)"')
 _FRAME = re.compile(r"metadata=\{[^}]*?stack_frame_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"')

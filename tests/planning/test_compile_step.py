@@ -85,6 +85,14 @@ def test_the_sampler_is_planned(config):
     assert summary["memory"]["fits"]
 
 
+def test_the_batch_of_the_sampler_grows_with_the_devices(config, monkeypatch):
+    monkeypatch.setattr(compile_step, "_compile", lambda lowered: (None, str(lowered.in_avals)))
+    config = config.copy_and_resolve_references()
+    config.sampling.batch_size = 0
+    found = compile_step.plan_sampling(config, parse_target("cpux2"))["does_not_fit"]
+    assert f"float32[{meshes.IMAGES_PER_DEVICE},8,8,1]" in found
+
+
 def test_the_report_of_a_cpu_has_no_time(found):
     summary = report.summarize(found, parse_target("cpux2"), "float32")
     assert set(summary["seconds"].values()) == {None}

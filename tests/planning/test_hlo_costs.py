@@ -85,6 +85,28 @@ def test_a_library_call_of_a_convolution_counts_as_the_convolution(target, resul
     assert kernel.flops == 2 * 4 * inside**2 * 3 * 5
 
 
+def test_of_two_branches_the_longer_one_is_counted():
+    text = """HloModule jit_g
+
+%nothing (a: f32[4]) -> f32[4] {
+  ROOT %a = f32[4]{0} parameter(0)
+}
+
+%twice (b: f32[4]) -> f32[4] {
+  %b = f32[4]{0} parameter(0)
+  %sum.1 = f32[4]{0} add(%b, %b)
+  ROOT %sum.2 = f32[4]{0} add(%sum.1, %sum.1)
+}
+
+ENTRY %main (i: s32[], x: f32[4]) -> f32[4] {
+  %i = s32[] parameter(0)
+  %x = f32[4]{0} parameter(1)
+  ROOT %cond = f32[4]{0} conditional(%i, %x, %x), branch_computations={%nothing, %twice}
+}
+"""
+    assert [kernel.instruction.name for kernel in hlo_costs.kernels(hlo_text.parse(text))] == ["sum.1", "sum.2"]
+
+
 def test_a_cublas_call_counts_as_the_matrix_product():
     text = (
         "HloModule jit_g\n\nENTRY %main (x: bf16[2,8,64], y: bf16[2,16,64]) -> bf16[2,8,16] {\n"
