@@ -22,7 +22,7 @@ _IN_NETWORK = (
     (r"norm|GroupNorm|LayerNorm|BatchNorm", "normalization"),
     (r"attn|attention", "attention"),
     (r"temb|class_embed|embed", "time and class embedding"),
-    (r"upsample|downsample|conv|shortcut|dense", "convolutions and dense layers, elementwise"),
+    (r"upsample|downsample|conv|shortcut|dense", "biases and reshapes of convolutions and dense layers"),
 )
 # Function, or file and function, of the Python program -> kind; the first that is found in the stack counts.
 _IN_STEP = (
