@@ -30,6 +30,7 @@ The first command trains; rerun it to resume. The config is saved in the workdir
   {command} compare runs/a runs/b
   {command} score IMAGES --reference=REAL --features=inception
   {command} export runs/digits --format=safetensors
+  {command} plan h100x8 --config=cifar10
   {command} prepare --from=PHOTOS --to=DIR --size=64
   {command} import --from=models/ddpm-cifar10-32 --workdir=runs/imported
 Each config field is a flag, such as --config.optimizer.learning_rate=1e-4; {fields} lists all fields.
@@ -156,8 +157,8 @@ def main(argv: list[str]) -> None:
         if mode.workdir and not FLAGS.workdir:
             raise UsageError("--workdir is missing: give a folder for the run, such as --workdir=runs/digits")
         if FLAGS.config is None:
-            where = f"--config is missing, and {FLAGS.workdir} contains no run"
-            raise UsageError(f"{where}: give a config, such as --config=digits")
+            where = f", and {FLAGS.workdir} contains no run" if FLAGS.workdir else ""
+            raise UsageError(f"--config is missing{where}: give a config, such as --config=digits")
         import jax
 
         from ddpm_jax import compiler_config, config_validation, data_config

@@ -60,7 +60,8 @@ def test_a_run_of_another_version_is_refused(trained, tmp_path, main):
     ("flags", "message"),
     [
         ([], "--workdir is missing"),
-        (["--workdir=x"], "--config is missing"),
+        (["--workdir=x"], "--config is missing, and x contains no run"),
+        (["plan", "cpu"], "--config is missing: give"),
         (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
         (["--config=configs/digits.py", "--workdir=x", "--config.train.num_stepz=1"], "'num_stepz': did you mean 'num_steps'?"),
         (
