@@ -1,4 +1,7 @@
-"""`make test` and `make test-slow` together run every test once, and `.ci/run` runs both, and `make test-interop`."""
+"""`make test` and `make test-slow` together run every test once, and `.ci/run` runs both, and `make test-interop`.
+
+It does not run `make test-plan` (CONTRIBUTING.md).
+"""
 
 import re
 import shlex
@@ -21,7 +24,7 @@ def pytest_lines(repository):
 
 @pytest.mark.parametrize("marks", [set(), {"slow"}, {"timeout"}, {"slow", "timeout", "parametrize"}])
 def test_every_test_is_run_by_exactly_one_of_the_two(pytest_lines, marks):
-    assert set(pytest_lines) == {"test", "test-slow", "test-newest", "test-interop"}
+    assert set(pytest_lines) == {"test", "test-slow", "test-newest", "test-interop", "test-plan"}
     assert pytest_lines["test-newest"] == []  # all tests
     runs = []
     for target in ("test", "test-slow"):
