@@ -45,7 +45,8 @@ def draw(charts: Sequence[Bars]) -> np.ndarray:
         axes.grid(color=FAINT, linewidth=0.7, axis="x")
         axes.set_axisbelow(True)
         labels, values = zip(*chart.values, strict=True)
-        axes.barh(labels, values, color=COLORS[0], height=0.7)
+        drawn = axes.barh(labels, values, color=COLORS[0], height=0.7)
+        axes.bar_label(drawn, fmt="%.3g", padding=3, color=INK, fontsize=9)  # a bar may be too short to be seen
         axes.invert_yaxis()
         if chart.limit is not None:
             axes.axvline(chart.limit[0], color=INK, linewidth=1, linestyle="--", label=chart.limit[1])
