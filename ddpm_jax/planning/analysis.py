@@ -19,7 +19,12 @@ def state_bytes(state: TrainState) -> dict[str, float]:
     """
     averages = (state.ema_params, state.averages)
     parts = {"parameters": state.params, "ema": averages, "optimizer": state.opt_state}
-    return {name: sum(map(_shard_bytes, jax.tree.leaves(part))) for name, part in parts.items()}
+    return {name: tree_bytes(part) for name, part in parts.items()}
+
+
+def tree_bytes(tree: Any) -> float:
+    """Bytes on one device of a pytree of `jax.ShapeDtypeStruct`s."""
+    return float(sum(map(_shard_bytes, jax.tree.leaves(tree))))
 
 
 def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> float:

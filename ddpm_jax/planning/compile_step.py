@@ -117,10 +117,12 @@ def plan_sampling(config: ConfigDict, target: Target) -> dict[str, Any]:
     params = abstract_arguments(config, mesh).state.params
     example = condition_config.example_cond(config, build.build_condition(config))
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((sampler.batch_size, *leaf.shape[1:]), leaf.dtype), example)
+    state = {"parameters": analysis.tree_bytes(params)}
     compiled, failure = _compile(sampler.lower_chunk(params, _placed(rows, meshes.batch_sharding(mesh))))
     if compiled is None:
-        return {"does_not_fit": failure}
-    return {"steps": sampler.chunk_size} | analysis.analyze(compiled, images=sampler.batch_size // mesh.size)
+        return {"state": state, "does_not_fit": failure}
+    found = analysis.analyze(compiled, images=sampler.batch_size // mesh.size)
+    return {"state": state, "steps": sampler.chunk_size} | found
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:

@@ -66,7 +66,9 @@ def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: i
     ]
     for name, scale, words in (("flops", 1e9, "GFLOP an image"), ("bytes", 1e6, "MB an image")):
         if name in summary["compiler"]:
-            rows.append({"per device": f"{words}, as the compiler counts", "": summary["compiler"][name] / images / scale})
+            rows.append(
+                {"per device": f"{words}, as the compiler counts, a loop once", "": summary["compiler"][name] / images / scale}
+            )
     words = (
         "FLOP per byte" if summary["ridge"] is None else f"FLOP per byte; above {summary['ridge']:.0f}, FLOPs limit the speed"
     )

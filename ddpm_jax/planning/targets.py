@@ -69,11 +69,12 @@ _HOPPER |= {"shared_memory_per_core": 233472, "shared_memory_per_block_optin": 2
 _AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 41943040}
 _AMPERE |= {"shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912, "major": 8}
 # Memory and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (per chip; JAX joins the two cores of a v4 and v5p),
-# and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM. On a TPU the default precision of float32 products is one
-# pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks: jax-ml.github.io/scaling-book/tpus.
+# and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM; a v5e has 16 GiB, of which its compiler uses 15.75. On a TPU
+# the default precision of float32 products is one pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks:
+# jax-ml.github.io/scaling-book/tpus.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9, layout="megacore"),
-    "v5e": Chip("tpu", "TPU v5e", 16 * GIB, 819e9, clock=1.5e9),
+    "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 819e9, clock=1.5e9),
     "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9),
     "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9),
     "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, launch=_LAUNCH, gpu=_AMPERE),

@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from ddpm_jax.planning import targets
+from ddpm_jax.planning import compile_step, targets
+from ddpm_jax.runtime import mesh as meshes
 
 TINY = {"model.unet.ch": 8, "model.unet.ch_mult": "(1,)", "model.unet.attn_resolutions": "()", "train.batch_size": 8}
 TINY |= {"sampling.num_steps": 4, "sampling.batch_size": 4}
@@ -70,3 +73,12 @@ def test_a_slice_that_does_not_exist_is_one_line():
     with pytest.raises(targets.UnavailableError, match=r"target=v5e:3x7") as error:
         targets.devices_of(targets.parse_target("v5e:3x7"))
     assert "\n" not in str(error.value)
+
+
+def test_a_program_that_is_too_large_for_a_tpu_is_one_line():
+    everywhere = meshes.replicated(meshes.make_mesh(targets.devices_of(targets.parse_target("v5e:1x1"))))
+    x = jax.ShapeDtypeStruct((4 * 2**30,), jnp.bfloat16, sharding=everywhere)
+    compiled, line = compile_step._compile(jax.jit(lambda x: (x + 1, x * 2, x - 3), out_shardings=everywhere).lower(x))
+    assert compiled is None
+    assert "Ran out of memory on HBM" in line
+    assert "\n" not in line
