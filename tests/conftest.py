@@ -34,7 +34,7 @@ from ddpm_jax.configs import defaults
 # The comparisons with diffusers need diffusers and torch, which `make test-interop` installs beside the other packages.
 collect_ignore = [] if importlib.util.find_spec("diffusers") else ["interop_real"]
 # Those for GPUs and TPUs need their compilers, which `make test-plan` installs.
-collect_ignore += [] if importlib.util.find_spec("libtpu") else ["plan_compilers"]
+collect_ignore += [] if all(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin"))) else ["plan_compilers"]
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "xla"
