@@ -145,6 +145,12 @@ def get_config() -> ConfigDict:
     # and the kept checkpoints, an EMA of any other length can be computed after training.
     ema.power_sigma_rel = ()
 
+    config.mesh = mesh = ConfigDict()
+    # Devices in training: mesh.data copies of the training state, each sharded over mesh.fsdp devices to save memory (FSDP;
+    # docs/performance.md). Their product is the number of devices; -1: the rest. fsdp=1: every device has a whole copy.
+    mesh.data = -1
+    mesh.fsdp = 1
+
     config.train = train = ConfigDict()
     train.num_steps = 800_000  # number of optimizer steps
     train.batch_size = 128  # images per step, over all devices and micro-batches

@@ -26,8 +26,8 @@ from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guide
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
+from ddpm_jax.training import fsdp, param_patterns
 from ddpm_jax.training import optimizer as optimizers
-from ddpm_jax.training import param_patterns
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.learning_rate import make_learning_rate
 from ddpm_jax.training.state import TrainState, create_state
@@ -296,6 +296,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         averaging=build_ema_tracker(config),
         pixel_format=pixel_format(config),
         accumulation_steps=config.optimizer.accumulation_steps,
+        **fsdp.train_step_options(mesh),
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
 

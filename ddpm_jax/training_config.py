@@ -23,7 +23,7 @@ from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.registry import is_custom
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
 from ddpm_jax.sampling_conditions import sampling_inputs
-from ddpm_jax.training import best_step, param_patterns
+from ddpm_jax.training import best_step, fsdp, param_patterns
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.user_messages import UsageError, UserError
 
@@ -74,9 +74,9 @@ def kept_score(config: ConfigDict) -> str:
     return tag
 
 
-def params_of(config: ConfigDict, state: TrainState) -> Any:
-    """The parameters of the state that config.sampling.params names; see `check_params_are_trained`."""
-    return state.fields()[str(build.params_field(config))]
+def params_of(config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh) -> Any:
+    """The parameters that config.sampling.params names, replicated over the mesh; see `check_params_are_trained`."""
+    return fsdp.replicate(state.fields()[str(build.params_field(config))], mesh)
 
 
 def remedies(config: ConfigDict) -> str:
@@ -113,9 +113,12 @@ def build_evaluation(
     def evaluate(state: TrainState) -> dict[str, float]:
         values: dict[str, float] = {}
         if heldout_loss is not None:
-            values = {f"eval/loss_{name}": heldout_loss(state.fields()[field]) for name, field in build.STATE_FIELDS.items()}
+            values = {
+                f"eval/loss_{name}": heldout_loss(fsdp.replicate(state.fields()[field], mesh))
+                for name, field in build.STATE_FIELDS.items()
+            }
         try:
-            return values | (scores(params_of(config, state)) if scores is not None else {})
+            return values | (scores(params_of(config, state, mesh)) if scores is not None else {})
         except NonFiniteSamples as error:  # training continues: the loss is checked separately
             logger.info(f"no scores for step {int(state.step):,}: {error}")
             return values
@@ -271,7 +274,9 @@ class SampleGrids:
     def _save_grid(self, config: ConfigDict, state: TrainState) -> list[pathlib.Path]:
         step = int(state.step)
         try:
-            generated = sampling_config.generate(config, self._sampler(config), params_of(config, state), self._inputs)
+            generated = sampling_config.generate(
+                config, self._sampler(config), params_of(config, state, self._mesh), self._inputs
+            )
         except NonFiniteSamples as error:  # training continues: the loss is checked separately
             logger.info(f"no image grid for step {step:,}: {error}")
             return []

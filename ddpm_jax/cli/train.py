@@ -47,6 +47,7 @@ from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.preemption import GracefulShutdown
 from ddpm_jax.runtime.trackers import TrackerGroup, jsonl, run_name
+from ddpm_jax.training import fsdp
 from ddpm_jax.training.best_step import BestCheckpoint
 from ddpm_jax.training.delayed_log import DelayedMetricLogger
 from ddpm_jax.training.state import TrainState
@@ -99,6 +100,7 @@ def train(config: ConfigDict, folder: str, *, profile: str = "") -> Training:
         training_config.kept_score(config)  # raises
         profiled_steps = profiling.parse_steps(profile)
         meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
+        meshes.training_mesh(mesh, **config.mesh)  # raises
     run_folder = shared_workdir.prepare_workdir(folder, config.to_dict(), write=True)
     with shared_workdir.hold_workdir(run_folder) as check_held:
         with distributed.raise_on_all_processes():
@@ -116,6 +118,7 @@ def _train(
 ) -> Training:
     """The part of `train` that holds the lock of the workdir; `check_held` is called before each save."""
     is_writer = distributed.is_primary_process()
+    train_mesh = meshes.training_mesh(mesh, **config.mesh)
     with distributed.raise_on_all_processes():
         source = data_config.load_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)
@@ -128,9 +131,10 @@ def _train(
         workdir.checkpoint_folder(run_folder), max_to_keep=config.train.max_to_keep, keep_period=config.train.keep_period
     ) as checkpoints:
         with common.name_changed_files(config, run_folder, None):
-            state, start_step, source_weights = initial_state(config, checkpoints, mesh, source.class_names)
+            state, start_step, source_weights = initial_state(config, checkpoints, train_mesh, source.class_names)
         logger.info(write_parameters(run_folder, state.params, is_writer))
-        logger.info(f"{len(source):,} images of {source.name}, {mesh.size} {jax.devices()[0].platform} device(s), {run_folder}")
+        devices = f"{mesh.size} {jax.devices()[0].platform} device(s){meshes.describe(train_mesh)}"
+        logger.info(f"{len(source):,} images of {source.name}, {devices}, {run_folder}")
         if start_step:
             logger.info(resume_line(config, run_folder, start_step))
         tracker.start(config.to_dict(), run_name(run_folder), start_step)
@@ -156,11 +160,11 @@ def _train(
                 remedies=training_config.remedies(config),
             )
             scores = BestCheckpoint(training_config.kept_score(config), run_folder, checkpoints) if evaluate else None
-            everywhere = meshes.replicated(mesh)
+            everywhere = meshes.replicated(train_mesh)
             train_step = jax.jit(
-                build.build_train_step(config, mesh),
+                build.build_train_step(config, train_mesh),
                 donate_argnums=0,
-                out_shardings=everywhere,
+                out_shardings=(fsdp.state_sharding(train_mesh, state), everywhere),
                 compiler_options=compiler_config.train_step_options(config),
             )
             key = jax.jit(functools.partial(rng.purpose_key, config.seed, "train"), out_shardings=everywhere)()
@@ -170,12 +174,12 @@ def _train(
                     batch_size=config.train.batch_size,
                     seed=config.seed,
                     start_step=start_step,
-                    process_index=jax.process_index(),
+                    process_index=meshes.process_position(mesh, jax.process_index()),
                     process_count=jax.process_count(),
                     num_threads=config.data.num_threads,
                     prefetch=config.data.prefetch,
                 ),
-                meshes.batch_sharding(mesh),
+                meshes.batch_sharding(train_mesh),
             )
 
             def save(step: int, state: TrainState, *, wait: bool = False) -> None:
@@ -280,17 +284,17 @@ def record_start(
 def initial_state(
     config: ConfigDict, checkpoints: CheckpointManager, mesh: jax.sharding.Mesh, class_names: Sequence[str]
 ) -> tuple[TrainState, int, dict[str, Any]]:
-    """The latest readable checkpoint or the initial state, replicated over the mesh; its step; fields for the history."""
+    """The latest readable checkpoint or the initial state, sharded as the mesh requires; its step; fields for the history."""
     init, key = build.build_init(config), rng.purpose_key(config.seed, "init")
-    sharding = meshes.replicated(mesh)
+    abstract = fsdp.abstract_state(mesh, jax.eval_shape(init, key))
     if checkpoints.latest_step() is None:
-        make = jax.jit(init, out_shardings=sharding, compiler_options=cpu.init_compiler_options())
+        shardings = fsdp.state_sharding(mesh, abstract)
+        make = jax.jit(init, out_shardings=shardings, compiler_options=cpu.init_compiler_options())
         if not config.train.init_from:
             return make(key), 0, {}
-        start = training_config.load_initial_weights(config, jax.eval_shape(init, key).params, class_names)
+        start = training_config.load_initial_weights(config, abstract.params, class_names)
         logger.info(start.line)
-        return make(key, start.taken), 0, {"init_from": start.record}
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(init, key))
+        return make(key, fsdp.put(mesh, start.taken)), 0, {"init_from": start.record}
     fields, step = checkpoints.restore(abstract.fields())
     return TrainState.from_fields(fields), step, {}
 

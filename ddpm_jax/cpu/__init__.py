@@ -60,11 +60,12 @@ def train_step_options(mesh: Mesh, *, stochastic: bool) -> dict[str, Any]:
     Args:
       mesh: the mesh of the step.
       stochastic: whether the network uses random numbers in training. They have the shape of the global batch, so only XLA
-        can partition it.
+        can partition it. So it does on a mesh of two axes, where the parameters are sharded.
     """
     if not is_mesh_of_cpus(mesh):
         return {}
-    return {"unroll": True} | ({} if stochastic else {"shard_grad_fn": functools.partial(shard_map_grads, mesh=mesh)})
+    own = not stochastic and len(mesh.axis_names) == 1
+    return {"unroll": True} | ({"shard_grad_fn": functools.partial(shard_map_grads, mesh=mesh)} if own else {})
 
 
 def init_compiler_options() -> dict[str, Any] | None:

@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = {
     "ema.decay": _training("from the next step on"),
     "ema.extra_decays": _fixed("each is a copy of the parameters in the checkpoint"),
     "ema.power_sigma_rel": _fixed("each is a copy of the parameters in the checkpoint"),
+    "mesh": _training("memory and speed; a checkpoint is read on any mesh"),
     "train": _training("length, batches, logging and checkpoints"),
     "train.keep_best": _free("which checkpoint is kept and called best"),
     "train.init_from": Rule("the weights that the run started from", _whole, _nothing, read=False),

@@ -1,6 +1,7 @@
-"""Devices: one mesh axis over all devices of all processes.
+"""Devices: a mesh of one axis over all devices of all processes, and of two axes for training with a sharded state.
 
-Data parallelism only: parameters are replicated, the batch is split along its first axis.
+The batch is split along its first axis over all devices. Without the second axis, the parameters are replicated; with it,
+the training state is sharded over it (`training/fsdp.py`). Sampling and evaluation always use the mesh of one axis.
 """
 
 from collections import Counter
@@ -12,29 +13,86 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
-DATA_AXIS = "data"
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 IMAGES_PER_DEVICE = 64  # of a batch in sampling and evaluation, by default
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with the one axis "data" over `devices`, by default every device of every process.
 
-    The devices of a process are contiguous, so that each process reads one slice of the batch. `jax.make_mesh` follows
-    the physical topology and interleaves processes on a TPU pod; a single all-reduce does not need that order.
+    The devices of a slice are contiguous, and within it those of a process, so that each process reads one part of the
+    batch. `jax.make_mesh` and `mesh_utils.create_hybrid_device_mesh` follow the physical topology and interleave the
+    processes of a TPU slice; collectives over all devices of a slice do not need that order.
     """
-    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+    devices = sorted(
+        jax.devices() if devices is None else devices,
+        key=lambda device: (_slice_of(device), device.process_index, device.id),
+    )
     # Auto axes: under JAX's default, Explicit, Linen's Dropout fails.
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def training_mesh(mesh: Mesh, *, data: int = -1, fsdp: int = 1) -> Mesh:
+    """The devices of `mesh` with the axes "data" and "fsdp"; `mesh` itself if `fsdp` is 1.
+
+    The axis "fsdp" is the inner one, and slices are contiguous in `mesh`. So only sums over "data", which are those of the
+    gradients, cross slices.
+
+    Args:
+      mesh: of one axis, made by `make_mesh`.
+      data: number of copies of the training state; -1 for all devices divided by `fsdp`.
+      fsdp: number of devices over which each copy is sharded; -1 for all devices divided by `data`.
+
+    Raises:
+      InvalidArgumentError: data x fsdp is not the number of devices, or `fsdp` does not divide the devices of each slice.
+    """
+    total, slices = mesh.size, Counter(_slice_of(device) for device in mesh.devices.flat)
+    if fsdp == -1 and data > 0:
+        fsdp = max(1, total // data)
+    if fsdp < 1 or data < -1 or data == 0:
+        raise InvalidArgumentError(
+            f"`data` is {data} and `fsdp` is {fsdp}: give numbers of devices above 0, and -1 for the rest in one of them"
+        )
+    if any(size % fsdp for size in slices.values()):
+        where = f"the {total} device{'s' * (total > 1)}"
+        if len(slices) > 1:
+            where = f"the devices of each slice ({', '.join(str(size) for _, size in sorted(slices.items()))})"
+        fitting = [str(size) for size in range(1, total + 1) if not any(each % size for each in slices.values())]
+        raise InvalidArgumentError(f"`fsdp` is {fsdp}, which does not divide {where}: use {' or '.join(fitting)}")
+    if data not in (-1, total // fsdp):
+        raise InvalidArgumentError(
+            f"`data` is {data}, but {total} devices / {fsdp} of `fsdp` are {total // fsdp}: use that, or -1"
+        )
+    if fsdp == 1:
+        return mesh
+    return Mesh(mesh.devices.reshape(-1, fsdp), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2)
+
+
+def process_position(mesh: Mesh, process_index: int) -> int:
+    """Which of the equal, consecutive parts of a batch belongs to the devices of a process: 0, 1, ... in the mesh's order."""
+    order = list(dict.fromkeys(device.process_index for device in mesh.devices.flat))
+    return order.index(process_index)
+
+
+def fsdp_size(mesh: Mesh) -> int:
+    """Number of devices over which each copy of the training state is sharded; 1 if it is replicated."""
+    return mesh.shape.get(FSDP_AXIS, 1)
+
+
+def describe(mesh: Mesh) -> str:
+    """For a log line: " as data=2 x fsdp=4"; "" for a mesh of one axis."""
+    return " as " + " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) if len(mesh.axis_names) > 1 else ""
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device: parameters, EMA, optimizer state."""
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices: images [B, H, W, C], labels [B]."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    """The first axis split over all devices: images [B, H, W, C], labels [B]."""
+    axes = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
 
 
 def images_per_batch(batch_size: int) -> int:
@@ -65,3 +123,8 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     if accumulation_steps > 1:
         parts += f" x {accumulation_steps} accumulation steps"
     raise InvalidArgumentError(f"`batch_size` is {batch_size}, which does not divide evenly over {parts}: use {nearest}")
+
+
+def _slice_of(device: jax.Device) -> int:
+    """The TPU slice of a device; 0 for platforms without slices."""
+    return getattr(device, "slice_index", None) or 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import CheckpointError
-from ddpm_jax.training import ema_tracker, posthoc_ema
+from ddpm_jax.training import ema_tracker, fsdp, posthoc_ema
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,11 @@ def check_available(folder: str | os.PathLike, steps: Collection[int], fields: d
 
 
 def params_sha256(params: Any) -> str:
-    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step."""
+    """A fingerprint of the parameters: two runs of one config on other machines end with others at the same step.
+
+    It does not depend on their shardings: sharded ones are gathered one by one on the host. Every process must call it.
+    """
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf.addressable_data(0)))
+        found.update(np.ascontiguousarray(fsdp.to_host(leaf)))
     return found.hexdigest()

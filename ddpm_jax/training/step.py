@@ -49,6 +49,7 @@ def train_step(
     pixel_format: pixels.PixelFormat = pixels.UINT8,
     unroll: bool = False,
     shard_grad_fn: Callable[[Callable], Callable] = lambda loss_and_grads: loss_and_grads,
+    shard_loss_fn: Callable[[Callable], Callable] = lambda mean_loss: mean_loss,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step.
 
@@ -78,6 +79,8 @@ def train_step(
       unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
       shard_grad_fn: transforms (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) into the same function,
         sharded over devices; by default XLA partitions it.
+      shard_loss_fn: transforms (params, examples, dropout_key) -> (mean loss, losses [B]) into the same function of sharded
+        parameters, before it is differentiated (`fsdp.shard_loss`).
 
     Returns:
       The state after the step, and metrics: `loss` (an estimate for uniform t, for any timestep sampler), `grad_norm` (before
@@ -125,7 +128,7 @@ def train_step(
         values = loss_fn(schedule, parameterization, output, x_start, x_t, t, noise)
         return jnp.mean(examples["weight"] * values), values
 
-    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(shard_loss_fn(mean_loss), has_aux=True)
 
     def loss_and_grads(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         if accumulation_steps == 1:

@@ -11,11 +11,22 @@ import requests
 from jax._src import xla_bridge
 from jax._src.clusters import cloud_tpu_cluster
 from jax._src.clusters import cluster as cluster_base
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from ddpm_jax.runtime.distributed import initialize_distributed
 from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError
-from ddpm_jax.runtime.mesh import batch_sharding, check_batch, images_per_batch, make_mesh, replicated
+from ddpm_jax.runtime.mesh import (
+    batch_sharding,
+    check_batch,
+    describe,
+    fsdp_size,
+    images_per_batch,
+    make_mesh,
+    process_position,
+    replicated,
+    training_mesh,
+)
 from tests import preloaded
 
 CLUSTER_VARIABLES = (
@@ -62,6 +73,72 @@ def test_the_devices_of_a_process_are_contiguous():
     # As on a TPU pod: hosts own squares of 2x2 chips, numbered row by row.
     devices = stand_ins(0, 0, 1, 1, 0, 0, 1, 1)
     assert [device.id for device in make_mesh(devices).devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+@dataclass(frozen=True)
+class OfSlice(StandIn):
+    """A device of a TPU slice."""
+
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def two_slices():
+    """Two slices of two processes with two devices each; the processes of slice 1 have the lower numbers."""
+    return [OfSlice(number, number // 2, 1 - number // 4) for number in range(8)]
+
+
+def test_slices_are_contiguous_and_so_are_their_processes():
+    mesh = make_mesh(two_slices()[::-1])
+    assert [device.slice_index for device in mesh.devices.flat] == [0] * 4 + [1] * 4
+    assert [device.id for device in mesh.devices.flat] == [4, 5, 6, 7, 0, 1, 2, 3]
+    # Each process reads the part of the batch that its devices have.
+    assert [process_position(mesh, index) for index in range(4)] == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(("data", "fsdp", "shape"), [(-1, 4, (2, 4)), (4, -1, (4, 2)), (4, 2, (4, 2))])
+def test_only_the_data_axis_crosses_slices(data, fsdp, shape):
+    mesh = training_mesh(make_mesh(two_slices()), data=data, fsdp=fsdp)
+    assert dict(mesh.shape) == {"data": shape[0], "fsdp": shape[1]}
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    for copy in mesh.devices:
+        assert len({device.slice_index for device in copy}) == 1
+    hybrid = mesh_utils.create_hybrid_device_mesh((shape[0] // 2, shape[1]), (2, 1), two_slices())
+    np.testing.assert_array_equal(hybrid, mesh.devices)  # JAX's function, where it has no topology to follow
+
+
+def test_without_fsdp_the_mesh_is_unchanged():
+    mesh = make_mesh()
+    for data in (-1, 8):
+        assert training_mesh(mesh, data=data) is mesh
+    assert (fsdp_size(mesh), describe(mesh)) == (1, "")
+    spread = training_mesh(mesh, fsdp=4)
+    assert (fsdp_size(spread), describe(spread)) == (4, " as data=2 x fsdp=4")
+    np.testing.assert_array_equal(spread.devices.ravel(), mesh.devices)
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "words"),
+    [
+        (None, {"fsdp": 3}, "`fsdp` is 3, which does not divide the 8 devices: use 1 or 2 or 4 or 8"),
+        (None, {"fsdp": 0}, "`data` is -1 and `fsdp` is 0: give numbers of devices above 0"),
+        (None, {"data": -1, "fsdp": -1}, "-1 for the rest in one of them"),
+        (None, {"data": 3, "fsdp": 2}, "`data` is 3, but 8 devices / 2 of `fsdp` are 4: use that, or -1"),
+        (None, {"data": 3, "fsdp": -1}, "`data` is 3, but 8 devices / 2 of `fsdp` are 4"),
+        (two_slices(), {"fsdp": 8}, "`fsdp` is 8, which does not divide the devices of each slice (4, 4): use 1 or 2 or 4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices(devices, sizes, words):
+    with pytest.raises(InvalidArgumentError) as error:
+        training_mesh(make_mesh(devices), **sizes)
+    assert words in str(error.value)
+
+
+def test_a_batch_is_split_over_both_axes():
+    images = jax.device_put(np.arange(16.0).reshape(16, 1), batch_sharding(training_mesh(make_mesh(), fsdp=4)))
+    for number, shard in enumerate(images.addressable_shards):
+        np.testing.assert_array_equal(shard.data, [[2.0 * number], [2.0 * number + 1]])
 
 
 def test_processes_with_unequal_numbers_of_devices():

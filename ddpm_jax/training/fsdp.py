@@ -1,0 +1,169 @@
+"""Fully sharded data parallelism: the training state spread over devices (ZeRO stage 3, Rajbhandari et al. 1910.02054).
+
+Parameters, their averages and the optimizer state are sharded over the axis "fsdp" of the mesh, by a rule that knows only
+their shapes. A device gathers the parameters for the forward pass, drops them, and gathers them again for the backward
+pass; each gradient is summed over the devices and sharded like its parameter. Optimizer and averages then work on the
+parts. XLA partitions the program (`jax.jit`), so that random numbers have the global shape and do not depend on the mesh.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.runtime.mesh import FSDP_AXIS, batch_sharding, fsdp_size, replicated
+from ddpm_jax.training.state import TrainState
+
+MIN_SHARDED_SIZE = 1024  # elements; a collective takes longer than the memory of a smaller array is worth
+
+# Operations whose results the forward pass does not keep: the gathered parameters, and what layers make of them at no cost.
+_NOT_KEPT = (
+    "sharding_constraint",
+    "name",
+    "convert_element_type",
+    "reduce_precision",
+    "reshape",
+    "squeeze",
+    "transpose",
+    "broadcast_in_dim",
+)
+_REMAT = ("checkpoint", "remat", "remat2")  # names of the primitive of `jax.checkpoint`, by version of JAX
+
+
+def leaf_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of one array: the largest axis that the axis "fsdp" divides is split over it, of equal ones the last.
+
+    Arrays of fewer than MIN_SHARDED_SIZE elements, those without such an axis, and all arrays on a mesh without "fsdp" are
+    replicated.
+    """
+    size = fsdp_size(mesh)
+    axes = [axis for axis, length in enumerate(shape) if length % size == 0]
+    if size == 1 or not axes or math.prod(shape) < MIN_SHARDED_SIZE:
+        return replicated(mesh)
+    split = max(axes, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * split, FSDP_AXIS))
+
+
+def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+    """`leaf_sharding` of each array, or jax.ShapeDtypeStruct, of a tree."""
+    return jax.tree.map(lambda leaf: leaf_sharding(mesh, leaf.shape), tree)
+
+
+def state_sharding(mesh: Mesh, state: TrainState) -> TrainState:
+    """The shardings of a training state, or of its shapes: step and timestep sampler are small and stay replicated."""
+    everywhere = replicated(mesh)
+    return tree_sharding(mesh, state).replace(
+        step=everywhere, timestep_sampler_state=jax.tree.map(lambda _: everywhere, state.timestep_sampler_state)
+    )
+
+
+def abstract_state(mesh: Mesh, state: TrainState) -> TrainState:
+    """jax.ShapeDtypeStruct with the shardings of `state_sharding`, for each array of `state`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_sharding(mesh, state),
+    )
+
+
+def train_step_options(mesh: Mesh) -> dict[str, Any]:
+    """Arguments of `train_step` for the mesh; none if the state is replicated."""
+    return {} if fsdp_size(mesh) == 1 else {"shard_loss_fn": functools.partial(shard_loss, mesh=mesh)}
+
+
+def shard_loss(loss: Callable, mesh: Mesh) -> Callable:
+    """`loss` for sharded parameters; its gradients have their shardings.
+
+    The backward pass gathers the parameters again, except in a network that recomputes activations itself (`remat`):
+    there, JAX would keep the activations, so the gathered parameters are kept.
+
+    Args:
+      loss: (params, examples, key) -> (mean loss, auxiliary results), for gathered parameters.
+      mesh: with the axis "fsdp".
+    """
+
+    def sharded(params: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        params = jax.tree.map(functools.partial(_gather, mesh), params)
+        return loss(params, jax.lax.with_sharding_constraint(examples, batch_sharding(mesh)), key)
+
+    def call(*arguments: Any) -> tuple[jax.Array, Any]:
+        if _has_remat(jax.make_jaxpr(loss)(*arguments).jaxpr):
+            return sharded(*arguments)
+        return jax.checkpoint(sharded, policy=_is_kept)(*arguments)
+
+    return call
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(mesh: Mesh, param: jax.Array) -> jax.Array:
+    """The whole parameter on each device; its gradient is summed over all devices and sharded."""
+    return checkpoint_name(jax.lax.with_sharding_constraint(param, replicated(mesh)), "gathered")
+
+
+def _gather_forward(mesh: Mesh, param: jax.Array) -> tuple[jax.Array, None]:
+    return _gather(mesh, param), None
+
+
+def _gather_backward(mesh: Mesh, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, leaf_sharding(mesh, gradient.shape)),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    """The policy of `jax.checkpoint`: whether the result of an operation is kept for the backward pass."""
+    return primitive.name not in _NOT_KEPT
+
+
+def _has_remat(jaxpr: Any) -> bool:
+    """Whether a program recomputes a part of itself in its backward pass."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _REMAT:
+            return True
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and _has_remat(inner):
+                return True
+    return False
+
+
+def put(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray | jax.Array]:
+    """Arrays of the host, the same on every host, with the shardings of `leaf_sharding`; unchanged without "fsdp"."""
+    if fsdp_size(mesh) == 1:
+        return arrays
+    return {
+        name: jax.make_array_from_callback(
+            array.shape, leaf_sharding(mesh, array.shape), lambda index, array=array: array[index]
+        )
+        for name, array in arrays.items()
+    }
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The arrays, whole on every device of `mesh`; unchanged if they are. Every process must call it together.
+
+    Args:
+      tree: arrays on the devices of `mesh`, in the same order.
+      mesh: of one axis, as for sampling.
+    """
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array in the memory of each host, whatever its sharding. Every process must call it together."""
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
