@@ -54,11 +54,12 @@ def training_mesh(mesh: Mesh, *, data: int = -1, fsdp: int = 1) -> Mesh:
             f"`data` is {data} and `fsdp` is {fsdp}: give numbers of devices above 0, and -1 for the rest in one of them"
         )
     if any(size % fsdp for size in slices.values()):
-        where = f"the {total} device{'s' * (total > 1)}"
-        if len(slices) > 1:
-            where = f"the devices of each slice ({', '.join(str(size) for _, size in sorted(slices.items()))})"
+        counts = ", ".join(str(size) for _, size in sorted(slices.items()))
+        where = f"{' of each slice' * (len(slices) > 1)}, {counts}"
         fitting = [str(size) for size in range(1, total + 1) if not any(each % size for each in slices.values())]
-        raise InvalidArgumentError(f"`fsdp` is {fsdp}, which does not divide {where}: use {' or '.join(fitting)}")
+        raise InvalidArgumentError(
+            f"`fsdp` is {fsdp}, which does not divide the number of devices{where}: use {' or '.join(fitting)}"
+        )
     if data not in (-1, total // fsdp):
         raise InvalidArgumentError(
             f"`data` is {data}, but {total} devices / {fsdp} of `fsdp` are {total // fsdp}: use that, or -1"

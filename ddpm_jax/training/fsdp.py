@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +24,6 @@ MIN_SHARDED_SIZE = 1024  # elements; a collective takes longer than the memory o
 # Operations whose results the forward pass does not keep: the gathered parameters, and what layers make of them at no cost.
 _NOT_KEPT = (
     "sharding_constraint",
-    "name",
     "convert_element_type",
     "reduce_precision",
     "reshape",
@@ -102,8 +100,11 @@ def shard_loss(loss: Callable, mesh: Mesh) -> Callable:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather(mesh: Mesh, param: jax.Array) -> jax.Array:
-    """The whole parameter on each device; its gradient is summed over all devices and sharded."""
-    return checkpoint_name(jax.lax.with_sharding_constraint(param, replicated(mesh)), "gathered")
+    """The whole parameter on each device; its gradient is summed over all devices and sharded.
+
+    JAX's gradient would be whole, which XLA cannot reduce and scatter at once.
+    """
+    return jax.lax.with_sharding_constraint(param, replicated(mesh))
 
 
 def _gather_forward(mesh: Mesh, param: jax.Array) -> tuple[jax.Array, None]:
@@ -117,8 +118,10 @@ def _gather_backward(mesh: Mesh, _: None, gradient: jax.Array) -> tuple[jax.Arra
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_kept(primitive: Any, *_: Any, **params: Any) -> bool:
     """The policy of `jax.checkpoint`: whether the result of an operation is kept for the backward pass."""
+    if "call_jaxpr" in params:  # a function with its own gradient: `_gather`, or one of the network
+        return any(_is_kept(equation.primitive, **equation.params) for equation in params["call_jaxpr"].eqns)
     return primitive.name not in _NOT_KEPT
 
 

@@ -68,7 +68,7 @@ def test_features_are_printed_as_rates(printed):
 
 @pytest.mark.slow
 def test_memory_of_a_step(printed):
-    row = re.search(r"digits +[\d,]+ +(\d+) MiB +([\d.]+) MiB +([\d.]+) MiB", printed("memory", "digits"))
+    row = re.search(r"digits +[\d,]+ +(\d+) MiB +\d+ MiB +([\d.]+) MiB +([\d.]+) MiB", printed("memory", "digits"))
     state, per_image, sampling = map(float, row.groups())
     assert state == pytest.approx(177_553 * 4 * 4 / 2**20, abs=1)  # parameters, EMA and two moments
     assert 0.01 < sampling < per_image < 10

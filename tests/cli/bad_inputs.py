@@ -362,6 +362,12 @@ CASES = (
         advice=("--config.train.batch_size=6",),
     ),
     Case(
+        "mesh",
+        (*TRAIN, "--config.mesh.fsdp=3"),
+        "config.mesh.fsdp is 3, which does not divide the number of devices, 1: use 1",
+        advice=("--config.mesh.fsdp=1",),
+    ),
+    Case(
         "learning rate",
         (*TRAIN, "--config.optimizer.learning_rate=-1"),
         "config.optimizer.learning_rate is -1",

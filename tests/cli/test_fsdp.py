@@ -128,7 +128,9 @@ def test_a_run_starts_from_the_weights_of_another(spread, runs, tiny_config, fin
 
 
 def test_a_mesh_that_does_not_fit_is_a_usage_error(runs, tiny_config):
-    with pytest.raises(Exception, match="`fsdp` is 3, which does not divide the 8 devices: use 1 or 2 or 4 or 8") as error:
+    with pytest.raises(
+        Exception, match="`fsdp` is 3, which does not divide the number of devices, 8: use 1 or 2 or 4 or 8"
+    ) as error:
         train.run(tiny_config({"mesh.fsdp": 3}), str(runs / "wrong"))
     assert not (runs / "wrong").exists()
     assert error.value.exit_code == 2

@@ -195,6 +195,34 @@ def test_sigterm_to_one_stops_both_and_the_command_resumes(uninterrupted, shared
     assert losses(stopped) == losses(two)
 
 
+def test_a_killed_run_with_a_state_sharded_over_both_resumes(one_process, shared, command, final_state):
+    """Each process has half of the state. Compared bit by bit with a run that was not killed, and with one process."""
+    fields, killed = FIELDS | {"mesh.fsdp": 8, "train.num_steps": 2 * STEPS}, shared / "killed"
+    whole = Job(command(shared / "sharded", fields=fields), shared / "sharded")
+    assert whole.wait() == [0, 0], whole.printed()
+    assert "8 cpu device(s) as data=1 x fsdp=8" in whole.printed()[0]
+    found, expected = (
+        [row["train/loss"] for row in lines(run) if "train/loss" in row] for run in (shared / "sharded", one_process)
+    )
+    np.testing.assert_allclose(found[:STEPS], expected, rtol=1e-5)
+
+    job = Job(command(killed, fields=fields), killed)
+    while not (killed / "checkpoints" / "3").exists():
+        assert [process.poll() for process in job.processes] == [None, None], job.printed()
+        time.sleep(0.001)
+    for process in job.processes:
+        process.kill()
+    assert job.wait() == [-signal.SIGKILL] * 2
+    assert not (killed / "checkpoints" / str(2 * STEPS)).exists()
+    job = Job(command(killed, fields=fields), killed)
+    assert job.wait() == [0, 0], job.printed()
+    assert "resuming at step" in job.printed()[0]
+    (step, leaves), (_, expected) = final_state(killed), final_state(shared / "sharded")  # on one device
+    assert step == 2 * STEPS
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(leaves[name], leaf, err_msg=name)
+
+
 def test_two_processes_start_from_the_weights_of_a_run(one_process, shared, command, final_state):
     """Each reads the checkpoint onto its own devices; with a rate near 0 the parameters stay those of the source."""
     fields = FIELDS | {"train.init_from": str(one_process), "train.num_steps": 1, "optimizer.learning_rate": 1e-30}

@@ -121,12 +121,16 @@ def test_without_fsdp_the_mesh_is_unchanged():
 @pytest.mark.parametrize(
     ("devices", "sizes", "words"),
     [
-        (None, {"fsdp": 3}, "`fsdp` is 3, which does not divide the 8 devices: use 1 or 2 or 4 or 8"),
+        (None, {"fsdp": 3}, "`fsdp` is 3, which does not divide the number of devices, 8: use 1 or 2 or 4 or 8"),
         (None, {"fsdp": 0}, "`data` is -1 and `fsdp` is 0: give numbers of devices above 0"),
         (None, {"data": -1, "fsdp": -1}, "-1 for the rest in one of them"),
         (None, {"data": 3, "fsdp": 2}, "`data` is 3, but 8 devices / 2 of `fsdp` are 4: use that, or -1"),
         (None, {"data": 3, "fsdp": -1}, "`data` is 3, but 8 devices / 2 of `fsdp` are 4"),
-        (two_slices(), {"fsdp": 8}, "`fsdp` is 8, which does not divide the devices of each slice (4, 4): use 1 or 2 or 4"),
+        (
+            two_slices(),
+            {"fsdp": 8},
+            "`fsdp` is 8, which does not divide the number of devices of each slice, 4, 4: use 1 or 2 or 4",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices(devices, sizes, words):

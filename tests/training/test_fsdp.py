@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.diffusion import losses
@@ -31,7 +32,7 @@ def mesh_of(data, size, devices=None):
     return training_mesh(make_mesh(devices), data=data, fsdp=size)
 
 
-# A network of one's own: not Flax's, with kernels, a bias and an array that no number of devices divides.
+# A custom network, not of Flax: it has kernels, a bias and an array that no number of devices divides.
 
 
 def init_network(key):
@@ -247,6 +248,26 @@ def test_replicated_training_reduces_once():
     found = collectives(compiled("replicated", dropout=0.5)[0])
     assert found.keys() == {"all-reduce"}
     assert len(found["all-reduce"]) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gathered_parameters_are_not_kept_for_the_backward_pass(dtype, capsys):
+    """Also where the network converts them first. Activations are kept: nothing expensive is computed again."""
+
+    def loss(params, examples, key):
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        output = network(params, examples["x"], examples["t"], None, key, dropout=0.5)
+        return jnp.mean(output**2), output
+
+    def kept(loss):
+        print_saved_residuals(lambda params: loss(params, examples, jax.random.key(0))[0], params)
+        lines = [line.split(" from ")[0] for line in capsys.readouterr().out.splitlines()]
+        return [line for line in lines if "output of" in line]
+
+    params, examples = init_network(jax.random.key(0)), {"x": jnp.ones((32, 8, 8, 1), dtype), "t": jnp.ones(32)}
+    whole, found = kept(loss), kept(fsdp.shard_loss(loss, mesh_of(2, 4)))
+    assert not [line for line in found if re.search(r"\[(65,64|64,33|33,64)\]", line)]
+    assert [line for line in found if "tanh" in line] == [line for line in whole if "tanh" in line]
 
 
 # The state on other meshes.
