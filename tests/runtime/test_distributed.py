@@ -191,6 +191,30 @@ write(again=again, step=step, left=left, nothing=nothing, lines=lines, values=fi
     assert "a file is truncated" in results[1]["lines"][1]
 
 
+@pytest.mark.slow
+def test_arrays_that_are_sharded_over_two_processes_are_gathered_by_both(two):
+    results, codes = two("""
+import numpy as np
+from ddpm_jax.training import fsdp, load_params
+flat = mesh.make_mesh()
+host = {"a": np.arange(4096, dtype=np.float32).reshape(64, 64), "b": np.ones(3, np.float32)}
+arrays = fsdp.put(mesh.training_mesh(flat, fsdp=4), host)
+whole = fsdp.replicate(arrays, flat)
+write(
+    held=[arrays[name].addressable_shards[0].data.size for name in host],
+    same=[bool((fsdp.to_host(tree[name]) == host[name]).all()) for tree in (arrays, whole) for name in host],
+    replicated=[leaf.is_fully_replicated and leaf.sharding.mesh == flat for leaf in whole.values()],
+    sha256=[load_params.params_sha256(tree) for tree in (arrays, whole)],
+)
+""")
+    assert codes == [0, 0]
+    for row in results:
+        assert row["held"] == [1024, 3]
+        assert row["same"] == [True] * 4
+        assert all(row["replicated"])
+        assert len({*row["sha256"], *results[0]["sha256"]}) == 1
+
+
 def test_sigterm_still_ends_a_process_that_is_not_training(two):
     """With JAX's preemption service, both would survive the signal, which its handler only records."""
     results, codes = two("""
