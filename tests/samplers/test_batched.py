@@ -1,6 +1,7 @@
 """The batched sampler: image i of a key depends on nothing else; exactly N images, in order."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,21 @@ def test_images_do_not_depend_on_batch_size_or_devices(reference, devices, batch
     assert all(batch.images.dtype == np.uint8 and batch.cond is None for batch in batches)
     assert all(batch.saved_x.shape == batch.saved_pred_xstart.shape == (len(batch.images), 0, *SHAPE) for batch in batches)
     np.testing.assert_array_equal(images(batches), reference[0])
+
+
+def test_devices_do_not_communicate_while_they_sample(reference):
+    """The compiled program of a chunk has no collective: each device has all parameters and its own images."""
+    made, programs = generator(8, 8), []
+    advance = made._advance
+
+    def recorded(*arguments):
+        programs.append(advance.lower(*arguments).compile().as_text())
+        return advance(*arguments)
+
+    made._advance = recorded
+    np.testing.assert_array_equal(images(made.generate(PARAMS, jax.random.key(0), num_images=8)), reference[0][:8])
+    assert "while" in programs[0]
+    assert not re.search(r"all-(reduce|gather|to-all)|reduce-scatter|collective-permute", programs[0])
 
 
 def test_saved_steps_equal_those_of_the_scan(reference):
