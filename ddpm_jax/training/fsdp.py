@@ -142,11 +142,13 @@ def put(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray
     if fsdp_size(mesh) == 1:
         return arrays
     return {
-        name: jax.make_array_from_callback(
-            array.shape, leaf_sharding(mesh, array.shape), lambda index, array=array: array[index]
-        )
+        name: jax.make_array_from_callback(array.shape, leaf_sharding(mesh, array.shape), functools.partial(_part, array))
         for name, array in arrays.items()
     }
+
+
+def _part(array: np.ndarray, index: tuple[slice, ...] | None) -> np.ndarray:
+    return array[index]
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
