@@ -4,11 +4,10 @@ python benchmarks/memory.py digits cifar10
 python benchmarks/memory.py cifar10 --remat --dtype=bfloat16
 python benchmarks/memory.py cifar10 --devices=8 --fsdp=8
 
-`state` is the size of parameters, EMA and Adam's moments on each device. `step` is what a training step needs in addition,
-without images: gradients, and with --fsdp gathered parameters. `per image` is the memory per image of a device's batch in
-training, `sampling` the same for one evaluation of the network (sampling, features, VLB). Both are differences between two
-batch sizes, so that constant memory cancels. The numbers depend on the compiler of this machine's devices; other devices
-may differ.
+`state` is the size of parameters, EMA and Adam's moments on each device, `step` what a training step with the second batch
+size on each device needs in addition. `per image` is the memory per image of a device's batch in training, `sampling` the
+same for one evaluation of the network (sampling, features, VLB). Both are differences between two batch sizes, so that
+constant memory cancels. The numbers depend on the compiler of this machine's devices; other devices may differ.
 """
 
 import argparse
@@ -61,11 +60,10 @@ def measured(options: argparse.Namespace, name: str) -> str:
     steps = [step_memory(config, state, mesh, batch_size) for batch_size in (few, many)]
     samples = [sampling_memory(config, state, batch_size) for batch_size in (few, many)]
     step, sampling = ((more - less) / (many - few) / MIB for less, more in (steps, samples))
-    constant = steps[0] / MIB - few * step
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     parts = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(state)]
     size = sum(math.prod(shape) * itemsize for shape, itemsize in parts) / MIB
-    return f"{name:18} {parameters:12,} {size:6,.0f} MiB {constant:6,.0f} MiB {step:8,.2f} MiB {sampling:8,.2f} MiB"
+    return f"{name:18} {parameters:12,} {size:6,.0f} MiB {steps[1] / MIB:6,.0f} MiB {step:8,.2f} MiB {sampling:8,.2f} MiB"
 
 
 def step_memory(config, state, mesh, batch_size: int) -> int:
