@@ -1,9 +1,9 @@
-"""Fully sharded data parallelism: the training state spread over devices (ZeRO stage 3, Rajbhandari et al. 1910.02054).
+"""Fully sharded data parallelism: the training state spread over devices (ZeRO, Rajbhandari et al. 1910.02054).
 
 Parameters, their averages and the optimizer state are sharded over the axis "fsdp" of the mesh, by a rule that knows only
-their shapes. A device gathers the parameters for the forward pass, drops them, and gathers them again for the backward
-pass; each gradient is summed over the devices and sharded like its parameter. Optimizer and averages then work on the
-parts. XLA partitions the program (`jax.jit`), so that random numbers have the global shape and do not depend on the mesh.
+their shapes. A step gathers each parameter once; each gradient is summed over the devices and sharded like its parameter.
+Optimizer and averages then work on the parts. XLA partitions the program (`jax.jit`), so that random numbers have the
+global shape and do not depend on the mesh.
 """
 
 import functools
@@ -20,18 +20,6 @@ from ddpm_jax.runtime.mesh import FSDP_AXIS, batch_sharding, fsdp_size, replicat
 from ddpm_jax.training.state import TrainState
 
 MIN_SHARDED_SIZE = 1024  # elements; a collective takes longer than the memory of a smaller array is worth
-
-# Operations whose results the forward pass does not keep: the gathered parameters, and what layers make of them at no cost.
-_NOT_KEPT = (
-    "sharding_constraint",
-    "convert_element_type",
-    "reduce_precision",
-    "reshape",
-    "squeeze",
-    "transpose",
-    "broadcast_in_dim",
-)
-_REMAT = ("checkpoint", "remat", "remat2")  # names of the primitive of `jax.checkpoint`, by version of JAX
 
 
 def leaf_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -78,24 +66,18 @@ def train_step_options(mesh: Mesh) -> dict[str, Any]:
 def shard_loss(loss: Callable, mesh: Mesh) -> Callable:
     """`loss` for sharded parameters; its gradients have their shardings.
 
-    The backward pass gathers the parameters again, except in a network that recomputes activations itself (`remat`):
-    there, JAX would keep the activations, so the gathered parameters are kept.
-
     Args:
       loss: (params, examples, key) -> (mean loss, auxiliary results), for gathered parameters.
       mesh: with the axis "fsdp".
     """
 
     def sharded(params: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        # Kept for the backward pass. To gather them again there (`jax.checkpoint`), XLA has to store all activations that it
+        # otherwise computes again while it fuses operations: for the config cifar10 three times the memory of the parameters.
         params = jax.tree.map(functools.partial(_gather, mesh), params)
         return loss(params, jax.lax.with_sharding_constraint(examples, batch_sharding(mesh)), key)
 
-    def call(*arguments: Any) -> tuple[jax.Array, Any]:
-        if _has_remat(jax.make_jaxpr(loss)(*arguments).jaxpr):
-            return sharded(*arguments)
-        return jax.checkpoint(sharded, policy=_is_kept)(*arguments)
-
-    return call
+    return sharded
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -116,25 +98,6 @@ def _gather_backward(mesh: Mesh, _: None, gradient: jax.Array) -> tuple[jax.Arra
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
-
-
-def _is_kept(primitive: Any, *_: Any, **params: Any) -> bool:
-    """The policy of `jax.checkpoint`: whether the result of an operation is kept for the backward pass."""
-    if "call_jaxpr" in params:  # a function with its own gradient: `_gather`, or one of the network
-        return any(_is_kept(equation.primitive, **equation.params) for equation in params["call_jaxpr"].eqns)
-    return primitive.name not in _NOT_KEPT
-
-
-def _has_remat(jaxpr: Any) -> bool:
-    """Whether a program recomputes a part of itself in its backward pass."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in _REMAT:
-            return True
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and _has_remat(inner):
-                return True
-    return False
 
 
 def put(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray | jax.Array]:

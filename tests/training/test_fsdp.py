@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.diffusion import losses
@@ -44,14 +43,11 @@ def init_network(key):
     }
 
 
-def network(params, x_t, t, cond, dropout_key, *, dropout, remat=False):
-    def hidden_layer(params, x):
-        hidden = jnp.tanh(x @ params["in"]["kernel"] + params["in"]["bias"][None])
-        hidden = jnp.where(jax.random.bernoulli(dropout_key, 1 - dropout, hidden.shape), hidden / (1 - dropout), 0.0)
-        return jnp.tanh(hidden @ params["odd"]["kernel"]) * jnp.mean(params["odd"]["gain"], axis=0, keepdims=True)
-
+def network(params, x_t, t, cond, dropout_key, *, dropout):
     x = jnp.concatenate([x_t.reshape(-1, 64), 0.01 * t.astype(jnp.float32)[:, None]], axis=1)
-    hidden = (jax.checkpoint(hidden_layer) if remat else hidden_layer)(params, x)
+    hidden = jnp.tanh(x @ params["in"]["kernel"] + params["in"]["bias"][None])
+    hidden = jnp.where(jax.random.bernoulli(dropout_key, 1 - dropout, hidden.shape), hidden / (1 - dropout), 0.0)
+    hidden = jnp.tanh(hidden @ params["odd"]["kernel"]) * jnp.mean(params["odd"]["gain"], axis=0, keepdims=True)
     return (hidden @ params["out"]["kernel"]).reshape(x_t.shape)
 
 
@@ -74,7 +70,7 @@ def start(mesh, optimizer, sampler):
 
 
 @functools.cache
-def compiled(mesh_name, name="adam", dropout=0.0, remat=False, frozen=(), accumulation_steps=1, skip_nonfinite=0, t="uniform"):
+def compiled(mesh_name, name="adam", dropout=0.0, frozen=(), accumulation_steps=1, skip_nonfinite=0, t="uniform"):
     """The compiled step of the network on a mesh, the mesh, and a function that makes the state at step 0."""
     mesh, sampler = mesh_of(*MESHES[mesh_name]), make_timestep_sampler(t, SCHEDULE.num_timesteps)
     if name == "own":  # a state of other shapes than the parameters
@@ -84,7 +80,7 @@ def compiled(mesh_name, name="adam", dropout=0.0, remat=False, frozen=(), accumu
         optimizer = make_optimizer(name, clip_norm=0.5, frozen=frozen, skip_nonfinite=skip_nonfinite)
     step = functools.partial(
         train_step,
-        apply_fn=functools.partial(network, dropout=dropout, remat=remat),
+        apply_fn=functools.partial(network, dropout=dropout),
         schedule=SCHEDULE,
         optimizer=optimizer,
         parameterization=Parameterization("eps", "fixed_large", clip_denoised=True),
@@ -177,7 +173,6 @@ VARIANTS = {
     "skipping": {"skip_nonfinite": 2},
     "muon": {"name": "muon"},
     "own": {"name": "own"},
-    "remat": {"remat": True, "dropout": 0.5},
 }
 
 
@@ -238,8 +233,7 @@ def test_parameters_are_gathered_and_gradients_reduced_and_nothing_else_is_sent(
     params = new()[0].params
     sharded = [leaf for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated]
     gathered = [shape for shapes in found["all-gather"] for shape in shapes]
-    assert set(gathered) == {leaf.shape for leaf in sharded}
-    assert len(sharded) <= len(gathered) <= 2 * len(sharded)  # again in the backward pass, if the compiler does not keep it
+    assert sorted(gathered) == sorted(leaf.shape for leaf in sharded)
     # Each gradient once over the devices of a copy; if there are copies, its part once more, over these.
     reduced = [shape for kind in ("all-reduce", "reduce-scatter") for shapes in found.get(kind, []) for shape in shapes]
     expected = [leaf.size for leaf in sharded]
@@ -252,26 +246,6 @@ def test_replicated_training_reduces_once():
     found = collectives(compiled("replicated", dropout=0.5)[0])
     assert found.keys() == {"all-reduce"}
     assert len(found["all-reduce"]) == 1
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gathered_parameters_are_not_kept_for_the_backward_pass(dtype, capsys):
-    """Also where the network converts them first. Activations are kept: nothing expensive is computed again."""
-
-    def loss(params, examples, key):
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-        output = network(params, examples["x"], examples["t"], None, key, dropout=0.5)
-        return jnp.mean(output**2), output
-
-    def kept(loss):
-        print_saved_residuals(lambda params: loss(params, examples, jax.random.key(0))[0], params)
-        lines = [line.split(" from ")[0] for line in capsys.readouterr().out.splitlines()]
-        return [line for line in lines if "output of" in line]
-
-    params, examples = init_network(jax.random.key(0)), {"x": jnp.ones((32, 8, 8, 1), dtype), "t": jnp.ones(32)}
-    whole, found = kept(loss), kept(fsdp.shard_loss(loss, mesh_of(2, 4)))
-    assert not [line for line in found if re.search(r"\[(65,64|64,33|33,64)\]", line)]
-    assert [line for line in found if "tanh" in line] == [line for line in whole if "tanh" in line]
 
 
 # The state on other meshes.
