@@ -94,7 +94,7 @@ def suggestions(config: ConfigDict, machine: Target, cache: PlanCache, summary: 
     changes: list[dict[str, Any]] = [{"train.batch_size": max(1, less) * machine.num_devices}]
     if "remat" in choices.options_of(config, choices.NETWORK):
         changes.append({f"{choices.section_of(config, choices.NETWORK)}.remat": True})
-    changes.append({"model.dtype": "bfloat16"})
+    changes += [{"model.dtype": "bfloat16"}, {"mesh.data": -1, "mesh.fsdp": machine.num_devices}]
     for change in changes:
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(change)

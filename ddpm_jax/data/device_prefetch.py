@@ -25,7 +25,7 @@ def prefetch_to_device(iterator: Iterator[Batch], sharding: jax.sharding.Shardin
     Returns:
       Iterator of the same dictionaries with global arrays [batch_size, ...].
     """
-    queue = collections.deque()
+    queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     wanted = 1  # the caller waits for the first batch only
     try:
         while True:

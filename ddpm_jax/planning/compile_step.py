@@ -20,6 +20,7 @@ from ddpm_jax.planning import analysis, targets
 from ddpm_jax.planning.targets import Target
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import rng
+from ddpm_jax.training import fsdp
 from ddpm_jax.training.state import TrainState
 
 # A TPU's compiler fails if a program does not fit; a GPU's fails only for a single array that is too large.
@@ -46,19 +47,19 @@ def training_mesh(config: ConfigDict, target: Target) -> Mesh:
 
     Raises:
       UnavailableError: the compiler of the target is not installed.
-      InvalidArgumentError: the batch does not divide over the devices.
+      InvalidArgumentError: the batch or config.mesh does not divide over the devices.
     """
     mesh = meshes.make_mesh(targets.devices_of(target))
     meshes.check_batch(config.train.batch_size, mesh, config.optimizer.accumulation_steps)
-    return mesh
+    return meshes.training_mesh(mesh, **config.mesh)
 
 
 def abstract_arguments(config: ConfigDict, mesh: Mesh) -> Abstract:
     """The arguments of the training step on a mesh; the state keeps its sharding in a step."""
     everywhere, split = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     key = jax.eval_shape(lambda: rng.purpose_key(0, "train"))
-    state = jax.eval_shape(build.build_init(config), key)
-    return Abstract(_placed(state, everywhere), _placed(_batch(config), split), _placed(key, everywhere))
+    state = fsdp.abstract_state(mesh, jax.eval_shape(build.build_init(config), key))
+    return Abstract(state, _placed(_batch(config), split), _placed(key, everywhere))
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from ddpm_jax import build
 from ddpm_jax.configs import digits
-from ddpm_jax.planning import compile_step, console, report
+from ddpm_jax.planning import analysis, compile_step, console, report
 from ddpm_jax.planning.targets import GIB, parse_target
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import rng
@@ -47,6 +47,23 @@ def test_the_step_is_planned_with_the_arguments_that_training_passes(config):
         "image": ((16, 8, 8, 1), np.uint8),
         "label": ((16,), np.int32),
     }
+
+
+def test_the_mesh_of_the_config_spreads_the_state(config):
+    config = config.copy_and_resolve_references()
+    config.mesh.fsdp = 2
+    config.model.unet.ch = 32
+    target = parse_target("cpux2")
+    mesh = compile_step.training_mesh(config, target)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2}
+    planned = compile_step.abstract_arguments(config, mesh)
+    sizes = analysis.state_bytes(planned.state)
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(planned.state.params))
+    assert 0.5 * whole <= sizes["parameters"] == sizes["ema"] < 0.6 * whole
+    assert planned.batch["image"].sharding == meshes.batch_sharding(mesh)
+    config.mesh.fsdp = 3
+    with pytest.raises(InvalidArgumentError, match="does not divide the number of devices"):
+        compile_step.training_mesh(config, target)
 
 
 def test_memory_is_that_of_the_state_and_the_batch(found, config):
