@@ -17,7 +17,7 @@ from ddpm_jax.interop import array_table
 from ddpm_jax.interop.load_weights import load_weights
 from ddpm_jax.interop.weights_file import Weights
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import config_changes, distributed, paths, workdir
+from ddpm_jax.runtime import config_changes, distributed, paths, storage, workdir
 from ddpm_jax.runtime.errors import ExpectedError, as_text
 from ddpm_jax.runtime.metric_logger import TrainLogger
 from ddpm_jax.runtime.registry import is_custom
@@ -292,7 +292,7 @@ class SampleGrids:
         with distributed.raise_on_all_processes():
             if distributed.is_primary_process():
                 with paths.write_errors(self._folder):
-                    self._folder.mkdir(exist_ok=True)
+                    storage.make_folder(self._folder, parents=False)
                     for file, image in zip(files, pictures.values(), strict=True):
                         image_grid.save_png(file, image)
         self._logbook.log_image(step, "samples", pictures[""])

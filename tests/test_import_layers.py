@@ -42,6 +42,8 @@ LAYERS = {
 SHARED = (
     "ddpm_jax.runtime.errors",
     "ddpm_jax.runtime.atomic",
+    "ddpm_jax.runtime.storage",
+    "ddpm_jax.runtime.object_path",
     "ddpm_jax.runtime.registry",
     "ddpm_jax.runtime.custom_parts",
 )  # below all layers
@@ -82,6 +84,8 @@ SECTIONS = {name: set(section) for name, section in defaults.get_config().items(
 # Libraries that only one module may import; all others use that module.
 HOMES = {
     "orbax": {"runtime/checkpoint.py"},
+    "etils": {"runtime/checkpoint.py", "runtime/object_path.py"},
+    "fsspec": {"runtime/object_path.py"},
     "tensorflow_datasets": {"data/tfds.py"},
     "flax.linen": {"build.py", "metrics/inception.py", "models/__init__.py", "models/layers.py", "models/unet.py"},
     # Not part of JAX's stable API: `cpu.layer_functions` imports the using module under a guard.

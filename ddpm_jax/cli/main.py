@@ -3,7 +3,6 @@
 import importlib
 import logging as py_logging
 import os
-import pathlib
 import sys
 import textwrap
 
@@ -18,6 +17,7 @@ import ddpm_jax
 from ddpm_jax import choices, config_file, configs, user_messages
 from ddpm_jax.cli import modes
 from ddpm_jax.configs import defaults
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import ExpectedError
 from ddpm_jax.user_messages import UsageError, format_flag_error
 
@@ -83,7 +83,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             named = flags.FlagValues()
             flags.DEFINE_string("workdir", None, "", flag_values=named)
             named(argv, known_only=True)
-            folder = named.workdir and pathlib.Path(named.workdir).expanduser()
+            folder = named.workdir and storage.as_path(named.workdir).expanduser()
             if folder and (folder / "config.json").exists():
                 argv, has_config = [argv[0], f"--config=from_workdir:{folder}", *argv[1:]], True
         fields = [name for name in given if name.startswith("config.")]

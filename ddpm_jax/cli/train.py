@@ -184,6 +184,7 @@ def _train(
 
             def save(step: int, state: TrainState, *, wait: bool = False) -> None:
                 log.flush()  # first, so that a non-finite state is never saved
+                logbook.sync()
                 check_held()
                 checkpoints.save(step, state.fields(), wait=wait)
 

@@ -9,6 +9,7 @@ import zlib
 
 from ddpm_jax.data.decode import ImageDecodeError
 from ddpm_jax.data.folder_listing import EXTENSIONS, one_line
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
 MOST_BYTES = 2**28  # of one image file; 16-bit TIFF of 40 megapixels fits
@@ -27,7 +28,7 @@ class ImageZip:
 
     def __init__(self, file: str):
         try:
-            self._archive = zipfile.ZipFile(file)
+            self._archive = storage.open_zip(storage.as_path(file))
         except OSError as error:
             raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:

@@ -14,6 +14,7 @@ from typing import IO
 
 import numpy as np
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
 NAMES = ("arr_0", "images")  # of the array of images; otherwise a file with one array
@@ -43,7 +44,7 @@ class ArrayImages:
             with file.open("rb") as data:
                 is_zip = data.read(2) == b"PK"
             if is_zip:
-                with zipfile.ZipFile(file) as archive:
+                with storage.open_zip(file) as archive:
                     self._member = _array_name(file, archive)
             self._open()
 
@@ -88,7 +89,7 @@ class ArrayImages:
         """Opens the array at its first image, and checks its header."""
         self._opened.close()
         if self._member:
-            archive = self._opened.enter_context(zipfile.ZipFile(self._file))
+            archive = self._opened.enter_context(storage.open_zip(self._file))
             declared, what = archive.getinfo(self._member).file_size, f"{self._file}: {self._member.removesuffix('.npy')}"
             self._stream = self._opened.enter_context(archive.open(self._member))
         else:

@@ -18,6 +18,7 @@ from ddpm_jax.data.source import Batch
 from ddpm_jax.evaluation.array_images import ArrayImages
 from ddpm_jax.evaluation.image_files import FileImages, Reading
 from ddpm_jax.evaluation.image_resize import describe, resized, size_error
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
 TFDS = "tfds:"
@@ -83,7 +84,7 @@ def open_set(name: str, reading: Reading) -> ImageSet:
         reading = dataclasses.replace(reading, size=(reading.resize.size,) * 2)
     if name.startswith(TFDS):
         return _open_tfds(name, reading)
-    path = pathlib.Path(name)
+    path = storage.as_path(name)
     if (path / prepared.DESCRIPTION).exists():
         source = prepared.load_prepared("all", folder=name, in_memory=False)
         shape = (len(source), *source.image_shape)
@@ -112,7 +113,7 @@ def is_image_zip(path: pathlib.Path) -> bool:
         if file.read(2) != b"PK":
             return False
     try:
-        with zipfile.ZipFile(path) as archive:
+        with storage.open_zip(path) as archive:
             return not any(name.endswith(".npy") for name in archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return path.suffix.lower() == ".zip"

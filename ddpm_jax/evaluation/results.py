@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import os_errors
 
@@ -48,7 +49,7 @@ class Results:
     """The results in a folder. `add` creates the folder."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = storage.path(folder)
 
     def add(self, result: Result, prefix: str) -> pathlib.Path:
         """Write a result to a file whose name starts with `prefix`, and return its path.
@@ -57,7 +58,7 @@ class Results:
           FileAccessError: the file cannot be written.
         """
         with os_errors(f"cannot create the folder {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.folder)
         file = self.folder / f"{prefix}-{result.metric}-{result.group}.json"
         write_json(file, dataclasses.asdict(result))
         return file

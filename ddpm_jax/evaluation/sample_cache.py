@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.evaluation import manifest
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import InvalidDataError, os_errors
 
@@ -35,13 +36,13 @@ class SampleCache:
     """
 
     def __init__(self, folder: str | os.PathLike, identity: dict[str, Any], *, is_writer: bool = True):
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = storage.path(folder)
         self._verified: dict[tuple[str, int, int], int] = {}  # (name, size, modification time) -> images of the chunk
         if (self.folder / manifest.MANIFEST).exists():
             manifest.require_same(self.folder, identity)
         elif is_writer:
             with os_errors(f"cannot create the folder {self.folder}"):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                storage.make_folder(self.folder)
             manifest.write(self.folder, identity)
 
     def missing(self, num_images: int) -> list[range]:

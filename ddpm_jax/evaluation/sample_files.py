@@ -18,7 +18,7 @@ import numpy as np
 from ddpm_jax.diffusion import conditioning, pixels
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.plotting import condition_grid, image_grid
-from ddpm_jax.runtime import npz
+from ddpm_jax.runtime import npz, storage
 from ddpm_jax.runtime.errors import InvalidDataError
 from ddpm_jax.samplers.batched import GeneratedBatch
 
@@ -187,7 +187,7 @@ class SampleFolder:
         return self._png.is_dir() and self._valid_pngs() >= set(self._png_names)
 
     def _write_pngs(self, first: int, images: np.ndarray, existing: frozenset[str]) -> None:
-        self._png.mkdir(exist_ok=True)
+        storage.make_folder(self._png, parents=False)
         for name, image in zip(self._png_names[first : first + len(images)], images, strict=True):
             if name not in existing:
                 image_grid.save_png(self._png / name, image if self._exact_pngs else self._shown(image))

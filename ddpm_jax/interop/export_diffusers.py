@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.interop import array_table, diffusers_layout
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import registry, storage
 from ddpm_jax.runtime.atomic import open_atomic, write_atomically
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
@@ -178,7 +178,7 @@ def write(
     table = diffusers_layout.table(network, {name: tuple(np.shape(leaf)) for name, leaf in flat.items()})
     arrays = dict(array_table.to_theirs(table, flat))
     for name in ("unet", "scheduler"):
-        (folder / name).mkdir(exist_ok=True)
+        storage.make_folder(folder / name, parents=False)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     with open_atomic(folder / "unet" / "diffusion_pytorch_model.safetensors") as out:
         out.write(safetensors.numpy.save(arrays, {"format": "pt"}))  # diffusers requires this metadata

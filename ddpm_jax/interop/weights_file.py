@@ -25,6 +25,7 @@ import safetensors.numpy
 
 import ddpm_jax
 from ddpm_jax.interop import array_table
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
@@ -91,7 +92,7 @@ def read(file: pathlib.Path) -> Weights:
       InvalidDataError: it is damaged, or not a file of `write`.
     """
     try:
-        with safetensors.safe_open(file, framework="numpy") as stored:
+        with storage.local_copy(file) as local, safetensors.safe_open(local, framework="numpy") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InvalidDataError(

@@ -17,6 +17,7 @@ import numpy as np
 from ddpm_jax.metrics import statistics_files
 from ddpm_jax.metrics.frechet import Gaussian
 from ddpm_jax.metrics.moments import gaussian_of
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, as_text, os_errors
 
@@ -74,7 +75,7 @@ def save(file: str | os.PathLike, reference: Reference) -> None:
     Raises:
       FileAccessError: the file cannot be written.
     """
-    file = pathlib.Path(file)
+    file = storage.as_path(file)
     arrays = {"mu": reference.gaussian.mean, "sigma": reference.gaussian.covariance}
     if reference.features is not None:
         arrays["features"] = reference.features
@@ -91,7 +92,7 @@ def load(file: str | os.PathLike) -> Reference:
       FileAccessError: the file does not exist.
       InvalidDataError: the file is damaged or does not hold such statistics.
     """
-    file = pathlib.Path(file).expanduser()
+    file = storage.as_path(file).expanduser()
     try:
         held = statistics_files.read_arrays(file)
         provenance = json.loads(str(held["provenance"])) if "provenance" in held else None

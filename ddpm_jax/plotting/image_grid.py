@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic
 
 # Grids are enlarged by integer factors, so that images are about this many pixels high.
@@ -133,13 +134,15 @@ def save_png(path: pathlib.Path, image: np.ndarray) -> None:
 
 def read_png(path: pathlib.Path) -> np.ndarray:
     """uint8 [H, W, C] from a file of `save_png`."""
-    with Image.open(path) as picture:
+    with path.open("rb") as file, Image.open(file) as picture:
         pixels = np.asarray(picture)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def is_whole_png(path: pathlib.Path) -> bool:
     """Whether the file starts and ends like a PNG file; a system crash may leave a truncated file."""
+    if storage.is_remote(path):  # an object is written as a whole
+        return True
     try:
         with path.open("rb") as file:
             begins = file.read(len(PNG_BEGIN)) == PNG_BEGIN

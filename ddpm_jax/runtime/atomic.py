@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import os_errors
+from ddpm_jax.runtime.object_path import open_upload
 
 
 @contextlib.contextmanager
 def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True, shared: bool = False) -> Iterator[IO[Any]]:
     """Opens a temporary file that replaces `file` when the context ends; it is removed if the context fails.
 
-    A reader of `file`, even after a crash, finds the old content or the new, never a part.
+    A reader of `file`, even after a crash, finds the old content or the new, never a part. An object in a bucket is written
+    when the context ends.
 
     Args:
       file: its folder must exist.
@@ -25,6 +28,10 @@ def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True, shared: bool
     Raises:
       OSError: it cannot be written.
     """
+    if storage.is_remote(file):
+        with open_upload(file, mode) as out:
+            yield out
+        return
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp" if shared else f".{file.name}.tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as out:

@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from ddpm_jax.runtime import tree_shapes
-from ddpm_jax.runtime.checksums import check_sums, has_sums, write_sums
+from ddpm_jax.runtime import storage, tree_shapes
+from ddpm_jax.runtime.checksums import check_sums, has_sums, is_committed, quarantine, write_sums
 from ddpm_jax.runtime.distributed import all_processes, broadcast_ints, is_primary_process, raise_on_all_processes
 from ddpm_jax.runtime.errors import (
     CheckpointError,
@@ -68,7 +68,7 @@ class CheckpointManager(contextlib.AbstractContextManager):
             raise InvalidArgumentError(f"keep_period is {keep_period}: give a number of steps, or 0 to keep only the newest")
         silence_orbax()
         _disable_replica_parallel()
-        self.directory = Path(os.path.abspath(directory))  # Orbax rejects relative paths
+        self.directory = storage.path(directory)  # Orbax rejects relative paths
         self._read_only = read_only
         self._background: threading.Thread | None = None
         self._background_error: Exception | None = None
@@ -90,8 +90,8 @@ class CheckpointManager(contextlib.AbstractContextManager):
         with os_errors(f"cannot use the checkpoint folder {self.directory}"):
             with raise_on_all_processes():  # before Orbax synchronizes the processes
                 if not read_only:
-                    self.directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+                    storage.make_folder(self.directory)
+            self._manager = ocp.CheckpointManager(epath.Path(os.fspath(self.directory)), options=options)
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, in order, as seen by process 0."""
@@ -99,8 +99,8 @@ class CheckpointManager(contextlib.AbstractContextManager):
             return []
         if self._read_only:
             self._manager.reload()
-        # Orbax includes unfinished checkpoints; only the folder names are reliable.
-        return broadcast_ints(sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()))
+        # Orbax includes unfinished checkpoints.
+        return broadcast_ints(sorted(step for step in self._manager.all_steps() if is_committed(self.directory / str(step))))
 
     def latest_step(self) -> int | None:
         """The newest step with a checkpoint; None if there is none."""
@@ -229,7 +229,7 @@ class CheckpointManager(contextlib.AbstractContextManager):
                 # Only now: if no checkpoint can be read, the cause may not be the files.
                 self._quarantine(damaged, candidate)
                 return state, candidate
-            if all_processes((self.directory / str(candidate)).is_dir()):  # else the running training has deleted it
+            if all_processes(is_committed(self.directory / str(candidate))):  # else the running training has deleted it
                 damaged[candidate] = cause
         if not damaged:
             raise CheckpointError(f"every checkpoint in {self.directory} was deleted while it was read; try again")
@@ -275,11 +275,9 @@ class CheckpointManager(contextlib.AbstractContextManager):
             folder = self.directory / str(step)
             line = f"the checkpoint {folder} is damaged ({cause})"
             if not self._read_only:
-                new = _free_name(self.directory / f"damaged-{step}")
                 with raise_on_all_processes():
                     if is_primary_process():
-                        folder.rename(new)
-                line += f" and was renamed to {new.name}"
+                        line += f" and was renamed to {quarantine(folder)}"
             logger.warning(f"{line}; resuming from step {good}")
         if damaged and not self._read_only:
             self._manager.reload()
@@ -334,14 +332,7 @@ def _unwrap_leaf(read: Any, abstract: Any) -> Any:
 
 def read_shapes(item: Path) -> dict[str, tuple]:
     """Path -> (shape, dtype) of the arrays in the folder of a field. Damaged files can raise any exception."""
-    return tree_shapes.shapes_of(ocp.StandardCheckpointHandler().metadata(epath.Path(item)).tree)
-
-
-def _free_name(path: Path) -> Path:
-    number, new = 1, path
-    while new.exists():
-        number, new = number + 1, path.with_name(f"{path.name}.{number}")
-    return new
+    return tree_shapes.shapes_of(ocp.StandardCheckpointHandler().metadata(epath.Path(os.fspath(item))).tree)
 
 
 def _disable_replica_parallel() -> None:

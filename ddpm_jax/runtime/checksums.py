@@ -1,25 +1,55 @@
-"""Checksums of the files in a folder, stored in the folder, to detect changes since they were written."""
+"""Checksums of the files of a checkpoint, stored in its folder, to detect changes since they were written."""
 
+import itertools
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import write_atomically
 
 SUMS = "checksums.json"
+COMMITTED = "commit_success.txt"  # Orbax, in a bucket
 
 
 def write_sums(folder: Path) -> None:
-    """Writes size and CRC-32 of every file under `folder` into its checksums.json.
+    """Writes size and CRC-32 of every file under `folder` into its checksums.json; in a bucket, the checksum of the store.
 
     Raises:
       OSError: a file cannot be read.
       FileAccessError: checksums.json cannot be written.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    sums = {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc32(file)] for file in files}
+    if storage.is_remote(folder):
+        sums: dict[str, list[Any]] = storage.object_sums(folder)
+    else:
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sums = {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc32(file)] for file in files}
     write_atomically(folder / SUMS, json.dumps(sums, indent=0) + "\n")
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether Orbax has completed the checkpoint: its folder gets its name last, and in a bucket a file is written last."""
+    return (folder / COMMITTED).exists() if storage.is_remote(folder) else folder.is_dir()
+
+
+def quarantine(folder: Path) -> str:
+    """Renames the folder of a damaged checkpoint to damaged-STEP; returns the new name.
+
+    Raises:
+      OSError: it cannot be renamed.
+    """
+    name = f"damaged-{folder.name}"
+    new = next(path for path in (folder.with_name(f"{name}{end}") for end in _endings()) if not path.exists())
+    storage.move_folder(folder, new)
+    return new.name
+
+
+def _endings() -> Iterator[str]:
+    yield ""
+    for number in itertools.count(1):
+        yield f".{number}"
 
 
 def has_sums(folder: Path) -> bool:
@@ -44,15 +74,19 @@ def check_sums(folder: Path, parts: Iterable[str]) -> None:
         sums = json.loads((folder / SUMS).read_bytes())
     except ValueError as error:
         raise ValueError(f"{SUMS} has changed since it was written") from error
-    for name, (size, crc32) in sums.items():
+    objects = storage.object_sums(folder) if storage.is_remote(folder) else None
+    for name, (size, checksum) in sums.items():
         if name.partition("/")[0] not in parts:
             continue
         file = folder / name
-        if not file.exists():
+        if not (file.exists() if objects is None else name in objects):
             raise ValueError(f"{name} is missing")
-        if file.stat().st_size != size:
-            raise ValueError(f"{name} has {file.stat().st_size:,} of {size:,} bytes")
-        if _crc32(file) != crc32:
+        found_size = file.stat().st_size if objects is None else objects[name][0]
+        if found_size != size:
+            raise ValueError(f"{name} has {found_size:,} of {size:,} bytes")
+        if isinstance(checksum, int) != (objects is None):
+            continue  # the run was copied from a bucket, or into one, where checksums are of another kind
+        if (_crc32(file) if objects is None else objects[name][1]) != checksum:
             raise ValueError(f"{name} has changed since it was written")
 
 

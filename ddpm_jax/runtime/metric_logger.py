@@ -111,6 +111,15 @@ class TrainLogger(contextlib.AbstractContextManager):
         if self._tracker is not None:
             self._tracker.log_text(step, name, text)
 
+    def sync(self) -> None:
+        """Writes all recorded scalars to metrics.jsonl, before a checkpoint of the step. On this machine they always are.
+
+        Raises:
+          FileAccessError: metrics.jsonl cannot be written.
+        """
+        if self._metrics is not None:
+            self._metrics.sync()
+
     def pause(self) -> Any:
         """Context manager whose time is excluded from the training speed: sampling, evaluating, saving."""
         return self._rate.pause()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic
 
 
@@ -49,7 +50,7 @@ def rows(file: pathlib.Path, name: str, batch_size: int) -> Iterator[np.ndarray]
     Raises:
       OSError, KeyError, ValueError, zipfile.BadZipFile: no such archive or array, or damaged data (wrong checksum).
     """
-    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+    with storage.open_zip(file) as archive, archive.open(f"{name}.npy") as member:
         shape, dtype = _read_header(member)
         row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         for first in range(0, shape[0], batch_size):
@@ -62,7 +63,7 @@ def rows(file: pathlib.Path, name: str, batch_size: int) -> Iterator[np.ndarray]
 def shape_of(file: pathlib.Path, name: str) -> tuple[int, ...] | None:
     """The shape of one array; None if the array does not exist or the archive is invalid."""
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+        with storage.open_zip(file) as archive, archive.open(f"{name}.npy") as member:
             return _read_header(member)[0]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None

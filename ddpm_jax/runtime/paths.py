@@ -3,39 +3,30 @@
 import contextlib
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Iterator
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
-    """The absolute path of `path`, with `~` and `~user` replaced by the home folder.
-
-    Raises:
-      FileAccessError: `~user` of an unknown user.
-    """
-    text = os.path.expanduser(os.fspath(path))
-    if text.startswith("~"):
-        user = text.split("/")[0]
-        raise FileAccessError(f"{text} is not a path on this machine: there is no home folder {user}; write the full path")
-    return pathlib.Path(os.path.abspath(text))
+    """The absolute path of `path`, as `storage.path`."""
+    return storage.path(path)
 
 
 def output_path(text: str, default: str | os.PathLike) -> pathlib.Path:
     """The path of an output that a user names; `default` if it is empty.
 
     Raises:
-      FileAccessError: an address such as gs://bucket/x.
+      FileAccessError: an address of a store that is not supported, such as s3://bucket/x.
     """
-    if not text:
-        return expand(default)
-    if "://" in text:
+    if storage.is_remote(text) and not storage.is_supported(text):
         raise FileAccessError(
-            f"`output={text}` is not a path on this machine: use a local one and copy the result, or mount the bucket"
+            f"`output={text}` is not a path on this machine, and gs:// is the only store that is supported: use a local one "
+            "and copy the result, or mount the bucket"
         )
-    return expand(text)
+    return storage.path(text or default)
 
 
 def make_output_folder(folder: pathlib.Path) -> None:
@@ -45,9 +36,8 @@ def make_output_folder(folder: pathlib.Path) -> None:
       FileAccessError: it cannot be created or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
-            pass
+        storage.make_folder(folder)
+        storage.check_writable(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
 

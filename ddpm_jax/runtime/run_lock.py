@@ -27,7 +27,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import ConflictError, os_errors
+from ddpm_jax.runtime.object_lock import ObjectLock
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +62,7 @@ class RunLock(contextlib.AbstractContextManager):
     def __init__(self, folder: Path, *, beat_s: float = BEAT_S, expire_s: float = EXPIRE_S) -> None:
         self._folder, self._file = folder, folder / FILE
         self._beat_s, self._expire_s = beat_s, expire_s
-        self._record: Record = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            "machine": _machine(),
-            "token": secrets.token_hex(8),
-            "beats": 0,
-        }
+        self._record = _own_record()
         self._stop = threading.Event()
         with os_errors(f"cannot write {self._file}"):
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -177,6 +172,24 @@ class RunLock(contextlib.AbstractContextManager):
         return ConflictError(
             f"{self._folder} is in use: {who} is training in it. Wait until it ends, stop it, or choose another `workdir`"
         )
+
+
+def lock(folder: Path, *, beat_s: float = BEAT_S, expire_s: float = EXPIRE_S) -> RunLock | ObjectLock:
+    """The lock of a workdir, on a filesystem or in a bucket. Arguments and errors as those of `RunLock`."""
+    if not storage.is_remote(folder):
+        return RunLock(folder, beat_s=beat_s, expire_s=expire_s)
+    return ObjectLock(folder / FILE, _own_record(), beat_s=beat_s, expire_s=expire_s, describe=_describe)
+
+
+def _own_record() -> Record:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "machine": _machine(),
+        "token": secrets.token_hex(8),
+        "beats": 0,
+    }
 
 
 def _describe(holder: Record) -> str:

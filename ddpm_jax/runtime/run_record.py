@@ -14,6 +14,7 @@ from typing import Any
 
 from ddpm_jax.runtime import config_changes, workdir
 from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.checksums import is_committed
 from ddpm_jax.runtime.errors import ConflictError, InvalidDataError, error_line
 
 HISTORY = "history.jsonl"
@@ -23,7 +24,7 @@ def latest_saved_step(folder: Path) -> int | None:
     """The step of the newest checkpoint in the workdir, by folder name; None if there is none."""
     checkpoints = workdir.checkpoint_folder(folder)
     try:
-        steps = [int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdigit() and entry.is_dir()]
+        steps = [int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdigit() and is_committed(entry)]
     except OSError:
         return None
     return max(steps, default=None)

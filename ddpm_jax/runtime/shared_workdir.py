@@ -16,9 +16,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddpm_jax.runtime import config_changes, run_record, workdir
+from ddpm_jax.runtime.atomic import open_atomic
 from ddpm_jax.runtime.distributed import all_processes, is_primary_process, raise_on_all_processes
 from ddpm_jax.runtime.errors import DistributedError, InvalidArgumentError, os_errors
-from ddpm_jax.runtime.run_lock import RunLock
+from ddpm_jax.runtime.object_lock import ObjectLock
+from ddpm_jax.runtime.run_lock import RunLock, lock
 
 SHARED_FS_TIMEOUT_S = 30.0  # how long a network filesystem may take to show a file written by another host
 LOCK_POLL_S = 5.0  # how often processes that wait for the lock of a workdir check it
@@ -61,27 +63,27 @@ def hold_workdir(folder: Path) -> Iterator[Callable[[], None]]:
     Raises:
       ConflictError: another training holds the lock.
     """
-    lock = None
+    held = None
     try:
-        lock = _acquire(folder)
+        held = _acquire(folder)
 
         def check() -> None:
             with raise_on_all_processes():
-                if lock is not None:
-                    lock.check()
+                if held is not None:
+                    held.check()
 
         yield check
     finally:
-        if lock is not None:
-            lock.release()
+        if held is not None:
+            held.release()
 
 
-def _acquire(folder: Path) -> RunLock | None:
+def _acquire(folder: Path) -> RunLock | ObjectLock | None:
     """The lock in process 0, None in the others; all wait for it. Raises ConflictError in all if it is taken."""
     if jax.process_count() == 1:
-        return RunLock(folder)
+        return lock(folder)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        attempt = pool.submit(RunLock, folder) if is_primary_process() else None
+        attempt = pool.submit(lock, folder) if is_primary_process() else None
         # A collective fails after waiting 30 s for a process, and the lock may take longer.
         while not all_processes(attempt is None or bool(concurrent.futures.wait([attempt], LOCK_POLL_S).done)):
             pass
@@ -116,8 +118,8 @@ def check_shared(folder: Path) -> None:
     try:
         with raise_on_all_processes():
             if is_primary_process():
-                with os_errors(f"cannot write into {folder}"):
-                    marker_file.touch()
+                with os_errors(f"cannot write into {folder}"), open_atomic(marker_file):
+                    pass
         with raise_on_all_processes():
             if not is_primary_process() and not _appears(marker_file):
                 raise DistributedError(
@@ -132,7 +134,7 @@ def check_shared(folder: Path) -> None:
 def _appears(file: Path) -> bool:
     deadline = time.monotonic() + SHARED_FS_TIMEOUT_S
     # Listing the folder refreshes a network filesystem; a query of the file alone may use its cache.
-    while file.name not in os.listdir(file.parent):
+    while file.name not in {entry.name for entry in file.parent.iterdir()}:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)

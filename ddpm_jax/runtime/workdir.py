@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.runtime import paths
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
@@ -18,7 +18,10 @@ def make_folder(workdir: str | os.PathLike) -> Path:
     """
     folder = absolute(workdir)
     with os_errors(f"cannot make the workdir {folder}", "; choose another `workdir`"):
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
+        if storage.is_remote(folder):
+            storage.check_writable(folder)
+            return folder
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FileAccessError(f"cannot write into the workdir {folder}: permission denied; choose another `workdir`")
     return folder
@@ -88,16 +91,16 @@ def evaluation_folder(workdir: str | os.PathLike) -> Path:
 
 
 def absolute(workdir: str | os.PathLike) -> Path:
-    """The absolute path of a workdir, with ~ for the home folder.
+    """The absolute path of a workdir, as `storage.path`.
 
     Raises:
-      FileAccessError: the name is empty or a URL.
+      FileAccessError: the name is empty, or of a store that is not supported.
     """
-    text = os.fspath(workdir)
-    if not text:
+    if not os.fspath(workdir):
         raise FileAccessError("no workdir given: set `workdir=DIR`")
-    if "://" in text:
+    if storage.is_remote(workdir) and not storage.is_supported(workdir):
         raise FileAccessError(
-            f"the workdir {text} is not a folder on this machine; mount the bucket and use the mounted folder"
+            f"the workdir {workdir} is not a folder on this machine, and gs:// is the only store that is supported; mount the "
+            "bucket and use the mounted folder"
         )
-    return paths.expand(text)
+    return storage.path(workdir)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.plotting import image_grid, score_charts
-from ddpm_jax.runtime import distributed, workdir
+from ddpm_jax.runtime import distributed, storage, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import os_errors
 from ddpm_jax.runtime.trackers import jsonl
@@ -105,5 +105,5 @@ class BestCheckpoint:
         if picture is not None:
             folder = workdir.evaluation_folder(self._run_folder)
             with os_errors(f"cannot write into {folder}"):
-                folder.mkdir(exist_ok=True)
+                storage.make_folder(folder, parents=False)
                 image_grid.save_png(folder / "training.png", picture)

@@ -584,7 +584,7 @@ CASES = (
         setup=text("file", ""),
         advice=("--workdir={here}/other",),
     ),
-    Case("workdir in a bucket", (*TRAIN, "--workdir=gs://bucket/run"), "gs://bucket/run", code=1),
+    Case("workdir in a bucket", (*TRAIN, "--workdir=s3://bucket/run"), "s3://bucket/run", code=1),
     Case(
         "empty workdir to sample from",
         ("--config=configs/digits.py", "--workdir={here}/none", "--mode=sample", "--output={here}/out", *MODEL, *SHORT),
@@ -849,7 +849,7 @@ CASES = (
         setup=text("file", ""),
         advice=("--output={here}/other",),
     ),
-    Case("output in a bucket", (*SAMPLE, "--output=gs://bucket/out"), "--output", code=1, advice=("--output={here}/other",)),
+    Case("output in a bucket", (*SAMPLE, "--output=s3://bucket/out"), "--output", code=1, advice=("--output={here}/other",)),
     # Input images.
     Case(
         "image that is not there",

@@ -322,7 +322,7 @@ def test_errors_are_one_line(generate, trained, tiny_config, tmp_path, monkeypat
     monkeypatch.setattr(BatchedSampler, "generate", None)  # found before any image is generated
     refused("cannot write to", output=str(tmp_path / "file" / "below"))
     refused("it is a file; choose another `output`", output=str(tmp_path / "file"))
-    refused("`output=gs://bucket/x` is not a path on this machine", output="gs://bucket/x")
+    refused("`output=s3://bucket/x` is not a path on this machine", output="s3://bucket/x")
     refused("config.sampling.format is 'jpg': choose one of npz, png", changes={"sampling.format": "jpg"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "grid.png").write_text("")

@@ -48,7 +48,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         workdir.make_folder(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["gs://bucket/run", ""])
+@pytest.mark.parametrize("place", ["s3://bucket/run", ""])
 def test_paths_that_are_not_folders(place):
     with pytest.raises(FileAccessError, match="workdir"):
         workdir.make_folder(place)

@@ -4,12 +4,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import registry, storage
 from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 from ddpm_jax.runtime.trackers.tensorboard import TensorBoardTracker
 from ddpm_jax.runtime.trackers.wandb import WandbTracker
@@ -69,7 +68,7 @@ class TrackerGroup(contextlib.AbstractContextManager):
     """
 
     def __init__(self, names: Sequence[str], workdir: str | os.PathLike, fallback_file: str) -> None:
-        folder = Path(workdir).absolute()
+        folder = storage.path(workdir)
         check_names(names)
         self._fallback_file = fallback_file
         self._trackers: dict[str, Tracker] = {
@@ -123,7 +122,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def run_name(workdir: str | os.PathLike) -> str:
     """The name of a run: the last two parts of its folder, such as runs/digits."""
-    return "/".join(Path(workdir).absolute().parts[-2:]).lstrip("/")
+    return "/".join(storage.path(workdir).parts[-2:]).lstrip("/")
 
 
 def _reason(name: str, error: Exception) -> str:

@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
 
@@ -29,11 +30,11 @@ class JsonLines:
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int | None) -> None:
-        self._path = Path(workdir).absolute() / METRICS
+        self._path = storage.path(workdir) / METRICS
         if start_step is not None:
             _truncate_after(self._path, start_step)
         with os_errors(f"cannot write {self._path}"):
-            self._file: TextIO = self._path.open("a", encoding="utf-8")
+            self._file = storage.open_growing(self._path)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line with step, time and the values. NaN and infinity become null, because JSON has neither.
@@ -45,6 +46,15 @@ class JsonLines:
         with os_errors(f"cannot write {self._path}"):
             self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **numbers}) + "\n")
             self._file.flush()
+
+    def sync(self) -> None:
+        """Writes what a bucket does not have yet; see `storage.GrowingObject`.
+
+        Raises:
+          FileAccessError: the file cannot be written.
+        """
+        with os_errors(f"cannot write {self._path}"):
+            storage.sync(self._file)
 
     def close(self) -> None:
         """Closes the file."""
@@ -59,7 +69,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       FileAccessError: it cannot be read.
     """
-    file = Path(workdir).absolute() / METRICS
+    file = storage.path(workdir) / METRICS
     lines = _read(file).splitlines(keepends=True)
     rows = [_parse(line) for line in lines]
     if damaged := sum(row is None for row, line in zip(rows, lines, strict=True) if line.endswith("\n")):

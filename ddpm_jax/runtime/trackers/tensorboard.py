@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.config_changes import flatten
 
 FOLDER = "tensorboard"
+FULL_BYTES = 8 << 20  # of a file in a bucket, after which the next one begins
 _FILES = itertools.count()  # part of the file names, unique in this process
 
 
@@ -58,6 +60,8 @@ class TensorBoardTracker:
             file.close()
 
     def _file(self, curve: str) -> "_EventFile":
+        if curve in self._files and self._files[curve].is_full():
+            self._files.pop(curve).close()
         if curve not in self._files:
             self._files[curve] = _EventFile(self._folder / curve)
             if not curve and self._start:
@@ -91,10 +95,11 @@ class _EventFile:
         self._scalar.data_class = summary_pb2.DATA_CLASS_SCALAR
         self._image.data_class = summary_pb2.DATA_CLASS_BLOB_SEQUENCE
         self._text.data_class = summary_pb2.DATA_CLASS_TENSOR
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         # TensorBoard reads the files of a folder in the order of their names.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}"
-        self._records = RecordWriter((folder / name).open("xb"))
+        self._file = storage.open_growing(folder / name, new=True)
+        self._records = RecordWriter(self._file)
         self._append(file_version="brain.Event:2")
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -131,6 +136,10 @@ class _EventFile:
         metadata = self._hparams.create_summary_metadata(self._hparams_data.HParamsPluginData(session_start_info=session))
         tag, null = self._hparams.SESSION_START_INFO_TAG, self._hparams.NULL_TENSOR
         self._write_values(0, [self._value(tag=tag, tensor=null, metadata=metadata)])
+
+    def is_full(self) -> bool:
+        """Whether an object in a bucket, which is written as a whole, should not grow further."""
+        return isinstance(self._file, storage.GrowingObject) and self._file.size > FULL_BYTES
 
     def close(self) -> None:
         self._records.close()

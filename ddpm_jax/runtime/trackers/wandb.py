@@ -7,6 +7,7 @@ checkpoint again, and an evaluation logs earlier steps.
 import importlib.util
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.errors import UnavailableError
 
@@ -49,7 +51,7 @@ class WandbTracker:
         self._wandb = wandb
         file = self._workdir / RUN_ID
         self._run = wandb.init(
-            dir=self._workdir,
+            dir=tempfile.mkdtemp() if storage.is_remote(self._workdir) else self._workdir,
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=name,
             id=file.read_text().strip() if file.exists() else None,
