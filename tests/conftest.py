@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import re
 
 # Before JAX is imported: eight devices on one CPU, to test sharding everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -148,6 +149,29 @@ def real_data():
     """Folder with TFDS's cifar10 and fashion_mnist and photographs (DDPM_JAX_TEST_DATA), or None."""
     folder = os.environ.get("DDPM_JAX_TEST_DATA")
     return pathlib.Path(folder) if folder else None
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """A Google Cloud Storage on 127.0.0.1 with the bucket gs://bucket, for this process and the programs that it starts."""
+    import fsspec
+
+    from tests.gcs_emulator import Emulator, environment
+
+    server = Emulator("bucket")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(server.port).items():
+            patch.setenv(name, value)
+        for name in ("gs", "gcs"):  # fsspec has read the environment before
+            patch.setitem(fsspec.config.conf, name, {"token": "anon", "use_listings_cache": False})
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(emulator, request):
+    """The name of an empty folder in the bucket: gs://bucket/TEST."""
+    return f"gs://bucket/{re.sub(r'[^a-z0-9]+', '-', request.node.name)}"
 
 
 @pytest.fixture(scope="session")

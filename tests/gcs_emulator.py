@@ -1,6 +1,7 @@
 """A Google Cloud Storage on 127.0.0.1: the package gcp-storage-emulator, with preconditions and with faults.
 
-The package ignores `ifGenerationMatch`, on which locks depend; here it is obeyed. As a program, it serves until it is killed:
+The package ignores `ifGenerationMatch`, on which locks and tensorstore depend, and does not send the generation of what is
+read; here it does both. As a program, it serves until it is killed:
 
     python tests/gcs_emulator.py PORT BUCKET
 """
@@ -36,6 +37,10 @@ def environment(port: int) -> dict[str, str]:
     }
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads, request_queue_size = True, 128  # tensorstore opens many connections at once
+
+
 class Emulator:
     """A running server with one bucket in memory.
 
@@ -51,8 +56,7 @@ class Emulator:
         self.storage = Storage(use_memory_fs=True)
         buckets.create_bucket(bucket, self.storage)
         self._lock = threading.Lock()
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Handler, self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), functools.partial(_Handler, self))
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -106,11 +110,19 @@ class _Handler(emulator.RequestHandler):
                 found = self.storage.objects.get(bucket, {}).get(name)
                 if query["ifGenerationMatch"][0] != (found["generation"] if found else "0"):
                     status = 412
+            place = re.fullmatch(r"(?:/download)?(?:/storage/v1)?/b/([^/]+)/o/(.+)", url.path)
+            read = self.storage.objects.get(place[1], {}).get(urllib.parse.unquote(place[2])) if place else None
+            self._generation = read["generation"] if read and method == "GET" else ""
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 if status is None:
                     _Router(self, data).handle(method)
                 else:
                     self._answer(status)
+
+    def end_headers(self) -> None:
+        if self._generation:  # tensorstore writes with it as a precondition
+            self.send_header("x-goog-generation", self._generation)
+        super().end_headers()
 
     def _answer(self, status: int) -> None:
         content = json.dumps({"error": {"code": status, "message": "as the test demands"}}).encode()
