@@ -32,6 +32,7 @@ def environment(port: int) -> dict[str, str]:
         "TENSORSTORE_GCS_HTTP_URL": address,
         "EPATH_USE_TF": "false",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google for the type of the bucket
+        "NO_GCE_CHECK": "true",  # no search for credentials of a machine of Google
         "FSSPEC_GCS_TOKEN": "anon",
         "FSSPEC_GS_TOKEN": "anon",
     }

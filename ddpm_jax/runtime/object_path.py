@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
-from etils.epath.gpath import PosixGPath
+from etils.epath import gpath
 
 from ddpm_jax.runtime.errors import FileAccessError, UnavailableError, error_line
 
@@ -50,13 +50,11 @@ def object_path(name: str) -> "ObjectPath":
         raise FileAccessError(f"{name} has no bucket: write gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
         raise UnavailableError(f"{name} needs a package that is not installed: pip install 'ddpm-jax[gcs]'")
-    # Orbax and JAX open gs:// with etils, which would choose tensorflow where that is installed, with other errors and
-    # credentials than here.
-    os.environ.setdefault("EPATH_USE_TF", "false")
+    _make_etils_use_gcsfs()
     return ObjectPath(f"gs://{rest.strip('/')}")
 
 
-class ObjectPath(PosixGPath):
+class ObjectPath(gpath.PosixGPath):
     """The name of an object, or of a group of objects as if it were a folder, with the methods of `pathlib.Path`.
 
     Methods raise OSError as those of `pathlib.Path` do, with the store's reason.
@@ -233,6 +231,15 @@ def open_upload(file: pathlib.Path, mode: str = "wb") -> Iterator[IO[Any]]:
         else:
             with store_errors(file, write=True), filesystem().open(os.fspath(file), "wb") as out:
                 shutil.copyfileobj(spool, out, WHOLE_BYTES)
+
+
+@functools.cache
+def _make_etils_use_gcsfs() -> None:
+    """For Orbax, which opens gs:// with etils: where tensorflow is installed, etils would use it and its credentials."""
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    decide = getattr(gpath, "_is_tf_installed", None)  # it may have decided before, for a local path
+    if hasattr(decide, "cache_clear"):
+        decide.cache_clear()
 
 
 @functools.cache
