@@ -30,6 +30,7 @@ from ddpm_jax.data.source import (
     for_each_chunk,
     height_width,
 )
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, error_line
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def load_array_folder(
     check_reading(on_decode_error)
     if not folder:
         raise InvalidArgumentError("`folder` is empty: name the folder of your arrays with `folder=PATH`")
-    folder = os.path.abspath(os.path.expanduser(folder))
+    folder = storage.folder_name(folder)
     found, _ = find_images(folder, EXTENSIONS)
     if not found:
         raise InvalidDataError(f"no arrays in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}")
@@ -145,10 +146,10 @@ def read_array(path: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray
     """
     try:
         if path.endswith((".npy", ".npz")):
-            with open(path, "rb") as file:
+            with storage.as_path(path).open("rb") as file:
                 array = _numpy_array(np.load(file, allow_pickle=False))
         else:
-            with Image.open(path, formats=("TIFF", "PNG")) as picture:
+            with storage.as_path(path).open("rb") as file, Image.open(file, formats=("TIFF", "PNG")) as picture:
                 array = np.array(picture)
     except MemoryError:
         raise

@@ -4,6 +4,7 @@ Color profiles are not applied: values are used as stored in the file, as in pub
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -13,7 +14,8 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from ddpm_jax.data.value_range import DeepLevels, find_range
 from ddpm_jax.data.value_range import to_uint8 as levels_to_uint8
-from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
+from ddpm_jax.runtime import storage
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, error_line
 
 # Only these are tried, whatever the file name: Pillow would pass others, such as EPS, to external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -40,11 +42,16 @@ def open_image(file: str | BinaryIO) -> Image.Image:
       file: its path, or its bytes as a binary file.
 
     Raises:
+      FileAccessError: a bucket does not answer.
       ImageDecodeError: the file is empty, truncated, damaged, not an image, or has more pixels than twice
         `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
+        if isinstance(file, str) and storage.is_remote(file):
+            file = io.BytesIO(storage.read_file(file))
         picture = Image.open(file, formats=FORMATS)
+    except FileAccessError:  # of the bucket, not of the file
+        raise
     except MemoryError:  # not a fault of the file
         raise
     except Exception as error:  # decoders raise exceptions of many types

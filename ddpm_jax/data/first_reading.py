@@ -14,7 +14,8 @@ import numpy as np
 
 from ddpm_jax.data import decode, identity, value_range
 from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
-from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
+from ddpm_jax.runtime import storage
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, error_line
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,9 @@ class FirstReading:
 
     def _read(self, index: int, levels: tuple[float, ...]) -> None:
         try:
-            with open(os.path.join(self._folder, self._paths[index]), "rb") as file:
-                content = file.read()
+            content = storage.read_file(os.path.join(self._folder, self._paths[index]))
+        except FileAccessError:
+            raise
         except OSError as error:
             raise decode.ImageDecodeError(error_line(error)) from error
         self._digests[index] = hashlib.sha256(content).digest()

@@ -9,7 +9,8 @@ import numpy as np
 
 from ddpm_jax.data import splits
 from ddpm_jax.data.source import ImageSource, NoSuchSplit
-from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError, error_line
+from ddpm_jax.runtime import storage
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError, error_line, os_errors
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def find_images(folder: str, extensions: Sequence[str] = EXTENSIONS) -> tuple[li
     Raises:
       FileAccessError: the folder, or one below it, does not exist or cannot be listed.
     """
+    if storage.is_remote(folder):
+        return _find_objects(folder, extensions)
     paths, others = [], collections.Counter()
     pending = [("", (os.path.realpath(folder),))]  # path prefix and its parent folders
     while pending:
@@ -75,6 +78,24 @@ def find_images(folder: str, extensions: Sequence[str] = EXTENSIONS) -> tuple[li
                 others[extension or "no extension"] += 1
             elif entry.is_file() or entry.is_symlink():  # a dangling link counts as a broken file; a pipe is ignored
                 paths.append(prefix + entry.name)
+    return sorted(paths), others
+
+
+def _find_objects(folder: str, extensions: Sequence[str]) -> tuple[list[str], collections.Counter]:
+    """`find_images` in a bucket: one listing."""
+    paths, others = [], collections.Counter()
+    with os_errors(f"cannot list {folder}"):
+        names = storage.object_sums(storage.path(folder))
+    if not names:
+        raise FileAccessError(f"there is no folder {folder}: check `folder`")
+    for name in names:
+        extension = os.path.splitext(name)[1].lower()
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if extension in extensions:
+            paths.append(name)
+        else:
+            others[extension or "no extension"] += 1
     return sorted(paths), others
 
 

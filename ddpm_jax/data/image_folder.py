@@ -26,6 +26,7 @@ from ddpm_jax.data.source import (
     fits_in_memory,
     height_width,
 )
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def load_image_folder(
         raise InvalidArgumentError("`folder` is empty: name the folder of your images with `folder=PATH`")
     color = decode.parse_background(background)
 
-    folder = os.path.abspath(os.path.expanduser(folder))
+    folder = storage.folder_name(folder)
     found = list_images(folder)
     paths, labels, classes = choose_examples(folder, found, split)
     has_splits = bool(splits_of(found))

@@ -26,6 +26,7 @@ from ddpm_jax.data.source import (
     fits_in_memory,
     height_width,
 )
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 NAMED = 5
@@ -90,7 +91,7 @@ def load_pairs(
         raise InvalidArgumentError("`condition_dir` is empty: name the folder of the condition images")
     if len(files) != len(source):
         raise InvalidArgumentError(f"pairs need a folder of images, and {source.name} is not one: use data.name=image_folder")
-    folder = os.path.abspath(os.path.expanduser(folder))
+    folder = storage.folder_name(folder)
     paths, color = partners(files, folder, source.name), decode.parse_background(background)
     shape = (*height_width(image_size), channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data import splits
+from ddpm_jax.data import local_copy, splits
 from ddpm_jax.data.source import ArraySource, Batch, ImageSource, NoSuchSplit, check_indices, fits_in_memory, for_each_chunk
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
 FORMAT = 1  # of the files
@@ -44,7 +45,8 @@ def load_prepared(split: str, *, folder: str, in_memory: bool | str = "auto", nu
       FileAccessError: there is no prepared set in the folder, or a file of it is missing.
       InvalidDataError: a file of the set is damaged.
     """
-    folder = os.path.abspath(os.path.expanduser(folder))
+    name = storage.folder_name(folder)
+    folder = local_copy.of_folder(name, "a prepared set") if storage.is_remote(name) else name
     about = read_description(folder)
     try:
         shape, names, parts = tuple(about["image_shape"]), about["class_names"], about["splits"]
@@ -62,7 +64,7 @@ def load_prepared(split: str, *, folder: str, in_memory: bool | str = "auto", nu
             "class_names": names,
             "fingerprint": fingerprint(every["digests"][rows], labels),
             "value_range": about["value_range"],
-            "name": folder,
+            "name": name,
             "split": split,
         }
     except (KeyError, TypeError, IndexError) as error:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.data import local_copy
 from ddpm_jax.data.source import (
     ArraySource,
     ImageSize,
@@ -123,7 +124,7 @@ def _open(name: str, split: str, data_dir: str):
             f"data set {name!r} is read with TensorFlow Datasets, and the package {error.name} is not installed: "
             "pip install tensorflow-datasets importlib_resources, or use digits or image_folder"
         ) from error
-    data_dir = os.path.expanduser(data_dir)
+    data_dir = local_copy.of_tfds_set(name, split, os.path.expanduser(data_dir), _find_prepared)
     builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     chosen = _choose_features(name, builder.info.features)
     return builder, _open_records(name, split, builder, chosen[0]), chosen
@@ -144,10 +145,9 @@ def _find_prepared(name: str, data_dir: str):
     `tfds.builder` only finds the version that the installed TFDS would prepare, and would download again what an older
     or newer TFDS has prepared.
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets  # noqa: F401  (registers the sets; the search needs their default configs)
     from tensorflow_datasets.core import read_only_builder, registered
 
-    del tfds  # imported to register the sets; the search needs their default configs
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except registered.DatasetNotFoundError:

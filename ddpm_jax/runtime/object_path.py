@@ -238,7 +238,7 @@ def _make_etils_use_gcsfs() -> None:
     """For Orbax, which opens gs:// with etils: where tensorflow is installed, etils would use it and its credentials."""
     os.environ.setdefault("EPATH_USE_TF", "false")
     decide = getattr(gpath, "_is_tf_installed", None)  # it may have decided before, for a local path
-    if hasattr(decide, "cache_clear"):
+    if decide is not None:
         decide.cache_clear()
 
 

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from ddpm_jax.runtime.errors import FileAccessError
+from ddpm_jax.runtime.errors import FileAccessError, error_line
 from ddpm_jax.runtime.object_path import GrowingObject, filesystem, object_path, store_errors
 
 
@@ -53,6 +53,28 @@ def path(name: str | os.PathLike) -> pathlib.Path:
 def as_path(name: str | os.PathLike) -> pathlib.Path:
     """As `path`, but a path on this machine stays as it is: relative, and without ~."""
     return path(name) if is_remote(name) else pathlib.Path(name)
+
+
+def folder_name(name: str) -> str:
+    """`path` as a string, for code that joins names with os.path: an absolute path, or gs://bucket/name."""
+    return os.fspath(path(name))
+
+
+def read_file(name: str) -> bytes:
+    """The content of a file of a data set.
+
+    Raises:
+      OSError: it cannot be read: FileAccessError if the bucket does not answer, so that the file is not taken for a broken one.
+    """
+    if not is_remote(name):
+        with open(name, "rb") as file:
+            return file.read()
+    try:
+        return path(name).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileAccessError(f"cannot read {name}: {error_line(error)}") from error
 
 
 def make_folder(folder: pathlib.Path, *, parents: bool = True) -> None:
@@ -102,14 +124,8 @@ def object_sums(folder: pathlib.Path) -> dict[str, list[Any]]:
     Raises:
       OSError: the folder cannot be listed.
     """
-    with store_errors(folder):
-        found = filesystem().find(os.fspath(folder), detail=True)
-    start = len(os.fspath(folder).partition("://")[2]) + 1
-    return {
-        name[start:]: [info["size"], str(info.get("crc32c") or info.get("md5Hash"))]
-        for name, info in sorted(found.items())
-        if not name.endswith("/")
-    }
+    found = _listed(folder).items()
+    return {name: [info["size"], str(info.get("crc32c") or info.get("md5Hash"))] for name, info in found}
 
 
 def create(file: pathlib.Path, content: bytes) -> bool:
@@ -124,6 +140,33 @@ def create(file: pathlib.Path, content: bytes) -> bool:
     except FileExistsError:
         return file.read_bytes() == content  # written by this process, if the first answer was lost
     return True
+
+
+def object_times(folder: pathlib.Path) -> dict[str, tuple[int, float]]:
+    """Name relative to `folder` -> (bytes, time of the last write) of each object in a folder of a bucket; one request.
+
+    Raises:
+      OSError: the folder cannot be listed.
+    """
+    found = _listed(folder).items()
+    return {name: (info["size"], info["mtime"].timestamp() if info.get("mtime") else 0.0) for name, info in found}
+
+
+def download(file: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies an object to a file of this machine.
+
+    Raises:
+      OSError: it cannot be read, or the file cannot be written.
+    """
+    with store_errors(file):
+        filesystem().get_file(os.fspath(file), os.fspath(target))
+
+
+def _listed(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    with store_errors(folder):
+        found = filesystem().find(os.fspath(folder), detail=True)
+    start = len(os.fspath(folder).partition("://")[2]) + 1
+    return {name[start:]: info for name, info in sorted(found.items()) if not name.endswith("/") and name[start:]}
 
 
 def upload_folder(folder: pathlib.Path, target: pathlib.Path) -> None:
@@ -163,9 +206,9 @@ def local_copy(file: pathlib.Path) -> Iterator[pathlib.Path]:
     if not is_remote(file):
         yield file
         return
-    with tempfile.TemporaryDirectory() as folder, store_errors(file):
+    with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / file.name
-        filesystem().get_file(os.fspath(file), os.fspath(copy))
+        download(file, copy)
         yield copy
 
 

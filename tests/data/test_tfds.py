@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from ddpm_jax.data import tfds as our_tfds
 from ddpm_jax.data.source import ArraySource, ImageSource, LazySource, center_crop_and_resize
 from ddpm_jax.data.tfds import load_tfds
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
@@ -124,6 +125,19 @@ def test_prepares_on_first_use(prepared):
     batch = everything(load("ddpm_tiny_noise", data_dir=str(folder)))
     assert sorted(batch["label"]) == list(range(12))
     np.testing.assert_array_equal(batch["image"], NOISE[batch["label"]])  # PNG loses nothing
+
+
+def test_of_a_set_in_a_bucket_only_the_shards_of_the_split_are_copied(prepared, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage.upload_folder(prepared[0], storage.path(bucket))
+    remote, local = (load("ddpm_tiny_noise", "test[:3]", data_dir=str(place)) for place in (bucket, prepared[0]))
+    assert np.array_equal(everything(remote)["image"], everything(local)["image"])
+    assert remote.fingerprint == local.fingerprint
+    copied = {file.name for file in tmp_path.rglob("*array_record*")}
+    assert copied == {"ddpm_tiny_noise-test.array_record-00000-of-00001"}
+    everything(load("ddpm_tiny_noise", "train+test", data_dir=bucket))
+    assert len(list(tmp_path.rglob("*array_record*"))) == 2
+    assert "data set cifar10 is not prepared in gs://" in error_of(UnavailableError, "cifar10", data_dir=bucket)
 
 
 def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch, log_lines):
