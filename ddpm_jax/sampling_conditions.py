@@ -18,7 +18,7 @@ from ddpm_jax.data import condition as conditions
 from ddpm_jax.data import decode, folder_listing, identity, pipeline
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.data.source import ImageSource, NoSuchSplit, center_crop_and_resize
-from ddpm_jax.runtime import paths
+from ddpm_jax.runtime import paths, storage
 from ddpm_jax.user_messages import UsageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _of_files(path: pathlib.Path, condition: Condition, turn: np.ndarray, backgr
     for name in names:
         file, color = os.path.join(path, name), decode.parse_background(background)
         try:
-            digests.append((name, hashlib.sha256(pathlib.Path(file).read_bytes()).digest()))
+            digests.append((name, hashlib.sha256(storage.read_file(file)).digest()))
             if name in used:
                 found[name] = center_crop_and_resize(decode.read_image(file, color, ()), height, channels)
         except (OSError, decode.ImageDecodeError) as error:

@@ -1,6 +1,5 @@
 """--mode=inpaint: fill in the masked part of images, with several samples each (RePaint)."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.cli import common
-from ddpm_jax.runtime import distributed
+from ddpm_jax.runtime import distributed, storage
 from ddpm_jax.samplers.batched import BatchedSampler
 from ddpm_jax.samplers.repaint import InpaintingInputs, default_jump_length, init_inpainting_state
 from ddpm_jax.user_messages import UsageError
@@ -99,7 +98,7 @@ def read_mask(config: ConfigDict) -> np.ndarray:
     name, size = config.edit.mask, build.image_shape(config)[:2]
     if name in NAMED_MASKS:
         return named_mask(name, size)
-    if not pathlib.Path(name).expanduser().exists():
+    if not storage.as_path(name).expanduser().exists():
         raise UsageError(
             f"config.edit.mask is {name!r}: not a file or one of {', '.join(NAMED_MASKS)}; use one of these, or an image file "
             "that is white where pixels are generated"

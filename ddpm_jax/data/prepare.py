@@ -26,6 +26,7 @@ from ddpm_jax.data.folder_listing import check_reading, choose_examples, list_im
 from ddpm_jax.data.image_folder import readable_indices
 from ddpm_jax.data.prepare_target import Settings, check_target, only_process, plan_of
 from ddpm_jax.data.source import for_each_chunk, height_width
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic, write_atomically
 from ddpm_jax.runtime.errors import InvalidArgumentError, os_errors
 
@@ -80,6 +81,10 @@ def prepare(
     """
     settings.check()
     check_reading(on_decode_error, settings.channels)
+    for path in filter(storage.is_remote, (folder, target)):
+        raise InvalidArgumentError(
+            f"{path}: sets are prepared from a folder of this machine into another one; copy it there, or the prepared set back"
+        )
     folder, where = (os.path.abspath(os.path.expanduser(path)) for path in (folder, target))
     root = pathlib.Path(where)
     found = list_images(folder)

@@ -88,6 +88,8 @@ def error_line(error: object, *, most: int = 160, kind: bool = False) -> str:
         text = error.strerror.lower()
     elif code := re.search(r"os_error_code='(\d+)'", text):
         text = os.strerror(int(code[1])).lower()
+    elif found := re.match(r"([A-Z_]+: )?(.*?) \[(?:tensorstore_spec|http_response)", text):  # tensorstore, in a bucket
+        text = (found[1] or "") + re.split(r": (?=Error )|/: ", found[2])[-1]
     text = text or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
 

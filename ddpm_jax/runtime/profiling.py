@@ -2,11 +2,14 @@
 
 import contextlib
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 
 import jax
 
-from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.runtime import storage
+from ddpm_jax.runtime.errors import InvalidArgumentError, os_errors
 
 
 def parse_steps(text: str) -> range:
@@ -27,18 +30,28 @@ def parse_steps(text: str) -> range:
 def profiling(folder: pathlib.Path, steps: range) -> Iterator[Callable[[int], None]]:
     """Context: a function to call before each step; it starts and ends the trace in `folder`."""
     tracing = False
+    # The profiler writes to this machine only.
+    local = pathlib.Path(tempfile.mkdtemp()) if storage.is_remote(folder) and steps else folder
+
+    def stop() -> None:
+        nonlocal tracing
+        jax.profiler.stop_trace()
+        tracing = False
+        if local is not folder:
+            with os_errors(f"cannot write to {folder}"):
+                storage.upload_folder(local, folder)
+            shutil.rmtree(local)
 
     def trace(step: int) -> None:
         nonlocal tracing
         if tracing and step not in steps:
-            jax.profiler.stop_trace()
-            tracing = False
+            stop()
         elif not tracing and step in steps:
-            jax.profiler.start_trace(str(folder))
+            jax.profiler.start_trace(str(local))
             tracing = True
 
     try:
         yield trace
     finally:
         if tracing:
-            jax.profiler.stop_trace()
+            stop()

@@ -28,7 +28,7 @@ def remote(emulator, tiny_config):
     folder = storage.path("gs://bucket/runs/digits")
     if not folder.exists():
         assert train.run(tiny_config(TRAINED | {"train.num_steps": 4}), str(folder)) == 0
-        assert train.run(tiny_config(TRAINED), str(folder)) == 0
+        assert train.run(tiny_config(TRAINED), str(folder), profile="4:5") == 0
     return folder
 
 
@@ -57,7 +57,8 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one(trained, remote, tiny_conf
     history = [json.loads(line) for line in (remote / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in history] == [0, 4]
     names = {file.name for file in trained.iterdir()}
-    assert {file.name for file in remote.iterdir()} == names
+    assert {file.name for file in remote.iterdir()} == names | {"profile"}
+    assert [file for file in (remote / "profile").rglob("*") if file.name.endswith(".xplane.pb")]
     steps = [sorted(file.name for file in (folder / "checkpoints").iterdir()) for folder in (remote, trained)]
     assert steps[0] == steps[1]
     picture = "samples/step_00000004.png"

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ddpm_jax import build
 from ddpm_jax.cli import evaluate, sample, train
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from tests import preloaded
 
@@ -164,6 +165,26 @@ def test_one_process_writes_and_logs(uninterrupted, one_process):
     assert f"step {STEPS} / {STEPS}" in first
     assert "8 cpu device(s)" in first
     assert second == ""
+
+
+def test_two_processes_train_and_resume_in_a_bucket(uninterrupted, shared, bucket, command, final_state):
+    """The workdir and the images are in the bucket; each process reads its own share of the images."""
+    folder = storage.path(bucket) / "run"
+    storage.upload_folder(shared / "images", storage.path(bucket) / "images")
+    fields = FIELDS | PICTURE | {"data.data_dir": f"{bucket}/images"}
+    for steps in (3, STEPS):
+        job = Job(command(folder, fields=fields | {"train.num_steps": steps}), shared / "bucket")
+        codes = job.wait()
+        assert codes == [0, 0], job.printed()
+    two, _ = uninterrupted
+    assert losses(folder) == losses(two)
+    step, leaves = final_state(folder)
+    expected_step, expected = final_state(two)
+    assert step == expected_step == STEPS
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(leaves[name], leaf, err_msg=name)
+    picture = f"samples/step_{STEPS:08d}.png"
+    assert (folder / picture).read_bytes() == (two / picture).read_bytes()
 
 
 def test_sigterm_to_one_stops_both_and_the_command_resumes(uninterrupted, shared, command, final_state):

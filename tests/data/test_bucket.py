@@ -11,7 +11,7 @@ from ddpm_jax.data import load, local_copy, prepare
 from ddpm_jax.data.decode import open_image, to_uint8
 from ddpm_jax.data.prepare_target import Settings
 from ddpm_jax.runtime import storage
-from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
+from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, InvalidDataError
 
 RNG = np.random.default_rng(0)
 
@@ -121,6 +121,12 @@ def test_a_prepared_set_is_copied_once(photos, bucket, cache, tmp_path, log_line
     os.utime(copy / "train.npz", (1, 1))  # the object is newer, of the same size
     assert len(downloads(lambda: assert_same(read("prepared", place), expected))) == 1
     assert not list(cache.rglob("*.tmp"))
+
+
+def test_a_set_is_not_prepared_in_a_bucket(photos, bucket, tmp_path):
+    for folder, target in ((bucket, tmp_path / "set"), (photos, bucket)):
+        with pytest.raises(InvalidArgumentError, match=r"^gs://.*: sets are prepared from a folder of this machine"):
+            prepare.prepare(str(folder), str(target), Settings((8, 8)))
 
 
 def test_a_failed_copy_leaves_no_part(photos, bucket, cache, emulator):

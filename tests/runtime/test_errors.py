@@ -13,6 +13,17 @@ from ddpm_jax.runtime.errors import FileAccessError, error_line, os_errors
         (ValueError("one\n  two"), "one two"),
         (EOFError(), "EOFError"),
         (ValueError("UNKNOWN: ... [os_error_code='28'] writing /a"), "no space left on device"),
+        (
+            ValueError(
+                'NOT_FOUND: Error opening "zarr" driver: Error writing "a" in OCDBT database at gs://b/2/params/: no bucket '
+                "[tensorstore_spec='{}']"
+            ),
+            "NOT_FOUND: no bucket",
+        ),
+        (
+            ValueError("ABORTED: Error writing gs://b/m: busy [http_response_code='503']"),
+            "ABORTED: Error writing gs://b/m: busy",
+        ),
         (ValueError("x" * 200), "x" * 157 + "..."),
         ("not known", "not known"),  # the reason of a URLError may be a text
     ],
