@@ -116,13 +116,14 @@ def test_statistics_and_evaluation(trained, remote, tiny_config, tmp_path):
     assert rows[0]
 
 
-def test_figures_and_comparison(trained, remote, tiny_config, capsys):
-    assert (
-        visualize.run(tiny_config(TRAINED | {"visualize.num_images": 2}), str(remote), output="gs://bucket/outputs/sheets") == 0
-    )
-    assert {"chain.png", "forward.png", "reverse.png"} <= {
-        file.name for file in storage.path("gs://bucket/outputs/sheets").iterdir()
-    }
+@pytest.mark.slow
+def test_figures(remote, tiny_config):
+    sheets = storage.path("gs://bucket/outputs/sheets")
+    assert visualize.run(tiny_config(TRAINED | {"visualize.num_images": 2}), str(remote), output=str(sheets)) == 0
+    assert {"chain.png", "forward.png", "reverse.png"} <= {file.name for file in sheets.iterdir()}
+
+
+def test_a_comparison(trained, remote, capsys):
     assert compare.run([str(remote), str(trained)], "gs://bucket/outputs/comparison") == 0
     table = (storage.path("gs://bucket/outputs/comparison") / "table.md").read_text()
     assert table in capsys.readouterr().out
