@@ -276,4 +276,6 @@ def store_errors(file: os.PathLike, *, write: bool = False) -> Iterator[None]:
             raise PermissionError(errno.EACCES, advice, name) from error
         if isinstance(error, OSError) and error.strerror and error.filename:
             raise
-        raise OSError(errno.EIO, f"the store does not answer as it should ({error_line(error, kind=True)})", name) from error
+        unreachable = isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith("aiohttp")
+        fault = "the store cannot be reached" if unreachable else "the store does not answer as it should"
+        raise OSError(errno.EIO, f"{fault} ({error_line(error, kind=True)})", name) from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -153,6 +154,19 @@ def test_a_read_only_bucket(remote, emulator, tiny_config, tmp_path):
             sample.run(tiny_config(TRAINED | {"sampling.seed": 9}), str(remote))
     finally:
         emulator.fault = lambda method, path: None
+
+
+@pytest.mark.slow
+def test_a_run_copied_from_the_bucket_resumes_on_this_machine(trained, remote, tiny_config, tmp_path):
+    shutil.copytree(trained, tmp_path / "local")
+    for file in remote.rglob("*"):
+        copy = tmp_path / "copied" / file.relative_to(remote).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    config = tiny_config(TRAINED | {"train.num_steps": 8})
+    for name in ("local", "copied"):
+        assert train.run(config, str(tmp_path / name)) == 0
+    assert_equal_states(state(tmp_path / "copied", config), state(tmp_path / "local", config))
 
 
 KILLED = {"train.num_steps": 40, "train.log_every": 1, "train.checkpoint_every": 5, "train.max_to_keep": 2}

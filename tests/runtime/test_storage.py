@@ -5,6 +5,7 @@ import pathlib
 import sys
 import zipfile
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -189,6 +190,12 @@ def test_errors_have_one_line(bucket, emulator, status, reason):
             assert reason in error_line(caught.value)
     with emulator.failing(403), pytest.raises(FileAccessError, match=r"cannot write to gs://.*: no permission"):
         paths.make_output_folder(file.parent)
+
+
+def test_a_store_that_cannot_be_reached():
+    for error in (aiohttp.ClientConnectionError("no route"), TimeoutError(), ConnectionResetError(104, "reset")):
+        with pytest.raises(OSError, match="the store cannot be reached"), object_path.store_errors(ObjectPath("gs://bucket/x")):
+            raise error
 
 
 def test_a_missing_bucket_is_named(emulator):
