@@ -1,4 +1,4 @@
-"""The lock of a workdir in a bucket: training.lock/00000001, 00000002 ...; the holder of the highest number has the workdir.
+"""The lock of a workdir in a bucket: training_locks/00000001, 00000002 ...; the holder of the highest number has the workdir.
 
 An object store creates an object only if there is none of this name, if it is asked to. So of two processes that take a lock at
 the same time exactly one succeeds, unlike on a filesystem that hosts share (`run_lock.py`). Numbers are never used again.

@@ -39,6 +39,7 @@ except ImportError:  # Windows: only the heartbeat
     fcntl = None
 
 FILE = "training.lock"
+OBJECTS = "training_locks"  # in a bucket; another name, so that a run can be copied from it to a folder
 BEAT_S = 5.0  # between two heartbeats
 EXPIRE_S = 45.0  # without a heartbeat, after which another machine takes the workdir
 EXITING_S = 2.0  # how long the kernel may take to end a process that was killed
@@ -178,7 +179,7 @@ def lock(folder: Path, *, beat_s: float = BEAT_S, expire_s: float = EXPIRE_S) ->
     """The lock of a workdir, on a filesystem or in a bucket. Arguments and errors as those of `RunLock`."""
     if not storage.is_remote(folder):
         return RunLock(folder, beat_s=beat_s, expire_s=expire_s)
-    return ObjectLock(folder / FILE, _own_record(), beat_s=beat_s, expire_s=expire_s, describe=_describe)
+    return ObjectLock(folder / OBJECTS, _own_record(), beat_s=beat_s, expire_s=expire_s, describe=_describe)
 
 
 def _own_record() -> Record:

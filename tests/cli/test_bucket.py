@@ -58,7 +58,7 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one(trained, remote, tiny_conf
     history = [json.loads(line) for line in (remote / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in history] == [0, 4]
     names = {file.name for file in trained.iterdir()}
-    assert {file.name for file in remote.iterdir()} == names | {"profile"}
+    assert {file.name for file in remote.iterdir()} == names - {run_lock.FILE} | {run_lock.OBJECTS, "profile"}
     assert [file for file in (remote / "profile").rglob("*") if file.name.endswith(".xplane.pb")]
     steps = [sorted(file.name for file in (folder / "checkpoints").iterdir()) for folder in (remote, trained)]
     assert steps[0] == steps[1]
@@ -199,7 +199,7 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_local_one(
 
     assert start(whole).wait(200) == 0
     conditions = (
-        lambda names: any("training.lock" in name for name in names),  # before anything was computed
+        lambda names: any("training_locks" in name for name in names),  # before anything was computed
         writes(5, "params"),  # the first checkpoint is being written
         writes(10, "ema_params"),
         writes(15, "opt_state"),

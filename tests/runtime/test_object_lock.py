@@ -28,7 +28,7 @@ def folder(bucket):
 
 
 def numbers(folder):
-    return [file.name for file in (folder / run_lock.FILE).iterdir()]
+    return [file.name for file in (folder / run_lock.OBJECTS).iterdir()]
 
 
 def stopped(lock):
@@ -76,7 +76,7 @@ def test_a_lock_without_heartbeat_is_taken_and_its_holder_ends_before_it_saves(f
 
 def test_the_heartbeat_of_a_holder_that_has_lost_the_workdir_ends(folder):
     first = run_lock.lock(folder, **FAST)
-    storage.create(folder / run_lock.FILE / "00000002", first._content())
+    storage.create(folder / run_lock.OBJECTS / "00000002", first._content())
     first._thread.join(5)
     assert not first._thread.is_alive()
     with pytest.raises(ConflictError, match="has taken the workdir"):
@@ -120,7 +120,7 @@ def test_of_two_that_take_an_expired_lock_one_gets_it(folder):
 
 
 def test_a_damaged_object_is_no_holder(folder):
-    storage.create(folder / run_lock.FILE / "00000007", b"{")
+    storage.create(folder / run_lock.OBJECTS / "00000007", b"{")
     with run_lock.lock(folder, **FAST):
         assert numbers(folder) == ["00000008"]
 
@@ -143,5 +143,5 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_taken_at_once(folder, c
         started = time.monotonic()
         with run_lock.lock(folder):
             assert time.monotonic() - started < 3
-            record = json.loads((folder / run_lock.FILE / "00000002").read_bytes())
+            record = json.loads((folder / run_lock.OBJECTS / "00000002").read_bytes())
             assert record["pid"] == os.getpid()
