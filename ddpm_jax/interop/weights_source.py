@@ -8,15 +8,18 @@ programs; diffusers' config.json may be beside it. Only files of these names are
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.data import local_copy
 from ddpm_jax.interop import diffusers_layout, openai_layout, weights_file
 from ddpm_jax.interop.array_table import Shapes, Table
 from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.metrics.torch_state_dict import read_torch_file
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError, error_line, os_errors
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -128,6 +131,9 @@ def _scheduler(network: Path) -> dict[str, Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if storage.is_remote(file):  # arrays are read when they are needed, from a file that can be mapped into memory
+        folder = local_copy.of_folder(os.fspath(file.parent), "a file of weights", lambda name: name == file.name)
+        file = Path(folder) / file.name
     with os_errors(f"cannot read the weights {file}"), file.open("rb") as stream:
         start = stream.read(9)
     return read_safetensors(file) if start[8:9] == b"{" and start[:2] != b"PK" else read_torch_file(file)

@@ -13,6 +13,7 @@ from ddpm_jax.interop import weights_file
 from ddpm_jax.interop.weights_file import Weights
 from ddpm_jax.interop.weights_source import open_weights, sha256
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
 from tests.interop.files import HO, SCHEDULER, diffusers_state, openai_state, write_pipeline, write_weights
 from tests.metrics.torch_pickles import Called, pickled, state_of, zipped
@@ -37,6 +38,16 @@ def test_a_pipeline_of_diffusers(tmp_path, flat):
     record = weights.provenance()
     assert record == {"path": str(weights.file), "layout": "diffusers", "sha256": sha256(weights.file)}
     json.dumps(record)
+
+
+def test_weights_in_a_bucket(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    state = diffusers_state()
+    storage.upload_folder(write_pipeline(tmp_path / "pipeline", state=state), storage.path(bucket))
+    weights = open_weights(storage.path(bucket))
+    assert (weights.kind, weights.network, weights.scheduler) == ("diffusers", HO, SCHEDULER)
+    assert same(weights.state, state)
+    assert weights.provenance()["path"] == f"{bucket}/unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "zip", "legacy"])
