@@ -69,6 +69,16 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one(trained, remote, tiny_conf
     assert all(file.stat().st_size > 1000 for file in events)
 
 
+def test_a_local_run_that_is_copied_into_a_bucket_resumes_there(trained, emulator, tiny_config, tmp_path):
+    local, copied = tmp_path / "local", storage.path("gs://bucket/runs/copied")
+    shutil.copytree(trained, local)
+    storage.upload_folder(local, copied)
+    for folder in (local, copied):
+        assert train.run(tiny_config(TRAINED | {"train.num_steps": 8}), str(folder)) == 0
+    assert [json.loads(line)["step"] for line in (copied / "history.jsonl").read_text().splitlines()] == [0, 6]
+    assert_equal_states(state(copied, tiny_config(TRAINED)), state(local, tiny_config(TRAINED)))
+
+
 def test_generated_images_are_the_same(trained, remote, tiny_config, tmp_path):
     for output in ("", "gs://bucket/outputs/images", str(tmp_path / "images")):
         assert sample.run(tiny_config(TRAINED | {"sampling.format": "both"}), str(remote), output=output) == 0
