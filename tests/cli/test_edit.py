@@ -14,6 +14,8 @@ from ddpm_jax.configs import digits
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError
 
+NETWORK = "tests.small_network:Small"
+
 FIELDS = {
     "model.class_conditional": True,
     "diffusion.clip_denoised": False,  # clipping is not invertible
