@@ -18,6 +18,7 @@ from ddpm_jax.sampling_conditions import sampling_inputs
 from ddpm_jax.user_messages import UsageError, UserError
 from tests.cli.conftest import set_fields
 
+NETWORK = "tests.small_network:Small"
 TRAINED = {
     "data.condition": "downsample",
     "data.downsample.factor": 4,
@@ -212,7 +213,7 @@ def test_only_parameters_are_exported(trained, tmp_path):
         ({"sampling.condition_noise": 0.6}, r"config.sampling.condition_noise is 0.6: .* which is 0.5"),
         ({"data.condition_noise": 1.0}, r"config.data.condition_noise is 1.0: it must be at least 0 and below 1"),
         ({"sampling.condition_samples": 0}, r"config.sampling.condition_samples is 0"),
-        ({"model.unet.cond_resize": "cubic"}, r"config.model.unet.cond_resize is 'cubic'"),
+        ({"model.name": "unet", "model.unet.cond_resize": "cubic"}, r"config.model.unet.cond_resize is 'cubic'"),
         ({"data.condition": "pairs"}, r"`condition_dir` is empty"),
     ],
 )
