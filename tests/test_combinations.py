@@ -25,6 +25,13 @@ SHAPE = (2, 2, 1)
 TABLE = list(itertools.product((False, True), PREDICTIONS, VARIANCES, losses.LOSSES, loss_weighting.WEIGHTINGS))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_key_reuse_checks():
+    """Op by op they take a third of the time; tests of the step and of the samplers check the same keys."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
 def make_config(zero=False, prediction="v", variance="fixed_large", loss="simple", weighting="simple", **process):
     config = digits.get_config()
     config.diffusion.update(
