@@ -26,7 +26,12 @@ def trained(tmp_path_factory):
     return folder, FIELDS
 
 
-FIELDS = {"model.class_conditional": True, "optimizer.learning_rate": 0.05, "optimizer.warmup_steps": 0}
+FIELDS = {
+    "model.name": "tests.small_network:Small",
+    "model.class_conditional": True,
+    "optimizer.learning_rate": 0.05,
+    "optimizer.warmup_steps": 0,
+}
 
 
 @pytest.fixture
