@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build, config_validation, sampling_config
+from ddpm_jax import build, config_validation, sampling_config, training_config
 from ddpm_jax.cli import train
 from ddpm_jax.runtime import profiling, progress
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import ConflictError, ExpectedError, InvalidArgumentError, NumericalError
 from ddpm_jax.samplers.batched import BatchedSampler, NonFiniteSamples
+
+NETWORK = "tests.small_network:Small"
 
 
 def steps_saved(workdir):
@@ -89,7 +91,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     match = r"loss is not finite at step 5; the last good checkpoint is of step 4"
     with pytest.raises(NumericalError, match=match) as caught:
         train.run(tiny_config({"train.num_steps": 20}), str(tmp_path))
-    assert str(caught.value).endswith("To resume, give the command a --config.optimizer.learning_rate below 0.002")
+    advice = "a --config.optimizer.learning_rate below 0.002"
+    assert str(caught.value).endswith(f"To resume, give the command {advice}, or correct {NETWORK}")
+    assert training_config.remedies(tiny_config({"model.name": "unet"})) == advice
     assert steps_saved(tmp_path)[-1] == 4
     monkeypatch.undo()  # follow the advice
     assert train.run(tiny_config({"train.num_steps": 6, "optimizer.learning_rate": 1e-3}), str(tmp_path)) == 0
@@ -315,7 +319,7 @@ def test_a_window_of_steps_can_be_profiled(tmp_path, tiny_config):
 )
 def test_config_errors_are_one_line(tmp_path, tiny_config, fields, message):
     with pytest.raises(ExpectedError) as caught:
-        train.run(tiny_config(fields), str(tmp_path / "run"))
+        train.run(tiny_config({"model.name": "unet"} | fields), str(tmp_path / "run"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was computed
