@@ -287,8 +287,7 @@ def one_step(accumulation_steps=1, unroll=False, clip_norm=0.0):
     return jax.jit(step)(new_state(optimizer), make_batch(), jax.random.key(0))
 
 
-@pytest.mark.parametrize("unroll", [True, False])
-@pytest.mark.parametrize("accumulation_steps", [2, 4])
+@pytest.mark.parametrize(("accumulation_steps", "unroll"), [(4, False), (4, True), (2, True)])
 def test_micro_batches_do_not_change_the_result(accumulation_steps, unroll):
     """Parameters, EMA and all metrics as with the whole batch: 1e-5, float32 sums in another order."""
     state, metrics = one_step()
