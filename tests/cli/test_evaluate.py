@@ -449,7 +449,7 @@ def test_the_best_checkpoint_survives_a_kill_and_has_a_name(tiny_config, tmp_pat
         ({"evaluation.metrics": ("fid",)}, r"evaluation\.metrics is 'fid': choose one of frechet"),
         ({"evaluation.metrics": ()}, r"evaluation\.metrics is empty"),
         ({"evaluation.num_images": 1}, r"num_images is 1: it must be 4 or more"),
-        ({"evaluation.batch_size": 0}, r"evaluation\.batch_size is 0: it must be above 0"),
+        ({"evaluation.batch_size": -1}, r"evaluation\.batch_size is -1: it must be 0 or more"),
         ({"evaluation.max_features": -1}, r"evaluation\.max_features is -1: it must be 0 or more"),
         ({"evaluation.checkpoint_steps": ()}, "checkpoint_steps is empty"),
         ({"evaluation.checkpoint_steps": (5,)}, "there are 2, 4, 6"),
