@@ -17,7 +17,7 @@ from ddpm_jax.data.condition import Condition
 from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.models import layers
+from ddpm_jax.models import group_norm, layers
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.samplers import check_custom_sampler, make_sampler
@@ -107,7 +107,7 @@ def build_model(config: ConfigDict, *, portable: bool = False) -> nn.Module:
         cond_channels=condition.shape[2] if condition else 0,
         cond_noise_level=bool(condition and condition.max_noise),
         dtype=DTYPES[config.model.dtype],
-        layer_functions={} if portable else cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
+        layer_functions={} if portable else cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=group_norm.linen_norm),
     )
 
 
@@ -271,7 +271,9 @@ def build_init(config: ConfigDict) -> Callable[..., TrainState]:
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
-    model = build_model(config, portable=not cpu.is_mesh_of_cpus(mesh))
+    model = group_norm.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
+    parameterization, condition = build_parameterization(config), build_condition(config)
+    frozen, grouped = tuple(config.train.frozen), grad_groups.is_useful(mesh)
     parameterization, condition = build_parameterization(config), build_condition(config)
     frozen, grouped = tuple(config.train.frozen), grad_groups.is_useful(mesh)
 

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.models.group_norm import group_norm
+
 ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
 NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
 TIME_EMBEDDINGS = ("ddpm", "iddpm")
@@ -54,13 +56,6 @@ def average_pool(x: jax.Array) -> jax.Array:
 def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
     """`upsample_nearest`, then `jax.lax.conv_general_dilated`: x [B, H, W, C] -> [B, 2 H, 2 W, C]."""
     return jax.lax.conv_general_dilated(upsample_nearest(x), kernel, window_strides, padding, **options)
-
-
-def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
-    """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C."""
-    fast = x.dtype == jnp.float32  # E[x^2] - E[x]^2 loses too many digits for bfloat16 x
-    norm = nn.GroupNorm(groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=fast, parent=None)
-    return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
