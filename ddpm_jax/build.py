@@ -271,7 +271,7 @@ def build_init(config: ConfigDict) -> Callable[..., TrainState]:
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
-    model = group_norm.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
+    model = layers.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
     parameterization, condition = build_parameterization(config), build_condition(config)
     frozen, grouped = tuple(config.train.frozen), grad_groups.is_useful(mesh)
     parameterization, condition = build_parameterization(config), build_condition(config)

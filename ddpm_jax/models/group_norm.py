@@ -19,12 +19,10 @@ so the difference costs a bfloat16 network no digits (`tests/models/test_group_n
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
@@ -48,12 +46,6 @@ def one_pass_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: in
 def training_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
     """`one_pass_norm` with the gradient above, which has fewer kernels than JAX's; it has no forward-mode derivative."""
     return _training_norm(x, scale, bias, groups, epsilon)
-
-
-def for_training(network: Any, mesh: Mesh) -> Any:
-    """`network` with `training_norm` as its field norm_fn, if that is `group_norm` and the mesh is not of CPUs."""
-    replace = getattr(network, "norm_fn", None) is group_norm and mesh.devices.flat[0].platform != "cpu"
-    return network.clone(norm_fn=training_norm) if replace else network
 
 
 def _group_sum(values: jax.Array, groups: int) -> jax.Array:

@@ -1,7 +1,6 @@
-"""Group norm in one pass: outputs, gradients and statistics against float64, and who uses it."""
+"""Group norm in one pass: outputs, gradients and statistics against float64."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,6 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import group_norm as norms
-from ddpm_jax.models.unet import UNet
-from ddpm_jax.runtime import mesh as meshes
 
 EPSILON = 1e-6
 ONE_PASS = [norms.one_pass_norm, norms.training_norm]
@@ -113,12 +110,3 @@ def test_networks_for_sampling_have_forward_derivatives():
     _, tangent = jax.jvp(lambda x: norms.one_pass_norm(x, scale, bias, groups=4, epsilon=EPSILON), (x,), (dy,))
     _, vjp = jax.vjp(lambda x: norms.training_norm(x, scale, bias, groups=4, epsilon=EPSILON), x)
     np.testing.assert_allclose(jnp.vdot(tangent, dy), jnp.vdot(vjp(dy)[0], dy), rtol=1e-4)
-
-
-def test_training_on_accelerators_has_its_own_gradient():
-    gpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
-    own = UNet(norm_fn=norms.linen_norm)
-    assert norms.for_training(UNet(), gpu).norm_fn is norms.training_norm
-    assert norms.for_training(UNet(), meshes.make_mesh()) == UNet()
-    assert norms.for_training(own, gpu) is own
-    assert norms.for_training("no network of ours", gpu) == "no network of ours"
