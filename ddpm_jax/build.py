@@ -274,8 +274,6 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
     model = layers.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
     parameterization, condition = build_parameterization(config), build_condition(config)
     frozen, grouped = tuple(config.train.frozen), grad_groups.is_useful(mesh)
-    parameterization, condition = build_parameterization(config), build_condition(config)
-    frozen, grouped = tuple(config.train.frozen), grad_groups.is_useful(mesh)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         time = parameterization.network_time(t)
