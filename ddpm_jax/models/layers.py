@@ -139,12 +139,12 @@ def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
     """The network with the layers for training on the devices of a mesh, which are those of `network` on CPUs.
 
     Args:
-      network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on accelerators, and
+      network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on GPUs, and
         dropout_class=Dropout becomes `StoredDropout` on TPUs; GPUs store the mask anyway.
       mesh: the mesh of the training step.
     """
     platform = mesh.devices.flat[0].platform
-    changes = {"norm_fn": (group_norm, training_norm)} if platform != "cpu" else {}
+    changes: dict[str, tuple] = {"norm_fn": (group_norm, training_norm)} if platform == "gpu" else {}
     changes |= {"dropout_class": (nn.Dropout, StoredDropout)} if platform == "tpu" else {}
     return network.clone(**{field: new for field, (old, new) in changes.items() if getattr(network, field, None) is old})
 

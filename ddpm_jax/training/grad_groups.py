@@ -27,7 +27,7 @@ def is_useful(mesh: Mesh) -> bool:
     CPUs launch no kernels. A vector of sharded gradients would gather them on each device, so a mesh of a second axis, over
     which the state is sharded, does without.
     """
-    return mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm") and len(mesh.axis_names) == 1
+    return mesh.devices.flat[0].platform == "gpu" and len(mesh.axis_names) == 1
 
 
 def group(grads: Any) -> Any:
