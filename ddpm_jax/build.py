@@ -17,7 +17,7 @@ from ddpm_jax.data.condition import Condition
 from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.models import layers
+from ddpm_jax.models import group_norm, layers
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.samplers import check_custom_sampler, make_sampler
@@ -26,7 +26,7 @@ from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guide
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
-from ddpm_jax.training import fsdp, param_patterns
+from ddpm_jax.training import fsdp, grad_groups, param_patterns
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.learning_rate import make_learning_rate
@@ -107,7 +107,7 @@ def build_model(config: ConfigDict, *, portable: bool = False) -> nn.Module:
         cond_channels=condition.shape[2] if condition else 0,
         cond_noise_level=bool(condition and condition.max_noise),
         dtype=DTYPES[config.model.dtype],
-        layer_functions={} if portable else cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm),
+        layer_functions={} if portable else cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=group_norm.linen_norm),
     )
 
 
@@ -183,9 +183,9 @@ def build_inversion(config: ConfigDict) -> Sampler:
         return ddim_inversion(sampling_schedule(config), predict_x0, num_fixed_point_iters=config.edit.inversion_iters)
 
 
-def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer for learning rate 1, with gradient clipping."""
-    given = {field: config.optimizer[field] for field in ("clip_norm", "skip_nonfinite")}
+def build_optimizer(config: ConfigDict, norm_fn: Callable[[Any], jax.Array] = optax.tree.norm) -> optax.GradientTransformation:
+    """The optimizer for learning rate 1, with gradient clipping by `norm_fn`."""
+    given = {field: config.optimizer[field] for field in ("clip_norm", "skip_nonfinite")} | {"norm_fn": norm_fn}
     given["frozen"] = tuple(config.train.frozen)
     return _make(config, choices.OPTIMIZER, optimizers.make_optimizer, config.optimizer.name, **given)
 
@@ -271,8 +271,9 @@ def build_init(config: ConfigDict) -> Callable[..., TrainState]:
 
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
-    model, condition = build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), build_condition(config)
-    parameterization, frozen = build_parameterization(config), tuple(config.train.frozen)
+    model = layers.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
+    parameterization, condition = build_parameterization(config), build_condition(config)
+    frozen, grouped = tuple(config.train.frozen), grad_groups.is_useful(mesh)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         time = parameterization.network_time(t)
@@ -283,7 +284,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         apply_fn=apply_fn,
         schedule=build_schedule(config),
         parameterization=parameterization,
-        optimizer=build_optimizer(config),
+        optimizer=build_optimizer(config, grad_groups.norm if grouped else optax.tree.norm),
         loss_fn=build_loss(config),
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
@@ -296,6 +297,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         averaging=build_ema_tracker(config),
         pixel_format=pixel_format(config),
         accumulation_steps=config.optimizer.accumulation_steps,
+        group_grads=grouped,
         **fsdp.train_step_options(mesh),
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )

@@ -87,7 +87,11 @@ HOMES = {
     "etils": {"runtime/checkpoint.py", "runtime/object_path.py"},
     "fsspec": {"runtime/object_path.py"},
     "tensorflow_datasets": {"data/tfds.py"},
-    "flax.linen": {"build.py", "metrics/inception.py", "models/__init__.py", "models/layers.py", "models/unet.py"},
+    "flax.linen": {
+        "build.py",
+        "metrics/inception.py",
+        *(f"models/{name}.py" for name in ("__init__", "group_norm", "layers", "unet")),
+    },
     # Not part of JAX's stable API: `cpu.layer_functions` imports the using module under a guard.
     "jax.interpreters": {"cpu/conv.py"},
     "jax.extend": {"cpu/conv.py"},

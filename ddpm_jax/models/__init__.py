@@ -13,7 +13,7 @@ standard deviation of the noise in the condition image. A network may also have
     check(image_shape)   raises ValueError if its options are invalid, or do not fit images [H, W, C];
     stochastic           whether it uses random numbers in training; True if missing;
     min_channels         channels of its narrowest layers, from which compiler settings for CPUs are chosen;
-    conv_fn, upsample_conv_fn, norm_fn   fields for the layer functions of a platform, as `unet.UNet` has.
+    conv_fn, upsample_conv_fn, norm_fn, dropout_class   fields for the layers of a platform, as `unet.UNet` has.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,7 +58,12 @@ def make_network(
     conditions = {"num_classes": num_classes, "cond_channels": cond_channels, "cond_noise_level": cond_noise_level}
     parts = {"out_channels": out_channels, **conditions, "dtype": dtype, **(layer_functions or {})}
     required = ["out_channels", *(name for name, value in conditions.items() if value)]
-    settings: dict[str, Any] = {"options": options, "parts": parts, "required": required, "ignored": ("parent", "name")}
+    settings: dict[str, Any] = {
+        "options": options,
+        "parts": parts,
+        "required": required,
+        "ignored": ("parent", "name", "dropout_class"),
+    }
     network = registry.make(name, NETWORKS, "network", **settings)
     if not isinstance(network, nn.Module):
         raise ValueError(f"the network {name} is a {type(network).__name__}: a flax module is required")

@@ -11,6 +11,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ddpm_jax.models.group_norm import group_norm, training_norm
 
 ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
 NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
@@ -54,13 +57,6 @@ def average_pool(x: jax.Array) -> jax.Array:
 def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
     """`upsample_nearest`, then `jax.lax.conv_general_dilated`: x [B, H, W, C] -> [B, 2 H, 2 W, C]."""
     return jax.lax.conv_general_dilated(upsample_nearest(x), kernel, window_strides, padding, **options)
-
-
-def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
-    """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C."""
-    fast = x.dtype == jnp.float32  # E[x^2] - E[x]^2 loses too many digits for bfloat16 x
-    norm = nn.GroupNorm(groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=fast, parent=None)
-    return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
@@ -126,6 +122,33 @@ class Norm(nn.Module):
         return GroupNorm(self.groups, self.norm_fn, self.epsilon, name="group_norm")(x).astype(self.dtype)
 
 
+class StoredDropout(nn.Dropout):
+    """Dropout with the same mask, which is stored for the gradient: on a TPU, XLA otherwise computes its random bits in each of
+    the convolutions that need it, of the output, the kernel's gradient and the input's gradient."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
+        """Any shape and type -> the same."""
+        if self.rate == 0 or deterministic:
+            return inputs
+        mask = jax.random.bernoulli(self.make_rng(self.rng_collection), 1.0 - self.rate, inputs.shape)
+        return jnp.where(jax.lax.optimization_barrier(mask), inputs / (1.0 - self.rate), 0)
+
+
+def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
+    """The network with the layers for training on the devices of a mesh, which are those of `network` on CPUs.
+
+    Args:
+      network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on GPUs, and
+        dropout_class=Dropout becomes `StoredDropout` on TPUs; GPUs store the mask anyway.
+      mesh: the mesh of the training step.
+    """
+    platform = mesh.devices.flat[0].platform
+    changes: dict[str, tuple] = {"norm_fn": (group_norm, training_norm)} if platform == "gpu" else {}
+    changes |= {"dropout_class": (nn.Dropout, StoredDropout)} if platform == "tpu" else {}
+    return network.clone(**{field: new for field, (old, new) in changes.items() if getattr(network, field, None) is old})
+
+
 class ResidualBlock(nn.Module):
     """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`).
 
@@ -147,6 +170,7 @@ class ResidualBlock(nn.Module):
     epsilon: float = 1e-6
     resample: str = ""
     upsample_conv_fn: ConvFn = upsample_conv
+    dropout_class: type[nn.Dropout] = nn.Dropout
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, deterministic: bool) -> jax.Array:
@@ -166,7 +190,7 @@ class ResidualBlock(nn.Module):
             h = nn.swish(norm(h) * (1 + scale) + shift)
         else:
             h = nn.swish(norm(h + temb))
-        h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=deterministic)
+        h = self.dropout_class(self.dropout, name="dropout")(h, deterministic=deterministic)
         h = conv(self.features, init=zero_init, dtype=self.dtype, name="conv2", conv_fn=self.conv_fn)(h)
         if x.shape[-1] != self.features:
             x = dense(self.features, dtype=self.dtype, name="shortcut")(x)

@@ -80,6 +80,7 @@ class UNet(nn.Module):
       conv_fn: the 3x3 convolutions, with the arguments of `jax.lax.conv_general_dilated`.
       upsample_conv_fn: nearest-neighbor upsampling and the convolution after it, with the same arguments.
       norm_fn: the group norms, with the arguments of `layers.group_norm`.
+      dropout_class: the dropout of residual blocks, with the fields and the call of `flax.linen.Dropout`.
       norm_groups: groups of each group norm; 0 for min(32, ch / 4).
       norm_epsilon: added to the variance in each group norm.
       downsample_padding: same or symmetric, padding (0, 1) or (1, 1) of the strided convolutions.
@@ -107,6 +108,7 @@ class UNet(nn.Module):
     conv_fn: ConvFn = jax.lax.conv_general_dilated
     upsample_conv_fn: ConvFn = upsample_conv
     norm_fn: NormFn = group_norm
+    dropout_class: type[nn.Dropout] = nn.Dropout
     head_channels: int = 0
     norm_groups: int = 0
     norm_epsilon: float = 1e-6
@@ -224,6 +226,7 @@ class UNet(nn.Module):
             norm_fn=self.norm_fn,
             epsilon=self.norm_epsilon,
             upsample_conv_fn=self.upsample_conv_fn,
+            dropout_class=self.dropout_class,
         )
         conv3x3 = functools.partial(conv, dtype=self.dtype, conv_fn=self.conv_fn)
 

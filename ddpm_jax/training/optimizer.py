@@ -140,7 +140,14 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    name: str, /, *, clip_norm: float = 0.0, skip_nonfinite: int = 0, frozen: Sequence[str] = (), **options: Any
+    name: str,
+    /,
+    *,
+    clip_norm: float = 0.0,
+    skip_nonfinite: int = 0,
+    frozen: Sequence[str] = (),
+    norm_fn: Callable[[Any], jax.Array] = optax.tree.norm,
+    **options: Any,
 ) -> optax.GradientTransformation:
     """The optimizer called `name` for learning rate 1, after clipping.
 
@@ -154,12 +161,13 @@ def make_optimizer(
       skip_nonfinite: number of consecutive gradients that are ignored, with updates 0, if they are not finite; 0 for none.
       frozen: patterns of the parameters (`param_patterns`) that have no state, updates 0 and no part in the norm of the
         gradient.
+      norm_fn: the global norm of a pytree, for the clipping.
       options: options of the optimizer, such as b1, b2 and eps of adam.
 
     Raises:
       ValueError: unknown name or option, an option out of range, or a function of the user's own that makes no optimizer.
     """
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # both have an empty state
+    clip = _clip_by_global_norm(clip_norm, norm_fn) if clip_norm else optax.identity()  # both have an empty state
     optimizer = registry.make(name, OPTIMIZERS, "optimizer", 1.0, options=options)
     custom_parts.check_type(f"the optimizer {name}", optimizer, optax.GradientTransformation)
     chain = optax.chain(clip, optimizer)
@@ -174,6 +182,18 @@ def make_optimizer(
         return updates, state._replace(notfinite_count=jnp.zeros_like(state.notfinite_count), inner_state=inner)
 
     return optax.GradientTransformation(skipping.init, update)
+
+
+def _clip_by_global_norm(max_norm: float, norm_fn: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, with the same arithmetic and a `norm_fn` of choice."""
+
+    def update(grads: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        del params
+        norm = norm_fn(grads)
+        unclipped = norm < max_norm
+        return jax.tree.map(lambda grad: jax.lax.select(unclipped, grad, (grad / norm) * max_norm), grads), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def check_custom_optimizer(name: str, optimizer: optax.GradientTransformation, params: Any) -> None:

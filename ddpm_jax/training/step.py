@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.timestep_sampling import TimestepSampler, make_timestep_sampler
-from ddpm_jax.training import ema, ema_tracker
+from ddpm_jax.training import ema, ema_tracker, grad_groups
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.optimizer import is_skipped
 from ddpm_jax.training.state import TrainState
@@ -48,6 +48,7 @@ def train_step(
     accumulation_steps: int = 1,
     pixel_format: pixels.PixelFormat = pixels.UINT8,
     unroll: bool = False,
+    group_grads: bool = False,
     shard_grad_fn: Callable[[Callable], Callable] = lambda loss_and_grads: loss_and_grads,
     shard_loss_fn: Callable[[Callable], Callable] = lambda mean_loss: mean_loss,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -77,6 +78,7 @@ def train_step(
       accumulation_steps: number of micro-batches over which gradients are averaged; divides B.
       pixel_format: type and range of the images.
       unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
+      group_grads: update the parameters in few kernels (`grad_groups.py`); `optimizer` should clip by `grad_groups.norm`.
       shard_grad_fn: transforms (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) into the same function,
         sharded over devices; by default XLA partitions it.
       shard_loss_fn: transforms (params, examples, dropout_key) -> (mean loss, losses [B]) into the same function of sharded
@@ -150,6 +152,8 @@ def train_step(
         return mean, grads, values.swapaxes(0, 1).reshape(-1)
 
     mean, grads, values = shard_grad_fn(loss_and_grads)(state.params, examples, dropout_key)
+    if group_grads:
+        grads = grad_groups.group(grads)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: jnp.asarray(learning_rate, update.dtype) * update, updates)
@@ -161,8 +165,8 @@ def train_step(
     quartile = jax.nn.one_hot(t * 4 // schedule.num_timesteps, 4)
     metrics = {
         "loss": mean,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": optax.tree.norm(params),
+        "grad_norm": grad_groups.norm(grads) if group_grads else optax.tree.norm(grads),
+        "param_norm": grad_groups.norm_of_new(params) if group_grads else optax.tree.norm(params),
         "quartile_sum": jnp.sum(quartile * values[:, None], axis=0),
         "quartile_count": jnp.sum(quartile, axis=0),
     }

@@ -15,7 +15,7 @@ import pytest
 
 from ddpm_jax import build, compiler_config, cpu
 from ddpm_jax.configs import digits
-from ddpm_jax.models import layers
+from ddpm_jax.models import group_norm, layers
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
 
@@ -140,8 +140,9 @@ def primitives(jaxpr):
 
 def test_a_network_for_the_cpu_matches_the_reference():
     """Same parameters; outputs within 1e-5 of the largest. Every layer is replaced: no reference is left in the program."""
-    plain = UNet(out_channels=1, ch=64, ch_mult=(1, 1), num_res_blocks=0, attn_resolutions=(), mid_attention=False)
-    fast = plain.clone(**cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=layers.group_norm))
+    options = {"ch": 64, "ch_mult": (1, 1), "num_res_blocks": 0, "attn_resolutions": (), "mid_attention": False}
+    plain = UNet(out_channels=1, norm_fn=group_norm.linen_norm, **options)
+    fast = plain.clone(**cpu.layer_functions(upsample_conv=layers.upsample_conv, norm=group_norm.linen_norm))
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 700])
     shapes = jax.eval_shape(plain.init, jax.random.key(1), x, t)
     assert jax.eval_shape(fast.init, jax.random.key(1), x, t) == shapes
