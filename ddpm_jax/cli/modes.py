@@ -111,7 +111,7 @@ FLAGS = {  # flags that not every mode has -> help
     **PREPARE_FLAGS,
     "new_attention_order": "whether the weights were trained with guided-diffusion's use_new_attention_order.",
     "target": "machine, such as h100x8, a100, v5e:2x4, v5p:2x2x1 or cpu; short: plan TARGET --config=cifar10.",
-    "suggest": "if it does not fit, compile again with a smaller batch, with remat and in bfloat16.",
+    "suggest": "if it does not fit, compile again with a smaller batch, remat, bfloat16 and config.mesh.fsdp.",
     "sampling": "compile the sampler as well.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }

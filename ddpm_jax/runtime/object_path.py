@@ -49,7 +49,7 @@ def object_path(name: str) -> "ObjectPath":
     if not rest.strip("/"):
         raise FileAccessError(f"{name} has no bucket: write gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UnavailableError(f"{name} needs a package that is not installed: pip install 'ddpm-jax[gcs]'")
+        raise UnavailableError(f"{name} needs a package that is not installed: pip install gcsfs")
     _make_etils_use_gcsfs()
     return ObjectPath(f"gs://{rest.strip('/')}")
 

@@ -44,7 +44,7 @@ def test_other_stores_end_in_one_line(name):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UnavailableError, match=r"gs://bucket/x needs .* pip install 'ddpm-jax\[gcs\]'"):
+    with pytest.raises(UnavailableError, match=r"gs://bucket/x needs .* pip install gcsfs"):
         storage.path("gs://bucket/x")
 
 
