@@ -27,7 +27,7 @@ CONFIG = defaults.get_config().to_dict()
         ("`batch_size` is 3", "config.train.batch_size is 3"),  # a field of several sections
         ("`seed` is -1", "config.seed is -1"),  # a top-level field
         ("choose another `workdir`, or `output=x`", "choose another --workdir, or --output=x"),  # flags of their own
-        ("`num_steps` and `nothing` and `data`",) * 2,  # a field of two sections, of none, and a section
+        ("`num_steps` and `nothing` and `train`",) * 2,  # a field of two sections, of none, and a section
     ],
 )
 def test_arguments_become_fields(message, line):
