@@ -14,7 +14,7 @@ per image, the gradient is
 again with a single reduction over the pixels. Linen's norm reads bfloat16 x twice for the variance, reduces over the few
 channels of a group, and JAX's gradient of it is several more reductions.
 
-E[x^2] - E[x]^2 in float32 has an error of about 1e-7 E[x^2]. Rounding x to bfloat16 changes each value by up to 4e-3 |x|,
+E[x^2] - E[x]^2 in float32 has an error of about 1e-7 E[x^2]. Rounding x to bfloat16 changes each value by up to 4e-3 of x,
 so the difference costs a bfloat16 network no digits (`tests/models/test_group_norm.py` measures both).
 """
 
@@ -50,7 +50,8 @@ def training_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: in
 
 def _group_sum(values: jax.Array, groups: int) -> jax.Array:
     """[B, C] -> [B, G]. Slices are added since a reduction would be a kernel of its own on a GPU."""
-    values = values.reshape(len(values), groups, -1)
+    batch, channels = values.shape  # the batch may be symbolic (`jax.export`)
+    values = values.reshape(batch, groups, channels // groups)
     return functools.reduce(jnp.add, (values[:, :, index] for index in range(values.shape[2])))
 
 

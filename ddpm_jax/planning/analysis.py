@@ -15,7 +15,7 @@ def state_bytes(state: TrainState) -> dict[str, float]:
     """Bytes of the parts of a training state on one device.
 
     Args:
-      state: of `jax.ShapeDtypeStruct`s with shardings, so that a sharded state counts its shards.
+      state: of jax.ShapeDtypeStruct with shardings, so that a sharded state counts its shards.
     """
     averages = (state.ema_params, state.averages)
     parts = {"parameters": state.params, "ema": averages, "optimizer": state.opt_state}
@@ -23,7 +23,7 @@ def state_bytes(state: TrainState) -> dict[str, float]:
 
 
 def tree_bytes(tree: Any) -> float:
-    """Bytes on one device of a pytree of `jax.ShapeDtypeStruct`s."""
+    """Bytes on one device of a pytree of jax.ShapeDtypeStruct."""
     return float(sum(map(_shard_bytes, jax.tree.leaves(tree))))
 
 

@@ -140,7 +140,7 @@ class BatchedSampler:
         """The program of one chunk of steps, to compile it for a machine that need not be present.
 
         Args:
-          params: the parameters' shapes, `jax.ShapeDtypeStruct`s with a sharding over the mesh, as all arguments.
+          params: the parameters' shapes, jax.ShapeDtypeStruct with a sharding over the mesh, as all arguments.
           cond: [batch_size, ...], for a conditional network.
           given: [batch_size, ...], for `begin`.
         """

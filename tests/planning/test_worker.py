@@ -52,8 +52,9 @@ def test_the_cache_keeps_values_by_what_they_depend_on(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_process_ends_with_its_parent(repository, number):
-    program = (
-        "import time\nfrom ddpm_jax.planning.worker import run_in_process\n"
+    program = (  # a shell starts background jobs with SIGINT ignored
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from ddpm_jax.planning.worker import run_in_process\n"
         "if __name__ == '__main__':\n    run_in_process(time.sleep, 1000, environment={}, label='compiling')\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=repository, stderr=subprocess.DEVNULL)
