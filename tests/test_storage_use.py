@@ -19,7 +19,6 @@ LOCAL = {
     "data/prepare.py": "writes array_record files",
     "data/prepare_target.py": "writes array_record files",
     "data/tfds.py": "the lock of a set that is downloaded",
-    "planning/plan_cache.py": "the cache of plans",
     "metrics/download.py": "the cache of downloads",
     "metrics/inception_weights.py": "the cache of downloads",
 }

@@ -3,6 +3,7 @@
 import importlib
 import logging as py_logging
 import os
+import signal
 import sys
 import textwrap
 
@@ -189,6 +190,9 @@ def main(argv: list[str]) -> None:
         code = module.run(*positional, **named)
     except ExpectedError as error:
         exit_with_error(error)
+    except KeyboardInterrupt:  # training saves its state and returns instead
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     sys.exit(code)
 
 

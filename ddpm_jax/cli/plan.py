@@ -50,6 +50,8 @@ def run(
     network_check.check_network(config)
     machine = targets.parse_target(target)
     targets.check_installed(machine)
+    if output:  # before minutes of compilation
+        manifest.check_output(identity_of(config, machine), output)
     cache = PlanCache(paths.expand(compilation_cache) / FOLDER if compilation_cache else None)
     summary = summarized(config, machine, cache)
     texts = [console.text(summary, machine, title=f"{config.data.name} on {target}", unit="step", steps=config.train.num_steps)]

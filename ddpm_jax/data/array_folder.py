@@ -154,7 +154,9 @@ def read_array(path: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray
     except MemoryError:
         raise
     except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
-        raise ArrayFileError(error_line(error)) from error
+        # NumPy takes a file of any other format for a pickle, and recommends to load it although that could execute code.
+        is_pickle = "allow_pickle" in str(error)
+        raise ArrayFileError("not an array of numbers that NumPy wrote" if is_pickle else error_line(error)) from error
     array = array[..., None] if array.ndim == 2 else array
     if array.shape != shape:
         raise ArrayFileError(f"shape {'x'.join(map(str, array.shape))}, not {'x'.join(map(str, shape))}")

@@ -44,6 +44,18 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
     return folder
 
 
+def check_output(identity: dict[str, Any], output: str) -> None:
+    """Check that `claim` will accept a folder given by the user, without writing a manifest. The folder is created.
+
+    Raises:
+      ConflictError, InvalidDataError, FileAccessError: as `claim`.
+    """
+    folder = paths.output_path(output, "")
+    paths.make_output_folder(folder)
+    if (folder / MANIFEST).exists():
+        require_same(folder, identity)
+
+
 def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
     """Write the manifest of a folder."""
     write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")

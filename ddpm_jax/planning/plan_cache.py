@@ -3,12 +3,17 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ddpm_jax
+from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.errors import error_line
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "libtpu", "jax-cuda12-pjrt")
 # Source on which no compilation depends.
@@ -54,11 +59,11 @@ class PlanCache:
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a JSON-serializable value.
-
-        Raises:
-          FileAccessError: the folder cannot be written.
-        """
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        """Keep a JSON-serializable value. If the folder cannot be written, this is only logged: the value was expensive."""
+        if self.folder is None:
+            return
+        try:
+            storage.make_folder(self.folder)
             write_atomically(self.folder / f"{key}.json", json.dumps(value) + "\n")
+        except OSError as error:
+            logger.warning(f"cannot keep the plan in {self.folder}: {error_line(error)}; choose another --compilation_cache")

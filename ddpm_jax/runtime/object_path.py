@@ -48,6 +48,8 @@ def object_path(name: str) -> "ObjectPath":
         raise FileAccessError(f"{name}: {supported}; choose a local folder, or mount the bucket")
     if not rest.strip("/"):
         raise FileAccessError(f"{name} has no bucket: write gs://BUCKET/NAME")
+    if {".", ".."} & set(rest.split("/")):  # a store knows no such steps: they would become parts of names
+        raise FileAccessError(f"{name} has a part . or ..: write the name of the folder without it")
     if importlib.util.find_spec("gcsfs") is None:
         raise UnavailableError(f"{name} needs a package that is not installed: pip install gcsfs")
     _make_etils_use_gcsfs()

@@ -4,13 +4,17 @@ The machine has 30 s from it. Whether the operating system then also sends SIGTE
 started. https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
 """
 
+import http.client
 import logging
 import os
 import pathlib
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+
+from ddpm_jax.runtime.errors import error_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +56,16 @@ class PreemptionNotice:
     def _watch(self, host: str) -> None:
         options, failures = "", 0  # the first request is answered at once
         while not self._stopped.is_set():
+            started = time.monotonic()
             try:
                 preempted = _read(f"http://{host}/computeMetadata/v1/instance/preempted{options}") == "TRUE"
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 failures += 1
                 if failures == MAX_FAILURES:
-                    logger.debug(f"the metadata server at {host} does not answer: {error}")
+                    reason = error_line(error, kind=True)
+                    logger.warning(
+                        f"the metadata server at {host} does not answer ({reason}): only SIGTERM can stop this program then"
+                    )
                     return
                 self._stopped.wait(RETRY_S)
                 continue
@@ -65,6 +73,8 @@ class PreemptionNotice:
                 logger.info(f"the metadata server at {host} announces that this machine is preempted: stopping")
                 self._callback()
                 return
+            if options:  # a server that does not wait for a change is not asked all the time
+                self._stopped.wait(max(0.0, RETRY_S - (time.monotonic() - started)))
             options, failures = f"?wait_for_change=true&timeout_sec={WAIT_S}", 0
 
 
@@ -73,4 +83,7 @@ def _read(url: str) -> str:
     # Without the proxies of the environment: the server is part of this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=WAIT_S + 10) as response:
-        return response.read(100).decode().strip()
+        answer = response.read(100).decode().strip()
+    if answer not in ("TRUE", "FALSE"):
+        raise ValueError(f"the answer is {answer!r}, neither TRUE nor FALSE")
+    return answer

@@ -11,6 +11,7 @@ object store are handled here:
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import tempfile
@@ -91,9 +92,14 @@ def check_writable(folder: pathlib.Path) -> None:
     """Writes a file into a folder and removes it.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written, or is a file.
     """
     if is_remote(folder):
+        # A store would accept objects "in" an object; as on a disk, a file is no folder.
+        if folder.is_file():
+            raise FileExistsError(errno.EEXIST, "it is a file", os.fspath(folder))
+        if any(parent.is_file() for parent in list(folder.parents)[: max(0, len(folder.parts) - 4)]):  # below the bucket
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(folder))
         marker = folder / f".writable-{os.urandom(6).hex()}"
         marker.write_bytes(b"")
         marker.unlink()

@@ -210,3 +210,12 @@ def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
     assert "error: --runs must be the workdirs of two or more different runs, such as runs/a,runs/b" in result.stderr
     assert "--mode=compare has no --workdir" in compare("compare", str(trained), str(other), "--workdir=x").stderr
     assert "--runs is for --mode=compare only" in compare("--runs=a,b", "--workdir=x").stderr
+
+
+def test_ctrl_c_is_one_line(repository):
+    program = "import os, signal; from ddpm_jax.cli import compare, main\n"
+    program += "compare.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\nmain.run()"
+    line = [sys.executable, "-c", program, "compare", "runs/a", "runs/b"]
+    done = subprocess.run(line, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "stopped by Ctrl-C"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddpm_jax.cli import modes, plan
 from ddpm_jax.planning import compile_step, targets
-from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError, UnavailableError
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidArgumentError, UnavailableError
 from ddpm_jax.user_messages import UsageError
 
 FOUND = {  # what a compilation finds (`planning.analysis`)
@@ -85,6 +85,7 @@ def test_a_folder_with_the_plan_of_another_config_is_kept(make_plan, compiled, t
     make_plan(tiny_config(), output=output)
     with pytest.raises(ConflictError, match="batch_size"):
         make_plan(tiny_config({"train.batch_size": 4}), output=output)
+    assert len(compiled) == 1
 
 
 def test_what_makes_it_fit_is_compiled_if_asked(make_plan, compiled, tiny_config, tmp_path, capsys, monkeypatch):
@@ -99,11 +100,14 @@ def test_what_makes_it_fit_is_compiled_if_asked(make_plan, compiled, tiny_config
     assert len(json.loads((tmp_path / "out" / "plan_cpu.json").read_text())["suggestions"]) == 3
 
 
-def test_errors_come_before_the_compilation(make_plan, compiled, tiny_config, monkeypatch):
+def test_errors_come_before_the_compilation(make_plan, compiled, tiny_config, tmp_path, monkeypatch):
     with pytest.raises(InvalidArgumentError, match="target=h10"):
         make_plan(tiny_config(), target="h10")
     with pytest.raises(UsageError, match=r"train\.batch_size"):
         make_plan(tiny_config({"train.batch_size": 0}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileAccessError, match="it is a file; choose another `output`"):
+        make_plan(tiny_config(), output=str(tmp_path / "file"))
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(UnavailableError, match="pip install"):
         make_plan(tiny_config(), target="h100")

@@ -49,6 +49,14 @@ def test_the_cache_keeps_values_by_what_they_depend_on(tmp_path, monkeypatch):
     assert cache.get(key) is None
 
 
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, log_lines):
+    (tmp_path / "file").write_text("")
+    PlanCache(tmp_path / "file" / "plans").put("key", {"x": 1})
+    (line,) = log_lines
+    assert "cannot keep the plan in" in line
+    assert "choose another --compilation_cache" in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_process_ends_with_its_parent(repository, number):

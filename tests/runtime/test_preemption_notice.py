@@ -3,6 +3,7 @@
 import http.server
 import signal
 import threading
+import time
 
 import pytest
 
@@ -16,18 +17,21 @@ class MetadataServer(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.preempted, self.requests = threading.Event(), []
-        self.fails = 0
+        self.fails, self.waits, self.garbage = 0, True, b""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.requests.append(self.path)
+        if server.garbage:
+            self.wfile.write(server.garbage)
+            return
         if server.fails or self.headers["Metadata-Flavor"] != "Google":
             server.fails -= 1
             self.send_error(503)
             return
-        if "wait_for_change=true" in self.path:
+        if server.waits and "wait_for_change=true" in self.path:
             server.preempted.wait(0.05)  # that of Google waits for a minute
         body = b"TRUE" if server.preempted.is_set() else b"FALSE"
         self.send_response(200)
@@ -69,13 +73,36 @@ def test_a_machine_that_is_preempted_already(server):
         assert given.wait(10)
 
 
-def test_a_server_that_fails_is_given_up(server):
-    server.fails = 1000
+@pytest.mark.parametrize("garbage", [b"", b"\xff\xfe nonsense\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nTR"])
+def test_a_server_that_fails_is_given_up(server, garbage, log_lines):
+    server.fails, server.garbage = 1000, garbage
     with preemption_notice.PreemptionNotice(lambda: pytest.fail("no notice")):
         (thread,) = (thread for thread in threading.enumerate() if thread.name == "preemption-notice")
         thread.join(10)
     assert not thread.is_alive()
     assert len(server.requests) == preemption_notice.MAX_FAILURES
+    (line,) = log_lines
+    assert "does not answer" in line
+    assert "\n" not in line
+
+
+def test_a_server_that_does_not_wait_is_asked_at_intervals(server, monkeypatch):
+    server.waits = False
+    monkeypatch.setattr(preemption_notice, "RETRY_S", 10.0)
+    with preemption_notice.PreemptionNotice(lambda: pytest.fail("no notice")):
+        time.sleep(0.3)
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("host", ["no host at all", "127.0.0.1:99999"])
+def test_a_name_that_is_no_host(monkeypatch, host, log_lines):
+    monkeypatch.setenv("GCE_METADATA_HOST", host)
+    monkeypatch.setattr(preemption_notice, "RETRY_S", 0.0)
+    with preemption_notice.PreemptionNotice(lambda: pytest.fail("no notice")):
+        for thread in threading.enumerate():
+            if thread.name == "preemption-notice":
+                thread.join(10)
+    assert len(log_lines) == 1
 
 
 def test_other_machines_are_not_asked(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from ddpm_jax.runtime import atomic, checksums, npz, object_path, paths, storage
+from ddpm_jax.runtime import atomic, checksums, npz, object_path, paths, storage, workdir
 from ddpm_jax.runtime.errors import FileAccessError, UnavailableError, error_line
 from ddpm_jax.runtime.object_path import ObjectPath
 
@@ -39,6 +39,12 @@ def test_paths_in_a_bucket():
 @pytest.mark.parametrize("name", ["s3://bucket/x", "https://host/x", "gs://"])
 def test_other_stores_end_in_one_line(name):
     with pytest.raises(FileAccessError, match=name):
+        storage.path(name)
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/runs/../x", "gs://bucket/./x", "gs://bucket/.."])
+def test_a_name_with_dots_is_refused(name):
+    with pytest.raises(FileAccessError, match="write the name of the folder without it"):
         storage.path(name)
 
 
@@ -196,6 +202,18 @@ def test_a_store_that_cannot_be_reached():
     for error in (aiohttp.ClientConnectionError("no route"), TimeoutError(), ConnectionResetError(104, "reset")):
         with pytest.raises(OSError, match="the store cannot be reached"), object_path.store_errors(ObjectPath("gs://bucket/x")):
             raise error
+
+
+def test_an_object_is_no_folder(bucket):
+    file = storage.path(bucket) / "config.json"
+    file.write_text("{}")
+    for folder, reason in ((file, "it is a file"), (file / "a" / "b", "not a directory")):
+        with pytest.raises(FileAccessError, match=f"cannot write to {folder}: {reason}; choose another `output`"):
+            paths.make_output_folder(folder)
+        with pytest.raises(FileAccessError, match=f"cannot make the workdir {folder}: {reason}; choose another `workdir`"):
+            workdir.make_folder(folder)
+    assert [each.name for each in file.parent.rglob("*")] == ["config.json"]
+    paths.make_output_folder(storage.path("gs://bucket"))
 
 
 def test_a_missing_bucket_is_named(emulator):
