@@ -286,13 +286,13 @@ def test_no_call_overwrites_the_files_of_another(generate, trained, tiny_config,
 def test_after_a_kill_the_same_command_gives_the_files_of_an_uninterrupted_one(trained, generate, command, tmp_path):
     """SIGKILL to a real process after some chunks."""
     generate()
-    folder, fields = trained
-    fields = fields | {"sampling.num_images": 400, "sampling.batch_size": 8, "sampling.format": "both"}
+    folder, _ = trained
+    fields = {"sampling.num_images": 400, "sampling.batch_size": 8, "sampling.format": "both"}
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     log = tmp_path / "log"
 
     def start(name):
-        line = command(folder, "--mode=sample", f"--output={tmp_path / name}", fields=fields)
+        line = command(folder, "--mode=sample", f"--output={tmp_path / name}", fields=fields, config="", tiny=False)
         return preloaded.Process(line, stdout=log, stderr=log, env=environment)
 
     killed = start("killed")
