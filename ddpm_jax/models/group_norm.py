@@ -19,6 +19,7 @@ so the difference costs a bfloat16 network no digits (`tests/models/test_group_n
 """
 
 import functools
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,7 @@ def linen_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, 
     """`group_norm` by Linen."""
     fast = x.dtype == jnp.float32  # for bfloat16, the variance takes a second pass
     norm = nn.GroupNorm(groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=fast, parent=None)
-    return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+    return cast(jax.Array, norm.apply({"params": {"scale": scale, "bias": bias}}, x))
 
 
 def one_pass_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
