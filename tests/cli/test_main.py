@@ -214,6 +214,7 @@ def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
 
 def test_ctrl_c_is_one_line(repository):
     program = "import os, signal; from ddpm_jax.cli import compare, main\n"
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
     program += "compare.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\nmain.run()"
     line = [sys.executable, "-c", program, "compare", "runs/a", "runs/b"]
     done = subprocess.run(line, cwd=repository, capture_output=True, text=True, check=False)
