@@ -33,6 +33,14 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
+def taken_over(expire_s: float, holder: str) -> ConflictError:
+    """The error of a training whose lock expired and was taken by another one, `holder`; also for a lock on a disk."""
+    return ConflictError(
+        f"this process was stopped for over {expire_s:g} s, and another training has taken the workdir: {holder}. "
+        "Nothing more is saved"
+    )
+
+
 class ObjectLock(contextlib.AbstractContextManager):
     """The exclusive right to train in a workdir in a bucket, held from construction to `release`.
 
@@ -78,10 +86,7 @@ class ObjectLock(contextlib.AbstractContextManager):
                 if time.monotonic() - self._beaten > self._expire_s / 2:
                     raise
         if self._lost:
-            raise ConflictError(
-                f"this process was stopped for over {self._expire_s:g} s, and another training has taken the workdir: "
-                f"{self._lost}. Nothing more is saved"
-            )
+            raise taken_over(self._expire_s, self._lost)
 
     def release(self) -> None:
         """Ends the heartbeat and frees the workdir. May be called twice."""

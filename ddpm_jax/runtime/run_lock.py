@@ -29,7 +29,7 @@ from typing import Any
 
 from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import ConflictError, os_errors
-from ddpm_jax.runtime.object_lock import ObjectLock
+from ddpm_jax.runtime.object_lock import ObjectLock, taken_over
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,7 @@ class RunLock(contextlib.AbstractContextManager):
         """Raises ConflictError if another training has taken the workdir. Must be called before anything is saved."""
         holder = _read(self._file)
         if holder is not None and holder["token"] != self._record["token"]:
-            raise ConflictError(
-                f"this process was stopped for over {self._expire_s:g} s, and another training has taken the workdir: "
-                f"{_describe(holder)}. Nothing more is saved"
-            )
+            raise taken_over(self._expire_s, _describe(holder))
 
     def release(self) -> None:
         """Ends the heartbeat and frees the workdir. May be called twice."""
