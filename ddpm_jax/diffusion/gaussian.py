@@ -1,11 +1,11 @@
 """The diffusion process: the forward process, and one ancestral step of the reverse process.
 
-Forward, directly for any t, with ε ~ N(0, I) (the tables and their equations (1)-(4) are in `schedules.py`):
+Forward, directly for any t, with ε ~ N(0, I) (equations (1), (2) and (4) and the tables are in `schedules.py`):
 
     x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε                                           (6)   DDPM 2006.11239, eq. 4
 
 Reverse: (8) or (9) of `parameterization.py` converts the network's output to an estimate x̂_0, which replaces x_0 in the
-posterior (3):
+posterior (3) of `posterior.py`:
 
     p(x_{t-1} | x_t) = N(c1_t x̂_0 + c2_t x_t, σ_t² I)                               (10)  DDPM eqs. 1, 7
 

@@ -8,11 +8,7 @@ so with α_t = 1 - β_t and ᾱ_t = α_0 α_1 ... α_t the marginal of any step 
 
     q(x_t | x_0) = N(sqrt(ᾱ_t) x_0, (1 - ᾱ_t) I)                                    (2)   DDPM eq. 4
 
-and so is the posterior of a step given x_0,
-
-    q(x_{t-1} | x_t, x_0) = N(c1_t x_0 + c2_t x_t, β̃_t I)                           (3)   DDPM eqs. 6, 7
-    c1_t = β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)        c2_t = (1 - ᾱ_{t-1}) sqrt(α_t) / (1 - ᾱ_t)
-    β̃_t = β_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t)
+and so is the posterior of a step given x_0, equation (3) of `posterior.py`.
 
 The index t runs from 0 to T-1, one less than in the paper: t=0 already has one step of noise, and ᾱ_{-1} = 1.
 
@@ -39,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.noise_level import NoiseLevel, lookup
+from ddpm_jax.diffusion.posterior import posterior_tables
 from ddpm_jax.runtime import registry
 
 
@@ -58,10 +55,10 @@ class NoiseSchedule:
     sqrt_one_minus_alphas_cumprod: np.ndarray  # noise scale of (2), without cancellation (4)
     sqrt_recip_alphas_cumprod: np.ndarray  # 1 / sqrt(ᾱ_t)
     sqrt_recipm1_alphas_cumprod: np.ndarray  # sqrt(1 / ᾱ_t - 1)
-    posterior_variance: np.ndarray  # β̃_t of (3); 0 at t=0
-    posterior_log_variance_clipped: np.ndarray  # log β̃_t, but the value of t=1 at t=0 (log β_0 if K=1), where it is -inf
-    posterior_mean_coef1: np.ndarray  # c1_t of (3), coefficient of x_start
-    posterior_mean_coef2: np.ndarray  # c2_t of (3), coefficient of x_t
+    posterior_variance: np.ndarray  # β̃_t of (3), as the next three in `posterior.py`
+    posterior_log_variance_clipped: np.ndarray  # log β̃_t, finite at t=0
+    posterior_mean_coef1: np.ndarray  # c1_t, coefficient of x_start
+    posterior_mean_coef2: np.ndarray  # c2_t, coefficient of x_t
     timesteps: np.ndarray  # int32 [K], t in the training chain: 0..T-1 unless respaced
     train_timesteps: int  # T of the training chain
 
@@ -211,10 +208,7 @@ def _tables(betas: np.ndarray, alphas: np.ndarray, timesteps: np.ndarray, train_
     alphas_cumprod = np.cumprod(alphas)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     one_minus = _cumulative_noise_variance(betas, alphas)
-    one_minus_prev = np.append(0.0, one_minus[:-1])
-
-    posterior_variance = betas * one_minus_prev / one_minus
-    first = posterior_variance[1:2] if len(betas) > 1 else betas  # used at t=0, where β̃ is 0
+    posterior = posterior_tables(betas, alphas, alphas_cumprod_prev, one_minus)
     with np.errstate(divide="ignore"):  # ᾱ = 0 at zero terminal SNR
         sqrt_recip_alphas_cumprod = 1 / np.sqrt(alphas_cumprod)
         sqrt_recipm1_alphas_cumprod = np.sqrt(one_minus / alphas_cumprod)
@@ -228,10 +222,10 @@ def _tables(betas: np.ndarray, alphas: np.ndarray, timesteps: np.ndarray, train_
         sqrt_one_minus_alphas_cumprod=np.sqrt(one_minus),
         sqrt_recip_alphas_cumprod=sqrt_recip_alphas_cumprod,
         sqrt_recipm1_alphas_cumprod=sqrt_recipm1_alphas_cumprod,
-        posterior_variance=posterior_variance,
-        posterior_log_variance_clipped=np.log(np.append(first, posterior_variance[1:])),
-        posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / one_minus,
-        posterior_mean_coef2=one_minus_prev * np.sqrt(alphas) / one_minus,
+        posterior_variance=posterior.variance,
+        posterior_log_variance_clipped=posterior.log_variance_clipped,
+        posterior_mean_coef1=posterior.mean_coef1,
+        posterior_mean_coef2=posterior.mean_coef2,
         timesteps=timesteps.astype(np.int32),
         train_timesteps=train_timesteps,
     )
