@@ -11,20 +11,14 @@ kept, and one that was stopped is resumed.
 """
 
 import argparse
-import concurrent.futures
-import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import runs
+
 OPTIMIZERS = ("adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine")
 SEEDS = (0, 1, 2)
-_free_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 LAST_STEPS = 500  # the loss is the mean over these
 TRAIN = "--config=configs/digits.py --config.train.sample_every=0 --config.train.trackers=()"
 DATA = {
@@ -33,7 +27,7 @@ DATA = {
     "--config.evaluation.num_heldout_images=300",
 }
 EVALUATE = (
-    "--mode=evaluate --config.evaluation.class_proportions=uniform --config.evaluation.vlb_num_timesteps=40 "
+    "--config.evaluation.class_proportions=uniform --config.evaluation.vlb_num_timesteps=40 "
     "--config.evaluation.metrics=('frechet','bits_per_dim')"
 )
 
@@ -45,60 +39,28 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--data", default="digits", choices=DATA, help="the images")
     parser.add_argument("--data_dir", default="", help="folder of TFDS's sets")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="number of runs at a time; with more than one, each has one CPU core"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time, each with its share of the CPU cores")
     options = parser.parse_args()
     folder = pathlib.Path(options.folder).absolute()
-    runs = [(optimizer, schedule, seed) for seed in SEEDS for optimizer in OPTIMIZERS for schedule in SCHEDULES]
-    todo = [run for run in runs if not options.table and not result(run_folder(folder, *run))]
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for number, (name, took) in enumerate(pool.map(lambda run: train_and_evaluate(options, folder, *run), todo), 1):
-            print(f"run {number} of {len(todo)}: {name} done in {took:.0f} s", file=sys.stderr, flush=True)
+    if not options.table:
+        data = f"{DATA[options.data]} --config.data.data_dir={options.data_dir} --config.train.num_steps={options.steps}"
+        grid = [(optimizer, schedule, seed) for seed in SEEDS for optimizer in OPTIMIZERS for schedule in SCHEDULES]
+        runs.run_all(folder, [run_of(*chosen, data) for chosen in grid], options.jobs)
     print_table(folder)
 
 
-def train_and_evaluate(options, folder: pathlib.Path, optimizer: str, schedule: str, seed: int) -> tuple[str, float]:
-    """Train and evaluate one run; returns its name and seconds."""
-    started, workdir = time.monotonic(), run_folder(folder, optimizer, schedule, seed)
-    data = f"{DATA[options.data]} --config.data.data_dir={options.data_dir}"
+def run_of(optimizer: str, schedule: str, seed: int, data: str) -> runs.Run:
     chosen = f"--config.optimizer.name={optimizer} --config.optimizer.schedule={schedule} --config.seed={seed}"
-    one_core = options.jobs > 1
-    program(workdir, f"{TRAIN} {data} {chosen} --config.train.num_steps={options.steps}", one_core)
-    program(workdir, f"{EVALUATE} --output={workdir / 'eval'}", one_core)
-    return workdir.name, time.monotonic() - started
-
-
-def run_folder(folder: pathlib.Path, optimizer: str, schedule: str, seed: int) -> pathlib.Path:
-    return folder / f"{optimizer}_{schedule}_{seed}"
-
-
-def program(workdir: pathlib.Path, fields: str, one_core: bool) -> None:
-    """Runs main.py in this repository; its output goes to a log beside the run."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    core = _free_cores.pop() if one_core else None
-    try:
-        with (workdir.parent / f"{workdir.name}.log").open("a") as log:
-            command = [sys.executable, "main.py", f"--workdir={workdir}", *fields.split()]
-            pin = (lambda: os.sched_setaffinity(0, {core})) if one_core else None
-            subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log, preexec_fn=pin)
-    finally:
-        if one_core:
-            _free_cores.append(core)
+    return runs.Run(f"{optimizer}_{schedule}_{seed}", f"{TRAIN} {data} {chosen}", EVALUATE)
 
 
 def result(workdir: pathlib.Path) -> dict[str, float] | None:
     """Loss, Fréchet distance and bits/dim of a run; None if it is not done."""
-    row: dict[str, float] = {}
-    for report in (workdir / "eval" / "results").glob("step_*.json"):
-        row |= json.loads(report.read_text())["row"]
+    row = runs.report(workdir)
     if not row.keys() >= {"frechet", "bits/dim"}:
         return None
-    losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    losses = [
-        line["train/loss"] for line in losses if line.get("train/loss") and line["step"] > losses[-1]["step"] - LAST_STEPS
-    ]
-    return {"loss": statistics.mean(losses), "distance": row["frechet"], "bits/dim": row["bits/dim"]}
+    loss = runs.last_mean(workdir, "train/loss", LAST_STEPS)
+    return {"loss": loss, "distance": row["frechet"], "bits/dim": row["bits/dim"]}
 
 
 def print_table(folder: pathlib.Path) -> None:
@@ -106,7 +68,7 @@ def print_table(folder: pathlib.Path) -> None:
     print("| optimizer | schedule | loss | distance | bits/dim |\n|---|---|---|---|---|")
     for optimizer in OPTIMIZERS:
         for schedule in SCHEDULES:
-            done = [found for seed in SEEDS if (found := result(run_folder(folder, optimizer, schedule, seed)))]
+            done = [found for seed in SEEDS if (found := result(folder / f"{optimizer}_{schedule}_{seed}"))]
             cells = []
             for name, digits in (("loss", 4), ("distance", 4), ("bits/dim", 3)):
                 values = [f"{row[name]:.{digits}f}" for row in done]
