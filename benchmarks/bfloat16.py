@@ -68,7 +68,7 @@ def measured(folder: pathlib.Path, dtype: str, seed: int, steps: int) -> dict[st
 
 
 def print_table(folder: pathlib.Path, steps: int) -> None:
-    """Of each seed and each dtype, and the means over the seeds."""
+    """The numbers of each dtype and seed, and the means over the seeds."""
     done = {(dtype, seed): measured(folder, dtype, seed, steps) for dtype in DTYPES for seed in SEEDS}
     print("| | dtype | seed 0 | seed 1 | seed 2 | mean |\n|---|---|---|---|---|---|")
     for name in ("loss", "gradient norm", "Fréchet distance"):

@@ -41,6 +41,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(options: argparse.Namespace):
     """The config of the options; XLA is configured as in main.py."""
+    if getattr(options, "against", None):  # JAX would reserve most of a GPU's memory for itself
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config = importlib.import_module(f"ddpm_jax.configs.{options.config}").get_config()
     config.model.dtype = options.dtype or config.model.dtype
     config.train.batch_size = options.batch_size or config.train.batch_size

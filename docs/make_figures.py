@@ -59,15 +59,17 @@ class Figure:
       command: shell command, run in the repository.
       file: pattern of the file that the command writes; one command may write several figures.
       run: the network that it needs, a key of TRAINED, or "".
+      trains: whether the command itself trains networks, for long.
     """
 
     command: str
     file: str
     run: str = ""
+    trains: bool = False
 
     @property
     def slow(self) -> bool:
-        return bool(self.run) and TRAINED[self.run].slow
+        return self.trains or (bool(self.run) and TRAINED[self.run].slow)
 
 
 TRAINED = {
@@ -160,6 +162,7 @@ FIGURES = {
         command_for_run("cifar10", "--mode=sample --config.sampling.num_images=64", "cifar10_gpu"), "grid.png", "cifar10"
     ),
     "flowers": Figure(command_for_run("flowers", "--mode=sample", "flowers"), "grid.png", "flowers"),
+    "bfloat16": Figure(f"python benchmarks/bfloat16.py --folder={RUNS}/pictures/bfloat16", "losses.png", trains=True),
 }
 
 

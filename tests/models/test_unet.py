@@ -169,6 +169,16 @@ def test_timestep_embedding_is_sines_then_cosines_of_geometric_frequencies():
         timestep_embedding(t, 7)
 
 
+@pytest.mark.parametrize("kind", ["ddpm", "iddpm"])
+@pytest.mark.parametrize("width", [16, 128])  # of configs/digits.py and cifar10.py
+def test_4000_times_differ_after_rounding_to_bfloat16(kind, width):
+    """The layer behind the embedding computes in `dtype`; T = 4000 is given to the network as times 0.25 apart."""
+    t = jnp.arange(4000) / 4
+    rounded = np.asarray(timestep_embedding(t, width, kind).astype(jnp.bfloat16), np.float32)
+    assert len(np.unique(rounded, axis=0)) == 4000
+    assert len(np.unique(np.asarray(t.astype(jnp.bfloat16)))) < 4000  # rounding the times themselves would not do
+
+
 def test_the_embedding_of_improved_diffusion_is_cosines_then_sines_of_other_frequencies():
     t = jnp.array([0, 1, 999], jnp.int32)
     angles = np.outer(t, 10000.0 ** (-np.arange(4) / 4))
