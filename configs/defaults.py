@@ -283,4 +283,7 @@ def get_config() -> ConfigDict:
     visualize.num_images = 4  # number of rows: real images being noised, and images being generated
     visualize.num_stages = 11  # number of columns, from image to noise and from noise to image
     visualize.start_index = 0  # index of the first real image in the data set
+    visualize.animation = "webp"  # webp, gif, or "" for none: forward, reverse and chain as animations
+    visualize.animation_frames = 40  # about so many in each direction
+    visualize.animation_seconds = 8.0  # for both directions
     return config

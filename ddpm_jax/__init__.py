@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm_jax.api.functions import evaluate, get_config, load, train
+    from ddpm_jax.api.functions import Stage, evaluate, get_config, load, train, watch
     from ddpm_jax.api.results import BitsPerDim, Denoised, Samples, Trajectory
     from ddpm_jax.api.run import Run
 
@@ -23,13 +23,17 @@ __all__ = [
     "Denoised",
     "Run",
     "Samples",
+    "Stage",
     "Trajectory",
     "evaluate",
     "get_config",
     "load",
     "train",
+    "watch",
 ]
-_MODULES = dict.fromkeys(__all__, "results") | dict.fromkeys(("evaluate", "get_config", "load", "train"), "functions")
+_MODULES = dict.fromkeys(__all__, "results") | dict.fromkeys(
+    ("Stage", "evaluate", "get_config", "load", "train", "watch"), "functions"
+)
 _MODULES["Run"] = "run"
 
 

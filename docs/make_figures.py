@@ -6,7 +6,7 @@ python docs/make_figures.py --only chain reverse
 python docs/make_figures.py --list               # lists the command of each figure
 
 Trains the networks in runs/figures/, runs the commands of FIGURES and copies each figure to docs/images/, with its command
-and a hash of the program's sources in the PNG file. A figure whose command and sources match its file is skipped (unless
+and a hash of the program's sources in the file. A figure whose command and sources match its file is skipped (unless
 --force), and an interrupted run resumes. If the sources change, the figures are generated again and the small networks are
 trained again; the large ones are only trained again if their command changes.
 Exit code 0; 1 if a figure failed.
@@ -26,7 +26,7 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -118,6 +118,16 @@ FIGURES = {
     "digits": Figure(command_for_run("digits", "--mode=sample", "digits"), "grid.png", "digits"),
     "chain": Figure(CHAINS, "chain.png", "digits"),
     "reverse": Figure(CHAINS, "reverse.png", "digits"),
+    "chain_animation": Figure(
+        command_for_run(
+            "digits",
+            "--mode=visualize --config.visualize.num_images=8 --config.sampling.sampler=ancestral "
+            "--config.sampling.num_steps=1000",
+            "chain_animation",
+        ),
+        "chain.webp",
+        "digits",
+    ),
     "forward": Figure(
         f"{MAIN} --config=configs/cifar10.py --workdir={RUNS}/forward --mode=visualize --config.data.data_dir={DATA} "
         f"--config.visualize.num_images=2 --config.visualize.num_stages=9 --output={RUNS}/pictures/forward",
@@ -181,24 +191,24 @@ def main() -> int:
     options = parser.parse_args()
     chosen = options.only or [name for name, figure in FIGURES.items() if options.slow or not figure.slow]
     if options.list:
-        print("\n".join(f"{name}.png{' (slow)' if FIGURES[name].slow else ''}: {full_command(name)}" for name in FIGURES))
+        print("\n".join(f"{path_of(name).name}{' (slow)' * FIGURES[name].slow}: {full_command(name)}" for name in FIGURES))
         return 0
 
     start, failed = time.monotonic(), []
     for name in chosen:
         if not options.force and is_current(name):
-            print(f"{name}.png is up to date", flush=True)
+            print(f"{path_of(name).name} is up to date", flush=True)
             continue
         try:
             size = make(name, options)
         except subprocess.CalledProcessError as error:
-            print(f"error: {name}.png failed: exit code {error.returncode} of: {error.cmd}", file=sys.stderr, flush=True)
+            print(f"error: {name} failed: exit code {error.returncode} of: {error.cmd}", file=sys.stderr, flush=True)
             failed.append(name)
         except FileNotFoundError as error:
-            print(f"error: {name}.png failed: {error}", file=sys.stderr, flush=True)
+            print(f"error: {name} failed: {error}", file=sys.stderr, flush=True)
             failed.append(name)
         else:
-            print(f"{name}.png: {size:,} bytes" + (f", more than {LARGE:,}" if size > LARGE else ""), flush=True)
+            print(f"{path_of(name).name}: {size:,} bytes" + (f", more than {LARGE:,}" if size > LARGE else ""), flush=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{time.monotonic() - start:,.0f} s; CPU time {used.ru_utime + used.ru_stime:,.0f} s")
     return 1 if failed else 0
@@ -231,12 +241,24 @@ def sources() -> str:
 
 def is_current(name: str) -> bool:
     """Whether docs/images has this figure from this command and, except for slow ones, from these sources."""
-    path = IMAGES / f"{name}.png"
-    if not path.exists():
-        return False
-    with Image.open(path) as image:
-        info = image.info
-    return info.get("Command") == full_command(name) and (FIGURES[name].slow or info.get("Sources") == sources())
+    stamp = stamp_of(name)
+    return stamp.get("command") == full_command(name) and (FIGURES[name].slow or stamp["sources"] == sources())
+
+
+def path_of(name: str) -> pathlib.Path:
+    """The file of a figure in docs/images."""
+    return IMAGES / f"{name}{pathlib.Path(FIGURES[name].file).suffix}"
+
+
+def stamp_of(name: str) -> dict[str, str]:
+    """The command and the hash of the sources of the figure in docs/images; empty without a figure."""
+    if not path_of(name).exists():
+        return {}
+    with Image.open(path_of(name)) as image:
+        exif, info = image.getexif(), image.info
+    if ExifTags.Base.Software in exif:
+        return {"command": exif[ExifTags.Base.ImageDescription], "sources": exif[ExifTags.Base.Software]}
+    return {"command": info["Command"], "sources": info["Sources"]} if "Command" in info else {}
 
 
 def make(name: str, options: argparse.Namespace) -> int:
@@ -244,7 +266,7 @@ def make(name: str, options: argparse.Namespace) -> int:
 
     Raises:
       CalledProcessError: a command failed.
-      FileNotFoundError: the command did not write the figure, or a folder of images is needed.
+      FileNotFoundError: the command did not write the figure, or needs a folder of images.
     """
     figure = FIGURES[name]
     if figure.run:
@@ -262,7 +284,9 @@ def make(name: str, options: argparse.Namespace) -> int:
     found = sorted(output.rglob(figure.file))
     if len(found) != 1:
         raise FileNotFoundError(f"{len(found)} files {figure.file} in {output}, not one")
-    return save(found[0], IMAGES / f"{name}.png", stamp)
+    target = path_of(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return (save_animation if target.suffix == ".webp" else save)(found[0], target, stamp)
 
 
 def train(run: str, options: argparse.Namespace) -> None:
@@ -307,11 +331,22 @@ def save(source: pathlib.Path, target: pathlib.Path, stamp: dict[str, str]) -> i
     info = PngInfo()
     info.add_text("Command", stamp["command"])
     info.add_text("Sources", stamp["sources"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    picture.save(partial, format="PNG", optimize=True, pnginfo=info)
+    picture.save(partial := target.with_name(target.name + ".partial"), format="PNG", optimize=True, pnginfo=info)
     partial.replace(target)
     return target.stat().st_size
+
+
+def save_animation(source: pathlib.Path, target: pathlib.Path, stamp: dict[str, str]) -> int:
+    """Copies an animated WebP and adds a chunk with its command; returns the size in bytes."""
+    exif = Image.Exif()
+    exif.update({ExifTags.Base.ImageDescription: stamp["command"], ExifTags.Base.Software: stamp["sources"]})
+    payload = exif.tobytes().removeprefix(b"Exif\0\0")
+    content = bytearray(source.read_bytes())
+    content[20] |= 0x08  # the flag of the header, VP8X, that such a chunk follows
+    content += b"EXIF" + len(payload).to_bytes(4, "little") + payload + b"\0" * (len(payload) % 2)
+    content[4:8] = (len(content) - 8).to_bytes(4, "little")
+    target.write_bytes(content)
+    return len(content)
 
 
 if __name__ == "__main__":

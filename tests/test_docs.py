@@ -37,6 +37,7 @@ WRITTEN = (
     ".npz",
     ".npy",
     ".png",
+    ".webp",
     ".pth",
     ".safetensors",
     ".bin",

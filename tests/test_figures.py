@@ -38,7 +38,7 @@ def referred_to():
 def test_pages_show_exactly_the_generated_figures(figures):
     """Every figure has a target and a page, and every target has a figure."""
     shown = {path.name for path in referred_to() if path.parent == IMAGES}
-    assert shown == {f"{name}.png" for name in figures.FIGURES} == {path.name for path in IMAGES.iterdir()}
+    assert shown == {figures.path_of(name).name for name in figures.FIGURES} == {path.name for path in IMAGES.iterdir()}
     assert len(shown) == len(referred_to())
 
 
@@ -50,9 +50,8 @@ def test_figures_are_small(figures):
 def test_figures_contain_the_command_of_their_target(figures):
     """A figure is stale if the command of its target has changed: run `make figures`. Slow ones may be older."""
     for name, figure in figures.FIGURES.items():
-        with Image.open(IMAGES / f"{name}.png") as image:
-            if not figure.slow:
-                assert image.info.get("Command") == figures.full_command(name), name
+        if not figure.slow:
+            assert figures.stamp_of(name).get("command") == figures.full_command(name), name
 
 
 def test_each_command_names_fields_and_modes_that_exist(figures):
@@ -164,6 +163,23 @@ def test_figures_keep_every_color(figures, tmp_path):
         with Image.open(tmp_path / "to.png") as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels)
+
+
+def test_animations_keep_every_frame(figures, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
+    frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (0, 99, 255)]
+    frames[0].save(tmp_path / "chain.webp", save_all=True, append_images=frames[1:], lossless=True, duration=[100, 200, 300])
+    for sources in ("0123456789abcdef", "0"):  # of even and odd length
+        stamp = {"command": figures.full_command("chain_animation"), "sources": sources}
+        target = figures.path_of("chain_animation")
+        assert figures.save_animation(tmp_path / "chain.webp", target, stamp) == target.stat().st_size
+        assert figures.stamp_of("chain_animation") == stamp
+        with Image.open(target) as picture:
+            assert picture.n_frames == 3
+            for index, frame in enumerate(frames):
+                picture.seek(index)
+                np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.asarray(frame))
+            assert picture.info["duration"] == 300
 
 
 def test_the_flowers_are_trained_with_the_command_of_the_readme(figures):

@@ -21,6 +21,7 @@ LAYERS = {
     "choices": 2.3,
     "compiler_config": 2.5,
     "sampling_config": 3.5,
+    "animation_config": 3.6,
     "build": 3,
     "data_config": 2.5,
     "condition_config": 2.7,
@@ -48,6 +49,7 @@ SHARED = (
     "ddpm_jax.runtime.custom_parts",
 )  # below all layers
 CONFIG_READERS = (
+    "animation_config",
     "api",
     "cli",
     "config_validation",
@@ -100,6 +102,7 @@ HOMES = {
     "diffrax": {"evaluation/ode_likelihood.py"},
     "safetensors": {"metrics/inception_weights.py", "interop/weights_file.py", "interop/export_diffusers.py"},
     "ml_collections": {
+        "animation_config.py",
         "api/functions.py",
         "api/run.py",
         "api/loaded_run.py",

@@ -18,6 +18,8 @@ from ddpm_jax.runtime import run_record
 from ddpm_jax.runtime import workdir as workdirs
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.samplers.watch import Stage as Stage
+from ddpm_jax.samplers.watch import watch as watch
 from ddpm_jax.user_messages import argument_errors, show_progress_and_log
 
 logger = logging.getLogger(__name__)

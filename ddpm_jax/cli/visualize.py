@@ -2,7 +2,8 @@
 
 forward.png shows real images being noised above curves of the noise schedule; it needs no network. reverse.png shows images
 being generated, with the predicted x_start (pred_xstart) at each stage. chain.png shows both directions in one row. images.npz
-has the arrays that they show, in the type and range of the data.
+has the arrays that they show, in the type and range of the data. forward.webp, reverse.webp and chain.webp (or .gif) are
+animations of the same chains in more stages.
 
 Each image has one sample of the noise ε ~ N(0, I), and each column is q_sample(x_start, t, ε), the network input in training.
 The Markov chain would add new noise at each step, so that the columns would flicker; with a fixed ε only the amounts of signal
@@ -18,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, data_config, sampling_config
+from ddpm_jax import animation_config, build, data_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import conditioning, gaussian, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
-from ddpm_jax.plotting import filmstrip, image_grid
+from ddpm_jax.plotting import animation, filmstrip, image_grid
 from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
@@ -35,7 +36,8 @@ from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
 
 MAX_IMAGES = 16
-OUTPUTS = ("forward.png", "reverse.png", "chain.png", "images.npz")
+FIGURES = [f"{name}.{ending}" for name in ("forward", "reverse", "chain") for ending in ("png", *animation.FORMATS)]
+OUTPUTS = (*FIGURES, "images.npz")
 STAGES = (5, 24)  # smallest and largest number; with fewer the labels do not fit
 CHAINS_ON_A_SLIDE = 3  # rows of chain.png
 CURVE_POINTS = 1000  # largest number of timesteps at which the curves are computed
@@ -66,7 +68,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     if trained:
         params, step = common.restore_params(config, run_folder, mesh)
         with distributed.raise_on_all_processes():
-            sampler, reverse_t = build_reverse(config, mesh)
+            sampler, saved_t, columns = build_reverse(config, mesh)
+            reverse_t = saved_t[columns]
         name = f"visualize-{sampling_config.run_name(config, step)}"
         description, seed = sampling_config.describe_sampling(config), config.sampling.seed
         summary = f"step {step:,}, {config.sampling.params} weights, {description}, seed {seed}"
@@ -85,7 +88,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     if trained:
         generated = sampling_config.generate(config, sampler, params, inputs)
         classes = class_labels(config, generated, common.class_names_of(run_folder))
-        stages = trajectory_images(generated, pixel_format)
+        saved = trajectory_images(generated, pixel_format)
+        stages = {kind: images[:, [*columns, -1]] for kind, images in saved.items()}
         arrays |= {"images": generated.images, "reverse_t": reverse_t, **stages}
         pictures["reverse.png"] = reverse_picture(config, reverse_t, stages, classes)
         pictures["chain.png"] = chain_picture(config, t, forward, reverse_t, stages["x_t"], classes)
@@ -96,8 +100,15 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 npz.write(target / "images.npz", arrays)
                 for file, picture in pictures.items():
                     image_grid.save_png(target / file, picture)
+                moving = []
+                if config.visualize.animation:
+                    t = forward_timesteps(schedule, min(config.visualize.animation_frames, schedule.num_timesteps) + 1)
+                    x_t = forward_stages(schedule, pixel_format.from_data(jnp.asarray(images)), t, starting_noise(config))
+                    first = animation_config.Chain(t, np.asarray(pixel_format.to_data(jnp.asarray(x_t))))
+                    second = animation_config.Chain(saved_t, saved["x_t"], saved["pred_xstart"], classes) if trained else None
+                    moving = animation_config.write_animations(config, target, schedule.num_timesteps, first, second)
             print(summary)
-            print(f"figures in {target}: {', '.join(pictures)}; their arrays: images.npz")
+            print(f"figures in {target}: {', '.join([*pictures, *moving])}; arrays of the figures: images.npz")
     return 0
 
 
@@ -112,6 +123,7 @@ def check_visualize(config: ConfigDict) -> None:
         raise UsageError(f"config.visualize.num_stages is {visualize.num_stages}: choose {least}..{min(most, steps + 1)}")
     if visualize.start_index < 0:
         raise UsageError(f"config.visualize.start_index is {visualize.start_index}: it must be 0 or more")
+    animation_config.check_animation(config)
 
 
 def with_few_images(config: ConfigDict) -> ConfigDict:
@@ -215,12 +227,12 @@ def forward_picture(
 # Reverse: the network.
 
 
-def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[BatchedSampler, np.ndarray]:
-    """A sampler that saves the stages to show, and their t, int [S-1]; the last column is the image."""
+def build_reverse(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[BatchedSampler, np.ndarray, np.ndarray]:
+    """A sampler that saves the stages to show, their t, int [S], and the indices of those in the strip."""
     sampler = build.build_sampler(config)
-    stages = min(config.visualize.num_stages - 1, sampler.num_steps)
-    save_steps = np.arange(stages) * sampler.num_steps // stages
-    return build.build_batched_sampler(config, mesh, save_steps), sampler.schedule.timesteps[sampler.num_steps - 1 - save_steps]
+    saved, columns = animation_config.saved_steps(config, sampler.num_steps)
+    t = sampler.schedule.timesteps[sampler.num_steps - 1 - saved]
+    return build.build_batched_sampler(config, mesh, saved), t, columns
 
 
 def reverse_picture(config: ConfigDict, t: np.ndarray, stages: dict[str, np.ndarray], classes: list[str]) -> np.ndarray:

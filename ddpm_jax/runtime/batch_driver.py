@@ -99,7 +99,7 @@ class BatchDriver:
 
         def gather() -> Any:
             end, count, arrays = pending.popleft()
-            result = _gather(count, arrays)
+            result = gather_rows(count, arrays)
             report(end)
             return result
 
@@ -133,7 +133,7 @@ def _report_part(report: Callable[[float], None], done: int, count: int, fractio
     report(done + count * fraction)
 
 
-def _gather(count: int, arrays: Any) -> Any:
+def gather_rows(count: int, arrays: Any) -> Any:
     """The first `count` rows of arrays on the devices; NumPy, on every host."""
     whole = multihost_utils.process_allgather(arrays, tiled=True) if jax.process_count() > 1 else jax.device_get(arrays)
     return jax.tree.map(lambda array: np.asarray(array)[:count], whole)

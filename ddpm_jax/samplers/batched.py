@@ -15,11 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.diffusion.parameterization import DenoiseFn
-from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, chunk_size
+from ddpm_jax.runtime.batch_driver import REPLICATED, SHARDED, Batch, BatchDriver, chunk_size, gather_rows
 from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.runtime.mesh import batch_sharding
 from ddpm_jax.samplers import sampler as chain
 from ddpm_jax.samplers.sampler import Sampler
+from ddpm_jax.samplers.watch import Stage, Watch, current
 
 
 class GeneratedBatch(NamedTuple):
@@ -71,6 +72,8 @@ class BatchedSampler:
         """
         self.sampler = sampler
         self._driver = BatchDriver(mesh, batch_size)
+        self._make_denoise_fn, self._save_steps = make_denoise_fn, tuple(save_steps)
+        self._watched_chunks: dict[int, Callable[..., Any]] = {}
         self.batch_size = self._driver.batch_size
         # What XLA makes of the weights before the first step of a chunk, it makes once: on a CPU, filters for faster
         # convolutions, in the time of half a step of 8 images. So chunks are not too short.
@@ -133,8 +136,59 @@ class BatchedSampler:
         return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
 
     def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
-        """As `generate`, all images in one."""
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.generate(params, key, **options))
+        """As `generate`, all images in one; `watch` gets their stages."""
+        watching = current()
+        parts = self.generate(params, key, **options) if watching is None else self._watched(watching, params, key, **options)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+
+    def _watched(
+        self,
+        watching: Watch,
+        params: Any,
+        key: jax.Array,
+        *,
+        num_images: int,
+        cond: Any = None,
+        given: Any = None,
+        report: Callable[[float], None] = lambda images: None,
+    ) -> Iterator[GeneratedBatch]:
+        """As `generate`, in chunks of other sizes, with a stage after each."""
+        steps, schedule = self.sampler.num_steps, self.sampler.schedule
+        size = chunk_size(steps, -(-steps // watching.stages))
+        advance = self._watched_chunk(size)
+
+        def compute(batch: Batch) -> GeneratedBatch:
+            cond, given = batch.inputs
+            state = self._begin(batch.key_data, given)
+            for first_step in batch.chunks(steps, size):
+                state, pred_xstart = advance(params, cond, state, batch.key_data, jnp.int32(first_step))
+                done = min(first_step + size, steps)
+                x_t, pred_xstart = gather_rows(batch.count, (state.x, pred_xstart))
+                if not np.isfinite(x_t).all():
+                    bad = int((~np.isfinite(x_t).reshape(len(x_t), -1).all(axis=1)).sum())
+                    raise NonFiniteSamples(
+                        f"{bad} of the {batch.count} images are NaN or infinite after step {done} of {steps}: try "
+                        "`sampler='ddim'`, or a `guidance_scale` nearer to 1"
+                    )
+                in_order = self.sampler.total_steps is None and done < steps
+                t = int(schedule.timesteps[steps - 1 - done]) if in_order else None
+                watching.callback(Stage(batch.first, done, steps, t, x_t, pred_xstart))
+            return GeneratedBatch(self._finish(state.x), cond, state.saved_x, state.saved_pred_xstart)
+
+        return self._driver.run(compute, self._driver.split((cond, given), num_images), key=key, report=report)
+
+    def _watched_chunk(self, count: int) -> Callable[..., Any]:
+        """A function compiled for `count` steps that also returns the last pred_xstart."""
+        if count not in self._watched_chunks:
+
+            def advance(params: Any, cond: Any, state: chain.SamplerState, key_data: jax.Array, first_step: jax.Array) -> Any:
+                keys, denoise_fn = jax.random.wrap_key_data(key_data), self._make_denoise_fn(params, cond)
+                chosen = {"first_step": first_step, "count": count, "save_steps": self._save_steps}
+                return chain.run_steps_with_prediction(self.sampler, denoise_fn, state, keys, **chosen)
+
+            specs = (REPLICATED, SHARDED, SHARDED, SHARDED, REPLICATED)
+            self._watched_chunks[count] = jax.jit(self._driver.shard(advance, specs), donate_argnames=("state",))
+        return self._watched_chunks[count]
 
     def lower_chunk(self, params: Any, cond: Any = None, given: Any = None) -> jax.stages.Lowered:
         """The program of one chunk of steps, to compile it for a machine that need not be present.

@@ -61,8 +61,9 @@ def ddim_inversion(schedule: NoiseSchedule, predict_x0: PredictFn, *, num_fixed_
         eps = (x_next - extract(x_coef, t, x) * x) / extract(eps_coef, t, x)
         return x_next, pred_xstart, eps
 
-    extra = (num_fixed_point_iters - 1) * schedule.num_timesteps
-    return Sampler(schedule=schedule, step=step, init_carry=lambda x: 0.0 * x, extra_nfe=extra)
+    steps = schedule.num_timesteps
+    extra = (num_fixed_point_iters - 1) * steps
+    return Sampler(schedule=schedule, step=step, init_carry=lambda x: 0.0 * x, extra_nfe=extra, total_steps=steps)
 
 
 def invert(inversion: Sampler, denoise_fn: DenoiseFn, x_start: jax.Array) -> jax.Array:

@@ -127,27 +127,51 @@ def run_steps(
       save_steps: the S step numbers whose x_t and pred_xstart are saved; the same in each call of a chain. Memory
         grows with S, not with the number of steps.
     """
+    chosen = {"first_step": first_step, "count": count, "save_steps": save_steps}
+    return _scan(sampler, denoise_fn, (state, None), keys, **chosen)[0]
+
+
+def run_steps_with_prediction(
+    sampler: Sampler, denoise_fn: DenoiseFn, state: SamplerState, keys: jax.Array | None, **chosen: Any
+) -> tuple[SamplerState, jax.Array]:
+    """As `run_steps`, and pred_xstart [B, H, W, C] of the last step taken."""
+    return _scan(sampler, denoise_fn, (state, jnp.zeros_like(state.x)), keys, **chosen)
+
+
+def _scan(
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    start: tuple[SamplerState, jax.Array | None],
+    keys: jax.Array | None,
+    *,
+    first_step: int | jax.Array,
+    count: int,
+    save_steps: Sequence[int] = (),
+) -> tuple[SamplerState, Any]:
+    """The scan of `run_steps`, from a state and an array for the last pred_xstart; None if it is not needed."""
     # Step number -> slot; S, one past the end, for steps that are not saved: such a write is dropped.
     slots = np.full(sampler.num_steps, len(save_steps), np.int32)
     slots[list(save_steps)] = np.arange(len(save_steps))
 
-    def take(state: SamplerState, i: jax.Array) -> SamplerState:
+    def take(carry: tuple[SamplerState, Any], i: jax.Array) -> tuple[SamplerState, Any]:
+        state, last = carry
         index = sampler.num_steps - 1 - i
-        x, pred_xstart, carry = sampler.step(denoise_fn, state.x, state.carry, index, keys)
+        x, pred_xstart, solver_carry = sampler.step(denoise_fn, state.x, state.carry, index, keys)
         saved_x, saved_pred_xstart = state.saved_x, state.saved_pred_xstart
         if len(save_steps):
             slot = jnp.asarray(slots)[i]
             saved_x = saved_x.at[:, slot].set(state.x, mode="drop")
             saved_pred_xstart = saved_pred_xstart.at[:, slot].set(pred_xstart, mode="drop")
-        return SamplerState(x=x, carry=carry, saved_x=saved_x, saved_pred_xstart=saved_pred_xstart)
+        taken = SamplerState(x=x, carry=solver_carry, saved_x=saved_x, saved_pred_xstart=saved_pred_xstart)
+        return taken, None if last is None else pred_xstart
 
-    def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, None]:
+    def body(carry: tuple[SamplerState, Any], i: jax.Array) -> tuple[tuple[SamplerState, Any], None]:
         if sampler.num_steps % count == 0:
-            return take(state, i), None
-        return jax.lax.cond(i < sampler.num_steps, take, lambda state, i: state, state, i), None
+            return take(carry, i), None
+        return jax.lax.cond(i < sampler.num_steps, take, lambda carry, i: carry, carry, i), None
 
     steps = first_step + jnp.arange(count, dtype=jnp.int32)
-    return jax.lax.scan(body, state, steps)[0]
+    return jax.lax.scan(body, start, steps)[0]
 
 
 def sample(

@@ -18,6 +18,7 @@ from ddpm_jax.user_messages import UsageError
 NETWORK = "tests.small_network:Small"
 
 FIELDS = {"model.class_conditional": True, "sampling.num_steps": 20, "visualize.num_images": 3, "visualize.num_stages": 6}
+FIELDS |= {"visualize.animation": ""}
 TRAINED = FIELDS  # with checkpoints of steps 2, 4 and 6
 ALL = ("chain.png", "forward.png", "reverse.png")
 WRITTEN = tuple(sorted((*ALL, "images.npz")))
@@ -154,7 +155,7 @@ def test_the_reverse_chain_starts_from_the_noise_of_the_forward_process(trained,
     config = visualize.with_few_images(tiny_config(FIELDS))
     mesh = meshes.make_mesh()
     params, _ = common.restore_params(config, trained, mesh)
-    generator, t = visualize.build_reverse(config, mesh)
+    generator, t, _ = visualize.build_reverse(config, mesh)
     generated = sampling_config.generate(config, generator, params)
     noise = visualize.starting_noise(config)
     np.testing.assert_allclose(generated.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two compiled programs: equal up to rounding
@@ -206,6 +207,63 @@ def test_fewer_steps_than_stages_are_shown_one_by_one(trained, tiny_config, tmp_
     assert [rows.shape[1] for rows, _ in sheets] == [6, 3, 5]
 
 
+def frames_of(path):
+    """The frames of an animation as uint8 [F, H, W], and their durations in milliseconds."""
+    with Image.open(path) as picture:
+        frames, durations = [], []
+        for index in range(picture.n_frames):
+            picture.seek(index)
+            frames.append(np.asarray(picture.convert("L")))
+            durations.append(picture.info["duration"])
+    return np.stack(frames), durations
+
+
+def shown_images(frames, row=0, margin=12):
+    """The three images in a row of each frame, uint8 [F, 3, 8, 8], which are centered between the margin and the right."""
+    left, side = margin + (frames.shape[2] - margin - 12 - (3 * 116 - 4)) // 2, 14 * 8
+    corners = [(56 + 116 * row, left + 116 * column) for column in range(3)]
+    blocks = np.stack([frames[:, y : y + side, x : x + side] for y, x in corners], axis=1)
+    small = blocks[..., ::14, ::14]
+    np.testing.assert_array_equal(small.repeat(14, axis=-2).repeat(14, axis=-1), blocks)
+    return small
+
+
+def test_animations_show_the_stages_of_the_chains(trained, tiny_config, tmp_path, sheets, capsys):
+    """All pixels of all images at all stages, and the strips are the same as without an animation."""
+    fields = {"visualize.animation": "webp", "visualize.animation_frames": 10, "visualize.animation_seconds": 4.0}
+    config = tiny_config(FIELDS | fields)
+    assert visualize.run(config, str(trained), output=str(tmp_path)) == 0
+    assert set(names(tmp_path)) == {*WRITTEN, "chain.webp", "forward.webp", "reverse.webp"}
+    assert "chain.webp (" in capsys.readouterr().out
+    (forward, _), (reverse, reverse_options), _ = sheets
+    assert reverse_options["column_labels"] == ["$t=95$", "$t=75$", "$t=55$", "$t=35$", "$t=15$", "sample"]
+
+    frames, durations = frames_of(tmp_path / "chain.webp")
+    assert len(frames) == 22  # 10 and the image; 10 and the sample
+    assert sum(durations) == 4000
+    assert sum(frames_of(tmp_path / "reverse.webp")[1]) == 2000
+    assert min(durations[0], durations[10], durations[-1]) > 2 * max(durations[1:10])
+    blocks = shown_images(frames)
+    np.testing.assert_array_equal(blocks[0], forward[:, 0, ..., 0])
+    np.testing.assert_array_equal(blocks[10], forward[:, -1, ..., 0])
+    # 10 stages of 20 steps; the strip has 5 of them.
+    np.testing.assert_array_equal(blocks[11:-1:2], reverse[::2, :-1, ..., 0].swapaxes(0, 1))
+    np.testing.assert_array_equal(blocks[-1], reverse[::2, -1, ..., 0])
+    assert (blocks[12] != blocks[11]).any()
+    predicted = shown_images(frames_of(tmp_path / "reverse.webp")[0], row=1, margin=93)
+    np.testing.assert_array_equal(predicted[:-1:2], reverse[1::2, :-1, ..., 0].swapaxes(0, 1))
+
+
+def test_a_gif_without_a_checkpoint(tiny_config, tmp_path, capsys):
+    fields = {"visualize.animation": "gif", "visualize.animation_frames": 200, "visualize.animation_seconds": 20.0}
+    assert visualize.run(tiny_config(FIELDS | fields), str(tmp_path / "run"), output=str(tmp_path / "out")) == 0
+    assert names(tmp_path / "out") == ("forward.gif", "forward.png", "images.npz")
+    frames, durations = frames_of(tmp_path / "out" / "forward.gif")
+    assert len(frames) == 101  # there are 100 timesteps
+    assert sum(durations) == 10_000
+    np.testing.assert_array_equal(shown_images(frames)[0], digits(tiny_config(FIELDS))[..., 0])
+
+
 def test_without_a_checkpoint_there_is_only_the_forward_figure(tiny_config, tmp_path, capsys):
     """In an empty workdir, which does not become a run."""
     run = tmp_path / "run"
@@ -245,6 +303,10 @@ def test_errors_are_one_line(trained, tiny_config, tmp_path):
     refused(r"there are 2, 4, 6", {"sampling.checkpoint_step": 5}, CheckpointError)
     refused(r"no checkpoint", {"sampling.checkpoint_step": 5}, CheckpointError, where=tmp_path / "nothing")
     refused(r"model\.unet\.ch was 8, now 16", {"model.unet.ch": 16}, ConflictError)
+    moving = {"visualize.animation": "webp"}
+    refused(r"visualize\.animation is 'mp4': choose webp or gif, or '' for none", {"visualize.animation": "mp4"})
+    refused(r"animation_frames is 1: choose 2\.\.400", moving | {"visualize.animation_frames": 1})
+    refused(r"animation_seconds is 2: choose 2\.5\.\.600 for 40 frames", moving | {"visualize.animation_seconds": 2.0})
     (tmp_path / "file").write_text("")
     refused("cannot write to", None, FileAccessError, output=str(tmp_path / "file" / "below"))
 
