@@ -24,7 +24,18 @@ _FIELDS = {
     "split": "data.split",
 }
 # Arguments that are flags of their own.
-_FLAGS = ("workdir", "output", "runs", "resize", "profile", "target", "coordinator", "num_processes", "process_id")
+_FLAGS = (
+    "workdir",
+    "compilation_cache",
+    "output",
+    "runs",
+    "resize",
+    "profile",
+    "target",
+    "coordinator",
+    "num_processes",
+    "process_id",
+)
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 # Error messages of absl, ml_collections and Python, and readable replacements.

@@ -20,6 +20,7 @@ LAYERS = {
     "user_messages": 2.2,
     "choices": 2.3,
     "compiler_config": 2.5,
+    "compilation_cache": 2.5,
     "sampling_config": 3.5,
     "animation_config": 3.6,
     "build": 3,

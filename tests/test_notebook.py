@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from ddpm_jax.runtime import distributed
 from tests.colab_simulation import SETTINGS
 
 NOTEBOOK = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "ddpm_colab.ipynb"
@@ -76,13 +77,17 @@ class Machine:
         return subprocess.CompletedProcess(line, int(failed), stdout=output, stderr="")
 
 
+def install_cell():
+    return next(
+        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "install" in cell.metadata.get("tags", ())
+    ).source
+
+
 def install(machine, folder, monkeypatch, devices=()):
     """Runs the first cell in `folder`; returns the Python that it chose."""
     monkeypatch.chdir(folder)
     (folder / "main.py").touch()
-    source = next(
-        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "install" in cell.metadata.get("tags", ())
-    ).source
+    source = install_cell()
     stand_ins = {
         "subprocess": machine,
         "shutil": types.SimpleNamespace(which=lambda name: machine._gpu and name),
@@ -116,6 +121,84 @@ def test_it_creates_an_environment_for_the_accelerator(machine, devices, extra, 
     machine.lines.clear()
     install(machine, tmp_path, monkeypatch, devices)  # the second call creates nothing
     assert not any("requirements.txt" in line and "--dry-run" not in line for line in machine.lines)
+
+
+def test_it_clones_the_repository_named_in_one_variable(tmp_path, repository, monkeypatch, capsys):
+    """From a commit in a folder, as from an address: on a machine without a clone. The second run uses the clone."""
+    origin, machine = tmp_path / "origin", tmp_path / "machine"
+    machine.mkdir()
+    origin.mkdir()
+    for name in ("main.py", "requirements.txt"):
+        (origin / name).write_text((repository / name).read_text())
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for line in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "-m", "One file"]):
+        subprocess.run(["git", *line], cwd=origin, check=True)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python-of-the-kernel")
+    source = install_cell()
+    assert source.count('REPOSITORY = "') == 1
+    cell = source.replace('REPOSITORY = ""', f'REPOSITORY = "file://{origin}"').replace('PYTHON = ""', 'PYTHON = "mine"')
+    for _ in range(2):
+        monkeypatch.chdir(machine)
+        exec(cell, {})
+        assert pathlib.Path.cwd() == machine / "ddpm_jax"
+        assert pathlib.Path("requirements.txt").read_text() == (repository / "requirements.txt").read_text()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell"):
+        exec(source, {})
+    with pytest.raises(subprocess.CalledProcessError):
+        exec(source.replace('REPOSITORY = ""', 'REPOSITORY = "file:///nothing/here"'), {})
+
+
+def environment_of(machine, modules, monkeypatch, folder, variables):
+    """ENVIRONMENT of the cell that defines %%in_environment."""
+    for name in ("PYTHONPATH", "TPU_SKIP_MDS_QUERY", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    (source,) = (cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "def in_environment(" in cell.source)
+    source = source.replace("@register_cell_magic", "")
+    names = {"os": os, "sys": sys, "subprocess": machine, "pathlib": pathlib}
+    exec(source, names)
+    return names["ENVIRONMENT"]
+
+
+# Variables like those that the runtimes of Colab set for their kernel; not recorded there.
+COLAB_TPU = {"COLAB_TPU_ADDR": "", "TPU_NAME": "", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost"}
+COLAB_GPU = {"COLAB_GPU": "1", "NVIDIA_VISIBLE_DEVICES": "all", "LD_LIBRARY_PATH": "/usr/lib64-nvidia"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "gpu", "extra"),
+    [
+        ({"COLAB_GPU": ""}, (), None, None),
+        (COLAB_GPU, (), "550.54.15, 7.5\n", "jax[cuda12]"),
+        (COLAB_GPU, (), "580.82.07, 8.0\n", "jax[cuda13]"),
+        (COLAB_TPU, ("/dev/vfio/0", "/dev/vfio/vfio"), None, "jax[tpu]"),
+        (COLAB_TPU | {"TPU_ACCELERATOR_TYPE": "v2-8"}, ("/dev/accel0", "/dev/accel1"), None, "jax[tpu]"),
+    ],
+    ids=["CPU", "T4", "A100", "TPU v5e-1", "TPU v2-8"],
+)
+def test_each_runtime_of_colab(variables, devices, gpu, extra, tmp_path, monkeypatch, capsys):
+    """The package that is installed, and the variables of the processes that run the program."""
+    machine = Machine(gpu=gpu)
+    environment = environment_of(machine, ("google.colab",), monkeypatch, tmp_path, variables | {"PYTHONPATH": "/env/python"})
+    assert environment["TPU_SKIP_MDS_QUERY"] == "1"  # no metadata server answers
+    assert "PYTHONPATH" not in environment  # the packages of the kernel
+    assert environment.items() >= variables.items()
+    install(machine, tmp_path, monkeypatch, devices)
+    assert machine.lines[-1].endswith(f"-r requirements.txt{f' {extra}' if extra else ''}")
+
+
+def test_a_tpu_of_colab_is_one_host(monkeypatch):
+    """The program does not look for other processes, which would take a metadata server that Colab does not have."""
+    for name in ("SLURM_STEP_NUM_TASKS", "KUBERNETES_SERVICE_HOST", "TPU_PROCESS_ADDRESSES", *COLAB_TPU):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in COLAB_TPU.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda **_: pytest.fail("looks for other processes"))
+    assert not distributed.initialize_distributed()
 
 
 def test_it_uses_its_own_python_if_the_requirements_are_installed(tmp_path, monkeypatch, capsys):

@@ -45,7 +45,6 @@ flags:
 configs:
 {configs}
 """
-CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ddpm_jax", "xla")
 
 LOGGER = py_logging.getLogger(__name__)
 FLAGS = flags.FLAGS
@@ -57,7 +56,12 @@ FLAGS["config"].parser = config_file.ConfigFileParser(defaults.get_config())
 flags.DEFINE_string("workdir", None, "Run directory with checkpoints, metrics and samples; created if missing.")
 flags.DEFINE_enum("mode", "train", list(modes.MODES), "One of the modes above.")
 modes.define_flags(FLAGS)
-flags.DEFINE_string("compilation_cache", CACHE, "Folder of the persistent XLA compilation cache; '' for none.")
+flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs, also gs://; 'workdir' for one in the workdir, the default of a job of several processes; "
+    "'' for none. Default on one host: JAX_COMPILATION_CACHE_DIR, or ~/.cache/ddpm_jax/xla.",
+)
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on clusters that JAX does not detect.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
 flags.DEFINE_integer("process_id", None, "With --coordinator: index of this process, from 0.")
@@ -162,7 +166,7 @@ def main(argv: list[str]) -> None:
             raise UsageError(f"--config is missing{where}: give a config, such as --config=digits")
         import jax
 
-        from ddpm_jax import compiler_config, config_validation, data_config
+        from ddpm_jax import compilation_cache, compiler_config, config_validation, data_config
         from ddpm_jax.runtime import distributed, run_record, workdir
 
         config_validation.check_parts(FLAGS.config)
@@ -170,16 +174,16 @@ def main(argv: list[str]) -> None:
         if not config_flags.get_config_filename(FLAGS["config"]).startswith("from_workdir:"):  # it has those of earlier starts
             for line in choices.unused_options(FLAGS.config, defaults.get_config()):
                 LOGGER.warning(line)
-        if FLAGS.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(FLAGS.compilation_cache))
-            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        is_distributed = False
         if mode.accelerator:
             is_distributed = distributed.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
             compiler_config.configure_cpu(FLAGS.config, own_devices=not is_distributed)
         else:
             jax.config.update("jax_platforms", "cpu")
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # CUDA's plugin logs that it finds no driver
+        several = is_distributed and FLAGS.num_processes != 1
+        cache = compilation_cache.folder_of(FLAGS.compilation_cache, FLAGS.workdir, several_processes=several)
+        compilation_cache.enable(cache)
         if mode.workdir:
             # A workdir without a checkpoint accepts another data set (`run_record.check_config`).
             saved = run_record.latest_saved_step(workdir.absolute(FLAGS.workdir)) is not None

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import choices, config_validation, network_check
 from ddpm_jax.cli import common
+from ddpm_jax.compilation_cache import folder_of
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.planning import compile_step, console, report, targets
 from ddpm_jax.planning.plan_cache import PlanCache, digest
@@ -30,7 +31,7 @@ CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def run(
-    config: ConfigDict, *, folder: str, target: str, suggest: bool, sampling: bool, output: str, compilation_cache: str
+    config: ConfigDict, *, folder: str, target: str, suggest: bool, sampling: bool, output: str, compilation_cache: str | None
 ) -> int:
     """Compile the training step for `target`, print the report, and write plan_TARGET.json and plan_TARGET.png.
 
@@ -41,7 +42,7 @@ def run(
       suggest: if it does not fit, compile again with less memory: a smaller batch, remat, bfloat16.
       sampling: compile a chunk of the sampler as well.
       output: folder of the files.
-      compilation_cache: folder whose subfolder plans/ keeps what was found; "" to keep nothing.
+      compilation_cache: its folder, as of `compilation_cache.folder_of`, keeps what was found in plans/; "" to keep nothing.
 
     Raises:
       ExpectedError: a field or the target is invalid, or the compiler of the target is missing.
@@ -52,7 +53,8 @@ def run(
     targets.check_installed(machine)
     if output:  # before minutes of compilation
         manifest.check_output(identity_of(config, machine), output)
-    cache = PlanCache(paths.expand(compilation_cache) / FOLDER if compilation_cache else None)
+    kept = folder_of(compilation_cache, folder)
+    cache = PlanCache(paths.expand(kept) / FOLDER if kept else None)
     summary = summarized(config, machine, cache)
     texts = [console.text(summary, machine, title=f"{config.data.name} on {target}", unit="step", steps=config.train.num_steps)]
     plan: dict[str, Any] = {"target": target, "devices": machine.num_devices, "training": summary}

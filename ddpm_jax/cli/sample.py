@@ -1,6 +1,6 @@
 """--mode=sample: generate images from a checkpoint, as images.npz or PNG files, and an image grid.
 
-Each batch is written as soon as it is generated, so memory does not grow with the number of images, and rerunning an
+Each batch is written while the next one is generated, so memory does not grow with the number of images, and rerunning an
 interrupted command resumes it.
 """
 

@@ -12,6 +12,7 @@ import jax
 from ddpm_jax.diffusion import conditioning
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.runtime import distributed
+from ddpm_jax.runtime.background_writer import BackgroundWriter
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,16 @@ def generate_missing(
     num_images: int,
     split_at: int = 0,
 ) -> None:
-    """Generate the missing images of 0 .. num_images-1, and write each batch before the next one starts.
+    """Generate the missing images of 0 .. num_images-1, and write each batch while the next one is generated.
 
-    Every process must call this. The gaps of process 0 apply to all.
+    At most two batches are in memory. Every process must call this. The gaps of process 0 apply to all.
 
     Args:
       sampler_at: image index -> sampler for the range that starts there.
       key: root key of the images.
       gaps: the missing indices as ranges; only read on process 0.
       cond: pytree of arrays [num_images, ...], or None.
-      write: called with (index of the first image, batch), on process 0 only.
+      write: called with (index of the first image, batch), in order, in a thread of process 0 only.
       split_at: no range crosses this index, so that a different sampler can be used from there on.
 
     Raises:
@@ -52,7 +53,13 @@ def generate_missing(
     there = num_images - sum(stop - start for start, stop in missing)
     if there:
         logger.info(f"{there:,} of {num_images:,} images are there already")
-    with distributed.show_progress(num_images) as report:
+    with distributed.show_progress(num_images) as show, BackgroundWriter(write) as writer:
+
+        def report(start: int, images: float) -> None:
+            show(start + images)
+            if jax.process_count() == 1:  # the processes of a job stop together, at the end of the batch
+                writer.raise_if_failed()
+
         for start, stop in missing:
             batches = sampler_at(start).generate(
                 params,
@@ -60,18 +67,16 @@ def generate_missing(
                 num_images=stop - start,
                 first_image=start,
                 cond=jax.tree.map(operator.itemgetter(slice(start, stop)), cond),
-                report=functools.partial(_report_from, report, start),
+                report=functools.partial(report, start),
             )
             first = start
             for batch in batches:
                 with distributed.raise_on_all_processes():
                     if distributed.is_primary_process():
-                        write(first, batch)
+                        writer.submit(first, batch)
                 first += len(batch.images)
-
-
-def _report_from(report: Callable[[float], None], start: int, images: float) -> None:
-    report(start + images)
+        with distributed.raise_on_all_processes():
+            writer.wait()
 
 
 def generate_into_cache(

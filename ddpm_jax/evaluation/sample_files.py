@@ -1,6 +1,6 @@
 """Output folder of --mode=sample: chunks during generation, then images.npz or PNG files, and a grid.
 
-At most one batch of images is in memory. Each format can be converted to the others, so changing --config.sampling.format of
+At most two batches of images are in memory. Each format can be converted to the others, so changing --config.sampling.format of
 a finished folder generates no images.
 """
 

@@ -76,23 +76,26 @@ class BatchDriver:
 
     def run(
         self,
-        compute: Callable[[Batch], Any],
+        compute: Callable[..., Any],
         batches: Iterable[tuple[int, Any]],
         *,
         key: jax.Array | None = None,
         first_image: int = 0,
         report: Callable[[float], None] = lambda images: None,
         ahead: int = 0,
+        start: Callable[[Batch], Any] | None = None,
     ) -> Iterator[Any]:
         """Yield what `compute` makes of each batch, without the padding: NumPy arrays [n, ...], on every host.
 
         Args:
-          compute: batch -> pytree of arrays [B, ...] on the devices.
+          compute: batch -> pytree of arrays [B, ...] on the devices; (batch, what `start` returned) -> that, with `start`.
           batches: (n, pytree of NumPy arrays [n, ...]) each, n at most `batch_size`; the same on every host.
           key: the root of the images' keys; None where the computation is not random.
           first_image: index of the first image.
           report: called with the number of images done, fractions of a batch included.
           ahead: batches that are dispatched before an earlier one is gathered, so that the host works while the devices do.
+          start: dispatches the first part of a batch, before an earlier one is gathered. For a `compute` that waits for the
+            devices: they work while the host gathers a batch and the caller uses it.
         """
         pending: deque[tuple[int, int, Any]] = deque()
         done = 0
@@ -114,9 +117,15 @@ class BatchDriver:
                 report=functools.partial(_report_part, report, done, count),
             )
             done += count
-            pending.append((done, count, compute(batch)))
-            if len(pending) > ahead:
-                yield gather()
+            if start is None:
+                pending.append((done, count, compute(batch)))
+                if len(pending) > ahead:
+                    yield gather()
+            else:
+                started = start(batch)
+                if len(pending) > ahead:
+                    yield gather()
+                pending.append((done, count, compute(batch, started)))
         while pending:
             yield gather()
 

@@ -2,7 +2,8 @@
 
 Image i of a key is a function of (key, i) alone, whatever the batch size and the number of devices. Each device scans its own
 images under `shard_map`, without a collective. A chain is dispatched in chunks of a few steps, so that the host can show
-progress; one compilation serves them all.
+progress and find NaN; one compilation serves them all. Each chunk is dispatched before the one before it is checked, and the
+first of a batch before the images of the batch before it are fetched, so that the devices do not wait for the host.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -110,6 +111,8 @@ class BatchedSampler:
     ) -> Iterator[GeneratedBatch]:
         """Yield images first_image .. first_image + num_images - 1, exactly, batch by batch.
 
+        The devices compute the first steps of the next batch while the caller has a batch; so two batches are in memory.
+
         Args:
           params: parameters for `make_denoise_fn`, replicated over the mesh.
           key: the root key; all noise of image i is from fold_in(key, i).
@@ -123,17 +126,25 @@ class BatchedSampler:
           NonFiniteSamples: some images hold NaN or infinity after some steps; the batches yielded before are sound.
         """
 
-        def compute(batch: Batch) -> GeneratedBatch:
-            cond, given = batch.inputs
-            state = self._begin(batch.key_data, given)
-            for first_step in batch.chunks(self.sampler.num_steps, self.chunk_size):
-                state = self._advance(params, cond, state, batch.key_data, jnp.int32(first_step))
-                if bad := int(self._count_not_finite(state.x, jnp.int32(batch.count))):
-                    raise NonFiniteSamples(self._not_finite(bad, batch.first, batch.count, first_step))
-            return GeneratedBatch(self._finish(state.x), cond, state.saved_x, state.saved_pred_xstart)
+        def advance(batch: Batch, state: Any, first_step: int) -> tuple[Any, jax.Array]:
+            state = self._advance(params, batch.inputs[0], state, batch.key_data, jnp.int32(first_step))
+            return state, self._count_not_finite(state.x, jnp.int32(batch.count))
+
+        def start(batch: Batch) -> tuple[Any, jax.Array]:
+            return advance(batch, self._begin(batch.key_data, batch.inputs[1]), 0)
+
+        def compute(batch: Batch, started: tuple[Any, jax.Array]) -> GeneratedBatch:
+            state, not_finite = started
+            for first_step in range(self.chunk_size, self.sampler.num_steps, self.chunk_size):
+                state, following = advance(batch, state, first_step)
+                self._require_finite(not_finite, batch, first_step - self.chunk_size)
+                batch.report(first_step / self.sampler.num_steps)
+                not_finite = following
+            self._require_finite(not_finite, batch, self.sampler.num_steps - 1)
+            return GeneratedBatch(self._finish(state.x), batch.inputs[0], state.saved_x, state.saved_pred_xstart)
 
         batches = self._driver.split((cond, given), num_images)
-        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
+        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report, start=start)
 
     def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
         """As `generate`, all images in one; `watch` gets their stages."""
@@ -205,15 +216,17 @@ class BatchedSampler:
         first_step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(self._driver.mesh, REPLICATED))
         return self._advance.lower(params, cond, state, key_data, first_step)
 
-    def _not_finite(self, bad: int, first_image: int, count: int, first_step: int) -> str:
-        steps = self.sampler.num_steps
-        last = min(first_step + self.chunk_size, steps)
-        before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"
-        return (
-            f"{bad} of the {count} images {first_image}..{first_image + count - 1} are NaN or infinite after step {last} of "
-            f"{steps} ({before}): try `sampler='ddim'`, a `guidance_scale` nearer to 1, another "
-            "`checkpoint_step`, or `dtype='float32'`"
-        )
+    def _require_finite(self, not_finite: jax.Array, batch: Batch, step: int) -> None:
+        """Raise NonFiniteSamples if the count of the chunk that has this step is above 0; waits for the chunk."""
+        if bad := int(not_finite):
+            steps, first_step = self.sampler.num_steps, step // self.chunk_size * self.chunk_size
+            last = min(first_step + self.chunk_size, steps)
+            before = f"they were finite after step {first_step}" if first_step else "the chain began with finite noise"
+            raise NonFiniteSamples(
+                f"{bad} of the {batch.count} images {batch.first}..{batch.first + batch.count - 1} are NaN or infinite after "
+                f"step {last} of {steps} ({before}): try `sampler='ddim'`, a `guidance_scale` nearer to 1, another "
+                "`checkpoint_step`, or `dtype='float32'`"
+            )
 
 
 def _count_not_finite(x: jax.Array, count: jax.Array) -> jax.Array:

@@ -71,6 +71,25 @@ def test_batches_ahead_are_computed_before_the_first_is_gathered():
     assert order == ["read", "read", "yield", "read", "yield", "yield"]
 
 
+def test_a_batch_is_started_before_the_one_before_is_gathered_and_computed_after():
+    made, order = driver(1, 4), []
+
+    def start(batch):
+        order.append(f"start {batch.first}")
+        return batch.inputs + 1
+
+    def compute(batch, started):
+        order.append(f"compute {batch.first}")
+        return started
+
+    rows = []
+    for part in made.run(compute, made.split(ROWS, 11), start=start):
+        order.append("yield")
+        rows.append(part)
+    np.testing.assert_array_equal(np.concatenate(rows), ROWS + 1)
+    assert order == ["start 0", "compute 0", "start 4", "yield", "compute 4", "start 8", "yield", "compute 8", "yield"]
+
+
 def test_chunks_are_few_and_of_equal_size():
     """A prime number of steps has as many chunks as its neighbors."""
     assert [chunk_size(*pair) for pair in ((1000, 50), (40, 25), (7, 6), (12, 12), (997, 50))] == [50, 20, 4, 12, 50]

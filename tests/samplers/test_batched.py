@@ -161,6 +161,30 @@ def test_report_increases_to_the_number_of_images(four):
     assert reports[-1] == N
 
 
+def test_the_devices_have_work_while_the_caller_has_a_batch(four, monkeypatch):
+    """The first chunk of a batch is dispatched before the batch before it is returned, each other before the check of its
+    predecessor."""
+    made, _ = four
+    advance, check, order = made._advance, made._require_finite, []
+
+    def recorded_advance(params, cond, state, key_data, first_step):
+        order.append(f"dispatch {int(first_step)}")
+        return advance(params, cond, state, key_data, first_step)
+
+    def recorded_check(count, batch, step):
+        order.append(f"check {batch.first}")
+        check(count, batch, step)
+
+    monkeypatch.setattr(made, "_advance", recorded_advance)
+    monkeypatch.setattr(made, "_require_finite", recorded_check)
+    for batch in made.generate(PARAMS, jax.random.key(0), num_images=N):
+        order.append(f"write {len(batch.images)}")
+    chunks = ["dispatch 20", "check {}", "check {}"]
+    expected = ["dispatch 0", *chunks, "dispatch 0", "write 4", *chunks, "dispatch 0", "write 4", *chunks, "write 3"]
+    firsts = iter([0, 0, 4, 4, 8, 8])
+    assert order == [step.format(next(firsts)) if "{}" in step else step for step in expected]
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(2, 4), (8, 8)])
 def test_labels_reach_their_images_in_order(devices, batch_size):
     """A network that outputs the level of its label: image i has level label i, also in the padded batch."""
