@@ -88,11 +88,11 @@ def load_tfds(
     shape = (*height_width(image_size), channels)
     if fits_in_memory(in_memory, len(records) * math.prod(shape)):
         images, labels = _decode_all(records, read_one, shape, f"{name} {split}", num_threads)
-        labels = labels if label_key else None
-        return ArraySource(images, labels, **attributes)
+        return ArraySource(images, labels if label_key else None, **attributes)
     return LazySource(
-        lambda index: read_one(records[index]),
+        read_one,
         len(records),
+        fetch=records.__getitems__,
         image_size=image_size,
         channels=channels,
         num_threads=num_threads,

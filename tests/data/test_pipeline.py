@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -37,6 +38,21 @@ def lazy_source(n):
     return LazySource(read, n, image_size=2, channels=1, num_classes=n, name="lazy", split="train", num_threads=3)
 
 
+def fetching_source(n, calls=None):
+    """As `lazy_source`, of records that are fetched for a batch in one call."""
+    source = array_source(n)
+
+    def fetch(indices):
+        if calls is not None:
+            calls.append(indices)
+        return [source.batch(np.array([index])) for index in indices]
+
+    def read(record):
+        return record["image"][0], int(record["label"][0])
+
+    return LazySource(read, n, image_size=2, channels=1, num_classes=n, name="lazy", split="train", fetch=fetch)
+
+
 def spelled(batch):
     return batch["image"][:, 0, :, 0].astype(int) @ [1, 256]
 
@@ -48,7 +64,23 @@ def take(source, n, **options):
     return result
 
 
-@pytest.mark.parametrize("make", [array_source, lazy_source])
+def test_records_of_a_batch_are_fetched_in_one_call():
+    calls = []
+    batch = fetching_source(300, calls).batch(np.array([5, 290, 5]))
+    assert calls == [[5, 290, 5]]
+    assert spelled(batch).tolist() == batch["label"].tolist() == [5, 290, 5]
+    assert fetching_source(300, calls).batch(np.array([], int))["image"].shape == (0, 2, 2, 1)
+    assert len(calls) == 1
+
+
+def test_a_copy_of_a_lazy_source_has_its_own_threads():
+    source = fetching_source(300)
+    copy = cloudpickle.loads(cloudpickle.dumps(source))
+    assert spelled(copy.batch(np.array([7, 299]))).tolist() == [7, 299]
+    assert copy._pool is not source._pool
+
+
+@pytest.mark.parametrize("make", [array_source, lazy_source, fetching_source])
 def test_labels_match_images(make):
     for batch in take(make(300), 40):
         assert batch["image"].shape == (8, 2, 2, 1)
