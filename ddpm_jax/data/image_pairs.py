@@ -55,6 +55,11 @@ class PairedSource:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no file is read for a batch."""
+        return all(getattr(source, "is_in_memory", False) for source in (self._source, self._conditions))
+
     def batch(self, indices: np.ndarray) -> Batch:
         """See `ImageSource.batch`."""
         return self._source.batch(indices) | {"condition": self._conditions.batch(indices)["image"]}

@@ -78,6 +78,7 @@ class ArraySource:
     """
 
     files: tuple[str, ...] = ()  # of a folder: the path of each example in it
+    is_in_memory = True
 
     def __init__(
         self,
@@ -133,6 +134,7 @@ class LazySource:
     """
 
     files: tuple[str, ...] = ()  # as for `ArraySource`
+    is_in_memory = False
 
     def __init__(
         self,

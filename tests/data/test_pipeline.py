@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ddpm_jax.data import device_prefetch, pipeline
+from ddpm_jax.data import device_prefetch, example_order, pipeline
 from ddpm_jax.data.source import ArraySource, LazySource, center_crop_and_resize
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
@@ -107,7 +107,7 @@ def test_every_epoch_is_a_new_permutation(n, batch_size):
 def test_permutations_are_independent():
     """Orders of different epochs and of adjacent seeds are uncorrelated."""
     n = 20_000
-    orders = np.array([pipeline._permutation(seed, epoch, n) for seed in range(4) for epoch in range(4)])
+    orders = np.array([example_order.permutation(seed, epoch, n) for seed in range(4) for epoch in range(4)])
     correlations = np.corrcoef(orders)[np.triu_indices(16, 1)] * np.sqrt(n)  # standard normal each
     assert np.abs(correlations).max() < 5
     within = [np.corrcoef(o[1:], o[:-1])[0, 1] * np.sqrt(n) for o in orders]
@@ -116,8 +116,8 @@ def test_permutations_are_independent():
 
 def test_order_never_changes():
     """A run resumed with newer libraries must see the same order, so these numbers must never change."""
-    assert pipeline.batch_indices(0, num_examples=10, batch_size=10, seed=0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
-    assert pipeline.batch_indices(3, num_examples=10, batch_size=4, seed=7).tolist() == [6, 1, 4, 8]
+    assert example_order.batch_indices(0, num_examples=10, batch_size=10, seed=0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
+    assert example_order.batch_indices(3, num_examples=10, batch_size=4, seed=7).tolist() == [6, 1, 4, 8]
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -141,7 +141,7 @@ def test_a_late_start_costs_no_more():
     began = time.monotonic()
     late = take(array_source(50), 1, start_step=10**12)
     assert time.monotonic() - began < 1  # reading 10**12 batches would take years
-    expected = pipeline.batch_indices(10**12, num_examples=50, batch_size=8, seed=0)
+    expected = example_order.batch_indices(10**12, num_examples=50, batch_size=8, seed=0)
     np.testing.assert_array_equal(late[0]["label"], expected)
 
 
