@@ -35,8 +35,13 @@ def get_config() -> ConfigDict:
     data.value_range = ()
     data.on_decode_error = "error"  # image_folder: stop (error) or leave the file out (skip) if a file cannot be read
     data.in_memory = "auto"  # always | never | auto: decode the set once and keep it in memory; auto: if it takes <= 2 GiB
+    # Folder for what is known of image folders and for copies of sets in a bucket; "": $XDG_CACHE_HOME/ddpm_jax, by default
+    # ~/.cache/ddpm_jax (docs/data.md).
+    data.cache_dir = ""
     data.num_threads = 4  # number of threads that read and decode images, >= 1
-    data.prefetch = 8  # number of prefetched batches, >= 1
+    data.num_workers = 0  # number of processes that do so, each with its num_threads; 0: the training process (docs/data.md)
+    # Number of prefetched batches, >= 1: so many batches of a host, of its images' uint8 bytes, are in its memory.
+    data.prefetch = 8
     data.options = ConfigDict()  # options of a data set of your own
     # Image that the model is conditioned on: downsample (super-resolution) | gray (colorization) | pairs (image_folder: files
     # of a second folder) | module:function of your own; "" for none.

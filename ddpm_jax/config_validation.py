@@ -112,7 +112,7 @@ def check_config(config: ConfigDict) -> None:
         "sampling": ("num_steps", "num_images"),
     }
     at_least_0 = {
-        "data": ("num_classes",),
+        "data": ("num_classes", "num_workers"),
         "optimizer": ("warmup_steps", "skip_nonfinite"),
         "train": ("keep_period", "sample_every", "sample_num_steps", "eval_every", "eval_num_samples", "eval_num_heldout"),
         "sampling": ("num_intermediates", "batch_size"),

@@ -46,6 +46,7 @@ def load_source(config: ConfigDict) -> ImageSource:
         array_dtype=data.dtype,
         in_memory=IN_MEMORY[data.in_memory],
         num_threads=data.num_threads,
+        cache_dir=data.cache_dir,
         options=choices.options_of(config, choices.DATA),
         background=data.background,
         on_decode_error=data.on_decode_error,
@@ -71,6 +72,7 @@ def load_source(config: ConfigDict) -> ImageSource:
             background=data.background,
             in_memory=IN_MEMORY[data.in_memory],
             num_threads=data.num_threads,
+            cache_dir=data.cache_dir,
         )
     return source
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, condition_config, data_config
 from ddpm_jax.data import condition as conditions
-from ddpm_jax.data import decode, folder_listing, identity, pipeline
+from ddpm_jax.data import decode, example_order, folder_listing, identity
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.data.source import ImageSource, NoSuchSplit, center_crop_and_resize
 from ddpm_jax.runtime import paths, storage
@@ -102,7 +102,7 @@ def read_conditions(config: ConfigDict, condition: Condition, number: int) -> Co
     if sampling.condition_images:
         return _of_files(paths.expand(sampling.condition_images), condition, turn, config.data.background)
     source, note = _find_split(config)
-    order = pipeline.batch_indices(0, num_examples=len(source), batch_size=int(turn[-1]) + 1, seed=ORDER_SEED)
+    order = example_order.batch_indices(0, num_examples=len(source), batch_size=int(turn[-1]) + 1, seed=ORDER_SEED)
     batch = source.batch(order)
     images = conditions.batch_conditions(condition, batch)[turn]
     name = f"{source.name} {source.split}"

@@ -31,6 +31,7 @@ import pytest
 
 from ddpm_jax import user_messages
 from ddpm_jax.configs import defaults
+from ddpm_jax.data import local_copy
 
 # The comparisons with diffusers need diffusers and torch, which `make test-interop` installs beside the other packages.
 collect_ignore = [] if importlib.util.find_spec("diffusers") else ["interop_real"]
@@ -98,6 +99,15 @@ def _drop_compiled_programs():
         gc.collect()
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc, which keeps what was freed otherwise
             trim(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_files_in_the_cache_of_the_user(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    default = local_copy.default_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_copy, "default_cache", lambda: default() if "XDG_CACHE_HOME" in os.environ else folder)
+        yield
 
 
 class _Lines(logging.Handler):

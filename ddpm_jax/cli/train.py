@@ -178,6 +178,7 @@ def _train(
                     process_count=jax.process_count(),
                     num_threads=config.data.num_threads,
                     prefetch=config.data.prefetch,
+                    num_workers=config.data.num_workers,
                 ),
                 meshes.batch_sharding(train_mesh),
             )

@@ -1,6 +1,7 @@
 """Reads each file of a set once before training: into memory if it fits, and to collect facts about the files.
 
-These are: the unreadable files, a digest and the range of levels of each file, and the range of the deep gray files.
+These are: the unreadable files, a digest and the range of levels of each file, and the range of the deep gray files. A set
+that does not fit into memory keeps them in a manifest, and its later starts read only files that have changed.
 """
 
 import hashlib
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm_jax.data import decode, identity, value_range
+from ddpm_jax.data import decode, identity, local_copy, value_range
+from ddpm_jax.data.folder_manifest import FileFacts, FolderManifest
 from ddpm_jax.data.source import center_crop_and_resize, for_each_chunk
 from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, error_line
@@ -33,6 +35,8 @@ class FirstReading:
       background: RGB behind transparent pixels.
       shape: (H, W, C) of the decoded images.
       images: uint8 [N, H, W, C] to fill, or None to keep no images.
+      cache_dir: folder of the manifest (`local_copy.cache_folder`), in which files that are known are not read again. It is
+        only used if no images are kept.
     """
 
     def __init__(
@@ -42,16 +46,29 @@ class FirstReading:
         background: tuple[int, int, int],
         shape: tuple[int, int, int],
         images: np.ndarray | None,
+        cache_dir: str = "",
     ):
         self._folder, self._paths, self._background, self._shape, self._images = folder, paths, background, shape, images
-        self._digests = [b""] * len(paths)
-        self._least, self._most = np.zeros(len(paths), np.uint8), np.zeros(len(paths), np.uint8)
+        self._facts, self._cache_dir = FileFacts(len(paths)), cache_dir
+        self._manifest: FolderManifest | None = None
         self.broken: dict[int, str] = {}
-        self._deep: dict[int, value_range.DeepLevels] = {}
 
     def read_all(self, num_threads: int | None) -> None:
-        """Reads every file and sets `broken`: index -> reason."""
-        self._for_each(range(len(self._paths)), (), num_threads)
+        """Reads every file that is not known and sets `broken`: index -> reason."""
+        unread: Sequence[int] = range(len(self._paths))
+        if self._images is None:
+            settings = f"images {self._shape} on {self._background}"
+            where = local_copy.cache_folder(self._cache_dir, "manifests")
+            self._manifest = FolderManifest(self._folder, self._paths, settings, where, num_threads)
+            self._facts, unread = self._manifest.facts, np.flatnonzero(~self._manifest.known).tolist()
+            if len(unread) < len(self._paths):
+                logger.info(
+                    f"{self._folder}: {len(self._paths) - len(unread):,} files have not changed since they were checked "
+                    f"({self._manifest.file}), {len(unread):,} are new or have changed"
+                )
+        self._for_each(unread, (), num_threads)
+        if self._manifest is not None and not self._facts.deep and len(unread):
+            self._manifest.save(list(self.broken))
 
     def read_deep(self, levels: Sequence[float], num_threads: int | None) -> tuple[float, ...]:
         """Reads the deep files again, with the range `levels` or the detected one. Returns that range; () without deep files.
@@ -59,37 +76,48 @@ class FirstReading:
         Raises:
           InvalidArgumentError: no range fits.
         """
-        if not self._deep:
+        facts = self._facts
+        if not facts.deep:
             return tuple(levels)
         found = not levels
         if found:
             try:
-                levels = value_range.find_range(list(self._deep.values()))
+                levels = value_range.find_range(list(facts.deep.values()))
             except ValueError as error:
                 raise InvalidArgumentError(f"`levels` is not set, and in {self._folder} {error}") from error
-        named = {self._paths[index]: measured for index, measured in self._deep.items()}
+        named = {self._paths[index]: measured for index, measured in facts.deep.items()}
         logger.info(f"{self._folder}: {value_range.describe_range(named, tuple(levels), found=found)}")
-        self._for_each(sorted(self._deep), tuple(levels), num_threads)
-        return tuple(float(level) for level in levels)
+        levels = tuple(float(level) for level in levels)
+        known = (
+            self._manifest.known if self._manifest is not None and facts.levels == levels else np.zeros(len(self._paths), bool)
+        )
+        facts.levels = levels
+        if unread := [index for index in sorted(facts.deep) if not known[index]]:
+            self._for_each(unread, levels, num_threads)
+            if self._manifest is not None:
+                self._manifest.save(list(self.broken))
+        return levels
 
     def fingerprint(self, kept: Sequence[int] | None, prefix: str = "") -> str:
         """Fingerprint of the files with these indices, by default all; `prefix`, the folder of a split, is ignored."""
-        chosen = range(len(self._paths)) if kept is None else kept
-        return identity.files_fingerprint((self._paths[index].removeprefix(prefix), self._digests[index]) for index in chosen)
+        chosen, digests = range(len(self._paths)) if kept is None else kept, self._facts.digests
+        return identity.files_fingerprint(
+            (self._paths[index].removeprefix(prefix), digests[index].tobytes()) for index in chosen
+        )
 
     def deep(self) -> list[value_range.DeepLevels]:
         """Levels of the files of more than 8 bits."""
-        return list(self._deep.values())
+        return list(self._facts.deep.values())
 
     def all_equal(self, kept: Sequence[int] | None) -> bool:
         """Whether there are several files, all with the same content."""
-        chosen = range(len(self._paths)) if kept is None else kept
-        return len(chosen) > 1 and len({self._digests[index] for index in chosen}) == 1
+        digests = self._facts.digests if kept is None else self._facts.digests[list(kept)]
+        return len(digests) > 1 and bool((digests == digests[0]).all())
 
     def extremes(self, kept: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
         """The lowest and the highest level of each image with these indices, by default all."""
         chosen = slice(None) if kept is None else list(kept)
-        return self._least[chosen], self._most[chosen]
+        return self._facts.least[chosen], self._facts.most[chosen]
 
     def _for_each(self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None) -> None:
         def read_chunk(positions: range) -> None:
@@ -111,14 +139,15 @@ class FirstReading:
             raise
         except OSError as error:
             raise decode.ImageDecodeError(error_line(error)) from error
-        self._digests[index] = hashlib.sha256(content).digest()
+        facts = self._facts
+        facts.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
         with decode.open_image(io.BytesIO(content)) as picture:
             if decode.is_deep(picture) and not levels:
-                self._deep[index] = decode.measure_deep(picture)
+                facts.deep[index] = decode.measure_deep(picture)
                 return
             if decode.is_deep(picture):
-                self._deep.setdefault(index, decode.measure_deep(picture))
+                facts.deep.setdefault(index, decode.measure_deep(picture))
             image = center_crop_and_resize(decode.to_uint8(picture, self._background, levels), self._shape[:2], self._shape[2])
-        self._least[index], self._most[index] = image.min(), image.max()
+        facts.least[index], facts.most[index] = image.min(), image.max()
         if self._images is not None:
             self._images[index] = image

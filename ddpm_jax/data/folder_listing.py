@@ -54,30 +54,32 @@ def find_images(folder: str, extensions: Sequence[str] = EXTENSIONS) -> tuple[li
     """
     if storage.is_remote(folder):
         return _find_objects(folder, extensions)
-    paths, others = [], collections.Counter()
+    paths, others, endings = [], collections.Counter(), tuple(extensions)
     pending = [("", (os.path.realpath(folder),))]  # path prefix and its parent folders
     while pending:
         prefix, ancestors = pending.pop()
         where = os.path.join(folder, prefix.rstrip("/")) if prefix else folder
         try:
             with os.scandir(where) as found:
-                entries = [entry for entry in found if not entry.name.startswith(".")]
+                entries = list(found)
         except NotADirectoryError as error:
             raise FileAccessError(f"{where} is a file: name the folder of your images with `folder=PATH`") from error
         except FileNotFoundError as error:
             raise FileAccessError(f"there is no folder {where}: check `folder`") from error
         except OSError as error:
             raise FileAccessError(f"cannot list {where}: {error_line(error)}") from error
-        for entry in entries:
-            extension = os.path.splitext(entry.name)[1].lower()
+        for entry in entries:  # millions
+            name = entry.name
+            if name[0] == ".":
+                continue
             if entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real not in ancestors:
                     pending.append((f"{prefix}{entry.name}/", (*ancestors, real)))
-            elif extension not in extensions:
-                others[extension or "no extension"] += 1
+            elif not name.lower().endswith(endings):
+                others[os.path.splitext(name)[1].lower() or "no extension"] += 1
             elif entry.is_file() or entry.is_symlink():  # a dangling link counts as a broken file; a pipe is ignored
-                paths.append(prefix + entry.name)
+                paths.append(prefix + name)
     return sorted(paths), others
 
 
@@ -145,6 +147,9 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
             ) from error
         chosen = []
         for name, positions in wanted:
+            if len(positions) == len(parts[name]):  # all, and sorted below
+                chosen += parts[name]
+                continue
             order = splits.mixed_order(parts[name], labels_of(parts[name]))
             chosen += [parts[name][index] for index in order[positions.start : positions.stop]]
     if not chosen:
@@ -155,8 +160,13 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
 
 def splits_of(found: Sequence[str]) -> list[str]:
     """The top-level folders that are splits, not classes (`splits.split_folders`)."""
-    tops = {path.split("/")[0] for path in found if "/" in path}
-    return splits.split_folders(sorted(tops)) if all("/" in path for path in found) else []
+    tops = set()
+    for path in found:  # millions, of which usually the first is enough
+        top, inside, _ = path.partition("/")
+        if not inside or top not in splits.SPLIT_FOLDERS:
+            return []
+        tops.add(top)
+    return splits.split_folders(sorted(tops))
 
 
 def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str]:
@@ -167,9 +177,14 @@ def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str
     Raises:
       InvalidDataError: there are images both at the top and in subfolders.
     """
-    inner = [path.removeprefix(prefix) for path in paths]
-    top = [path for path in inner if "/" not in path]
-    names = sorted({path.split("/")[0] for path in inner if "/" in path})
+    top, folders = [], set()
+    for path in paths:
+        first, inside, _ = path.removeprefix(prefix).partition("/")
+        if inside:
+            folders.add(first)
+        else:
+            top.append(first)
+    names = sorted(folders)
     if top and names:
         raise InvalidDataError(
             f"{os.path.join(folder, prefix).rstrip('/')} holds images both at its top ({listed(top, 1)}) and in subfolders "

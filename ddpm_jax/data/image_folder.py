@@ -46,6 +46,7 @@ def load_image_folder(
     levels: Sequence[float] = (),
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
+    cache_dir: str = "",
 ) -> ImageSource:
     """The images of a folder, each read by `decode.read_image` and `source.center_crop_and_resize`.
 
@@ -71,6 +72,7 @@ def load_image_folder(
       in_memory: True keeps all decoded images in memory, False reads them on demand (all are still read once at the
         start, to find broken files), "auto" uses memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
+      cache_dir: folder of the manifest of a set that is not in memory (`folder_manifest.py`, `local_copy.cache_folder`).
 
     Returns:
       A source whose name is the folder's absolute path; its batches have "label" if there are classes. Its fingerprint
@@ -100,7 +102,7 @@ def load_image_folder(
 
     shape = (*height_width(image_size), channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
-    first = FirstReading(folder, list(paths), color, shape, images)
+    first = FirstReading(folder, list(paths), color, shape, images, cache_dir)
     first.read_all(num_threads)
     kept = readable_indices(folder, paths, labels, classes, first.broken, on_decode_error) if first.broken else None
     levels = first.read_deep(levels, num_threads)

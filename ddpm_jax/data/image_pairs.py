@@ -55,6 +55,11 @@ class PairedSource:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no file is read for a batch."""
+        return all(getattr(source, "is_in_memory", False) for source in (self._source, self._conditions))
+
     def batch(self, indices: np.ndarray) -> Batch:
         """See `ImageSource.batch`."""
         return self._source.batch(indices) | {"condition": self._conditions.batch(indices)["image"]}
@@ -69,6 +74,7 @@ def load_pairs(
     background: str = "white",
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
+    cache_dir: str = "",
 ) -> ImageSource:
     """`source`, an image folder, with the condition images of `folder`, read as the images are.
 
@@ -79,7 +85,7 @@ def load_pairs(
       folder: path of the condition images; ~ is expanded.
       image_size: (H, W) of the condition images, or one number for both; other files are center-cropped and resized.
       channels: 1 or 3.
-      background, in_memory, num_threads: as for `load_image_folder`.
+      background, in_memory, num_threads, cache_dir: as for `load_image_folder`.
 
     Raises:
       InvalidArgumentError: no folder, or the source has no files.
@@ -95,7 +101,7 @@ def load_pairs(
     paths, color = partners(files, folder, source.name), decode.parse_background(background)
     shape = (*height_width(image_size), channels)
     images = np.empty((len(paths), *shape), np.uint8) if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))) else None
-    first = FirstReading(folder, paths, color, shape, images)
+    first = FirstReading(folder, paths, color, shape, images, cache_dir)
     first.read_all(num_threads)
     if first.broken:
         named = [f"{paths[index]} ({first.broken[index]})" for index in sorted(first.broken)]

@@ -27,6 +27,7 @@ def load_source(
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
+    cache_dir: str = "",
     options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ImageSource:
@@ -41,6 +42,7 @@ def load_source(
       channels: 1 (gray) or 3 (RGB).
       in_memory: whether to keep decoded images in memory; "auto": if they fit.
       num_threads: number of threads that read images.
+      cache_dir: folder of manifests and of copies of sets in a bucket; "" for the user's cache folder.
       options: further arguments of the user's own function.
       settings: background, on_decode_error and levels, as for `image_folder.load_image_folder`, and array_dtype, as for
         `array_folder.load_array_folder`.
@@ -53,6 +55,7 @@ def load_source(
         "channels": channels,
         "in_memory": in_memory,
         "num_threads": num_threads,
+        "cache_dir": cache_dir,
     }
     if name not in SOURCES and (not registry.is_custom(name) or name.startswith(TFDS_NAMESPACE)):
         from ddpm_jax.data import tfds  # imported lazily: takes seconds

@@ -27,7 +27,9 @@ PLAN = "preparing.json"  # settings of an unfinished set
 CHUNK = 256  # examples per task of a thread
 
 
-def load_prepared(split: str, *, folder: str, in_memory: bool | str = "auto", num_threads: int | None = None) -> ImageSource:
+def load_prepared(
+    split: str, *, folder: str, in_memory: bool | str = "auto", num_threads: int | None = None, cache_dir: str = ""
+) -> ImageSource:
     """A split of the set that `prepare.prepare` has written to `folder`.
 
     Args:
@@ -36,6 +38,7 @@ def load_prepared(split: str, *, folder: str, in_memory: bool | str = "auto", nu
       in_memory: True keeps all images in memory, False reads them on demand, "auto" uses memory for up to
         `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read the set into memory.
+      cache_dir: folder of the copy of a set in a bucket (`local_copy.cache_folder`).
 
     Returns:
       A source whose name is the folder's absolute path. Its fingerprint is a hash of its images and labels.
@@ -46,7 +49,7 @@ def load_prepared(split: str, *, folder: str, in_memory: bool | str = "auto", nu
       InvalidDataError: a file of the set is damaged.
     """
     name = storage.folder_name(folder)
-    folder = local_copy.of_folder(name, "a prepared set") if storage.is_remote(name) else name
+    folder = local_copy.of_folder(name, "a prepared set", cache_dir=cache_dir) if storage.is_remote(name) else name
     about = read_description(folder)
     try:
         shape, names, parts = tuple(about["image_shape"]), about["class_names"], about["splits"]

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -78,6 +78,7 @@ class ArraySource:
     """
 
     files: tuple[str, ...] = ()  # of a folder: the path of each example in it
+    is_in_memory = True
 
     def __init__(
         self,
@@ -117,7 +118,9 @@ class ArraySource:
 
 
 class LazySource:
-    """A set read one example at a time, in threads.
+    """A set whose examples are read when they are needed, in threads.
+
+    A copy for another process, by pickle or cloudpickle, has threads of its own.
 
     Args:
       read: index -> (image, label): image `dtype` [H, W, channels], label an integer, or None if
@@ -126,13 +129,16 @@ class LazySource:
       length: number of examples.
       image_size: height and width, (H, W), or one number for both.
       num_threads: number of examples of a batch that are read at once.
+      fetch: indices -> record of each, such as the `__getitems__` of an ArrayRecord reader: one call for a batch. `read` is
+        then called with the record of an example instead of its index.
     """
 
     files: tuple[str, ...] = ()  # as for `ArraySource`
+    is_in_memory = False
 
     def __init__(
         self,
-        read: Callable[[int], tuple[np.ndarray, int | None]],
+        read: Callable[[Any], tuple[np.ndarray, int | None]],
         length: int,
         *,
         image_size: ImageSize,
@@ -145,25 +151,40 @@ class LazySource:
         fingerprint: str = "",
         value_range: Sequence[float] = (),
         dtype: str = "uint8",
+        fetch: Callable[[list[int]], Sequence[Any]] | None = None,
     ):
         self.name, self.split, self.dtype = name, split, dtype
         self.image_shape, self.num_classes = (*height_width(image_size), channels), num_classes
         self.class_names, self.fingerprint, self.value_range = tuple(class_names), fingerprint, tuple(value_range)
-        self._read = read
+        self._read, self._fetch = read, fetch
         self._length = length
-        # The threads start with the first batch and end with this object or the interpreter.
-        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)), "image-reader")
+        self._num_threads = num_threads or min(32, 2 * (os.cpu_count() or 1))
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> concurrent.futures.ThreadPoolExecutor:
+        """The threads start with the first batch and end with this object or the interpreter."""
+        return concurrent.futures.ThreadPoolExecutor(self._num_threads, "image-reader")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}  # threads cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pool = self._make_pool()
 
     def __len__(self) -> int:
         return self._length
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """See `ImageSource.batch`. Raises what `read` raises; ValueError for an image of the wrong shape."""
+        """See `ImageSource.batch`. Raises what `fetch` and `read` raise; ValueError for an image of the wrong shape."""
         indices = check_indices(indices, self._length)
         shape = self.image_shape
         images = np.empty((len(indices), *shape), self.dtype)
         labels = np.empty(len(indices), np.int32)
-        for row, (image, label) in enumerate(self._pool.map(self._read, indices.tolist())):
+        items: Sequence[Any] = indices.tolist()
+        if self._fetch is not None and len(items):
+            items = self._fetch(list(items))
+        for row, (image, label) in enumerate(self._pool.map(self._read, items)):
             # Assignment would silently broadcast a wrong shape or wrap a wrong dtype.
             if image.shape != shape or image.dtype != self.dtype:
                 raise ValueError(

@@ -81,12 +81,14 @@ def mixed_order(paths: Sequence[str], labels: np.ndarray | None = None) -> np.nd
       int64 [N], a permutation.
     """
     labels = np.zeros(len(paths), np.int64) if labels is None else np.asarray(labels)
-    hashes = [hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest() for path in paths]
+    digests = b"".join(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest() for path in paths)
+    # As bytes are compared: the first of four big-endian integers decides first, which is the last key of lexsort.
+    hashes = np.frombuffer(digests, ">u8").reshape(-1, 4).T[::-1].astype(np.uint64)
+    by_label = np.lexsort((*hashes, labels))
+    _, first, counts = np.unique(labels[by_label], return_index=True, return_counts=True)
     position = np.empty(len(paths))
-    for label in np.unique(labels):
-        members = sorted(np.flatnonzero(labels == label).tolist(), key=hashes.__getitem__)
-        position[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.array(sorted(range(len(paths)), key=lambda index: (position[index], hashes[index])), np.int64)
+    position[by_label] = (np.arange(len(paths)) - np.repeat(first, counts) + 0.5) / np.repeat(counts, counts)
+    return np.lexsort((*hashes, position)).astype(np.int64)
 
 
 def _own_name(name: str, sizes: Mapping[str, int]) -> str:

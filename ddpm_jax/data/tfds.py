@@ -49,6 +49,7 @@ def load_tfds(
     channels: int,
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
+    cache_dir: str = "",
 ) -> ImageSource:
     """A split of a TFDS image set, every image converted by `center_crop_and_resize`.
 
@@ -65,6 +66,7 @@ def load_tfds(
       in_memory: True decodes the split once into memory, False reads examples on demand,
         "auto" uses memory for up to `source.MEMORY_LIMIT` bytes.
       num_threads: threads that read and decode.
+      cache_dir: folder of the copy of a set in a bucket (`local_copy.cache_folder`).
 
     Raises:
       InvalidArgumentError: no such set, config, version or split; not an image set; channels not 1 or 3.
@@ -72,14 +74,12 @@ def load_tfds(
     """
     if channels not in (1, 3):
         raise InvalidArgumentError(f"`channels` is {channels}: it must be 1 (gray) or 3 (RGB)")
-    builder, records, (image_key, label_key, num_classes) = _open(name, split, data_dir)
+    builder, records, (image_key, label_key, num_classes) = _open(name, split, data_dir, cache_dir)
     attributes = {
         "num_classes": num_classes,
         "class_names": builder.info.features[label_key].names if label_key else (),
         "fingerprint": f"TFDS {builder.info.full_name}, {len(records)} examples of {split}",
-        "name": name,
-        "split": split,
-    }
+    } | {"name": name, "split": split}
 
     def read_one(record: dict) -> tuple[np.ndarray, int | None]:
         label = int(record[label_key]) if label_key else None
@@ -88,11 +88,11 @@ def load_tfds(
     shape = (*height_width(image_size), channels)
     if fits_in_memory(in_memory, len(records) * math.prod(shape)):
         images, labels = _decode_all(records, read_one, shape, f"{name} {split}", num_threads)
-        labels = labels if label_key else None
-        return ArraySource(images, labels, **attributes)
+        return ArraySource(images, labels if label_key else None, **attributes)
     return LazySource(
-        lambda index: read_one(records[index]),
+        read_one,
         len(records),
+        fetch=records.__getitems__,
         image_size=image_size,
         channels=channels,
         num_threads=num_threads,
@@ -115,7 +115,7 @@ def open_images(name: str, split: str, data_dir: str = "") -> tuple[int, int, Ca
     return len(records), channels, read
 
 
-def _open(name: str, split: str, data_dir: str):
+def _open(name: str, split: str, data_dir: str, cache_dir: str = ""):
     """Builder, examples with encoded images, and `_choose_features`; prepares a missing set. Raises as `load_tfds`."""
     try:
         import tensorflow_datasets  # noqa: F401  (optional)
@@ -124,7 +124,7 @@ def _open(name: str, split: str, data_dir: str):
             f"data set {name!r} is read with TensorFlow Datasets, and the package {error.name} is not installed: "
             "pip install tensorflow-datasets importlib_resources, or use digits or image_folder"
         ) from error
-    data_dir = local_copy.of_tfds_set(name, split, os.path.expanduser(data_dir), _find_prepared)
+    data_dir = local_copy.of_tfds_set(name, split, os.path.expanduser(data_dir), _find_prepared, cache_dir=cache_dir)
     builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
     chosen = _choose_features(name, builder.info.features)
     return builder, _open_records(name, split, builder, chosen[0]), chosen

@@ -13,7 +13,7 @@ from typing import Any
 from ddpm_jax.runtime.errors import ConflictError, as_text
 
 # Fields that may differ between the processes of one job: location and speed of the data, not its content.
-PER_HOST = ("data.data_dir", "data.in_memory", "data.num_threads", "data.prefetch")
+PER_HOST = ("data.data_dir", "data.cache_dir", "data.in_memory", "data.num_threads", "data.num_workers", "data.prefetch")
 
 
 def _whole(value: Any) -> Any:
@@ -72,7 +72,9 @@ RULES: dict[str, Rule] = {
     "data": _fixed("the training images"),
     "data.data_dir": _free("where the images are"),
     "data.in_memory": _free("memory and speed"),
+    "data.cache_dir": _free("location of copies"),
     "data.num_threads": _free("speed"),
+    "data.num_workers": _free("speed"),
     "data.prefetch": _free("memory and speed"),
     "data.on_decode_error": _free("handling of unreadable files; the images read are the same"),
     "data.pairs.condition_dir": _free("where the condition images are"),

@@ -41,7 +41,7 @@ COMPILED_FROM = ("data", "model", "diffusion")  # sections of the config; and th
 # Fields that the functions do not read, or get as arguments: a run with another value compiles nothing.
 NOT_COMPILED = {
     "sampling": ("seed", "label", "params", "checkpoint_step"),
-    "data": ("data_dir", "split", "in_memory", "num_threads", "prefetch", "on_decode_error"),
+    "data": ("data_dir", "split", "in_memory", "cache_dir", "num_threads", "num_workers", "prefetch", "on_decode_error"),
     "optimizer": ("learning_rate", "warmup_steps", "schedule"),
 }
 MADE = {}  # (name of a function of build.py, config and arguments) -> its result

@@ -43,9 +43,9 @@ def folder(tmp_path):
 
 def test_training_and_the_image_grid(tmp_path, folder, own_config, metrics, capfd):
     losses = []
-    for in_memory in ("always", "never"):
+    for in_memory, num_workers in (("always", 0), ("never", 1)):
         run = tmp_path / in_memory
-        config = own_config(folder, in_memory=in_memory)
+        config = own_config(folder, in_memory=in_memory, num_workers=num_workers)
         config.train.sample_every = 6
         assert train.run(config, str(run)) == 0
         losses.append([row["train/loss"] for row in metrics(run)])
@@ -55,7 +55,7 @@ def test_training_and_the_image_grid(tmp_path, folder, own_config, metrics, capf
         printed = capfd.readouterr().err
         assert f"{folder}: 10 images in 2 classes: 0 cats (5), 1 dogs (5)" in printed
         assert f"10 images of {folder}" in printed
-    assert losses[0] == losses[1]  # in_memory does not change the images
+    assert losses[0] == losses[1]  # neither memory nor processes change the images
     assert len(losses[0]) == 3
     # The untrained network predicts zero for noise of variance 1; the mean over 2 x 8 images of 192 pixels is within 0.3.
     assert losses[0][0] == pytest.approx(1, abs=0.3)

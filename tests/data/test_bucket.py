@@ -139,7 +139,7 @@ def test_a_failed_copy_leaves_no_part(photos, bucket, cache, emulator):
 
 def test_a_set_that_is_larger_than_the_disk(photos, bucket, monkeypatch):
     monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda folder: _Disk)
-    with pytest.raises(FileAccessError, match="are needed; set XDG_CACHE_HOME to a larger disk"):
+    with pytest.raises(FileAccessError, match="are needed; set `cache_dir` to a larger disk"):
         local_copy.of_folder(bucket, "a set")
 
 

@@ -6,13 +6,14 @@ import sys
 import threading
 import time
 
+import cloudpickle
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ddpm_jax.data import device_prefetch, pipeline
+from ddpm_jax.data import device_prefetch, example_order, pipeline
 from ddpm_jax.data.source import ArraySource, LazySource, center_crop_and_resize
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
@@ -37,6 +38,21 @@ def lazy_source(n):
     return LazySource(read, n, image_size=2, channels=1, num_classes=n, name="lazy", split="train", num_threads=3)
 
 
+def fetching_source(n, calls=None):
+    """As `lazy_source`, of records that are fetched for a batch in one call."""
+    source = array_source(n)
+
+    def fetch(indices):
+        if calls is not None:
+            calls.append(indices)
+        return [source.batch(np.array([index])) for index in indices]
+
+    def read(record):
+        return record["image"][0], int(record["label"][0])
+
+    return LazySource(read, n, image_size=2, channels=1, num_classes=n, name="lazy", split="train", fetch=fetch)
+
+
 def spelled(batch):
     return batch["image"][:, 0, :, 0].astype(int) @ [1, 256]
 
@@ -48,7 +64,23 @@ def take(source, n, **options):
     return result
 
 
-@pytest.mark.parametrize("make", [array_source, lazy_source])
+def test_records_of_a_batch_are_fetched_in_one_call():
+    calls = []
+    batch = fetching_source(300, calls).batch(np.array([5, 290, 5]))
+    assert calls == [[5, 290, 5]]
+    assert spelled(batch).tolist() == batch["label"].tolist() == [5, 290, 5]
+    assert fetching_source(300, calls).batch(np.array([], int))["image"].shape == (0, 2, 2, 1)
+    assert len(calls) == 1
+
+
+def test_a_copy_of_a_lazy_source_has_its_own_threads():
+    source = fetching_source(300)
+    copy = cloudpickle.loads(cloudpickle.dumps(source))
+    assert spelled(copy.batch(np.array([7, 299]))).tolist() == [7, 299]
+    assert copy._pool is not source._pool
+
+
+@pytest.mark.parametrize("make", [array_source, lazy_source, fetching_source])
 def test_labels_match_images(make):
     for batch in take(make(300), 40):
         assert batch["image"].shape == (8, 2, 2, 1)
@@ -75,7 +107,7 @@ def test_every_epoch_is_a_new_permutation(n, batch_size):
 def test_permutations_are_independent():
     """Orders of different epochs and of adjacent seeds are uncorrelated."""
     n = 20_000
-    orders = np.array([pipeline._permutation(seed, epoch, n) for seed in range(4) for epoch in range(4)])
+    orders = np.array([example_order.permutation(seed, epoch, n) for seed in range(4) for epoch in range(4)])
     correlations = np.corrcoef(orders)[np.triu_indices(16, 1)] * np.sqrt(n)  # standard normal each
     assert np.abs(correlations).max() < 5
     within = [np.corrcoef(o[1:], o[:-1])[0, 1] * np.sqrt(n) for o in orders]
@@ -84,8 +116,8 @@ def test_permutations_are_independent():
 
 def test_order_never_changes():
     """A run resumed with newer libraries must see the same order, so these numbers must never change."""
-    assert pipeline.batch_indices(0, num_examples=10, batch_size=10, seed=0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
-    assert pipeline.batch_indices(3, num_examples=10, batch_size=4, seed=7).tolist() == [6, 1, 4, 8]
+    assert example_order.batch_indices(0, num_examples=10, batch_size=10, seed=0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
+    assert example_order.batch_indices(3, num_examples=10, batch_size=4, seed=7).tolist() == [6, 1, 4, 8]
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -109,7 +141,7 @@ def test_a_late_start_costs_no_more():
     began = time.monotonic()
     late = take(array_source(50), 1, start_step=10**12)
     assert time.monotonic() - began < 1  # reading 10**12 batches would take years
-    expected = pipeline.batch_indices(10**12, num_examples=50, batch_size=8, seed=0)
+    expected = example_order.batch_indices(10**12, num_examples=50, batch_size=8, seed=0)
     np.testing.assert_array_equal(late[0]["label"], expected)
 
 

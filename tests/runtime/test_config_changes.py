@@ -34,6 +34,8 @@ CASES = [
     ("data__on_decode_error", "skip", False, False),
     ("data__data_dir", "/elsewhere", False, False),
     ("data__num_threads", 2, False, False),
+    ("data__num_workers", 2, False, False),
+    ("data__cache_dir", "/cache", False, False),
     ("data__in_memory", "never", False, False),
     ("model__unet__ch", 64, True, True),
     ("model__unet__num_heads", 2, True, True),

@@ -1,0 +1,202 @@
+"""A manifest of what the first reading of a folder found, so that later starts read only new and changed files.
+
+The first start reads every file once, which takes hours for millions of files. What it finds is kept in the user's cache
+folder: the digest of each file, the lowest and highest level of its image, and the levels of deep gray files. Every start lists
+the folder and asks for size, time of the last write and time of the last change of status of each file. Only a file that
+agrees in all three is not read again, so that the fingerprint of the set is that of the present files. A file in a bucket must
+agree in size and checksum.
+
+A file that is written twice within the resolution of the clock may have the same times. As in Git, a file that was written
+within `MARGIN_S` before it was read is therefore read again at the next start. Broken files are read at every start.
+"""
+
+import concurrent.futures
+import hashlib
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data.value_range import DeepLevels
+from ddpm_jax.runtime import storage
+from ddpm_jax.runtime.atomic import open_atomic
+from ddpm_jax.runtime.errors import error_line, os_errors
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MARGIN_S = 2.0
+CHUNK = 4096  # files per task of a thread
+_NEVER = -1  # instead of the size: of a file that must be read
+
+
+class FileFacts:
+    """What was found in N files, in order.
+
+    Attributes:
+      digests: uint8 [N, 32], SHA-256 of the content.
+      least: uint8 [N], lowest level of the image.
+      most: uint8 [N], highest level.
+      deep: index -> levels, for gray files of more than 8 bits.
+      levels: the range with which `least` and `most` of deep files were computed; () for none.
+    """
+
+    def __init__(self, count: int):
+        self.digests = np.zeros((count, 32), np.uint8)
+        self.least, self.most = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
+        self.deep: dict[int, DeepLevels] = {}
+        self.levels: tuple[float, ...] = ()
+
+
+class FolderManifest:
+    """The manifest of a folder, as a file in the cache.
+
+    Args:
+      folder: its path or gs:// name.
+      paths: of the files within it, in order.
+      settings: what else `FileFacts` depend on, such as the size of the images. Each has its own file.
+      cache_folder: folder of the manifests; created when one is saved.
+      num_threads: number of files whose times are requested at once, for network drives.
+
+    Attributes:
+      file: the file of the manifest.
+      facts: of the files; zeros for those that are not known.
+      known: bool [N], whether the facts of a file are known.
+    """
+
+    def __init__(
+        self, folder: str, paths: Sequence[str], settings: str, cache_folder: Path, num_threads: int | None = None
+    ) -> None:
+        where = folder if storage.is_remote(folder) else os.path.realpath(folder)
+        name = hashlib.sha256(f"{where}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self.file = cache_folder / f"{name}.npz"
+        self._names, self._remote = _joined(paths), storage.is_remote(folder)
+        self._started = time.time()
+        self._states = file_states(folder, paths, num_threads)
+        self.facts, self.known = FileFacts(len(paths)), np.zeros(len(paths), bool)
+        if (old := self._load()) is not None:
+            self._take_over(old)
+
+    def save(self, unreadable: Sequence[int] = ()) -> None:
+        """Writes the facts, except those of files that could not be read, and keeps those of other files, such as other splits.
+
+        An error is logged: the manifest is optional.
+        """
+        facts, states = self.facts, self._states.copy()
+        states[list(unreadable), 0] = _NEVER
+        if not self._remote:
+            now = time.time()
+            recent = (states[:, 1] >= (self._started - MARGIN_S) * 1e9) & (states[:, 1] <= (now + MARGIN_S) * 1e9)
+            states[recent & ~self.known, 0] = _NEVER
+        deep = sorted(facts.deep)
+        arrays: dict[str, Any] = {
+            "format": np.array(FORMAT),
+            "names": self._names,
+            "states": states,
+            "digests": facts.digests,
+            "extremes": np.stack([facts.least, facts.most], axis=1),
+            "deep": np.array(deep, np.int64),
+            "deep_levels": np.array([facts.deep[index] for index in deep], np.float64).reshape(-1, 3),
+            "levels": np.array(facts.levels, np.float64),
+        }
+        arrays = _with_others(arrays, self._load())
+        try:
+            with os_errors(f"cannot write {self.file}"):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with open_atomic(self.file, shared=True) as out:
+                    np.savez(out, **arrays)
+        except OSError as error:
+            logger.warning(f"warning: {error}; the next start reads every file again")
+
+    def _load(self) -> dict[str, np.ndarray] | None:
+        """The arrays of the file; None if there is none that can be used."""
+        try:
+            with open(self.file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
+                if int(arrays["format"]) == FORMAT:
+                    return {name: arrays[name] for name in arrays.files}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning(f"warning: {self.file} is damaged ({error_line(error)}): every file is read again")
+        return None
+
+    def _take_over(self, old: dict[str, np.ndarray]) -> None:
+        """Copies the facts of the files that have not changed."""
+        rows = self._rows_of(old)
+        there = np.flatnonzero(rows >= 0)
+        same = (old["states"][rows[there]] == self._states[there]).all(axis=1) & (self._states[there, 0] != _NEVER)
+        here = there[same]
+        self.known[here] = True
+        self.facts.digests[here] = old["digests"][rows[here]]
+        self.facts.least[here], self.facts.most[here] = old["extremes"][rows[here]].T
+        self.facts.levels = tuple(old["levels"].tolist())
+        index_of = dict(zip(rows[here].tolist(), here.tolist(), strict=True)) if len(old["deep"]) else {}
+        for row, (least, most, is_float) in zip(old["deep"].tolist(), old["deep_levels"].tolist(), strict=True):
+            if row in index_of:
+                self.facts.deep[index_of[row]] = DeepLevels(least, most, bool(is_float))
+
+    def _rows_of(self, old: dict[str, np.ndarray]) -> np.ndarray:
+        """int64 [N]: the row of each file in the old manifest, -1 for a new file."""
+        count = len(self._states)
+        if np.array_equal(old["names"], self._names):
+            return np.arange(count)
+        row_of = {name: row for row, name in enumerate(_split(old["names"]))}
+        return np.fromiter((row_of.get(name, -1) for name in _split(self._names)), np.int64, count)
+
+
+def _with_others(arrays: dict[str, Any], old: dict[str, np.ndarray] | None) -> dict[str, Any]:
+    """The arrays of a manifest, followed by the rows of files that only an old one has. Deep files of these are left out."""
+    if old is None or np.array_equal(arrays["names"], old["names"]):
+        return arrays
+    own, others = set(_split(arrays["names"])), list(_split(old["names"]))
+    is_deep = set(old["deep"].tolist())
+    rows = [row for row, name in enumerate(others) if name not in own and row not in is_deep]
+    if not rows:
+        return arrays
+    names = np.frombuffer(b"\0".join([arrays["names"].tobytes(), *(others[row] for row in rows)]), np.uint8)
+    columns = {name: np.concatenate([arrays[name], old[name][rows]]) for name in ("states", "digests", "extremes")}
+    return arrays | columns | {"names": names}
+
+
+def file_states(folder: str, paths: Sequence[str], num_threads: int | None = None) -> np.ndarray:
+    """int64 [N, 3]: size, time of the last write and time of the last change of status of each file, in nanoseconds.
+
+    In a bucket size and checksum, from one listing. The size of a file that cannot be found is -1.
+    """
+    states = np.zeros((len(paths), 3), np.int64)
+    states[:, 0] = _NEVER
+    if storage.is_remote(folder):
+        with os_errors(f"cannot list {folder}"):
+            found = storage.object_sums(storage.path(folder))
+        for row, path in enumerate(paths):
+            if path in found:
+                size, checksum = found[path]
+                states[row] = size, int.from_bytes(hashlib.sha256(str(checksum).encode()).digest()[:7], "big"), 0
+        return states
+
+    def read(first: int) -> None:
+        for row in range(first, min(first + CHUNK, len(paths))):
+            try:
+                status = os.stat(prefix + paths[row])
+            except OSError:  # it is reported when it is read
+                continue
+            states[row] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    prefix = folder.rstrip("/") + "/"
+    with concurrent.futures.ThreadPoolExecutor(num_threads or 4, "file-state") as pool:
+        list(pool.map(read, range(0, len(paths), CHUNK)))
+    return states
+
+
+def _joined(paths: Sequence[str]) -> np.ndarray:
+    """uint8: the names, separated by zeros, which no name contains."""
+    return np.frombuffer("\0".join(paths).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _split(names: np.ndarray) -> Iterator[bytes]:
+    return iter(names.tobytes().split(b"\0"))

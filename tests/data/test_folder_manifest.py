@@ -1,0 +1,240 @@
+"""The manifest of a folder: which files are read again, and that a set is always that of the present files."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.data import first_reading, folder_manifest, local_copy
+from ddpm_jax.data.image_folder import load_image_folder
+from ddpm_jax.data.image_pairs import load_pairs
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
+
+COUNT = 12
+AN_HOUR = 3600
+
+
+def write(file, seed, mode="RGB"):
+    """A file that was written an hour ago."""
+    random = np.random.default_rng(seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if mode == "RGB":
+        Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(file)
+    else:
+        Image.fromarray(random.integers(0, 4000, (6, 6), dtype=np.uint16)).save(file)
+    age(file)
+
+
+def age(file, seconds=AN_HOUR):
+    before = file.stat().st_mtime - seconds
+    os.utime(file, (before, before))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index in range(COUNT):
+        write(tmp_path / "photos" / ("cats", "dogs")[index % 2] / f"{index:02d}.png", index)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def read_files(monkeypatch):
+    """Paths of the files that were read, which is also what decides about their number."""
+    found = []
+    read = first_reading.FirstReading._read
+
+    def recorded(self, index, levels):
+        found.append(self._paths[index])
+        read(self, index, levels)
+
+    monkeypatch.setattr(first_reading.FirstReading, "_read", recorded)
+    return found
+
+
+@pytest.fixture
+def load(tmp_path, photos, read_files):
+    """Loads the folder, and returns the source and the files that were read."""
+
+    def load(folder=photos, **options):
+        read_files.clear()
+        options = {"image_size": 4, "channels": 3, "in_memory": False, "cache_dir": str(tmp_path / "cache")} | options
+        return load_image_folder(str(folder), **options), sorted(read_files)
+
+    return load
+
+
+def fresh(folder, **options):
+    """The same set without a manifest."""
+    return load_image_folder(str(folder), image_size=4, channels=3, in_memory=True, **options)
+
+
+def test_a_second_start_reads_no_file(load, photos, tmp_path, log_lines):
+    first, read = load()
+    assert len(read) == COUNT
+    assert [entry.parent.name for entry in (tmp_path / "cache").rglob("*.npz")] == ["manifests"]
+    second, read = load()
+    assert read == []
+    assert f"{photos}: 12 files have not changed since they were checked" in " ".join(log_lines)
+    for source in (first, second):
+        assert source.fingerprint == fresh(photos).fingerprint
+        assert (source.files, source.class_names, source.value_range) == (first.files, ("cats", "dogs"), ())
+        np.testing.assert_array_equal(source.batch(np.arange(COUNT))["image"], fresh(photos).batch(np.arange(COUNT))["image"])
+
+
+def changed(file):
+    write(file, 100)
+
+
+def changed_with_the_old_time(file):
+    """As by `touch -r`: only the time of the last change of status, which no program can set, differs."""
+    before = file.stat()
+    write(file, 102)
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced(file):
+    """Another file under this name, with the time of the first."""
+    before = file.stat()
+    write(file.with_suffix(".tmp.png"), 101)
+    os.replace(file.with_suffix(".tmp.png"), file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [changed, changed_with_the_old_time, replaced])
+def test_a_changed_file_is_read_again(load, photos, change):
+    first, _ = load()
+    change(photos / "cats" / "04.png")
+    second, read = load()
+    assert read == ["cats/04.png"]
+    assert second.fingerprint == fresh(photos).fingerprint != first.fingerprint
+
+
+def test_new_removed_and_renamed_files(load, photos):
+    load()
+    write(photos / "birds" / "a.png", 50)
+    (photos / "cats" / "00.png").unlink()
+    (photos / "dogs" / "01.png").rename(photos / "dogs" / "99.png")
+    source, read = load()
+    assert read == ["birds/a.png", "dogs/99.png"]
+    assert source.class_names == ("birds", "cats", "dogs")
+    assert source.fingerprint == fresh(photos).fingerprint
+    assert load()[1] == []
+
+
+def test_splits_and_slices_share_the_manifest(load, photos):
+    load(split="train[:50%]")
+    source, read = load(split="train")
+    assert len(read) == COUNT // 2
+    assert source.fingerprint == fresh(photos).fingerprint
+    for split in ("train[50%:]", "train[:50%]", "train"):
+        source, read = load(split=split)
+        assert read == []
+        assert source.fingerprint == fresh(photos, split=split).fingerprint
+
+
+def test_folders_of_splits_share_the_manifest(load, photos, tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / "splits" / split / "a.png", 1)
+        write(tmp_path / "splits" / split / f"{split}.png", 2)
+    for split in ("train", "test"):
+        load(tmp_path / "splits", split=split)
+    for split in ("train", "test", "all"):
+        source, read = load(tmp_path / "splits", split=split)
+        assert read == []
+        assert source.fingerprint == fresh(tmp_path / "splits", split=split).fingerprint
+
+
+def test_other_settings_have_another_manifest(load):
+    load()
+    assert len(load(image_size=3)[1]) == COUNT
+    assert len(load(background="black")[1]) == COUNT
+    assert load()[1] == []
+
+
+def test_a_file_written_at_the_time_of_the_reading_is_read_again(load, photos):
+    age(photos / "cats" / "02.png", -AN_HOUR)  # now
+    assert len(load()[1]) == COUNT
+    assert load()[1] == ["cats/02.png"]
+    age(photos / "cats" / "02.png")
+    assert load()[1] == ["cats/02.png"]
+    assert load()[1] == []
+
+
+def test_broken_files_are_read_at_every_start(load, photos):
+    (photos / "cats" / "00.png").write_bytes(b"no image")
+    age(photos / "cats" / "00.png")
+    with pytest.raises(InvalidDataError, match=r"cats/00\.png \(not an image\)"):
+        load()
+    source, read = load(on_decode_error="skip")
+    assert read == ["cats/00.png"]  # the others are known, although the first start failed
+    assert len(source) == COUNT - 1
+    assert source.fingerprint == fresh(photos, on_decode_error="skip").fingerprint
+    write(photos / "cats" / "00.png", 3)
+    source, read = load()
+    assert read == ["cats/00.png"]
+    assert len(source) == COUNT
+
+
+def test_deep_gray_files(load, tmp_path, log_lines):
+    folder = tmp_path / "deep"
+    for index in range(3):
+        write(folder / f"{index}.png", index, "I;16")
+    write(folder / "3.png", 3)
+    first, read = load(folder)
+    assert first.value_range == (0.0, 4095.0)
+    assert len(read) == 3 + 4  # those of more than 8 bits twice
+    second, read = load(folder)
+    assert read == []
+    assert (second.value_range, second.fingerprint) == (first.value_range, first.fingerprint)
+    assert sum("gray files of more than 8 bits" in line for line in log_lines) == 2
+    np.testing.assert_array_equal(second.batch(np.arange(4))["image"], first.batch(np.arange(4))["image"])
+    assert len(load(folder, levels=(0, 8000))[1]) == 3  # another range: their levels are computed again
+    assert load(folder, levels=(0, 8000))[1] == []
+
+
+def test_condition_images_have_a_manifest(load, photos, tmp_path, read_files):
+    source, _ = load()
+    for expected in (COUNT, 0):
+        read_files.clear()
+        pairs = load_pairs(source, str(photos), image_size=4, channels=1, in_memory=False, cache_dir=str(tmp_path / "cache"))
+        assert len(read_files) == expected
+        assert len(pairs) == COUNT
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", None])
+def test_a_damaged_manifest_is_made_again(load, tmp_path, damage, log_lines):
+    load()
+    (file,) = (tmp_path / "cache" / "manifests").glob("*.npz")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    assert len(load()[1]) == COUNT
+    assert f"{file} is damaged" in " ".join(log_lines)
+    assert load()[1] == []
+
+
+def test_a_manifest_of_another_format_is_not_read(load, monkeypatch):
+    load()
+    monkeypatch.setattr(folder_manifest, "FORMAT", 2)
+    assert len(load()[1]) == COUNT
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(load, tmp_path, log_lines):
+    (tmp_path / "cache").write_text("a file")
+    assert len(load()[1]) == COUNT
+    assert "cannot write" in " ".join(log_lines)
+    assert "the next start reads every file again" in " ".join(log_lines)
+
+
+def test_a_set_in_memory_needs_no_manifest(load, tmp_path):
+    assert len(load(in_memory=True)[1]) == COUNT
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert local_copy.cache_folder("", "data") == tmp_path / "ddpm_jax" / "data"
+    assert local_copy.cache_folder(str(tmp_path / "own"), "manifests") == tmp_path / "own" / "manifests"
+    with pytest.raises(InvalidArgumentError, match="`cache_dir` is gs://b/c: name a folder of this machine"):
+        local_copy.cache_folder("gs://b/c", "data")
