@@ -280,7 +280,8 @@ def get_config() -> ConfigDict:
 
     config.export = export = ConfigDict()
     # safetensors (the parameters, in one file) | diffusers (a DDPMPipeline of Hugging Face's diffusers) | stablehlo (the
-    # network and the sampler of config.sampling, as programs that run without this package).
+    # network and the sampler of config.sampling, as programs that run without this package) | onnx (the network and one step of
+    # the sampler, for ONNX Runtime).
     export.format = "safetensors"
     export.platforms = ("cpu", "cuda", "tpu")  # stablehlo: platforms that the programs run on, any of cpu, cuda, rocm and tpu
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, config_validation, data_config, sampling_config
+from ddpm_jax import build, choices, condition_config, config_validation, data_config, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.evaluation import manifest
-from ddpm_jax.interop import export_diffusers, export_stablehlo, weights_file
+from ddpm_jax.interop import export_diffusers, export_onnx, export_stablehlo, onnx_model, weights_file
 from ddpm_jax.interop.weights_file import Weights
 from ddpm_jax.runtime import distributed, paths, rng, run_record
 from ddpm_jax.runtime.atomic import open_atomic, write_atomically
@@ -77,7 +77,7 @@ def export(config: ConfigDict, weights: Weights, exports: pathlib.Path, output: 
     identity: dict[str, Any] = {"mode": "export", "format": name}
     if format.samples:
         identity |= sampling_config.identity_of(config, "export", weights.step, weights.sha256)
-        identity["platforms"] = list(config.export.platforms)
+        identity |= {"platforms": list(config.export.platforms)} if name == "stablehlo" else {}
         stem = sampling_config.run_name(config, weights.step)
     else:
         identity |= {"step": weights.step, "weights_sha256": weights.sha256, "params": weights.name}
@@ -105,8 +105,10 @@ def check_export(config: ConfigDict) -> None:
             f"config.export.format is {config.export.format!r}, which has no condition images (config.data.condition is "
             f"{config.data.condition!r}): choose safetensors"
         )
-    if config.export.format == "stablehlo":
-        build.build_sampler(config)  # raises, like the next line
+    if FORMATS[config.export.format].samples:
+        build.build_sampler(config)  # raises, like the next lines
+    if config.export.format == "onnx":
+        onnx_model.require("jax2onnx")
     if config.export.format == "diffusers":
         _diffusers_configs(config)
 
@@ -127,17 +129,6 @@ def _write_stablehlo(config: ConfigDict, weights: Weights, target: pathlib.Path)
         has_labels=labels is not None,
         platforms=config.export.platforms,
     )
-    about = {
-        "step": weights.step,
-        "params": weights.name,
-        "weights_sha256": weights.sha256,
-        "platforms": list(config.export.platforms),
-        "prediction": config.diffusion.prediction,
-        "variance": config.diffusion.variance,
-        "sampling": sampling_config.describe_sampling(config),
-        "num_classes": config.data.num_classes if config.model.class_conditional else 0,
-        "class_names": list(weights.class_names) if config.model.class_conditional else [],
-    }
     text = export_stablehlo.readme(
         params=weights.name,
         step=weights.step,
@@ -146,7 +137,7 @@ def _write_stablehlo(config: ConfigDict, weights: Weights, target: pathlib.Path)
         purpose=rng.PURPOSES["sample"],
         num_images=min(16, config.sampling.num_images),
         shape=shape,
-        labels=_readme_labels(config),
+        labels=f", {_readme_labels(config, 'jnp')}" if labels is not None else "",
         batch_shape=f"[n, {', '.join(map(str, shape))}]",
         output_shape=f"[n, {shape[0]}, {shape[1]}, {shape[2] * (1 + build.build_parameterization(config).learns_variance)}]",
         last_t=schedule.num_timesteps - 1,
@@ -155,18 +146,75 @@ def _write_stablehlo(config: ConfigDict, weights: Weights, target: pathlib.Path)
     for name, data in ((export_stablehlo.DENOISER, programs.denoiser), (export_stablehlo.SAMPLER, programs.sampler)):
         with open_atomic(target / name) as out:
             out.write(data)
-    facts = export_stablehlo.facts(sampler, schedule.alphas_cumprod, image_shape=shape, **about)
+    facts = export_stablehlo.facts(
+        export_stablehlo.described(sampler, schedule, image_shape=shape, has_labels=labels is not None),
+        schedule.alphas_cumprod,
+        platforms=list(config.export.platforms),
+        **_about(config, weights),
+    )
     write_atomically(target / export_stablehlo.FACTS, facts)
     write_atomically(target / export_stablehlo.README, text)
 
 
-def _readme_labels(config: ConfigDict) -> str:
-    """The third argument in the code of the README, with the classes of --mode=sample."""
+def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> None:
+    plain = config.copy_and_resolve_references()
+    plain.model.dtype = "float32"  # ONNX Runtime has no bfloat16 convolutions for CPUs
+    shape, sampler, schedule = build.image_shape(config), build.build_sampler(config), build.build_schedule(config)
+    options = {"image_shape": shape, "has_labels": config.model.class_conditional}
+    make_denoise_fn = build.build_denoise_fn(plain, portable=True)
+    network = export_onnx.network_model(make_denoise_fn, weights.params, **options)
+    guided = build.build_guided_denoise_fn(plain, portable=True)
+    step = export_onnx.step_model(guided, sampler, weights.params, **options)
+    difference = export_onnx.check_models(
+        network,
+        export_onnx.network_function(make_denoise_fn, weights.params),
+        step,
+        sampler,
+        num_timesteps=schedule.num_timesteps,
+        num_labels=condition_config.num_labels(config),
+    )
+    for name, model in ((export_onnx.DENOISER, network), (export_onnx.STEP, step.model)):
+        with open_atomic(target / name) as out:
+            out.write(model.data)
+    programs = export_onnx.described(network, step, sampler)
+    about = {"largest_difference": difference, "opset": onnx_model.OPSET, **_about(config, weights)}
+    write_atomically(target / export_onnx.FACTS, export_stablehlo.facts(programs, schedule.alphas_cumprod, **about))
+    text = export_onnx.readme(
+        network,
+        step,
+        sampler,
+        shape,
+        labels=_readme_labels(config, "np"),
+        num_images=min(16, config.sampling.num_images),
+        params=weights.name,
+        step=weights.step,
+        meaning=config.diffusion.prediction,
+    )
+    write_atomically(target / export_onnx.README, text)
+    print(f"ONNX Runtime differs from JAX by at most {difference:.1e} of the largest value, or of 1")
+
+
+def _about(config: ConfigDict, weights: Weights) -> dict[str, Any]:
+    """What programs.json has about the run."""
+    return {
+        "step": weights.step,
+        "params": weights.name,
+        "weights_sha256": weights.sha256,
+        "prediction": config.diffusion.prediction,
+        "variance": config.diffusion.variance,
+        "sampling": sampling_config.describe_sampling(config),
+        "num_classes": config.data.num_classes if config.model.class_conditional else 0,
+        "class_names": list(weights.class_names) if config.model.class_conditional else [],
+    }
+
+
+def _readme_labels(config: ConfigDict, module: str) -> str:
+    """The labels in the code of a README, int32, with the classes of --mode=sample; "" for a model without classes."""
     if not config.model.class_conditional:
         return ""
     if config.sampling.label >= 0:
-        return f", jnp.full(n, {config.sampling.label})"
-    return f", jnp.arange(n) % {config.data.num_classes}"
+        return f"{module}.full(n, {config.sampling.label}, {module}.int32)"
+    return f"{module}.arange(n, dtype={module}.int32) % {config.data.num_classes}"
 
 
 def _write_diffusers(config: ConfigDict, weights: Weights, target: pathlib.Path) -> None:
@@ -193,6 +241,11 @@ FORMATS = {
     "stablehlo": Format(
         (export_stablehlo.DENOISER, export_stablehlo.SAMPLER, export_stablehlo.FACTS, export_stablehlo.README),
         _write_stablehlo,
+        samples=True,
+    ),
+    "onnx": Format(
+        (export_onnx.DENOISER, export_onnx.STEP, export_onnx.FACTS, export_onnx.README),
+        _write_onnx,
         samples=True,
     ),
 }

@@ -5,7 +5,7 @@ runs what was exported up to six months ago (docs.jax.dev/en/latest/export/expor
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jax import export
 
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.diffusion.parameterization import DenoiseFn
+from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.runtime.errors import InvalidArgumentError
 from ddpm_jax.samplers import sampler as chain
 from ddpm_jax.samplers.sampler import Sampler
@@ -110,30 +111,31 @@ def export_programs(
     )
 
 
-def facts(sampler: Sampler, alphas_cumprod: np.ndarray, *, image_shape: Sequence[int], **about: Any) -> str:
-    """The content of programs.json.
-
-    Args:
-      sampler: the exported one.
-      alphas_cumprod: of the training chain, float64 [T].
-      image_shape: (H, W, C).
-      about: other fields, JSON-compatible.
-    """
+def described(sampler: Sampler, schedule: NoiseSchedule, *, image_shape: Sequence[int], has_labels: bool) -> dict[str, Any]:
+    """The two programs in programs.json. `schedule` is the training chain; for the others see `export_programs`."""
     images = {"dtype": "float32", "shape": ["b", *image_shape]}
-    labels = [{"name": "labels", "dtype": "int32", "shape": ["b"]}] if about.get("num_classes") else []
-    t = {"name": "t", "dtype": "int32", "shape": ["b"], "range": [0, len(alphas_cumprod) - 1]}
+    labels = [{"name": "labels", "dtype": "int32", "shape": ["b"]}] if has_labels else []
+    t = {"name": "t", "dtype": "int32", "shape": ["b"], "range": [0, schedule.num_timesteps - 1]}
     keys = {"name": "keys", "dtype": "uint32", "shape": ["b", 2]}
-    content = {
+    return {
         DENOISER: {"arguments": [{"name": "x_t"} | images, t, *labels]},
         SAMPLER: {
             "arguments": [{"name": "noise"} | images, keys, *labels],
             "result": {"dtype": "uint8", "shape": ["b", *image_shape]},
             "network_evaluations": sampler.nfe,
         },
-        "jax": jax.__version__,
-        **about,
-        "alphas_cumprod": alphas_cumprod.tolist(),
     }
+
+
+def facts(programs: Mapping[str, Any], alphas_cumprod: np.ndarray, **about: Any) -> str:
+    """The content of programs.json.
+
+    Args:
+      programs: file -> its description.
+      alphas_cumprod: of the training chain, float64 [T].
+      about: other fields, JSON-compatible.
+    """
+    content = {**programs, "jax": jax.__version__, **about, "alphas_cumprod": alphas_cumprod.tolist()}
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -66,8 +66,23 @@ class SamplerState:
     saved_pred_xstart: jax.Array
 
 
-def per_image_noise(keys: jax.Array, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
+class GivenNoise:
+    """Replaces the keys of a step by its noise, for programs that get the noise as an argument.
+
+    Attributes:
+      noise: standard normal [B, H, W, C].
+      draws: how often the step has taken noise; a second time, it would be the same.
+    """
+
+    def __init__(self, noise: jax.Array):
+        self.noise, self.draws = noise, 0
+
+
+def per_image_noise(keys: jax.Array | GivenNoise, purpose: int | jax.Array, shape: Sequence[int]) -> jax.Array:
     """Standard normal `[B, *shape]`, independent for each key; `purpose` 0 is x_T, i + 1 the noise of step i."""
+    if isinstance(keys, GivenNoise):
+        keys.draws += 1
+        return keys.noise
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, purpose), shape))(keys)
 
 

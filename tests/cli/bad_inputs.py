@@ -212,7 +212,7 @@ CASES = (
         advice=("--process_id=0",),
     ),
     Case("number of processes in words", (*TRAIN, "--num_processes=two"), "num_processes.*'two'"),
-    Case("export in an unknown format", (*EXPORT, "--config.export.format=onnx"), "config.export.format.*stablehlo"),
+    Case("export in an unknown format", (*EXPORT, "--config.export.format=tflite"), "config.export.format.*stablehlo"),
     Case("export for no platform", (*EXPORT, "--config.export.platforms=()"), "config.export.platforms is empty: .* cpu, cuda"),
     Case(
         "export of few steps to diffusers",
