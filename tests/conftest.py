@@ -32,6 +32,7 @@ import pytest
 from ddpm_jax import user_messages
 from ddpm_jax.configs import defaults
 from ddpm_jax.data import local_copy
+from tests import two_processes
 
 # The comparisons with diffusers need diffusers and torch, which `make test-interop` installs beside the other packages.
 collect_ignore = [] if importlib.util.find_spec("diffusers") else ["interop_real"]
@@ -108,6 +109,12 @@ def _no_files_in_the_cache_of_the_user(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local_copy, "default_cache", lambda: default() if "XDG_CACHE_HOME" in os.environ else folder)
         yield
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Runs a program in two processes: (code) -> the values that each writes, and the exit codes."""
+    return lambda code: two_processes.run(code, tmp_path)
 
 
 class _Lines(logging.Handler):

@@ -152,7 +152,7 @@ class Measurement:
         added = self._of_psnr(case, row, found, settings, inputs, batches) if "psnr" in self._wanted else []
         if comparison is None:
             return added
-        row |= comparison.of_batches(batches(), number)
+        row |= comparison.of_cache(cache, number)
         classes = comparison.classes.report(inputs.labels)
         if classes and inputs.given and inputs.given.labels is not None:
             classes["proportions"] = "conditions"

@@ -14,6 +14,7 @@ from ddpm_jax.data.source import ImageSource
 
 MOST_HASHED = 50_000  # images per set that is not in memory: more would take as long as an epoch
 BATCH = 256
+HASH_BYTES = 16
 
 
 class Overlap(NamedTuple):
@@ -47,7 +48,12 @@ class Overlap(NamedTuple):
 def hash_images(images: np.ndarray) -> list[bytes]:
     """A hash for each image of uint8 [N, H, W, C]; equal for equal pixels and shapes."""
     shape = str(images.shape[1:]).encode()
-    return [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=shape).digest() for image in images]
+    return [hashlib.blake2b(np.ascontiguousarray(image), digest_size=HASH_BYTES, key=shape).digest() for image in images]
+
+
+def digest(hashes: list[bytes]) -> str:
+    """The SHA-256 of the hashes of images, in order: 64 hex digits that identify the images."""
+    return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
 def count_repeated(hashes: Iterable[bytes]) -> int:

@@ -4,7 +4,6 @@ The name of a split is not enough: `all` of a folder, a slice that overlaps the 
 held out. A few common images only give a note: the test set of CIFAR-10 repeats some of its training images.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -104,7 +103,7 @@ def find_held_out(
             inside = _overlap(hashes, compared).share > MAX_OVERLAP
         if inside:
             notes.append(f"generated images are compared with {source.name} {split}: scoring it against itself is meaningless")
-        return HeldOut(source, hashlib.sha256(b"".join(hashes)).hexdigest(), inside, notes, compared)
+        return HeldOut(source, duplicates.digest(hashes), inside, notes, compared)
     missing = f"{set_name} has none of the splits {', '.join(AUTO_SPLITS)}"
     return HeldOut(None, "", False, skipped or [f"no images are held out: {missing}; {ADVICE}"])
 

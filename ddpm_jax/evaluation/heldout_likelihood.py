@@ -3,7 +3,6 @@
 An evaluator computes both image by image. This module summarizes them: numbers for a report, a table row and a chart.
 """
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable
@@ -12,13 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ddpm_jax.data import duplicates
 from ddpm_jax.data.source import Batch, ImageSource
 from ddpm_jax.diffusion import likelihood, vlb
+from ddpm_jax.evaluation.feature_extraction import gather_hashes
 from ddpm_jax.evaluation.likelihood_evaluator import LikelihoodEvaluator
 from ddpm_jax.evaluation.ode_likelihood_evaluator import OdeLikelihoodBatch, OdeLikelihoodEvaluator
 from ddpm_jax.evaluation.vlb_evaluator import VlbBatch, VlbEvaluator
 from ddpm_jax.plotting import charts
-from ddpm_jax.runtime import distributed, rng
+from ddpm_jax.runtime import distributed, exchange, rng
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +146,25 @@ def _measure(
     key: jax.Array,
     cond_of: CondFn,
 ) -> tuple[list[np.ndarray], str]:
-    """The output of the evaluator for all images, as columns, and a hash of the images. Shows a progress line."""
+    """The output of the evaluator for all images, as columns, and their digest. Shows a progress line.
+
+    Each host reads its own images only.
+    """
     count = min(num_images or len(source), len(source))
-    parts, digest = [], hashlib.sha256()
-    with distributed.show_progress(count) as report:
-        for first in range(0, count, evaluator.batch_size):
-            batch = source.batch(np.arange(first, min(first + evaluator.batch_size, count)))
-            digest.update(batch["image"])
+    hashes: dict[int, bytes] = {}  # index -> of the images of this host
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, Any]:
+        with distributed.raise_on_all_processes():
+            first, last = int(indices.min()), int(indices.max())  # the others repeat the last one, as padding
+            batch = source.batch(np.arange(first, last + 1))
+            hashes.update(zip(range(first, last + 1), duplicates.hash_images(batch["image"]), strict=True))
             cond = cond_of(batch, first)
-            at = lambda images, first=first: report(first + images)  # noqa: E731
-            parts += evaluator.evaluate(params, key, batch["image"], cond, first_image=first, report=at)
-    return [np.concatenate(column) for column in zip(*parts, strict=True)], digest.hexdigest()
+            return jax.tree.map(lambda rows: np.asarray(rows)[indices - first], (batch["image"], cond))
+
+    with distributed.show_progress(count) as report:
+        parts = list(evaluator.evaluate_rows(params, key, read, count, report=report))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    indices = exchange.concatenate(np.array(list(hashes), np.int64))
+    order = np.unique(indices, return_index=True)[1]  # padding may be an image of another host
+    every = gather_hashes(list(hashes.values()))
+    return columns, duplicates.digest([every[row] for row in order])

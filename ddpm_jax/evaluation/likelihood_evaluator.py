@@ -63,7 +63,36 @@ class LikelihoodEvaluator(abc.ABC):
         Raises:
           NumericalError: the ODE of an image was not solved.
         """
-        compute, batches = functools.partial(self._compute, params), self._driver.split((images, cond), len(images))
+        batches = self._driver.split((images, cond), len(images))
+        yield from self._run_batches(params, key, batches, first_image, report)
+
+    def evaluate_rows(
+        self,
+        params: Any,
+        key: jax.Array,
+        read: Callable[[np.ndarray], tuple[np.ndarray, Any]],
+        num_images: int,
+        *,
+        report: Callable[[float], None] = lambda images: None,
+    ) -> Iterator[Any]:
+        """As `evaluate`, of images that each host reads when it needs them, and only its own.
+
+        Args:
+          read: indices of images, int [n], in 0 .. num_images-1 -> (images [n, H, W, C], cond).
+          num_images: N.
+          params, key, report: as for `evaluate`.
+        """
+
+        def batches() -> Iterator[tuple[int, Any]]:
+            for first in range(0, num_images, self.batch_size):
+                yield min(self.batch_size, num_images - first), lambda rows, first=first: read(first + rows)
+
+        yield from self._run_batches(params, key, batches(), 0, report)
+
+    def _run_batches(
+        self, params: Any, key: jax.Array, batches: Iterator[tuple[int, Any]], first_image: int, report: Callable[[float], None]
+    ) -> Iterator[Any]:
+        compute = functools.partial(self._compute, params)
         for found in self._driver.run(compute, batches, key=key, first_image=first_image, report=report):
             result = self._result(found, first_image)
             first_image += len(result[0])

@@ -1,7 +1,6 @@
 """Statistics of the real images that generated images are compared with, computed from a source or read from a file."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -12,10 +11,11 @@ import ddpm_jax
 from ddpm_jax.data import duplicates
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import RESIZE_FILTER, ImageSource
-from ddpm_jax.evaluation.feature_extraction import FeatureCollector
+from ddpm_jax.evaluation.feature_extraction import FeatureCollector, gather_hashes
 from ddpm_jax.metrics import feature_set, reference_stats
 from ddpm_jax.metrics.features import FeatureExtractor, feature_size
 from ddpm_jax.metrics.reference_stats import Reference
+from ddpm_jax.runtime import exchange
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
 
 FEATURE_METRICS = {"kid", "precision_recall"}  # these need features; the others need moments or logits
@@ -36,20 +36,20 @@ def measure_reference(
       spatial: whether to compute those of the spatial features, which only Inception has.
       resize: how the source resizes its images, for the provenance.
     """
-    digest, hashes, classes = hashlib.sha256(), [], np.zeros(source.num_classes, np.int64)
+    hashes, classes = [], np.zeros(source.num_classes, np.int64)
 
     def seen() -> Iterator[np.ndarray]:
         for batch in collector.read(source):
-            digest.update(batch["image"])
             hashes.extend(duplicates.hash_images(batch["image"]))
             if "label" in batch:
                 np.add.at(classes, batch["label"], 1)
             yield batch["image"]
 
     made = collector.collect(seen(), len(source), f"features of {source.name} {source.split}".rstrip(), spatial=spatial)
+    hashes = gather_hashes(hashes)
     provenance = identity | {
         "images": len(source),
-        "images_sha256": digest.hexdigest(),
+        "images_sha256": duplicates.digest(hashes),
         "data": data_identity.identity_of(source),
         "repeated_images": duplicates.count_repeated(hashes),
         "random_flip": False,
@@ -57,7 +57,7 @@ def measure_reference(
         "ddpm_jax": ddpm_jax.__version__,
     }
     if classes.size:
-        provenance["class_counts"] = classes.tolist()
+        provenance["class_counts"] = exchange.total(classes).tolist()
     if len(made.features) < len(source):
         provenance |= {"features_kept": len(made.features), "features_seed": feature_set.CHOICE_SEED}
     return Reference(made.gaussian, made.features, provenance, spatial=made.spatial)

@@ -47,16 +47,7 @@ class SampleCache:
 
     def missing(self, num_images: int) -> list[range]:
         """The indices below num_images that no valid chunk holds, as ranges in ascending order."""
-        gaps, reached = [], 0
-        for first, count in self._valid_files():
-            if first >= num_images:
-                break
-            if first > reached:
-                gaps.append(range(reached, first))
-            reached = max(reached, first + count)
-        if reached < num_images:
-            gaps.append(range(reached, num_images))
-        return gaps
+        return _gaps(self._valid_files(), range(num_images))
 
     def write(self, first: int, images: np.ndarray, labels: np.ndarray | None = None, **more: np.ndarray) -> None:
         """Write a chunk, images first, first + 1, ...: uint8 [n, H, W, C], with labels int [n] or None.
@@ -70,24 +61,30 @@ class SampleCache:
         with os_errors(f"cannot write {file}", "; what was generated before is kept"), open_atomic(file) as out:
             np.savez(out, images=images, **({} if labels is None else {"labels": labels}), **more)
 
-    def batches(self, num_images: int, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield images 0 .. num_images-1 in order, uint8 [b, H, W, C], b <= batch_size, with one chunk in memory at a time.
+    def batches(self, num_images: int, batch_size: int, *, first: int = 0) -> Iterator[np.ndarray]:
+        """Yield images first .. num_images-1 in order, uint8 [b, H, W, C], b <= batch_size, with one chunk in memory at a time.
+
+        Chunks of other images are not read.
 
         Raises:
           InvalidDataError: images are missing.
         """
-        if gaps := self.missing(num_images):
-            raise InvalidDataError(
-                f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: run the same command again"
-            )
-        done = 0
-        for first, count in self._valid_files():
-            if first + count <= done or done >= num_images:
+        needed = range(first, num_images)
+        chunks = self._valid_files(needed)
+        if gaps := _gaps(chunks, needed):  # a chunk that is damaged, or shorter than the distance to the next one
+            chunks = self._valid_files()
+            if gaps := _gaps(chunks, needed):
+                raise InvalidDataError(
+                    f"{self.folder} lacks images {gaps[0].start}..{gaps[0].stop - 1}: run the same command again"
+                )
+        done = first
+        for begin, count in chunks:
+            if begin + count <= done or done >= num_images:
                 continue
-            images = _read(self._file(first))
-            end = min(first + count, num_images)
+            images = _read(self._file(begin))
+            end = min(begin + count, num_images)
             for start in range(done, end, batch_size):
-                yield images[start - first : min(start + batch_size, end) - first]
+                yield images[start - begin : min(start + batch_size, end) - begin]
             done = end
 
     def rows(self, name: str, num_images: int) -> np.ndarray:
@@ -110,10 +107,19 @@ class SampleCache:
             for file in self.folder.glob(pattern):
                 file.unlink()
 
-    def _valid_files(self) -> list[tuple[int, int]]:
-        """(first, count) of each valid chunk, in order. Each file is read once to verify its checksums."""
-        chunks = []
-        for file in sorted(self.folder.glob("images_*.npz")):
+    def _valid_files(self, needed: range | None = None) -> list[tuple[int, int]]:
+        """(first, count) of each valid chunk, in order. Each file is read once to verify its checksums.
+
+        With `needed`, only of those that have images of this range, if each chunk ends where the next one begins.
+        """
+        chunks, files = [], sorted(self.folder.glob("images_*.npz"))
+        if needed is not None:
+            starts = [int(file.stem.removeprefix("images_")) for file in files]
+            ends = [*starts[1:], needed.stop]
+            files = [
+                file for file, start, end in zip(files, starts, ends, strict=True) if start < needed.stop and end > needed.start
+            ]
+        for file in files:
             try:
                 status = file.stat()
                 known = (file.name, status.st_size, status.st_mtime_ns)
@@ -126,6 +132,20 @@ class SampleCache:
 
     def _file(self, first: int) -> pathlib.Path:
         return self.folder / f"images_{first:08d}.npz"
+
+
+def _gaps(chunks: list[tuple[int, int]], needed: range) -> list[range]:
+    """The indices of a range that no chunk (first, count) holds."""
+    gaps, reached = [], needed.start
+    for first, count in chunks:
+        if first >= needed.stop:
+            break
+        if first > reached:
+            gaps.append(range(reached, first))
+        reached = max(reached, first + count)
+    if reached < needed.stop:
+        gaps.append(range(reached, needed.stop))
+    return gaps
 
 
 def _read(file: pathlib.Path, name: str = "images") -> np.ndarray:

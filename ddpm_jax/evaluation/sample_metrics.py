@@ -9,8 +9,9 @@ from ddpm_jax.data import duplicates
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.data.source import ImageSource
 from ddpm_jax.evaluation.class_proportions import ClassProportions
-from ddpm_jax.evaluation.feature_extraction import FeatureCollector
+from ddpm_jax.evaluation.feature_extraction import FeatureCollector, gather_hashes
 from ddpm_jax.evaluation.reference import FEATURE_METRICS
+from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.metrics import frechet
 from ddpm_jax.metrics.feature_set import subsample_indices
 from ddpm_jax.metrics.inception_score import inception_score
@@ -73,8 +74,15 @@ class SampleScorer:
         """Scores of images, uint8 [N, H, W, C]."""
         return self.of_batches(self._collector.split(images), len(images))
 
+    def of_cache(self, cache: SampleCache, count: int) -> dict[str, Any]:
+        """Scores of the first `count` generated images of a cache."""
+        own = self._collector.part(count)
+        return self.of_batches(cache.batches(own.stop, self._collector.local_batch_size, first=own.start), count)
+
     def of_batches(self, batches: Iterator[np.ndarray], count: int, title: str = "features") -> dict[str, Any]:
-        """Scores of `count` images in batches, uint8 [b, H, W, C]; `title` is that of the progress line.
+        """Scores of `count` images, this process's part of them in batches (`FeatureCollector.collect`), uint8 [b, H, W, C].
+
+        `title` is that of the progress line.
 
         `num_compared` is included if kid, precision and recall use fewer than `count` images, `repeated` if some images are
         duplicates.
@@ -110,7 +118,7 @@ class SampleScorer:
                 scores["num_compared"] = len(found.features)
         except (ValueError, ExpectedError) as error:  # different dimensions, too few images, or no logits
             raise ExpectedError(f"cannot compare {count:,} images: {error}") from error
-        if repeated := duplicates.count_repeated(hashes):
+        if repeated := duplicates.count_repeated(gather_hashes(hashes)):
             scores["repeated"] = repeated
         return scores
 

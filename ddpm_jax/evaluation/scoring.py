@@ -1,13 +1,13 @@
 """Scores of images that exist: which metrics can be computed, and the results in the form of an evaluation."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax.evaluation.feature_extraction import FeatureCollector
+from ddpm_jax.data import duplicates
+from ddpm_jax.evaluation.feature_extraction import FeatureCollector, gather_hashes
 from ddpm_jax.evaluation.image_sets import ImageSet
 from ddpm_jax.evaluation.reference import FEATURE_METRICS
 from ddpm_jax.evaluation.results import Result
@@ -91,20 +91,21 @@ def _obstacle(metric: str, count: int, shapes: Features, reference: Reference | 
 
 
 def score_images(images: ImageSet, scorer: SampleScorer, collector: FeatureCollector) -> tuple[dict[str, Any], str]:
-    """The scores of a set, as columns of a table, and the SHA-256 of its images, 64 hexadecimal digits.
+    """The scores of a set, as columns of a table, and the digest of its images (`duplicates.digest`).
 
     Raises:
       ExpectedError: as `SampleScorer.of_batches`.
     """
-    digest = hashlib.sha256()
+    hashes: list[bytes] = []
 
     def batches() -> Iterator[np.ndarray]:
         for batch in collector.read(images):
-            digest.update(batch["image"].tobytes())
+            hashes.extend(duplicates.hash_images(batch["image"]))
             yield batch["image"]
         logger.info(f"scores of {len(images):,} images of {images.name}")  # the Fréchet distance and precision take long
 
-    return scorer.of_batches(batches(), len(images), f"features of {images.name}"), digest.hexdigest()
+    scores = scorer.of_batches(batches(), len(images), f"features of {images.name}")
+    return scores, duplicates.digest(gather_hashes(hashes))
 
 
 def score_statistics(a: Reference, b: Reference, named: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -72,6 +72,20 @@ class Moments:
             if self._num_buffered == BLOCK:
                 self._flush()
 
+    @classmethod
+    def of_union(cls, count: int, mean: np.ndarray, scatter: np.ndarray) -> "Moments":
+        """The moments of `count` vectors with this mean [D] and scatter [D, D]."""
+        moments = cls()
+        moments._count, moments._mean, moments._scatter = count, mean, scatter
+        return moments
+
+    def scatter_about(self, mean: np.ndarray) -> np.ndarray:
+        """float64 [D, D], the sum of (x - mean)(x - mean)^T for any `mean` [D]. Those of several sets may be added."""
+        if not self.count:
+            return np.zeros((mean.size,) * 2)
+        difference = (self.mean - mean)[:, None]
+        return self.scatter + self.count * (difference @ difference.T)
+
     def gaussian(self) -> Gaussian:
         """Mean and covariance, divided by count - 1.
 

@@ -89,7 +89,8 @@ class BatchDriver:
 
         Args:
           compute: batch -> pytree of arrays [B, ...] on the devices; (batch, what `start` returned) -> that, with `start`.
-          batches: (n, pytree of NumPy arrays [n, ...]) each, n at most `batch_size`; the same on every host.
+          batches: (n, pytree of NumPy arrays [n, ...]) each, n at most `batch_size`; the same on every host. Or (n, function of
+            row indices in 0 .. n-1 that returns such a pytree of these rows), which each host calls for its own rows only.
           key: the root of the images' keys; None where the computation is not random.
           first_image: index of the first image.
           report: called with the number of images done, fractions of a batch included.
@@ -110,7 +111,7 @@ class BatchDriver:
             rows = np.minimum(np.arange(self.batch_size), count - 1)
             indices = self._put((first_image + done + rows).astype(np.int32))
             batch = Batch(
-                inputs=jax.tree.map(lambda array, rows=rows: self._put(array[rows]), inputs),
+                inputs=self._put_inputs(inputs, rows),
                 key_data=None if key is None else _image_key_data(key, indices),
                 first=first_image + done,
                 count=count,
@@ -129,6 +130,18 @@ class BatchDriver:
         while pending:
             yield gather()
 
+    def _put_inputs(self, inputs: Any, rows: np.ndarray) -> Any:
+        """The inputs of `run` at `rows`, int [batch_size], on the devices."""
+        if not callable(inputs):
+            return jax.tree.map(lambda array: self._put(array[rows]), inputs)
+        sharding = batch_sharding(self.mesh)
+        indices = sharding.addressable_devices_indices_map((self.batch_size,)).values()
+        own = sorted(index[0].indices(self.batch_size)[:2] for index in indices if index is not None)
+        local = inputs(np.concatenate([rows[start:stop] for start, stop in own]))
+        return jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(sharding, array, (self.batch_size, *array.shape[1:])), local
+        )
+
     def _put(self, rows: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(rows.shape, batch_sharding(self.mesh), lambda index: rows[index])
 
@@ -143,8 +156,9 @@ def _report_part(report: Callable[[float], None], done: int, count: int, fractio
 
 
 def gather_rows(count: int, arrays: Any) -> Any:
-    """The first `count` rows of arrays on the devices; NumPy, on every host."""
-    whole = multihost_utils.process_allgather(arrays, tiled=True) if jax.process_count() > 1 else jax.device_get(arrays)
+    """The first `count` rows of arrays on the devices; NumPy, on every host that has a part of them."""
+    is_local = all(array.is_fully_addressable for array in jax.tree.leaves(arrays))
+    whole = jax.device_get(arrays) if is_local else multihost_utils.process_allgather(arrays, tiled=True)
     return jax.tree.map(lambda array: np.asarray(array)[:count], whole)
 
 

@@ -32,6 +32,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process in a mesh of one axis; `mesh` itself with one process."""
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return mesh if len(local) == mesh.size else Mesh(np.array(local), mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def training_mesh(mesh: Mesh, *, data: int = -1, fsdp: int = 1) -> Mesh:
     """The devices of `mesh` with the axes "data" and "fsdp"; `mesh` itself if `fsdp` is 1.
 

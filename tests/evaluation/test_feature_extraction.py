@@ -69,3 +69,59 @@ def test_images_of_two_sizes_are_an_error():
     mixed = [IMAGES[:2], IMAGES[:2, :2, :2]]
     with pytest.raises(InvalidDataError, match="all must be equal"):
         list(feature_extraction.extract(features.make_extractor("pixels"), meshes.make_mesh(), mixed, batch_size=8))
+
+
+HOSTS = """
+import numpy as np
+from ddpm_jax.data import duplicates
+from ddpm_jax.data.source import ArraySource
+from ddpm_jax.evaluation import feature_extraction, reference
+from ddpm_jax.metrics import features
+images = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
+images[20] = images[1]
+read = []
+class Counting(ArraySource):
+    def batch(self, indices):
+        read.extend(indices.tolist())
+        return super().batch(indices)
+def measure():
+    source = Counting(images, np.arange(23) % 3, num_classes=3, name="noise", split="train")
+    collector = feature_extraction.FeatureCollector(features.make_extractor("pixels"), mesh.make_mesh(), 8, max_features=9)
+    found = reference.measure_reference(source, collector, {})
+    return found, [found.gaussian.mean.tolist(), found.gaussian.covariance.tolist(), found.features.tolist()]
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does_and_read_half_each(two):
+    results, codes = two(f"""
+{HOSTS}
+found, arrays = measure()
+broken = Counting(images, name="noise", split="train")
+def fail():
+    collector = feature_extraction.FeatureCollector(features.make_extractor("pixels"), mesh.make_mesh(), 8)
+    batches = collector.read(broken)
+    def failing():
+        yield next(batches)["image"]
+        if me == 1:
+            raise errors.InvalidDataError("a.png is broken")
+        yield from (batch["image"] for batch in batches)
+    collector.collect(failing(), 23)
+write(read=read[:12], arrays=arrays, provenance=found.provenance, error=error_of(fail))
+""")
+    assert codes == [0, 0]
+    zero, one = results
+    assert zero["read"] == list(range(11))
+    assert one["read"] == list(range(11, 23))
+    assert zero["arrays"] == one["arrays"]  # to the bit
+    assert zero["provenance"] == one["provenance"]
+    assert one["error"] == ["InvalidDataError", "a.png is broken"]
+    assert zero["error"] == ["DistributedError", "process 1 stopped: a.png is broken"]
+    here = {"mesh": meshes}
+    exec(HOSTS, here)
+    found, arrays = here["measure"]()
+    assert found.provenance == zero["provenance"]
+    assert found.provenance["class_counts"] == [8, 8, 7]
+    assert found.provenance["repeated_images"] == 1
+    for ours, theirs in zip(arrays, zero["arrays"], strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-13, atol=1e-14)

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 
+from ddpm_jax.evaluation import sample_cache
 from ddpm_jax.evaluation.sample_cache import SampleCache
 from ddpm_jax.runtime.errors import ConflictError, FileAccessError, InvalidDataError
 
@@ -86,3 +87,33 @@ def test_a_full_disk_is_a_one_line_error_and_keeps_earlier_chunks(tmp_path):
     assert "\n" not in str(caught.value)
     assert cache.missing(16) == [range(8, 16)]
     assert {file.name for file in tmp_path.iterdir()} == {"manifest.json", "images_00000000.npz"}
+
+
+def test_a_part_is_read_from_its_chunks_only(tmp_path, monkeypatch):
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    cache = SampleCache(tmp_path, {"seed": 1})
+    for first in range(0, 40, 8):
+        cache.write(first, images[first : first + 8])
+    read, opened = sample_cache._read, []
+    monkeypatch.setattr(sample_cache, "_read", lambda file, *name: opened.append(file.name) or read(file, *name))
+    reader = SampleCache(tmp_path, {"seed": 1}, is_writer=False)
+    found = list(reader.batches(30, 4, first=13))
+    np.testing.assert_array_equal(np.concatenate(found), images[13:30])
+    assert {len(batch) for batch in found} <= {1, 2, 3, 4}
+    assert set(opened) == {f"images_{first:08d}.npz" for first in (8, 16, 24)}
+    assert list(reader.batches(13, 4, first=13)) == []
+    (tmp_path / "images_00000016.npz").write_bytes(b"")
+    with pytest.raises(InvalidDataError, match=r"lacks images 16\.\.23"):
+        list(SampleCache(tmp_path, {"seed": 1}).batches(30, 4, first=13))
+    cache.write(15, images[15:25])  # a chunk that overlaps its neighbors
+    np.testing.assert_array_equal(
+        np.concatenate(list(SampleCache(tmp_path, {"seed": 1}).batches(30, 4, first=18))), images[18:30]
+    )
+    # The names alone do not show that chunk 8 ends before 16 here.
+    (tmp_path / "images_00000015.npz").unlink()
+    cache.write(8, images[8:20])
+    cache.write(10, images[10:12])
+    cache.write(20, images[20:24])
+    np.testing.assert_array_equal(
+        np.concatenate(list(SampleCache(tmp_path, {"seed": 1}).batches(30, 4, first=14))), images[14:30]
+    )

@@ -47,6 +47,20 @@ def test_each_image_once_with_its_own_key(devices, batch_size, ahead):
     assert sum(batch.count for batch in seen) == 11
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rows_that_a_host_reads_itself(devices):
+    """One host has all rows; the last image is repeated as padding."""
+    made, asked = driver(devices, 8), []
+
+    def batches():
+        for first, count in ((0, 8), (8, 3)):
+            yield count, lambda rows, first=first: asked.append(rows.tolist()) or (ROWS[first + rows], None)
+
+    parts = list(made.run(lambda batch: batch.inputs, batches()))
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in parts]), ROWS)
+    assert asked == [list(range(8)), [0, 1, 2, 2, 2, 2, 2, 2]]
+
+
 def test_progress_is_reported_between_chunks_and_after_each_batch():
     made, reports = driver(1, 4), []
 

@@ -1,9 +1,7 @@
 """Communication between the processes of a job: two real processes with two devices each."""
 
-import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -11,46 +9,6 @@ import pytest
 from ddpm_jax.runtime import distributed, shared_workdir
 from ddpm_jax.runtime.errors import ConflictError, InvalidArgumentError
 from ddpm_jax.runtime.mesh import make_mesh
-from tests import preloaded
-
-BEGIN = """
-import json, logging, os, pathlib, signal, sys
-import jax
-from ddpm_jax.runtime import distributed, errors, mesh, shared_workdir
-from ddpm_jax.runtime.preemption import GracefulShutdown
-port, me, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-distributed.initialize_distributed("127.0.0.1:" + port, 2, me)
-shared_workdir.SHARED_FS_TIMEOUT_S = 0.5
-def error_of(work):
-    try:
-        work()
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-def fails(*errors):
-    with distributed.raise_on_all_processes():
-        if errors[me]:
-            raise errors[me]
-def write(**results):
-    (folder / str(me)).write_text(json.dumps(results))
-"""
-
-
-@pytest.fixture
-def two(free_port, tmp_path, child_environment):
-    """Runs a program in two processes: (code) -> the values that each writes, and the exit codes."""
-
-    def run(code):
-        environment = child_environment(devices=2)
-        arguments = [[sys.executable, "-c", BEGIN + code, str(free_port), str(index), tmp_path] for index in range(2)]
-        children = [preloaded.Process(line, env=environment) for line in arguments]
-        codes = [child.wait(timeout=120) for child in children]
-        return [_read(tmp_path / str(index)) for index in range(2)], codes
-
-    return run
-
-
-def _read(file):
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 def test_two_processes_share_the_state_of_one(two, tmp_path):
