@@ -36,6 +36,8 @@ from tests import two_processes
 
 # The comparisons with diffusers need diffusers and torch, which `make test-interop` installs beside the other packages.
 collect_ignore = [] if importlib.util.find_spec("diffusers") else ["interop_real"]
+# Those of ONNX and of pages in a browser need what `make test-browser` installs.
+collect_ignore += [] if all(map(importlib.util.find_spec, ("jax2onnx", "selenium"))) else ["interop_onnx", "browser"]
 # Those for GPUs and TPUs need their compilers, which `make test-plan` installs.
 collect_ignore += [] if all(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin"))) else ["plan_compilers"]
 

@@ -1,0 +1,102 @@
+"""A page with models inside, opened as a file: it computes what JAX computes, and loads nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import build
+from ddpm_jax.interop import export_onnx, onnxruntime_web
+from ddpm_jax.interop.onnx_model import Tensor, to_onnx
+from tests.interop.exported import make_config, random_params
+
+DIGITS = {
+    "data.image_size": 8,
+    "data.channels": 1,
+    "data.num_classes": 10,
+    "model.class_conditional": True,
+    "model.label_dropout": 0.1,
+    "model.unet.ch": 16,
+    "model.unet.attn_resolutions": (4,),
+}
+MAX_PAGE = 15e6  # bytes
+RUN = """
+    const [name, inputs, count] = args;
+    const types = {float32: Float32Array, int32: Int32Array};
+    window.networks ??= {};
+    const network = networks[name] ??= await onnxNetworks.load(name);
+    const arrays = network.inputs.filter(({name}) => name in inputs).map(
+      ({name, dtype}) => [name, types[dtype].from(inputs[name])]);
+    const found = await network.run(Object.fromEntries(arrays), count);
+    return Object.fromEntries(Object.entries(found).map(([name, values]) => [name, Array.from(values)]));
+"""
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The digits network with random parameters, in JAX: (x_t, t, labels) -> output."""
+    config = make_config(DIGITS)
+    params = random_params(config)
+    return export_onnx.network_function(build.build_denoise_fn(config, portable=True), params)
+
+
+@pytest.fixture(scope="module")
+def page(network, tmp_path_factory):
+    """A page with the digits network, and a function of two outputs and a number."""
+    images = export_onnx.images("x_t", (8, 8, 1))
+    integers = [Tensor(name, "int32", ("b",)) for name in ("t", "labels")]
+    models = {
+        "denoiser": to_onnx(network, [images, *integers], ["output"]),
+        "pair": to_onnx(lambda x, k: (x * k, x + 1), [images, Tensor("factor", "float32", ())], ["scaled", "moved"]),
+    }
+    elements = onnxruntime_web.page_elements(models, onnxruntime_web.runtime_assets())
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    file.write_text(f'<!doctype html><meta charset="utf-8"><title>Networks</title><body>{elements}</body>')
+    return file
+
+
+@pytest.fixture
+def opened(browser, page):
+    """(model, inputs, number of images) -> outputs of the page, flat."""
+    browser.open(page)
+
+    def run(name, inputs, count):
+        lists = {key: np.asarray(values).ravel().tolist() for key, values in inputs.items()}
+        return {key: np.asarray(values) for key, values in browser.run(RUN, name, lists, count).items()}
+
+    return run
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_network_computes_what_jax_computes(count, opened, network, browser, page):
+    random = np.random.default_rng(count)
+    x_t = random.standard_normal((count, 8, 8, 1)).astype(np.float32)
+    t, labels = (random.integers(0, most, count).astype(np.int32) for most in (1000, 11))
+    found = opened("denoiser", {"x_t": x_t, "t": t, "labels": labels}, count)["output"]
+    wanted = np.asarray(jax.jit(network)(x_t, t, labels)).ravel()
+    assert np.abs(wanted).max() > 0.1
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert (browser.console(), browser.requests()) == ([], [])
+    assert page.stat().st_size < MAX_PAGE
+
+
+def test_models_of_several_outputs_and_numbers(opened):
+    x_t = np.arange(128.0)
+    found = opened("pair", {"x_t": x_t, "factor": [3]}, 2)
+    np.testing.assert_array_equal(found["scaled"], 3 * x_t)
+    np.testing.assert_array_equal(found["moved"], x_t + 1)
+
+
+def test_mistakes_of_a_page_name_the_model_and_the_input(opened):
+    with pytest.raises(RuntimeError, match="the page has no ONNX model decoder"):
+        opened("decoder", {}, 1)
+    with pytest.raises(RuntimeError, match="pair needs the input factor"):
+        opened("pair", {"x_t": np.zeros(64)}, 1)
+
+
+def test_the_browser_reaches_no_host_and_records_that_a_page_tried(browser, tmp_path):
+    """What the other tests rely on."""
+    file = tmp_path / "page.html"
+    file.write_text('<!doctype html><meta charset="utf-8"><body><img src="http://example.com/a.png" alt=""></body>')
+    browser.open(file)
+    assert browser.requests() == ["http://example.com/a.png"]
+    assert "ERR_NAME_NOT_RESOLVED" in browser.console()[0]
