@@ -55,6 +55,16 @@ def test_the_input_is_compared_with_the_step(printed):
 
 
 @pytest.mark.slow
+def test_reading_is_printed_per_core(printed, photographs):
+    arguments = ["--sizes", "8", "--workers", "0", "--seconds=0.01", "--batch_size=4"]
+    lines = printed("data_pipeline", *arguments, f"--data_dir={photographs}").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["images", "folder", "prepared"]
+    for line in lines[2:]:
+        *_, rate, per_core, megabytes = (float(word.replace(",", "")) for word in line.split()[-4:])
+        assert min(rate, per_core) > 0
+        assert megabytes == pytest.approx(rate * 8 * 8 * 3 / 1e6, abs=1)
+
+
 def test_features_are_printed_as_rates(printed):
     out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())
