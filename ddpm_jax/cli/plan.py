@@ -20,6 +20,7 @@ from ddpm_jax.planning.plan_cache import PlanCache, digest
 from ddpm_jax.planning.targets import Target
 from ddpm_jax.planning.worker import run_in_process
 from ddpm_jax.plotting import image_grid
+from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
 
@@ -50,6 +51,7 @@ def run(
     config_validation.check_config(config)
     network_check.check_network(config)
     machine = targets.parse_target(target)
+    meshes.check_batch_size(config.train.batch_size, machine.num_devices, config.optimizer.accumulation_steps)
     targets.check_installed(machine)
     if output:  # before minutes of compilation
         manifest.check_output(identity_of(config, machine), output)

@@ -252,7 +252,9 @@ def _train(
                 return Training(run_folder, step, complete, signal.SIGINT if interrupt.check_last() == signal.SIGINT else 0)
             stopped_by = interrupt.agreed or 0
             saved = f"step {step:,} is saved" if step else "no step was done, so nothing is saved"
-            action = "for its image grid and evaluation" if complete else "to resume"
+            action = "for its image grid and evaluation" if complete else "to resume" if step else "to start"
+            if not (run_folder / "config.json").exists():  # it is written with the first step; --workdir alone is not enough
+                saved, action = "no step was done, so nothing is saved, not even the config", "with its --config, to start"
             logger.info(f"stopped by {signal.Signals(stopped_by).name}: {saved}; run the same command again {action}")
             return Training(run_folder, step, complete, stopped_by)
 

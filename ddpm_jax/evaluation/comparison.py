@@ -51,7 +51,7 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
     """
     paths = [workdir.absolute(folder) for folder in folders]
     if len(set(paths)) < max(2, len(paths)):
-        raise InvalidArgumentError("`runs` must be the workdirs of two or more different runs, such as runs/a,runs/b")
+        raise InvalidArgumentError("compare needs the workdirs of two or more different runs, such as compare runs/a runs/b")
     names = [run_name(path) for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
@@ -61,7 +61,7 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 def _read(name: str, folder: Path) -> Run:
     return Run(
         name,
-        flatten(workdir.read_config(folder)) | _own_files(folder),
+        flatten(workdir.read_config(folder, advice="check its name")) | _own_files(folder),
         jsonl.read_metrics(folder),
         _number_of_parameters(folder / "parameters.txt"),
         join(Results(workdir.evaluation_folder(folder) / "results").read()),

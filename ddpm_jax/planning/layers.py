@@ -4,17 +4,19 @@ The names are those that JAX gives its operations, such as jit(step)/transpose(j
 is outside of the network is recognized by the Python functions that made it.
 """
 
+import functools
 import re
 from collections.abc import Collection
 
 from ddpm_jax.planning.hlo_costs import Kernel
-from ddpm_jax.planning.hlo_text import Module
+from ddpm_jax.planning.hlo_text import Instruction, Module
 
 COPIES = "copies, transposes and slices"
 OTHER = "other"
+MAX_DISTANCE = 4  # instructions between an operation of the compiler and one of the program
 _TRANSFORMATION = re.compile(
     r"(jit|jvp|transpose|vmap|pjit|remat|checkpoint|shard_map)(\(.*\))?|"
-    r"while|body|cond|closed_call|rematted_computation|custom_vjp_call|.*<(locals|lambda)>.*"
+    r"while|body|cond|branch_\d+_fun|closed_call|rematted_computation|custom_vjp_call|.*<(locals|lambda)>.*"
 )
 # Parts of a path in the network -> kind; the first that is found counts.
 _IN_NETWORK = (
@@ -35,11 +37,19 @@ _MOVES |= {"copy", "copy-start", "transpose", "reshape", "slice"}
 
 
 def describe(module: Module, kernel: Kernel) -> tuple[str, str]:
-    """Kind of operation, such as convolution, and where it is from: down0_block1/conv1 (gradient), or a function."""
+    """Kind of operation, such as convolution, and where it is from: down0_block1/conv1 (gradient), or a function.
+
+    An operation that the compiler has made is from where the nearest operation is that reads its result or that it reads; if
+    the compiler has made these too, it has the name of its own kind in the compiler.
+    """
     opcodes = {part.opcode for part in module.inside(kernel.instruction)}
     name, frames = kernel.main.op_name, module.frames.get(kernel.main.frame, ())
     layer = layer_of(name)
     kind = kind_of(name, layer, frames, opcodes, has_flops=kernel.flops > 0)
+    if not name:
+        name, layer, frames = _nearest(module, kernel.instruction)
+    if not name:
+        return kind, f"{kernel.main.opcode} of the compiler"
     network = re.search(r"jvp\((\w+)\)", name)
     where = layer
     if not layer and network:
@@ -47,6 +57,32 @@ def describe(module: Module, kernel: Kernel) -> tuple[str, str]:
     elif not layer and name:
         where = frames[0].partition(":")[2].partition(".<locals>")[0] if frames else name
     return kind, f"{where} (gradient)" if where and "transpose(" in name else where
+
+
+def _nearest(module: Module, instruction: Instruction) -> tuple[str, str, tuple[str, ...]]:
+    """Name, layer and frames of the nearest operation with a name; in the network if one as near is. "" and () without one."""
+    neighbors, seen, reached = _neighbors(module), {instruction.name}, [instruction]
+    for _ in range(MAX_DISTANCE):
+        reached = [other for each in reached for other in neighbors[each.name] if other.name not in seen]
+        seen |= {each.name for each in reached}
+        named = [(each.op_name, layer_of(each.op_name), module.frames.get(each.frame, ())) for each in reached if each.op_name]
+        if named:
+            return next((found for found in named if found[1]), named[0])
+    return "", "", ()
+
+
+@functools.lru_cache(maxsize=1)
+def _neighbors(module: Module) -> dict[str, list[Instruction]]:
+    """Name of an instruction -> those that read it, then those that it reads."""
+    readers: dict[str, list[Instruction]] = {}
+    read: dict[str, list[Instruction]] = {}
+    for instructions in module.computations.values():
+        by_name = {each.name: each for each in instructions}
+        for each in instructions:
+            read[each.name] = [by_name[operand] for operand in each.operands if operand in by_name]
+            for operand in read[each.name]:
+                readers.setdefault(operand.name, []).append(each)
+    return {name: readers.get(name, []) + operands for name, operands in read.items()}
 
 
 def layer_of(op_name: str) -> str:
@@ -69,7 +105,7 @@ def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collecti
         return "collectives"
     if set(opcodes) <= _MOVES | (set() if op_name else {"concatenate"}):  # without a name: gradients, for one all-reduce
         return COPIES
-    if has_flops:
+    if has_flops and not re.search(_IN_NETWORK[1][0], layer):  # norms use matrix products for sums
         attention = re.search(_IN_NETWORK[2][0], layer)
         return "matrix products of attention" if attention else "convolutions and matrix products"
     for pattern, kind in _IN_NETWORK if layer else ():

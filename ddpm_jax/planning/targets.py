@@ -22,6 +22,7 @@ GPU_MEMORY_SHARE = 0.75
 # platform -> (module that must be installed, extra of jax that has it); cuda12-local has no CUDA libraries, which take 2 GB
 _NEEDS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local")}
 # There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
+MAX_CPU_DEVICES = 1024  # JAX creates them; 4,096 take seconds, 100,000 do not end
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 _TPU_ENVIRONMENT |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}  # else it logs their absence
 
@@ -119,6 +120,10 @@ def parse_target(text: str) -> Target:
     number = math.prod(map(int, topology.split("x"))) if topology else int(count or 1)
     if number < 1:
         raise InvalidArgumentError(f"`target={text}` has no devices")
+    if chip.platform == "cpu" and number > MAX_CPU_DEVICES:
+        raise InvalidArgumentError(
+            f"`target={text}` has more than {MAX_CPU_DEVICES:,} devices: give cpux{MAX_CPU_DEVICES} or fewer"
+        )
     return Target(text, chip, number, topology)
 
 

@@ -119,14 +119,23 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> Non
     if len(set(counts.values())) > 1:
         listed = ", ".join(str(count) for _, count in sorted(counts.items()))
         raise InvalidArgumentError(f"the processes have {listed} devices: give each of them the same number")
+    check_batch_size(batch_size, mesh.size, accumulation_steps)
+
+
+def check_batch_size(batch_size: int, num_devices: int, accumulation_steps: int = 1) -> None:
+    """The part of `check_batch` that needs no devices.
+
+    Raises:
+      InvalidArgumentError: as `check_batch`.
+    """
     if accumulation_steps < 1:
         raise InvalidArgumentError(f"`accumulation_steps` is {accumulation_steps}: it must be at least 1")
-    unit = mesh.size * accumulation_steps
+    unit = num_devices * accumulation_steps
     if batch_size > 0 and batch_size % unit == 0:
         return
     below = max(batch_size, 0) // unit * unit
     nearest = f"{below} or {below + unit}" if below else f"{unit}"
-    parts = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+    parts = f"{num_devices} device{'s' * (num_devices > 1)}"
     if accumulation_steps > 1:
         parts += f" x {accumulation_steps} accumulation steps"
     raise InvalidArgumentError(f"`batch_size` is {batch_size}, which does not divide evenly over {parts}: use {nearest}")

@@ -27,8 +27,8 @@ def make_folder(workdir: str | os.PathLike) -> Path:
     return folder
 
 
-def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The config of the run in `workdir`.
+def read_config(workdir: str | os.PathLike, *, advice: str = "check `workdir`") -> dict[str, Any]:
+    """The config of the run in `workdir`. `advice` is what to do if there is none.
 
     Raises:
       FileAccessError: there is none, or it cannot be read.
@@ -38,7 +38,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileAccessError(f"{file.parent} contains no run: there is no config.json in it; check `workdir`") from error
+        raise FileAccessError(f"{file.parent} contains no run: there is no config.json in it; {advice}") from error
     except OSError as error:
         raise FileAccessError(f"cannot read {file}: {error_line(error)}") from error
     except ValueError as error:  # neither UTF-8 nor JSON

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 
 import jax
@@ -153,6 +154,21 @@ def test_a_second_training_is_refused(remote, tiny_config):
     assert (remote / "history.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_a_resume_in_a_bucket_may_change_the_mesh(trained, emulator, tiny_config, log_lines):
+    """Sharded over four devices, replicated, sharded over all: the losses of the local run, which is replicated."""
+    folder = storage.path("gs://bucket/runs/meshes")
+    for steps, size in ((2, 4), (4, 1), (6, 8)):
+        assert train.run(tiny_config(TRAINED | {"train.num_steps": steps, "mesh.fsdp": size}), str(folder)) == 0
+    assert [line.partition("mesh.fsdp ")[2][:6] for line in log_lines if line.startswith("resuming at")] == ["4 -> 1", "1 -> 8"]
+    found, expected = ([row["train/loss"] for row in jsonl.read_metrics(each)] for each in (folder, trained))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    got, want = state(folder, tiny_config(TRAINED)), state(trained, tiny_config(TRAINED))
+    assert got[0] == want[0]
+    for name, leaf in want[1].items():
+        np.testing.assert_allclose(got[1][name], leaf, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
 def test_a_read_only_bucket(remote, emulator, tiny_config, tmp_path):
     refusals = ("POST", "PUT", "DELETE", "PATCH")
     emulator.fault = lambda method, path: 403 if method in refusals else None
@@ -229,3 +245,41 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_local_one(
     assert [entry["changed"] for entry in history] == [{}] * len(history)
     assert len(history) >= 4
     assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == ["35", "40"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_two_jobs_in_a_workdir_one_trains(bucket, tmp_path, command, emulator):
+    """Two jobs of two processes each, started at once: all processes of one end with one line and change nothing."""
+    folder, environment = storage.path(bucket), os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("=8", "=2")}
+    environment |= {"JAX_PLATFORMS": "cpu"}
+    jobs, logs = [], []
+    for number in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        line = command(folder, fields={"train.num_steps": 40, "train.log_every": 1})
+        logs.append([tmp_path / f"{number}.{index}.log" for index in range(2)])
+        jobs.append(
+            [
+                preloaded.Process(
+                    [*line, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"],
+                    stderr=logs[-1][index],
+                    env=environment,
+                )
+                for index in range(2)
+            ]
+        )
+    try:
+        codes = [[process.wait(timeout=280) for process in job] for job in jobs]
+    finally:
+        for process in (process for job in jobs for process in job):
+            process.kill()
+    printed = [[log.read_text() for log in job] for job in logs]
+    assert sorted(codes) == [[0, 0], [1, 1]], printed
+    refused = printed[codes.index([1, 1])]
+    assert all(text.count("error: ") == 1 for text in refused), refused
+    assert f"{bucket} is in use: process" in refused[0]
+    rows = jsonl.read_metrics(folder)
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert len((folder / "history.jsonl").read_text().splitlines()) == 1

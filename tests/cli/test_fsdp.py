@@ -1,5 +1,6 @@
 """Runs whose state is sharded over devices, from the command line's side: resume on any mesh, sample, start others."""
 
+import json
 import shutil
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import build
-from ddpm_jax.cli import sample, train
+from ddpm_jax.cli import evaluate, sample, train
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.mesh import make_mesh, training_mesh
 from ddpm_jax.training import fsdp
@@ -125,6 +126,31 @@ def test_a_run_starts_from_the_weights_of_another(spread, runs, tiny_config, fin
     fields = SPREAD | {"train.init_from": str(spread), "train.num_steps": 1, "optimizer.learning_rate": 1e-30}
     assert train.run(tiny_config(fields), str(runs / "tuned")) == 0
     assert_same(final_state(runs / "tuned").params, final_state(spread).ema_params)
+
+
+def test_evaluations_and_the_best_step_are_those_of_a_replicated_run(runs, tiny_config, metrics):
+    """keep_best keeps the step of the lowest Fréchet distance, though newer ones are saved; the mode finds it on a mesh."""
+    fields = {"train.num_steps": 6, "train.checkpoint_every": 2, "train.max_to_keep": 1, "optimizer.learning_rate": 0.1}
+    fields |= {"train.eval_every": 2, "train.eval_num_samples": 8, "train.eval_num_heldout": 8, "evaluation.batch_size": 8}
+    fields |= {"train.keep_best": "eval/frechet", "evaluation.metrics": ("frechet",), "evaluation.samplers": ("ddim",)}
+    scores, reports, kept = [], [], []
+    for name, mesh in (("one", {}), ("spread", {"mesh.fsdp": 4})):
+        folder = runs / f"best_{name}"
+        config = tiny_config(FIELDS | fields | mesh)
+        assert train.run(config, str(folder)) == 0
+        scores.append([(row["eval/loss_raw"], row["eval/frechet"]) for row in metrics(folder) if "eval/frechet" in row])
+        kept.append(sorted(int(file.name) for file in (folder / "checkpoints").iterdir()))
+        config = tiny_config(FIELDS | fields | mesh | {"evaluation.checkpoint_steps": ("best",), "evaluation.num_images": 8})
+        assert evaluate.run(config, str(folder), output=str(runs / f"report_{name}")) == 0
+        (report,) = (runs / f"report_{name}").glob("step_*.json")
+        reports.append((report.name, json.loads(report.read_text())["generated"][0]["frechet"]))
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-3)
+    distances = [distance for _, distance in scores[0]]
+    best = 2 * (1 + distances.index(min(distances)))
+    assert best != 6
+    assert kept == [[best, 6]] * 2
+    assert reports[0][0] == reports[1][0] == f"step_{best}.json"
+    np.testing.assert_allclose(reports[0][1], reports[1][1], rtol=1e-3)
 
 
 def test_a_mesh_that_does_not_fit_is_a_usage_error(runs, tiny_config):

@@ -207,7 +207,7 @@ def test_compare_needs_no_jax_and_no_config(trained, tmp_path, repository):
         assert {file.name for file in (tmp_path / folder).iterdir()} == {"table.md", "curves.png"}
     result = compare("compare", str(trained))
     assert result.returncode == 2
-    assert "error: --runs must be the workdirs of two or more different runs, such as runs/a,runs/b" in result.stderr
+    assert "error: compare needs the workdirs of two or more different runs, such as compare runs/a runs/b" in result.stderr
     assert "--mode=compare has no --workdir" in compare("compare", str(trained), str(other), "--workdir=x").stderr
     assert "--runs is for --mode=compare only" in compare("--runs=a,b", "--workdir=x").stderr
 

@@ -124,6 +124,20 @@ def test_the_short_form_takes_the_target():
     ]
 
 
+@pytest.mark.timeout(20)
+def test_machines_that_the_batch_does_not_fit_are_refused_before_devices_are_made(make_plan, compiled, tiny_config):
+    with pytest.raises(
+        InvalidArgumentError, match="`batch_size` is 8, which does not divide evenly over 1000 devices: use 1000"
+    ):
+        make_plan(tiny_config(), target="cpux1000")
+    for target in ("cpux100000", "cpux1025"):
+        with pytest.raises(
+            InvalidArgumentError, match=f"`target={target}` has more than 1,024 devices: give cpux1024 or fewer"
+        ):
+            make_plan(tiny_config({"train.batch_size": 100_000}), target=target)
+    assert not compiled
+
+
 @pytest.mark.slow
 def test_the_command_compiles_in_a_process_of_its_own(command, tmp_path, repository):
     """The real command, which also sees no accelerator and no other process of a cluster."""

@@ -123,6 +123,24 @@ def test_ctrl_c_saves(tmp_path, tiny_config, monkeypatch):
     assert steps_saved(tmp_path)[-1] == 3
 
 
+def test_a_signal_before_the_first_step_gives_advice_that_works(tmp_path, tiny_config, monkeypatch, log_lines):
+    """Nothing is saved, so that --workdir alone would be refused; the same command starts. A later start can resume."""
+    started = train.TrainLogger.__enter__
+
+    def stopped(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started(self)
+
+    for expected, step in (("not even the config; run the same command again with its --config, to start", 0), ("resume", 6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.TrainLogger, "__enter__", stopped)
+            config = tiny_config({"train.num_steps": step + 6})
+            assert train.train(config, str(tmp_path)) == (tmp_path, step, False, signal.SIGTERM)
+        assert expected in log_lines[-1]
+        assert (tmp_path / "config.json").exists() == bool(step)
+        assert train.train(config, str(tmp_path)) == (tmp_path, step + 6, True, 0)
+
+
 def test_a_signal_in_the_last_step_skips_the_grid_and_is_not_lost(tmp_path, tiny_config, monkeypatch, log_lines):
     made, original = recorded_grids(monkeypatch), train.DelayedMetricLogger.add
 

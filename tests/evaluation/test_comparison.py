@@ -105,9 +105,12 @@ def test_curves_of_all_runs(runs, monkeypatch):
 
 def test_runs_that_cannot_be_compared(runs, tmp_path):
     for given in ([], runs[:1], [runs[0], runs[0]]):
-        with pytest.raises(InvalidArgumentError, match="`runs` must be the workdirs of two or more different runs"):
+        with pytest.raises(
+            InvalidArgumentError,
+            match="compare needs the workdirs of two or more different runs, such as compare runs/a runs/b",
+        ):
             comparison.read_runs(given)
-    with pytest.raises(FileAccessError, match="contains no run"):
+    with pytest.raises(FileAccessError, match=r"nothing contains no run: there is no config\.json in it; check its name$"):
         comparison.read_runs([runs[0], str(tmp_path / "nothing")])
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import build
-from ddpm_jax.configs import digits
+from ddpm_jax.configs import digits, superres_fashion
 from ddpm_jax.planning import analysis, compile_step, console, report
 from ddpm_jax.planning.targets import GIB, parse_target
 from ddpm_jax.runtime import mesh as meshes
@@ -146,3 +146,20 @@ def test_a_program_that_the_compiler_rejects_is_reported():
     text = console.text(summary, target, title="digits", unit="step", steps=1)
     assert "does not fit into 15.8 GiB that a program can use; the compiler: out of memory" in text
     assert console.picture(summary, title="v5e").ndim == 3
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_condition_images_are_arguments_of_what_is_planned(sampling):
+    """As in configs/superres_fashion.py: of the images themselves, so that a batch has no field for them."""
+    config = superres_fashion.get_config()
+    fields = {
+        "model.name": "tests.small_network:Small",
+        "train.batch_size": 4,
+        "sampling.batch_size": 4,
+        "sampling.num_steps": 2,
+    }
+    config.update_from_flattened_dict(fields)
+    plan = (compile_step.plan_sampling if sampling else compile_step.plan_training)(config, parse_target("cpux2"))
+    assert plan["images"] == 2
+    assert plan["memory"]["peak"] > 0
+    assert any(row["flops"] for row in plan["operations"])

@@ -1,5 +1,7 @@
 """Names of operations become layers and kinds."""
 
+import re
+
 import pytest
 
 from ddpm_jax.planning import hlo_costs, hlo_text, layers
@@ -53,6 +55,32 @@ def test_what_is_outside_of_the_network_is_named_by_its_functions():
     }
 
 
+# Instructions without a name are the compiler's: a product between a layer and a cast, copies, and one far from all others.
+UNNAMED = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: f32[4,4], q: f32[4,4]) -> (f32[4,4], f32[4,4]) {
+  %p = f32[4,4]{1,0} parameter(0)
+  %q = f32[4,4]{1,0} parameter(1)
+  %cast.1 = f32[4,4]{1,0} negate(%p), metadata={op_name="jit(step)/convert"}
+  %dot.1 = f32[4,4]{1,0} dot(%cast.1, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %copy.1 = f32[4,4]{0,1} copy(%dot.1)
+  %add.1 = f32[4,4]{1,0} add(%copy.1, %p), metadata={op_name="jit(step)/transpose(jvp(UNet))/conv_in/add"}
+  %copy.2 = f32[4,4]{1,0} copy(%q)
+  ROOT %tuple.1 = (f32[4,4]{1,0}, f32[4,4]{1,0}) tuple(%add.1, %copy.2)
+}
+"""
+
+
+def test_an_operation_of_the_compiler_is_named_after_its_neighbors():
+    module = hlo_text.parse(UNNAMED)
+    found = {kernel.instruction.name: layers.describe(module, kernel) for kernel in hlo_costs.kernels(module)}
+    assert found["copy.1"] == (layers.COPIES, "conv_in (gradient)")
+    assert found["dot.1"] == ("convolutions and matrix products", "jit(step)/convert")
+    module = hlo_text.parse(re.sub(r", metadata=\{.*?\}", "", UNNAMED))
+    found = {kernel.instruction.name: layers.describe(module, kernel) for kernel in hlo_costs.kernels(module)}
+    assert found["dot.1"][1] == "dot of the compiler"
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
@@ -60,6 +88,7 @@ def test_what_is_outside_of_the_network_is_named_by_its_functions():
         ("jit(step)/transpose(jvp(UNet))/up0_block0/norm1/group_norm/GroupNorm/mul", "up0_block0/norm1/group_norm/GroupNorm"),
         ("jit(step)/jvp(UNet)/down0_block0/dropout/jit(_bernoulli)/jit(_uniform)/add", "down0_block0/dropout"),
         ("jit(advance)/jit(shard_map)/while/body/closed_call/UNet/conv_in/dot", "UNet/conv_in"),
+        ("jit(step)/jvp(UNet)/norm_out/group_norm/branch_0_fun/dot_general", "norm_out/group_norm"),
         ("jit(step)/add", ""),
         ("", ""),
     ],
@@ -73,6 +102,8 @@ def test_layers(name, layer):
     [
         ("jit(step)/jvp(UNet)/conv_in/conv_general_dilated", True, "convolutions and matrix products"),
         ("jit(step)/jvp(UNet)/mid_attn/q/dot_general", True, "matrix products of attention"),
+        ("jit(step)/jvp(UNet)/mid_attn/norm/group_norm/dot_general", True, "normalization"),
+        ("jit(step)/jvp(UNet)/norm_out/group_norm/dot_general", True, "normalization"),
         ("jit(step)/jvp(UNet)/mid_attn/reduce_max", False, "attention"),
         ("jit(step)/jvp(UNet)/up0_block0/norm1/group_norm/GroupNorm/mul", False, "normalization"),
         ("jit(step)/jvp(UNet)/up0_block0/dropout/jit(_bernoulli)/lt", False, "dropout"),
