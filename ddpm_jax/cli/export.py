@@ -165,7 +165,7 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
     network = export_onnx.network_model(make_denoise_fn, weights.params, **options)
     guided = build.build_guided_denoise_fn(plain, portable=True)
     step = export_onnx.step_model(guided, sampler, weights.params, **options)
-    difference = export_onnx.check_models(
+    differences = export_onnx.check_models(
         network,
         export_onnx.network_function(make_denoise_fn, weights.params),
         step,
@@ -177,7 +177,7 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
         with open_atomic(target / name) as out:
             out.write(model.data)
     programs = export_onnx.described(network, step, sampler)
-    about = {"largest_difference": difference, "opset": onnx_model.OPSET, **_about(config, weights)}
+    about = {"largest_differences": differences, "opset": onnx_model.OPSET, **_about(config, weights)}
     write_atomically(target / export_onnx.FACTS, export_stablehlo.facts(programs, schedule.alphas_cumprod, **about))
     text = export_onnx.readme(
         network,
@@ -191,7 +191,8 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
         meaning=config.diffusion.prediction,
     )
     write_atomically(target / export_onnx.README, text)
-    print(f"ONNX Runtime differs from JAX by at most {difference:.1e} of the largest value, or of 1")
+    found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    print(f"largest differences between ONNX Runtime and JAX, relative: {found}")
 
 
 def _about(config: ConfigDict, weights: Weights) -> dict[str, Any]:

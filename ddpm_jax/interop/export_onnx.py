@@ -181,7 +181,7 @@ def check_models(
     *,
     num_timesteps: int,
     num_labels: int,
-) -> float:
+) -> dict[str, float]:
     """Compare both models with JAX in ONNX Runtime, for two numbers of images, and at the first, a middle and the last step.
 
     Args:
@@ -193,7 +193,7 @@ def check_models(
       num_labels: labels that the network knows.
 
     Returns:
-      The largest difference, as `onnx_model.largest_difference`.
+      File -> the largest difference, as `onnx_model.largest_difference`.
 
     Raises:
       NumericalError: it is too large.
@@ -201,10 +201,15 @@ def check_models(
     """
     given = {"num_timesteps": num_timesteps, "num_labels": num_labels}
     examples = [example_arguments(network, size, **given) for size in CHECKED_SIZES]
-    worst = onnx_model.largest_difference(network, network_fn, examples, name="network")
-    indices = sorted({0, sampler.num_steps // 2, sampler.num_steps - 1})
-    examples = [example_arguments(step.model, size, index=i, **given) for size in CHECKED_SIZES for i in indices]
-    return max(worst, onnx_model.largest_difference(step.model, step.function, examples, name="sampler's step"))
+    found = {DENOISER: onnx_model.largest_difference(network, network_fn, examples, name="network")}
+    last = sampler.num_steps - 1
+    cases = [(index, size) for index in sorted({0, last // 2, last}) for size in CHECKED_SIZES]
+    examples = [example_arguments(step.model, size, index=index, **given) for index, size in cases]
+    # pred_xstart is x_t / alpha - sigma / alpha eps.
+    scales = sampler.schedule.sqrt_recipm1_alphas_cumprod[[min(i, sampler.schedule.num_timesteps - 1) for i, _ in cases]]
+    factors = np.where(np.isfinite(scales), np.maximum(scales, 1), 1).tolist()
+    found[STEP] = onnx_model.largest_difference(step.model, step.function, examples, name="sampler's step", factors=factors)
+    return found
 
 
 def described(network: OnnxModel, step: StepModel, sampler: Sampler) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""--format=onnx: networks and samplers in ONNX Runtime are those of JAX."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+
+from ddpm_jax import build
+from ddpm_jax.interop import export_onnx, onnx_model
+from ddpm_jax.samplers import sampler as chain
+from tests.interop.exported import export_folder, make_config, random_params
+
+SMALL = {  # traced and converted in a tenth of the time of a U-Net
+    "data.image_size": 4,
+    "data.channels": 1,
+    "model.name": "tests.small_network:Small",
+    "sampling.num_steps": 4,
+    "export.format": "onnx",
+}
+CLASSES = {"data.num_classes": 10, "model.class_conditional": True, "model.label_dropout": 0.1}
+UNET = SMALL | {"data.image_size": 8, "model.name": "unet", "model.unet.ch": 8, "model.unet.attn_resolutions": (4,)}
+OPTIONS = {
+    "model.unet.num_heads": 2,
+    "model.unet.scale_shift": True,
+    "model.unet.resblock_updown": True,
+    "model.unet.time_embedding": "iddpm",
+    "diffusion.variance": "learned_range",
+    "diffusion.loss": "hybrid",
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(CLASSES, id="classes"),
+        pytest.param(OPTIONS, id="learned variance, heads, resampling blocks"),
+        pytest.param({"data.image_size": (8, 12), "data.channels": 3}, id="unconditional, not square"),
+    ],
+)
+def test_networks_are_those_of_jax(fields):
+    config = make_config(UNET | fields)
+    params, (height, width, channels) = random_params(config), build.image_shape(config)
+    function = export_onnx.network_function(build.build_denoise_fn(config, portable=True), params)
+    has_labels = "model.class_conditional" in fields
+    model = export_onnx.network_model(
+        build.build_denoise_fn(config, portable=True), params, image_shape=(height, width, channels), has_labels=has_labels
+    )
+    doubled = channels * (1 + ("diffusion.variance" in fields))
+    assert model.outputs[0] == ("output", "float32", ("b", height, width, doubled))
+    onnx.checker.check_model(onnx.load_from_string(model.data), full_check=True)
+    random = np.random.default_rng(1)
+    x_t = random.standard_normal((5, height, width, channels)).astype(np.float32)
+    inputs = [x_t, np.array([0, 1, 10, 500, 999], np.int32)]
+    inputs += [np.array([0, 9, 10, 3, 3], np.int32)] if has_labels else []
+    examples = [inputs, [array[:1] for array in inputs]]
+    assert 0 < onnx_model.largest_difference(model, function, examples) < 1e-5
+    assert [tensor.name for tensor in model.inputs] == ["x_t", "t", "labels"][: len(inputs)]
+
+
+SAMPLERS = {
+    "ancestral": CLASSES | {"sampling.guidance_scale": 2.0, "sampling.guidance_interval": (0.2, 0.8)},
+    "ddim": {"sampling.ddim.eta": 0.0},
+    "dpmpp_2m_sde": {},
+    "unipc": CLASSES,
+    "heun": {},
+    "ode": {},
+}
+
+
+@pytest.mark.parametrize("sampler_name", SAMPLERS)
+def test_the_code_of_the_readme_samples_as_jax(sampler_name, tmp_path, monkeypatch, capsys):
+    """From the same noise, images agree to a level of 255 after all steps."""
+    config = make_config(SMALL | SAMPLERS[sampler_name] | {"sampling.sampler": sampler_name, "sampling.num_images": 3})
+    params = random_params(config)
+    folder = export_folder(config, params, tmp_path)
+    facts, text = json.loads((folder / "programs.json").read_text()), (folder / "README.md").read_text()
+    assert max(facts["largest_differences"].values()) < 1e-5
+    assert "largest differences between ONNX Runtime and JAX, relative: denoiser.onnx" in capsys.readouterr().out
+    for name in ("denoiser.onnx", "sampler_step.onnx"):
+        inputs = onnx.load(folder / name).graph.input
+        assert [entry.name for entry in inputs] == [entry["name"] for entry in facts[name]["inputs"]]
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)
+    assert found["output"].shape == (3, 4, 4, 1)
+
+    sampler, random = build.build_sampler(config), np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((3, 4, 4, 1), dtype=np.float32))
+    labels = jnp.arange(3) % 10 if config.model.class_conditional else None
+    network = build.build_guided_denoise_fn(config, portable=True)(params, labels)
+
+    @jax.jit
+    def step(x, carry, index, noise):
+        return sampler.step(network, x, carry, index, chain.GivenNoise(noise))
+
+    carry, noisy = sampler.init_carry(x), '"noise"' in text
+    for index in reversed(range(sampler.num_steps)):
+        noise = random.standard_normal(x.shape, dtype=np.float32) if noisy else np.zeros(x.shape, np.float32)
+        x, _, carry = step(x, carry, index, noise)
+    assert noisy == (sampler_name in ("ancestral", "dpmpp_2m_sde"))
+    assert float(jnp.abs(x).max()) > 0.1
+    np.testing.assert_allclose(found["x"], x, atol=1e-3)

@@ -1,0 +1,67 @@
+"""JAX functions as ONNX models: what they compute in ONNX Runtime, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.interop import onnx_model
+from ddpm_jax.interop.onnx_model import Tensor, to_onnx
+from ddpm_jax.runtime.errors import InvalidArgumentError, NumericalError
+
+X = Tensor("x", "float32", ("b", 4))
+N = Tensor("n", "int32", ())
+EXAMPLES = [(np.linspace(-1, 1, 4 * b, dtype=np.float32).reshape(b, 4),) for b in (1, 2, 7)]
+
+
+def by_platform(x):
+    """Twice x on CPUs; other platforms get something else."""
+    return jax.lax.platform_dependent(x, cpu=lambda x: 2 * x, default=lambda x: 3 * x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: jnp.sin(x) @ np.ones((4, 3), np.float32), id="parameters inside"),
+        pytest.param(lambda x: (x, x + 1), id="an argument that is a result"),
+        pytest.param(lambda x: by_platform(x), id="by platform"),
+        pytest.param(lambda x: jax.lax.cond(x[0, 0] > -2, by_platform, jnp.cos, x), id="by platform in a branch"),
+        pytest.param(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: by_platform(x) + i, x), id="by platform in a loop"),
+        pytest.param(lambda x: jnp.repeat(x, 2, axis=0)[: x.shape[0]], id="the number of images in a shape"),
+        pytest.param(lambda x: jax.nn.softmax(jax.jit(jax.nn.swish)(x)), id="nested functions"),
+    ],
+)
+def test_models_compute_what_jax_computes_for_any_number_of_images(function):
+    outputs = ["y", "z"] if isinstance(function(EXAMPLES[0][0]), tuple) else ["y"]
+    model = to_onnx(function, [X], outputs)
+    assert [tensor.name for tensor in model.outputs] == outputs
+    assert model.outputs[0].shape[0] == "b"
+    assert onnx_model.largest_difference(model, function, EXAMPLES) < 1e-6
+
+
+def test_loops_of_a_varying_number_of_turns():
+    def function(x, n):
+        return jax.lax.fori_loop(0, n, lambda i, x: x + i, x)
+
+    model = to_onnx(function, [X, N], ["y"])
+    examples = [(EXAMPLES[1][0], np.array(n, np.int32)) for n in (0, 5)]
+    assert onnx_model.largest_difference(model, function, examples) == 0
+    assert set(onnx_model.run(model, dict(zip(("x", "n"), examples[1], strict=True)))) == {"y"}
+
+
+def test_what_onnx_cannot_express_is_refused_in_one_line():
+    def function(x):
+        return jax.pure_callback(np.sort, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    with pytest.raises(InvalidArgumentError, match=r"the network cannot be converted to ONNX: .*callback") as error:
+        to_onnx(function, [X], ["y"], name="network")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_differs_is_refused():
+    model = to_onnx(lambda x: 1.001 * x, [X], ["y"])
+    with pytest.raises(NumericalError, match=r"of the network differs from JAX by 1\.0e-03, .* export stablehlo instead"):
+        onnx_model.largest_difference(model, lambda x: x, EXAMPLES, name="network")
+    assert onnx_model.largest_difference(model, lambda x: x, EXAMPLES, factors=[20.0] * 3) == pytest.approx(1e-3, rel=1e-3)
+    with pytest.raises(NumericalError, match="by nan"):
+        onnx_model.largest_difference(model, lambda x: x * jnp.nan, EXAMPLES)
