@@ -32,6 +32,8 @@ _FLAGS = (
     "resize",
     "profile",
     "target",
+    "host",
+    "port",
     "coordinator",
     "num_processes",
     "process_id",

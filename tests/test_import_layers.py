@@ -10,6 +10,7 @@ from ddpm_jax.configs import defaults
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ddpm_jax"
 LAYERS = {
     "__main__": 5,
+    "app": 4.9,  # cli/app.py imports it by name
     "api": 4.8,
     "cli": 4,
     "evaluation_config": 3.7,
@@ -52,6 +53,7 @@ SHARED = (
 CONFIG_READERS = (
     "animation_config",
     "api",
+    "app",
     "cli",
     "config_validation",
     "network_check",
@@ -82,6 +84,7 @@ MODES = (
     "import",
     "plan",
     "prepare",
+    "app",
 )
 SECTIONS = {name: set(section) for name, section in defaults.get_config().items() if hasattr(section, "items")}
 # Libraries that only one module may import; all others use that module.
@@ -105,6 +108,7 @@ HOMES = {
     "safetensors": {"metrics/inception_weights.py", "interop/weights_file.py", "interop/export_diffusers.py"},
     "ml_collections": {
         "animation_config.py",
+        "app/model.py",
         "api/functions.py",
         "api/run.py",
         "api/loaded_run.py",
@@ -126,6 +130,7 @@ HOMES = {
         "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES if mode not in ("compare", "prepare")),  # which read no config
     },
+    "gradio": {"app/events.py", "app/page.py", "app/server.py"},
     "tensorboard": {"runtime/trackers/tensorboard.py"},
     "wandb": {"runtime/trackers/wandb.py"},
     "tensorflow": set(),  # takes five seconds to import, and the memory of GPUs

@@ -81,6 +81,15 @@ class LoadedRun:
         """(H, W, C)."""
         return build.image_shape(self._config)
 
+    def nfe(self, **sampling: Any) -> int:
+        """Network evaluations per image of `sample` with these arguments; guidance doubles them.
+
+        Raises:
+          ValueError: an argument is invalid; the message names it.
+        """
+        with self._call(sampling, False) as case:
+            return build.build_sampler(case).nfe
+
     # Shared by the methods of `Run`.
 
     @contextlib.contextmanager

@@ -31,6 +31,7 @@ The first command trains; rerun it to resume. The config is saved in the workdir
   {command} compare runs/a runs/b
   {command} score IMAGES --reference=REAL --features=inception
   {command} export runs/digits --format=safetensors
+  {command} app runs/digits
   {command} plan h100x8 --config=cifar10
   {command} prepare --from=PHOTOS --to=DIR --size=64
   {command} import --from=models/ddpm-cifar10-32 --workdir=runs/imported

@@ -90,6 +90,11 @@ MODES: dict[str, Mode] = {
         words="workdir",
         fields={"format": "export.format"},
     ),
+    "app": Mode(
+        "serve a page to generate, inpaint, edit and interpolate images in a browser",
+        arguments={name: name for name in ("host", "port", "browser")},
+        words="workdir",
+    ),
     "compute_stats": Mode("save the statistics of a data set, for evaluate"),
     "prepare": Mode(
         "decode, crop and resize a folder of images once, for fast training",
@@ -113,11 +118,14 @@ FLAGS = {  # flags that not every mode has -> help
     "target": "machine, such as h100x8, a100, v5e:2x4, v5p:2x2x1 or cpu; short: plan TARGET --config=cifar10.",
     "suggest": "if it does not fit, compile again with a smaller batch, remat, bfloat16 and config.mesh.fsdp.",
     "sampling": "compile the sampler as well.",
+    "host": "address to listen on; 127.0.0.1, the default, is this machine only.",
+    "port": "port of the page; by default the first free one from 7860.",
+    "browser": "open the page in a browser.",
     "profile": "FIRST:LAST, steps to profile, such as 20:25; the trace is in profile/ of the workdir.",
 }
 LISTS, SWITCHES = (
     ("runs",),
-    ("new_attention_order", "suggest", "sampling"),
+    ("new_attention_order", "suggest", "sampling", "browser"),
 )  # those that are lists, and those that are true or false
 TUPLES = ("metrics",)  # short names of fields that are tuples of words
 REQUIRED = {

@@ -1,0 +1,77 @@
+"""Between the events of the page and the model: values of controls, errors as messages, the user whose event it is."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ddpm_jax.app.jobs import Cancelled
+from ddpm_jax.app.view import Settings
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def page_errors() -> Iterator[None]:
+    """Context manager that shows errors on the page, in one line; those that are no fault of the user are logged too.
+
+    Raises:
+      gr.Error: instead of any other exception than Cancelled.
+    """
+    try:
+        yield
+    except (Cancelled, gr.Error):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split("\n", 1)[0].replace("`", "").split())
+        if not isinstance(error, ExpectedError):
+            logger.exception("the page failed")
+            line = f"{type(error).__name__}: {line}"
+            if "RESOURCE_EXHAUSTED" in line:
+                line = "there is not enough memory on the device: generate fewer images"
+        raise gr.Error(line, duration=None, title="Not possible", print_exception=False) from error
+
+
+def with_request(run: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
+    """`run` as Gradio calls it: with the request first."""
+
+    def event(request: gr.Request, *values: Any) -> Iterator[tuple]:
+        yield from run(*values, request=request)
+
+    return event
+
+
+def settings_of(values: tuple) -> Settings:
+    """The settings of the values of the panel."""
+    label, seed, sampler, steps, spacing, eta, guidance, params = values
+    return Settings(
+        label=label or "",
+        seed=integer(seed, "the seed"),
+        sampler=str(sampler),
+        num_steps=integer(steps, "the number of steps"),
+        spacing=spacing,
+        eta=float(eta),
+        guidance_scale=float(guidance),
+        params=str(params),
+    )
+
+
+def integer(value: Any, name: str) -> int:
+    """The value of a control as an integer; `name` is for the error."""
+    if value is None or int(value) != value:
+        raise InvalidArgumentError(f"{name} is {value}: it must be an integer")
+    return int(value)
+
+
+def session_key(request: gr.Request, tab: str) -> str:
+    """The key of the job of a tab of a user's page."""
+    return f"{request.session_hash}-{tab}"
+
+
+def editor_value(picture: np.ndarray) -> dict[str, Any]:
+    """The value of an editor that shows a picture, with nothing painted."""
+    return {"background": picture, "layers": [], "composite": picture}

@@ -1,0 +1,314 @@
+"""What the page does, without the page: settings of its controls -> calls of `Run`, with pictures as they are generated."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax import data_config
+from ddpm_jax.api.run import Run
+from ddpm_jax.app import pictures
+from ddpm_jax.app.view import Settings, View, call_text, count_text, seconds_text, steps_text
+from ddpm_jax.cli import common
+from ddpm_jax.cli.inpaint import NAMED_MASKS
+from ddpm_jax.diffusion.spacings import SPACINGS
+from ddpm_jax.runtime import workdir
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.samplers.watch import Stage, watch
+
+EACH_CLASS, NO_CLASS = "each class in turn", "no class"
+BRUSH = "painted with the brush"
+MAX_IMAGES = 64
+STAGES = 25  # pictures of a chain while it runs
+
+Emit = Callable[[View], None]
+
+
+class Model:
+    """A run with the parameters that its checkpoint holds."""
+
+    def __init__(self, config: ConfigDict, folder: pathlib.Path, mesh: Mesh):
+        """Restores the parameters of config.sampling.params.
+
+        Args:
+          config: resolved; its sampling section has the initial values of the controls.
+          folder: workdir.
+          mesh: devices.
+
+        Raises:
+          ExpectedError: as `ddpm_jax.load`.
+        """
+        self._config, self._folder, self._mesh = config, folder, mesh
+        self._identity = workdir.read_data_identity(folder)
+        self._runs: dict[str, Run] = {}
+        self.run = self._run_of(config.sampling.params)
+        self.params = tuple(dict.fromkeys((config.sampling.params, "ema", "raw", *_extra_emas(config))))
+        conditional = config.model.class_conditional
+        self.has_guidance = conditional and config.model.label_dropout > 0
+        names = self.run.class_names or tuple(map(str, range(config.data.num_classes)))
+        self.classes = names if conditional else ()
+
+    @property
+    def start(self) -> Settings:
+        """The initial values of the controls."""
+        sampling = self._config.sampling
+        label = (EACH_CLASS if sampling.label == -1 else self.classes[sampling.label]) if self.classes else ""
+        return Settings(
+            label=label,
+            seed=sampling.seed,
+            sampler=sampling.sampler,
+            num_steps=sampling.num_steps,
+            spacing=sampling.spacing,
+            eta=sampling.ddim.eta,
+            guidance_scale=sampling.guidance_scale,
+            params=sampling.params,
+        )
+
+    @property
+    def edit(self) -> dict[str, Any]:
+        """The initial values of the controls of editing: config.edit."""
+        return dict(self._config.edit.to_dict())
+
+    @property
+    def title(self) -> str:
+        """The run, in a line."""
+        height, width, channels = self.run.image_shape
+        return f"{self._folder.name}: {self._config.data.name}, {height}x{width}x{channels}, step {self.run.step:,}"
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.run.schedule.num_timesteps
+
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """The choices of the controls: name -> names."""
+        none = (NO_CLASS,) if self.has_guidance else ()
+        return {
+            "sample_label": (EACH_CLASS, *self.classes, *none) if self.classes else (),
+            "edit_label": (*none, *self.classes) if self.classes else (),
+            "sampler": tuple(SAMPLERS),
+            "spacing": tuple(SPACINGS),
+            "params": self.params,
+            "mask": (BRUSH, *NAMED_MASKS),
+        }
+
+    # The tabs.
+
+    def generate(self, settings: Settings, num_images: int, emit: Emit) -> View:
+        """Images of the model.
+
+        Raises:
+          ValueError, RuntimeError: as `Run.sample`; and what `emit` raises.
+        """
+        if not 1 <= num_images <= MAX_IMAGES:
+            raise InvalidArgumentError(f"the number of images is {num_images}: choose 1..{MAX_IMAGES}")
+        run, arguments, start = self._run_of(settings.params), self._arguments(settings), time.monotonic()
+        with watch(self._show_stages(run, emit, start), STAGES):
+            samples = run.sample(num_images, **arguments)
+        shown = pictures.grid(run.pixel_format.shown(samples.images))
+        evaluations = run.nfe(**arguments)
+        twice = " x 2 of guidance" if settings.guidance_scale not in (0, 1) else ""
+        status = f"{count_text(num_images)} · {evaluations:,} network evaluations each{twice} · {seconds_text(start)}"
+        if samples.labels is not None and settings.label == EACH_CLASS:
+            status += " · classes, row by row: " + ", ".join(self._class_name(label) for label in samples.labels.tolist())
+        return View(shown, shown, status, self._python("sample", settings, num_images, **arguments))
+
+    def compare(self, settings: Settings, samplers: Sequence[str], nfe: int, num_images: int, emit: Emit) -> View:
+        """Images of several samplers from the same noise, with at most `nfe` network evaluations each."""
+        if not samplers:
+            raise InvalidArgumentError("no sampler is chosen: choose one or more")
+        if not 1 <= num_images <= 16:
+            raise InvalidArgumentError(f"the number of images is {num_images}: choose 1..16")
+        run = self._run_of(settings.params)
+        rows: list[np.ndarray] = []
+        names: list[str] = []
+        table: list[list[str]] = []
+        for sampler in samplers:
+            case = dataclasses.replace(settings, sampler=sampler)
+            begun = time.monotonic()
+            try:
+                arguments, evaluations = self._with_nfe(run, self._arguments(case), nfe)
+
+                def show(stage: Stage, sampler: str = sampler, done: Sequence[np.ndarray] = tuple(rows)) -> None:
+                    row = pictures.show(run.pixel_format, stage.x_t)
+                    emit(
+                        View(pictures.rows([*done, row], [*names, sampler]), None, f"{sampler}: {steps_text(stage)}", "", table)
+                    )
+
+                with watch(show, STAGES):
+                    images = run.sample(num_images, **arguments).images
+            except ExpectedError as error:
+                table.append([sampler, "-", "-", str(error)])
+                emit(View(pictures.rows(rows, names) if rows else None, None, f"{sampler}: {error}", "", table))
+                continue
+            rows.append(run.pixel_format.shown(images))
+            names.append(sampler)
+            table.append([sampler, f"{arguments['num_steps']:,}", f"{evaluations:,}", seconds_text(begun)])
+            emit(View(pictures.rows(rows, names), None, f"{sampler}: done", "", table))
+        status = f"at most {nfe:,} network evaluations per image, from the same noise (seed {settings.seed})"
+        return View(pictures.rows(rows, names) if rows else None, None, status, "", table)
+
+    def inpaint(
+        self,
+        settings: Settings,
+        image: np.ndarray | None,
+        mask: np.ndarray | str,
+        samples_per_image: int,
+        resampling: int,
+        emit: Emit,
+    ) -> View:
+        """Samples of the masked pixels of an image [H, W, C]; the mask is a name or bool [H, W]."""
+        extra = {"samples_per_image": samples_per_image, "resampling": resampling}
+        return self._edit("inpaint", settings, image, (mask,), extra, emit)
+
+    def image_to_image(
+        self, settings: Settings, image: np.ndarray | None, strength: float, samples_per_image: int, emit: Emit
+    ) -> View:
+        """Variants of an image [H, W, C]."""
+        extra = {"samples_per_image": samples_per_image, "strength": strength}
+        return self._edit("image_to_image", settings, image, (), extra, emit)
+
+    def interpolate(
+        self, settings: Settings, ends: Sequence[np.ndarray | int | None], num_frames: int, iters: int, emit: Emit
+    ) -> View:
+        """Images between two, which are [H, W, C], or seeds of images that are generated first.
+
+        With each class in turn, generated ones are of the first two classes.
+        """
+        run, start = self._run_of(settings.params), time.monotonic()
+        seeded, labels = isinstance(ends[0], int), [self._edit_label(settings)] * 2
+        if seeded and self.classes and settings.label == EACH_CLASS:
+            labels = [0, 1 % len(self.classes)]
+        label = labels if None not in labels else None
+        arguments: dict[str, Any] = {"label": label, "num_steps": settings.num_steps, "spacing": settings.spacing}
+        with watch(self._show_stages(run, emit, start), STAGES):
+            images = []
+            plain = dataclasses.replace(settings, sampler="ddim", eta=0.0, guidance_scale=1.0)
+            for end, own in zip(ends, labels, strict=True):
+                if isinstance(end, int):
+                    given = self._arguments(plain) | {"seed": end} | ({"label": own} if own is not None else {})
+                    end = run.sample(1, **given).images[0]
+                images.append(self._require(end))
+            frames = run.interpolate(images[0], images[1], num_frames=num_frames, inversion_iters=iters, **arguments).images
+        shown = pictures.grid(run.pixel_format.shown(np.stack([images[0], *frames, images[1]])))
+        status = f"the first image, {num_frames} frames from it to the last, and the last · {seconds_text(start)}"
+        call = self._python("interpolate", settings, "a", "b", num_frames=num_frames, inversion_iters=iters, **arguments)
+        return View(shown, None, status, call)
+
+    # Images to start from.
+
+    def data_image(self, split: str, index: int) -> tuple[np.ndarray, str]:
+        """An image of the data set, [H, W, C] of its type, and its class; "" if it has none.
+
+        Raises:
+          ExpectedError: the set cannot be read, or has no such image.
+        """
+        config = self._config.copy_and_resolve_references()
+        config.data.split, config.data.in_memory = split or config.edit.split or config.data.split, "never"
+        source = data_config.load_source(config)
+        if not 0 <= index < len(source):
+            raise InvalidArgumentError(f"image {index} does not exist: {source.name} {source.split} has 0..{len(source) - 1}")
+        batch = source.batch(np.array([index]))
+        has_label = "label" in batch and self.classes
+        return batch["image"][0], self._class_name(int(batch["label"][0])) if has_label else ""
+
+    def picture_of(self, image: np.ndarray) -> np.ndarray:
+        """An image [H, W, C] of the data as a large picture, uint8 [H', W', 3]."""
+        return pictures.enlarge(self.run.pixel_format.shown(image))
+
+    def read_upload(self, picture: np.ndarray | None) -> np.ndarray:
+        """As `pictures.read_upload`."""
+        return pictures.read_upload(picture, self.run.image_shape, self.run.pixel_format)
+
+    # Shared by the tabs.
+
+    def _edit(
+        self, method: str, settings: Settings, image: np.ndarray | None, more: tuple, extra: dict[str, Any], emit: Emit
+    ) -> View:
+        run, start = self._run_of(settings.params), time.monotonic()
+        arguments = self._arguments(settings) | {"label": self._edit_label(settings)} | extra
+        image = self._require(image)
+        with watch(self._show_stages(run, emit, start), STAGES):
+            images = getattr(run, method)(image[None], *more, **arguments).images[0]
+        shown = pictures.grid(run.pixel_format.shown(np.concatenate([image[None], images])))
+        words = tuple("mask" if isinstance(value, np.ndarray) else repr(value) for value in more)
+        status = f"the image, and {count_text(len(images))} · {seconds_text(start)}"
+        return View(shown, None, status, self._python(method, settings, "images", *words, **arguments))
+
+    def _run_of(self, params: str) -> Run:
+        if params not in self._runs:
+            config = self._config.copy_and_resolve_references()
+            config.sampling.params = params
+            restored, step = common.restore_params(config, self._folder, self._mesh)
+            config.lock()
+            self._runs[params] = Run(config, self._folder, restored, step, self._mesh, self._identity)
+        return self._runs[params]
+
+    def _arguments(self, settings: Settings) -> dict[str, Any]:
+        """The arguments of `Run.sample`, without those that the model does not have."""
+        arguments: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", "sampler", "num_steps", "spacing")}
+        if settings.sampler == "ddim":
+            arguments["eta"] = settings.eta
+        if self.has_guidance:
+            arguments["guidance_scale"] = 0.0 if settings.label == NO_CLASS else settings.guidance_scale
+        if self.classes and settings.label not in (EACH_CLASS, NO_CLASS):
+            arguments["label"] = self._label_of(settings.label)
+        return arguments
+
+    def _python(self, method: str, settings: Settings, *positional: Any, **arguments: Any) -> str:
+        """The call in Python, with that which loads the run."""
+        load = f"run = ddpm_jax.load({str(self._folder)!r}, params={settings.params!r})"
+        return f"{load}\n{call_text(method, *positional, **arguments)}"
+
+    def _edit_label(self, settings: Settings) -> int | None:
+        return self._label_of(settings.label) if settings.label in self.classes else None
+
+    def _label_of(self, name: str) -> int:
+        if name not in self.classes:
+            raise InvalidArgumentError(f"there is no class {name!r}")
+        return self.classes.index(name)
+
+    def _class_name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else NO_CLASS
+
+    def _with_nfe(self, run: Run, arguments: dict[str, Any], nfe: int) -> tuple[dict[str, Any], int]:
+        """The arguments with the most steps that need at most `nfe` network evaluations, and how many they need."""
+        low, high = 1, min(nfe, self.num_timesteps)
+        found: tuple[dict[str, Any], int] | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            case = arguments | {"num_steps": middle}
+            needed = run.nfe(**case)
+            if needed <= nfe:
+                found, low = (case, needed), middle + 1
+            else:
+                high = middle - 1
+        if found is None:
+            raise InvalidArgumentError(f"{arguments['sampler']} needs more than {nfe} network evaluations: allow more")
+        return found
+
+    def _show_stages(self, run: Run, emit: Emit, start: float) -> Callable[[Stage], None]:
+        def show(stage: Stage) -> None:
+            x_t, predicted = (pictures.show(run.pixel_format, x) for x in (stage.x_t, stage.pred_xstart))
+            emit(View(pictures.grid(x_t), pictures.grid(predicted), f"{steps_text(stage)} · {seconds_text(start)}"))
+
+        return show
+
+    @staticmethod
+    def _require(image: np.ndarray | None) -> np.ndarray:
+        if image is None:
+            raise InvalidArgumentError("there is no image: load one from the data set, or upload one")
+        return image
+
+
+def _extra_emas(config: ConfigDict) -> list[str]:
+    """The other averages of a run: those of config.ema.extra_decays, and of config.ema.power_sigma_rel."""
+    lengths = config.ema.power_sigma_rel
+    return [f"decay_{decay}" for decay in config.ema.extra_decays] + [f"power_{length}" for length in lengths]

@@ -1,0 +1,343 @@
+"""The page itself, of Gradio: a panel of settings, and a tab for each thing to do. model.py does the work."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+
+from ddpm_jax.app import pictures
+from ddpm_jax.app.events import editor_value, integer, page_errors, session_key, settings_of, with_request
+from ddpm_jax.app.jobs import Cancelled, Jobs
+from ddpm_jax.app.model import BRUSH, MAX_IMAGES, Emit, Model
+from ddpm_jax.app.view import View
+
+CSS = """
+.pixels img, .pixels canvas { image-rendering: pixelated; }
+.pixels img { width: 100%; object-fit: contain; padding-top: 28px; }
+footer { display: none !important; }
+"""
+TABLE = ["sampler", "steps", "network evaluations", "time, or why not"]
+WAITING = 32  # jobs in the queue, beyond which the page refuses more
+
+
+class Outputs(NamedTuple):
+    """What a tab shows, as the fields of `View`; the table only in the comparison."""
+
+    picture: gr.Image
+    predicted: gr.Image
+    status: gr.Markdown
+    call: gr.Textbox
+    table: gr.Dataframe | None = None
+
+
+class Page:
+    """The page of a model."""
+
+    def __init__(self, model: Model):
+        self._model, self._jobs = model, Jobs()
+
+    def build(self) -> gr.Blocks:
+        """The page, to be launched with `CSS`."""
+        with gr.Blocks(title=f"ddpm_jax · {self._model.title}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+            gr.Markdown(f"### ddpm_jax · {self._model.title}")
+            with gr.Row():
+                with gr.Column(scale=1, min_width=270):
+                    panel = self._panel()
+                with gr.Column(scale=4):
+                    with gr.Tab("Generate", id="generate"):
+                        self._generate_tab(panel)
+                    with gr.Tab("Compare samplers", id="compare"):
+                        self._compare_tab(panel)
+                    with gr.Tab("Inpaint", id="inpaint") as tab:
+                        self._inpaint_tab(tab, panel)
+                    with gr.Tab("Image to image", id="image_to_image") as tab:
+                        self._image_to_image_tab(tab, panel)
+                    with gr.Tab("Interpolate", id="interpolate") as tab:
+                        self._interpolate_tab(tab, panel)
+            page.unload(self._leave)
+        page.queue(max_size=WAITING, default_concurrency_limit=1)
+        return page
+
+    # The parts.
+
+    def _panel(self) -> list[gr.components.Component]:
+        """The controls of `Settings`, in its order; those that the model does not have are hidden."""
+        start, choices, model = self._model.start, self._model.choices, self._model
+        label = gr.Dropdown(choices["sample_label"], value=start.label, label="Class", visible=bool(model.classes))
+        seed = gr.Number(start.seed, label="Seed", precision=0)
+        sampler = gr.Dropdown(choices["sampler"], value=start.sampler, label="Sampler", allow_custom_value=True)
+        steps = gr.Slider(1, model.num_timesteps, value=start.num_steps, step=1, label="Steps")
+        spacing = gr.Dropdown(choices["spacing"], value=start.spacing, label="Spacing of the steps")
+        eta = gr.Slider(0, 1, value=start.eta, step=0.05, label="eta", info="noise of DDIM", visible=start.sampler == "ddim")
+        sampler.change(lambda name: gr.update(visible=name == "ddim"), sampler, eta, queue=False, api_visibility="private")
+        guidance = gr.Slider(
+            0,
+            10,
+            value=start.guidance_scale,
+            step=0.1,
+            label="Guidance scale",
+            info="1 is none, 0 ignores the class",
+            visible=model.has_guidance,
+        )
+        params = gr.Dropdown(choices["params"], value=start.params, label="Parameters", allow_custom_value=True)
+        return [label, seed, sampler, steps, spacing, eta, guidance, params]
+
+    def _outputs(self, first: str) -> Outputs:
+        """Outputs that are placed on the page below the buttons."""
+        second = "predicted image (pred_xstart)"
+        call = gr.Textbox(label="the same in Python", interactive=False, lines=2, buttons=["copy"], render=False)
+        return Outputs(self._shown(first), self._shown(second), gr.Markdown("", render=False), call)
+
+    @staticmethod
+    def _shown(label: str, height: int = 420) -> gr.Image:
+        """A picture that is not an input; without the button that would send it to another server."""
+        return gr.Image(
+            label=label,
+            format="png",
+            interactive=False,
+            elem_classes="pixels",
+            height=height,
+            buttons=["download", "fullscreen"],
+            render=False,
+        )
+
+    def _buttons(self, name: str, run: Callable, inputs: list, outputs: Outputs, tab: str) -> None:
+        """The buttons that run a job and cancel it, and the outputs below."""
+        with gr.Row():
+            start = gr.Button(name, variant="primary", elem_id=f"{tab}-run")
+            cancel = gr.Button("Cancel", elem_id=f"{tab}-cancel")
+        outputs.status.render()
+        with gr.Row():
+            outputs.picture.render()
+            outputs.predicted.render()
+        if outputs.table is not None:
+            outputs.table.render()
+        outputs.call.render()
+        shown = [output for output in outputs if output is not None]
+        event = start.click(
+            run,
+            inputs,
+            shown,
+            api_name=tab,
+            concurrency_limit=1,
+            concurrency_id="device",
+            show_progress="minimal",
+            show_progress_on=[outputs.status],
+        )
+
+        def stop(request: gr.Request) -> str:
+            self._jobs.cancel(session_key(request, tab))
+            return "cancelled"
+
+        cancel.click(stop, None, outputs.status, cancels=[event], queue=False, api_name=f"cancel_{tab}")
+
+    def _stream(self, tab: str, request: gr.Request, work: Callable[[Emit], View], has_table: bool = False) -> Iterator[tuple]:
+        """Run a job; yields the values of the outputs of a tab."""
+        with page_errors():
+            try:
+                for view in self._jobs.run(session_key(request, tab), work):
+                    values = [gr.skip() if value is None else value for value in view]  # the last prediction remains
+                    yield tuple(values) if has_table else tuple(values[:-1])
+            except Cancelled:
+                kept = (gr.skip(), gr.skip(), "cancelled", gr.skip())
+                yield (*kept, gr.skip()) if has_table else kept
+
+    def _leave(self, request: gr.Request) -> None:
+        """Cancel the jobs of a page that was closed."""
+        for tab in ("generate", "compare", "inpaint", "image_to_image", "interpolate"):
+            self._jobs.cancel(session_key(request, tab))
+
+    # The tabs.
+
+    def _generate_tab(self, panel: list) -> None:
+        number = gr.Slider(1, MAX_IMAGES, value=16, step=1, label="Images")
+        outputs = self._outputs("x_t, then the images")
+
+        def run(number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
+            with page_errors():
+                settings, count = settings_of(values), integer(number, "the number of images")
+            yield from self._stream("generate", request, lambda emit: self._model.generate(settings, count, emit))
+
+        self._buttons("Generate", with_request(run), [number, *panel], outputs, "generate")
+
+    def _compare_tab(self, panel: list) -> None:
+        names = self._model.choices["sampler"]
+        gr.Markdown("Each sampler takes as many steps as its network evaluations (NFE) allow, from the same noise.")
+        with gr.Row():
+            chosen = gr.CheckboxGroup(names, value=[name for name in names if name != "ode"], label="Samplers")
+            nfe = gr.Slider(1, min(250, self._model.num_timesteps), value=20, step=1, label="Network evaluations")
+            number = gr.Slider(1, 16, value=8, step=1, label="Images")
+        predicted, call = (kind(visible=False, render=False) for kind in (gr.Image, gr.Textbox))
+        table = gr.Dataframe(headers=TABLE, interactive=False, wrap=True, label="", render=False)
+        outputs = Outputs(self._shown("images", 520), predicted, gr.Markdown("", render=False), call, table)
+
+        def run(chosen: Any, nfe: Any, number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
+            with page_errors():
+                settings, budget, count = settings_of(values), integer(nfe, "NFE"), integer(number, "the number of images")
+            work = lambda emit: self._model.compare(settings, chosen, budget, count, emit)  # noqa: E731
+            for shown in self._stream("compare", request, work, has_table=True):
+                yield (*shown[:-1], [list(row) for row in shown[-1]] if isinstance(shown[-1], list) else shown[-1])
+
+        self._buttons("Compare", with_request(run), [chosen, nfe, number, *panel], outputs, "compare")
+
+    def _inpaint_tab(self, tab: gr.Tab, panel: list) -> None:
+        edit = self._model.edit
+        with gr.Row():
+            with gr.Column():
+                editor = gr.ImageEditor(
+                    label="paint over what is to be generated",
+                    type="numpy",
+                    format="png",
+                    sources=("upload",),
+                    transforms=(),
+                    brush=gr.Brush(colors=["#e4572e"], color_mode="fixed", default_size=40),
+                    layers=False,
+                    buttons=[],
+                    elem_classes="pixels",
+                    elem_id="inpaint-editor",
+                    height=470,
+                )
+                image, picker = gr.State(None), self._data_image(start=0)
+            with gr.Column():
+                mask = gr.Radio(self._model.choices["mask"], value=BRUSH, label="Generate what is")
+                samples = gr.Slider(1, 16, value=edit["samples_per_image"], step=1, label="Samples")
+                resampling = gr.Slider(
+                    1, 20, value=edit["resampling"], step=1, label="Resampling (RePaint)", info="1 is fast, and fits worse"
+                )
+
+        def clean(value: dict | None) -> tuple[dict | None, None]:
+            with page_errors():
+                read = self._model.read_upload((value or {}).get("background"))
+                return editor_value(self._model.picture_of(read)), None
+
+        editor.upload(clean, editor, [editor, image], queue=False, api_visibility="private")
+        editor.clear(lambda: None, None, image, queue=False, api_visibility="private")
+        self._load(tab, picker, image, editor, editor_value, "inpaint")
+        outputs = self._outputs("x_t, then the image and samples")
+
+        def run(
+            image: Any, value: Any, mask: Any, samples: Any, resampling: Any, *values: Any, request: gr.Request
+        ) -> Iterator[tuple]:
+            with page_errors():
+                settings, counts = settings_of(values), (integer(samples, "samples"), integer(resampling, "resampling"))
+                value = value or {}
+                start = self._model.read_upload(value.get("background")) if image is None else image
+                where = mask if mask != BRUSH else pictures.read_mask(value.get("layers"), self._model.run.image_shape[:2])
+            work = lambda emit: self._model.inpaint(settings, start, where, *counts, emit)  # noqa: E731
+            yield from self._stream("inpaint", request, work)
+
+        self._buttons("Inpaint", with_request(run), [image, editor, mask, samples, resampling, *panel], outputs, "inpaint")
+
+    def _image_to_image_tab(self, tab: gr.Tab, panel: list) -> None:
+        edit = self._model.edit
+        with gr.Row():
+            with gr.Column():
+                shown, image = self._image("image"), gr.State(None)
+                self._load(tab, self._data_image(start=0), image, shown, lambda picture: picture, "image_to_image")
+            with gr.Column():
+                strength = gr.Slider(
+                    0.05, 1, value=edit["strength"], step=0.05, label="Strength", info="1 starts from noise and keeps nothing"
+                )
+                samples = gr.Slider(1, 16, value=edit["samples_per_image"], step=1, label="Samples")
+        shown.input(lambda: None, None, image, queue=False, api_visibility="private")
+        outputs = self._outputs("x_t, then the image and its variants")
+
+        def run(image: Any, shown: Any, strength: Any, samples: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
+            with page_errors():
+                settings, count = settings_of(values), integer(samples, "samples")
+                start = self._model.read_upload(shown) if image is None else image
+            work = lambda emit: self._model.image_to_image(settings, start, float(strength), count, emit)  # noqa: E731
+            yield from self._stream("image_to_image", request, work)
+
+        inputs = [image, shown, strength, samples, *panel]
+        self._buttons("Generate variants", with_request(run), inputs, outputs, "image_to_image")
+
+    def _interpolate_tab(self, tab: gr.Tab, panel: list) -> None:
+        edit, ends = self._model.edit, []
+        source = gr.Radio(["two seeds", "two images"], value="two seeds", label="From")
+        with gr.Row() as seeds:
+            first, last = gr.Number(0, label="First seed", precision=0), gr.Number(1, label="Last seed", precision=0)
+        with gr.Row(visible=False) as images:
+            for index, name in enumerate(("first", "last")):
+                with gr.Column():
+                    shown, image = self._image(f"{name} image"), gr.State(None)
+                    picker = self._data_image(start=index)
+                    self._load(tab, picker, image, shown, lambda picture: picture, f"interpolate_{name}")
+                    shown.input(lambda: None, None, image, queue=False, api_visibility="private")
+                    ends += [image, shown]
+        by_seed = lambda name: (gr.update(visible=name == "two seeds"), gr.update(visible=name != "two seeds"))  # noqa: E731
+        source.change(by_seed, source, [seeds, images], queue=False, api_visibility="private")
+        with gr.Row():
+            frames = gr.Slider(2, 25, value=edit["num_frames"], step=1, label="Frames, both ends included")
+            iters = gr.Slider(1, 10, value=edit["inversion_iters"], step=1, label="Network evaluations per step of inversion")
+        outputs = self._outputs("x_t, then the frames")
+
+        def run(source: Any, first: Any, last: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
+            (image_a, shown_a, image_b, shown_b, frames, iters), values = values[:6], values[6:]
+            with page_errors():
+                settings, counts = settings_of(values), (integer(frames, "frames"), integer(iters, "evaluations"))
+                if source == "two seeds":
+                    chosen: list[Any] = [integer(first, "the first seed"), integer(last, "the last seed")]
+                else:
+                    given = ((image_a, shown_a), (image_b, shown_b))
+                    chosen = [self._model.read_upload(shown) if image is None else image for image, shown in given]
+            yield from self._stream(
+                "interpolate", request, lambda emit: self._model.interpolate(settings, chosen, *counts, emit)
+            )
+
+        inputs = [source, first, last, *ends, frames, iters, *panel]
+        self._buttons("Interpolate", with_request(run), inputs, outputs, "interpolate")
+
+    # Images to start from.
+
+    def _image(self, label: str) -> gr.Image:
+        return gr.Image(
+            label=label,
+            type="numpy",
+            buttons=["fullscreen"],
+            format="png",
+            sources=["upload", "clipboard"],
+            elem_classes="pixels",
+            height=300,
+        )
+
+    def _data_image(self, start: int) -> tuple[gr.Textbox, gr.Number, gr.Button]:
+        with gr.Row():
+            split = gr.Textbox(self._model.edit["split"], label="Split", placeholder="as in training", min_width=100)
+            index = gr.Number(start, label="Image of the data set", precision=0, min_width=100)
+            button = gr.Button("Load", min_width=80)
+        return split, index, button
+
+    def _load(
+        self,
+        tab: gr.Tab,
+        picker: tuple[gr.Textbox, gr.Number, gr.Button],
+        image: gr.State,
+        shown: gr.components.Component,
+        value_of: Callable[[np.ndarray], Any],
+        name: str,
+    ) -> None:
+        """Loads an image of the data set when the button is pressed, and when the tab is opened without an image."""
+        split, index, button = picker
+
+        def load(split: str, index: Any) -> tuple[np.ndarray, Any]:
+            with page_errors():
+                array, label = self._model.data_image(split, integer(index, "the index of the image"))
+                title = f"class {label}" if label else None
+                if title:
+                    gr.Info(title, duration=3)
+                return array, value_of(self._model.picture_of(array))
+
+        def first(split: str, index: Any, has: Any, given: Any) -> tuple[Any, Any]:
+            is_empty = given is None or (isinstance(given, dict) and given.get("background") is None)
+            if has is not None or not is_empty:
+                return gr.skip(), gr.skip()
+            try:
+                array, _ = self._model.data_image(split, integer(index, "the index"))
+            except Exception:  # without the data set, the user uploads an image
+                return gr.skip(), gr.skip()
+            return array, value_of(self._model.picture_of(array))
+
+        button.click(load, [split, index], [image, shown], queue=False, api_name=f"load_{name}")
+        tab.select(first, [split, index, image, shown], [image, shown], queue=False, api_visibility="private")

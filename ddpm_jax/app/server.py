@@ -1,0 +1,98 @@
+"""Serves the page: on one address, to the end, and without any request to other machines."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from ddpm_jax.app.model import Model
+from ddpm_jax.app.page import CSS, Page
+from ddpm_jax.runtime.errors import UnavailableError
+
+# A browser that obeys it loads and sends nothing elsewhere, whatever the components contain.
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "connect-src 'self' data: blob:; form-action 'self'"
+)
+FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+
+
+class OnlyThisServer:
+    """Adds `POLICY` to every response."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], (b"content-security-policy", POLICY.encode())]}
+            await send(message)
+
+        await self._app(scope, receive, with_policy if scope["type"] == "http" else send)
+
+
+def serve(
+    model: Model,
+    *,
+    host: str,
+    port: int | None,
+    browser: bool,
+    started: Callable[[str], None],
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve the page of a model until Ctrl-C or SIGTERM, or until `stop` is set.
+
+    Args:
+      model: of the page.
+      host: address to listen on.
+      port: None for the first free one from 7860.
+      browser: whether to open it.
+      started: called with the address of the page.
+      stop: ends the server.
+
+    Raises:
+      UnavailableError: the port is in use, or the address does not exist.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddpm_jax-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # of pictures that are shown and uploaded
+        page = Page(model).build()
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                inbrowser=browser,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                run_history=False,
+                pwa=False,
+                enable_monitoring=False,
+                footer_links=[],
+                quiet=True,
+                prevent_thread_lock=True,
+                theme=gr.themes.Default(**FONTS),
+                css=CSS,
+                app_kwargs={"middleware": [Middleware(OnlyThisServer)], "docs_url": None, "redoc_url": None},
+            )
+        except OSError as error:
+            where = f"{host}:{port}" if port else host
+            raise UnavailableError(f"the page cannot be served on {where}: choose another `port` or `host`") from error
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None  # so that the folder is removed
+        try:
+            started(address)
+            (stop or threading.Event()).wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            page.close(verbose=False)
+            if is_main:
+                signal.signal(signal.SIGTERM, before)

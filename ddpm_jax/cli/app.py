@@ -1,0 +1,57 @@
+"""--mode=app: a page in the browser to generate and edit images with a trained network.
+
+The page is above the Python interface, which is above this folder; so it is imported by name.
+"""
+
+import importlib
+import importlib.util
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax.cli import common
+from ddpm_jax.runtime import distributed
+from ddpm_jax.runtime.errors import UnavailableError
+from ddpm_jax.user_messages import UsageError
+
+HOST = "127.0.0.1"
+LOCAL = (HOST, "localhost", "::1")
+
+
+@distributed.distributed_main()
+def run(config: ConfigDict, folder: str, *, host: str = "", port: str = "", browser: bool = False) -> int:
+    """Serve the page of a run, with the settings of config.sampling and config.edit at first, until Ctrl-C.
+
+    Raises:
+      ExpectedError: there is no checkpoint, a package is missing, or the port cannot be used.
+    """
+    number = check_port(port)
+    if jax.process_count() > 1:
+        raise UsageError("the page runs in one process: leave out --num_processes")
+    if importlib.util.find_spec("gradio") is None:
+        raise UnavailableError('the page needs a package that is not installed: pip install "ddpm-jax[app]"')
+    run_folder, mesh = common.open_run(config, folder, "")
+    server, model = (importlib.import_module(f"ddpm_jax.app.{name}") for name in ("server", "model"))
+    page = model.Model(config, run_folder, mesh)
+    host = host or HOST
+
+    def started(address: str) -> None:
+        if host not in LOCAL:
+            print(f"warning: everyone who can reach {host} can use the page")
+        print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
+
+    server.serve(page, host=host, port=number, browser=browser, started=started)
+    return 0
+
+
+def check_port(port: str) -> int | None:
+    """The number of a port, 1..65535; None for any.
+
+    Raises:
+      UsageError: it is not one.
+    """
+    if not port:
+        return None
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise UsageError(f"--port is {port!r}: it must be a number from 1 to 65535")
+    return int(port)
