@@ -286,10 +286,18 @@ def get_config() -> ConfigDict:
     export.platforms = ("cpu", "cuda", "tpu")  # stablehlo: platforms that the programs run on, any of cpu, cuda, rocm and tpu
 
     config.visualize = visualize = ConfigDict()
-    visualize.num_images = 4  # number of rows: real images being noised, and images being generated
-    visualize.num_stages = 11  # number of columns, from image to noise and from noise to image
+    visualize.format = "png"  # png (figures) | html (one page for a browser, to move, play and try everything)
+    visualize.num_images = 4  # png: number of rows: real images being noised, and images being generated
+    visualize.num_stages = 11  # png: number of columns, from image to noise and from noise to image
     visualize.start_index = 0  # index of the first real image in the data set
-    visualize.animation = "webp"  # webp, gif, or "" for none: forward, reverse and chain as animations
-    visualize.animation_frames = 40  # about so many in each direction
-    visualize.animation_seconds = 8.0  # for both directions
+    visualize.animation = "webp"  # png: webp, gif, or "" for none: forward, reverse and chain as animations
+    visualize.animation_frames = 40  # png: about so many in each direction
+    visualize.animation_seconds = 8.0  # png: for both directions
+    visualize.page_images = 10  # html: number of real images; fewer if they are large
+    visualize.samplers = ("ancestral", "ddim")  # html: samplers whose chains are recorded
+    visualize.num_steps = (10, 50, 1000)  # html: numbers of steps of each of them, >= 1, at most T
+    visualize.num_seeds = 2  # html: seeds of recorded chains, sampling.seed and the next ones; fewer if images are large
+    visualize.num_terms = 100  # html: timesteps at which the terms of the bound are computed, >= 2; 0: all T
+    visualize.network = True  # html: embed the network, if it is small enough, so that the page can generate images
+    visualize.onnxruntime_path = ""  # html: a copy of onnxruntime-web-1.30.0.tgz, which runs it; "": download it once
     return config

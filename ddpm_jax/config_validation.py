@@ -41,6 +41,8 @@ LISTS = {  # field -> type of its elements; the flag parser checks the types of 
     "evaluation.num_steps": int,
     "edit.images": str,
     "export.platforms": str,
+    "visualize.samplers": str,
+    "visualize.num_steps": int,
 }
 TYPE_NAMES = {int: "integers", float: "numbers", str: "strings"}
 RANGES = {  # field -> (whether a number is in its range, description of the range)

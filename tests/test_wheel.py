@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 import ddpm_jax
 from ddpm_jax import configs
+from ddpm_jax.plotting.explorer import page as explorer
 
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ddpm_jax", "configs", "tests")
 TINY = (
@@ -73,13 +74,14 @@ def start(installed, tmp_path, repository, compiled_fast):
 
 @pytest.mark.slow
 def test_its_files(wheel, repository):
-    """All modules and configs, py.typed and the license; no tests, and nothing at the top but the package."""
+    """All modules and configs, the sources of the explorer, py.typed and the license; no tests."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         extra = {name.partition(".dist-info/")[2] for name in archive.namelist()} - {""}
     modules = {str(file.relative_to(repository)) for file in (repository / "ddpm_jax").rglob("*.py")}
     experiments = {f"ddpm_jax/configs/{file.name}" for file in (repository / "configs").glob("*.py")}
-    assert names == modules | experiments | {"ddpm_jax/py.typed"}
+    page = {f"ddpm_jax/plotting/explorer/{name}" for name in (*explorer.SCRIPTS, "index.html", "style.css")}
+    assert names == modules | experiments | page | {"ddpm_jax/py.typed"}
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= extra
 
 

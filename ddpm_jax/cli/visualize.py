@@ -1,4 +1,4 @@
-"""--mode=visualize: figures of the forward and the reverse process, as filmstrips.
+"""--mode=visualize: figures of the forward and the reverse process, as filmstrips, or a page to explore them in a browser.
 
 forward.png shows real images being noised above curves of the noise schedule; it needs no network. reverse.png shows images
 being generated, with the predicted x_start (pred_xstart) at each stage. chain.png shows both directions in one row. images.npz
@@ -9,6 +9,8 @@ Each image has one sample of the noise ε ~ N(0, I), and each column is q_sample
 The Markov chain would add new noise at each step, so that the columns would flicker; with a fixed ε only the amounts of signal
 and noise change, as in the closed form (6). The reverse chain of a row starts from the same ε, so that both halves of chain.png
 meet. The figures state this, the sampler of the reverse chain, and the class given to a conditional model.
+
+With format html, explorer.html has all of this and more, to be moved and played: see `explorer_config`.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import animation_config, build, data_config, sampling_config
+from ddpm_jax import animation_config, build, explorer_config, sampling_config, visualize_config
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import conditioning, gaussian, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -27,18 +29,18 @@ from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import animation, filmstrip, image_grid
-from ddpm_jax.runtime import distributed, npz, paths, rng, workdir
+from ddpm_jax.runtime import distributed, npz, paths, workdir
+from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
-from ddpm_jax.samplers.sampler import per_image_noise
 from ddpm_jax.sampling_conditions import sampling_inputs
 from ddpm_jax.training import load_params
-from ddpm_jax.user_messages import UsageError
 
-MAX_IMAGES = 16
 FIGURES = [f"{name}.{ending}" for name in ("forward", "reverse", "chain") for ending in ("png", *animation.FORMATS)]
 OUTPUTS = (*FIGURES, "images.npz")
-STAGES = (5, 24)  # smallest and largest number; with fewer the labels do not fit
+PAGE = "explorer.html"
+# Fields of config.visualize that determine the figures.
+FIGURE_FIELDS = ("num_images", "num_stages", "start_index", "animation", "animation_frames", "animation_seconds")
 CHAINS_ON_A_SLIDE = 3  # rows of chain.png
 CURVE_POINTS = 1000  # largest number of timesteps at which the curves are computed
 ODE_SOLVERS = ("dpmpp_2m", "unipc", "ode")  # samplers that never add noise
@@ -50,14 +52,17 @@ ONE_NOISE = (
 @distributed.distributed_main()
 def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """Write the figures of config.visualize and config.sampling; only forward.png if there is no checkpoint."""
-    run_folder, mesh = common.open_run(config, folder, output, check=check_visualize, exists=False)
-    config = with_few_images(config)
+    run_folder, mesh = common.open_run(config, folder, output, check=visualize_config.check_visualize, exists=False)
+    config = visualize_config.with_few_images(config)
     with distributed.raise_on_all_processes():
         schedule = build.build_schedule(config)
-        images = real_images(config)
+        images, labels = visualize_config.real_images(config)
+    if config.visualize.format == "html":
+        return write_page(config, run_folder, mesh, images, labels, output)
     t = forward_timesteps(schedule, config.visualize.num_stages)
     pixel_format = build.pixel_format(config)
-    x_t = forward_stages(schedule, pixel_format.from_data(jnp.asarray(images)), t, starting_noise(config))
+    x_start, noise = pixel_format.from_data(jnp.asarray(images)), visualize_config.starting_noise(config)
+    x_t = forward_stages(schedule, x_start, t, noise)
     forward = np.asarray(pixel_format.to_data(jnp.asarray(x_t)))
     arrays = {"originals": images, "forward_t": t, "forward_x_t": forward}
     pictures = {"forward.png": forward_picture(config, schedule, t, x_t[:, 0], forward)}
@@ -77,7 +82,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
             inputs = sampling_inputs(config)
         identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params)) | inputs.identity
     identity |= {
-        "visualize": config.visualize.to_dict(),
+        "visualize": {field: config.visualize[field] for field in FIGURE_FIELDS},
         "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
     }
     with distributed.raise_on_all_processes():
@@ -103,7 +108,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
                 moving = []
                 if config.visualize.animation:
                     t = forward_timesteps(schedule, min(config.visualize.animation_frames, schedule.num_timesteps) + 1)
-                    x_t = forward_stages(schedule, pixel_format.from_data(jnp.asarray(images)), t, starting_noise(config))
+                    x_t = forward_stages(schedule, x_start, t, noise)
                     first = animation_config.Chain(t, np.asarray(pixel_format.to_data(jnp.asarray(x_t))))
                     second = animation_config.Chain(saved_t, saved["x_t"], saved["pred_xstart"], classes) if trained else None
                     moving = animation_config.write_animations(config, target, schedule.num_timesteps, first, second)
@@ -112,26 +117,34 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     return 0
 
 
-def check_visualize(config: ConfigDict) -> None:
-    """Raise a UsageError that names the invalid field of config.visualize."""
-    visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
-    if not 1 <= visualize.num_images <= MAX_IMAGES:
-        raise UsageError(f"config.visualize.num_images is {visualize.num_images}: choose 1..{MAX_IMAGES}")
-    if steps < least - 1:
-        raise UsageError(f"config.diffusion.num_timesteps is {steps}: too few, since figures have at least {least} stages")
-    if not least <= visualize.num_stages <= min(most, steps + 1):
-        raise UsageError(f"config.visualize.num_stages is {visualize.num_stages}: choose {least}..{min(most, steps + 1)}")
-    if visualize.start_index < 0:
-        raise UsageError(f"config.visualize.start_index is {visualize.start_index}: it must be 0 or more")
-    animation_config.check_animation(config)
-
-
-def with_few_images(config: ConfigDict) -> ConfigDict:
-    """The config with the number of images of config.visualize, and without decoding the whole data set."""
-    config = config.copy_and_resolve_references()
-    config.data.in_memory = "never"
-    config.sampling.num_images = config.sampling.batch_size = config.visualize.num_images
-    return config
+def write_page(
+    config: ConfigDict,
+    run_folder: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    output: str,
+) -> int:
+    """Write the page of format html; only its first part if there is no checkpoint."""
+    trained = distributed.all_processes(has_checkpoint(config, run_folder))
+    params, step = common.restore_params(config, run_folder, mesh) if trained else (None, None)
+    name, identity = explorer_config.identity_of(config, params, step, images)
+    with distributed.raise_on_all_processes():
+        if distributed.is_primary_process():
+            target = manifest.claim(identity, names=(PAGE,), default=workdir.sample_folder(run_folder) / name, output=output)
+            page, summary = explorer_config.make_page(
+                config,
+                params,
+                step,
+                images,
+                labels,
+                np.asarray(visualize_config.starting_noise(config)),
+                common.class_names_of(run_folder),
+            )
+            write_atomically(target / PAGE, page)
+            print(summary)
+            print(f"wrote {target / PAGE} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
+    return 0
 
 
 def has_checkpoint(config: ConfigDict, run_folder: pathlib.Path) -> bool:
@@ -143,32 +156,9 @@ def has_checkpoint(config: ConfigDict, run_folder: pathlib.Path) -> bool:
 # Forward: real images and the closed form.
 
 
-def real_images(config: ConfigDict) -> np.ndarray:
-    """The images of the data set to show: [N, H, W, C] in the data's type.
-
-    Raises:
-      UsageError: the set has fewer images.
-    """
-    source = data_config.load_source(config)
-    first, number = config.visualize.start_index, config.visualize.num_images
-    if first + number > len(source):
-        raise UsageError(
-            f"{source.name} holds {len(source):,} images: config.visualize.start_index={first} with "
-            f"config.visualize.num_images={number} needs more"
-        )
-    return source.batch(np.arange(first, first + number))["image"]
-
-
 def forward_timesteps(schedule: NoiseSchedule, num_stages: int) -> np.ndarray:
     """The t of each column, int [S]: -1 for the image itself, then evenly spaced up to T-1."""
     return np.append(-1, trailing_timesteps(schedule.num_timesteps, num_stages - 1))
-
-
-def starting_noise(config: ConfigDict) -> jax.Array:
-    """ε of each row, float32 [N, H, W, C], from which its reverse chain starts."""
-    root = rng.purpose_key(config.sampling.seed, "sample")
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root, jnp.arange(config.visualize.num_images))
-    return per_image_noise(keys, 0, build.image_shape(config))
 
 
 def forward_stages(schedule: NoiseSchedule, x_start: jax.Array, t: np.ndarray, noise: jax.Array) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build, data_config, sampling_config
+from ddpm_jax import build, data_config, sampling_config, visualize_config
 from ddpm_jax.cli import common, sample, visualize
 from ddpm_jax.diffusion import pixels, vlb
 from ddpm_jax.plotting import filmstrip
@@ -152,12 +152,12 @@ def test_an_unconditional_model_has_no_class_labels(tiny_config):
 
 
 def test_the_reverse_chain_starts_from_the_noise_of_the_forward_process(trained, tiny_config):
-    config = visualize.with_few_images(tiny_config(FIELDS))
+    config = visualize_config.with_few_images(tiny_config(FIELDS))
     mesh = meshes.make_mesh()
     params, _ = common.restore_params(config, trained, mesh)
     generator, t, _ = visualize.build_reverse(config, mesh)
     generated = sampling_config.generate(config, generator, params)
-    noise = visualize.starting_noise(config)
+    noise = visualize_config.starting_noise(config)
     np.testing.assert_allclose(generated.saved_x[:, 0], noise, rtol=0, atol=1e-6)  # two compiled programs: equal up to rounding
     assert (np.diff(t) < 0).all()
     assert generated.saved_x.shape[1] == len(t) == 5
@@ -167,7 +167,7 @@ def test_the_reverse_chain_starts_from_the_noise_of_the_forward_process(trained,
 def test_forward_stages_are_the_closed_form_with_one_noise_per_image(tiny_config, schedule_name):
     """x_t = sqrt(acp) x_0 + sqrt(1 - acp) ε in float64; 1e-5. The last column is ε, up to a signal of sqrt(acp) < 0.01."""
     config = tiny_config(FIELDS | {"diffusion.schedule": schedule_name})
-    schedule, images, noise = build.build_schedule(config), digits(config), np.asarray(visualize.starting_noise(config))
+    schedule, images, noise = build.build_schedule(config), digits(config), np.asarray(visualize_config.starting_noise(config))
     t = visualize.forward_timesteps(schedule, 6)
     x_t = visualize.forward_stages(schedule, pixels.from_uint8(images), t, noise)
     assert x_t.shape == (3, 6, 8, 8, 1)
@@ -182,7 +182,7 @@ def test_forward_stages_are_the_closed_form_with_one_noise_per_image(tiny_config
 
 
 def test_noise_differs_by_image_and_seed(tiny_config):
-    noise = [np.asarray(visualize.starting_noise(tiny_config(FIELDS | {"sampling.seed": seed}))) for seed in (0, 1)]
+    noise = [np.asarray(visualize_config.starting_noise(tiny_config(FIELDS | {"sampling.seed": seed}))) for seed in (0, 1)]
     flat = np.concatenate(noise).reshape(6, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(6)).max() < 0.6  # of 64 numbers each: 5 standard deviations
 

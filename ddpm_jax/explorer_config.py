@@ -1,0 +1,343 @@
+"""Derived from config.visualize for format html: what the page contains, computed with the objects of a run."""
+
+import functools
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import ddpm_jax
+from ddpm_jax import build, choices, condition_config, config_validation, sampling_config
+from ddpm_jax.diffusion import schedules, vlb
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.evaluation import recorded_chains
+from ddpm_jax.interop import browser_network
+from ddpm_jax.plotting.explorer.page import MAX_BYTES, Page, sources_sha256
+from ddpm_jax.runtime import distributed, paths, rng
+from ddpm_jax.runtime.errors import InvalidArgumentError, NumericalError, UnavailableError
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.training import load_params
+from ddpm_jax.user_messages import UsageError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_BYTES, CHAIN_BYTES = 1_500_000, 6_000_000  # of the real images with their noise, and of the chains, before base64
+MARGIN_BYTES = 500_000  # of the page, for everything that is small
+MOST_NETWORK_BYTES = MAX_BYTES - 4_500_000  # of the network with its runtime, in the page
+MOST_PARAMETERS = 1_500_000  # of a network that may fit
+MAX_IMAGES = 32
+FIELDS = ("start_index", "page_images", "samplers", "num_steps", "num_seeds", "num_terms", "network")  # of format html
+RECORDED = "The recorded chains above show what it does."
+
+
+def check(config: ConfigDict) -> None:
+    """Raise a UsageError that names the invalid field of config.visualize."""
+    visualize, steps = config.visualize, config.diffusion.num_timesteps
+    for field, least, most in (("page_images", 1, MAX_IMAGES), ("num_seeds", 1, MAX_IMAGES)):
+        if not least <= visualize[field] <= most:
+            raise UsageError(f"config.visualize.{field} is {visualize[field]}: choose {least}..{most}")
+    if visualize.num_terms and not 2 <= visualize.num_terms <= steps:
+        raise UsageError(f"config.visualize.num_terms is {visualize.num_terms}: choose 2..{steps}, or 0 for all")
+    for field in ("samplers", "num_steps"):
+        if not visualize[field]:
+            raise UsageError(f"config.visualize.{field} is empty: give at least one")
+    for name in visualize.samplers:
+        config_validation.check_part("visualize.samplers", name, SAMPLERS)
+    if wrong := [number for number in visualize.num_steps if number < 1]:
+        raise UsageError(f"config.visualize.num_steps contains {wrong[0]}: each must be 1 or more")
+    if visualize.onnxruntime_path and not paths.expand(visualize.onnxruntime_path).is_file():
+        raise UsageError(f"config.visualize.onnxruntime_path is {visualize.onnxruntime_path!r}: no such file")
+    if config.data.condition:
+        raise UsageError(
+            f"config.visualize.format is 'html', which has no condition images (config.data.condition is "
+            f"{config.data.condition!r}): choose png"
+        )
+    for case in chain_cases(config):
+        build.build_sampler(sampler_config(config, *case))  # raises
+
+
+def identity_of(config: ConfigDict, params: Any, step: int | None, images: np.ndarray) -> tuple[str, dict[str, Any]]:
+    """The default folder name of a page, and all that determines its content; JSON-serializable.
+
+    Args:
+      config: resolved.
+      params: the parameters; None without a checkpoint.
+      step: that of the checkpoint; None without one.
+      images: the real images.
+    """
+    identity: dict[str, Any] = {"mode": "visualize", "diffusion": choices.used_fields(config, "diffusion")}
+    name = "explorer-forward"
+    if step is not None:
+        name = f"explorer-{sampling_config.run_name(config, step)}"
+        identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params))
+    shown = {name: list(value) if isinstance(value := config.visualize[name], tuple) else value for name in FIELDS}
+    images_sha256 = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+    return name, identity | {"explorer": shown, "images_sha256": images_sha256, "page_sha256": sources_sha256()}
+
+
+def make_page(
+    config: ConfigDict,
+    params: Any,
+    step: int | None,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    noise: np.ndarray,
+    class_names: tuple[str, ...],
+) -> tuple[str, str]:
+    """The text of the page, and a summary. Computes the chains and the terms of the bound, with progress lines.
+
+    Args:
+      config: resolved.
+      params: the parameters, replicated over the devices; None without a checkpoint, which gives the first part only.
+      step: that of the checkpoint; None without one.
+      images: [N, H, W, C] in the data's type.
+      labels: int [N], or None.
+      noise: float32 [N, H, W, C].
+      class_names: of labels 0, 1, ...; () if unknown.
+    """
+    facts = {"Data": config.data.name, "Images": "×".join(map(str, build.image_shape(config)))}
+    facts |= {"Schedule": f"{config.diffusion.schedule}, T = {config.diffusion.num_timesteps:,}"}
+    if step is None:
+        page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
+        return page.html(), "no checkpoint yet: only the forward process, which needs no network"
+    params = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    facts |= {"Network": f"{config.model.name}, {count:,} parameters", "Weights": f"{config.sampling.params}, step {step:,}"}
+    page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
+    add_model(page, config, params, images, labels)
+    return page.html(), f"step {step:,}, {config.sampling.params} weights, {sampling_config.describe_sampling(config)}"
+
+
+def num_page_images(config: ConfigDict) -> int:
+    """Number of real images of the page: config.visualize.page_images, or fewer if they are large."""
+    return max(1, min(config.visualize.page_images, IMAGE_BYTES // (5 * int(np.prod(build.image_shape(config))))))
+
+
+def chain_cases(config: ConfigDict) -> list[tuple[str, int]]:
+    """(sampler, number of steps) of the recorded chains, without repetitions."""
+    steps = dict.fromkeys(min(number, config.diffusion.num_timesteps) for number in config.visualize.num_steps)
+    return list(itertools.product(dict.fromkeys(config.visualize.samplers), steps))
+
+
+def sampler_config(config: ConfigDict, sampler: str, num_steps: int, **more: Any) -> ConfigDict:
+    """The config with another sampler and number of steps."""
+    case = config.copy_and_resolve_references()
+    case.sampling.update(sampler=sampler, num_steps=num_steps, num_intermediates=0, **more)
+    return case
+
+
+def page_of(
+    config: ConfigDict,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    noise: np.ndarray,
+    *,
+    facts: dict[str, str],
+    class_names: tuple[str, ...],
+) -> Page:
+    """The page without a network: schedules and real images.
+
+    Args:
+      config: resolved.
+      images: [N, H, W, C] in the data's type.
+      labels: int [N], or None.
+      noise: float32 [N, H, W, C].
+      facts: what is known of the run: name -> text.
+      class_names: of labels 0, 1, ...; () if unknown.
+    """
+    page, pixel_format = Page(), build.pixel_format(config)
+    channels = pixel_format.shown_channels or tuple(range(3 if config.data.channels >= 3 else 1))
+    shown = images[..., list(channels)]
+    is_uint8 = pixel_format.dtype == "uint8"
+    table = facts | {
+        "Prediction": f"{config.diffusion.prediction}, variance {config.diffusion.variance}",
+        "Program": f"ddpm_jax {ddpm_jax.__version__}, jax {jax.__version__}",
+    }
+    page.add("facts", {"summary": " · ".join(facts.values()), "table": table})
+    page.add("note", pixel_format.describe_shown(config.data.channels))
+    page.add("schedules", schedule_tables(config))
+    page.add("images", shown if is_uint8 else np.asarray(pixel_format.from_data(jnp.asarray(shown)), np.float32))
+    page.add("noise", np.asarray(noise[..., list(channels)], np.float32))
+    page.add("labels", None if labels is None else np.asarray(labels).tolist())
+    names = [class_names[label] if label < len(class_names) else str(label) for label in range(config.data.num_classes)]
+    page.add("classNames", names)
+    page.add(
+        "diffusion",
+        {
+            "numTimesteps": config.diffusion.num_timesteps,
+            "prediction": config.diffusion.prediction,
+            "variance": config.diffusion.variance,
+            "clip": bool(config.diffusion.clip_denoised),
+        },
+    )
+    return page
+
+
+def schedule_tables(config: ConfigDict) -> list[dict[str, Any]]:
+    """The tables of the run's own schedule, then of the others with their default options."""
+    own, name, steps = build.build_schedule(config), config.diffusion.schedule, config.diffusion.num_timesteps
+    found = [_tables(own, f"{name}, as trained")]
+    for other in schedules.SCHEDULES:
+        try:
+            schedule = schedules.make_schedule(other, steps)
+        except ValueError:  # linear has no betas below 1 for so few steps
+            continue
+        if other != name or not np.array_equal(schedule.betas, own.betas):
+            found.append(_tables(schedule, other if other != name else f"{other}, default options"))
+    return found
+
+
+def _tables(schedule: NoiseSchedule, label: str) -> dict[str, Any]:
+    names = ("betas", "alphas", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+    return {"label": label} | {name: np.asarray(getattr(schedule, name), np.float64) for name in names}
+
+
+def add_model(page: Page, config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Add what needs the trained network: recorded chains and the terms of the bound. Shows progress lines.
+
+    Args:
+      page: from `page_of`.
+      config: resolved.
+      params: NumPy arrays of the parameters.
+      images: [N, H, W, C] in the data's type, of which the bound is computed.
+      labels: int [N], for a class-conditional model.
+    """
+    elements, reason = _network(config, params)
+    page.add("noNetwork", reason)
+    page.add_elements(elements)
+    page.add("nullLabel", config.data.num_classes if condition_config.num_labels(config) > config.data.num_classes else None)
+    page.add("bound", _bound(config, params, images, labels if config.model.class_conditional else None))
+    if not build.pixel_format(config).num_levels:
+        page.add("noBound", "The images of this run are floats, which have no probabilities: there is no bound in bits.")
+    room = (MAX_BYTES - MARGIN_BYTES - len(page.html().encode())) * 3 // 4
+    page.add("chains", _record_chains(config, params, min(CHAIN_BYTES, room)))
+
+
+def _network(config: ConfigDict, params: Any) -> tuple[str, str]:
+    """The elements of the network and "", or "" and the reason why the page has no network."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if not config.visualize.network:
+        return "", f"This page was written without its network (config.visualize.network). {RECORDED}"
+    if not build.pixel_format(config).is_picture(config.data.channels):
+        return "", f"The page draws gray and RGB images of 8 bits only, so it has no network. {RECORDED}"
+    reason = f"The network has {count:,} parameters, too many for a page of {MAX_BYTES // 10**6} MB. {RECORDED}"
+    if count <= MOST_PARAMETERS:
+        plain = config.copy_and_resolve_references()
+        plain.model.dtype = "float32"  # ONNX Runtime has no bfloat16 convolutions for CPUs
+        try:
+            elements = browser_network.network_elements(
+                build.build_denoise_fn(plain, portable=True),
+                params,
+                image_shape=build.image_shape(config),
+                num_timesteps=config.diffusion.num_timesteps,
+                num_labels=condition_config.num_labels(config),
+                archive=str(paths.expand(path)) if (path := config.visualize.onnxruntime_path) else "",
+            )
+        except (UnavailableError, InvalidArgumentError, NumericalError) as error:
+            logger.warning(f"warning: the page has no network: {error}")
+            return "", f"The network could not be put into this page: {error}. {RECORDED}"
+        if len(elements) <= MOST_NETWORK_BYTES:
+            return elements, ""
+    logger.warning(f"warning: the page has no network: {reason}")
+    return "", reason
+
+
+def _record_chains(config: ConfigDict, params: Any, max_bytes: int) -> list[dict[str, Any]]:
+    shape, pixel_format, seed = build.image_shape(config), build.pixel_format(config), config.sampling.seed
+    classes = config.data.num_classes if config.model.class_conditional else 0
+    plan = recorded_chains.plan_chains(
+        chain_cases(config),
+        image_bytes=int(np.prod(shape)),
+        num_classes=classes,
+        num_seeds=min(config.visualize.num_seeds, 2**32 - seed),
+        max_bytes=max_bytes,
+    )
+    seeds = range(seed, seed + plan.seeds)
+    roots = [jax.random.fold_in(rng.purpose_key(each, "sample"), 0) for each in seeds]  # of image 0 of each seed
+    keys = jnp.stack([key for key in roots for _ in range(plan.classes)])
+    labels = jnp.asarray(np.tile(np.arange(plan.classes, dtype=np.int32), plan.seeds)) if classes else None
+    network = _compiled(build.build_guided_denoise_fn(config, portable=True), params, labels)
+    found, done = [], 0
+    with distributed.show_progress(sum(steps for _, steps in plan.cases), "steps", "recorded chains") as report:
+        for name, steps in plan.cases:
+            case = sampler_config(config, name, steps, num_images=1)
+            chain = recorded_chains.record_chain(
+                build.build_sampler(case),
+                network,
+                keys,
+                shape,
+                num_stages=plan.stages,
+                report=functools.partial(lambda before, number: report(before + number), done),
+            )
+            done += steps
+            shown = [
+                pixel_format.shown(np.asarray(pixel_format.to_data(jnp.asarray(x))))
+                for x in (chain.x_t, chain.pred_xstart, chain.images[:, None])
+            ]
+            found.append(
+                {
+                    "sampler": name,
+                    "steps": steps,
+                    "classes": plan.classes if classes else 0,
+                    "seeds": list(seeds),
+                    "t": chain.t.tolist(),
+                    "x_t": np.concatenate([shown[0], shown[2]], axis=1),
+                    "pred_xstart": np.concatenate([shown[1], shown[2]], axis=1),
+                    "description": sampling_config.describe_sampling(case),
+                    "warnings": sampling_config.sampling_warnings(case),
+                }
+            )
+    return found
+
+
+def _bound(config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarray | None) -> dict[str, Any] | None:
+    """The terms of the bound, means over the images; None for floats, which have no probabilities."""
+    pixel_format, schedule, number = build.pixel_format(config), build.build_schedule(config), config.visualize.num_terms
+    if not pixel_format.num_levels:
+        return None
+    last = schedule.num_timesteps - 1
+    t = np.unique(np.linspace(0, last, min(number or last + 1, last + 1)).round().astype(int))
+    x_start = np.asarray(pixel_format.from_data(jnp.asarray(images)), np.float32)
+    root = rng.purpose_key(config.sampling.seed, "bound")
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.arange(len(images)))
+    network = _compiled(
+        build.build_denoise_fn(config, portable=True), params, None if labels is None else jnp.asarray(labels, jnp.int32)
+    )
+    with distributed.show_progress(len(t), "timesteps", "terms of the bound") as report:
+        terms = recorded_chains.bound_terms(
+            schedule,
+            build.build_parameterization(config),
+            network,
+            x_start,
+            keys,
+            t,
+            num_levels=pixel_format.num_levels,
+            report=report,
+        )
+    prior = float(np.mean(vlb.prior_bpd(schedule, jnp.asarray(x_start))))
+    bits = terms["bits"].mean(axis=1)
+    return {
+        "t": t.tolist(),
+        "bits": bits.tolist(),
+        "epsMse": terms["eps_mse"].mean(axis=1).tolist(),
+        "prior": prior,
+        "total": prior + float(bits.sum()) if len(t) == last + 1 else None,
+        "count": len(images),
+    }
+
+
+def _compiled(make_denoise_fn: Callable[[Any, Any], Any], params: Any, labels: Any) -> Callable[[Any, Any], Any]:
+    """The network for these parameters and labels, compiled once for a batch of their size."""
+    params = jax.device_put(params)
+
+    @jax.jit
+    def evaluate(params: Any, labels: Any, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return make_denoise_fn(params, labels)(x_t, t)
+
+    return lambda x_t, t: evaluate(params, labels, x_t, t)

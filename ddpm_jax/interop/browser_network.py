@@ -1,0 +1,47 @@
+"""The trained network as part of an HTML page: converted to ONNX, compared with JAX, and joined with its runtime."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.diffusion.parameterization import DenoiseFn
+from ddpm_jax.interop import export_onnx, onnx_model, onnxruntime_web
+
+NAME = "denoiser"  # of the model in the page: `onnxNetworks.load(NAME)`
+NUM_EXAMPLES = 4  # images that are compared with JAX
+
+
+def network_elements(
+    make_denoise_fn: Callable[[Any, Any], DenoiseFn],
+    params: Any,
+    *,
+    image_shape: Sequence[int],
+    num_timesteps: int,
+    num_labels: int,
+    archive: str = "",
+) -> str:
+    """HTML elements with the network and its runtime, as `onnxruntime_web.page_elements`; the model is `network_model`'s.
+
+    Args:
+      make_denoise_fn: (params, labels) -> denoise_fn, in float32.
+      params: pytree of NumPy arrays.
+      image_shape: (H, W, C).
+      num_timesteps: T.
+      num_labels: number of labels that the network knows, the null label included; 0 for a network without labels.
+      archive: as for `onnxruntime_web.runtime_assets`.
+
+    Raises:
+      UnavailableError: the packages for ONNX are not installed, or the runtime cannot be downloaded.
+      InvalidArgumentError: ONNX cannot express the network, or `archive` does not exist.
+      InvalidDataError: the archive has another content.
+      NumericalError: the model differs from the network.
+    """
+    model = export_onnx.network_model(make_denoise_fn, params, image_shape=image_shape, has_labels=num_labels > 0)
+    function, generator = export_onnx.network_function(make_denoise_fn, params), np.random.default_rng(0)
+    examples = []
+    for number, t in enumerate(np.linspace(0, num_timesteps - 1, NUM_EXAMPLES).round().astype(np.int32)):
+        label = [np.full(1, number % num_labels, np.int32)] if num_labels else []
+        examples.append([generator.standard_normal((1, *image_shape), np.float32), t[None], *label])
+    onnx_model.largest_difference(model, function, examples, name="network")
+    return onnxruntime_web.page_elements({NAME: model}, onnxruntime_web.runtime_assets(archive))

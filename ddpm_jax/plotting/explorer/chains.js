@@ -1,0 +1,125 @@
+// Section 3: recorded chains by class, seed, sampler and number of steps; and new ones, if the network is in the page.
+
+const SAMPLER_TEXTS = {
+  ancestral: "Ancestral sampling draws from the network's Gaussian, of which the estimate gives the mean.",
+  ddim: "DDIM keeps the predicted noise and only lowers its level, without adding any.",
+};
+const PREDICTION_NAMES = { eps: "the noise ε", x_start: "the image x₀", v: "v, a mixture of image and noise" };
+
+/** MathML of a formula, written as in index.html: words of math.js would be a library, and these are five formulas. */
+const MATH = (() => {
+  const sub = (a, b) => `<msub>${a}<mrow>${b}</mrow></msub>`;
+  const [x, t] = ["<mi>x</mi>", "<mi>t</mi>"];
+  const bar = (i) => sub("<mover><mi>α</mi><mo>¯</mo></mover>", i);
+  const root = (a) => `<msqrt>${a}</msqrt>`;
+  const minus = (a) => `<mn>1</mn><mo>−</mo>${a}`;
+  const hat = (a) => `<mover>${a}<mo>^</mo></mover>`;
+  const x0 = sub(hat(x), "<mn>0</mn>");
+  const eps = hat("<mi>ε</mi>");
+  const before = `${t}<mo>−</mo><mn>1</mn>`;
+  const noiseRoot = root(minus(bar(t)));
+  return {
+    eps: `${x0}<mo>=</mo><mo stretchy="false">(</mo>${sub(x, t)}<mo>−</mo>${noiseRoot}${eps}<mo stretchy="false">)</mo><mo>/</mo>${root(bar(t))}`,
+    x_start: `${x0}<mo>=</mo><mtext>the network's output</mtext>`,
+    v: `${x0}<mo>=</mo>${root(bar(t))}${sub(x, t)}<mo>−</mo>${noiseRoot}${hat("<mi>v</mi>")}`,
+    ancestral:
+      `${sub(x, before)}<mo>=</mo>${sub("<mi>c</mi>", "<mn>1</mn>")}${x0}<mo>+</mo>${sub("<mi>c</mi>", "<mn>2</mn>")}` +
+      `${sub(x, t)}<mo>+</mo>${sub("<mi>σ</mi>", t)}<mi>z</mi>`,
+    ddim: `${sub(x, before)}<mo>=</mo>${root(bar(before))}${x0}<mo>+</mo>${root(minus(bar(before)))}${eps}`,
+  };
+})();
+
+/** The stages of a recorded chain, as a player takes them. */
+function recordedStages(chain, row, size) {
+  const count = chain.t.length + 1;
+  return Array.from({ length: count }, (_, i) => ({
+    t: i < chain.t.length ? chain.t[i] : -1,
+    x: rowOf(chain.x.data, row * count + i, size),
+    predXstart: rowOf(chain.pred.data, row * count + i, size),
+  }));
+}
+
+function setUpChains(page) {
+  const { chains, shape, size, diffusion } = page;
+  for (const chain of chains) Object.assign(chain, { x: decodeArray(chain.x_t), pred: decodeArray(chain.pred_xstart) });
+  const player = new Player(find("chain-player"), shape, "Reverse chain");
+  const [classes, seeds, samplers, steps] = ["class", "seed", "sampler", "steps"].map((name) => find(`chain-${name}`));
+  find("prediction-text").textContent =
+    `The network sees xₜ and t, and predicts ${PREDICTION_NAMES[diffusion.prediction]}. That gives an estimate of the image:`;
+  find("prediction-formula").innerHTML = MATH[diffusion.prediction];
+
+  const number = chains[0].classes;
+  setOptions(classes, [...Array(Math.max(1, number)).keys()], number ? page.classNames.slice(0, number) : ["none"]);
+  classes.closest("label").hidden = !number;
+  setOptions(samplers, [...new Set(chains.map((chain) => chain.sampler))]);
+  setOptions(seeds, chains[0].seeds);
+
+  const command = (chain) =>
+    `--mode=sample --config.sampling.num_images=1${number ? ` --config.sampling.label=${classes.value}` : ""}` +
+    ` --config.sampling.seed=${seeds.value} --config.sampling.sampler=${chain.sampler} --config.sampling.num_steps=${chain.steps}`;
+
+  const show = () => {
+    const ofSampler = chains.filter((chain) => chain.sampler === samplers.value);
+    setOptions(steps, ofSampler.map((chain) => chain.steps));
+    const chain = ofSampler.find((each) => String(each.steps) === steps.value);
+    const row = chain.seeds.indexOf(Number(seeds.value)) * Math.max(1, number) + Number(classes.value);
+    player.load(recordedStages(chain, row, size), 0);
+    find("sampler-text").textContent = SAMPLER_TEXTS[chain.sampler] ?? `The sampler: ${chain.description}.`;
+    find("sampler-formula").innerHTML = MATH[chain.sampler] ?? "";
+    find("chain-command").textContent = command(chain);
+    find("chain-state").textContent = `Recorded by ddpm_jax: ${chain.description}, seed ${seeds.value}.`;
+    const warning = find("chain-warning");
+    warning.textContent = chain.warnings.map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`).join(" ");
+    warning.hidden = !chain.warnings.length;
+  };
+  for (const select of [classes, seeds, samplers, steps]) select.addEventListener("change", show);
+  const first = chains.find((chain) => chain.sampler === "ddim" && chain.steps >= 50) ?? chains.at(-1);
+  samplers.value = first.sampler;
+  setOptions(steps, [first.steps]); // which `show` keeps
+  classes.value = String(Math.min(3, Math.max(0, number - 1)));
+  show();
+  return { player, classes, samplers, steps, seeds, show };
+}
+
+/** The button that generates an image of a new seed in the page, with the class, sampler and steps that are chosen. */
+function setUpGenerate(page, network, section) {
+  const { player, classes, samplers, steps } = section;
+  const start = find("generate");
+  let seed = 0;
+  const runner = makeRunner(page, start, find("generate-stop"), async (stop) => {
+    const began = performance.now();
+    const random = new Random(++seed);
+    player.begin(Number(steps.value) + 1);
+    find("chain-state").textContent = "Computing …";
+    const image = await runChain({
+      network,
+      diffusion: page.diffusion,
+      schedule: page.schedules[0],
+      x: random.normals(page.size),
+      t: page.numTimesteps - 1,
+      steps: Number(steps.value),
+      sampler: samplers.value,
+      label: page.hasClasses ? Number(classes.value) : null,
+      random,
+      channels: page.shape[2],
+      stop,
+      onStage: (stage) => player.append({ ...stage, x: toLevels(stage.x), predXstart: toLevels(stage.predXstart) }),
+    });
+    if (!image) return;
+    player.end();
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    find("chain-state").textContent = `Computed in this page from the noise of its seed ${seed}: ${steps.value} steps in ${seconds} s.`;
+  });
+  find("generate-stop").addEventListener("click", section.show);
+  const update = () => {
+    start.disabled = page.busy || !(samplers.value in SAMPLER_TEXTS);
+  };
+  page.busyListeners.push(update);
+  for (const select of [classes, samplers, steps, section.seeds]) {
+    select.addEventListener("change", () => {
+      runner.stop();
+      update();
+    });
+  }
+  update();
+}

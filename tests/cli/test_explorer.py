@@ -1,0 +1,205 @@
+"""--mode=visualize with format html: the content of the page, its size, and errors."""
+
+import base64
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import build, data_config, explorer_config, visualize_config
+from ddpm_jax.cli import sample, visualize
+from ddpm_jax.diffusion import pixels, schedules, vlb
+from ddpm_jax.interop import browser_network
+from ddpm_jax.plotting.explorer.page import MAX_BYTES
+from ddpm_jax.runtime.errors import ConflictError, UnavailableError
+from ddpm_jax.user_messages import UsageError
+
+NETWORK = "tests.small_network:Small"
+TRAINED = {"model.class_conditional": True, "train.checkpoint_every": 6, "model.label_dropout": 0.1}
+FIELDS = TRAINED | {
+    "sampling.num_steps": 4,
+    "visualize.format": "html",
+    "visualize.page_images": 3,
+    "visualize.num_steps": (3, 5, 1000),
+    "visualize.num_terms": 5,
+    "visualize.network": False,
+}
+
+
+def data_of(file):
+    """The embedded data with its arrays."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.DOTALL)
+
+    def decode(entry):
+        if "base64" not in entry:
+            return entry
+        return np.frombuffer(base64.b64decode(entry["base64"]), entry["dtype"]).reshape(entry["shape"])
+
+    return json.loads(text, object_hook=decode)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Folder of the only complete page of the module."""
+    return tmp_path_factory.mktemp("written")
+
+
+@pytest.fixture
+def page(written, trained, tiny_config):
+    if not (written / "explorer.html").exists():
+        assert visualize.run(tiny_config(FIELDS), str(trained), output=str(written)) == 0
+    return written / "explorer.html"
+
+
+def test_schedules_images_and_noise_are_those_of_the_library(page, tiny_config):
+    data, config = data_of(page), visualize_config.with_few_images(tiny_config(FIELDS))
+    own = build.build_schedule(config)
+    assert [entry["label"] for entry in data["schedules"]] == ["cosine, as trained", "linear", "sigmoid"]
+    for entry, schedule in zip(data["schedules"][:2], (own, schedules.make_schedule("linear", 100)), strict=True):
+        for table in ("betas", "alphas", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"):
+            np.testing.assert_array_equal(entry[table], getattr(schedule, table))
+    batch = data_config.load_source(config).batch(np.arange(3))
+    np.testing.assert_array_equal(data["images"], batch["image"])
+    assert data["labels"] == batch["label"].tolist()
+    np.testing.assert_array_equal(data["noise"], visualize_config.starting_noise(config))
+    assert data["classNames"] == [str(digit) for digit in range(10)]
+    assert data["nullLabel"] == 10
+    assert data["diffusion"] == {"numTimesteps": 100, "prediction": "eps", "variance": "fixed_large", "clip": True}
+    assert "step 6" in data["facts"]["summary"]
+
+
+def test_chains_are_those_of_mode_sample(page, trained, tiny_config, tmp_path):
+    """The image of each recorded chain is that of --mode=sample with its class, seed, sampler and steps; one level."""
+    chains = data_of(page)["chains"]
+    assert [(chain["sampler"], chain["steps"]) for chain in chains] == [
+        (name, steps) for name in ("ancestral", "ddim") for steps in (3, 5, 100)
+    ]
+    chain = chains[4]
+    assert (chain["classes"], chain["seeds"], chain["t"]) == (10, [0, 1], [80, 60, 40, 20, 0])
+    assert chain["x_t"].shape == chain["pred_xstart"].shape == (20, 6, 8, 8, 1)
+    fields = {"sampling.num_images": 1, "sampling.num_steps": 5, "sampling.seed": 1, "sampling.label": 7}
+    assert sample.run(tiny_config(FIELDS | fields), str(trained), output=str(tmp_path)) == 0
+    with np.load(tmp_path / "images.npz") as arrays:
+        np.testing.assert_allclose(chain["x_t"][17, -1], arrays["arr_0"][0].astype(int), atol=1)
+    np.testing.assert_array_equal(chain["x_t"][:, -1], chain["pred_xstart"][:, -1])
+    np.testing.assert_array_equal(chain["x_t"][0, 0], chain["x_t"][9, 0])  # one seed is one noise, whatever the class
+
+
+def test_terms_of_the_bound(page, trained, tiny_config):
+    data, config = data_of(page), visualize_config.with_few_images(tiny_config(FIELDS))
+    bound = data["bound"]
+    assert bound["t"] == [0, 25, 50, 74, 99]
+    assert (bound["count"], bound["total"]) == (3, None)
+    x_start = pixels.from_uint8(data["images"])
+    prior = vlb.prior_bpd(build.build_schedule(config), x_start)
+    assert bound["prior"] == pytest.approx(float(np.mean(prior)))
+    assert all(value > 0 for value in bound["bits"])
+    assert bound["bits"][0] == max(bound["bits"])
+
+
+def test_the_page_is_reproducible_and_small(page, trained, tiny_config, tmp_path):
+    assert visualize.run(tiny_config(FIELDS), str(trained), output=str(tmp_path)) == 0
+    assert (tmp_path / "explorer.html").read_bytes() == page.read_bytes()
+    assert page.stat().st_size < 1_000_000
+
+
+def test_another_page_goes_beside(trained, tiny_config, tmp_path, capsys):
+    """Pages never overwrite others: the same settings give the same folder, other settings another one."""
+    quick = FIELDS | {"visualize.num_steps": (2,), "visualize.samplers": ("ddim",), "visualize.num_terms": 2}
+    for fields in (quick, quick, quick | {"visualize.num_seeds": 1}):
+        assert visualize.run(tiny_config(fields), str(trained)) == 0
+    folders = [path for path in (trained / "samples").iterdir() if path.name.startswith("explorer")]
+    assert sorted(path.name for path in folders) == ["explorer-step_6-ddim-4-seed_0", "explorer-step_6-ddim-4-seed_0-2"]
+    with pytest.raises(ConflictError, match="explorer"):
+        visualize.run(tiny_config(quick | {"visualize.num_terms": 3}), str(trained), output=str(folders[0]))
+    assert "open it in a browser" in capsys.readouterr().out
+
+
+def test_the_network_is_embedded_or_the_reason_is_stated(trained, tiny_config, tmp_path, monkeypatch, log_lines):
+    quick = FIELDS | {"visualize.num_steps": (2,), "visualize.samplers": ("ddim",), "visualize.num_terms": 2}
+    archive = tmp_path / "copy.tgz"
+    archive.touch()
+    with_network = quick | {"visualize.network": True, "visualize.onnxruntime_path": str(archive)}
+    given = []
+
+    def elements(make_denoise_fn, params, **options):
+        given.append(options)
+        return "<script>const onnxNetworks = {};</script>"
+
+    def text(name, fields):
+        assert visualize.run(tiny_config(fields), str(trained), output=str(tmp_path / name)) == 0
+        return (tmp_path / name / "explorer.html").read_text()
+
+    monkeypatch.setattr(browser_network, "network_elements", elements)
+    assert "const onnxNetworks = {};" in text("embedded", with_network)
+    assert given == [{"image_shape": (8, 8, 1), "num_timesteps": 100, "num_labels": 11, "archive": str(archive)}]
+    assert data_of(tmp_path / "embedded" / "explorer.html")["noNetwork"] == ""
+
+    monkeypatch.setattr(browser_network, "network_elements", lambda *args, **options: "x" * MAX_BYTES)
+    assert "too many for a page of 15 MB" in text("large", with_network)
+
+    def fail(*args, **options):
+        raise UnavailableError("jax2onnx cannot be imported: install it")
+
+    monkeypatch.setattr(browser_network, "network_elements", fail)
+    assert "jax2onnx cannot be imported: install it. The recorded chains" in text("missing", with_network)
+    assert [line for line in log_lines if "the page has no network" in line and "jax2onnx" in line]
+    monkeypatch.setattr(explorer_config, "MOST_PARAMETERS", 10)
+    assert re.search(r"The network has [\d,]+ parameters", text("counted", with_network))
+
+
+def test_without_a_checkpoint_there_is_the_forward_part(tiny_config, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert visualize.run(tiny_config(FIELDS), str(run)) == 0
+    data = data_of(run / "samples" / "explorer-forward" / "explorer.html")
+    assert "chains" not in data
+    assert data["images"].shape == (3, 8, 8, 1)
+    assert "no checkpoint" in capsys.readouterr().out
+
+
+def test_large_images_fit(tiny_config, tmp_path):
+    """Fewer real images, so that the page is small; 64x64 in color."""
+    config = tiny_config(FIELDS | {"data.image_size": 64, "data.channels": 3, "visualize.page_images": 32})
+    assert explorer_config.num_page_images(config) == 24
+    config.data.image_size = 512
+    assert explorer_config.num_page_images(config) == 1
+
+
+def test_unconditional_floats_have_no_classes_and_no_bound(tiny_config):
+    config = tiny_config(FIELDS | {"model.class_conditional": False, "model.label_dropout": 0.0})
+    config.data.update(dtype="float32", value_range=(0.0, 16.0), channels=5)
+    images = np.linspace(0, 16, 2 * 64 * 5, dtype=np.float32).reshape(2, 8, 8, 5)
+    noise = np.zeros_like(images)
+    params = jax.tree.map(np.asarray, jax.jit(build.build_init(config))(jax.random.key(0)).params)
+    config.visualize.update(num_steps=(2,), samplers=("ddim",))
+    page = explorer_config.page_of(config, images, None, noise, facts={"Data": "numbers"}, class_names=())
+    explorer_config.add_model(page, config, params, images, None)
+    (text,) = re.findall(r'id="data">(.*?)</script>', page.html(), re.DOTALL)
+    data = json.loads(text)
+    assert data["images"]["dtype"] == "float32"
+    assert data["images"]["shape"] == [2, 8, 8, 3]
+    assert data["bound"] is None
+    assert "floats" in data["noBound"]
+    assert data["chains"][0]["classes"] == 0
+    assert "channel 0, 1, 2" in data["note"]
+
+
+def test_errors_are_one_line(tiny_config, tmp_path):
+    def refused(match, changes):
+        with pytest.raises(UsageError, match=match) as caught:
+            visualize.run(tiny_config(FIELDS | changes), str(tmp_path / "run"))
+        assert "\n" not in str(caught.value)
+
+    refused("visualize.format is 'pdf': choose one of png, html", {"visualize.format": "pdf"})
+    refused(r"visualize\.page_images is 0: choose 1\.\.32", {"visualize.page_images": 0})
+    refused(r"visualize\.num_seeds is 33: choose 1\.\.32", {"visualize.num_seeds": 33})
+    refused(r"visualize\.num_terms is 1: choose 2\.\.100, or 0", {"visualize.num_terms": 1})
+    refused(r"visualize\.num_terms is 101", {"visualize.num_terms": 101})
+    refused(r"visualize\.samplers is empty", {"visualize.samplers": ()})
+    refused(r"visualize\.samplers is 'dimm'", {"visualize.samplers": ("dimm",)})
+    refused(r"visualize\.num_steps contains 0", {"visualize.num_steps": (0,)})
+    refused(r"visualize\.num_steps holds 'x'", {"visualize.num_steps": ("x",)})
+    refused(r"visualize\.onnxruntime_path is 'no.tgz': no such file", {"visualize.onnxruntime_path": "no.tgz"})
+    refused("has no condition images", {"data.condition": "downsample"})
