@@ -1,11 +1,13 @@
 """The formulas of docs/how-ddpm-works.md and ddpm-details.md hold, and are those of the code. In float64."""
 
 import importlib.util
+import json
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -268,3 +270,33 @@ def test_smaller_true_steps_are_closer_to_a_gaussian(toy):
     assert steps == [4, 10, 100, 1000, 4000]
     found = [toy.distance_from_gaussian(make_schedule("cosine", count), count // 2 - 1, 0.05) for count in steps]
     assert [f"{value:.1g}" for value in found] == stated
+
+
+def test_the_distances_in_the_plane(toy, capsys):
+    """The table of the page has what the command of its figure prints."""
+    plt.close(toy.draw_gaussians())
+    printed = re.findall(r": ([\d.]+); from 1,000 points of each: ([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [tuple(cells[-2:]) for cells in rows("orange is", PAGE).values()] == printed
+    assert len(printed) == 4
+
+
+def test_the_network_of_the_figure(toy):
+    """Its shapes are those of the layers of the config, and its number of parameters is that of the page."""
+    shapes, num_params = toy.layer_shapes()
+    assert f"{num_params:,} parameters" in PAGE
+    assert shapes["conv_in"] == shapes["up0_block1"] == (8, 8, 16)
+    assert shapes["mid_attn"] == shapes["down1_block0"] == (4, 4, 32)
+    assert shapes["conv_out"] == (8, 8, 1)
+
+
+def test_the_curves_of_the_loss(toy, tmp_path, capsys):
+    """All quarters are drawn with their names beside them: a legend would hide a part of a curve."""
+    names = ("train/loss", *(f"train/loss_q{quarter}" for quarter in (1, 2, 3, 4)))
+    lines = [json.dumps({"step": step} | dict.fromkeys(names, 1 / step)) for step in (1, 2, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"step": 4, "eval/loss": 1.0})]))
+    figure = toy.draw_loss(tmp_path)
+    mean, quarters = figure.axes
+    assert [len(mean.lines), len(quarters.lines)] == [1, 4]
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    plt.close(figure)
+    assert "train/loss_q4: 1.000 at step 1, 0.250 at step 4" in capsys.readouterr().out
