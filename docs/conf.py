@@ -22,6 +22,8 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax is part of the site, so that equations need no other server
     "repository_files",
     "api_docstrings",
 ]
@@ -30,6 +32,7 @@ templates_path = ["_templates"]
 highlight_language = "text"
 
 # Pages are Markdown, written for GitHub as well. The notebook is shown as the repository has it and is not run.
+myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 

@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 RUNS = "runs/figures"
 MAIN = "python main.py"
+TUTORIAL = "python docs/tutorial_figures.py"
 DATA = "TFDS_DIR"  # in a command: --data_dir, the folder of CIFAR-10 and Fashion-MNIST
 PHOTOS = "FLOWERS_DIR"  # in a command: --flowers_dir, a folder of photographs in subfolders
 LARGE = 300_000  # bytes, above which a page loads slowly
@@ -163,6 +164,10 @@ FIGURES = {
         "lengths.png",
         "averages",
     ),
+    "unet": Figure(f"{TUTORIAL} unet --output={RUNS}/pictures/unet", "unet.png"),
+    "steps": Figure(f"{TUTORIAL} steps --output={RUNS}/pictures/steps", "steps.png"),
+    "gaussians": Figure(f"{TUTORIAL} gaussians --output={RUNS}/pictures/gaussians", "gaussians.png"),
+    "loss": Figure(f"{TUTORIAL} loss --workdir={RUNS}/digits --output={RUNS}/pictures/loss", "loss.png", "digits"),
     "samplers": Figure(f"python benchmarks/mixture.py --plot={RUNS}/pictures/samplers/samplers.png", "samplers.png"),
     "fashion_mnist": Figure(command_for_run("fashion_mnist", "--mode=sample", "fashion_mnist"), "grid.png", "fashion_mnist"),
     "super_resolution": Figure(
@@ -233,7 +238,8 @@ def training_command(run: str) -> str:
 def sources() -> str:
     """A hash of all files that determine the figures."""
     digest = hashlib.sha256()
-    files = [ROOT / "main.py", ROOT / "benchmarks" / "mixture.py", *ROOT.glob("ddpm_jax/**/*.py"), *ROOT.glob("configs/*.py")]
+    scripts = ("main.py", "benchmarks/mixture.py", "docs/tutorial_figures.py")
+    files = [*(ROOT / script for script in scripts), *ROOT.glob("ddpm_jax/**/*.py"), *ROOT.glob("configs/*.py")]
     for file in sorted(files):
         digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -73,6 +73,7 @@ LONGEST_FIRST = (
     "cli/test_visualize.py",
     "cli/test_sample.py",
     "test_python_page.py",
+    "test_page_blocks.py",
     "test_api.py",
     "test_notebook.py",
     "test_wheel.py",

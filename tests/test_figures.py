@@ -79,8 +79,8 @@ def small(figures, tmp_path, monkeypatch):
     """make_figures with one target, `chain`, of a fake program that counts its calls; and its options."""
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "IMAGES", tmp_path / "docs" / "images")
-    (tmp_path / "benchmarks").mkdir()
-    for file in ("main.py", "benchmarks/mixture.py"):
+    for file in ("main.py", "benchmarks/mixture.py", "docs/tutorial_figures.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("")
     calls = []
 

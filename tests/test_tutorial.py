@@ -1,21 +1,23 @@
-"""docs/how-ddpm-works.md is correct: its code runs, its tables are the code's output, and its formulas hold. In float64."""
+"""The formulas of docs/how-ddpm-works.md and ddpm-details.md hold, and are those of the code. In float64."""
 
-import contextlib
-import io
+import importlib.util
+import json
 import pathlib
 import re
-import unicodedata
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, losses
 from ddpm_jax.diffusion.parameterization import Parameterization, predict_v, predict_xstart_from_eps
 from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule
+from ddpm_jax.diffusion.variances import model_variance
 
-PAGE = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "how-ddpm-works.md").read_text()
+DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
+PAGE, DETAILS = ((DOCS / name).read_text() for name in ("how-ddpm-works.md", "ddpm-details.md"))
 SHAPE = (3, 2, 2, 1)
 T = np.array([1, 40, 98])  # of 100; at t=0 the posterior variance is 0
 
@@ -52,89 +54,121 @@ def step(x64, name):
     return schedule, np.asarray(gaussian.q_sample(schedule, x_start, T, eps)), estimate, x_start, eps
 
 
-def test_tables_are_the_output_of_the_code():
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(block, "how-ddpm-works.md", "exec"), {})
-    rows = {" ".join(re.findall(r"[\d.e-]+", row)) for row in re.findall(r"^\| \d.*\|$", PAGE, re.MULTILINE)}
-    printed = out.getvalue().splitlines()
-    assert len(printed) == 9
-    for line in printed:
-        assert line in rows
-
-
-ARRAYS = {  # notation of the page -> Python, with T for t
-    "ᾱ_{t-1}": "acp_before",
-    "ᾱ_t": "acp",
-    "α_t": "alpha",
-    "β̃_t": "beta_tilde",
-    "β_t": "beta",
-    "ε̂(x_t, t)": "eps",
-    "ε̂": "eps",
-    "ε": "eps",
-    "x̂_start(x_t, t)": "image",
-    "x̂_start": "image",
-    "x_start": "image",
-    "c1_t": "first",
-    "c2_t": "second",
-    "v̂": "v",
+ARRAYS = {  # LaTeX of the page -> Python
+    r"\log \tilde\beta_t": "log(beta_tilde)",
+    r"\log \beta_t": "log(beta)",
+    r"\bar\alpha_{t-1}": "acp_before",
+    r"\bar\alpha_t": "acp",
+    r"\alpha_t": "alpha",
+    r"\tilde\beta_t": "beta_tilde",
+    r"\beta_t": "beta",
+    r"\sigma_t": "sigma",
+    r"\hat\epsilon": "eps",
+    r"\epsilon": "eps",
+    r"\hat x_{\text{start}}": "image",
+    r"x_{\text{start}}": "image",
+    r"\hat v": "v",
+    "x_{t-1}": "x_before",
+    "c_{1,t}": "first",
+    "c_{2,t}": "second",
+    r"\text{SNR}(t-1)": "snr_before",
+    r"\text{SNR}(t)": "snr",
 }
 
 
 def evaluated(formula, values):
-    """The value of a formula of the page, such as `β_t sqrt(ᾱ_{t-1}) / (1 - ᾱ_t)`, with spaces for products."""
-    formula = unicodedata.normalize("NFD", formula)
-    for ours, name in ARRAYS.items():
-        formula = formula.replace(unicodedata.normalize("NFD", ours), name)
-    tokens, product = re.findall(r"[a-z_]+|\d+|[-+/()]", formula), []
-    assert "".join(tokens) == formula.replace(" ", "")
+    """The value of a LaTeX formula of the page, such as `\\frac{\\beta_t}{2 \\alpha_t}`, with spaces for products."""
+    for latex, name in ARRAYS.items():
+        formula = formula.replace(latex, name)
+    while (inner := re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", formula)) != formula or (
+        inner := re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", formula)
+    ) != formula:
+        formula = inner
+    tokens, product = re.findall(r"[a-z_]+|\d+|[-+/()^]", formula), []
+    assert "".join(tokens) == re.sub(r"\s", "", formula), formula
     for token in tokens:
         if product and re.match(r"[\w(]", token) and re.match(r"[\w)]", product[-1]) and product[-1] not in ("sqrt", "log"):
             product.append("*")
-        product.append(token)
+        product.append("**" if token == "^" else token)
     return eval("".join(product), {"sqrt": np.sqrt, "log": np.log}, values)
 
 
-def formulas(name):
-    """The right-hand sides of the lines of the page that begin with `name =`, without trailing text."""
-    return re.findall(rf"^    {re.escape(name)} *= (.+?)(?:,? {{3,}}.*)?$", PAGE, re.MULTILINE)
+def formulas(name, page=PAGE):
+    """The right-hand sides of the equations of a page whose left-hand side this is, without what follows \\qquad."""
+    return re.findall(rf"^\$\$\n{re.escape(name)} = ([^$]+?)(?:, \\qquad.*)?\n\$\$$", page, re.MULTILINE)
 
 
-def rows(head):
-    """The cells of the table whose first column has this header: first cell -> the others, without text."""
-    table = re.search(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)[1]
-    return {cells[0].strip("`"): cells[1:] for cells in (row.strip("| ").split(" | ") for row in table.splitlines())}
+def rows(head, page):
+    """The cells of the table whose first column has this header: first cell -> the others, without dollars."""
+    table = re.search(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)[1]
+    split = (row.strip("| ").replace("$", "").split(" | ") for row in table.splitlines())
+    return {cells[0].strip("`"): cells[1:] for cells in split}
+
+
+@pytest.fixture
+def values(step):
+    """The arrays of ARRAYS at each of T."""
+    schedule, x_t, _, x_start, eps = step
+    acp, before = at(schedule.alphas_cumprod), at(schedule.alphas_cumprod_prev)
+    found = {"acp_before": before, "acp": acp, "alpha": at(schedule.alphas), "beta": at(schedule.betas)}
+    found |= {"image": x_start, "eps": eps, "x_t": x_t, "v": np.asarray(predict_v(x_start, schedule.level(T), eps))}
+    found |= {"first": at(schedule.posterior_mean_coef1), "second": at(schedule.posterior_mean_coef2)}
+    found |= {"beta_tilde": at(schedule.posterior_variance), "sigma": np.sqrt(at(schedule.posterior_variance))}
+    found |= {"x_before": normal(3), "z": normal(4), "f": 0.3}
+    return found | {"snr": acp / (1 - acp), "snr_before": before / (1 - before)}
 
 
 @every_schedule
-def test_formulas_match_the_code(step):
+def test_formulas_match_the_code(step, values):
     """Each is parsed from the page and computed; 1e-9."""
     schedule, x_t, _, x_start, eps = step
-    before = np.append(1.0, schedule.alphas_cumprod)[:-1]
-    v = predict_v(x_start, schedule.level(T), eps)
-    values = {"acp_before": at(before), "acp": at(schedule.alphas_cumprod), "alpha": at(schedule.alphas)}
-    values |= {"beta": at(schedule.betas), "image": x_start, "eps": eps, "x_t": x_t, "v": v}
-    values |= {"first": at(schedule.posterior_mean_coef1), "second": at(schedule.posterior_mean_coef2)}
     mean, _, _ = gaussian.p_mean_variance(schedule, predicting("eps", "fixed_small"), eps, x_t, T)
-    for name, wanted, number in (
-        ("x_t", x_t, 1),
-        ("c1_t", values["first"], 1),
-        ("c2_t", values["second"], 1),
-        ("β̃_t", at(schedule.posterior_variance), 1),
-        ("v", v, 1),
-        ("μ_θ(x_t, t)", mean, 2),  # in x_start, and DDPM eq. 11
+    posterior, _, _ = gaussian.q_posterior_mean_variance(schedule, x_start, x_t, T)
+    log_variance = np.log(values["beta"]) * 0.3 + np.log(values["beta_tilde"]) * 0.7
+    output = jnp.full(SHAPE, 2 * 0.3 - 1)
+    learned, _ = model_variance(schedule, jnp.asarray(x_t), T, variance="learned_range", variance_output=output)
+    np.testing.assert_allclose(np.log(learned), log_variance + 0 * x_t, rtol=1e-9)
+    chain = gaussian.q_step(schedule, values["x_before"], T, values["z"])
+    # DDIM with eta = 1 has the mean of the posterior, if the estimate of eps agrees with that of the image.
+    ddim = np.asarray(posterior) + values["sigma"] * values["z"]
+    for name, wanted, page in (
+        ("x_t", [chain, x_t], PAGE),
+        ("c_{1,t}", [values["first"]], PAGE),
+        ("c_{2,t}", [values["second"]], PAGE),
+        (r"\tilde\beta_t", [values["beta_tilde"]], PAGE),
+        (r"\tilde\mu_t", [posterior], PAGE),
+        (r"\text{SNR}(t)", [values["snr"]], PAGE),
+        (r"\hat x_{\text{start}}", [x_start], PAGE),
+        (r"\mu_\theta(x_t, t)", [mean, mean], PAGE),  # in x_start, and DDPM eq. 11
+        ("v", [values["v"]], DETAILS),
+        (r"\frac{c_{1,t}^2}{2 \tilde\beta_t}", [values["first"] ** 2 / (2 * values["beta_tilde"])], DETAILS),
+        (r"\log \Sigma_\theta", [log_variance], DETAILS),
+        ("x_{t-1}", [ddim], DETAILS),
     ):
-        assert len(formulas(name)) == number, name
-        for line in formulas(name):
-            np.testing.assert_allclose(evaluated(line, values), wanted, rtol=1e-9, atol=1e-9, err_msg=line)
-    conversions = rows("the network outputs")
+        found = formulas(name, page)
+        assert len(found) == len(wanted), name
+        for line, value in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(evaluated(line, values), value, rtol=1e-9, atol=1e-9, err_msg=line)
+    conversions = rows("the network outputs", DETAILS)
     assert set(conversions) == {"eps", "x_start", "v"}
     for prediction, cells in conversions.items():
         for cell, wanted in zip(cells, (x_start, eps), strict=True):
             if cell != "the output":
-                got = evaluated(cell.partition(", ")[0], values)
-                np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9, err_msg=prediction)
+                np.testing.assert_allclose(evaluated(cell, values), wanted, rtol=1e-9, atol=1e-9, err_msg=prediction)
+
+
+@every_schedule
+def test_the_three_forms_of_a_term_of_the_bound(step, values):
+    """The weights in the equations of L_t, times the squared errors in them: DDPM eqs. 8 and 12; 1e-7."""
+    schedule, x_t, estimate, x_start, eps = step
+    forms = [re.fullmatch(r"(.+?) \\Vert (.+?) - (.+?) \\Vert\^2 \+ \\text\{const\}", line) for line in formulas("L_t")]
+    assert [form[2] for form in forms] == [r"\tilde\mu_t", r"x_{\text{start}}", r"\epsilon"]
+    mean, _, pred_xstart = gaussian.p_mean_variance(schedule, predicting("eps"), estimate, x_t, T)
+    true_mean, _, _ = gaussian.q_posterior_mean_variance(schedule, x_start, x_t, T)
+    errors = (np.asarray(true_mean) - mean, x_start - np.asarray(pred_xstart), eps - estimate)
+    terms = [evaluated(form[1], values).reshape(-1) * squared(error) for form, error in zip(forms, errors, strict=True)]
+    np.testing.assert_allclose(terms[1], terms[0], rtol=1e-7)
+    np.testing.assert_allclose(terms[2], terms[0], rtol=1e-7)
 
 
 @every_schedule
@@ -196,27 +230,21 @@ def test_the_two_variances_bound_the_true_one(name):
     np.testing.assert_allclose(white, schedule.betas, rtol=1e-9)
 
 
-def true_step(schedule, t, x_t):
-    """For images -1 and 1 with equal probability: a grid of x_{t-1}, q(x_{t-1} | x_t) on it by Bayes' rule, and its mean and
-    variance by the page's formulas."""
-    images, x = np.array([-1.0, 1.0]), np.linspace(-8, 8, 40_001)
-    acp, prev = schedule.alphas_cumprod[t], schedule.alphas_cumprod[t - 1]
-    density = np.exp(-((x_t - np.sqrt(schedule.alphas[t]) * x) ** 2) / (2 * schedule.betas[t])) * sum(
-        np.exp(-((x - np.sqrt(prev) * image) ** 2) / (2 * (1 - prev))) for image in images
-    )
-    of_image = np.exp(-((x_t - np.sqrt(acp) * images) ** 2) / (2 * (1 - acp)))  # q(x_start | x_t)
-    estimate = (of_image @ images) / of_image.sum()
-    mean = schedule.posterior_mean_coef1[t] * estimate + schedule.posterior_mean_coef2[t] * x_t
-    variance = schedule.posterior_variance[t] + schedule.posterior_mean_coef1[t] ** 2 * (1 - estimate**2)
-    return x, density / np.trapezoid(density, x), mean, variance
+@pytest.fixture(scope="module")
+def toy():
+    """docs/tutorial_figures.py, which computes the true reverse step of images of one pixel."""
+    spec = importlib.util.spec_from_file_location("tutorial_figures", DOCS / "tutorial_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("x_t", [0.0, 0.3, -1.2])
-def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(x_t):
+def test_the_mean_of_the_true_step_is_the_formula_with_the_mean_image(toy, x_t):
     """E[x_{t-1} | x_t] = c1 E[x_start | x_t] + c2 x_t and the law of total variance, by Bayes' rule on a grid; 1e-6."""
     schedule = make_schedule("cosine", 20)
     for t in (3, 10, 18):
-        x, density, mean, variance = true_step(schedule, t, x_t)
+        x, density, mean, variance = toy.true_step(schedule, t, x_t)
         assert np.trapezoid(x * density, x) == pytest.approx(mean, abs=1e-6)
         assert np.trapezoid((x - mean) ** 2 * density, x) == pytest.approx(variance, rel=1e-6)
         assert variance > schedule.posterior_variance[t]
@@ -235,13 +263,40 @@ def test_the_mean_variance_of_the_true_step_is_at_most_beta(name):
         assert schedule.posterior_variance[t] <= variance <= schedule.betas[t] * (1 + 1e-9)
 
 
-def test_smaller_true_steps_are_closer_to_a_gaussian():
-    """KL from the Gaussian with its mean and variance in the middle of the chain at x_t = 0.05: the page's values; 15%."""
-    divergences = []
-    for steps in (10, 100, 1000):
-        x, density, mean, variance = true_step(make_schedule("cosine", steps), steps // 2, 0.05)
-        log_gaussian = -((x - mean) ** 2) / (2 * variance) - 0.5 * np.log(2 * np.pi * variance)
-        log_density = np.log(np.maximum(density, 1e-300))
-        divergences.append(np.trapezoid(np.where(density > 1e-300, density * (log_density - log_gaussian), 0.0), x))
-    np.testing.assert_allclose(divergences, [1e-3, 1e-6, 5e-10], rtol=0.15)
-    assert "1e-3 nats for T = 10, 1e-6 for 100, and 5e-10 for 1000" in re.sub(r"\s+", " ", PAGE)
+def test_smaller_true_steps_are_closer_to_a_gaussian(toy):
+    """The values of the page: KL from the Gaussian with its mean and variance in the middle of the chain at x_t = 0.05."""
+    steps, stated = re.search(r"^\| \$T\$ \|(.*)\|\n.*\n\| KL of one step, nats \|(.*)\|$", PAGE, re.MULTILINE).groups()
+    steps, stated = [int(cell) for cell in steps.split("|")], [cell.strip() for cell in stated.split("|")]
+    assert steps == [4, 10, 100, 1000, 4000]
+    found = [toy.distance_from_gaussian(make_schedule("cosine", count), count // 2 - 1, 0.05) for count in steps]
+    assert [f"{value:.1g}" for value in found] == stated
+
+
+def test_the_distances_in_the_plane(toy, capsys):
+    """The table of the page has what the command of its figure prints."""
+    plt.close(toy.draw_gaussians())
+    printed = re.findall(r": ([\d.]+); from 1,000 points of each: ([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [tuple(cells[-2:]) for cells in rows("orange is", PAGE).values()] == printed
+    assert len(printed) == 4
+
+
+def test_the_network_of_the_figure(toy):
+    """Its shapes are those of the layers of the config, and its number of parameters is that of the page."""
+    shapes, num_params = toy.layer_shapes()
+    assert f"{num_params:,} parameters" in PAGE
+    assert shapes["conv_in"] == shapes["up0_block1"] == (8, 8, 16)
+    assert shapes["mid_attn"] == shapes["down1_block0"] == (4, 4, 32)
+    assert shapes["conv_out"] == (8, 8, 1)
+
+
+def test_the_curves_of_the_loss(toy, tmp_path, capsys):
+    """All quarters are drawn with their names beside them: a legend would hide a part of a curve."""
+    names = ("train/loss", *(f"train/loss_q{quarter}" for quarter in (1, 2, 3, 4)))
+    lines = [json.dumps({"step": step} | dict.fromkeys(names, 1 / step)) for step in (1, 2, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"step": 4, "eval/loss": 1.0})]))
+    figure = toy.draw_loss(tmp_path)
+    mean, quarters = figure.axes
+    assert [len(mean.lines), len(quarters.lines)] == [1, 4]
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    plt.close(figure)
+    assert "train/loss_q4: 1.000 at step 1, 0.250 at step 4" in capsys.readouterr().out
