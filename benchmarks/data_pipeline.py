@@ -105,9 +105,9 @@ def reading_rates(source: ImageSource, batch_size: int, num_workers: int, second
 
     The CPU time of processes is known when they have ended: a shorter reading is subtracted, with their start.
     """
-    few = 2 + 2 * num_workers
+    few = 16  # more than are prefetched before the first one is taken
     wall, cpu_few = read_batches(source, batch_size, num_workers, few)
-    many = few + max(8, int(seconds / wall * few))
+    many = few + max(8, min(int(seconds / wall * few), 2000))
     wall, cpu = read_batches(source, batch_size, num_workers, many)
     return batch_size * many / wall, batch_size * (many - few) / max(cpu - cpu_few, 1e-9)
 

@@ -120,6 +120,18 @@ def two(tmp_path):
     return lambda code: two_processes.run(code, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def age_files():
+    """Makes the files of a folder an hour old: a manifest does not trust files that were written just now."""
+
+    def age(folder):
+        for file in folder.rglob("*.*"):
+            before = file.stat().st_mtime - 3600
+            os.utime(file, (before, before))
+
+    return age
+
+
 class _Lines(logging.Handler):
     def __init__(self):
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import config_validation, evaluation_config
+from ddpm_jax import config_validation, evaluation_config, shared_first_reading
 from ddpm_jax.evaluation.reference import measure_reference
 from ddpm_jax.metrics import reference_stats
 from ddpm_jax.runtime import distributed, paths, workdir
@@ -25,6 +25,8 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     """
     with distributed.raise_on_all_processes():
         config_validation.check_config(config)
+    shared_first_reading.read_parts(config, evaluation_config.compared_split(config))
+    with distributed.raise_on_all_processes():
         target = paths.output_path(output, workdir.evaluation_folder(folder) / "reference.npz")
         if distributed.is_primary_process():
             paths.make_output_folder(target.parent)

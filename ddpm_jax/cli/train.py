@@ -26,6 +26,7 @@ from ddpm_jax import (
     data_config,
     network_check,
     sampling_config,
+    shared_first_reading,
     training_config,
 )
 from ddpm_jax.cli import common
@@ -119,6 +120,7 @@ def _train(
     """The part of `train` that holds the lock of the workdir; `check_held` is called before each save."""
     is_writer = distributed.is_primary_process()
     train_mesh = meshes.training_mesh(mesh, **config.mesh)
+    shared_first_reading.read_parts(config)
     with distributed.raise_on_all_processes():
         source = data_config.load_source(config)
         data_config.check_trained_on(run_folder, identity.identity_of(source), config.model.class_conditional)

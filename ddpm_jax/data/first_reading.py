@@ -53,14 +53,23 @@ class FirstReading:
         self._manifest: FolderManifest | None = None
         self.broken: dict[int, str] = {}
 
+    def open_manifest(self, num_threads: int | None) -> FolderManifest:
+        """The manifest of the files; with images to keep, which are all read, it is not used."""
+        settings = f"images {self._shape} on {self._background}"
+        where = local_copy.cache_folder(self._cache_dir, "manifests")
+        self._manifest = FolderManifest(self._folder, self._paths, settings, where, num_threads)
+        self._facts = self._manifest.facts
+        return self._manifest
+
+    def read_some(self, indices: Sequence[int], num_threads: int | None) -> None:
+        """Reads the files at `indices` into the facts of the manifest, and adds to `broken`."""
+        self._for_each(indices, (), num_threads)
+
     def read_all(self, num_threads: int | None) -> None:
         """Reads every file that is not known and sets `broken`: index -> reason."""
         unread: Sequence[int] = range(len(self._paths))
         if self._images is None:
-            settings = f"images {self._shape} on {self._background}"
-            where = local_copy.cache_folder(self._cache_dir, "manifests")
-            self._manifest = FolderManifest(self._folder, self._paths, settings, where, num_threads)
-            self._facts, unread = self._manifest.facts, np.flatnonzero(~self._manifest.known).tolist()
+            unread = np.flatnonzero(~self.open_manifest(num_threads).known).tolist()
             if len(unread) < len(self._paths):
                 logger.info(
                     f"{self._folder}: {len(self._paths) - len(unread):,} files have not changed since they were checked "

@@ -147,6 +147,28 @@ def load_image_folder(
     return source
 
 
+def open_first_reading(
+    folder: str,
+    *,
+    image_size: ImageSize,
+    channels: int,
+    split: str,
+    background: str,
+    in_memory: bool | str,
+    cache_dir: str,
+) -> FirstReading | None:
+    """The first reading of a set that `load_image_folder` would read on demand; None if it fits in memory.
+
+    Arguments and errors: as for `load_image_folder`.
+    """
+    check_reading("error", channels)
+    folder, shape = storage.folder_name(folder), (*height_width(image_size), channels)
+    paths, _, _ = choose_examples(folder, list_images(folder), split)
+    if fits_in_memory(in_memory, len(paths) * int(np.prod(shape))):
+        return None
+    return FirstReading(folder, paths, decode.parse_background(background), shape, None, cache_dir)
+
+
 def readable_indices(
     folder: str,
     paths: Sequence[str],
