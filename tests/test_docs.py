@@ -41,6 +41,7 @@ WRITTEN = (
     ".pth",
     ".safetensors",
     ".bin",
+    ".onnx",
     ".pt",
 )  # files that the program may write
 WRITTEN_IN = ("eval", "samples", "checkpoints")  # folders of a workdir

@@ -1,4 +1,5 @@
-"""`make test` and `make test-slow` together run every test once, and `.ci/run` runs both, and `make test-interop`.
+"""`make test` and `make test-slow` together run every test once, and `.ci/run` runs both, `make test-interop` and
+`make test-browser`.
 
 It does not run `make test-plan` (CONTRIBUTING.md).
 """
@@ -24,7 +25,7 @@ def pytest_lines(repository):
 
 @pytest.mark.parametrize("marks", [set(), {"slow"}, {"timeout"}, {"slow", "timeout", "parametrize"}])
 def test_every_test_is_run_by_exactly_one_of_the_two(pytest_lines, marks):
-    assert set(pytest_lines) == {"test", "test-slow", "test-newest", "test-interop", "test-plan"}
+    assert set(pytest_lines) == {"test", "test-slow", "test-newest", "test-interop", "test-browser", "test-plan"}
     assert pytest_lines["test-newest"] == []  # all tests
     runs = []
     for target in ("test", "test-slow"):
@@ -46,6 +47,6 @@ def test_the_settings_of_pytest_leave_no_test_out(pytestconfig):
 def test_ci_runs_both(repository):
     lines = (repository / ".ci" / "run").read_text().splitlines()
     assert [line for line in lines if line.startswith("make ")] == [
-        f"make {target}" for target in ("lint", "test", "test-slow", "test-interop")
+        f"make {target}" for target in ("lint", "test", "test-slow", "test-interop", "test-browser")
     ]
     assert "set -euo pipefail" in lines  # the first failure ends it

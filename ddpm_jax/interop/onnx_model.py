@@ -10,6 +10,8 @@ import functools
 import importlib
 import itertools
 import logging
+import os
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,13 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from ddpm_jax.runtime.errors import InvalidArgumentError, NumericalError, UnavailableError, error_line
+from ddpm_jax.runtime.errors import (
+    InvalidArgumentError,
+    InvalidDataError,
+    NumericalError,
+    UnavailableError,
+    error_line,
+    os_errors,
+)
 
 OPSET = 20  # of ONNX 1.15: ONNX Runtime 1.17 and later run it
 MAX_BYTES = 2**31 - 1  # of a model with its parameters inside, by protobuf
 MAX_FOLDED = 1 << 20  # elements of a constant that is computed at export
 TOLERANCE = 1e-4  # of the difference to JAX, relative to the largest value
 BATCH = "b"
+DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}  # ONNX Runtime's name -> NumPy's
 _NESTED = {  # primitive -> the parameter that is its function
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -120,6 +130,28 @@ def to_onnx(
         for output, leaf in zip(outputs, found, strict=True)
     )
     return OnnxModel(data, tuple(inputs), tuple(results))
+
+
+def read_model(file: str | os.PathLike) -> OnnxModel:
+    """A model written by --format=onnx.
+
+    Raises:
+      UnavailableError: onnxruntime is not installed.
+      FileAccessError, InvalidDataError: the file cannot be read, or is not an ONNX model.
+    """
+    with os_errors(file):
+        data = pathlib.Path(file).read_bytes()
+    try:
+        running = session(OnnxModel(data, (), ()))
+    except UnavailableError:
+        raise
+    except Exception as error:  # onnxruntime has no common base of its exceptions
+        raise InvalidDataError(f"{file} is not an ONNX model: {error_line(error)}") from error
+
+    def tensor(found: Any) -> Tensor:
+        return Tensor(found.name, DTYPES.get(found.type, found.type), tuple(found.shape))
+
+    return OnnxModel(data, tuple(map(tensor, running.get_inputs())), tuple(map(tensor, running.get_outputs())))
 
 
 def run(model: OnnxModel, arguments: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

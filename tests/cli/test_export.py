@@ -17,7 +17,7 @@ from ddpm_jax.cli import common, export, sample
 from ddpm_jax.interop import weights_file
 from ddpm_jax.interop.load_weights import load_weights
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime.errors import ConflictError, InvalidDataError
+from ddpm_jax.runtime.errors import ConflictError, InvalidDataError, UnavailableError
 from ddpm_jax.user_messages import UsageError
 from tests import preloaded
 
@@ -201,3 +201,10 @@ def test_the_sub_command(trained, tmp_path):
         done = preloaded.run([sys.executable, "main.py", *words, f"--output={target}"], tmp_path)
         assert done.returncode == 0, done.stderr
         assert (target / weights_file.NAME).exists()
+
+
+def test_onnx_without_its_packages_is_one_line(trained, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UnavailableError, match=r"jax2onnx cannot be imported .*pip install 'ddpm-jax\[onnx\]'"):
+        export.run(tiny_config(TRAINED | {"export.format": "onnx"}), str(trained), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -9,9 +9,22 @@ import onnx
 import pytest
 
 from ddpm_jax import build
-from ddpm_jax.interop import export_onnx, onnx_model
+from ddpm_jax.interop import export_onnx, onnx_model, onnxruntime_web
+from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
 from ddpm_jax.samplers import sampler as chain
 from tests.interop.exported import export_folder, make_config, random_params
+from tests.small_network import Small
+
+
+class Float32Only(Small):
+    """A network that refuses to compute in bfloat16."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        assert self.dtype == jnp.float32
+
 
 SMALL = {  # traced and converted in a tenth of the time of a U-Net
     "data.image_size": 4,
@@ -103,3 +116,34 @@ def test_the_code_of_the_readme_samples_as_jax(sampler_name, tmp_path, monkeypat
     assert noisy == (sampler_name in ("ancestral", "dpmpp_2m_sde"))
     assert float(jnp.abs(x).max()) > 0.1
     np.testing.assert_allclose(found["x"], x, atol=1e-3)
+
+
+def test_the_code_of_the_docs_runs(tmp_path, monkeypatch, repository):
+    """The section on ONNX, with a network of the shape of the digits that trains in bfloat16."""
+    name = {"model.name": "tests.interop_onnx.test_export_onnx:Float32Only", "model.dtype": "bfloat16"}
+    config = make_config(SMALL | CLASSES | name | {"data.image_size": 8, "sampling.sampler": "ddim"})
+    monkeypatch.chdir(tmp_path)
+    config.model.dtype = "float32"  # to draw the parameters
+    params = random_params(config)
+    config.model.dtype = "bfloat16"
+    export_folder(config, params, tmp_path).rename("digits-onnx")
+    monkeypatch.setattr(onnxruntime_web, "runtime_assets", lambda: onnxruntime_web.RuntimeAssets("", b""))
+    section = (repository / "docs" / "exporting.md").read_text().split("## onnx\n")[1].split("\n## ")[0]
+    sampling, page = (block.split("```")[0] for block in section.split("```python\n")[1:])
+    found: dict = {}
+    exec(sampling, found)
+    assert found["images"].shape == (10, 8, 8, 1)
+    assert len(np.unique(found["images"])) > 10
+    exec(page, found)
+    tensors = [(tensor.name, tensor.dtype, tensor.shape) for tensor in found["model"].inputs]
+    assert tensors == [("x_t", "float32", ("b", 8, 8, 1)), ("t", "int32", ("b",)), ("labels", "int32", ("b",))]
+    assert found["model"].data == (tmp_path / "digits-onnx" / "denoiser.onnx").read_bytes()
+    assert 'id="onnx-denoiser"' in (tmp_path / "page.html").read_text()
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"text")
+    with pytest.raises(InvalidDataError, match=r"a\.onnx is not an ONNX model: "):
+        onnx_model.read_model(tmp_path / "a.onnx")
+    with pytest.raises(FileAccessError, match=r"b\.onnx"):
+        onnx_model.read_model(tmp_path / "b.onnx")
