@@ -145,9 +145,22 @@ def test_the_network_gives_the_output_of_jax(page, browser, run):
     wanted = np.asarray(network(x, t, labels))
     assert np.abs(wanted).max() > 0.1
     for i in range(4):
-        call = "return [...await ddpmExplorer.network.evaluate(new Float32Array(args[0]), args[1], args[2])]"
+        call = "return [...await ddpmExplorer.network.evaluate(new Float32Array(args[0]), args[1], [args[2]])]"
         found = browser.run(call, x[i].ravel().tolist(), int(t[i]), int(labels[i]))
         np.testing.assert_allclose(np.reshape(found, wanted[i].shape), wanted[i], atol=1e-4)
+
+
+def test_guidance_is_that_of_the_library(page, browser, run):
+    config, params, _ = run
+    guided = config.copy_and_resolve_references()
+    guided.sampling.guidance_scale = 2.5
+    x, labels = np.random.default_rng(4).standard_normal((1, 8, 8, 1), np.float32), jnp.array([3])
+    wanted = build.build_guided_denoise_fn(guided, portable=True)(params, labels)(x, jnp.array([400]))
+    call = """const options = {label: 3, nullLabel: 10, scale: args[1], channels: 1};
+    return [...await ddpmExplorer.guidedNetwork(ddpmExplorer.network, options)(new Float32Array(args[0]), 400)]"""
+    outputs = [np.array(browser.run(call, x.ravel().tolist(), scale)) for scale in (2.5, 1)]
+    np.testing.assert_allclose(outputs[0], np.asarray(wanted).ravel(), atol=3e-4)  # 2.5 times the error of the network
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.01
 
 
 def test_a_chain_in_the_page_is_that_of_the_library(page, run):
@@ -162,12 +175,17 @@ def test_a_chain_in_the_page_is_that_of_the_library(page, run):
     ).reshape(1, 8, 8, 1)
     for element, value, event in (
         ("sketch-example", 2, "change"),
-        ("try-t", 600, "input"),
         ("try-class", 5, "change"),
         ("try-steps", 20, "change"),
+        ("try-t", 600, "input"),  # the last one: it shows that the prediction is new
     ):
         set_value(page, element, value, event)
+    player = "ddpmExplorer.denoise.player"
+    at_600 = f"const [stage] = {player}.stages; return {player}.stages.length === 1 && stage.t === 600 && [...stage.predXstart]"
+    predicted = WebDriverWait(page, 20).until(lambda _: page.execute_script(at_600))
     denoise(page)
+    first = page.execute_script(f"return [...{player}.stages[0].predXstart]")
+    assert np.abs(np.asarray(pixels.to_uint8(np.array(predicted))).astype(int) - first).max() <= 1
     chain = respace(build.build_schedule(config), spaced_timesteps(601, 20, "trailing"), from_noise=False)
     made = make_sampler("ddim", chain, build.build_parameterization(config))
     network = jax.jit(build.build_denoise_fn(config, portable=True)(params, jnp.array([5])))

@@ -92,14 +92,13 @@ function setUpGenerate(page, network, section) {
     player.begin(Number(steps.value) + 1);
     find("chain-state").textContent = "Computing …";
     const image = await runChain({
-      network,
+      denoise: (x, t) => network.evaluate(x, t, [page.hasClasses ? Number(classes.value) : null]),
       diffusion: page.diffusion,
       schedule: page.schedules[0],
       x: random.normals(page.size),
       t: page.numTimesteps - 1,
       steps: Number(steps.value),
       sampler: samplers.value,
-      label: page.hasClasses ? Number(classes.value) : null,
       random,
       channels: page.shape[2],
       stop,
@@ -108,7 +107,7 @@ function setUpGenerate(page, network, section) {
     if (!image) return;
     player.end();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    find("chain-state").textContent = `Computed in this page from the noise of its seed ${seed}: ${steps.value} steps in ${seconds} s.`;
+    find("chain-state").textContent = `Computed in this page from the noise of its seed ${seed}: ${steps.value} steps in ${seconds} s, without guidance.`;
   });
   find("generate-stop").addEventListener("click", section.show);
   const update = () => {

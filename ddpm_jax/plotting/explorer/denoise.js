@@ -15,22 +15,52 @@ function setUpDenoise(page, network) {
   setOptions(find("try-steps"), [...STEP_CHOICES.filter((steps) => steps < numTimesteps), numTimesteps]);
   find("try-steps").value = numTimesteps > 50 ? "50" : String(numTimesteps);
 
+  let bound = null;
+
   const classes = find("try-class");
   const labels = [...classNames.keys()];
   const choices = page.nullLabel === null ? labels : [page.nullLabel, ...labels];
   setOptions(classes, choices, choices.map((label) => (label === page.nullLabel ? "not given" : classNames[label])));
   classes.closest("label").hidden = !page.hasClasses;
 
-  const noisy = () => qSample(schedule, sketch.image, bound.value, noise);
-  const preview = () => {
-    if (page.busy) return;
-    const x = noisy();
-    player.load([{ t: bound.value, x, predXstart: sketch.image, predName: "your drawing until it is predicted" }]);
-    const scales = `${formatNumber(schedule.signal[bound.value])} of your drawing and ${formatNumber(schedule.noise[bound.value])} of noise`;
-    state.textContent = `xₜ is ${scales}. Press Denoise.`;
-    find("try-progress").value = 0;
+  const guidance = bindSlider(find("guidance"), find("guidance-value"), () => bound && preview(), (scale) => (scale === 1 ? "none" : String(scale)));
+  const update = () => {
+    find("guidance").disabled = Number(classes.value) === page.nullLabel;
+    guidance.update();
   };
-  let bound = null;
+  classes.addEventListener("change", update);
+  if (page.nullLabel === null) hide("#guidance-label, .needs-guidance");
+
+  const noisy = () => qSample(schedule, sketch.image, bound.value, noise);
+  const guided = () =>
+    guidedNetwork(network, {
+      label: page.hasClasses ? Number(classes.value) : null,
+      nullLabel: page.nullLabel,
+      scale: Number(find("guidance").value),
+      channels: shape[2],
+    });
+
+  // x_t of the drawing, and what the network predicts from it at once. While it computes, only the last change counts.
+  let changed = false;
+  let predicting = false;
+  const preview = async () => {
+    changed = true;
+    if (predicting || page.busy) return;
+    predicting = true;
+    while (changed && !page.busy) {
+      changed = false;
+      const [x, t] = [noisy(), bound.value];
+      const output = await guided()(x, t);
+      if (page.busy) break;
+      const { prediction } = splitOutput(page.diffusion, output, shape[2], size);
+      player.load([{ t, x, predXstart: predictX0(page.diffusion, schedule.tables, t, x, prediction) }]);
+      find("try-progress").value = 0;
+      state.textContent =
+        `xₜ is ${formatNumber(schedule.signal[t])} of your drawing and ${formatNumber(schedule.noise[t])} of noise. ` +
+        "Below is what the network predicts at once. Denoise takes many steps.";
+    }
+    predicting = false;
+  };
   const sketch = new Sketch(find("sketch"), shape, () => bound && preview());
   bound = bindSlider(slider, find("try-t-value"), () => bound && preview());
 
@@ -66,14 +96,13 @@ function setUpDenoise(page, network) {
     player.begin(steps + 1);
     state.textContent = "Denoising …";
     const image = await runChain({
-      network,
+      denoise: guided(),
       diffusion: page.diffusion,
       schedule,
       x: noisy(),
       t: bound.value,
       steps,
       sampler: find("try-sampler").value,
-      label: page.hasClasses ? Number(classes.value) : null,
       random: new Random(seed + 1),
       channels: shape[2],
       stop,
@@ -91,6 +120,7 @@ function setUpDenoise(page, network) {
   const first = Math.min(3, page.count - 1);
   sketch.load(page.imageOf(first));
   find("sketch-example").value = String(first);
+  update();
   bound.update();
   return { sketch, player };
 }

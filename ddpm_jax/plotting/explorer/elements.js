@@ -44,7 +44,7 @@ function formatNumber(value, digits = 3) {
     const [mantissa, exponent] = value.toExponential(1).split("e");
     return `${mantissa}·10${superscript(Number(exponent))}`.replace("-", "−");
   }
-  return (size >= 1 ? value.toPrecision(digits) : value.toFixed(digits)).replace("-", "−");
+  return (size >= 1 ? value.toPrecision(digits) : size >= 0.1 ? value.toFixed(digits) : value.toPrecision(digits - 1)).replace("-", "−");
 }
 
 function superscript(number) {
@@ -60,7 +60,7 @@ function drawAtWidth(element, draw) {
   }).observe(element);
 }
 
-/** The values of t that a slider and a chart share: sets the slider, its text, and calls `changed`. */
+/** Keeps the text of a slider, and calls `changed` with its value. */
 function bindSlider(slider, output, changed, text = (t) => `t = ${t}`) {
   const update = () => {
     const t = Number(slider.value);

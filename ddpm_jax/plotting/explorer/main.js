@@ -71,7 +71,7 @@ async function setUp() {
   setUpText(page);
   setUpForward(page, view);
   setUpSingleSteps(page, view);
-  const parts = { page, view, qSample, respace, trailingTimesteps, reverseStep, Random, ready: false };
+  const parts = { page, view, qSample, respace, trailingTimesteps, reverseStep, guidedNetwork, Random, ready: false };
   globalThis.ddpmExplorer = parts;
   if (page.chains?.length) {
     parts.chains = setUpChains(page);
@@ -86,7 +86,11 @@ async function setUp() {
     show("no-bound", page.noBound);
   }
   if (hasNetwork()) {
+    hide(".needs-network");
+    show("no-network");
     parts.network = await loadNetwork();
+    for (const element of document.querySelectorAll(".needs-network")) element.hidden = false;
+    find("no-network").hidden = true;
     parts.denoise = setUpDenoise(page, parts.network);
     setUpGenerate(page, parts.network, parts.chains);
   } else {

@@ -2,16 +2,44 @@
 
 const hasNetwork = () => typeof onnxNetworks !== "undefined";
 
-/** {evaluate(x, t, label)}: the network's output for one image, Float32Array; t is that of the training chain. */
+/**
+ * {evaluate(x, t, labels)}: the network's output for one image x at t of the training chain, once for each label, joined:
+ * Float32Array. For a network without labels, [null].
+ */
 async function loadNetwork() {
   const network = await onnxNetworks.load("denoiser");
   const hasLabels = network.inputs.some((input) => input.name === "labels");
+  let before = Promise.resolve();
   return {
-    async evaluate(x, t, label) {
-      const inputs = { x_t: x, t: Int32Array.of(t) };
-      if (hasLabels) inputs.labels = Int32Array.of(label);
-      return (await network.run(inputs, 1)).output;
+    async evaluate(x, t, labels) {
+      const turn = before; // one evaluation at a time
+      const count = labels.length;
+      const images = new Float32Array(count * x.length);
+      for (let i = 0; i < count; i++) images.set(x, i * x.length);
+      const inputs = { x_t: images, t: new Int32Array(count).fill(t) };
+      if (hasLabels) inputs.labels = Int32Array.from(labels);
+      const found = turn.then(() => network.run(inputs, count));
+      before = found.catch(() => {});
+      return (await found).output;
     },
+  };
+}
+
+/**
+ * (x, t) -> the output of the network for a label, with classifier-free guidance: `ddpm_jax.samplers.guidance`, eq. 6. A
+ * learned variance, in the channels after the first `channels`, is the conditional one.
+ */
+function guidedNetwork(network, { label, nullLabel, scale, channels }) {
+  if (scale === 1 || nullLabel === null || label === nullLabel) return (x, t) => network.evaluate(x, t, [label]);
+  return async (x, t) => {
+    const both = await network.evaluate(x, t, [label, nullLabel]);
+    const size = both.length / 2;
+    const outputChannels = (size / x.length) * channels;
+    const output = both.slice(0, size);
+    for (let i = 0; i < size; i++) {
+      if (i % outputChannels < channels) output[i] = both[size + i] + scale * (both[i] - both[size + i]);
+    }
+    return output;
   };
 }
 

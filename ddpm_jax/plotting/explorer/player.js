@@ -11,7 +11,7 @@ class Player {
     this.root.setAttribute("aria-label", name);
     const part = (selector) => this.root.querySelector(selector);
     Object.assign(this, { x: part(".x"), pred: part(".pred"), playButton: part(".play"), where: part(".where") });
-    this.predName = part(".pred-name");
+    this.xName = part(".x-name");
     this.slider = part("input");
     this.strip = part(".strip canvas");
     this.playButton.addEventListener("click", () => this.toggle());
@@ -81,7 +81,7 @@ class Player {
     this.slider.value = String(at);
     this.slider.setAttribute("aria-valuetext", `stage ${at + 1} of ${this.stages.length}, ${name}`);
     this.where.textContent = name;
-    this.predName.textContent = stage.predName ?? "the predicted image";
+    this.xName.innerHTML = stage.t < 0 ? "the generated image" : "<i>x</i><sub><i>t</i></sub>, the noisy image";
   }
 
   step(count) {
