@@ -8,6 +8,7 @@
 # make test-interop compares networks with those of the real diffusers and torch, in a virtual environment of its own
 # make test-browser runs exported networks in ONNX Runtime and in a headless browser, in a virtual environment of its own
 # make test-plan compiles for GPUs and TPUs that need not be present, in a virtual environment of its own
+# make notebook runs the notebook and stores its outputs in it
 # make figures makes every picture of README.md and docs/ with the program as it is; CIFAR-10 is downloaded, or read
 #              where DATA=DIR has it as TFDS keeps it. make figures-slow FLOWERS=DIR adds those whose networks train for hours.
 #
@@ -23,7 +24,7 @@ RUN = $(VENV)/bin/python
 # As tests/browser/conftest.py finds them.
 BROWSER = { command -v chromium || command -v google-chrome; } >/dev/null && { command -v chromedriver || test -x "$$CHROMEWEBDRIVER/chromedriver"; } >/dev/null
 
-.PHONY: demo test test-slow test-newest test-interop test-browser test-plan lint typecheck docs figures figures-slow clean
+.PHONY: demo test test-slow test-newest test-interop test-browser test-plan lint typecheck docs notebook figures figures-slow clean
 
 demo: $(VENV)/.installed
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -66,6 +67,9 @@ test-browser:
 test-plan:
 	$(MAKE) VENV=$(VENV)-plan $(VENV)-plan/.installed-plan
 	$(VENV)-plan/bin/python -m pytest --timeout=1800 --numprocesses=0 tests/plan_compilers
+
+notebook: $(VENV)/.installed-test
+	$(RUN) notebooks/execute.py
 
 figures: $(VENV)/.installed
 	$(RUN) docs/make_figures.py $(if $(DATA),--data_dir=$(DATA))

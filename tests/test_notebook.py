@@ -1,19 +1,24 @@
-"""The notebook runs at reduced size and shows its figures; its first cell finds or creates the Python that it needs.
+"""The notebook runs at reduced size and shows its figures; the outputs in it belong to its cells; its first cell finds or
+creates the Python that it needs.
 
 `tests/colab_simulation.py` runs it under the versions of Colab, environment and all: gigabytes, so by hand.
 """
 
-import asyncio
+import base64
+import importlib.util
+import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
 
 import nbformat
+import numpy as np
 import pytest
-from nbclient import NotebookClient
+from PIL import Image
 
 from ddpm_jax.runtime import distributed
 from tests.colab_simulation import SETTINGS
@@ -22,35 +27,142 @@ NOTEBOOK = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "ddpm_
 
 
 def pictures(cell):
-    return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    """The pictures that a cell shows, as bytes of PNG files."""
+    data = (output.get("data", {}).get("image/png") for output in cell.get("outputs", []))
+    return [base64.b64decode(picture) for picture in data if picture]
+
+
+def printed(cell):
+    return "".join(output.text for output in cell.get("outputs", []) if output.output_type == "stream")
+
+
+def pixels(picture):
+    with Image.open(io.BytesIO(picture)) as image:
+        return np.asarray(image.convert("L"), float)
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture
+def execute():
+    """notebooks/execute.py"""
+    spec = importlib.util.spec_from_file_location("execute", NOTEBOOK.with_name("execute.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # nbclient uses a deprecated event loop API; this project cannot change that.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.slow
-def test_it_runs_and_shows_its_figures(tmp_path, repository, compiled_fast, monkeypatch):
+def test_it_runs_and_shows_what_is_stored(tmp_path, repository, compiled_fast, monkeypatch, notebook, execute):
+    """With a tiny network. Cells tagged `exact`, which use no network, print and show what is stored in the notebook."""
     monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as for users
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(repository / ".cache" / "xla"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
-    tagged["parameters"].source = SETTINGS.format(workdir=str(tmp_path / "run"))
-    tagged["install"].source = tagged["install"].source.replace('PYTHON = ""', f"PYTHON = {sys.executable!r}")
-    client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(repository)}})
-    asyncio.run(client.async_execute())
+    run = nbformat.from_dict(notebook)
+    (settings,) = (cell for cell in run.cells if execute.tagged(cell, "parameters"))
+    settings.source = SETTINGS.format(workdir=str(tmp_path / "run"))
+    execute.run(run, timeout=240)
 
-    shown = sum(len(pictures(cell)) for cell in notebook.cells)
-    assert shown == 8  # forward strip, loss, reverse, chain, schedule, two grids, inpainting
-    assert all(len(pictures(tagged[name])) == 1 for name in ("forward", "loss", "reverse", "samples"))
+    exact = 0
+    for stored, cell in zip(notebook.cells, run.cells, strict=True):
+        cell.outputs = execute.clean_outputs(cell, str(tmp_path / "run")) if cell.cell_type == "code" else []
+        if execute.tagged(cell, "install"):
+            continue
+        assert len(pictures(cell)) == len(pictures(stored)) == shows_picture(cell), cell.source
+        if execute.tagged(cell, "exact"):
+            exact += 1
+            assert printed(cell) == printed(stored)
+            for ours, theirs in zip(pictures(cell), pictures(stored), strict=True):
+                assert np.abs(pixels(ours) - pixels(theirs)).mean() < 1, (
+                    cell.source
+                )  # of 255 levels: other fonts differ by more
+    assert exact == 7
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 8
+
+
+def shows_picture(cell):
+    return bool(re.match(r"%%in_environment \S+\n", cell.source))
+
+
+def test_stored_outputs_belong_to_the_cells(notebook, execute, repository):
+    """Otherwise run `make notebook`, which executes it at full size."""
+    nbformat.validate(notebook)
+    assert notebook.metadata.get("executed") == execute.source_hash(notebook), "run `make notebook`"
+    size = 0
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        assert not any(output.output_type == "error" for output in cell.outputs)
+        if execute.tagged(cell, "install"):
+            assert not cell.outputs  # they name folders of the machine
+            continue
+        assert len(pictures(cell)) == shows_picture(cell), cell.source
+        assert shows_picture(cell) or printed(cell) or not cell.source.startswith("%%in_environment"), cell.source
+        text = printed(cell)
+        assert not re.search(r"steps/s|/tmp|/home|Traceback|WARNING", text), text
+        assert str(repository) not in text
+        size += sum(map(len, pictures(cell)))
+    assert size < 1_500_000
+
+
+def test_changed_cells_are_found(notebook, execute, monkeypatch, tmp_path, capsys):
+    changed = nbformat.from_dict(notebook)
+    cell = next(cell for cell in changed.cells if shows_picture(cell))
+    cell.source += "\n# changed"
+    nbformat.write(changed, tmp_path / "changed.ipynb")
+    monkeypatch.setattr(execute, "NOTEBOOK", tmp_path / "changed.ipynb")
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--check"])
+    assert execute.main() == 1
+    assert "make notebook" in capsys.readouterr().err
+    installed = nbformat.from_dict(notebook)
+    next(
+        cell for cell in installed.cells if execute.tagged(cell, "install")
+    ).source += "\n# other"  # its outputs are not stored
+    assert execute.source_hash(installed) == execute.source_hash(notebook) != execute.source_hash(changed)
+
+
+def test_stored_outputs_have_no_times_and_paths(execute):
+    lines = [
+        "step 1 / 2,500 (0%)\r",
+        "step 100 / 2,500 (4%) · loss 0.5332 · grad_norm 1.301 · 47.2 steps/s · 3,023 images/s · 0:25 left\n",
+        "step 192 / 2,500 (7%) · loss 0.5332\n",
+        "50 / 100 images (50%)\n",
+        "WARNING:matplotlib.font_manager:findfont: Font family not found.\n",
+        "done: 2,500 steps; see /tmp/x/run/samples/step_00002500.png\n",
+    ]
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", name="stderr", text=line) for line in lines])
+    (output,) = execute.clean_outputs(cell, "/tmp/x/run")
+    expected = "step 100 / 2,500 (4%) · loss 0.5332 · grad_norm 1.301\n"
+    assert output.text == expected + "done: 2,500 steps; see runs/colab-digits/samples/step_00002500.png\n"
+
+
+def test_settings_are_replaced(notebook, execute):
+    execute.set_variables(notebook, WORKDIR="/tmp/other", NUM_IMAGES=3)
+    (settings,) = (cell.source for cell in notebook.cells if execute.tagged(cell, "parameters"))
+    assert "WORKDIR = '/tmp/other'\n" in settings
+    assert "NUM_IMAGES = 3\n" in settings
+    with pytest.raises(ValueError, match="no line MISSING"):
+        execute.set_variables(notebook, MISSING=1)
+
+
+def test_its_equations_and_steps_cover_the_tutorial(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells)
+    steps = "q_step q_sample fixed_small fixed_large draw_loss trajectory ancestral ddim vlb frechet"
+    for name in steps.split():
+        assert name in text, name
 
 
 def test_its_kernel_imports_no_package_with_another_version_in_colab(repository):
     """A kernel cannot replace imported packages while it runs: JAX, NumPy and the program run in other processes."""
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    assert sum(source.startswith("%%in_environment") for source in cells) == 9
+    assert sum(source.startswith("%%in_environment") for source in cells) == 19
     for source in cells:
         if not source.startswith("%%"):
             modules = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
@@ -207,9 +319,6 @@ def test_it_uses_its_own_python_if_the_requirements_are_installed(tmp_path, monk
     assert len(machine.lines) == 1
 
 
-def test_it_is_committed_without_outputs_and_with_valid_commands(repository):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    assert not any(cell.get("outputs") for cell in notebook.cells)
+def test_it_ends_with_a_valid_command(repository, notebook):
     assert (repository / "configs" / "cifar10.py").exists()
     assert "--config=configs/cifar10.py" in notebook.cells[-1].source
