@@ -84,7 +84,7 @@ class FolderManifest:
 
     @property
     def state_digest(self) -> bytes:
-        """32 bytes: equal on hosts whose files have the same names, sizes and times of the last write (checksums in a bucket)."""
+        """32 bytes: equal on hosts whose files have the same names, sizes and times of the last write (or checksums)."""
         return hashlib.sha256(self._names.tobytes() + self._states[:, :2].tobytes()).digest()
 
     def save(self, unreadable: Sequence[int] = ()) -> None:
