@@ -17,6 +17,7 @@ OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--no-first-run",
+    "--no-proxy-server",
     "--host-resolver-rules=MAP * ~NOTFOUND",  # no page reaches a host
 )
 TIMEOUT_S = 120

@@ -1,5 +1,8 @@
 """A page with models inside, opened as a file: it computes what JAX computes, and loads nothing."""
 
+import http.server
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -95,8 +98,18 @@ def test_mistakes_of_a_page_name_the_model_and_the_input(opened):
 
 def test_the_browser_reaches_no_host_and_records_that_a_page_tried(browser, tmp_path):
     """What the other tests rely on."""
-    file = tmp_path / "page.html"
-    file.write_text('<!doctype html><meta charset="utf-8"><body><img src="http://example.com/a.png" alt=""></body>')
-    browser.open(file)
-    assert browser.requests() == ["http://example.com/a.png"]
-    assert "ERR_NAME_NOT_RESOLVED" in browser.console()[0]
+    file, reached = tmp_path / "page.html", []
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        server.process_request = lambda *_: reached.append(True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/a.png"
+            file.write_text(f'<!doctype html><meta charset="utf-8"><body><img src="{url}" alt=""></body>')
+            browser.open(file)
+            assert browser.requests() == [url]
+            assert "ERR_NAME_NOT_RESOLVED" in browser.console()[0]
+            assert not reached
+        finally:
+            server.shutdown()
+            thread.join()
