@@ -213,8 +213,8 @@ def add_model(page: Page, config: ConfigDict, params: Any, images: np.ndarray, l
     page.add_elements(elements)
     page.add("nullLabel", config.data.num_classes if condition_config.num_labels(config) > config.data.num_classes else None)
     page.add("bound", _bound(config, params, images, labels if config.model.class_conditional else None))
-    if not build.pixel_format(config).num_levels:
-        page.add("noBound", "The images of this run are floats, which have no probabilities: there is no bound in bits.")
+    floats = "The images of this run are floats, which have no probabilities: there is no bound in bits."
+    page.add("noBound", "No term of the bound is finite." if build.pixel_format(config).num_levels else floats)
     room = (MAX_BYTES - MARGIN_BYTES - len(page.html().encode())) * 3 // 4
     page.add("chains", _record_chains(config, params, min(CHAIN_BYTES, room)))
 
@@ -321,13 +321,16 @@ def _bound(config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarr
             report=report,
         )
     prior = float(np.mean(vlb.prior_bpd(schedule, jnp.asarray(x_start))))
-    bits = terms["bits"].mean(axis=1)
+    bits, eps_mse = terms["bits"].mean(axis=1), terms["eps_mse"].mean(axis=1)
+    finite = np.isfinite(bits) & np.isfinite(eps_mse)  # a network that was hardly trained may have terms that are not
+    if not finite.any():
+        return None
     return {
-        "t": t.tolist(),
-        "bits": bits.tolist(),
-        "epsMse": terms["eps_mse"].mean(axis=1).tolist(),
+        "t": t[finite].tolist(),
+        "bits": bits[finite].tolist(),
+        "epsMse": eps_mse[finite].tolist(),
         "prior": prior,
-        "total": prior + float(bits.sum()) if len(t) == last + 1 else None,
+        "total": prior + float(bits.sum()) if finite.sum() == last + 1 else None,
         "count": len(images),
     }
 

@@ -38,6 +38,7 @@ WRITTEN = (
     ".npy",
     ".png",
     ".webp",
+    ".html",
     ".pth",
     ".safetensors",
     ".bin",

@@ -97,14 +97,14 @@ def test_mistakes_of_a_page_name_the_model_and_the_input(opened):
 
 
 def test_the_browser_reaches_no_host_and_records_that_a_page_tried(browser, tmp_path):
-    """What the other tests rely on."""
+    """What the other tests rely on. Pages that are served here have the address 127.0.0.1, which has no name."""
     file, reached = tmp_path / "page.html", []
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         server.process_request = lambda *_: reached.append(True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            url = f"http://127.0.0.1:{server.server_port}/a.png"
+            url = f"http://localhost:{server.server_port}/a.png"
             file.write_text(f'<!doctype html><meta charset="utf-8"><body><img src="{url}" alt=""></body>')
             browser.open(file)
             assert browser.requests() == [url]

@@ -167,23 +167,52 @@ def test_large_images_fit(tiny_config, tmp_path):
     assert explorer_config.num_page_images(config) == 1
 
 
-def test_unconditional_floats_have_no_classes_and_no_bound(tiny_config):
-    config = tiny_config(FIELDS | {"model.class_conditional": False, "model.label_dropout": 0.0})
-    config.data.update(dtype="float32", value_range=(0.0, 16.0), channels=5)
-    images = np.linspace(0, 16, 2 * 64 * 5, dtype=np.float32).reshape(2, 8, 8, 5)
-    noise = np.zeros_like(images)
+def data_with_model(config, images):
+    """The data of a page with untrained parameters, and its size in bytes."""
     params = jax.tree.map(np.asarray, jax.jit(build.build_init(config))(jax.random.key(0)).params)
-    config.visualize.update(num_steps=(2,), samplers=("ddim",))
+    noise = np.zeros(images.shape, np.float32)
     page = explorer_config.page_of(config, images, None, noise, facts={"Data": "numbers"}, class_names=())
     explorer_config.add_model(page, config, params, images, None)
-    (text,) = re.findall(r'id="data">(.*?)</script>', page.html(), re.DOTALL)
-    data = json.loads(text)
+    html = page.html()
+    (text,) = re.findall(r'id="data">(.*?)</script>', html, re.DOTALL)
+    return json.loads(text), len(html.encode())
+
+
+UNCONDITIONAL = {"model.class_conditional": False, "model.label_dropout": 0.0}
+
+
+def test_unconditional_floats_have_no_classes_and_no_bound(tiny_config):
+    config = tiny_config(FIELDS | UNCONDITIONAL)
+    config.data.update(dtype="float32", value_range=(0.0, 16.0), channels=5)
+    config.visualize.update(num_steps=(2,), samplers=("ddim",))
+    data, _ = data_with_model(config, np.linspace(0, 16, 2 * 64 * 5, dtype=np.float32).reshape(2, 8, 8, 5))
     assert data["images"]["dtype"] == "float32"
     assert data["images"]["shape"] == [2, 8, 8, 3]
     assert data["bound"] is None
     assert "floats" in data["noBound"]
     assert data["chains"][0]["classes"] == 0
     assert "channel 0, 1, 2" in data["note"]
+
+
+def test_zero_terminal_snr_with_all_terms(tiny_config):
+    fields = {"diffusion.zero_terminal_snr": True, "diffusion.prediction": "v", "sampling.spacing": "trailing"}
+    config = tiny_config(FIELDS | UNCONDITIONAL | fields | {"diffusion.num_timesteps": 20, "visualize.num_terms": 0})
+    config.visualize.update(num_steps=(2,), samplers=("ddim",))
+    data, _ = data_with_model(config, np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1))
+    bound = data["bound"]
+    assert bound["t"] == list(range(20))
+    assert bound["total"] == pytest.approx(bound["prior"] + sum(bound["bits"]))
+
+
+def test_large_color_images_and_a_large_network_fit(tiny_config, monkeypatch):
+    """All budgets used up: a network of the largest size beside images of 64x64."""
+    monkeypatch.setattr(browser_network, "network_elements", lambda *a, **k: "x" * explorer_config.MOST_NETWORK_BYTES)
+    config = tiny_config(FIELDS | UNCONDITIONAL | {"data.image_size": 64, "data.channels": 3, "visualize.num_terms": 2})
+    config.visualize.update(num_steps=(2, 3), page_images=32, network=True, num_seeds=9)
+    images = np.zeros((explorer_config.num_page_images(config), 64, 64, 3), np.uint8)
+    data, size = data_with_model(config, images)
+    assert 12_500_000 < size < MAX_BYTES
+    assert len(data["chains"]) == 4
 
 
 def test_errors_are_one_line(tiny_config, tmp_path):

@@ -40,7 +40,8 @@ function pixelsOf(values, [height, width, channels]) {
 function formatNumber(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) {
+  if (size === 0) return "0";
+  if (size < 1e-3 || size >= 1e5) {
     const [mantissa, exponent] = value.toExponential(1).split("e");
     return `${mantissa}·10${superscript(Number(exponent))}`.replace("-", "−");
   }

@@ -79,6 +79,7 @@ async function setUp() {
     hide(".needs-chains");
     show("no-model");
   }
+  if (!page.hasClasses) hide(".needs-classes");
   if (page.bound) {
     setUpBound(page);
   } else {
