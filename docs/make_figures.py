@@ -25,9 +25,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from figure_files import read_stamp, save, save_animation
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -258,13 +258,7 @@ def path_of(name: str) -> pathlib.Path:
 
 def stamp_of(name: str) -> dict[str, str]:
     """The command and the hash of the sources of the figure in docs/images; empty without a figure."""
-    if not path_of(name).exists():
-        return {}
-    with Image.open(path_of(name)) as image:
-        exif, info = image.getexif(), image.info
-    if ExifTags.Base.Software in exif:
-        return {"command": exif[ExifTags.Base.ImageDescription], "sources": exif[ExifTags.Base.Software]}
-    return {"command": info["Command"], "sources": info["Sources"]} if "Command" in info else {}
+    return read_stamp(path_of(name)) if path_of(name).exists() else {}
 
 
 def make(name: str, options: argparse.Namespace) -> int:
@@ -321,38 +315,6 @@ def call(command: str, options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"the command needs a folder of photographs: set {option}=DIR")
         line = [part.replace(placeholder, str(pathlib.Path(folder).expanduser().absolute()) if folder else "") for part in line]
     subprocess.run(line, cwd=ROOT, check=True)
-
-
-def save(source: pathlib.Path, target: pathlib.Path, stamp: dict[str, str]) -> int:
-    """Copies a figure as a lossless PNG of minimal size that contains its command; returns the size in bytes."""
-    with Image.open(source) as image:
-        picture = image.convert("RGB")
-    pixels = np.asarray(picture)
-    if (pixels == pixels[..., :1]).all():
-        picture = picture.convert("L")
-    elif picture.getcolors(256):
-        picture = picture.quantize(256, dither=Image.Dither.NONE)
-        if (np.asarray(picture.convert("RGB")) != pixels).any():  # quantize merges similar colors
-            picture = Image.fromarray(pixels)
-    info = PngInfo()
-    info.add_text("Command", stamp["command"])
-    info.add_text("Sources", stamp["sources"])
-    picture.save(partial := target.with_name(target.name + ".partial"), format="PNG", optimize=True, pnginfo=info)
-    partial.replace(target)
-    return target.stat().st_size
-
-
-def save_animation(source: pathlib.Path, target: pathlib.Path, stamp: dict[str, str]) -> int:
-    """Copies an animated WebP and adds a chunk with its command; returns the size in bytes."""
-    exif = Image.Exif()
-    exif.update({ExifTags.Base.ImageDescription: stamp["command"], ExifTags.Base.Software: stamp["sources"]})
-    payload = exif.tobytes().removeprefix(b"Exif\0\0")
-    content = bytearray(source.read_bytes())
-    content[20] |= 0x08  # the flag of the header, VP8X, that such a chunk follows
-    content += b"EXIF" + len(payload).to_bytes(4, "little") + payload + b"\0" * (len(payload) % 2)
-    content[4:8] = (len(content) - 8).to_bytes(4, "little")
-    target.write_bytes(content)
-    return len(content)
 
 
 if __name__ == "__main__":
