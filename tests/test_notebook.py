@@ -58,6 +58,7 @@ def execute():
 # nbclient uses a deprecated event loop API; this project cannot change that.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # nineteen processes that import JAX: a minute and a half on two idle cores
 def test_it_runs_and_shows_what_is_stored(tmp_path, repository, compiled_fast, monkeypatch, notebook, execute):
     """With a tiny network. Cells tagged `exact`, which use no network, print and show what is stored in the notebook."""
     monkeypatch.setenv("XLA_FLAGS", compiled_fast)  # one device, as for users
