@@ -1,18 +1,21 @@
 """Between the events of the page and the model: values of controls, errors as messages, the user whose event it is."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from ddpm_jax.app.jobs import Cancelled
 from ddpm_jax.app.view import Settings
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 
 logger = logging.getLogger(__name__)
+_numbers = itertools.count()
 
 
 @contextlib.contextmanager
@@ -74,4 +77,22 @@ def session_key(request: gr.Request, tab: str) -> str:
 
 def editor_value(picture: np.ndarray) -> dict[str, Any]:
     """The value of an editor that shows a picture, with nothing painted."""
-    return {"background": picture, "layers": [], "composite": picture}
+    return {"background": unique_picture(picture), "layers": [], "composite": None}
+
+
+def unique_picture(picture: np.ndarray) -> Image.Image:
+    """A picture, uint8 [H, W, 3], whose file differs from all others.
+
+    Gradio names files by their content and writes them in place: a browser would fetch a file while the same picture is written
+    again, such as the last x_t and the image that it is.
+    """
+    image = Image.fromarray(picture)
+    image.info["number"] = str(next(_numbers))  # Gradio writes it into the PNG file
+    return image
+
+
+def shown_value(value: Any) -> Any:
+    """The value of an output for a field of a `View`; None leaves it as it is."""
+    if value is None:
+        return gr.skip()
+    return unique_picture(value) if isinstance(value, np.ndarray) else value

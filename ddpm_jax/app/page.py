@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 import numpy as np
 
-from ddpm_jax.app import pictures
+from ddpm_jax.app import events, pictures
 from ddpm_jax.app.events import editor_value, integer, page_errors, session_key, settings_of, with_request
 from ddpm_jax.app.jobs import Cancelled, Jobs
 from ddpm_jax.app.model import BRUSH, MAX_IMAGES, Emit, Model
@@ -18,6 +18,7 @@ CSS = """
 footer { display: none !important; }
 """
 TABLE = ["sampler", "steps", "network evaluations", "time, or why not"]
+TABS = ("generate", "compare", "inpaint", "image_to_image", "interpolate")
 WAITING = 32  # jobs in the queue, beyond which the page refuses more
 
 
@@ -65,7 +66,7 @@ class Page:
         """The controls of `Settings`, in its order; those that the model does not have are hidden."""
         start, choices, model = self._model.start, self._model.choices, self._model
         label = gr.Dropdown(choices["sample_label"], value=start.label, label="Class", visible=bool(model.classes))
-        seed = gr.Number(start.seed, label="Seed", precision=0)
+        seed = gr.Number(start.seed, label="Seed", precision=0, elem_id="seed")
         sampler = gr.Dropdown(choices["sampler"], value=start.sampler, label="Sampler", allow_custom_value=True)
         steps = gr.Slider(1, model.num_timesteps, value=start.num_steps, step=1, label="Steps")
         spacing = gr.Dropdown(choices["spacing"], value=start.spacing, label="Spacing of the steps")
@@ -137,7 +138,7 @@ class Page:
         with page_errors():
             try:
                 for view in self._jobs.run(session_key(request, tab), work):
-                    values = [gr.skip() if value is None else value for value in view]  # the last prediction remains
+                    values = [events.shown_value(value) for value in view]  # the last prediction remains
                     yield tuple(values) if has_table else tuple(values[:-1])
             except Cancelled:
                 kept = (gr.skip(), gr.skip(), "cancelled", gr.skip())
@@ -145,7 +146,7 @@ class Page:
 
     def _leave(self, request: gr.Request) -> None:
         """Cancel the jobs of a page that was closed."""
-        for tab in ("generate", "compare", "inpaint", "image_to_image", "interpolate"):
+        for tab in TABS:
             self._jobs.cancel(session_key(request, tab))
 
     # The tabs.
@@ -234,7 +235,7 @@ class Page:
         with gr.Row():
             with gr.Column():
                 shown, image = self._image("image"), gr.State(None)
-                self._load(tab, self._data_image(start=0), image, shown, lambda picture: picture, "image_to_image")
+                self._load(tab, self._data_image(start=0), image, shown, events.unique_picture, "image_to_image")
             with gr.Column():
                 strength = gr.Slider(
                     0.05, 1, value=edit["strength"], step=0.05, label="Strength", info="1 starts from noise and keeps nothing"
@@ -263,7 +264,7 @@ class Page:
                 with gr.Column():
                     shown, image = self._image(f"{name} image"), gr.State(None)
                     picker = self._data_image(start=index)
-                    self._load(tab, picker, image, shown, lambda picture: picture, f"interpolate_{name}")
+                    self._load(tab, picker, image, shown, events.unique_picture, f"interpolate_{name}")
                     shown.input(lambda: None, None, image, queue=False, api_visibility="private")
                     ends += [image, shown]
         by_seed = lambda name: (gr.update(visible=name == "two seeds"), gr.update(visible=name != "two seeds"))  # noqa: E731
@@ -324,9 +325,8 @@ class Page:
         def load(split: str, index: Any) -> tuple[np.ndarray, Any]:
             with page_errors():
                 array, label = self._model.data_image(split, integer(index, "the index of the image"))
-                title = f"class {label}" if label else None
-                if title:
-                    gr.Info(title, duration=3)
+                if label:
+                    gr.Info(f"class {label}", duration=3)
                 return array, value_of(self._model.picture_of(array))
 
         def first(split: str, index: Any, has: Any, given: Any) -> tuple[Any, Any]:

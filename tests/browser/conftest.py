@@ -1,4 +1,4 @@
-"""A headless browser for pages that are opened as files: `browser` opens, runs and records."""
+"""A headless browser for pages that are opened as files or served here: `browser` opens, runs and records."""
 
 import json
 import os
@@ -18,7 +18,8 @@ OPTIONS = (
     "--disable-component-update",
     "--no-first-run",
     "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # no page reaches a host
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page reaches another machine
+    "--enable-unsafe-swiftshader",  # WebGL without a GPU, for the editor of images
 )
 TIMEOUT_S = 120
 

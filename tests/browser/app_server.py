@@ -1,0 +1,36 @@
+"""Serves the page of the run in a folder, as --mode=app does; images of the seed ENDLESS are never done."""
+
+import sys
+import time
+
+import numpy as np
+
+from ddpm_jax.app import server
+from ddpm_jax.app.model import Model
+from ddpm_jax.app.view import View
+from ddpm_jax.cli import common
+from ddpm_jax.configs import from_workdir
+
+ENDLESS = 999_999
+
+
+class SlowModel(Model):
+    """A model whose images of one seed take until they are cancelled."""
+
+    def generate(self, settings, num_images, emit):
+        if settings.seed != ENDLESS:
+            return super().generate(settings, num_images, emit)
+        for step in range(1_000_000):
+            emit(View(np.zeros((8, 8, 3), np.uint8), None, f"step {step}"))
+            time.sleep(0.02)
+        raise AssertionError("it was not cancelled")
+
+
+def main(folder: str) -> None:
+    config = from_workdir.get_config(folder)
+    model = SlowModel(config, *common.open_run(config, folder, ""))
+    server.serve(model, host="127.0.0.1", port=None, browser=False, started=lambda address: print(address, flush=True))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
