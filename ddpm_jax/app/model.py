@@ -304,7 +304,7 @@ class Model:
     @staticmethod
     def _require(image: np.ndarray | None) -> np.ndarray:
         if image is None:
-            raise InvalidArgumentError("there is no image: load one from the data set, or upload one")
+            raise InvalidArgumentError("the image is missing: load one from the data set, or upload one")
         return image
 
 

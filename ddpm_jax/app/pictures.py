@@ -56,7 +56,7 @@ def read_upload(picture: Any, shape: Sequence[int], pixel_format: pixels.PixelFo
       InvalidArgumentError: there is no picture, or the images of the model are not gray or RGB.
     """
     if picture is None:
-        raise InvalidArgumentError("there is no image: load one from the data set, or upload one")
+        raise InvalidArgumentError("the image is missing: load one from the data set, or upload one")
     height, width, channels = shape
     if channels not in (1, 3):
         raise InvalidArgumentError(f"the images of this model have {channels} channels: use those of its data set")

@@ -130,7 +130,7 @@ def test_errors_are_one_line(model, views):
     refused("num_steps", lambda: model.generate(settings(model, num_steps=101), 1, views.append))
     refused("ancestrol", lambda: model.generate(settings(model, sampler="ancestrol"), 1, views.append))
     refused("no sampler", lambda: model.compare(settings(model), [], 9, 2, views.append))
-    refused("no image", lambda: model.image_to_image(settings(model), None, 0.5, 1, views.append))
+    refused("the image is missing", lambda: model.image_to_image(settings(model), None, 0.5, 1, views.append))
     refused("image 9999 does not exist", lambda: model.data_image("", 9999))
     refused(
         "inpainting",

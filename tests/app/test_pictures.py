@@ -27,7 +27,7 @@ def test_uploads_are_cropped_and_converted():
     floats = pictures.read_upload(wide, (8, 8, 1), PixelFormat("float32", 0.0, 2.0))
     assert floats.dtype == np.float32
     np.testing.assert_allclose(floats, np.full((8, 8, 1), 2 * 200 / 255), rtol=1e-6)
-    with pytest.raises(InvalidArgumentError, match="there is no image"):
+    with pytest.raises(InvalidArgumentError, match="the image is missing"):
         pictures.read_upload(None, (8, 8, 1), UINT8)
     with pytest.raises(InvalidArgumentError, match="4 channels"):
         pictures.read_upload(wide, (8, 8, 4), UINT8)
