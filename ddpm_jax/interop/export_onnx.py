@@ -6,7 +6,7 @@ the step before. The program that runs the models has the loop and draws the noi
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -127,9 +127,10 @@ def step_model(
     def step(x_t: jax.Array, index: jax.Array, noise: jax.Array, *others: jax.Array) -> tuple:
         nonlocal draws
         (labels, *given) = others if has_labels else (None, *others)
-        leaves, first = jax.tree.leaves(sampler.init_carry(x_t)), index == sampler.num_steps - 1
+        leaves: list[jax.Array] = jax.tree.leaves(sampler.init_carry(x_t))
+        first = index == sampler.num_steps - 1
         for i, leaf in zip(kept, given, strict=True):
-            leaves[i] = jnp.where(first, leaves[i], leaf)
+            leaves[i] = jnp.where(first, leaves[i], cast(jax.Array, leaf))
         keys: Any = GivenNoise(noise)
         network = make_denoise_fn(params, labels)
         x_prev, pred_xstart, found = sampler.step(network, x_t, jax.tree.unflatten(tree, leaves), index, keys)
@@ -167,7 +168,7 @@ def example_arguments(model: OnnxModel, size: int, *, num_timesteps: int, num_la
     special = {"t": t, "labels": np.arange(size, dtype=np.int32) % max(1, num_labels), "index": np.array(index, np.int32)}
 
     def draw(tensor: Tensor) -> np.ndarray:
-        shape = [size if dimension == BATCH else dimension for dimension in tensor.shape]
+        shape = [size if isinstance(dimension, str) else dimension for dimension in tensor.shape]
         return special[tensor.name] if tensor.name in special else random.standard_normal(shape).astype(tensor.dtype)
 
     return [draw(tensor) for tensor in model.inputs]

@@ -139,7 +139,7 @@ def read_model(file: str | os.PathLike) -> OnnxModel:
       UnavailableError: onnxruntime is not installed.
       FileAccessError, InvalidDataError: the file cannot be read, or is not an ONNX model.
     """
-    with os_errors(file):
+    with os_errors(f"cannot read {file}"):
         data = pathlib.Path(file).read_bytes()
     try:
         running = session(OnnxModel(data, (), ()))
@@ -253,7 +253,7 @@ def _simplify(jaxpr: Any, consts: Sequence[Any], *arguments: Any) -> list[Any]:
             results = jax.lax.switch(operands[0], branches, *operands[1:])
         elif name == "split":  # whose sizes jax2onnx takes for numbers
             axis, ends = params["axis"], list(itertools.accumulate(params["sizes"], initial=0))
-            results = [jax.lax.slice_in_dim(*operands, start, end, axis=axis) for start, end in itertools.pairwise(ends)]
+            results = [jax.lax.slice_in_dim(operands[0], start, end, axis=axis) for start, end in itertools.pairwise(ends)]
         elif name in _NESTED:
             nested = params[_NESTED[name]]
             results = _simplify(getattr(nested, "jaxpr", nested), getattr(nested, "consts", ()), *operands)

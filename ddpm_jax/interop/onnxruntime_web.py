@@ -111,7 +111,7 @@ def runtime_assets(archive: str | os.PathLike = "", *, progress: Callable[[int, 
         raise InvalidArgumentError(f"{file} does not exist: `npm pack onnxruntime-web@{VERSION}` downloads it")
     if not file.is_file():
         download(url(), file, sha256=SHA256, size=SIZE, title=f"files of onnxruntime-web {VERSION}", progress=progress)
-    with os_errors(file):
+    with os_errors(f"cannot read {file}"):
         content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
