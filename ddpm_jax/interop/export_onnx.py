@@ -6,7 +6,7 @@ the step before. The program that runs the models has the loop and draws the noi
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -126,10 +126,11 @@ def step_model(
 
     def step(x_t: jax.Array, index: jax.Array, noise: jax.Array, *others: jax.Array) -> tuple:
         nonlocal draws
-        labels, given = (others[0], others[1:]) if has_labels else (None, others)
-        leaves, first = jax.tree.leaves(sampler.init_carry(x_t)), index == sampler.num_steps - 1
+        (labels, *given) = others if has_labels else (None, *others)
+        leaves: list[jax.Array] = jax.tree.leaves(sampler.init_carry(x_t))
+        first = index == sampler.num_steps - 1
         for i, leaf in zip(kept, given, strict=True):
-            leaves[i] = jnp.where(first, leaves[i], leaf)
+            leaves[i] = jnp.where(first, leaves[i], cast(jax.Array, leaf))
         keys: Any = GivenNoise(noise)
         network = make_denoise_fn(params, labels)
         x_prev, pred_xstart, found = sampler.step(network, x_t, jax.tree.unflatten(tree, leaves), index, keys)

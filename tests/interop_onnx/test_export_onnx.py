@@ -145,5 +145,5 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"text")
     with pytest.raises(InvalidDataError, match=r"a\.onnx is not an ONNX model: "):
         onnx_model.read_model(tmp_path / "a.onnx")
-    with pytest.raises(FileAccessError, match=r"b\.onnx"):
+    with pytest.raises(FileAccessError, match=r"cannot read .*b\.onnx: no such file"):
         onnx_model.read_model(tmp_path / "b.onnx")
