@@ -102,7 +102,7 @@ HOMES = {
     "flax.linen": {
         "build.py",
         "metrics/inception.py",
-        *(f"models/{name}.py" for name in ("__init__", "group_norm", "layers", "unet")),
+        *(f"models/{name}.py" for name in ("__init__", "grad_sums", "group_norm", "layers", "unet")),
     },
     # Not part of JAX's stable API: `cpu.layer_functions` imports conv.py under a guard; onnx_model.py takes the public names of
     # jaxprs.

@@ -5,6 +5,7 @@ is outside of the network is recognized by the Python functions that made it.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Collection
 
@@ -28,7 +29,7 @@ _IN_NETWORK = (
 )
 # Function, or file and function, of the Python program -> kind; the first that is found in the stack counts.
 _IN_STEP = (
-    (r":clip|:tree_norm|:global_norm|:tree_sum", "norms of gradients and parameters, clipping"),
+    (r":clip|:tree_norm|:global_norm|:tree_sum|^grad_groups\.py:norm", "norms of gradients and parameters, clipping"),
     (r"^(ema|ema_tracker|optimizer|update|transform|_combining|numerics)\.py:|:update_fn", "optimizer and EMA"),
 )
 _RANDOM = re.compile(r"threefry|random|_bernoulli|_uniform|_normal|_randint|permutation|choice")
@@ -86,9 +87,12 @@ def _neighbors(module: Module) -> dict[str, list[Instruction]]:
 
 
 def layer_of(op_name: str) -> str:
-    """The path of the module in the network: without transformations, functions and the operation at the end."""
+    """The path of the module in the network: without transformations, functions and the operation at the end.
+
+    A layer that `models.grad_sums` computes has its name twice.
+    """
     parts = [part for part in op_name.split("/")[:-1] if not _TRANSFORMATION.fullmatch(part)]
-    return "/".join(parts)
+    return "/".join(part for part, _ in itertools.groupby(parts))
 
 
 def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collection[str], *, has_flops: bool) -> str:

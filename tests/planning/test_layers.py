@@ -12,21 +12,26 @@ FileNames
 1 "/a/ddpm_jax/training/step.py"
 2 "/a/ddpm_jax/training/ema.py"
 3 "/a/site-packages/optax/transforms/_clipping.py"
+4 "/a/ddpm_jax/training/grad_groups.py"
 
 FunctionNames
 1 "train_step"
 2 "update_ema"
 3 "clip_by_global_norm.<locals>.update_fn"
+4 "norm"
 
 FileLocations
 1 {file_name_id=1 function_name_id=1 line=1 end_line=1 column=1 end_column=2}
 2 {file_name_id=2 function_name_id=2 line=1 end_line=1 column=1 end_column=2}
 3 {file_name_id=3 function_name_id=3 line=1 end_line=1 column=1 end_column=2}
+4 {file_name_id=4 function_name_id=4 line=1 end_line=1 column=1 end_column=2}
 
 StackFrames
 1 {file_location_id=1 parent_frame_id=1}
 2 {file_location_id=2 parent_frame_id=2}
 3 {file_location_id=3 parent_frame_id=2}
+4 {file_location_id=4 parent_frame_id=1}
+5 {file_location_id=4 parent_frame_id=3}
 
 %fused_ema (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
@@ -41,6 +46,13 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   ROOT %fusion.1 = f32[4]{0} fusion(%noise), kind=kLoop, calls=%fused_ema
 }
 """
+
+
+@pytest.mark.parametrize("frame", [4, 5])  # called by the step, and by the optimizer
+def test_norms_are_one_kind_wherever_they_are_called(frame):
+    module = hlo_text.parse(STACKS.replace("stack_frame_id=3", f"stack_frame_id={frame}"))
+    kinds = {kernel.instruction.name: layers.describe(module, kernel)[0] for kernel in hlo_costs.kernels(module)}
+    assert kinds["norm"] == "norms of gradients and parameters, clipping"
 
 
 def test_what_is_outside_of_the_network_is_named_by_its_functions():
@@ -89,6 +101,7 @@ def test_an_operation_of_the_compiler_is_named_after_its_neighbors():
         ("jit(step)/jvp(UNet)/down0_block0/dropout/jit(_bernoulli)/jit(_uniform)/add", "down0_block0/dropout"),
         ("jit(advance)/jit(shard_map)/while/body/closed_call/UNet/conv_in/dot", "UNet/conv_in"),
         ("jit(step)/jvp(UNet)/norm_out/group_norm/branch_0_fun/dot_general", "norm_out/group_norm"),
+        ("jit(step)/jvp(UNet)/up1_upsample/conv/shard_map/conv/add", "up1_upsample/conv"),
         ("jit(step)/add", ""),
         ("", ""),
     ],

@@ -1,0 +1,77 @@
+"""Gradients of a bfloat16 network that are summed over the devices in float32.
+
+XLA computes the gradient of a layer's parameters for the examples of each device, in the type of the layer, and sums these
+over the devices in the same type. The cast to float32, in which the parameters are stored, comes after the sum. In bfloat16
+each addition rounds to 8 bits: a sum over 8 devices has an error of 0.3 %, one over 256 in a ring of 4 %. Here each layer is
+computed by the devices separately, from float32 parameters that it casts itself, so that its gradients are cast before the
+sum. The forward pass is the same, and an all-reduce has twice the bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+LAYERS = (nn.Conv, nn.Dense)  # with all parameters that a network casts; group norms use theirs in float32
+
+
+def is_useful(mesh: Mesh) -> bool:
+    """Whether a training step on this mesh should use `in_float32`.
+
+    XLA for CPUs sums in float32 anyway. A mesh of a second axis, over which the state is sharded, does without: a device would
+    gather float32 parameters instead of bfloat16 ones.
+    """
+    return mesh.devices.flat[0].platform != "cpu" and mesh.size > 1 and len(mesh.axis_names) == 1
+
+
+def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`apply` of a network for a training step on a mesh: `in_float32` where it is useful."""
+    return in_float32(apply, mesh) if is_useful(mesh) else apply
+
+
+def in_float32(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`apply` of a network, whose layers get gradients that are summed in float32.
+
+    Args:
+      apply: of a `flax.linen.Module`, for examples that are sharded over the devices of the mesh. A layer whose input has
+        another first axis than a multiple of the devices, or no axis of examples, is left as it is.
+      mesh: a mesh of one axis.
+    """
+    (axis,) = mesh.axis_names
+    inside = False  # a layer that a device computes
+
+    def intercept(next_call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
+        nonlocal inside
+        module = context.module
+        is_layer = context.method_name == "__call__" and type(module) in LAYERS and module.dtype == jnp.bfloat16
+        if inside or not is_layer or not _is_of_examples(module, args[0], mesh):
+            return next_call(*args, **kwargs)
+
+        def per_device(params: Any, x: jax.Array) -> Any:
+            # The sum over the devices is the transpose of this cast: of float32 arrays.
+            params = jax.lax.pcast(params, axis, to="varying")
+            return module.clone(parent=None, name=module.name).apply({"params": params}, x)
+
+        split, replicated = PartitionSpec(axis), PartitionSpec()
+        inside = True
+        try:
+            return jax.shard_map(per_device, mesh=mesh, in_specs=(replicated, split), out_specs=split)(
+                module.variables["params"], *args
+            )
+        finally:
+            inside = False
+
+    def apply_in_float32(*args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(intercept):
+            return apply(*args, **kwargs)
+
+    return apply_in_float32
+
+
+def _is_of_examples(module: nn.Module, x: jax.Array, mesh: Mesh) -> bool:
+    """Whether the devices can compute the layer for parts of the first axis."""
+    kernel = module.variables.get("params", {}).get("kernel")
+    return kernel is not None and x.ndim >= kernel.ndim and x.shape[0] % mesh.size == 0
