@@ -127,11 +127,12 @@ class Page:
             show_progress_on=[outputs.status],
         )
 
-        def stop(request: gr.Request) -> str:
+        def stop(request: gr.Request) -> None:
             self._jobs.cancel(session_key(request, tab))
-            return "cancelled"
 
-        cancel.click(stop, None, outputs.status, cancels=[event], queue=False, api_name=f"cancel_{tab}")
+        # A status that `stop` returned would be overwritten by the last stage, which is still on its way.
+        stopped = cancel.click(stop, None, None, cancels=[event], queue=False, api_name=f"cancel_{tab}")
+        stopped.then(lambda: "cancelled", None, outputs.status, queue=False, api_visibility="private")
 
     def _stream(self, tab: str, request: gr.Request, work: Callable[[Emit], View], has_table: bool = False) -> Iterator[tuple]:
         """Run a job; yields the values of the outputs of a tab."""
