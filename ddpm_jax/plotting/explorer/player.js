@@ -44,16 +44,22 @@ class Player {
   load(stages, at = 0) {
     this.pause();
     this.stages = stages;
-    this.total = stages.length;
+    this.setTotal(stages.length);
     this.slider.max = String(Math.max(0, stages.length - 1));
     this.show(Math.min(at, stages.length - 1));
     this.drawStrip();
   }
 
+  /** The number of stages of the whole chain; with one there is nothing to play. */
+  setTotal(total) {
+    this.total = total;
+    this.root.classList.toggle("single", total < 2);
+  }
+
   /** Start a chain that is being computed, of `total` stages. */
   begin(total) {
     this.load([]);
-    this.total = total;
+    this.setTotal(total);
     this.slider.max = String(total - 1);
     this.strip.width = 0; // empties it
     this.drawStrip();
