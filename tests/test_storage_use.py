@@ -14,6 +14,7 @@ LOCAL = {
     "runtime/run_lock.py": "the lock of a workdir that is not in a bucket",
     "runtime/object_lock.py": "the file that shows that a process of this machine is running",
     "config_file.py": "config files are programs",
+    "data/folder_manifest.py": "the manifests of this machine",
     "data/local_copy.py": "copies on this machine",
     "data/prepared.py": "reads a local copy",
     "data/prepare.py": "writes array_record files",
