@@ -23,19 +23,13 @@ def names_in(source):
             (name, _) = node.args
             if isinstance(name, ast.Constant):
                 found.add(name.value)
-        if isinstance(node, ast.Subscript | ast.Call) and ast.unparse(node).startswith(
-            ("os.environ[", "os.environ.setdefault(")
-        ):
-            key = node.slice if isinstance(node, ast.Subscript) else node.args[0]
-            if isinstance(key, ast.Constant):
-                found.add(key.value)
     return found
 
 
 def test_the_search_finds_each_kind():
-    program = 'import os, jax\nos.environ["A_B"] = "1"\nos.environ.setdefault("C_D", "")\njax.config.update("jax_x", 1)\n'
+    program = 'import os, jax\nos.environ["XLA_B"] = "1"\nos.environ["HOME"] = "1"\njax.config.update("jax_x", 1)\n'
     program += 'e = {"TPU_Y": "1"}\nf = {"xla_gpu_z": True}\ng = "--xla_cpu_w=3"\n"the text of XLA_FLAGS"\n'
-    assert names_in(program) == {"A_B", "C_D", "jax_x", "TPU_Y", "xla_gpu_z", "xla_cpu_w"}
+    assert names_in(program) == {"XLA_B", "jax_x", "TPU_Y", "xla_gpu_z", "xla_cpu_w"}
 
 
 def test_each_name_in_the_program_is_in_the_page_and_the_reverse(repository):

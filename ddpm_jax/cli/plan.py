@@ -25,7 +25,8 @@ from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
 
 FOLDER = "plans"  # in the workdir, or in the current folder
-NOT_READ = ("evaluation", "edit", "export", "seed")  # sections on which no compiled program depends
+NOT_READ = ("evaluation", "edit", "export", "visualize", "seed")  # sections on which no compiled program depends
+NOT_READ_OF_DATA = ("data_dir", "cache_dir", "in_memory", "num_threads", "num_workers", "prefetch", "on_decode_error")
 READ_OF_TRAIN = ("batch_size", "frozen", "deterministic")
 # The process that compiles opens no accelerator, and its compilers do not log that they find none.
 CPU_ONLY = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -77,6 +78,7 @@ def identity_of(config: ConfigDict, machine: Target) -> dict[str, Any]:
     """What the compiled programs depend on, beside the versions."""
     fields = config.to_dict()
     sections = {name: value for name, value in fields.items() if name not in NOT_READ}
+    sections["data"] = {name: value for name, value in fields["data"].items() if name not in NOT_READ_OF_DATA}
     sections["train"] = {name: fields["train"][name] for name in READ_OF_TRAIN}
     return {"mode": "plan", "target": machine.name, "config": sections, "custom": choices.custom_modules(config)}
 

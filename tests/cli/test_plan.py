@@ -66,7 +66,9 @@ def test_a_plan_is_printed_written_and_kept(make_plan, compiled, tiny_config, tm
     assert np.asarray(Image.open(output / "plan_cpu.png")).ndim == 3
     assert [sampling for _, sampling in compiled] == [False, True]
 
-    config.train.num_steps = 7  # nothing that is compiled depends on it
+    # Nothing that is compiled depends on these.
+    config.update_from_flattened_dict({"train.num_steps": 7, "data.num_workers": 2, "data.data_dir": "x"})
+    config.update_from_flattened_dict({"visualize.num_images": 9, "evaluation.num_images": 9})
     assert make_plan(config, output=str(output), sampling=True) == 0
     assert len(compiled) == 2
     assert json.loads((output / "plan_cpu.json").read_text())["training"] == found["training"]
