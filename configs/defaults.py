@@ -284,6 +284,7 @@ def get_config() -> ConfigDict:
     # the sampler, for ONNX Runtime).
     export.format = "safetensors"
     export.platforms = ("cpu", "cuda", "tpu")  # stablehlo: platforms that the programs run on, any of cpu, cuda, rocm and tpu
+    export.opset = 20  # onnx: version of ONNX's operators, 17 to 23; an older ONNX Runtime may need an older one
 
     config.visualize = visualize = ConfigDict()
     visualize.format = "png"  # png (figures) | html (one page for a browser, to move, play and try everything)

@@ -77,7 +77,7 @@ def export(config: ConfigDict, weights: Weights, exports: pathlib.Path, output: 
     identity: dict[str, Any] = {"mode": "export", "format": name}
     if format.samples:
         identity |= sampling_config.identity_of(config, "export", weights.step, weights.sha256)
-        identity |= {"platforms": list(config.export.platforms)} if name == "stablehlo" else {}
+        identity |= {"opset": config.export.opset} if name == "onnx" else {"platforms": list(config.export.platforms)}
         stem = sampling_config.run_name(config, weights.step)
     else:
         identity |= {"step": weights.step, "weights_sha256": weights.sha256, "params": weights.name}
@@ -108,6 +108,8 @@ def check_export(config: ConfigDict) -> None:
     if FORMATS[config.export.format].samples:
         build.build_sampler(config)  # raises, like the next lines
     if config.export.format == "onnx":
+        if config.export.opset not in onnx_model.OPSETS:
+            raise UsageError(f"config.export.opset is {config.export.opset}: choose from 17 to 23")
         onnx_model.require("jax2onnx")
     if config.export.format == "diffusers":
         _diffusers_configs(config)
@@ -160,7 +162,7 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
     plain = config.copy_and_resolve_references()
     plain.model.dtype = "float32"  # ONNX Runtime has no bfloat16 convolutions for CPUs
     shape, sampler, schedule = build.image_shape(config), build.build_sampler(config), build.build_schedule(config)
-    options = {"image_shape": shape, "has_labels": config.model.class_conditional}
+    options: dict[str, Any] = {"image_shape": shape, "has_labels": config.model.class_conditional, "opset": config.export.opset}
     make_denoise_fn = build.build_denoise_fn(plain, portable=True)
     network = export_onnx.network_model(make_denoise_fn, weights.params, **options)
     guided = build.build_guided_denoise_fn(plain, portable=True)
@@ -177,7 +179,7 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
         with open_atomic(target / name) as out:
             out.write(model.data)
     programs = export_onnx.described(network, step, sampler)
-    about = {"largest_differences": differences, "opset": onnx_model.OPSET, **_about(config, weights)}
+    about = {"largest_differences": differences, "opset": config.export.opset, **_about(config, weights)}
     write_atomically(target / export_onnx.FACTS, export_stablehlo.facts(programs, schedule.alphas_cumprod, **about))
     text = export_onnx.readme(
         network,
@@ -185,6 +187,7 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
         sampler,
         shape,
         labels=_readme_labels(config, "np"),
+        pixel_format=build.pixel_format(config),
         num_images=min(16, config.sampling.num_images),
         params=weights.name,
         step=weights.step,
@@ -197,6 +200,7 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
 
 def _about(config: ConfigDict, weights: Weights) -> dict[str, Any]:
     """What programs.json has about the run."""
+    has_null = config.model.class_conditional and config.model.label_dropout > 0
     return {
         "step": weights.step,
         "params": weights.name,
@@ -206,6 +210,7 @@ def _about(config: ConfigDict, weights: Weights) -> dict[str, Any]:
         "sampling": sampling_config.describe_sampling(config),
         "num_classes": config.data.num_classes if config.model.class_conditional else 0,
         "class_names": list(weights.class_names) if config.model.class_conditional else [],
+        "null_label": config.data.num_classes if has_null else None,
     }
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.parameterization import DenoiseFn
+from ddpm_jax.diffusion.pixels import PixelFormat
 from ddpm_jax.interop import onnx_model
 from ddpm_jax.interop.onnx_model import BATCH, OnnxModel, Tensor
 from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
@@ -37,7 +38,7 @@ inputs = {{{inputs}}}
 for index in reversed(range({num_steps})):
     inputs |= {{"x_t": x, "index": np.array(index, np.int32)}}
 {noise_line}    x, pred_xstart{carry_targets} = step.run({outputs}, inputs)
-{carry_line}images = np.clip((x + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)  # [n, {shape}]
+{carry_line}{pixels}  # [n, {shape}]
 
 denoiser = onnxruntime.InferenceSession("{denoiser}")
 inputs = {{"x_t": x, "t": np.zeros(n, np.int32){label_input}}}
@@ -72,7 +73,12 @@ def images(name: str, image_shape: Sequence[int]) -> Tensor:
 
 
 def network_model(
-    make_denoise_fn: Callable[[Any, Any], DenoiseFn], params: Any, *, image_shape: Sequence[int], has_labels: bool
+    make_denoise_fn: Callable[[Any, Any], DenoiseFn],
+    params: Any,
+    *,
+    image_shape: Sequence[int],
+    has_labels: bool,
+    opset: int = onnx_model.OPSET,
 ) -> OnnxModel:
     """The network: (x_t float32 [b, H, W, C], t int32 [b], labels int32 [b] if it has labels) -> output float32.
 
@@ -81,14 +87,18 @@ def network_model(
       params: pytree of NumPy arrays.
       image_shape: (H, W, C).
       has_labels: whether the network is class-conditional.
+      opset: version of ONNX's operators, one of `onnx_model.OPSETS`.
 
     Raises:
       UnavailableError: jax2onnx is not installed.
-      InvalidArgumentError: the network cannot be converted.
+      InvalidArgumentError: the network cannot be converted, or is too large.
     """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if size > onnx_model.MAX_BYTES:
+        raise InvalidArgumentError(f"the parameters have {size / 1e9:.1f} GB: an ONNX file holds up to 2.1 GB")
     integers = [Tensor(name, "int32", (BATCH,)) for name in ("t", *(("labels",) if has_labels else ()))]
     function = network_function(make_denoise_fn, params)
-    return onnx_model.to_onnx(function, [images("x_t", image_shape), *integers], ["output"], name="network")
+    return onnx_model.to_onnx(function, [images("x_t", image_shape), *integers], ["output"], name="network", opset=opset)
 
 
 def network_function(make_denoise_fn: Callable[[Any, Any], DenoiseFn], params: Any) -> Callable[..., Any]:
@@ -107,6 +117,7 @@ def step_model(
     *,
     image_shape: Sequence[int],
     has_labels: bool,
+    opset: int = onnx_model.OPSET,
 ) -> StepModel:
     """One step of a sampler. Arguments as for `network_model`; the network may be guided.
 
@@ -157,7 +168,7 @@ def step_model(
 
     names = [tensor.name for tensor in carried]
     outputs = ["x_prev", "pred_xstart", *(f"next_{name}" for name in names)]
-    model = onnx_model.to_onnx(function, [*inputs, *carried], outputs, name="sampler's step")
+    model = onnx_model.to_onnx(function, [*inputs, *carried], outputs, name="sampler's step", opset=opset)
     return StepModel(model, function, tuple(carried))
 
 
@@ -228,9 +239,20 @@ def described(network: OnnxModel, step: StepModel, sampler: Sampler) -> dict[str
 
 
 def readme(
-    network: OnnxModel, one_step: StepModel, sampler: Sampler, image_shape: Sequence[int], *, labels: str, **values: Any
+    network: OnnxModel,
+    one_step: StepModel,
+    sampler: Sampler,
+    image_shape: Sequence[int],
+    *,
+    labels: str,
+    pixel_format: PixelFormat,
+    **values: Any,
 ) -> str:
     """The content of README.md; its code runs in the folder."""
+    low, high = pixel_format.low, pixel_format.high
+    pixels = f"np.clip(x, -1, 1) * {(high - low) / 2:g} + {(high + low) / 2:g}"
+    if pixel_format.num_levels:
+        pixels = f"np.floor({pixels} + 0.5).astype(np.{pixel_format.dtype})"
     shape, names = ", ".join(map(str, image_shape)), [tensor.name for tensor in one_step.carry]
     given = [f'"labels": {labels}'] if labels else []
     zeros = [
@@ -249,6 +271,7 @@ def readme(
         noise_line=noise if one_step.takes_noise else "",
         carry_targets="".join(f", next_{name}" for name in names),
         carry_line=f"    inputs |= {{{updates}}}\n" if names else "",
+        pixels=f"images = {pixels}",
         label_input=f", {given[0]}" if given else "",
         output_shape=", ".join(map(str, network.outputs[0].shape[1:])),
         **values,

@@ -31,6 +31,7 @@ from ddpm_jax.runtime.errors import (
     os_errors,
 )
 
+OPSETS = range(17, 24)  # tried versions of ONNX's operators
 OPSET = 20  # of ONNX 1.15: ONNX Runtime 1.17 and later run it
 MAX_BYTES = 2**31 - 1  # of a model with its parameters inside, by protobuf
 MAX_FOLDED = 1 << 20  # elements of a constant that is computed at export
@@ -92,7 +93,7 @@ def to_onnx(
       inputs: its arguments.
       outputs: names of its results.
       name: of the model, also in the errors.
-      opset: version of ONNX's operators.
+      opset: version of ONNX's operators, one of OPSETS.
 
     Raises:
       UnavailableError: jax2onnx is not installed.

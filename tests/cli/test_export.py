@@ -179,6 +179,7 @@ def test_programs_run_without_this_package(trained, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"export.format": "onnx", "export.opset": 16}, r"config\.export\.opset is 16: choose from 17 to 23"),
         ({"export.format": "tflite"}, r"config\.export\.format is 'tflite': choose one of safetensors, .*stablehlo"),
         ({"export.platforms": ("gpu",)}, r"config\.export\.platforms contains 'gpu': choose any of cpu, cuda, rocm, tpu"),
         ({"export.platforms": ()}, r"config\.export\.platforms is empty: choose any of"),

@@ -76,9 +76,9 @@ def test_networks_are_those_of_jax(fields):
 SAMPLERS = {
     "ancestral": CLASSES | {"sampling.guidance_scale": 2.0, "sampling.guidance_interval": (0.2, 0.8)},
     "ddim": {"sampling.ddim.eta": 0.0},
-    "dpmpp_2m_sde": {},
+    "dpmpp_2m_sde": {"export.opset": 17},
     "unipc": CLASSES,
-    "heun": {},
+    "heun": {"export.opset": 23, "data.dtype": "uint16", "data.value_range": (0, 1000)},
     "ode": {},
 }
 
@@ -93,12 +93,16 @@ def test_the_code_of_the_readme_samples_as_jax(sampler_name, tmp_path, monkeypat
     assert max(facts["largest_differences"].values()) < 1e-5
     assert "largest differences between ONNX Runtime and JAX, relative: denoiser.onnx" in capsys.readouterr().out
     for name in ("denoiser.onnx", "sampler_step.onnx"):
-        inputs = onnx.load(folder / name).graph.input
+        model = onnx.load(folder / name)
+        assert model.opset_import[0].version == config.export.opset
+        inputs = model.graph.input
         assert [entry.name for entry in inputs] == [entry["name"] for entry in facts[name]["inputs"]]
     monkeypatch.chdir(folder)
     found: dict = {}
     exec(text.split("```python\n")[1].split("```")[0], found)
     assert found["output"].shape == (3, 4, 4, 1)
+    np.testing.assert_array_equal(found["images"], build.pixel_format(config).to_data(found["x"]))
+    assert facts["null_label"] == (10 if config.model.class_conditional else None)
 
     sampler, random = build.build_sampler(config), np.random.default_rng(0)
     x = jnp.asarray(random.standard_normal((3, 4, 4, 1), dtype=np.float32))
