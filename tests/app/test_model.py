@@ -94,6 +94,9 @@ def test_samplers_get_the_same_number_of_evaluations(model, views):
     first = run.sample(2, sampler="ddim", num_steps=9).images
     np.testing.assert_array_equal(view.picture[16:80, -2 * 80 : -2 * 80 + 64, :1], first[0].repeat(8, 0).repeat(8, 1))
     assert views[0].status.startswith("ddim: step 1 of 9")
+    assert run.nfe(sampler="heun", num_steps=5) == 9
+    with pytest.raises(ValueError, match="num_steps"):
+        run.nfe(num_steps=101)
 
 
 def test_edits(model, views):

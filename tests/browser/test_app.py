@@ -155,6 +155,15 @@ def test_cancel_ends_a_job_and_the_next_one_runs(page):
     page.shows_call("run.sample(16, seed=1,")
 
 
+def test_a_page_that_is_left_ends_its_job(page, address):
+    page.set_seed(ENDLESS)
+    page.press("generate-run")
+    page.shows("step 1")
+    page.driver.get("about:blank")
+    job = Client(address, verbose=False).submit(1, *SETTINGS, api_name="/generate")
+    assert job.result(TIMEOUT_S)[2].startswith("1 image")
+
+
 def test_a_program_gets_the_images_of_the_run(address, folder):
     client = Client(address, verbose=False)
     job = client.submit(4, *SETTINGS, api_name="/generate")
