@@ -243,6 +243,7 @@ def test_the_keyboard_reaches_everything(page):
     assert text_of(page, "forward-t-value") == f"t = {before + 2}"
     assert slider.get_attribute("aria-valuetext") == f"t = {before + 2}"
 
+    set_value(page, "chain-steps", 50, "change")  # 26 stages, which play for seconds
     scrub = page.find_element(By.CSS_SELECTOR, "#chain-player input")
     scrub.send_keys(Keys.ARROW_RIGHT)
     assert page.execute_script("return ddpmExplorer.chains.player.at") == 1
