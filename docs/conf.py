@@ -46,7 +46,6 @@ repository_pages = {
 
 # The API reference. autosummary traverses the package, so a new or renamed module needs no change here.
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_mock_imports = ["gradio"]  # of ddpm_jax.app, which the site describes without installing it
 add_module_names = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
