@@ -2,8 +2,9 @@
 
     photos/0001.jpg, photos/0002.png ...      no labels
     photos/cats/... , photos/dogs/...         label 0 for cats, 1 for dogs
-    photos/train/cats/... , photos/test/...   splits `train` and `test` (`splits.py`),with or without classes
+    photos/train/cats/... , photos/test/...   splits `train` and `test` (`splits.py`), with or without classes
 
+`folder_listing.py` finds the files and their classes, and raises the errors about a folder that is missing, empty or ambiguous.
 Every file is read once before training, so that a broken file is an immediate error and not one after a night. The number
 of images found, files left out and unusual gray levels are logged.
 """

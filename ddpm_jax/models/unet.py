@@ -1,5 +1,7 @@
 """The U-Net of Ho et al. 2020 (arXiv 2006.11239, appendix B): PixelCNN++'s architecture with time embedding and attention.
 
+What any network must provide, and the list of networks to which a new one is added, are in `models/__init__.py`.
+
                        x_t [B, H, W, C]                                   output [B, H, W, out_channels]
                             |                                                      |
     level 0    conv - [block] x n -------------- skips ------------- [block] x (n+1) - norm, swish, conv
