@@ -103,15 +103,14 @@ class FeatureCollector:
             parts = extract(
                 self.extractor,
                 mesh,
-                batches,
+                _full_batches(batches, size),
                 batch_size=size,
                 first_image=own.start,
                 report=lambda images: report(images * count / len(own)),
                 pixel_format=self.pixel_format,
             )
-            steps = (
-                -(-count // jax.process_count() // size) + 1
-            )  # of the process with most images, and one that ends its batches
+            # Of the process with most images, and one that ends its batches.
+            steps = -(-count // jax.process_count() // size) + 1
             return feature_set.accumulate_features(
                 _in_step(parts, steps), count, self.max_features, own=own, exchange=exchange, **options
             )
@@ -139,6 +138,24 @@ class FeatureCollector:
         own = self.part(count)
         for first in range(own.start, own.stop, self.local_batch_size):
             yield range(first, min(first + self.local_batch_size, own.stop))
+
+
+def _full_batches(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images in batches of `size`, the last one smaller, so that the number of images determines that of batches."""
+    waiting: list[np.ndarray] = []
+    for images in batches:
+        if waiting and images.shape[1:] != waiting[0].shape[1:]:  # `extract` raises
+            yield np.concatenate(waiting)
+            waiting = []
+        while len(images):
+            room = size - sum(map(len, waiting))
+            waiting.append(images[:room])
+            images = images[room:]
+            if len(waiting[-1]) == room:
+                yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _in_step(parts: Iterator[Features], steps: int) -> Iterator[Features]:

@@ -65,6 +65,16 @@ def test_a_user_defined_function(monkeypatch):
         extracted(features.make_extractor("test_feature_extraction:logarithm"))
 
 
+def test_statistics_do_not_depend_on_the_sizes_of_the_batches():
+    """Chunks of generated images may be of any size, such as one that replaces a damaged one."""
+    collector = feature_extraction.FeatureCollector(features.make_extractor("pixels"), meshes.make_mesh(), 8)
+    want = collector.collect([IMAGES[:8], IMAGES[8:16], IMAGES[16:]], 21)
+    for sizes in ((1,) * 21, (3, 0, 18), (21,), (5, 8, 8)):
+        found = collector.collect(np.split(IMAGES, np.cumsum(sizes)[:-1]), 21)
+        np.testing.assert_array_equal(found.features, want.features)
+        np.testing.assert_array_equal(found.gaussian.covariance, want.gaussian.covariance)
+
+
 def test_images_of_two_sizes_are_an_error():
     mixed = [IMAGES[:2], IMAGES[:2, :2, :2]]
     with pytest.raises(InvalidDataError, match="all must be equal"):
