@@ -109,7 +109,7 @@ class FeatureCollector:
                 report=lambda images: report(images * count / len(own)),
                 pixel_format=self.pixel_format,
             )
-            # Of the process with most images, and one that ends its batches.
+            # Those of the process with most images, and one that ends its batches.
             steps = -(-count // jax.process_count() // size) + 1
             return feature_set.accumulate_features(
                 _in_step(parts, steps), count, self.max_features, own=own, exchange=exchange, **options
