@@ -235,7 +235,7 @@ def test_a_manifest_of_another_format_is_not_read(load, monkeypatch):
     ],
 )
 def test_a_manifest_with_other_arrays_is_made_again(load, tmp_path, name, damage, log_lines):
-    """Of a valid archive, an array is missing or has another shape or type."""
+    """A valid archive, in which an array is missing or has another shape or type."""
     load()
     (file,) = (tmp_path / "cache" / "manifests").glob("*.npz")
     with np.load(file) as content:

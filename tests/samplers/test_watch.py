@@ -81,7 +81,7 @@ def test_nan_and_invalid_arguments():
 
 
 def test_calls_of_the_callback_are_not_watched(sampler):
-    """They would call it again; after the callback, and after its exception, the watch goes on."""
+    """They would call it again. The stages after them are watched."""
     seen, inner = [], []
 
     def nested(stage):
