@@ -298,7 +298,7 @@ def get_config() -> ConfigDict:
     visualize.samplers = ("ancestral", "ddim")  # html: samplers whose chains are recorded
     visualize.num_steps = (10, 50, 1000)  # html: numbers of steps of each of them, >= 1, at most T
     visualize.num_seeds = 2  # html: seeds of recorded chains, sampling.seed and the next ones; fewer if images are large
-    visualize.num_terms = 100  # html: timesteps at which the terms of the bound are computed, >= 2; 0: all T
+    visualize.num_terms = 100  # html: timesteps at which the terms of the bound are computed, >= 2, at most T; 0: all
     visualize.network = True  # html: embed the network, if it is small enough, so that the page can generate images
     visualize.onnxruntime_path = ""  # html: a copy of onnxruntime-web-1.30.0.tgz, which runs it; "": download it once
     return config

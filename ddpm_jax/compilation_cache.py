@@ -48,13 +48,17 @@ def enable(folder: str) -> None:
     """Use this folder, as of `folder_of`; "" for none. Must be called before the first compilation.
 
     A folder that cannot be used is only a warning, since no result depends on it. One in the workdir is created by JAX with
-    the first program, so that a start that fails creates no workdir.
+    the first program, so that a start that fails creates no workdir; instead the nearest folder that exists is checked.
     """
     fastest_kept = MIN_COMPILE_S
-    if folder and storage.path(folder).name != FOLDER:
+    if folder:
         try:
-            storage.make_folder(storage.path(folder))
-            storage.check_writable(storage.path(folder))
+            checked = storage.path(folder)
+            if checked.name != FOLDER:
+                storage.make_folder(checked)
+            while not storage.is_remote(checked) and not checked.exists():
+                checked = checked.parent
+            storage.check_writable(checked)
         except OSError as error:
             where = f"cannot write {folder}: {error_line(error)}; choose another `compilation_cache`"
             if storage.path(folder).is_dir():

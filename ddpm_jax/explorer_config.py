@@ -1,9 +1,7 @@
 """Derived from config.visualize for format html: what the page contains, computed with the objects of a run."""
 
 import functools
-import hashlib
 import itertools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,27 +11,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, choices, condition_config, config_validation, sampling_config
+from ddpm_jax import build, condition_config, config_validation, explorer_identity, explorer_network, sampling_config
 from ddpm_jax.diffusion import schedules, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import recorded_chains
-from ddpm_jax.interop import browser_network
-from ddpm_jax.plotting.explorer.page import MAX_BYTES, Page, sources_sha256
-from ddpm_jax.runtime import distributed, paths, rng
-from ddpm_jax.runtime.errors import InvalidArgumentError, NumericalError, UnavailableError
+from ddpm_jax.plotting.explorer.page import MAX_BYTES, Page
+from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.training import load_params
 from ddpm_jax.user_messages import UsageError
-
-logger = logging.getLogger(__name__)
 
 IMAGE_BYTES, CHAIN_BYTES = 1_500_000, 6_000_000  # of the real images with their noise, and of the chains, before base64
 MARGIN_BYTES = 500_000  # of the page, for everything that is small
-MOST_NETWORK_BYTES = MAX_BYTES - 4_500_000  # of the network with its runtime, in the page
-MOST_PARAMETERS = 1_500_000  # of a network that may fit
 MAX_IMAGES = 32
-FIELDS = ("start_index", "page_images", "samplers", "num_steps", "num_seeds", "num_terms", "network")  # of format html
-RECORDED = "The recorded chains above show what it does."
 
 
 def check(config: ConfigDict) -> None:
@@ -42,7 +31,7 @@ def check(config: ConfigDict) -> None:
     for field, least, most in (("page_images", 1, MAX_IMAGES), ("num_seeds", 1, MAX_IMAGES)):
         if not least <= visualize[field] <= most:
             raise UsageError(f"config.visualize.{field} is {visualize[field]}: choose {least}..{most}")
-    if visualize.num_terms and not 2 <= visualize.num_terms <= steps:
+    if visualize.num_terms < 0 or visualize.num_terms == 1:
         raise UsageError(f"config.visualize.num_terms is {visualize.num_terms}: choose 2..{steps}, or 0 for all")
     for field in ("samplers", "num_steps"):
         if not visualize[field]:
@@ -51,34 +40,14 @@ def check(config: ConfigDict) -> None:
         config_validation.check_part("visualize.samplers", name, SAMPLERS)
     if wrong := [number for number in visualize.num_steps if number < 1]:
         raise UsageError(f"config.visualize.num_steps contains {wrong[0]}: each must be 1 or more")
-    if visualize.onnxruntime_path and not paths.expand(visualize.onnxruntime_path).is_file():
-        raise UsageError(f"config.visualize.onnxruntime_path is {visualize.onnxruntime_path!r}: no such file")
     if config.data.condition:
         raise UsageError(
             f"config.visualize.format is 'html', which has no condition images (config.data.condition is "
             f"{config.data.condition!r}): choose png"
         )
-    for case in chain_cases(config):
-        build.build_sampler(sampler_config(config, *case))  # raises
-
-
-def identity_of(config: ConfigDict, params: Any, step: int | None, images: np.ndarray) -> tuple[str, dict[str, Any]]:
-    """The default folder name of a page, and all that determines its content; JSON-serializable.
-
-    Args:
-      config: resolved.
-      params: the parameters; None without a checkpoint.
-      step: that of the checkpoint; None without one.
-      images: the real images.
-    """
-    identity: dict[str, Any] = {"mode": "visualize", "diffusion": choices.used_fields(config, "diffusion")}
-    name = "explorer-forward"
-    if step is not None:
-        name = f"explorer-{sampling_config.run_name(config, step)}"
-        identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params))
-    shown = {name: list(value) if isinstance(value := config.visualize[name], tuple) else value for name in FIELDS}
-    images_sha256 = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
-    return name, identity | {"explorer": shown, "images_sha256": images_sha256, "page_sha256": sources_sha256()}
+    for case in explorer_identity.chain_cases(config):
+        build.build_sampler(explorer_identity.sampler_config(config, *case))  # raises
+    explorer_network.check(config)
 
 
 def make_page(
@@ -89,6 +58,7 @@ def make_page(
     labels: np.ndarray | None,
     noise: np.ndarray,
     class_names: tuple[str, ...],
+    runtime: explorer_network.Runtime,
 ) -> tuple[str, str]:
     """The text of the page, and a summary. Computes the chains and the terms of the bound, with progress lines.
 
@@ -100,6 +70,7 @@ def make_page(
       labels: int [N], or None.
       noise: float32 [N, H, W, C].
       class_names: of labels 0, 1, ...; () if unknown.
+      runtime: of the network; not used without a checkpoint.
     """
     facts = {"Data": config.data.name, "Images": "×".join(map(str, build.image_shape(config)))}
     facts |= {"Schedule": f"{config.diffusion.schedule}, T = {config.diffusion.num_timesteps:,}"}
@@ -110,26 +81,18 @@ def make_page(
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     facts |= {"Network": f"{config.model.name}, {count:,} parameters", "Weights": f"{config.sampling.params}, step {step:,}"}
     page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
-    add_model(page, config, params, images, labels)
-    return page.html(), f"step {step:,}, {config.sampling.params} weights, {sampling_config.describe_sampling(config)}"
+    cases = add_model(page, config, params, images, labels, runtime)
+    recorded = [
+        f"{sampler} in {', '.join(f'{steps:,}' for _, steps in group)} steps"
+        for sampler, group in itertools.groupby(cases, key=lambda case: case[0])
+    ]
+    options = "".join(f", {field} {value}" for field, value in explorer_identity.chain_options(config).items())
+    return page.html(), f"step {step:,}, {config.sampling.params} weights; recorded: {', '.join(recorded)}{options}"
 
 
 def num_page_images(config: ConfigDict) -> int:
     """Number of real images of the page: config.visualize.page_images, or fewer if they are large."""
     return max(1, min(config.visualize.page_images, IMAGE_BYTES // (5 * int(np.prod(build.image_shape(config))))))
-
-
-def chain_cases(config: ConfigDict) -> list[tuple[str, int]]:
-    """(sampler, number of steps) of the recorded chains, without repetitions."""
-    steps = dict.fromkeys(min(number, config.diffusion.num_timesteps) for number in config.visualize.num_steps)
-    return list(itertools.product(dict.fromkeys(config.visualize.samplers), steps))
-
-
-def sampler_config(config: ConfigDict, sampler: str, num_steps: int, **more: Any) -> ConfigDict:
-    """The config with another sampler and number of steps."""
-    case = config.copy_and_resolve_references()
-    case.sampling.update(sampler=sampler, num_steps=num_steps, num_intermediates=0, **more)
-    return case
 
 
 def page_of(
@@ -198,7 +161,14 @@ def _tables(schedule: NoiseSchedule, label: str) -> dict[str, Any]:
     return {"label": label} | {name: np.asarray(getattr(schedule, name), np.float64) for name in names}
 
 
-def add_model(page: Page, config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarray | None) -> None:
+def add_model(
+    page: Page,
+    config: ConfigDict,
+    params: Any,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    runtime: explorer_network.Runtime,
+) -> list[tuple[str, int]]:
     """Add what needs the trained network: recorded chains and the terms of the bound. Shows progress lines.
 
     Args:
@@ -207,8 +177,12 @@ def add_model(page: Page, config: ConfigDict, params: Any, images: np.ndarray, l
       params: NumPy arrays of the parameters.
       images: [N, H, W, C] in the data's type, of which the bound is computed.
       labels: int [N], for a class-conditional model.
+      runtime: of the network in the page.
+
+    Returns:
+      (sampler, number of steps) of the recorded chains: those of `explorer_identity.chain_cases` that fit.
     """
-    elements, reason = _network(config, params)
+    elements, reason = explorer_network.network_elements(config, params, runtime)
     page.add("noNetwork", reason)
     page.add_elements(elements)
     page.add("nullLabel", config.data.num_classes if condition_config.num_labels(config) > config.data.num_classes else None)
@@ -216,43 +190,16 @@ def add_model(page: Page, config: ConfigDict, params: Any, images: np.ndarray, l
     floats = "The images of this run are floats, which have no probabilities: there is no bound in bits."
     page.add("noBound", "No term of the bound is finite." if build.pixel_format(config).num_levels else floats)
     room = (MAX_BYTES - MARGIN_BYTES - len(page.html().encode())) * 3 // 4
-    page.add("chains", _record_chains(config, params, min(CHAIN_BYTES, room)))
-
-
-def _network(config: ConfigDict, params: Any) -> tuple[str, str]:
-    """The elements of the network and "", or "" and the reason why the page has no network."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if not config.visualize.network:
-        return "", f"This page was written without its network (config.visualize.network). {RECORDED}"
-    if not build.pixel_format(config).is_picture(config.data.channels):
-        return "", f"The page draws gray and RGB images of 8 bits only, so it has no network. {RECORDED}"
-    reason = f"The network has {count:,} parameters, too many for a page of {MAX_BYTES // 10**6} MB. {RECORDED}"
-    if count <= MOST_PARAMETERS:
-        plain = config.copy_and_resolve_references()
-        plain.model.dtype = "float32"  # ONNX Runtime has no bfloat16 convolutions for CPUs
-        try:
-            elements = browser_network.network_elements(
-                build.build_denoise_fn(plain, portable=True),
-                params,
-                image_shape=build.image_shape(config),
-                num_timesteps=config.diffusion.num_timesteps,
-                num_labels=condition_config.num_labels(config),
-                archive=str(paths.expand(path)) if (path := config.visualize.onnxruntime_path) else "",
-            )
-        except (UnavailableError, InvalidArgumentError, NumericalError) as error:
-            logger.warning(f"warning: the page has no network: {error}")
-            return "", f"The network could not be put into this page: {error}. {RECORDED}"
-        if len(elements) <= MOST_NETWORK_BYTES:
-            return elements, ""
-    logger.warning(f"warning: the page has no network: {reason}")
-    return "", reason
+    chains = _record_chains(config, params, min(CHAIN_BYTES, room))
+    page.add("chains", chains)
+    return [(chain["sampler"], chain["steps"]) for chain in chains]
 
 
 def _record_chains(config: ConfigDict, params: Any, max_bytes: int) -> list[dict[str, Any]]:
     shape, pixel_format, seed = build.image_shape(config), build.pixel_format(config), config.sampling.seed
     classes = config.data.num_classes if config.model.class_conditional else 0
     plan = recorded_chains.plan_chains(
-        chain_cases(config),
+        explorer_identity.chain_cases(config),
         image_bytes=int(np.prod(shape)),
         num_classes=classes,
         num_seeds=min(config.visualize.num_seeds, 2**32 - seed),
@@ -266,7 +213,7 @@ def _record_chains(config: ConfigDict, params: Any, max_bytes: int) -> list[dict
     found, done = [], 0
     with distributed.show_progress(sum(steps for _, steps in plan.cases), "steps", "recorded chains") as report:
         for name, steps in plan.cases:
-            case = sampler_config(config, name, steps, num_images=1)
+            case = explorer_identity.sampler_config(config, name, steps, num_images=1)
             chain = recorded_chains.record_chain(
                 build.build_sampler(case),
                 network,

@@ -101,15 +101,22 @@ def cache_name(config: ConfigDict, identity: dict[str, Any]) -> str:
     return name + (f"-classes_{digest(identity['class_counts'])}" if "class_counts" in identity else "")
 
 
-def run_name(config: ConfigDict, step: int) -> str:
-    """Folder name with the sampling settings, without the number of images."""
+def run_name(config: ConfigDict, step: int, *, chains: str = "", options: dict[str, str] | None = None) -> str:
+    """Folder name with the sampling settings, without the number of images.
+
+    Args:
+      config: resolved.
+      step: of the checkpoint.
+      chains: of several samplers: their name, instead of that of config.sampling with its steps and label.
+      options: of several samplers: their `nondefault_options`.
+    """
     sampling = config.sampling
-    name = f"step_{step}-{_short_value(sampling.sampler)}-{sampling.num_steps}-seed_{sampling.seed}"
-    for field, value in nondefault_options(config).items():
+    name = f"step_{step}-{chains or f'{_short_value(sampling.sampler)}-{sampling.num_steps}'}-seed_{sampling.seed}"
+    for field, value in (nondefault_options(config) if options is None else options).items():
         name += f"-{value}" if field == "spacing" else f"-{field}_{value}"
     if sampling.params != "ema":
         name += f"-{sampling.params}"
-    if sampling.label != -1:
+    if sampling.label != -1 and not chains:
         name += f"-label_{sampling.label}"
     if sampling.condition_noise:
         name += f"-condition_noise_{sampling.condition_noise:g}"

@@ -17,18 +17,24 @@ FORMATS = ("png", "html")
 
 def check_visualize(config: ConfigDict) -> None:
     """Raise a UsageError that names the invalid field of config.visualize."""
-    visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
+    visualize = config.visualize
     config_validation.check_choice("visualize.format", visualize.format, FORMATS)
+    if visualize.start_index < 0:
+        raise UsageError(f"config.visualize.start_index is {visualize.start_index}: it must be 0 or more")
     if visualize.format == "html":
         explorer_config.check(config)
+    else:
+        _check_figures(config)
+
+
+def _check_figures(config: ConfigDict) -> None:
+    visualize, steps, (least, most) = config.visualize, config.diffusion.num_timesteps, STAGES
     if not 1 <= visualize.num_images <= MAX_IMAGES:
         raise UsageError(f"config.visualize.num_images is {visualize.num_images}: choose 1..{MAX_IMAGES}")
     if steps < least - 1:
         raise UsageError(f"config.diffusion.num_timesteps is {steps}: too few, since figures have at least {least} stages")
     if not least <= visualize.num_stages <= min(most, steps + 1):
         raise UsageError(f"config.visualize.num_stages is {visualize.num_stages}: choose {least}..{min(most, steps + 1)}")
-    if visualize.start_index < 0:
-        raise UsageError(f"config.visualize.start_index is {visualize.start_index}: it must be 0 or more")
     animation_config.check_animation(config)
 
 

@@ -84,6 +84,32 @@ def test_a_folder_that_cannot_be_used_is_a_warning(monkeypatch, tmp_path, log_li
     assert line.startswith("new compiled programs are not kept, but those there are used: cannot write")
 
 
+@pytest.mark.parametrize("file", ["run/compilation_cache", "run"])
+def test_a_file_instead_of_the_folder_in_the_workdir_is_one_warning(tmp_path, log_lines, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    folder = tmp_path / "run" / "compilation_cache"
+    compilation_cache.enable(str(folder))
+    assert used()[0] is None
+    (line,) = log_lines
+    assert line.startswith(f"compiled programs are not kept: cannot write {folder}: not a directory; choose another")
+
+
+def test_a_workdir_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path, log_lines):
+    """Its folder is not there, so that the nearest one that is there is tried."""
+    tried = []
+
+    def read_only(folder):
+        tried.append(folder)
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(compilation_cache.storage, "check_writable", read_only)
+    compilation_cache.enable(str(tmp_path / "run" / "compilation_cache"))
+    assert (tried, used()[0]) == ([tmp_path], None)
+    (line,) = log_lines
+    assert "permission denied; choose another `compilation_cache`" in line
+
+
 # JAX's log has each program that it reads from the cache. On CPUs the key of a program has the process; on GPUs and TPUs it
 # has the devices of the whole job, which are the same for all processes. So here it gets their kinds only.
 PROGRAM = """

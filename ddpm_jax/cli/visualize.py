@@ -21,7 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import animation_config, build, explorer_config, sampling_config, visualize_config
+from ddpm_jax import (
+    animation_config,
+    build,
+    explorer_config,
+    explorer_identity,
+    explorer_network,
+    sampling_config,
+    visualize_config,
+)
 from ddpm_jax.cli import common
 from ddpm_jax.diffusion import conditioning, gaussian, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -67,7 +75,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     arrays = {"originals": images, "forward_t": t, "forward_x_t": forward}
     pictures = {"forward.png": forward_picture(config, schedule, t, x_t[:, 0], forward)}
     name, summary = "visualize-forward", f"no checkpoint in {run_folder} yet: only forward.png, which needs no network"
-    identity = {"mode": "visualize", "diffusion": config.diffusion.to_dict()}
+    identity = {"mode": "visualize", "diffusion": config.diffusion.to_dict(), "sampling": {"seed": config.sampling.seed}}
 
     trained = distributed.all_processes(has_checkpoint(config, run_folder))
     if trained:
@@ -83,6 +91,7 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
         identity = sampling_config.identity_of(config, "visualize", step, load_params.params_sha256(params)) | inputs.identity
     identity |= {
         "visualize": {field: config.visualize[field] for field in FIGURE_FIELDS},
+        "pixels": pixel_format._asdict(),
         "images_sha256": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
     }
     with distributed.raise_on_all_processes():
@@ -128,7 +137,11 @@ def write_page(
     """Write the page of format html; only its first part if there is no checkpoint."""
     trained = distributed.all_processes(has_checkpoint(config, run_folder))
     params, step = common.restore_params(config, run_folder, mesh) if trained else (None, None)
-    name, identity = explorer_config.identity_of(config, params, step, images)
+    with distributed.raise_on_all_processes():
+        runtime = explorer_network.Runtime(None, "")
+        if trained and distributed.is_primary_process():
+            runtime = explorer_network.find_runtime(config, params)
+    name, identity = explorer_identity.identity_of(config, params, step, images, labels, runtime.reason)
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             target = manifest.claim(identity, names=(PAGE,), default=workdir.sample_folder(run_folder) / name, output=output)
@@ -140,8 +153,9 @@ def write_page(
                 labels,
                 np.asarray(visualize_config.starting_noise(config)),
                 common.class_names_of(run_folder),
+                runtime,
             )
-            write_atomically(target / PAGE, page)
+            write_atomically(target / PAGE, page, advice=manifest.ADVICE)
             print(summary)
             print(f"wrote {target / PAGE} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
     return 0

@@ -16,6 +16,7 @@ import logging
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,16 @@ FORMAT = 1
 MARGIN_S = 2.0
 CHUNK = 4096  # files per task of a thread
 _NEVER = -1  # instead of the size: of a file that must be read
+# The arrays of a manifest of N files, D of them deep: name -> (type, length or None, shape of an entry).
+_ARRAYS = {
+    "names": ("u1", None, ()),
+    "states": ("i8", "N", (3,)),
+    "digests": ("u1", "N", (32,)),
+    "extremes": ("u1", "N", (2,)),
+    "deep": ("i8", "D", ()),
+    "deep_levels": ("f8", "D", (3,)),
+    "levels": ("f8", None, ()),
+}
 
 
 class FileFacts:
@@ -79,6 +90,7 @@ class FolderManifest:
         self._started = time.time()
         self._states = file_states(folder, paths, num_threads)
         self.facts, self.known = FileFacts(len(paths)), np.zeros(len(paths), bool)
+        self._cannot_save = False
         if (old := self._load()) is not None:
             self._take_over(old)
 
@@ -92,6 +104,8 @@ class FolderManifest:
 
         An error is logged: the manifest is optional.
         """
+        if self._cannot_save:
+            return
         facts, states = self.facts, self._states.copy()
         states[list(unreadable), 0] = _NEVER
         if not self._remote:
@@ -116,17 +130,24 @@ class FolderManifest:
                 with open_atomic(self.file, shared=True) as out:
                     np.savez(out, **arrays)
         except OSError as error:
-            logger.warning(f"warning: {error}; the next start reads every file again")
+            logger.warning(f"warning: {error}; set `cache_dir` to another folder: the next start reads every file again")
 
     def _load(self) -> dict[str, np.ndarray] | None:
         """The arrays of the file; None if there is none that can be used."""
         try:
             with open(self.file, "rb") as content, np.load(content, allow_pickle=False) as arrays:
                 if int(arrays["format"]) == FORMAT:
-                    return {name: arrays[name] for name in arrays.files}
+                    return _checked({name: arrays[name] for name in _ARRAYS})
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except NotADirectoryError:
+            # Before the first reading, which may take hours.
+            self._cannot_save = True
+            logger.warning(
+                f"warning: cannot write {self.file}: a part of this path is a file, not a folder; set `cache_dir` to another "
+                "folder: every start reads every file again"
+            )
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning(f"warning: {self.file} is damaged ({error_line(error)}): every file is read again")
         return None
 
@@ -152,6 +173,18 @@ class FolderManifest:
             return np.arange(count)
         row_of = {name: row for row, name in enumerate(_split(old["names"]))}
         return np.fromiter((row_of.get(name, -1) for name in _split(self._names)), np.int64, count)
+
+
+def _checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a manifest. Raises ValueError if they are not those of `save`."""
+    sizes = {"N": arrays["names"].tobytes().count(b"\0") + 1, "D": arrays["deep"].size, None: -1}
+    for name, (kind, length, entry) in _ARRAYS.items():
+        array = arrays[name]
+        if array.ndim != 1 + len(entry) or array.shape[1:] != entry or sizes[length] not in (-1, len(array)):
+            raise ValueError(f"{name} has the shape {list(array.shape)}")
+        if array.dtype != kind:
+            raise ValueError(f"{name} is {array.dtype}")
+    return arrays
 
 
 def _with_others(arrays: dict[str, Any], old: dict[str, np.ndarray] | None) -> dict[str, Any]:

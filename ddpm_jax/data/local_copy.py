@@ -48,7 +48,7 @@ def of_folder(name: str, what: str, wanted: Callable[[str], bool] = lambda file:
         return os.fspath(target)
     total, done, last = sum(size for size, _ in missing.values()), 0, time.monotonic()
     logger.info(f"{name}: copying {len(missing):,} files, {total / 1e6:,.1f} MB, to {target}")
-    with os_errors(f"cannot write to {target}"):
+    with os_errors(f"cannot write to {target}", "; set `cache_dir` to another folder"):
         target.mkdir(parents=True, exist_ok=True)
         if total > shutil.disk_usage(target).free:
             raise FileAccessError(

@@ -12,6 +12,7 @@ from ddpm_jax.runtime.config_changes import changes, flatten
 from ddpm_jax.runtime.errors import ConflictError, InvalidDataError, as_text
 
 MANIFEST = "manifest.json"
+ADVICE = "; choose another `output`"  # if a result cannot be written
 
 
 def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.Path, output: str = "") -> pathlib.Path:
@@ -40,7 +41,7 @@ def claim(identity: dict[str, Any], *, names: Collection[str], default: pathlib.
         folder = next(each for each in _numbered(default) if _is_free(each, identity))
         paths.make_output_folder(folder)
     if not (folder / MANIFEST).exists():
-        write(folder, identity)
+        write(folder, identity, advice=ADVICE)
     return folder
 
 
@@ -56,9 +57,9 @@ def check_output(identity: dict[str, Any], output: str) -> None:
         require_same(folder, identity)
 
 
-def write(folder: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Write the manifest of a folder."""
-    write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n")
+def write(folder: pathlib.Path, identity: dict[str, Any], *, advice: str = "") -> None:
+    """Write the manifest of a folder. `advice` ends the message of an error."""
+    write_atomically(folder / MANIFEST, json.dumps(identity, indent=2) + "\n", advice=advice)
 
 
 def require_same(folder: pathlib.Path, identity: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.interop import export_onnx, onnx_model, onnxruntime_web
+from ddpm_jax.interop.onnxruntime_web import RuntimeAssets
 
 NAME = "denoiser"  # of the model in the page: `onnxNetworks.load(NAME)`
 NUM_EXAMPLES = 4  # images that are compared with JAX
@@ -19,7 +20,7 @@ def network_elements(
     image_shape: Sequence[int],
     num_timesteps: int,
     num_labels: int,
-    archive: str = "",
+    assets: RuntimeAssets,
 ) -> str:
     """HTML elements with the network and its runtime, as `onnxruntime_web.page_elements`; the model is `network_model`'s.
 
@@ -29,12 +30,11 @@ def network_elements(
       image_shape: (H, W, C).
       num_timesteps: T.
       num_labels: number of labels that the network knows, the null label included; 0 for a network without labels.
-      archive: as for `onnxruntime_web.runtime_assets`.
+      assets: from `onnxruntime_web.runtime_assets`, which is asked first: it fails at once, and the conversion takes minutes.
 
     Raises:
-      UnavailableError: the packages for ONNX are not installed, or the runtime cannot be downloaded.
-      InvalidArgumentError: ONNX cannot express the network, or `archive` does not exist.
-      InvalidDataError: the archive has another content.
+      UnavailableError: the packages for ONNX are not installed.
+      InvalidArgumentError: ONNX cannot express the network.
       NumericalError: the model differs from the network.
     """
     model = export_onnx.network_model(make_denoise_fn, params, image_shape=image_shape, has_labels=num_labels > 0)
@@ -44,4 +44,4 @@ def network_elements(
         label = [np.full(1, number % num_labels, np.int32)] if num_labels else []
         examples.append([generator.standard_normal((1, *image_shape), np.float32), t[None], *label])
     onnx_model.largest_difference(model, function, examples, name="network")
-    return onnxruntime_web.page_elements({NAME: model}, onnxruntime_web.runtime_assets(archive))
+    return onnxruntime_web.page_elements({NAME: model}, assets)

@@ -46,11 +46,11 @@ def open_atomic(file: Path, mode: str = "wb", *, sync: bool = True, shared: bool
         raise
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Writes a text with `open_atomic`.
+def write_atomically(file: Path, text: str, *, advice: str = "") -> None:
+    """Writes a text with `open_atomic`. `advice` ends the message of an error, such as "; choose another folder".
 
     Raises:
       FileAccessError: the file cannot be written.
     """
-    with os_errors(f"cannot write {file}"), open_atomic(file, "w", shared=True) as out:
+    with os_errors(f"cannot write {file}", advice), open_atomic(file, "w", shared=True) as out:
         out.write(text)

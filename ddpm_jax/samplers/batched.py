@@ -159,6 +159,7 @@ class BatchedSampler:
         key: jax.Array,
         *,
         num_images: int,
+        first_image: int = 0,
         cond: Any = None,
         given: Any = None,
         report: Callable[[float], None] = lambda images: None,
@@ -183,10 +184,11 @@ class BatchedSampler:
                     )
                 in_order = self.sampler.total_steps is None and done < steps
                 t = int(schedule.timesteps[steps - 1 - done]) if in_order else None
-                watching.callback(Stage(batch.first, done, steps, t, x_t, pred_xstart))
+                watching.show(Stage(batch.first, done, steps, t, x_t, pred_xstart))
             return GeneratedBatch(self._finish(state.x), cond, state.saved_x, state.saved_pred_xstart)
 
-        return self._driver.run(compute, self._driver.split((cond, given), num_images), key=key, report=report)
+        batches = self._driver.split((cond, given), num_images)
+        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
 
     def _watched_chunk(self, count: int) -> Callable[..., Any]:
         """A function compiled for `count` steps that also returns the last pred_xstart."""

@@ -2,10 +2,13 @@
 
 import contextlib
 import contextvars
+import numbers
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 
 class Stage(NamedTuple):
@@ -34,6 +37,14 @@ class Watch(NamedTuple):
     callback: Callable[[Stage], None]
     stages: int
 
+    def show(self, stage: Stage) -> None:
+        """Call the callback. Methods that it calls are not watched: each of their stages would call it again, without end."""
+        token = _CURRENT.set(None)
+        try:
+            self.callback(stage)
+        finally:
+            _CURRENT.reset(token)
+
 
 _CURRENT: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
 
@@ -42,6 +53,9 @@ _CURRENT: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch",
 def watch(callback: Callable[[Stage], None], stages: int = 20) -> Iterator[None]:
     """Context manager: calls `callback` with stages of the images that methods of a `Run` generate inside, in this thread.
 
+    These are `sample`, `trajectory`, `inpaint`, `image_to_image`, `interpolate` and `invert`. Methods that the callback itself
+    calls are not watched.
+
         with ddpm_jax.watch(lambda stage: print(stage.step, stage.pred_xstart.shape)):
             run.sample(16)
 
@@ -49,14 +63,16 @@ def watch(callback: Callable[[Stage], None], stages: int = 20) -> Iterator[None]
 
     Args:
       callback: gets a `Stage` after each chunk of steps. An exception that it raises ends the call, before the next chunk.
-      stages: about how many stages of each batch, 1 or more; at most one per step.
+      stages: about how many stages of each batch, an integer of 1 or more; at most one per step.
 
     Raises:
-      ValueError: `stages` is less than 1.
+      InvalidArgumentError: a ValueError: `callback` cannot be called, or `stages` is not such an integer.
     """
-    if stages < 1:
-        raise ValueError(f"stages is {stages}: it must be at least 1")
-    token = _CURRENT.set(Watch(callback, stages))
+    if not callable(callback):
+        raise InvalidArgumentError(f"callback is {callback!r}: it must be a function of one argument, a Stage")
+    if not isinstance(stages, numbers.Integral) or isinstance(stages, bool) or stages < 1:
+        raise InvalidArgumentError(f"stages is {stages!r}: it must be an integer of at least 1")
+    token = _CURRENT.set(Watch(callback, int(stages)))
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from ddpm_jax import build, data_config, explorer_config
+from ddpm_jax import build, data_config, explorer_config, explorer_network
 from ddpm_jax.configs import digits
 from ddpm_jax.diffusion import gaussian, pixels
 from ddpm_jax.diffusion.schedules import make_schedule, respace
@@ -44,7 +44,8 @@ def noise():
 def file(run, noise, tmp_path_factory):
     """The page with the network."""
     config, params, batch = run
-    text, _ = explorer_config.make_page(config, params, 1, batch["image"], batch["label"], noise, ())
+    runtime = explorer_network.find_runtime(config, params)
+    text, _ = explorer_config.make_page(config, params, 1, batch["image"], batch["label"], noise, (), runtime)
     path = tmp_path_factory.mktemp("page") / "explorer.html"
     path.write_text(text, encoding="utf-8")
     assert path.stat().st_size < 15_000_000

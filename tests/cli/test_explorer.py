@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, data_config, explorer_config, visualize_config
+from ddpm_jax import build, data_config, explorer_config, explorer_identity, explorer_network, visualize_config
 from ddpm_jax.cli import sample, visualize
 from ddpm_jax.diffusion import pixels, schedules, vlb
-from ddpm_jax.interop import browser_network
+from ddpm_jax.evaluation import manifest
+from ddpm_jax.interop import browser_network, onnx_model, onnxruntime_web
 from ddpm_jax.plotting.explorer.page import MAX_BYTES
-from ddpm_jax.runtime.errors import ConflictError, UnavailableError
+from ddpm_jax.runtime import atomic
+from ddpm_jax.runtime.errors import ConflictError, FileAccessError, UnavailableError
 from ddpm_jax.user_messages import UsageError
 
 NETWORK = "tests.small_network:Small"
@@ -107,21 +109,39 @@ def test_the_page_is_reproducible_and_small(page, trained, tiny_config, tmp_path
 
 def test_another_page_goes_beside(trained, tiny_config, tmp_path, capsys):
     """Pages never overwrite others: the same settings give the same folder, other settings another one."""
-    quick = FIELDS | {"visualize.num_steps": (2,), "visualize.samplers": ("ddim",), "visualize.num_terms": 2}
-    for fields in (quick, quick, quick | {"visualize.num_seeds": 1}):
+    for fields in (QUICK, QUICK, QUICK | {"visualize.num_seeds": 1}):
         assert visualize.run(tiny_config(fields), str(trained)) == 0
     folders = [path for path in (trained / "samples").iterdir() if path.name.startswith("explorer")]
-    assert sorted(path.name for path in folders) == ["explorer-step_6-ddim-4-seed_0", "explorer-step_6-ddim-4-seed_0-2"]
+    assert sorted(path.name for path in folders) == ["explorer-step_6-ddim-2-seed_0", "explorer-step_6-ddim-2-seed_0-2"]
     with pytest.raises(ConflictError, match="explorer"):
-        visualize.run(tiny_config(quick | {"visualize.num_terms": 3}), str(trained), output=str(folders[0]))
+        visualize.run(tiny_config(QUICK | {"visualize.num_terms": 3}), str(trained), output=str(folders[0]))
     assert "open it in a browser" in capsys.readouterr().out
 
 
-def test_the_network_is_embedded_or_the_reason_is_stated(trained, tiny_config, tmp_path, monkeypatch, log_lines):
-    quick = FIELDS | {"visualize.num_steps": (2,), "visualize.samplers": ("ddim",), "visualize.num_terms": 2}
-    archive = tmp_path / "copy.tgz"
-    archive.touch()
-    with_network = quick | {"visualize.network": True, "visualize.onnxruntime_path": str(archive)}
+ASSETS = onnxruntime_web.RuntimeAssets("export {};", b"")
+QUICK = FIELDS | {"visualize.num_steps": (2,), "visualize.samplers": ("ddim",), "visualize.num_terms": 2}
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """The packages for ONNX and the runtime are there; a network's elements are `elements`."""
+    monkeypatch.setattr(onnx_model, "require", lambda name: None)
+    monkeypatch.setattr(onnxruntime_web, "runtime_assets", lambda archive: ASSETS)
+
+    def replace(elements):
+        monkeypatch.setattr(browser_network, "network_elements", elements)
+
+    return replace
+
+
+def unavailable(*args, **options):
+    raise UnavailableError("jax2onnx cannot be imported: install it")
+
+
+def test_the_network_is_embedded_or_the_reason_is_stated(
+    trained, tiny_config, tmp_path, monkeypatch, packages, log_lines, capsys
+):
+    with_network = QUICK | {"visualize.network": True}
     given = []
 
     def elements(make_denoise_fn, params, **options):
@@ -132,22 +152,59 @@ def test_the_network_is_embedded_or_the_reason_is_stated(trained, tiny_config, t
         assert visualize.run(tiny_config(fields), str(trained), output=str(tmp_path / name)) == 0
         return (tmp_path / name / "explorer.html").read_text()
 
-    monkeypatch.setattr(browser_network, "network_elements", elements)
+    packages(elements)
     assert "const onnxNetworks = {};" in text("embedded", with_network)
-    assert given == [{"image_shape": (8, 8, 1), "num_timesteps": 100, "num_labels": 11, "archive": str(archive)}]
+    assert given == [{"image_shape": (8, 8, 1), "num_timesteps": 100, "num_labels": 11, "assets": ASSETS}]
     assert data_of(tmp_path / "embedded" / "explorer.html")["noNetwork"] == ""
+    assert "step 6, ema weights; recorded: ddim in 2 steps\n" in capsys.readouterr().out
 
-    monkeypatch.setattr(browser_network, "network_elements", lambda *args, **options: "x" * MAX_BYTES)
+    packages(lambda *args, **options: "x" * MAX_BYTES)
     assert "too many for a page of 15 MB" in text("large", with_network)
-
-    def fail(*args, **options):
-        raise UnavailableError("jax2onnx cannot be imported: install it")
-
-    monkeypatch.setattr(browser_network, "network_elements", fail)
+    packages(unavailable)
     assert "jax2onnx cannot be imported: install it. The recorded chains" in text("missing", with_network)
     assert [line for line in log_lines if "the page has no network" in line and "jax2onnx" in line]
-    monkeypatch.setattr(explorer_config, "MOST_PARAMETERS", 10)
+    monkeypatch.setattr(explorer_network, "MOST_PARAMETERS", 10)
     assert re.search(r"The network has [\d,]+ parameters", text("counted", with_network))
+
+
+def test_a_page_without_the_network_does_not_replace_one_with_it(trained, tiny_config, monkeypatch, packages):
+    """Without the packages or the runtime, which is known before the network is converted."""
+    packages(lambda *args, **options: "<script>const onnxNetworks = {};</script>")
+    config = tiny_config(QUICK | {"visualize.network": True, "sampling.seed": 5})
+    assert visualize.run(config, str(trained)) == 0
+    (first,) = (trained / "samples").glob("explorer-*-seed_5*")
+    packages(lambda *args, **options: pytest.fail("converted"))
+    monkeypatch.setattr(onnxruntime_web, "runtime_assets", unavailable)
+    assert visualize.run(config, str(trained)) == 0
+    second = first.with_name(f"{first.name}-2")
+    assert "onnxNetworks = {}" in (first / "explorer.html").read_text()
+    assert "jax2onnx cannot be imported" in data_of(second / "explorer.html")["noNetwork"]
+    monkeypatch.setattr(onnxruntime_web, "runtime_assets", lambda archive: pytest.fail("downloaded"))
+    monkeypatch.setattr(onnx_model, "require", unavailable)
+    assert visualize.run(config, str(trained)) == 0
+    with pytest.raises(ConflictError, match=r'explorer.no_network was "", now "The network could not'):
+        visualize.run(config, str(trained), output=str(first))
+
+
+def test_the_identity_has_what_differs(tiny_config):
+    """Without a network the seed and the type of the images; with one also the options of each recorded sampler."""
+    images, labels = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3)
+
+    def identity(step, changes):
+        config = tiny_config(FIELDS | changes)
+        return explorer_identity.identity_of(config, {"w": jax.numpy.zeros(3)}, step, images, labels, "")
+
+    for step in (None, 6):
+        name, plain = identity(step, {})
+        for changes in ({"sampling.seed": 1}, {"sampling.shown_channels": (0,)}, {"data.name": "mnist"}):
+            assert identity(step, changes)[1] != plain
+    assert name == "explorer-step_6-ancestral-ddim-3-5-100-seed_0"
+    name, other = identity(6, {"sampling.ddim.eta": 0.5, "sampling.sampler": "heun", "sampling.num_steps": 7})
+    assert name == "explorer-step_6-ancestral-ddim-3-5-100-seed_0-eta_0.5"
+    assert (plain["sampling"]["ddim"]["eta"], other["sampling"]["ddim"]["eta"]) == (0.0, 0.5)
+    assert identity(6, {"sampling.sampler": "heun", "sampling.num_steps": 7, "sampling.label": 2})[1] == plain
+    many = tuple(range(10, 40))
+    assert identity(6, {"visualize.num_steps": many})[0] == "explorer-step_6-60_chains-seed_0"
 
 
 def test_without_a_checkpoint_there_is_the_forward_part(tiny_config, tmp_path, capsys):
@@ -157,6 +214,20 @@ def test_without_a_checkpoint_there_is_the_forward_part(tiny_config, tmp_path, c
     assert "chains" not in data
     assert data["images"].shape == (3, 8, 8, 1)
     assert "no checkpoint" in capsys.readouterr().out
+    assert visualize.run(tiny_config(FIELDS | {"sampling.seed": 1}), str(run)) == 0
+    other = data_of(run / "samples" / "explorer-forward-2" / "explorer.html")
+    assert (other["noise"] != data["noise"]).all()
+
+
+def test_a_full_disk_is_one_line_with_advice(tiny_config, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic, "open_atomic", full)
+    for file in ("manifest.json", "explorer.html"):
+        with pytest.raises(FileAccessError, match=rf"cannot write \S+{file}: no space left on device; choose another `output`"):
+            visualize.run(tiny_config(FIELDS), str(tmp_path / "run"), output=str(tmp_path / "out"))
+        monkeypatch.setattr(manifest, "write", lambda *args, **options: None)
 
 
 def test_large_images_fit(tiny_config, tmp_path):
@@ -172,7 +243,8 @@ def data_with_model(config, images):
     params = jax.tree.map(np.asarray, jax.jit(build.build_init(config))(jax.random.key(0)).params)
     noise = np.zeros(images.shape, np.float32)
     page = explorer_config.page_of(config, images, None, noise, facts={"Data": "numbers"}, class_names=())
-    explorer_config.add_model(page, config, params, images, None)
+    runtime = explorer_network.find_runtime(config, params)
+    explorer_config.add_model(page, config, params, images, None, runtime)
     html = page.html()
     (text,) = re.findall(r'id="data">(.*?)</script>', html, re.DOTALL)
     return json.loads(text), len(html.encode())
@@ -204,15 +276,23 @@ def test_zero_terminal_snr_with_all_terms(tiny_config):
     assert bound["total"] == pytest.approx(bound["prior"] + sum(bound["bits"]))
 
 
-def test_large_color_images_and_a_large_network_fit(tiny_config, monkeypatch):
+def test_large_color_images_and_a_large_network_fit(tiny_config, packages):
     """All budgets used up: a network of the largest size beside images of 64x64."""
-    monkeypatch.setattr(browser_network, "network_elements", lambda *a, **k: "x" * explorer_config.MOST_NETWORK_BYTES)
+    packages(lambda *args, **options: "x" * explorer_network.MOST_NETWORK_BYTES)
     config = tiny_config(FIELDS | UNCONDITIONAL | {"data.image_size": 64, "data.channels": 3, "visualize.num_terms": 2})
     config.visualize.update(num_steps=(2, 3), page_images=32, network=True, num_seeds=9)
     images = np.zeros((explorer_config.num_page_images(config), 64, 64, 3), np.uint8)
     data, size = data_with_model(config, images)
     assert 12_500_000 < size < MAX_BYTES
     assert len(data["chains"]) == 4
+
+
+def test_fields_of_figures_are_not_checked_and_few_timesteps_suffice(tiny_config):
+    """Those of figures are not used here, nor those of the page in figures; there are fewer terms than the default."""
+    figures = {"visualize.num_images": 0, "visualize.num_stages": 1, "visualize.animation": "mp4", "visualize.num_terms": 100}
+    visualize_config.check_visualize(tiny_config(FIELDS | figures | {"diffusion.num_timesteps": 3, "sampling.num_steps": 2}))
+    page = {"visualize.format": "png", "visualize.page_images": 0, "visualize.samplers": (), "visualize.num_terms": 1}
+    visualize_config.check_visualize(tiny_config(FIELDS | page))
 
 
 def test_errors_are_one_line(tiny_config, tmp_path):
@@ -225,10 +305,16 @@ def test_errors_are_one_line(tiny_config, tmp_path):
     refused(r"visualize\.page_images is 0: choose 1\.\.32", {"visualize.page_images": 0})
     refused(r"visualize\.num_seeds is 33: choose 1\.\.32", {"visualize.num_seeds": 33})
     refused(r"visualize\.num_terms is 1: choose 2\.\.100, or 0", {"visualize.num_terms": 1})
-    refused(r"visualize\.num_terms is 101", {"visualize.num_terms": 101})
+    refused(r"visualize\.num_terms is -1", {"visualize.num_terms": -1})
     refused(r"visualize\.samplers is empty", {"visualize.samplers": ()})
     refused(r"visualize\.samplers is 'dimm'", {"visualize.samplers": ("dimm",)})
     refused(r"visualize\.num_steps contains 0", {"visualize.num_steps": (0,)})
     refused(r"visualize\.num_steps holds 'x'", {"visualize.num_steps": ("x",)})
-    refused(r"visualize\.onnxruntime_path is 'no.tgz': no such file", {"visualize.onnxruntime_path": "no.tgz"})
+    refused(r"visualize\.onnxruntime_path: \S+no.tgz does not exist: `npm pack", {"visualize.onnxruntime_path": "no.tgz"})
+    (tmp_path / "wrong.tgz").write_text("wrong")
+    refused(
+        r"visualize\.onnxruntime_path: \S+wrong.tgz is not onnxruntime-web .*`npm pack",
+        {"visualize.onnxruntime_path": str(tmp_path / "wrong.tgz")},
+    )
+    refused(r"start_index is -1", {"visualize.start_index": -1})
     refused("has no condition images", {"data.condition": "downsample"})

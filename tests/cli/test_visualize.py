@@ -274,6 +274,12 @@ def test_without_a_checkpoint_there_is_only_the_forward_figure(tiny_config, tmp_
     assert out.count("\n") == 2
     assert "no checkpoint" in out
     assert "only forward.png" in out
+    assert visualize.run(tiny_config(FIELDS | {"sampling.seed": 1}), str(run)) == 0
+    assert visualize.run(tiny_config(FIELDS | {"sampling.shown_channels": (0,)}), str(run)) == 0
+    folders = [f"visualize-forward{number}" for number in ("", "-2", "-3")]
+    assert names(run / "samples") == tuple(folders)
+    first, second = (np.load(run / "samples" / folder / "images.npz")["forward_x_t"] for folder in folders[:2])
+    assert (first[:, 1:] != second[:, 1:]).any()
 
 
 def test_color_images_of_a_real_data_set(tiny_config, tmp_path, real_data, sheets):

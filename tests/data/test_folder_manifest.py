@@ -220,11 +220,49 @@ def test_a_manifest_of_another_format_is_not_read(load, monkeypatch):
     assert len(load()[1]) == COUNT
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(load, tmp_path, log_lines):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, None) for name in ("format", *folder_manifest._ARRAYS)),
+        ("format", [1, 1]),
+        ("names", np.zeros(3, np.uint8)),
+        ("states", np.zeros((COUNT - 1, 3), np.int64)),
+        ("digests", np.zeros((COUNT, 31), np.uint8)),
+        ("extremes", np.zeros(COUNT, np.uint8)),
+        ("deep", np.zeros(1, np.int64)),
+        ("levels", np.array(0.0)),
+        ("states", np.zeros((COUNT, 3), "U4")),
+    ],
+)
+def test_a_manifest_with_other_arrays_is_made_again(load, tmp_path, name, damage, log_lines):
+    """A valid archive, in which an array is missing or has another shape or type."""
+    load()
+    (file,) = (tmp_path / "cache" / "manifests").glob("*.npz")
+    with np.load(file) as content:
+        arrays = dict(content)
+    del arrays[name]
+    np.savez(file, **arrays, **({} if damage is None else {name: damage}))
+    assert len(load()[1]) == COUNT
+    assert f"{file} is damaged" in " ".join(log_lines)
+    assert load()[1] == []
+
+
+def test_a_cache_that_is_a_file_is_one_warning(load, tmp_path, log_lines):
     (tmp_path / "cache").write_text("a file")
     assert len(load()[1]) == COUNT
-    assert "cannot write" in " ".join(log_lines)
-    assert "the next start reads every file again" in " ".join(log_lines)
+    (line,) = [line for line in log_lines if line.startswith("warning")]
+    assert "cannot write" in line
+    assert "set `cache_dir` to another folder: every start reads every file again" in line
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(load, monkeypatch, log_lines):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_manifest, "open_atomic", full)
+    assert len(load()[1]) == COUNT
+    (line,) = [line for line in log_lines if line.startswith("warning")]
+    assert "no space left on device; set `cache_dir` to another folder: the next start reads every file again" in line
 
 
 def test_a_set_in_memory_needs_no_manifest(load, tmp_path):

@@ -72,5 +72,35 @@ def test_nan_and_invalid_arguments():
         pytest.raises(NonFiniteSamples, match=r"3 of the 3 images .* after step 24 of 40"),
     ):
         generator(1, 4, broken).generate_all(PARAMS, KEY, num_images=3)
-    with pytest.raises(ValueError, match="stages is 0"), watch(print, stages=0):
-        pass
+    for stages in (0, -1, 2.0, float("nan"), "5", None, True):
+        with pytest.raises(ValueError, match=f"^stages is {stages!r}: it must be an integer"), watch(print, stages=stages):
+            pass
+    for callback in (None, 3):
+        with pytest.raises(ValueError, match=f"^callback is {callback}: it must be a function"), watch(callback):
+            pass
+
+
+def test_calls_of_the_callback_are_not_watched(sampler):
+    """They would call it again. The stages after them are watched."""
+    seen, inner = [], []
+
+    def nested(stage):
+        seen.append(stage.step)
+        if len(seen) > 2:
+            return
+        sampler.generate_all(PARAMS, KEY, num_images=1)
+        with watch(inner.append, stages=2):
+            sampler.generate_all(PARAMS, KEY, num_images=1)
+
+    with watch(nested, stages=2):
+        sampler.generate_all(PARAMS, KEY, num_images=1)
+    assert seen == [20, 40]
+    assert [stage.step for stage in inner] == [20, 40] * 2
+
+
+def test_later_images_are_watched(sampler):
+    plain, stages = sampler.generate_all(PARAMS, KEY, num_images=COUNT), []
+    with watch(stages.append, stages=2):
+        watched = sampler.generate_all(PARAMS, KEY, num_images=2, first_image=3)
+    np.testing.assert_array_equal(watched.images, plain.images[3:])
+    assert [stage.first_image for stage in stages] == [3, 3]

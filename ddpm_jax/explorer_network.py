@@ -1,0 +1,107 @@
+"""Derived from config.visualize for format html: whether the page contains the network, and the elements of the network."""
+
+import logging
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, condition_config, user_messages
+from ddpm_jax.interop import browser_network, onnx_model, onnxruntime_web
+from ddpm_jax.plotting.explorer.page import MAX_BYTES
+from ddpm_jax.runtime import paths
+from ddpm_jax.runtime.errors import InvalidArgumentError, NumericalError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+MOST_NETWORK_BYTES = MAX_BYTES - 4_500_000  # of the network with its runtime, in the page
+MOST_PARAMETERS = 1_500_000  # of a network that may fit
+RECORDED = "The recorded chains above show what it does."
+
+
+class Runtime(NamedTuple):
+    """What runs the network in the page.
+
+    Attributes:
+      assets: ONNX Runtime; None for a page without its network.
+      reason: why the page has no network, for its reader; "" if it has one.
+    """
+
+    assets: onnxruntime_web.RuntimeAssets | None
+    reason: str
+
+
+def check(config: ConfigDict) -> None:
+    """Raise a UsageError if config.visualize.onnxruntime_path is not the archive of ONNX Runtime."""
+    if archive := _archive(config):
+        with user_messages.config_errors("visualize.onnxruntime_path"):
+            onnxruntime_web.runtime_assets(archive)
+
+
+def find_runtime(config: ConfigDict, params: Any) -> Runtime:
+    """Whether this run and this machine can give the page a network. The conversion, which takes minutes, comes later.
+
+    Args:
+      config: resolved.
+      params: the parameters.
+
+    Raises:
+      InvalidDataError: the downloaded archive is damaged.
+    """
+    if not config.visualize.network:
+        return Runtime(None, f"This page was written without its network (config.visualize.network). {RECORDED}")
+    if not build.pixel_format(config).is_picture(config.data.channels):
+        return Runtime(None, f"The page draws gray and RGB images of 8 bits only, so it has no network. {RECORDED}")
+    if _count(params) > MOST_PARAMETERS:
+        return Runtime(None, _too_large(params))
+    try:
+        for package in ("jax2onnx", "onnxruntime"):
+            onnx_model.require(package)
+        return Runtime(onnxruntime_web.runtime_assets(_archive(config)), "")
+    except UnavailableError as error:
+        return Runtime(None, _failed(error))
+
+
+def network_elements(config: ConfigDict, params: Any, runtime: Runtime) -> tuple[str, str]:
+    """The elements of the network and "", or "" and the reason why the page has no network.
+
+    Args:
+      config: resolved.
+      params: NumPy arrays of the parameters.
+      runtime: from `find_runtime`.
+    """
+    if runtime.assets is None:
+        return "", runtime.reason
+    plain = config.copy_and_resolve_references()
+    plain.model.dtype = "float32"  # ONNX Runtime has no bfloat16 convolutions for CPUs
+    try:
+        elements = browser_network.network_elements(
+            build.build_denoise_fn(plain, portable=True),
+            params,
+            image_shape=build.image_shape(config),
+            num_timesteps=config.diffusion.num_timesteps,
+            num_labels=condition_config.num_labels(config),
+            assets=runtime.assets,
+        )
+    except (UnavailableError, InvalidArgumentError, NumericalError) as error:
+        return "", _failed(error)
+    return (elements, "") if len(elements) <= MOST_NETWORK_BYTES else ("", _too_large(params))
+
+
+def _archive(config: ConfigDict) -> str:
+    return str(paths.expand(path)) if (path := config.visualize.onnxruntime_path) else ""
+
+
+def _count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _too_large(params: Any) -> str:
+    reason = f"The network has {_count(params):,} parameters, too many for a page of {MAX_BYTES // 10**6} MB. {RECORDED}"
+    logger.warning(f"warning: the page has no network: {reason}")
+    return reason
+
+
+def _failed(error: Exception) -> str:
+    logger.warning(f"warning: the page has no network: {error}")
+    return f"The network could not be put into this page: {error}. {RECORDED}"
