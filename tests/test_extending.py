@@ -335,7 +335,7 @@ def test_changed_code_is_another_sampler(my_parts):
 
 BROKEN = {
     "model.name": {
-        "WIDTH = 3": "WIDTH is 3: a function or class is required",
+        "WIDTH = 3": "WIDTH is of type int: a function or class is required",
         "raise SystemExit(2)": "cannot be imported: SystemExit",
         "def WIDTH(out_channels, num_classes): return 3": "is a int: a flax module is required",
         "def WIDTH(channels=1): return 3": "has no parameter 'out_channels'",

@@ -118,7 +118,9 @@ HOMES = {
     "safetensors": {"metrics/inception_weights.py", "interop/weights_file.py", "interop/export_diffusers.py"},
     "ml_collections": {
         "animation_config.py",
+        "app/controls.py",
         "app/model.py",
+        "app/python_call.py",
         "api/functions.py",
         "api/run.py",
         "api/loaded_run.py",
@@ -145,7 +147,7 @@ HOMES = {
         "cli/main.py",
         *(f"cli/{mode}.py" for mode in MODES if mode not in ("compare", "prepare")),  # which read no config
     },
-    "gradio": {"app/events.py", "app/page.py", "app/server.py"},
+    "gradio": {"app/components.py", "app/events.py", "app/page.py", "app/server.py"},
     "tensorboard": {"runtime/trackers/tensorboard.py"},
     "wandb": {"runtime/trackers/wandb.py"},
     "tensorflow": set(),  # takes five seconds to import, and the memory of GPUs

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,9 +11,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.app.checks import integer, number
 from ddpm_jax.app.jobs import Cancelled
 from ddpm_jax.app.view import Settings
-from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
+from ddpm_jax.runtime.errors import ExpectedError
 
 logger = logging.getLogger(__name__)
 _numbers = itertools.count()
@@ -54,20 +56,38 @@ def settings_of(values: tuple) -> Settings:
     return Settings(
         label=label or "",
         seed=integer(seed, "the seed"),
-        sampler=str(sampler),
+        sampler=sampler,
         num_steps=integer(steps, "the number of steps"),
         spacing=spacing,
-        eta=float(eta),
-        guidance_scale=float(guidance),
-        params=str(params),
+        eta=number(eta, "eta"),
+        guidance_scale=number(guidance, "the guidance scale"),
+        params=params,
     )
 
 
-def integer(value: Any, name: str) -> int:
-    """The value of a control as an integer; `name` is for the error."""
-    if value is None or int(value) != value:
-        raise InvalidArgumentError(f"{name} is {value}: it must be an integer")
-    return int(value)
+def check_requests(page: gr.Blocks) -> None:
+    """Make a page answer values that its controls do not take with one line, and never read files at other addresses."""
+    preprocess = page.preprocess_data
+
+    async def preprocess_data(block_fn: Any, inputs: list[Any], *more: Any, **others: Any) -> Any:
+        try:
+            if _has_address(inputs):
+                raise gr.Error("files at other addresses are not read: upload the image")
+            return await preprocess(block_fn, inputs, *more, **others)
+        except Exception as error:
+            line = " ".join((error.message if isinstance(error, gr.Error) else str(error)).split("\n", 1)[0].split())[:300]
+            if index := re.match(r"Could not preprocess input component at index (\d+)", line):
+                line = f"the value of {block_fn.inputs[int(index[1])].label!r} is not valid"
+            raise gr.Error(line, duration=None, title="Not possible", print_exception=False) from error
+
+    page.preprocess_data = preprocess_data
+
+
+def _has_address(value: Any) -> bool:
+    """Whether JSON has a file whose path is an address such as http://..."""
+    if isinstance(value, dict):
+        return "://" in str(value.get("path", "")) or any(map(_has_address, value.values()))
+    return isinstance(value, list) and any(map(_has_address, value))
 
 
 def session_key(request: gr.Request, tab: str) -> str:

@@ -12,19 +12,17 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import data_config
 from ddpm_jax.api.run import Run
-from ddpm_jax.app import pictures
-from ddpm_jax.app.view import Settings, View, call_text, count_text, seconds_text, steps_text
+from ddpm_jax.app import checks, pictures, python_call
+from ddpm_jax.app.controls import EACH_CLASS, NO_CLASS, Controls
+from ddpm_jax.app.view import Settings, View, count_text, seconds_text, steps_text
 from ddpm_jax.cli import common
 from ddpm_jax.cli.inpaint import NAMED_MASKS
-from ddpm_jax.diffusion.spacings import SPACINGS
+from ddpm_jax.configs import from_workdir  # type: ignore[attr-defined]  # its folder is configs/
 from ddpm_jax.runtime import workdir
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
-from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.samplers.watch import Stage, watch
 
-EACH_CLASS, NO_CLASS = "each class in turn", "no class"
-BRUSH = "painted with the brush"
-MAX_IMAGES = 64
+MAX_RUNS = 4  # parameters in memory
 STAGES = 25  # pictures of a chain while it runs
 
 Emit = Callable[[View], None]
@@ -46,58 +44,19 @@ class Model:
         """
         self._config, self._folder, self._mesh = config, folder, mesh
         self._identity = workdir.read_data_identity(folder)
+        self._saved = from_workdir.get_config(str(folder))
+        data_config.complete(self._saved, self._identity)
+        self._base = config.copy_and_resolve_references()
+        self._base.sampling.label = -1  # the control of the class decides
         self._runs: dict[str, Run] = {}
         self.run = self._run_of(config.sampling.params)
-        self.params = tuple(dict.fromkeys((config.sampling.params, "ema", "raw", *_extra_emas(config))))
-        conditional = config.model.class_conditional
-        self.has_guidance = conditional and config.model.label_dropout > 0
-        names = self.run.class_names or tuple(map(str, range(config.data.num_classes)))
-        self.classes = names if conditional else ()
-
-    @property
-    def start(self) -> Settings:
-        """The initial values of the controls."""
-        sampling = self._config.sampling
-        label = (EACH_CLASS if sampling.label == -1 else self.classes[sampling.label]) if self.classes else ""
-        return Settings(
-            label=label,
-            seed=sampling.seed,
-            sampler=sampling.sampler,
-            num_steps=sampling.num_steps,
-            spacing=sampling.spacing,
-            eta=sampling.ddim.eta,
-            guidance_scale=sampling.guidance_scale,
-            params=sampling.params,
-        )
-
-    @property
-    def edit(self) -> dict[str, Any]:
-        """The initial values of the controls of editing: config.edit."""
-        return dict(self._config.edit.to_dict())
+        self.controls = Controls(config, self.run.class_names)
 
     @property
     def title(self) -> str:
         """The run, in a line."""
         height, width, channels = self.run.image_shape
         return f"{self._folder.name}: {self._config.data.name}, {height}x{width}x{channels}, step {self.run.step:,}"
-
-    @property
-    def num_timesteps(self) -> int:
-        """T."""
-        return self.run.schedule.num_timesteps
-
-    @property
-    def choices(self) -> dict[str, tuple[str, ...]]:
-        """The choices of the controls: name -> names."""
-        none = (NO_CLASS,) if self.has_guidance else ()
-        return {
-            "sample_label": (EACH_CLASS, *self.classes, *none) if self.classes else (),
-            "edit_label": (*none, *self.classes) if self.classes else (),
-            "sampler": tuple(SAMPLERS),
-            "spacing": tuple(SPACINGS),
-            "params": self.params,
-            "mask": (BRUSH, *NAMED_MASKS),
-        }
 
     # The tabs.
 
@@ -107,8 +66,7 @@ class Model:
         Raises:
           ValueError, RuntimeError: as `Run.sample`; and what `emit` raises.
         """
-        if not 1 <= num_images <= MAX_IMAGES:
-            raise InvalidArgumentError(f"the number of images is {num_images}: choose 1..{MAX_IMAGES}")
+        self.controls.check(settings, num_images=num_images)
         run, arguments, start = self._run_of(settings.params), self._arguments(settings), time.monotonic()
         with watch(self._show_stages(run, emit, start), STAGES):
             samples = run.sample(num_images, **arguments)
@@ -118,19 +76,19 @@ class Model:
         status = f"{count_text(num_images)} · {evaluations:,} network evaluations each{twice} · {seconds_text(start)}"
         if samples.labels is not None and settings.label == EACH_CLASS:
             status += " · classes, row by row: " + ", ".join(self._class_name(label) for label in samples.labels.tolist())
-        return View(shown, shown, status, self._python("sample", settings, num_images, **arguments))
+        return View(shown, shown, status, self._python(run, "sample", (num_images,), arguments))
 
     def compare(self, settings: Settings, samplers: Sequence[str], nfe: int, num_images: int, emit: Emit) -> View:
         """Images of several samplers from the same noise, with at most `nfe` network evaluations each."""
-        if not samplers:
+        self.controls.check(settings, nfe=nfe, compared_images=num_images)
+        if not samplers or not isinstance(samplers, list | tuple):
             raise InvalidArgumentError("no sampler is chosen: choose one or more")
-        if not 1 <= num_images <= 16:
-            raise InvalidArgumentError(f"the number of images is {num_images}: choose 1..16")
+        samplers = [checks.choice(sampler, "sampler", self.controls.choices["sampler"]) for sampler in samplers]
         run = self._run_of(settings.params)
         rows: list[np.ndarray] = []
         names: list[str] = []
         table: list[list[str]] = []
-        for sampler in samplers:
+        for sampler in dict.fromkeys(samplers):
             case = dataclasses.replace(settings, sampler=sampler)
             begun = time.monotonic()
             try:
@@ -166,6 +124,8 @@ class Model:
     ) -> View:
         """Samples of the masked pixels of an image [H, W, C]; the mask is a name or bool [H, W]."""
         extra = {"samples_per_image": samples_per_image, "resampling": resampling}
+        if isinstance(mask, str):
+            checks.choice(mask, "mask", NAMED_MASKS)
         return self._edit("inpaint", settings, image, (mask,), extra, emit)
 
     def image_to_image(
@@ -182,25 +142,33 @@ class Model:
 
         With each class in turn, generated ones are of the first two classes.
         """
+        self.controls.check(settings, num_frames=num_frames, inversion_iters=iters)
+        for end in ends:
+            if isinstance(end, int):
+                self.controls.check(dataclasses.replace(settings, seed=end))
         run, start = self._run_of(settings.params), time.monotonic()
         seeded, labels = isinstance(ends[0], int), [self._edit_label(settings)] * 2
-        if seeded and self.classes and settings.label == EACH_CLASS:
-            labels = [0, 1 % len(self.classes)]
+        if seeded and self.controls.classes and settings.label == EACH_CLASS:
+            labels = [0, 1 % len(self.controls.classes)]
         label = labels if None not in labels else None
         arguments: dict[str, Any] = {"label": label, "num_steps": settings.num_steps, "spacing": settings.spacing}
         with watch(self._show_stages(run, emit, start), STAGES):
-            images = []
+            images: list[np.ndarray] = []
+            lines: list[str] = []
             plain = dataclasses.replace(settings, sampler="ddim", eta=0.0, guidance_scale=1.0)
-            for end, own in zip(ends, labels, strict=True):
+            for name, end, own in zip("ab", ends, labels, strict=True):
                 if isinstance(end, int):
                     given = self._arguments(plain) | {"seed": end} | ({"label": own} if own is not None else {})
                     end = run.sample(1, **given).images[0]
+                    lines.append(f"{name} = {self._call('sample', (1,), given, '.images[0]')}")
+                else:
+                    lines.append(self._unknown(name, self.run.image_shape))
                 images.append(self._require(end))
             frames = run.interpolate(images[0], images[1], num_frames=num_frames, inversion_iters=iters, **arguments).images
         shown = pictures.grid(run.pixel_format.shown(np.stack([images[0], *frames, images[1]])))
         status = f"the first image, {num_frames} frames from it to the last, and the last · {seconds_text(start)}"
-        call = self._python("interpolate", settings, "a", "b", num_frames=num_frames, inversion_iters=iters, **arguments)
-        return View(shown, None, status, call)
+        arguments |= {"num_frames": num_frames, "inversion_iters": iters}
+        return View(shown, None, status, self._python(run, "interpolate", ("a", "b"), arguments, lines))
 
     # Images to start from.
 
@@ -211,12 +179,14 @@ class Model:
           ExpectedError: the set cannot be read, or has no such image.
         """
         config = self._config.copy_and_resolve_references()
+        checks.split(split, (config.edit.split, config.data.split))
+        checks.integer(index, "the index of the image")
         config.data.split, config.data.in_memory = split or config.edit.split or config.data.split, "never"
         source = data_config.load_source(config)
         if not 0 <= index < len(source):
             raise InvalidArgumentError(f"image {index} does not exist: {source.name} {source.split} has 0..{len(source) - 1}")
         batch = source.batch(np.array([index]))
-        has_label = "label" in batch and self.classes
+        has_label = "label" in batch and self.controls.classes
         return batch["image"][0], self._class_name(int(batch["label"][0])) if has_label else ""
 
     def picture_of(self, image: np.ndarray) -> np.ndarray:
@@ -232,6 +202,7 @@ class Model:
     def _edit(
         self, method: str, settings: Settings, image: np.ndarray | None, more: tuple, extra: dict[str, Any], emit: Emit
     ) -> View:
+        self.controls.check(settings, **extra)
         run, start = self._run_of(settings.params), time.monotonic()
         arguments = self._arguments(settings) | {"label": self._edit_label(settings)} | extra
         image = self._require(image)
@@ -240,47 +211,63 @@ class Model:
         shown = pictures.grid(run.pixel_format.shown(np.concatenate([image[None], images])))
         words = tuple("mask" if isinstance(value, np.ndarray) else repr(value) for value in more)
         status = f"the image, and {count_text(len(images))} · {seconds_text(start)}"
-        return View(shown, None, status, self._python(method, settings, "images", *words, **arguments))
+        lines = [self._unknown("images", (1, *image.shape))]
+        lines += [self._unknown("mask", mask.shape, "bool") for mask in more if isinstance(mask, np.ndarray)]
+        return View(shown, None, status, self._python(run, method, ("images", *words), arguments, lines))
 
     def _run_of(self, params: str) -> Run:
         if params not in self._runs:
-            config = self._config.copy_and_resolve_references()
-            config.sampling.params = params
+            config = self._config_of(params)
             restored, step = common.restore_params(config, self._folder, self._mesh)
             config.lock()
+            if len(self._runs) >= MAX_RUNS:
+                self._runs.pop(next(iter(self._runs)))  # the oldest
             self._runs[params] = Run(config, self._folder, restored, step, self._mesh, self._identity)
         return self._runs[params]
+
+    def _config_of(self, params: str) -> ConfigDict:
+        config = self._base.copy_and_resolve_references()
+        config.sampling.params = params
+        return config
 
     def _arguments(self, settings: Settings) -> dict[str, Any]:
         """The arguments of `Run.sample`, without those that the model does not have."""
         arguments: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", "sampler", "num_steps", "spacing")}
         if settings.sampler == "ddim":
             arguments["eta"] = settings.eta
-        if self.has_guidance:
+        if self.controls.has_guidance:
             arguments["guidance_scale"] = 0.0 if settings.label == NO_CLASS else settings.guidance_scale
-        if self.classes and settings.label not in (EACH_CLASS, NO_CLASS):
+        if self.controls.classes and settings.label not in (EACH_CLASS, NO_CLASS):
             arguments["label"] = self._label_of(settings.label)
         return arguments
 
-    def _python(self, method: str, settings: Settings, *positional: Any, **arguments: Any) -> str:
-        """The call in Python, with that which loads the run."""
-        load = f"run = ddpm_jax.load({str(self._folder)!r}, params={settings.params!r})"
-        return f"{load}\n{call_text(method, *positional, **arguments)}"
+    def _python(self, run: Run, method: str, positional: tuple, arguments: dict[str, Any], lines: Sequence[str] = ()) -> str:
+        """The call in Python, after the line that loads the run, and `lines`."""
+        load = python_call.load_lines(run, self._config_of(run.config.sampling.params), self._saved)
+        return "\n".join([*load, *lines, self._call(method, positional, arguments)])
+
+    def _call(self, method: str, positional: tuple, arguments: dict[str, Any], result: str = "") -> str:
+        return python_call.call(method, positional, arguments, self._base, self._saved, result)
+
+    def _unknown(self, name: str, shape: Sequence[int], dtype: str = "") -> str:
+        """A line for an array that only the user has."""
+        hint = ", True where pixels are generated" if dtype == "bool" else ""
+        return f"{name} = ...  # {dtype or self.run.pixel_format.dtype} {list(shape)}{hint}"
 
     def _edit_label(self, settings: Settings) -> int | None:
-        return self._label_of(settings.label) if settings.label in self.classes else None
+        return self._label_of(settings.label) if settings.label in self.controls.classes else None
 
     def _label_of(self, name: str) -> int:
-        if name not in self.classes:
+        if name not in self.controls.classes:
             raise InvalidArgumentError(f"there is no class {name!r}")
-        return self.classes.index(name)
+        return self.controls.classes.index(name)
 
     def _class_name(self, label: int) -> str:
-        return self.classes[label] if label < len(self.classes) else NO_CLASS
+        return self.controls.classes[label] if label < len(self.controls.classes) else NO_CLASS
 
     def _with_nfe(self, run: Run, arguments: dict[str, Any], nfe: int) -> tuple[dict[str, Any], int]:
         """The arguments with the most steps that need at most `nfe` network evaluations, and how many they need."""
-        low, high = 1, min(nfe, self.num_timesteps)
+        low, high = 1, min(nfe, self.run.schedule.num_timesteps)
         found: tuple[dict[str, Any], int] | None = None
         while low <= high:
             middle = (low + high) // 2
@@ -306,9 +293,3 @@ class Model:
         if image is None:
             raise InvalidArgumentError("the image is missing: load one from the data set, or upload one")
         return image
-
-
-def _extra_emas(config: ConfigDict) -> list[str]:
-    """The other averages of a run: those of config.ema.extra_decays, and of config.ema.power_sigma_rel."""
-    lengths = config.ema.power_sigma_rel
-    return [f"decay_{decay}" for decay in config.ema.extra_decays] + [f"power_{length}" for length in lengths]

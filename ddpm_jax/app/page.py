@@ -7,9 +7,12 @@ import gradio as gr
 import numpy as np
 
 from ddpm_jax.app import events, pictures
-from ddpm_jax.app.events import editor_value, integer, page_errors, session_key, settings_of, with_request
+from ddpm_jax.app.checks import integer, number
+from ddpm_jax.app.components import picture_to_start_from, shown_picture
+from ddpm_jax.app.controls import BRUSH
+from ddpm_jax.app.events import editor_value, page_errors, session_key, settings_of, with_request
 from ddpm_jax.app.jobs import Cancelled, Jobs
-from ddpm_jax.app.model import BRUSH, MAX_IMAGES, Emit, Model
+from ddpm_jax.app.model import Emit, Model
 from ddpm_jax.app.view import View
 
 CSS = """
@@ -36,7 +39,7 @@ class Page:
     """The page of a model."""
 
     def __init__(self, model: Model):
-        self._model, self._jobs = model, Jobs()
+        self._model, self._controls, self._jobs = model, model.controls, Jobs()
 
     def build(self) -> gr.Blocks:
         """The page, to be launched with `CSS`."""
@@ -57,6 +60,7 @@ class Page:
                     with gr.Tab("Interpolate", id="interpolate") as tab:
                         self._interpolate_tab(tab, panel)
             page.unload(self._leave)
+        events.check_requests(page)
         page.queue(max_size=WAITING, default_concurrency_limit=1)
         return page
 
@@ -64,44 +68,33 @@ class Page:
 
     def _panel(self) -> list[gr.components.Component]:
         """The controls of `Settings`, in its order; those that the model does not have are hidden."""
-        start, choices, model = self._model.start, self._model.choices, self._model
-        label = gr.Dropdown(choices["sample_label"], value=start.label, label="Class", visible=bool(model.classes))
+        controls = self._controls
+        start, choices, limits = controls.start, controls.choices, controls.limits
+        label = gr.Dropdown(choices["sample_label"], value=start.label, label="Class", visible=bool(controls.classes))
         seed = gr.Number(start.seed, label="Seed", precision=0, elem_id="seed")
-        sampler = gr.Dropdown(choices["sampler"], value=start.sampler, label="Sampler", allow_custom_value=True)
-        steps = gr.Slider(1, model.num_timesteps, value=start.num_steps, step=1, label="Steps")
+        sampler = gr.Dropdown(choices["sampler"], value=start.sampler, label="Sampler")
+        steps = gr.Slider(*limits["num_steps"], value=start.num_steps, step=1, label="Steps")
         spacing = gr.Dropdown(choices["spacing"], value=start.spacing, label="Spacing of the steps")
-        eta = gr.Slider(0, 1, value=start.eta, step=0.05, label="eta", info="noise of DDIM", visible=start.sampler == "ddim")
+        eta = gr.Slider(
+            *limits["eta"], value=start.eta, step=0.05, label="eta", info="noise of DDIM", visible=start.sampler == "ddim"
+        )
         sampler.change(lambda name: gr.update(visible=name == "ddim"), sampler, eta, queue=False, api_visibility="private")
         guidance = gr.Slider(
-            0,
-            10,
+            *limits["guidance_scale"],
             value=start.guidance_scale,
             step=0.1,
             label="Guidance scale",
             info="1 is none, 0 ignores the class",
-            visible=model.has_guidance,
+            visible=controls.has_guidance,
         )
-        params = gr.Dropdown(choices["params"], value=start.params, label="Parameters", allow_custom_value=True)
+        params = gr.Dropdown(choices["params"], value=start.params, label="Parameters", allow_custom_value=controls.has_lengths)
         return [label, seed, sampler, steps, spacing, eta, guidance, params]
 
     def _outputs(self, first: str) -> Outputs:
         """Outputs that are placed on the page below the buttons."""
         second = "predicted image (pred_xstart)"
         call = gr.Textbox(label="the same in Python", interactive=False, lines=2, buttons=["copy"], render=False)
-        return Outputs(self._shown(first), self._shown(second), gr.Markdown("", render=False), call)
-
-    @staticmethod
-    def _shown(label: str, height: int = 420) -> gr.Image:
-        """A picture that is not an input; without the button that would send it to another server."""
-        return gr.Image(
-            label=label,
-            format="png",
-            interactive=False,
-            elem_classes="pixels",
-            height=height,
-            buttons=["download", "fullscreen"],
-            render=False,
-        )
+        return Outputs(shown_picture(first), shown_picture(second), gr.Markdown("", render=False), call)
 
     def _buttons(self, name: str, run: Callable, inputs: list, outputs: Outputs, tab: str) -> None:
         """The buttons that run a job and cancel it, and the outputs below."""
@@ -153,7 +146,7 @@ class Page:
     # The tabs.
 
     def _generate_tab(self, panel: list) -> None:
-        number = gr.Slider(1, MAX_IMAGES, value=16, step=1, label="Images")
+        number = gr.Slider(*self._controls.limits["num_images"], value=16, step=1, label="Images")
         outputs = self._outputs("x_t, then the images")
 
         def run(number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
@@ -164,15 +157,15 @@ class Page:
         self._buttons("Generate", with_request(run), [number, *panel], outputs, "generate")
 
     def _compare_tab(self, panel: list) -> None:
-        names = self._model.choices["sampler"]
+        names, limits = self._controls.choices["sampler"], self._controls.limits
         gr.Markdown("Each sampler takes as many steps as its network evaluations (NFE) allow, from the same noise.")
         with gr.Row():
             chosen = gr.CheckboxGroup(names, value=[name for name in names if name != "ode"], label="Samplers")
-            nfe = gr.Slider(1, min(250, self._model.num_timesteps), value=20, step=1, label="Network evaluations")
-            number = gr.Slider(1, 16, value=8, step=1, label="Images")
+            nfe = gr.Slider(*limits["nfe"], value=min(20, limits["nfe"][1]), step=1, label="Network evaluations")
+            number = gr.Slider(*limits["compared_images"], value=8, step=1, label="Images")
         predicted, call = (kind(visible=False, render=False) for kind in (gr.Image, gr.Textbox))
         table = gr.Dataframe(headers=TABLE, interactive=False, wrap=True, label="", render=False)
-        outputs = Outputs(self._shown("images", 520), predicted, gr.Markdown("", render=False), call, table)
+        outputs = Outputs(shown_picture("images", 520), predicted, gr.Markdown("", render=False), call, table)
 
         def run(chosen: Any, nfe: Any, number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
@@ -184,7 +177,7 @@ class Page:
         self._buttons("Compare", with_request(run), [chosen, nfe, number, *panel], outputs, "compare")
 
     def _inpaint_tab(self, tab: gr.Tab, panel: list) -> None:
-        edit = self._model.edit
+        edit, limits = self._controls.edit, self._controls.limits
         with gr.Row():
             with gr.Column():
                 editor = gr.ImageEditor(
@@ -202,10 +195,14 @@ class Page:
                 )
                 image, picker = gr.State(None), self._data_image(start=0)
             with gr.Column():
-                mask = gr.Radio(self._model.choices["mask"], value=BRUSH, label="Generate what is")
-                samples = gr.Slider(1, 16, value=edit["samples_per_image"], step=1, label="Samples")
+                mask = gr.Radio(self._controls.choices["mask"], value=BRUSH, label="Generate what is")
+                samples = gr.Slider(*limits["samples_per_image"], value=edit["samples_per_image"], step=1, label="Samples")
                 resampling = gr.Slider(
-                    1, 20, value=edit["resampling"], step=1, label="Resampling (RePaint)", info="1 is fast, and fits worse"
+                    *limits["resampling"],
+                    value=edit["resampling"],
+                    step=1,
+                    label="Resampling (RePaint)",
+                    info="1 is fast, and fits worse",
                 )
 
         def clean(value: dict | None) -> tuple[dict | None, None]:
@@ -232,38 +229,42 @@ class Page:
         self._buttons("Inpaint", with_request(run), [image, editor, mask, samples, resampling, *panel], outputs, "inpaint")
 
     def _image_to_image_tab(self, tab: gr.Tab, panel: list) -> None:
-        edit = self._model.edit
+        edit, limits = self._controls.edit, self._controls.limits
         with gr.Row():
             with gr.Column():
-                shown, image = self._image("image"), gr.State(None)
+                shown, image = picture_to_start_from("image"), gr.State(None)
                 self._load(tab, self._data_image(start=0), image, shown, events.unique_picture, "image_to_image")
             with gr.Column():
                 strength = gr.Slider(
-                    0.05, 1, value=edit["strength"], step=0.05, label="Strength", info="1 starts from noise and keeps nothing"
+                    *limits["strength"],
+                    value=edit["strength"],
+                    step=0.05,
+                    label="Strength",
+                    info="1 starts from noise and keeps nothing",
                 )
-                samples = gr.Slider(1, 16, value=edit["samples_per_image"], step=1, label="Samples")
+                samples = gr.Slider(*limits["samples_per_image"], value=edit["samples_per_image"], step=1, label="Samples")
         shown.input(lambda: None, None, image, queue=False, api_visibility="private")
         outputs = self._outputs("x_t, then the image and its variants")
 
         def run(image: Any, shown: Any, strength: Any, samples: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
                 settings, count = settings_of(values), integer(samples, "samples")
-                start = self._model.read_upload(shown) if image is None else image
-            work = lambda emit: self._model.image_to_image(settings, start, float(strength), count, emit)  # noqa: E731
+                start, part = self._model.read_upload(shown) if image is None else image, number(strength, "the strength")
+            work = lambda emit: self._model.image_to_image(settings, start, part, count, emit)  # noqa: E731
             yield from self._stream("image_to_image", request, work)
 
         inputs = [image, shown, strength, samples, *panel]
         self._buttons("Generate variants", with_request(run), inputs, outputs, "image_to_image")
 
     def _interpolate_tab(self, tab: gr.Tab, panel: list) -> None:
-        edit, ends = self._model.edit, []
+        edit, limits, ends = self._controls.edit, self._controls.limits, []
         source = gr.Radio(["two seeds", "two images"], value="two seeds", label="From")
         with gr.Row() as seeds:
             first, last = gr.Number(0, label="First seed", precision=0), gr.Number(1, label="Last seed", precision=0)
         with gr.Row(visible=False) as images:
             for index, name in enumerate(("first", "last")):
                 with gr.Column():
-                    shown, image = self._image(f"{name} image"), gr.State(None)
+                    shown, image = picture_to_start_from(f"{name} image"), gr.State(None)
                     picker = self._data_image(start=index)
                     self._load(tab, picker, image, shown, events.unique_picture, f"interpolate_{name}")
                     shown.input(lambda: None, None, image, queue=False, api_visibility="private")
@@ -271,8 +272,13 @@ class Page:
         by_seed = lambda name: (gr.update(visible=name == "two seeds"), gr.update(visible=name != "two seeds"))  # noqa: E731
         source.change(by_seed, source, [seeds, images], queue=False, api_visibility="private")
         with gr.Row():
-            frames = gr.Slider(2, 25, value=edit["num_frames"], step=1, label="Frames, both ends included")
-            iters = gr.Slider(1, 10, value=edit["inversion_iters"], step=1, label="Network evaluations per step of inversion")
+            frames = gr.Slider(*limits["num_frames"], value=edit["num_frames"], step=1, label="Frames, both ends included")
+            iters = gr.Slider(
+                *limits["inversion_iters"],
+                value=edit["inversion_iters"],
+                step=1,
+                label="Network evaluations per step of inversion",
+            )
         outputs = self._outputs("x_t, then the frames")
 
         def run(source: Any, first: Any, last: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
@@ -293,20 +299,9 @@ class Page:
 
     # Images to start from.
 
-    def _image(self, label: str) -> gr.Image:
-        return gr.Image(
-            label=label,
-            type="numpy",
-            buttons=["fullscreen"],
-            format="png",
-            sources=["upload", "clipboard"],
-            elem_classes="pixels",
-            height=300,
-        )
-
     def _data_image(self, start: int) -> tuple[gr.Textbox, gr.Number, gr.Button]:
         with gr.Row():
-            split = gr.Textbox(self._model.edit["split"], label="Split", placeholder="as in training", min_width=100)
+            split = gr.Textbox(self._controls.edit["split"], label="Split", placeholder="as in training", min_width=100)
             index = gr.Number(start, label="Image of the data set", precision=0, min_width=100)
             button = gr.Button("Load", min_width=80)
         return split, index, button

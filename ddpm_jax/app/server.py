@@ -10,9 +10,12 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 
 import gradio as gr
+import gradio.routes
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from ddpm_jax.app.model import Model
+from ddpm_jax.app.origin import Origins
 from ddpm_jax.app.page import CSS, Page
 from ddpm_jax.runtime.errors import UnavailableError
 
@@ -25,10 +28,10 @@ FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "mon
 
 
 class OnlyThisServer:
-    """Adds `POLICY` to every response."""
+    """Answers the requests that `Origins` allows, and adds `POLICY` to every response."""
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, app: Any, origins: Origins):
+        self._app, self._origins = app, origins
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def with_policy(message: Any) -> None:
@@ -36,7 +39,12 @@ class OnlyThisServer:
                 message = message | {"headers": [*message["headers"], (b"content-security-policy", POLICY.encode())]}
             await send(message)
 
-        await self._app(scope, receive, with_policy if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif fault := self._origins.fault(scope["headers"]):
+            await PlainTextResponse(fault, status_code=403)(scope, receive, with_policy)
+        else:
+            await self._app(scope, receive, with_policy)
 
 
 def serve(
@@ -63,6 +71,7 @@ def serve(
     """
     with tempfile.TemporaryDirectory(prefix="ddpm_jax-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of pictures that are shown and uploaded
+        gradio.routes.DEFAULT_TEMP_DIR = folder  # read when it was imported; a folder is made in it
         page = Page(model).build()
         try:
             _, address, _ = page.launch(
@@ -80,7 +89,12 @@ def serve(
                 prevent_thread_lock=True,
                 theme=gr.themes.Default(**FONTS),
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(OnlyThisServer)], "docs_url": None, "redoc_url": None},
+                app_kwargs={
+                    "middleware": [Middleware(OnlyThisServer, Origins(host))],
+                    "docs_url": None,
+                    "redoc_url": None,
+                    "openapi_url": None,
+                },
             )
         except OSError as error:
             where = f"{host}:{port}" if port else host

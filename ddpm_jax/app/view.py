@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,9 +56,3 @@ def seconds_text(start: float) -> str:
 def count_text(number: int) -> str:
     """A number of images."""
     return "1 image" if number == 1 else f"{number:,} images"
-
-
-def call_text(method: str, *positional: Any, **arguments: Any) -> str:
-    """A call of a method of `Run`, as Python."""
-    named = [f"{name}={value!r}" for name, value in arguments.items() if value is not None]
-    return f"run.{method}({', '.join([*map(str, positional), *named])})"

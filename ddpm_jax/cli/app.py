@@ -15,7 +15,6 @@ from ddpm_jax.runtime.errors import UnavailableError
 from ddpm_jax.user_messages import UsageError
 
 HOST = "127.0.0.1"
-LOCAL = (HOST, "localhost", "::1")
 
 
 @distributed.distributed_main()
@@ -29,14 +28,14 @@ def run(config: ConfigDict, folder: str, *, host: str = "", port: str = "", brow
     if jax.process_count() > 1:
         raise UsageError("the page runs in one process: leave out --num_processes")
     if importlib.util.find_spec("gradio") is None:
-        raise UnavailableError('the page needs a package that is not installed: pip install "ddpm-jax[app]"')
+        raise UnavailableError("the page needs a package that is not installed: pip install 'gradio>=6.31' (the extra app)")
     run_folder, mesh = common.open_run(config, folder, "")
-    server, model = (importlib.import_module(f"ddpm_jax.app.{name}") for name in ("server", "model"))
+    server, model, origin = (importlib.import_module(f"ddpm_jax.app.{name}") for name in ("server", "model", "origin"))
     page = model.Model(config, run_folder, mesh)
     host = host or HOST
 
     def started(address: str) -> None:
-        if host not in LOCAL:
+        if host not in origin.LOCAL:
             print(f"warning: everyone who can reach {host} can use the page")
         print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
 

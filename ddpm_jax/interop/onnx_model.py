@@ -226,7 +226,7 @@ def require(module: str) -> Any:
             return importlib.import_module(module)
     except ImportError as error:
         raise UnavailableError(
-            f"{module} cannot be imported ({error_line(error)}): run `pip install 'ddpm-jax[onnx]'`, or `pip install jax2onnx`"
+            f"{module} cannot be imported ({error_line(error)}): pip install jax2onnx onnx onnxruntime (the extra onnx)"
         ) from error
 
 

@@ -51,7 +51,7 @@ def object_path(name: str) -> "ObjectPath":
     if {".", ".."} & set(rest.split("/")):  # a store knows no such steps: they would become parts of names
         raise FileAccessError(f"{name} has a part . or ..: write the name of the folder without it")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UnavailableError(f"{name} needs a package that is not installed: pip install gcsfs")
+        raise UnavailableError(f"{name} needs a package that is not installed: pip install gcsfs (the extra gcs)")
     _make_etils_use_gcsfs()
     return ObjectPath(f"gs://{rest.strip('/')}")
 

@@ -59,7 +59,7 @@ def load(name: str, kind: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # raised by the user's module
         raise InvalidArgumentError(f"the {kind} {name} cannot be imported: {fault(error)}") from error
     if not callable(found):
-        raise InvalidArgumentError(f"the {kind} {name} is {found!r}: a function or class is required")
+        raise InvalidArgumentError(f"the {kind} {name} is of type {type(found).__name__}: a function or class is required")
     return found
 
 

@@ -1,17 +1,21 @@
 """What the page does, without the page: the same images as the Python interface, stages on the way, and errors in a line."""
 
 import dataclasses
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax.app import pictures
-from ddpm_jax.app.model import EACH_CLASS, NO_CLASS, Model
+from ddpm_jax.app.controls import EACH_CLASS, NO_CLASS
+from ddpm_jax.app.model import Model
 from ddpm_jax.cli import common
 from ddpm_jax.configs import digits, from_workdir
-from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from tests.test_api import TINY
 
 FIELDS = TINY | {
@@ -40,14 +44,14 @@ def views():
 
 
 def settings(model, **changes):
-    return dataclasses.replace(model.start, **changes)
+    return dataclasses.replace(model.controls.start, **changes)
 
 
 def test_the_controls_start_with_the_config(model):
-    start = model.start
+    start = model.controls.start
     assert start == (type(start))(EACH_CLASS, 0, "ddim", 8, "leading", 0.0, 1.0, "ema")
-    assert model.has_guidance
-    choices = model.choices
+    assert model.controls.has_guidance
+    choices = model.controls.choices
     assert choices["sample_label"] == (EACH_CLASS, *map(str, range(10)), NO_CLASS)
     assert choices["edit_label"][0] == NO_CLASS
     assert choices["params"] == ("ema", "raw")
@@ -82,14 +86,17 @@ def test_classes_and_parameters(model, views):
     assert any((a != b).any() for a, b in zip(ema, raw, strict=True))
 
 
-def test_samplers_get_the_same_number_of_evaluations(model, views):
-    view = model.compare(settings(model), ["ddim", "heun", "ode", "nothing"], 9, 2, views.append)
+def test_samplers_get_the_same_number_of_evaluations(model, views, monkeypatch):
+    view = model.compare(settings(model), ["ddim", "heun", "ode"], 9, 2, views.append)
     rows = {row[0]: row[1:] for row in view.table}
     assert rows["ddim"][:2] == ["9", "9"]
     assert rows["heun"][:2] == ["5", "9"]
     assert int(rows["ode"][1]) <= 9
-    assert "nothing" in rows["nothing"][2]
-    assert rows["nothing"][0] == "-"
+    monkeypatch.setattr(type(model.run), "nfe", lambda run, *, sampler, num_steps, **more: 2 if sampler == "ode" else num_steps)
+    few = model.compare(settings(model), ["ode", "ddim"], 1, 2, views.append)
+    assert [row[:3] for row in few.table] == [["ode", "-", "-"], ["ddim", "1", "1"]]
+    assert few.table[0][3] == "ode needs more than 1 network evaluations: allow more"
+    monkeypatch.undo()
     run = ddpm_jax.load(model._folder)
     first = run.sample(2, sampler="ddim", num_steps=9).images
     np.testing.assert_array_equal(view.picture[16:80, -2 * 80 : -2 * 80 + 64, :1], first[0].repeat(8, 0).repeat(8, 1))
@@ -129,7 +136,7 @@ def test_errors_are_one_line(model, views):
             call()
         assert "\n" not in str(caught.value)
 
-    refused("number of images is 0", lambda: model.generate(settings(model), 0, views.append))
+    refused("num_images is 0", lambda: model.generate(settings(model), 0, views.append))
     refused("num_steps", lambda: model.generate(settings(model, num_steps=101), 1, views.append))
     refused("ancestrol", lambda: model.generate(settings(model, sampler="ancestrol"), 1, views.append))
     refused("no sampler", lambda: model.compare(settings(model), [], 9, 2, views.append))
@@ -141,3 +148,129 @@ def test_errors_are_one_line(model, views):
     )
     refused("decay_0.5", lambda: model.generate(settings(model, params="decay_0.5"), 1, views.append))
     assert model.generate(settings(model), 1, views.append).picture is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label", "11"),
+        ("label", 3),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", float("nan")),
+        ("num_steps", 0),
+        ("num_steps", float("inf")),
+        ("num_steps", 2.5),
+        ("num_steps", "8"),
+        ("spacing", "os:environ"),
+        ("eta", float("nan")),
+        ("eta", 1e30),
+        ("guidance_scale", -0.5),
+        ("guidance_scale", True),
+        ("params", "../ema"),
+        ("params", "power_0.1"),  # which the run does not have
+        ("params", ["ema"]),
+    ],
+)
+def test_values_that_no_control_offers_are_refused(model, name, value):
+    with pytest.raises(InvalidArgumentError) as caught:
+        model.generate(settings(model, **{name: value}), 1, None)
+    assert str(caught.value).startswith({"label": "the class"}.get(name, name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("match", "call"),
+    [
+        ("num_images is 65", lambda model, start: model.generate(start, 65, None)),
+        ("num_images is 17", lambda model, start: model.compare(start, ["ddim"], 9, 17, None)),
+        ("nfe is 101", lambda model, start: model.compare(start, ["ddim"], 101, 1, None)),
+        ("sampler is 'os:environ'", lambda model, start: model.compare(start, ["ddim", "os:environ"], 9, 1, None)),
+        ("no sampler is chosen", lambda model, start: model.compare(start, "ddim", 9, 1, None)),
+        ("mask is 'os:environ'", lambda model, start: model.inpaint(start, None, "os:environ", 1, 1, None)),
+        ("resampling is 21", lambda model, start: model.inpaint(start, None, "left", 1, 21, None)),
+        ("samples_per_image is 17", lambda model, start: model.image_to_image(start, None, 0.5, 17, None)),
+        ("strength is nan", lambda model, start: model.image_to_image(start, None, float("nan"), 1, None)),
+        ("num_frames is 26", lambda model, start: model.interpolate(start, [0, 1], 26, 1, None)),
+        ("inversion_iters is 0", lambda model, start: model.interpolate(start, [0, 1], 3, 0, None)),
+        ("seed is -1", lambda model, start: model.interpolate(start, [0, -1], 3, 1, None)),
+        ("the split is '../../etc'", lambda model, start: model.data_image("../../etc", 0)),
+        ("the index of the image is nan", lambda model, start: model.data_image("", float("nan"))),
+    ],
+)
+def test_arguments_that_no_control_offers_are_refused(model, match, call):
+    with pytest.raises(InvalidArgumentError, match=match):
+        call(model, model.controls.start)
+
+
+def test_a_request_cannot_import_a_module(model, monkeypatch):
+    called = []
+    monkeypatch.setitem(sys.modules, "other_module", types.SimpleNamespace(make=lambda *given, **more: called.append(given)))
+    for name in ("other_module:make", "other_module:missing", "os:environ"):
+        with pytest.raises(InvalidArgumentError, match=f"sampler is '{name}': choose one of") as caught:
+            model.generate(settings(model, sampler=name), 1, None)
+        assert "PATH" not in str(caught.value)
+    assert called == []
+
+
+def test_the_value_of_an_attribute_is_in_no_error(model, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden")
+    with pytest.raises(ValueError, match="environ is of type _Environ: a function or class is required") as caught:
+        model.run.sample(1, sampler="os:environ")
+    assert "hidden" not in str(caught.value)
+
+
+def test_the_calls_make_the_images_again(model, tmp_path, views):
+    """Whatever the command line changed: the checkpoint, options of samplers, the class."""
+    config = from_workdir.get_config(model._folder)
+    changes = {"checkpoint_step": 2, "heun.churn": 5.0, "guidance_interval": (0.0, 0.5), "guidance_scale": 2.0, "label": 4}
+    config.update_from_flattened_dict({f"sampling.{name}": value for name, value in changes.items()})
+    config.update_from_flattened_dict({"edit.jump_length": 2, "diffusion.clip_denoised": False})
+    other = Model(config, model._folder, model._mesh)
+    assert other.run.step == 2
+
+    def again(view, **arrays):
+        """Run the lines, with arrays for those that only the user has."""
+        names = {"ddpm_jax": ddpm_jax}
+        for line in view.call.split("\n"):
+            name, equals, value = line.partition(" = ")
+            if line.startswith("#"):
+                assert line == "# the page has --config.diffusion.clip_denoised=False; this has the setting of the run"
+            elif value.startswith("..."):
+                array = arrays.pop(name)
+                assert value.startswith(f"...  # {array.dtype} {list(array.shape)}")
+                names[name] = array
+            elif equals and name.isidentifier():
+                exec(line, names)
+                if name == "run":
+                    assert names["run"].step == other.run.step
+                    names["run"] = _with_clipping(names["run"], clip=False)
+            else:
+                found = eval(line, names).images
+        assert not arrays
+        return found, names
+
+    heun = settings(other, sampler="heun", label="3", num_steps=4)
+    view = other.generate(heun, 2, views.append)
+    assert "heun" in view.call
+    assert "churn=5.0" in view.call
+    np.testing.assert_array_equal(view.picture, pictures.grid(again(view)[0]))
+    every = other.generate(settings(other, label=EACH_CLASS), 2, views.append)
+    assert "row by row: 0, 1" in every.status
+    np.testing.assert_array_equal(every.picture, pictures.grid(again(every)[0]))
+
+    image, mask = np.arange(64, dtype=np.uint8).reshape(8, 8, 1), np.tri(8, dtype=bool)
+    view = other.inpaint(settings(other), image, mask, 1, 2, views.append)
+    assert "jump_length=2" in view.call
+    filled = again(view, images=image[None], mask=mask)[0][0]
+    np.testing.assert_array_equal(view.picture, pictures.grid(np.concatenate([image[None], filled])))
+    view = other.interpolate(settings(other, label=EACH_CLASS), [3, image], 3, 1, views.append)
+    assert [line.partition(" = ")[0] for line in view.call.split("\n")[2:4]] == ["a", "b"]
+    frames, names = again(view, b=image)
+    np.testing.assert_array_equal(view.picture, pictures.grid(np.stack([names["a"], *frames, image])))
+
+
+def _with_clipping(run, clip):
+    config = ConfigDict(run.config)
+    config.diffusion.clip_denoised = clip
+    return type(run)(config, run.workdir, run.params, run.step, run._mesh, run._identity)

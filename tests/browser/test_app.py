@@ -1,9 +1,12 @@
 """The page of --mode=app in a real browser and from a program: results, cancel, the brush, the queue, errors, no requests."""
 
+import json
+import math
 import os
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -42,16 +45,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder, repository):
-    """The address of the page, served by a process of its own."""
-    environment = os.environ | {"PYTHONPATH": f"{repository}:{os.environ.get('PYTHONPATH', '')}"}
+def address(folder, repository, tmp_path_factory):
+    """The address of the page, served by a process of its own, which logs no traceback and leaves no files."""
+    temporary, log = tmp_path_factory.mktemp("temporary"), folder.parent / "stderr"
+    environment = os.environ | {"PYTHONPATH": f"{repository}:{os.environ.get('PYTHONPATH', '')}", "TMPDIR": str(temporary)}
     command = [sys.executable, "tests/browser/app_server.py", str(folder)]
-    with subprocess.Popen(command, cwd=repository, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
         try:
             yield process.stdout.readline().strip()
         finally:
             process.terminate()  # as Ctrl-C
             assert process.wait(TIMEOUT_S) == 0
+    assert "Traceback" not in log.read_text()
+    assert list(temporary.iterdir()) == []
 
 
 class Page:
@@ -176,7 +185,7 @@ def test_a_program_gets_the_images_of_the_run(address, folder):
         "run.sample(4, seed=5, sampler='ddim', num_steps=8, spacing='leading', eta=0.0, guidance_scale=2.0, label=3)"
     )
     assert len(job.outputs()) > 1  # stages came before
-    with pytest.raises(Exception, match="sampler is 'nothing'"):
+    with pytest.raises(Exception, match="nothing is not in the list of choices"):
         client.predict(4, *SETTINGS[:2], "nothing", *SETTINGS[3:], api_name="/generate")
 
 
@@ -201,3 +210,52 @@ def test_it_is_served_with_a_policy(address):
         text = response.read().decode()
     assert "default-src 'self'" in policy
     assert '"analytics_enabled":false' in text.replace(" ", "")
+
+
+def status_of(address, **headers):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_requests_of_other_pages_are_refused(address):
+    host = address.removeprefix("http://").rstrip("/")
+    assert status_of(address, Host=host, Origin=f"http://{host}") == 200
+    assert status_of(address, Host="evil.example") == 403
+    upload = f"{address}gradio_api/upload"
+    assert status_of(upload, Origin="http://evil.example") == 403
+    assert status_of(f"{address}openapi.json") == 404
+
+
+def ask(address, name, values):
+    """The answer to a request, without a client that checks it first."""
+    url, body = f"{address}gradio_api/call/{name}", json.dumps({"data": values}).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as response:
+        event = json.load(response)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}") as response:
+        return json.loads(response.read().decode().rpartition("data: ")[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({3: math.nan}, "the number of steps is nan: it must be a number"),
+        ({3: "abc"}, "the value of 'Steps' is not valid"),
+        ({3: -1}, "Value -1 is less than minimum value 1."),
+        ({1: math.nan}, "the value of 'Seed' is not valid"),
+        ({1: -1}, "seed is -1: choose 0..4294967295"),
+        ({7: None}, "params is None: choose one of ema, raw"),
+    ],
+)
+def test_values_that_no_control_offers_are_one_line(address, changes, line):
+    values = [changes.get(index, value) for index, value in enumerate(SETTINGS)]
+    assert ask(address, "generate", [1, *values])["error"] == line
+
+
+def test_files_of_other_places_are_not_read(address):
+    for path, line in (("http://127.0.0.1:1/a.png", "files at other addresses are not read"), ("/etc/passwd", "Cannot move")):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        assert line in ask(address, "image_to_image", [file, 0.5, 1, *SETTINGS])["error"]

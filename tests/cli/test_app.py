@@ -38,5 +38,5 @@ def test_ports():
 def test_a_missing_package_is_one_line(trained, tiny_config, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else found(name))
-    with pytest.raises(UnavailableError, match=r'not installed: pip install "ddpm-jax\[app\]"$'):
+    with pytest.raises(UnavailableError, match=r"not installed: pip install 'gradio>=6.31' \(the extra app\)$"):
         app.run(tiny_config(TRAINED), str(trained))
