@@ -237,6 +237,8 @@ class Model:
             arguments["eta"] = settings.eta
         if self.controls.has_guidance:
             arguments["guidance_scale"] = 0.0 if settings.label == NO_CLASS else settings.guidance_scale
+        if settings.label == NO_CLASS and tuple(self._base.sampling.guidance_interval) != (0, 1):
+            arguments["guidance_interval"] = (0.0, 1.0)  # outside of it, the class would not be ignored
         if self.controls.classes and settings.label not in (EACH_CLASS, NO_CLASS):
             arguments["label"] = self._label_of(settings.label)
         return arguments

@@ -259,6 +259,9 @@ def test_the_calls_make_the_images_again(model, tmp_path, views):
     assert "row by row: 0, 1" in every.status
     np.testing.assert_array_equal(every.picture, pictures.grid(again(every)[0]))
 
+    nothing = other.generate(settings(other, label=NO_CLASS), 1, views.append)
+    assert "guidance_scale=0.0, guidance_interval=(0.0, 1.0)" in nothing.call
+
     image, mask = np.arange(64, dtype=np.uint8).reshape(8, 8, 1), np.tri(8, dtype=bool)
     view = other.inpaint(settings(other), image, mask, 1, 2, views.append)
     assert "jump_length=2" in view.call
