@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 import matplotlib.pyplot as plt
-import runs
+import training_runs
 
 DTYPES = ("float32", "bfloat16")
 SEEDS = (0, 1, 2)
@@ -44,26 +44,26 @@ def main() -> None:
     options = parser.parse_args()
     folder = pathlib.Path(options.folder).absolute()
     if not options.table:
-        runs.run_all(folder, [run_of(options, dtype, seed) for seed in SEEDS for dtype in DTYPES], options.jobs)
+        training_runs.run_all(folder, [run_of(options, dtype, seed) for seed in SEEDS for dtype in DTYPES], options.jobs)
     print_table(folder, options.steps)
     plot_losses(folder)
 
 
-def run_of(options: argparse.Namespace, dtype: str, seed: int) -> runs.Run:
+def run_of(options: argparse.Namespace, dtype: str, seed: int) -> training_runs.Run:
     data = f"{SMALL} --config.data.data_dir={pathlib.Path(options.data).absolute()}" if options.data else DIGITS
     chosen = f"--config.model.dtype={dtype} --config.seed={seed} --config.diffusion.num_timesteps={options.timesteps}"
     evaluate = "--config.evaluation.metrics=('frechet',)"
-    return runs.Run(f"{dtype}_{seed}", f"{data} {TRAIN} {chosen} --config.train.num_steps={options.steps}", evaluate)
+    return training_runs.Run(f"{dtype}_{seed}", f"{data} {TRAIN} {chosen} --config.train.num_steps={options.steps}", evaluate)
 
 
 def measured(folder: pathlib.Path, dtype: str, seed: int, steps: int) -> dict[str, float] | None:
     """Loss, norm of the gradients and Fréchet distance of a run; None if it is not done."""
     workdir = folder / f"{dtype}_{seed}"
-    row = runs.report(workdir)
+    row = training_runs.report(workdir)
     if "frechet" not in row:
         return None
     names = {"loss": "train/loss", "gradient norm": "train/grad_norm"}
-    last = {name: runs.last_mean(workdir, scalar, int(LAST * steps)) for name, scalar in names.items()}
+    last = {name: training_runs.last_mean(workdir, scalar, int(LAST * steps)) for name, scalar in names.items()}
     return last | {"Fréchet distance": row["frechet"]}
 
 
@@ -82,7 +82,7 @@ def print_table(folder: pathlib.Path, steps: int) -> None:
 def plot_losses(folder: pathlib.Path) -> None:
     """The loss of every run over the steps, and the quotient of both dtypes at equal seeds."""
     curves = {
-        f"{dtype}_{seed}": runs.history(folder / f"{dtype}_{seed}", "train/loss")
+        f"{dtype}_{seed}": training_runs.history(folder / f"{dtype}_{seed}", "train/loss")
         for dtype in DTYPES
         for seed in SEEDS
         if (folder / f"{dtype}_{seed}" / "metrics.jsonl").exists()

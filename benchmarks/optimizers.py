@@ -14,7 +14,7 @@ import argparse
 import pathlib
 import statistics
 
-import runs
+import training_runs
 
 OPTIMIZERS = ("adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine")
@@ -45,21 +45,21 @@ def main() -> None:
     if not options.table:
         data = f"{DATA[options.data]} --config.data.data_dir={options.data_dir} --config.train.num_steps={options.steps}"
         grid = [(optimizer, schedule, seed) for seed in SEEDS for optimizer in OPTIMIZERS for schedule in SCHEDULES]
-        runs.run_all(folder, [run_of(*chosen, data) for chosen in grid], options.jobs)
+        training_runs.run_all(folder, [run_of(*chosen, data) for chosen in grid], options.jobs)
     print_table(folder)
 
 
-def run_of(optimizer: str, schedule: str, seed: int, data: str) -> runs.Run:
+def run_of(optimizer: str, schedule: str, seed: int, data: str) -> training_runs.Run:
     chosen = f"--config.optimizer.name={optimizer} --config.optimizer.schedule={schedule} --config.seed={seed}"
-    return runs.Run(f"{optimizer}_{schedule}_{seed}", f"{TRAIN} {data} {chosen}", EVALUATE)
+    return training_runs.Run(f"{optimizer}_{schedule}_{seed}", f"{TRAIN} {data} {chosen}", EVALUATE)
 
 
 def result(workdir: pathlib.Path) -> dict[str, float] | None:
     """Loss, Fréchet distance and bits/dim of a run; None if it is not done."""
-    row = runs.report(workdir)
+    row = training_runs.report(workdir)
     if not row.keys() >= {"frechet", "bits/dim"}:
         return None
-    loss = runs.last_mean(workdir, "train/loss", LAST_STEPS)
+    loss = training_runs.last_mean(workdir, "train/loss", LAST_STEPS)
     return {"loss": loss, "distance": row["frechet"], "bits/dim": row["bits/dim"]}
 
 

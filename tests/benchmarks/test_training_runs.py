@@ -16,10 +16,10 @@ def benchmarks(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     import bfloat16
     import optimizers
-    import runs
+    import training_runs
 
-    yield {"bfloat16": bfloat16, "optimizers": optimizers, "runs": runs}
-    for name in ("bfloat16", "optimizers", "runs"):
+    yield {"bfloat16": bfloat16, "optimizers": optimizers, "training_runs": training_runs}
+    for name in ("bfloat16", "optimizers", "training_runs"):
         sys.modules.pop(name, None)
 
 
@@ -37,7 +37,7 @@ def write_report(workdir, row):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_only_runs_without_a_report_are_trained(benchmarks, tmp_path, monkeypatch, jobs):
-    runs, commands = benchmarks["runs"], []
+    runs, commands = benchmarks["training_runs"], []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command[2:]))
     write_report(tmp_path / "done", {"frechet": 1.0})
     runs.run_all(tmp_path, [runs.Run(name, "--a --b", "--c") for name in ("done", "new")], jobs)
@@ -51,8 +51,8 @@ def test_only_runs_without_a_report_are_trained(benchmarks, tmp_path, monkeypatc
 def test_the_mean_is_over_the_last_steps(benchmarks, tmp_path):
     rows = [{"step": step, "train/loss": float(step)} for step in (20, 40, 60, 80, 100)] + [{"step": 100, "eval/x": 1}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert benchmarks["runs"].last_mean(tmp_path, "train/loss", 40) == 90  # of steps 80 and 100
-    assert benchmarks["runs"].history(tmp_path, "eval/x") == [(100, 1)]
+    assert benchmarks["training_runs"].last_mean(tmp_path, "train/loss", 40) == 90  # of steps 80 and 100
+    assert benchmarks["training_runs"].history(tmp_path, "eval/x") == [(100, 1)]
 
 
 def test_dtypes_are_compared_at_equal_seeds(benchmarks, tmp_path, capsys):
