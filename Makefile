@@ -1,6 +1,6 @@
 # make demo    sets everything up, trains on handwritten digits for some minutes, and says where its pictures are
 # make test    sets everything up and runs the tests, except those that are marked as slow
-# make test-slow runs those: real kills, jobs of several processes, the benchmarks, the notebook, the wheel
+# make test-slow runs those: real kills, jobs of several processes, the benchmarks, the notebook, the wheel, the tutorial
 # make lint    checks style
 # make typecheck  checks types; pyproject.toml lists the modules that are left out
 # make docs    builds the documentation site in docs/_build/html; a warning is an error

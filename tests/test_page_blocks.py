@@ -41,6 +41,7 @@ def session(tmp_path, monkeypatch):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["how-ddpm-works.md", "ddpm-details.md"])
 def test_outputs_of_the_pages(page_blocks, session, page):
     executed = list(page_blocks.execute((DOCS / page).read_text(), page))
@@ -49,6 +50,7 @@ def test_outputs_of_the_pages(page_blocks, session, page):
         assert block.printed == (block.stated or ""), block.code
 
 
+@pytest.mark.slow
 def test_outputs_of_the_exercises(page_blocks, session):
     """Exactly, where no trained network is used; else the same lines with other numbers."""
     config = ddpm_jax.get_config("digits")

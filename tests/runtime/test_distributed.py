@@ -73,10 +73,7 @@ polls, all_agree = [], shared_workdir.all_processes
 shared_workdir.all_processes = lambda mine: polls.append(mine) or all_agree(mine)
 from ddpm_jax.runtime import run_lock
 (folder / run_lock.FILE).write_text(json.dumps(dict(host="h", pid=1, since="then", machine="m", token="t")))
-class Quick(run_lock.RunLock):
-    def __init__(self, folder):
-        super().__init__(folder, beat_s=0.2, expire_s=1.5)
-shared_workdir.RunLock = Quick
+shared_workdir.lock = lambda folder: run_lock.lock(folder, beat_s=0.2, expire_s=1.5)
 with shared_workdir.hold_workdir(folder) as check:
     check()
     held = json.loads((folder / run_lock.FILE).read_text())["pid"]
