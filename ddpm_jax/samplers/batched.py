@@ -108,6 +108,7 @@ class BatchedSampler:
         cond: Any = None,
         given: Any = None,
         report: Callable[[float], None] = lambda images: None,
+        watching: Watch | None = None,
     ) -> Iterator[GeneratedBatch]:
         """Yield images first_image .. first_image + num_images - 1, exactly, batch by batch.
 
@@ -121,10 +122,22 @@ class BatchedSampler:
           cond: pytree of arrays [num_images, ...] for a conditional network.
           given: a pytree of arrays [num_images, ...] for `begin`.
           report: called during sampling with the number of finished images, including fractions.
+          watching: gets the stages of each batch; then no batch is started before the one before it is done.
 
         Raises:
           NonFiniteSamples: some images hold NaN or infinity after some steps; the batches yielded before are sound.
         """
+        compute, start = self._dispatched(params) if watching is None else (self._watched(params, watching), None)
+        batches = self._driver.split((cond, given), num_images)
+        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report, start=start)
+
+    def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
+        """As `generate`, all images in one; `ddpm_jax.watch` gets their stages."""
+        parts = self.generate(params, key, **options, watching=current())
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+
+    def _dispatched(self, params: Any) -> tuple[Callable[[Batch, Any], GeneratedBatch], Callable[[Batch], Any]]:
+        """`compute` and `start` for `BatchDriver.run`: a chunk is dispatched before the one before it is checked."""
 
         def advance(batch: Batch, state: Any, first_step: int) -> tuple[Any, jax.Array]:
             state = self._advance(params, batch.inputs[0], state, batch.key_data, jnp.int32(first_step))
@@ -143,28 +156,10 @@ class BatchedSampler:
             self._require_finite(not_finite, batch, self.sampler.num_steps - 1)
             return GeneratedBatch(self._finish(state.x), batch.inputs[0], state.saved_x, state.saved_pred_xstart)
 
-        batches = self._driver.split((cond, given), num_images)
-        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report, start=start)
+        return compute, start
 
-    def generate_all(self, params: Any, key: jax.Array, **options: Any) -> GeneratedBatch:
-        """As `generate`, all images in one; `watch` gets their stages."""
-        watching = current()
-        parts = self.generate(params, key, **options) if watching is None else self._watched(watching, params, key, **options)
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
-
-    def _watched(
-        self,
-        watching: Watch,
-        params: Any,
-        key: jax.Array,
-        *,
-        num_images: int,
-        first_image: int = 0,
-        cond: Any = None,
-        given: Any = None,
-        report: Callable[[float], None] = lambda images: None,
-    ) -> Iterator[GeneratedBatch]:
-        """As `generate`, in chunks of other sizes, with a stage after each."""
+    def _watched(self, params: Any, watching: Watch) -> Callable[[Batch], GeneratedBatch]:
+        """`compute` of `BatchDriver.run`, in chunks of other sizes, with a stage after each."""
         steps, schedule = self.sampler.num_steps, self.sampler.schedule
         size = chunk_size(steps, -(-steps // watching.stages))
         advance = self._watched_chunk(size)
@@ -187,8 +182,7 @@ class BatchedSampler:
                 watching.show(Stage(batch.first, done, steps, t, x_t, pred_xstart))
             return GeneratedBatch(self._finish(state.x), cond, state.saved_x, state.saved_pred_xstart)
 
-        batches = self._driver.split((cond, given), num_images)
-        return self._driver.run(compute, batches, key=key, first_image=first_image, report=report)
+        return compute
 
     def _watched_chunk(self, count: int) -> Callable[..., Any]:
         """A function compiled for `count` steps that also returns the last pred_xstart."""
