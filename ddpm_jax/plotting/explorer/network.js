@@ -3,24 +3,21 @@
 const hasNetwork = () => typeof onnxNetworks !== "undefined";
 
 /**
- * {evaluate(x, t, labels)}: the network's output for one image x at t of the training chain, once for each label, joined:
- * Float32Array. For a network without labels, [null].
+ * {thread, evaluate(x, t, labels)}: the network's output for one image x at t of the training chain, once for each label,
+ * joined: Float32Array. For a network without labels, [null]. It computes in a worker; `thread` is "page" where there is none.
  */
 async function loadNetwork() {
   const network = await onnxNetworks.load("denoiser");
   const hasLabels = network.inputs.some((input) => input.name === "labels");
-  let before = Promise.resolve();
   return {
+    thread: network.thread,
     async evaluate(x, t, labels) {
-      const turn = before; // one evaluation at a time
       const count = labels.length;
       const images = new Float32Array(count * x.length);
       for (let i = 0; i < count; i++) images.set(x, i * x.length);
       const inputs = { x_t: images, t: new Int32Array(count).fill(t) };
       if (hasLabels) inputs.labels = Int32Array.from(labels);
-      const found = turn.then(() => network.run(inputs, count));
-      before = found.catch(() => {});
-      return (await found).output;
+      return (await network.run(inputs, count)).output;
     },
   };
 }
