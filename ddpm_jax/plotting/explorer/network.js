@@ -6,8 +6,8 @@ const hasNetwork = () => typeof onnxNetworks !== "undefined";
  * {thread, evaluate(x, t, labels)}: the network's output for one image x at t of the training chain, once for each label,
  * joined: Float32Array. For a network without labels, [null]. It computes in a worker; `thread` is "page" where there is none.
  */
-async function loadNetwork() {
-  const network = await onnxNetworks.load("denoiser");
+async function loadNetwork(name) {
+  const network = await onnxNetworks.load(name);
   const hasLabels = network.inputs.some((input) => input.name === "labels");
   return {
     thread: network.thread,
@@ -42,9 +42,10 @@ function guidedNetwork(network, { label, nullLabel, scale, channels }) {
 
 /**
  * Computes chains one at a time: {run, stop}. `run` calls `work({requested})` unless a chain is being computed already, also
- * by another section; requested becomes true when `stop` is called or its button is pressed.
+ * by another section; requested becomes true when `stop` is called or its button is pressed. `state` is the element that
+ * shows what went wrong, if anything did.
  */
-function makeRunner(page, start, stopButton, work) {
+function makeRunner(page, start, stopButton, state, work) {
   let current = null;
   const stop = () => {
     if (current) current.requested = true;
@@ -56,6 +57,8 @@ function makeRunner(page, start, stopButton, work) {
     stopButton.disabled = false;
     try {
       await work(current);
+    } catch (error) {
+      state.textContent = `The network failed: ${error.message}. Open this page again to restart it.`;
     } finally {
       current = null;
       stopButton.disabled = true;
