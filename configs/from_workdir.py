@@ -10,11 +10,11 @@ from ddpm_jax.user_messages import UserError
 
 
 def get_config(folder: str) -> ConfigDict:
-    """The config in `folder`/config.json.
+    """The config in `folder`/config.json, with the defaults of fields that a run of an older version may lack.
 
     Raises:
       UserError: there is no such file, or it has an unknown field or a value of the wrong type.
-      ConflictError: it lacks a field.
+      ConflictError: it lacks a field that changes what is trained.
     """
     config, saved = defaults.get_config(), workdir.read_config(folder)
     try:

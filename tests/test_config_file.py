@@ -1,13 +1,15 @@
 """--config: names of shipped configs, paths, and the hint for a wrong one."""
 
 import importlib
+import json
 import pathlib
 import sys
 
 import pytest
 
 from ddpm_jax import config_file, configs
-from ddpm_jax.configs import cifar10, defaults, digits
+from ddpm_jax.configs import cifar10, defaults, digits, from_workdir
+from ddpm_jax.runtime.errors import ConflictError
 from ddpm_jax.user_messages import UsageError, UserError
 
 OWN = """
@@ -133,3 +135,14 @@ def test_fields_of_a_config_file_are_checked(tmp_path, line, message):
     with pytest.raises(UserError) as caught:
         parser.parse(str(file))
     assert message in str(caught.value)
+
+
+def test_a_run_of_an_older_version_gets_the_defaults_of_fields_that_are_not_used_in_training(tmp_path):
+    saved = json.loads(digits.get_config().to_json())
+    del saved["export"], saved["data"]["num_workers"], saved["visualize"]["animation"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert from_workdir.get_config(str(tmp_path)) == digits.get_config()
+    del saved["data"]["random_flip"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConflictError, match=r"config\.json was written by another version .*: it lacks data\.random_flip"):
+        from_workdir.get_config(str(tmp_path))

@@ -81,7 +81,7 @@ def test_its_files(wheel, repository):
     modules = {str(file.relative_to(repository)) for file in (repository / "ddpm_jax").rglob("*.py")}
     experiments = {f"ddpm_jax/configs/{file.name}" for file in (repository / "configs").glob("*.py")}
     page = {f"ddpm_jax/plotting/explorer/{name}" for name in (*explorer.SCRIPTS, "index.html", "style.css")}
-    assert names == modules | experiments | page | {"ddpm_jax/py.typed"}
+    assert names == modules | experiments | page | {"ddpm_jax/interop/onnx_networks.js", "ddpm_jax/py.typed"}
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= extra
 
 

@@ -13,7 +13,8 @@ goes into the page's body, before the scripts that use it:
     const network = await onnxNetworks.load("denoiser");
     const {output} = await network.run({x_t, t, labels}, 1);  // typed arrays, 1 image -> Float32Array
 
-`run` computes in the thread of the page: between two calls, a page awaits a frame to be drawn.
+`run` computes in a worker, so that the page stays responsive. Where the browser gives the page no worker, it computes in the
+page's thread, which it leaves between calls for drawing and input; `network.thread` is "worker" or "page".
 """
 
 import base64
@@ -40,46 +41,7 @@ SIZE = 33_106_585  # bytes
 JAVASCRIPT, WASM = "package/dist/ort.wasm.bundle.min.mjs", "package/dist/ort-wasm-simd-threaded.wasm"
 ELEMENT = "onnx-"  # the ids of the elements begin with it
 
-_SCRIPT = """
-const onnxNetworks = (() => {
-  const element = (name) => {
-    const found = document.getElementById("ELEMENT" + name);
-    if (!found) throw new Error(`the page has no ONNX model ${name}`);
-    return found;
-  };
-  const expand = async (name) => {
-    const packed = Uint8Array.from(atob(element(name).textContent), (character) => character.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
-  };
-  const start = async () => {
-    const url = URL.createObjectURL(new Blob([await expand("runtime-js")], {type: "text/javascript"}));
-    const runtime = await import(url);
-    URL.revokeObjectURL(url);
-    runtime.env.wasm.numThreads = 1;
-    runtime.env.wasm.wasmBinary = await expand("runtime-wasm");
-    return runtime;
-  };
-  let runtime;  // a promise
-  const load = async (name) => {
-    const {inputs, outputs} = JSON.parse(element(name).dataset.model);
-    runtime ??= start();
-    const ort = await runtime;
-    const session = await ort.InferenceSession.create(await expand(name), {executionProviders: ["wasm"]});
-    const tensor = (input, values, count) => {
-      if (values === undefined) throw new Error(`${name} needs the input ${input.name}`);
-      return new ort.Tensor(input.dtype, values, input.shape.map((size) => size === "b" ? count : size));
-    };
-    const run = async (values, count) => {
-      const feeds = Object.fromEntries(inputs.map((input) => [input.name, tensor(input, values[input.name], count)]));
-      const found = await session.run(feeds);
-      return Object.fromEntries(outputs.map((output) => [output.name, found[output.name].data]));
-    };
-    return {inputs, outputs, run};
-  };
-  return {load};
-})();
-"""
+SCRIPT = Path(__file__).with_name("onnx_networks.js")  # defines `onnxNetworks`
 
 
 class RuntimeAssets(NamedTuple):
@@ -156,7 +118,7 @@ def page_elements(models: Mapping[str, OnnxModel], assets: RuntimeAssets) -> str
         described["outputs"] = [tensor.described() for tensor in model.outputs]
         parts.append(_data_element(name, model.data, json.dumps(described)))
     note = f"<!-- ONNX Runtime {VERSION}, MIT License, https://github.com/microsoft/onnxruntime -->"
-    return "\n".join([note, *parts, f"<script>{_SCRIPT.replace('ELEMENT', ELEMENT)}</script>", ""])
+    return "\n".join([note, *parts, f"<script>\n{SCRIPT.read_text(encoding='utf-8').replace('ELEMENT', ELEMENT)}</script>", ""])
 
 
 def _data_element(name: str, content: bytes, described: str = "") -> str:

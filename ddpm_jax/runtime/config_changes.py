@@ -7,10 +7,13 @@ only read (sample, evaluate, ...) use their own fields from the command line and
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddpm_jax.runtime.errors import ConflictError, as_text
+
+logger = logging.getLogger(__name__)
 
 # Fields that may differ between the processes of one job: location and speed of the data, not its content.
 PER_HOST = ("data.data_dir", "data.cache_dir", "data.in_memory", "data.num_threads", "data.num_workers", "data.prefetch")
@@ -33,12 +36,14 @@ class Rule:
       resume: value -> the part that a resumed training must keep.
       reading: value -> the part that a mode which only reads the run must keep.
       read: whether those modes use the field, so that their reports contain the value of the command line.
+      optional: whether a recorded config may lack the field: no value of it changes what is trained.
     """
 
     why: str
     resume: Callable[[Any], Any]
     reading: Callable[[Any], Any]
     read: bool
+    optional: bool = False
 
 
 def _fixed(why: str) -> Rule:
@@ -50,7 +55,7 @@ def _training(why: str) -> Rule:
 
 
 def _free(why: str) -> Rule:
-    return Rule(why, _nothing, _nothing, read=True)
+    return Rule(why, _nothing, _nothing, read=True, optional=True)
 
 
 def _is_learned(variance: Any) -> bool:
@@ -87,7 +92,7 @@ RULES: dict[str, Rule] = {
     "model.label_dropout": Rule(
         "the network has a null-label embedding only if it is above 0", _is_positive, _is_positive, read=False
     ),
-    "model.dtype": _free("precision of the computation; parameters are float32 in any case"),
+    "model.dtype": Rule("precision of the computation; parameters are float32 in any case", _nothing, _nothing, read=True),
     "model.*.remat": _free("memory and speed"),
     "diffusion": _fixed("the diffusion process and what the network predicts"),
     "diffusion.variance": Rule(
@@ -144,7 +149,7 @@ def rule_of(field: str) -> Rule:
 
 
 def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resume: bool) -> None:
-    """Checks that `config` changes no field that the run in `folder` must keep.
+    """Checks that `config` changes no field that the run in `folder` must keep; logs optional fields that the run lacks.
 
     Args:
       folder: named in the error.
@@ -156,6 +161,9 @@ def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resu
       ConflictError: such a field changes (the message names each), or another version of this program wrote `recorded`.
     """
     check_version(f"the run in {folder}", recorded, config)
+    if absent := absent_fields(recorded, config):
+        fields = f"{', '.join(absent)}, which do not change what is trained"
+        logger.info(f"{folder} was written by another version of this program: it lacks {fields}")
     differing = []
     for field, (before, after) in changes(recorded, config).items():
         rule = rule_of(field)
@@ -172,12 +180,21 @@ def check(folder: Any, recorded: dict[str, Any], config: dict[str, Any], *, resu
 
 
 def check_version(where: str, recorded: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises ConflictError unless both configs have the same fields, sections of free options aside."""
-    old, new = ({field for field in flatten(each) if "options" not in field} for each in (recorded, config))
+    """Raises ConflictError unless both configs have the same fields, sections of free options and optional fields aside."""
+    old, new = _names(recorded), _names(config) - set(absent_fields(recorded, config))
     differing = [f"it lacks {field}" for field in sorted(new - old)] + [f"{field} is unknown" for field in sorted(old - new)]
     if differing:
         found = "; ".join(differing)
         raise ConflictError(f"{where} was written by another version of this program: {found}. Use that version, or a new run")
+
+
+def absent_fields(recorded: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Optional fields of `config` that `recorded` lacks, sorted."""
+    return sorted(field for field in _names(config) - _names(recorded) if rule_of(field).optional)
+
+
+def _names(config: dict[str, Any]) -> set[str]:
+    return {field for field in flatten(config) if "options" not in field}
 
 
 def changes(recorded: dict[str, Any], config: dict[str, Any]) -> dict[str, list[Any]]:

@@ -95,9 +95,15 @@ def report_config(folder: Path, config: dict[str, Any], step: int | None) -> dic
 
 
 def resume_changes(folder: Path, config: dict[str, Any], step: int) -> dict[str, list[Any]]:
-    """Field -> [old, new] for each field of `config` that differs from the checkpoint of `step`; empty at step 0."""
+    """Field -> [old, new] for each field of `config` that differs from the checkpoint of `step`; empty at step 0.
+
+    Optional fields that the config of the checkpoint lacks are left out: their old values are unknown.
+    """
     old = config_at(folder, step) if step else None
-    return {} if old is None else config_changes.changes(old, config)
+    if old is None:
+        return {}
+    absent = config_changes.absent_fields(old, config)
+    return {field: pair for field, pair in config_changes.changes(old, config).items() if field not in absent}
 
 
 def version_changes(folder: Path, versions: dict[str, str], step: int) -> dict[str, list[Any]]:

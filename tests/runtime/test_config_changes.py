@@ -172,3 +172,38 @@ def test_the_docs_name_every_rule():
     text = page.read_text()
     missing = [name for name in config_changes.RULES if f"`config.{name}`" not in text]
     assert not missing
+
+
+def without(*fields):
+    """The recorded config of an older version, which lacks `fields`."""
+    config = changed()
+    for field in fields:
+        *sections, name = field.split(".")
+        del functools.reduce(dict.__getitem__, sections, config)[name]
+    return config
+
+
+OPTIONAL = ("data.num_workers", "data.cache_dir", "sampling.guidance_rescale", "evaluation.max_features", "visualize.animation")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_may_lack_fields_that_do_not_change_what_is_trained(resume, log_lines):
+    config_changes.check("runs/a", without(*OPTIONAL), changed(), resume=resume)
+    fields = ", ".join(sorted(OPTIONAL)) + ", which do not change what is trained"
+    assert log_lines == [f"runs/a was written by another version of this program: it lacks {fields}"]
+    config_changes.check("runs/a", without("export"), changed(export__format=["onnx"]), resume=resume)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["data.background", "data.random_flip", "model.dtype", "model.unet.scale_shift", "optimizer.clip_norm", "mesh.fsdp"],
+)
+def test_a_run_may_not_lack_fields_that_change_what_is_trained(field):
+    with pytest.raises(ConflictError, match=rf"the run in runs/a was written by another version .*: it lacks {field}\. Use"):
+        config_changes.check("runs/a", without(field, *OPTIONAL), changed(), resume=False)
+
+
+def test_an_unknown_field_is_refused():
+    """Its meaning is not known, not even whether it changed what was trained."""
+    with pytest.raises(ConflictError, match=r"sampling\.num_images is unknown"):
+        config_changes.check("runs/a", changed(), without("sampling.num_images"), resume=False)

@@ -114,6 +114,17 @@ def test_a_run_of_another_version_is_refused(tmp_path, resume):
         run_record.check_config(tmp_path, CONFIG | {"data": {"options": {}}}, resume=resume)
 
 
+def test_a_field_that_an_older_version_did_not_record_is_no_change(tmp_path):
+    run_record.record_start(tmp_path, with_rate(1.0), 0)
+    save(tmp_path, 10)
+    now = with_rate(2.0) | {"sampling": {"num_steps": 3}}
+    run_record.check_config(tmp_path, now, resume=True)
+    assert run_record.resume_changes(tmp_path, now, 10) == {"optimizer.learning_rate": [1.0, 2.0]}
+    assert run_record.report_config(tmp_path, now, 10) == json.loads(json.dumps(with_rate(1.0))) | {
+        "sampling": {"num_steps": 3}
+    }
+
+
 def test_a_report_has_the_training_config_of_the_checkpoint(tmp_path):
     run_record.record_start(tmp_path, with_rate(1.0), 0)
     save(tmp_path, 10)

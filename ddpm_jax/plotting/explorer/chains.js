@@ -6,7 +6,7 @@ const SAMPLER_TEXTS = {
 };
 const PREDICTION_NAMES = { eps: "the noise ε", x_start: "the image x₀", v: "v, a mixture of image and noise" };
 
-/** MathML of a formula, written as in index.html: words of math.js would be a library, and these are five formulas. */
+/** MathML of the formulas that depend on the run or on a choice. */
 const MATH = (() => {
   const sub = (a, b) => `<msub>${a}<mrow>${b}</mrow></msub>`;
   const [x, t] = ["<mi>x</mi>", "<mi>t</mi>"];
@@ -34,14 +34,14 @@ function recordedStages(chain, row, size) {
   const count = chain.t.length + 1;
   return Array.from({ length: count }, (_, i) => ({
     t: i < chain.t.length ? chain.t[i] : -1,
-    x: rowOf(chain.x.data, row * count + i, size),
-    predXstart: rowOf(chain.pred.data, row * count + i, size),
+    x: rowOf(chain.x_t.data, row * count + i, size),
+    predXstart: rowOf(chain.pred_xstart.data, row * count + i, size),
   }));
 }
 
 function setUpChains(page) {
   const { chains, shape, size, diffusion } = page;
-  for (const chain of chains) Object.assign(chain, { x: decodeArray(chain.x_t), pred: decodeArray(chain.pred_xstart) });
+  for (const chain of chains) for (const name of ["x_t", "pred_xstart"]) chain[name] = decodeArray(chain[name]);
   const player = new Player(find("chain-player"), shape, "Reverse chain");
   const [classes, seeds, samplers, steps] = ["class", "seed", "sampler", "steps"].map((name) => find(`chain-${name}`));
   find("prediction-text").textContent =
@@ -86,7 +86,7 @@ function setUpGenerate(page, network, section) {
   const { player, classes, samplers, steps } = section;
   const start = find("generate");
   let seed = 0;
-  const runner = makeRunner(page, start, find("generate-stop"), async (stop) => {
+  const runner = makeRunner(page, start, find("generate-stop"), find("chain-state"), async (stop) => {
     const began = performance.now();
     const random = new Random(++seed);
     player.begin(Number(steps.value) + 1);

@@ -1,6 +1,7 @@
 // Section 4: a drawing, noise up to t, and the chain of the network from there, computed in the page.
 
 const STEP_CHOICES = [5, 10, 20, 50, 100, 250];
+const DRAWN = "drawn"; // the choice of a drawing, as opposed to an image
 
 function setUpDenoise(page, network) {
   const { shape, size, numTimesteps, classNames } = page;
@@ -16,14 +17,14 @@ function setUpDenoise(page, network) {
   find("try-steps").value = numTimesteps > 50 ? "50" : String(numTimesteps);
 
   let bound = null;
-
   const classes = find("try-class");
   const labels = [...classNames.keys()];
   const choices = page.nullLabel === null ? labels : [page.nullLabel, ...labels];
   setOptions(classes, choices, choices.map((label) => (label === page.nullLabel ? "not given" : classNames[label])));
   classes.closest("label").hidden = !page.hasClasses;
 
-  const guidance = bindSlider(find("guidance"), find("guidance-value"), () => bound && preview(), (scale) => (scale === 1 ? "none" : String(scale)));
+  const scaleText = (scale) => (scale === 1 ? "none" : String(scale));
+  const guidance = bindSlider(find("guidance"), find("guidance-value"), () => bound && preview(), scaleText);
   const update = () => {
     find("guidance").disabled = Number(classes.value) === page.nullLabel;
     guidance.update();
@@ -40,13 +41,25 @@ function setUpDenoise(page, network) {
       channels: shape[2],
     });
 
-  // x_t of the drawing, and what the network predicts from it at once. While it computes, only the last change counts.
+  // x_t of the drawing, and what the network predicts from it at once. While it computes, only the last change counts. A
+  // change stops the chain of the drawing as it was; the chain of another section delays the preview.
   let changed = false;
   let predicting = false;
+  let runner = null;
   const preview = async () => {
     changed = true;
+    runner?.stop();
     if (predicting || page.busy) return;
     predicting = true;
+    try {
+      await predict();
+    } catch (error) {
+      state.textContent = `The network failed: ${error.message}. Open this page again to restart it.`;
+    } finally {
+      predicting = false;
+    }
+  };
+  const predict = async () => {
     while (changed && !page.busy) {
       changed = false;
       const [x, t] = [noisy(), bound.value];
@@ -59,15 +72,19 @@ function setUpDenoise(page, network) {
         `xₜ is ${formatNumber(schedule.signal[t])} of your drawing and ${formatNumber(schedule.noise[t])} of noise. ` +
         "Below is what the network predicts at once. Denoise takes many steps.";
     }
-    predicting = false;
   };
-  const sketch = new Sketch(find("sketch"), shape, () => bound && preview());
+  page.busyListeners.push(() => {
+    if (!page.busy && changed) preview();
+  });
+  const sketch = new Sketch(find("sketch"), shape, (drawn) => {
+    if (drawn) find("sketch-example").value = DRAWN;
+    if (bound) preview();
+  });
   bound = bindSlider(slider, find("try-t-value"), () => bound && preview());
 
   const pen = find("pen-width");
+  pen.value = String(sketch.pen.radius);
   pen.addEventListener("input", () => (sketch.pen.radius = Number(pen.value)));
-  pen.value = "2";
-  sketch.pen.radius = 2;
   find("pen-color-label").hidden = shape[2] !== 3;
   find("pen-color").addEventListener("input", (event) => {
     const value = parseInt(event.target.value.slice(1), 16);
@@ -75,10 +92,10 @@ function setUpDenoise(page, network) {
   });
   const examples = [...Array(page.count).keys()];
   const names = examples.map((i) => `image ${i + 1}${page.labels && page.hasClasses ? `, class ${classNames[page.labels[i]]}` : ""}`);
-  setOptions(find("sketch-example"), ["", ...examples], ["an empty area", ...names]);
+  setOptions(find("sketch-example"), ["", DRAWN, ...examples], ["an empty area", "your drawing", ...names]);
   find("sketch-example").addEventListener("change", (event) => {
     if (event.target.value === "") sketch.clear();
-    else sketch.load(page.imageOf(Number(event.target.value)));
+    else if (event.target.value !== DRAWN) sketch.load(page.imageOf(Number(event.target.value)));
   });
   find("sketch-clear").addEventListener("click", () => {
     find("sketch-example").value = "";
@@ -89,7 +106,8 @@ function setUpDenoise(page, network) {
     preview();
   });
 
-  makeRunner(page, find("denoise"), find("try-stop"), async (stop) => {
+  runner = makeRunner(page, find("denoise"), find("try-stop"), state, async (stop) => {
+    changed = false; // the chain begins with the last change
     const began = performance.now();
     const steps = Math.min(Number(find("try-steps").value), bound.value + 1);
     const progress = find("try-progress");

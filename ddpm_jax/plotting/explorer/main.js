@@ -71,7 +71,8 @@ async function setUp() {
   setUpText(page);
   setUpForward(page, view);
   setUpSingleSteps(page, view);
-  const parts = { page, view, qSample, respace, trailingTimesteps, reverseStep, guidedNetwork, Random, ready: false };
+  const tools = { qSample, makeTables, respace, trailingTimesteps, reverseStep, runChain, loadNetwork, guidedNetwork, Random };
+  const parts = { page, view, ...tools, ready: false };
   globalThis.ddpmExplorer = parts;
   if (page.chains?.length) {
     parts.chains = setUpChains(page);
@@ -86,23 +87,25 @@ async function setUp() {
     hide(".needs-bound");
     show("no-bound", page.noBound);
   }
-  if (hasNetwork()) {
-    hide(".needs-network");
-    show("no-network");
-    parts.network = await loadNetwork();
-    for (const element of document.querySelectorAll(".needs-network")) element.hidden = false;
-    find("no-network").hidden = true;
-    parts.denoise = setUpDenoise(page, parts.network);
-    setUpGenerate(page, parts.network, parts.chains);
-  } else {
-    hide(".needs-network");
-    show("no-network", page.noNetwork);
-  }
+  hide(".needs-network");
+  if (hasNetwork()) await startNetwork(page, parts);
+  else show("no-network", page.noNetwork);
   parts.ready = true;
 }
 
-setUp().catch((error) => {
-  show("no-network", `The network could not be started: ${error.message}. The recorded chains above show what it does.`);
-  hide(".needs-network");
-  console.error(error);
-});
+async function startNetwork(page, parts) {
+  show("no-network");
+  try {
+    parts.network = await loadNetwork("denoiser");
+  } catch (error) {
+    show("no-network", `The network could not be started: ${error.message}. The recorded chains above show what it does.`);
+    console.error(error);
+    return;
+  }
+  for (const element of document.querySelectorAll(".needs-network")) element.hidden = false;
+  find("no-network").hidden = true;
+  parts.denoise = setUpDenoise(page, parts.network);
+  setUpGenerate(page, parts.network, parts.chains);
+}
+
+setUp();

@@ -3,24 +3,21 @@
 const hasNetwork = () => typeof onnxNetworks !== "undefined";
 
 /**
- * {evaluate(x, t, labels)}: the network's output for one image x at t of the training chain, once for each label, joined:
- * Float32Array. For a network without labels, [null].
+ * {thread, evaluate(x, t, labels)}: the network's output for one image x at t of the training chain, once for each label,
+ * joined: Float32Array. For a network without labels, [null]. It computes in a worker; `thread` is "page" where there is none.
  */
-async function loadNetwork() {
-  const network = await onnxNetworks.load("denoiser");
+async function loadNetwork(name) {
+  const network = await onnxNetworks.load(name);
   const hasLabels = network.inputs.some((input) => input.name === "labels");
-  let before = Promise.resolve();
   return {
+    thread: network.thread,
     async evaluate(x, t, labels) {
-      const turn = before; // one evaluation at a time
       const count = labels.length;
       const images = new Float32Array(count * x.length);
       for (let i = 0; i < count; i++) images.set(x, i * x.length);
       const inputs = { x_t: images, t: new Int32Array(count).fill(t) };
       if (hasLabels) inputs.labels = Int32Array.from(labels);
-      const found = turn.then(() => network.run(inputs, count));
-      before = found.catch(() => {});
-      return (await found).output;
+      return (await network.run(inputs, count)).output;
     },
   };
 }
@@ -45,9 +42,10 @@ function guidedNetwork(network, { label, nullLabel, scale, channels }) {
 
 /**
  * Computes chains one at a time: {run, stop}. `run` calls `work({requested})` unless a chain is being computed already, also
- * by another section; requested becomes true when `stop` is called or its button is pressed.
+ * by another section; requested becomes true when `stop` is called or its button is pressed. `state` is the element that
+ * shows what went wrong, if anything did.
  */
-function makeRunner(page, start, stopButton, work) {
+function makeRunner(page, start, stopButton, state, work) {
   let current = null;
   const stop = () => {
     if (current) current.requested = true;
@@ -59,6 +57,8 @@ function makeRunner(page, start, stopButton, work) {
     stopButton.disabled = false;
     try {
       await work(current);
+    } catch (error) {
+      state.textContent = `The network failed: ${error.message}. Open this page again to restart it.`;
     } finally {
       current = null;
       stopButton.disabled = true;

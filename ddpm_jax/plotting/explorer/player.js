@@ -19,7 +19,7 @@ class Player {
     part(".next").addEventListener("click", () => this.step(1));
     this.slider.addEventListener("input", () => {
       this.pause();
-      this.show(Number(this.slider.value));
+      this.show(Math.min(Number(this.slider.value), this.stages.length - 1)); // a chain may still be growing
     });
     this.strip.addEventListener("pointerdown", (event) => {
       const box = this.strip.getBoundingClientRect();
@@ -65,16 +65,18 @@ class Player {
     this.drawStrip();
   }
 
-  /** Show the newest stage of such a chain. */
+  /** Add a stage to such a chain, and show it unless the user went back to an earlier one. */
   append(stage) {
+    const follow = this.at === this.stages.length - 1;
     this.stages.push(stage);
-    this.show(this.stages.length - 1);
+    if (follow) this.show(this.stages.length - 1);
     if (this.columns.includes(this.stages.length - 1)) this.drawStrip();
   }
 
   /** The chain has ended, perhaps before its last stage. */
   end() {
-    this.load(this.stages, this.stages.length - 1);
+    const follow = this.at === this.stages.length - 1;
+    this.load(this.stages, follow ? this.stages.length - 1 : this.at);
   }
 
   show(at) {

@@ -57,8 +57,6 @@ function reverseStep(sampler, diffusion, tables, index, x, output, channels, ran
   return { x: next, predXstart };
 }
 
-const YIELD_MS = 25; // longest time without a chance to draw and to handle input
-
 /**
  * Runs a chain from x_t at timestep t to an image; denoise(x, t) is the network.
  * onStage({t, x, predXstart, done, steps}) is called for each step, and once for the image, with t = -1.
@@ -67,17 +65,12 @@ const YIELD_MS = 25; // longest time without a chance to draw and to handle inpu
 async function runChain({ denoise, diffusion, schedule, x, t, steps, sampler, random, channels, stop, onStage }) {
   const count = Math.min(steps, t + 1);
   const tables = respace(schedule.tables, trailingTimesteps(t + 1, count));
-  let last = performance.now();
   for (let index = count - 1; index >= 0; index--) {
     const output = await denoise(x, tables.timesteps[index]);
     if (stop.requested) return null;
     const step = reverseStep(sampler, diffusion, tables, index, x, output, channels, random);
     onStage({ t: tables.timesteps[index], x, predXstart: step.predXstart, done: count - index, steps: count });
     x = step.x;
-    if (performance.now() - last > YIELD_MS) {
-      await new Promise((resolve) => setTimeout(resolve));
-      last = performance.now();
-    }
   }
   onStage({ t: -1, x, predXstart: x, done: count, steps: count });
   return x;

@@ -5,12 +5,12 @@ const FINE_SIDE = 32; // side of the finer grid, at least
 const CURSOR_MS = 600;
 
 class Sketch {
-  /** A drawing area on `canvas`; `changed` is called after each change. */
+  /** A drawing area on `canvas`; `changed(drawn)` is called after each change: whether the user drew. */
   constructor(canvas, shape, changed) {
     const [height, width, channels] = shape;
     this.factor = Math.max(1, Math.round(FINE_SIDE / Math.min(height, width)));
     Object.assign(this, { canvas, shape, channels, changed, fineHeight: height * this.factor, fineWidth: width * this.factor });
-    this.pen = { radius: 1.2, color: [1, 1, 1], row: this.fineHeight / 2, column: this.fineWidth / 2 };
+    this.pen = { radius: 2, color: [1, 1, 1], row: this.fineHeight / 2, column: this.fineWidth / 2 };
     this.focused = false;
     this.clear();
     this.listen();
@@ -66,12 +66,12 @@ class Sketch {
       const part = i / length;
       this.dot(from.row + part * (to.row - from.row), from.column + part * (to.column - from.column), color);
     }
-    this.finish();
+    this.finish(true);
   }
 
-  finish() {
+  finish(drawn = false) {
     this.draw();
-    this.changed();
+    this.changed(drawn);
   }
 
   draw() {
@@ -95,20 +95,26 @@ class Sketch {
     };
     let before = null;
     canvas.addEventListener("pointerdown", (event) => {
+      if (event.button || !event.isPrimary) return; // another button, or another finger
       event.preventDefault();
+      canvas.focus({ preventScroll: true }); // for the keys, after the mouse
       canvas.setPointerCapture(event.pointerId);
       before = place(event);
       this.stroke(before, before);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!before) return;
+      if (!before || !event.isPrimary) return;
       for (const each of event.getCoalescedEvents?.() ?? [event]) {
         const now = place(each);
         this.stroke(before, now);
         before = now;
       }
     });
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (before = null));
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, (event) => {
+        if (event.isPrimary) before = null;
+      });
+    }
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("focus", () => {
       this.focused = canvas.matches(":focus-visible");
@@ -136,7 +142,8 @@ class Sketch {
     }
     event.preventDefault();
     this.focused = true;
-    this.finish();
+    if (event.key in moves) this.draw();
+    else this.finish(true);
     const [row, column] = [Math.floor(pen.row / factor), Math.floor(pen.column / factor)];
     const level = toLevel(this.image[(row * this.shape[1] + column) * this.channels]);
     find("sketch-state").textContent = `Row ${row + 1}, column ${column + 1}, level ${level} of 255`;

@@ -1,0 +1,116 @@
+// `onnxNetworks`: models that this page contains, run by the ONNX Runtime that it contains. Joined by onnxruntime_web.py.
+
+const onnxNetworks = (() => {
+  /** ONNX Runtime in this thread: (command, argument) -> a promise. It is also the text of the worker: it uses nothing else. */
+  const makeHost = () => {
+    const bytesOf = (base64) => {
+      if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+      const text = atob(base64);
+      const bytes = new Uint8Array(text.length);
+      for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+      return bytes;
+    };
+    const expand = async (base64) => {
+      const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
+      return new Uint8Array(await new Response(stream).arrayBuffer());
+    };
+    const sessions = {};
+    let ort;
+    const commands = {
+      async start({ js, wasm }) {
+        const url = URL.createObjectURL(new Blob([await expand(js)], { type: "text/javascript" }));
+        ort = await import(url);
+        URL.revokeObjectURL(url);
+        Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: await expand(wasm) });
+      },
+      async open({ name, model }) {
+        sessions[name] = await ort.InferenceSession.create(await expand(model), { executionProviders: ["wasm"] });
+        ort.env.wasm.wasmBinary = undefined; // compiled by now
+      },
+      async run({ name, inputs }) {
+        const tensors = inputs.map(({ dtype, values, shape }) => new ort.Tensor(dtype, values, shape));
+        const found = await sessions[name].run(Object.fromEntries(inputs.map((input, i) => [input.name, tensors[i]])));
+        return Object.fromEntries(Object.entries(found).map(([output, { data }]) => [output, data]));
+      },
+    };
+    let before = Promise.resolve();
+    return (command, argument) => {
+      const result = before.then(() => commands[command](argument)); // one command at a time
+      before = result.catch(() => {});
+      return result;
+    };
+  };
+
+  const WORKER = `
+    const host = (${makeHost})();
+    onmessage = ({ data: [number, command, argument] }) => host(command, argument).then(
+      (value) => postMessage({ number, value }),
+      (error) => postMessage({ number, error: String(error?.message ?? error) }),
+    );`;
+
+  /** The same in a worker, which leaves the page's thread free. A file gets no worker from a module, but one from a blob. */
+  const makeWorkerHost = () => {
+    const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
+    const worker = new Worker(url);
+    const waiting = new Map(); // number of a command -> the functions of its promise
+    let last = 0;
+    worker.onmessage = ({ data: { number, value, error } }) => {
+      URL.revokeObjectURL(url); // read by now
+      const { resolve, reject } = waiting.get(number);
+      waiting.delete(number);
+      if (error === undefined) resolve(value);
+      else reject(new Error(error));
+    };
+    worker.onerror = (event) => {
+      event.preventDefault();
+      for (const { reject } of waiting.values()) reject(new Error(event.message || "the worker of the network failed"));
+      waiting.clear();
+    };
+    return (command, argument) =>
+      new Promise((resolve, reject) => {
+        waiting.set(++last, { resolve, reject });
+        worker.postMessage([last, command, argument]);
+      });
+  };
+
+  const REST_MS = 25; // longest time in which the page's thread computes without drawing and handling input
+  let rested = performance.now();
+  const rest = async () => {
+    if (performance.now() - rested < REST_MS) return;
+    await new Promise((resolve) => setTimeout(resolve));
+    rested = performance.now();
+  };
+
+  const element = (name) => {
+    const found = document.getElementById("ELEMENT" + name);
+    if (!found) throw new Error(`the page has no ONNX model ${name}`);
+    return found;
+  };
+
+  const started = {}; // thread -> a promise of its host
+  const start = async (thread) => {
+    const host = thread === "worker" ? makeWorkerHost() : makeHost();
+    await host("start", { js: element("runtime-js").textContent, wasm: element("runtime-wasm").textContent });
+    return host;
+  };
+  const open = async (thread, name) => {
+    const host = await (started[thread] ??= start(thread));
+    await host("open", { name, model: element(name).textContent });
+    return { thread, host };
+  };
+
+  const load = async (name) => {
+    const { inputs, outputs } = JSON.parse(element(name).dataset.model);
+    const { thread, host } = await open("worker", name).catch(() => open("page", name));
+    const described = ({ name: input, dtype, shape }, values, count) => {
+      if (values === undefined) throw new Error(`${name} needs the input ${input}`);
+      return { name: input, dtype, values, shape: shape.map((size) => (size === "b" ? count : size)) };
+    };
+    const run = async (values, count) => {
+      if (thread === "page") await rest();
+      return host("run", { name, inputs: inputs.map((input) => described(input, values[input.name], count)) });
+    };
+    return { inputs, outputs, thread, run };
+  };
+  return { load };
+})();
