@@ -11,17 +11,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ddpm_jax
-from ddpm_jax import build, condition_config, config_validation, explorer_identity, explorer_network, sampling_config
+from ddpm_jax import (
+    build,
+    condition_config,
+    config_validation,
+    explorer_identity,
+    explorer_network,
+    explorer_sizes,
+    sampling_config,
+)
 from ddpm_jax.diffusion import schedules, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.evaluation import recorded_chains
-from ddpm_jax.plotting.explorer.page import MAX_BYTES, Page
+from ddpm_jax.plotting.explorer.page import Page
 from ddpm_jax.runtime import distributed, rng
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.user_messages import UsageError
 
-IMAGE_BYTES, CHAIN_BYTES = 1_500_000, 6_000_000  # of the real images with their noise, and of the chains, before base64
-MARGIN_BYTES = 500_000  # of the page, for everything that is small
 MAX_IMAGES = 32
 
 
@@ -78,8 +84,8 @@ def make_page(
         page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
         return page.html(), "no checkpoint yet: only the forward process, which needs no network"
     params = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), params)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    facts |= {"Network": f"{config.model.name}, {count:,} parameters", "Weights": f"{config.sampling.params}, step {step:,}"}
+    weights = f"{config.sampling.params}, step {step:,}{', rounded to 24 bits' if runtime.rounds else ''}"
+    facts |= {"Network": f"{config.model.name}, {explorer_sizes.count(params):,} parameters", "Weights": weights}
     page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
     cases = add_model(page, config, params, images, labels, runtime)
     recorded = [
@@ -88,11 +94,6 @@ def make_page(
     ]
     options = "".join(f", {field} {value}" for field, value in explorer_identity.chain_options(config).items())
     return page.html(), f"step {step:,}, {config.sampling.params} weights; recorded: {', '.join(recorded)}{options}"
-
-
-def num_page_images(config: ConfigDict) -> int:
-    """Number of real images of the page: config.visualize.page_images, or fewer if they are large."""
-    return max(1, min(config.visualize.page_images, IMAGE_BYTES // (5 * int(np.prod(build.image_shape(config))))))
 
 
 def page_of(
@@ -189,8 +190,7 @@ def add_model(
     page.add("bound", _bound(config, params, images, labels if config.model.class_conditional else None))
     floats = "The images of this run are floats, which have no probabilities: there is no bound in bits."
     page.add("noBound", "No term of the bound is finite." if build.pixel_format(config).num_levels else floats)
-    room = (MAX_BYTES - MARGIN_BYTES - len(page.html().encode())) * 3 // 4
-    chains = _record_chains(config, params, min(CHAIN_BYTES, room))
+    chains = _record_chains(config, params, explorer_sizes.chain_bytes(page))
     page.add("chains", chains)
     return [(chain["sampler"], chain["steps"]) for chain in chains]
 

@@ -3,10 +3,9 @@
 import logging
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, condition_config, user_messages
+from ddpm_jax import build, condition_config, explorer_sizes, user_messages
 from ddpm_jax.interop import browser_network, onnx_model, onnxruntime_web
 from ddpm_jax.plotting.explorer.page import MAX_BYTES
 from ddpm_jax.runtime import paths
@@ -14,8 +13,6 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, NumericalError, Unavai
 
 logger = logging.getLogger(__name__)
 
-MOST_NETWORK_BYTES = MAX_BYTES - 4_500_000  # of the network with its runtime, in the page
-MOST_PARAMETERS = 1_500_000  # of a network that may fit
 RECORDED = "The recorded chains above show what it does."
 
 
@@ -25,10 +22,12 @@ class Runtime(NamedTuple):
     Attributes:
       assets: ONNX Runtime; None for a page without its network.
       reason: why the page has no network, for its reader; "" if it has one.
+      rounds: whether the parameters are rounded, since the page has no space for all of their bits.
     """
 
     assets: onnxruntime_web.RuntimeAssets | None
     reason: str
+    rounds: bool = False
 
 
 def check(config: ConfigDict) -> None:
@@ -52,12 +51,13 @@ def find_runtime(config: ConfigDict, params: Any) -> Runtime:
         return Runtime(None, f"This page was written without its network (config.visualize.network). {RECORDED}")
     if not build.pixel_format(config).is_picture(config.data.channels):
         return Runtime(None, f"The page draws gray and RGB images of 8 bits only, so it has no network. {RECORDED}")
-    if _count(params) > MOST_PARAMETERS:
-        return Runtime(None, _too_large(params))
+    fits, rounds = explorer_sizes.network_fits(config, params)
+    if not fits:
+        return Runtime(None, _too_large(config, params))
     try:
         for package in ("jax2onnx", "onnxruntime"):
             onnx_model.require(package)
-        return Runtime(onnxruntime_web.runtime_assets(_archive(config)), "")
+        return Runtime(onnxruntime_web.runtime_assets(_archive(config)), "", rounds)
     except UnavailableError as error:
         return Runtime(None, _failed(error))
 
@@ -82,22 +82,24 @@ def network_elements(config: ConfigDict, params: Any, runtime: Runtime) -> tuple
             num_timesteps=config.diffusion.num_timesteps,
             num_labels=condition_config.num_labels(config),
             assets=runtime.assets,
+            rounds=runtime.rounds,
         )
     except (UnavailableError, InvalidArgumentError, NumericalError) as error:
         return "", _failed(error)
-    return (elements, "") if len(elements) <= MOST_NETWORK_BYTES else ("", _too_large(params))
+    fits = len(elements) <= explorer_sizes.network_bytes(config)
+    return (elements, "") if fits else ("", _too_large(config, params))
 
 
 def _archive(config: ConfigDict) -> str:
     return str(paths.expand(path)) if (path := config.visualize.onnxruntime_path) else ""
 
 
-def _count(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _too_large(params: Any) -> str:
-    reason = f"The network has {_count(params):,} parameters, too many for a page of {MAX_BYTES // 10**6} MB. {RECORDED}"
+def _too_large(config: ConfigDict, params: Any) -> str:
+    left = (explorer_sizes.network_bytes(config) - onnxruntime_web.RUNTIME_BYTES) / 1e6
+    reason = (
+        f"The network has {explorer_sizes.count(params):,} parameters, more than fit into the {left:.1f} MB that a page of "
+        f"{MAX_BYTES // 10**6} MB has for them. {RECORDED}"
+    )
     logger.warning(f"warning: the page has no network: {reason}")
     return reason
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import animation_config, build, config_validation, data_config, explorer_config
+from ddpm_jax import animation_config, build, config_validation, data_config, explorer_config, explorer_sizes
 from ddpm_jax.runtime import rng
 from ddpm_jax.samplers.sampler import per_image_noise
 from ddpm_jax.user_messages import UsageError
@@ -43,7 +43,7 @@ def with_few_images(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.data.in_memory = "never"
     if config.visualize.format == "html":
-        config.visualize.num_images = explorer_config.num_page_images(config)
+        config.visualize.num_images = explorer_sizes.num_page_images(config)
     config.sampling.num_images = config.sampling.batch_size = config.visualize.num_images
     return config
 

@@ -14,6 +14,15 @@ const onnxNetworks = (() => {
       const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
       return new Uint8Array(await new Response(stream).arrayBuffer());
     };
+    /** The file whose every fourth byte from the first on comes first, and so on: `onnxruntime_web.byte_planes`. */
+    const joinPlanes = (planes) => {
+      const bytes = new Uint8Array(planes.length);
+      let from = 0;
+      for (let plane = 0; plane < 4; plane++) {
+        for (let i = plane; i < bytes.length; i += 4) bytes[i] = planes[from++];
+      }
+      return bytes;
+    };
     const sessions = {};
     let ort;
     const commands = {
@@ -24,7 +33,8 @@ const onnxNetworks = (() => {
         Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: await expand(wasm) });
       },
       async open({ name, model }) {
-        sessions[name] = await ort.InferenceSession.create(await expand(model), { executionProviders: ["wasm"] });
+        const bytes = joinPlanes(await expand(model));
+        sessions[name] = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
         ort.env.wasm.wasmBinary = undefined; // compiled by now
       },
       async run({ name, inputs }) {

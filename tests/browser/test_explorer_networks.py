@@ -152,15 +152,18 @@ def test_each_step_is_that_of_the_library(page, runs, name, sampler, start):
     assert np.std(wanted[-1][1]) > 0.1
 
 
+SET = """const set = (id, value, event) => {
+  Object.assign(document.getElementById(id), {value}).dispatchEvent(new Event(event, {bubbles: true}));
+};"""
+
+
 def test_a_page_without_classes_draws_in_color(page):
     """The controls of classes are hidden, the pen has a color, and the chain runs."""
     driver = page.driver
     for element, shown in (("try-class", False), ("chain-class", False), ("guidance", False), ("pen-color", True)):
         assert driver.find_element(By.ID, element).is_displayed() == shown
     driver.execute_script(
-        """const set = (id, value, event) => {
-          Object.assign(document.getElementById(id), {value}).dispatchEvent(new Event(event, {bubbles: true}));
-        };
+        f"""{SET}
         document.getElementById("sketch-clear").click();
         set("pen-color", "#ff8000", "input");
         set("try-steps", "5", "change");
@@ -172,3 +175,62 @@ def test_a_page_without_classes_draws_in_color(page):
     assert (image == -1).sum() == 3 * 64 - 2
     state = driver.find_element(By.ID, "try-state")
     WebDriverWait(driver, 20).until(lambda _: state.text.startswith("5 steps in "))
+    assert driver.execute_script("return document.getElementById('sketch-example').value") == ""
+
+
+STAGES = "return ddpmExplorer.denoise.player.stages.length"
+
+
+def test_a_change_of_t_stops_the_chain_and_shows_the_new_prediction(page):
+    driver = page.driver
+    driver.execute_script(SET + "set('try-steps', '1000', 'change'); set('try-t', '900', 'input')")
+    state = driver.find_element(By.ID, "try-state")
+    WebDriverWait(driver, 20).until(lambda _: state.text.startswith("x") and driver.execute_script(STAGES) == 1)
+    driver.execute_script("document.getElementById('denoise').click()")
+    WebDriverWait(driver, 20).until(lambda _: driver.execute_script(STAGES) > 5)
+    driver.execute_script(SET + "set('try-t', '30', 'input')")
+    at_30 = "const {stages} = ddpmExplorer.denoise.player; return stages.length === 1 && stages[0].t === 30"
+    WebDriverWait(driver, 20).until(lambda _: driver.execute_script(at_30))
+    assert driver.find_element(By.ID, "denoise").is_enabled()
+    assert not driver.find_element(By.ID, "try-stop").is_enabled()
+
+
+def test_a_user_who_goes_back_in_a_growing_chain_stays_there(page):
+    driver = page.driver
+    found = driver.execute_script(
+        """const {player} = ddpmExplorer.denoise, {stages} = player;
+        const slider = document.querySelector("#try-player input"), at = [];
+        const stage = (t) => ({t, x: stages[0].x, predXstart: stages[0].x});
+        player.begin(6);
+        for (const t of [5, 4, 3]) player.append(stage(t));
+        at.push(player.at);
+        Object.assign(slider, {value: 1}).dispatchEvent(new Event("input"));
+        player.append(stage(2));
+        at.push(player.at);
+        Object.assign(slider, {value: 5}).dispatchEvent(new Event("input"));
+        at.push(player.at);
+        player.append(stage(1));
+        player.end();
+        at.push(player.at);
+        return at"""
+    )
+    assert found == [2, 1, 3, 4]
+
+
+def test_a_network_that_fails_says_so(page):
+    """And another chain can be started."""
+    driver = page.driver
+    driver.execute_script(
+        """const {network} = ddpmExplorer;
+        ddpmExplorer.evaluate = network.evaluate;
+        network.evaluate = async () => { throw new Error("no memory"); };
+        document.getElementById("denoise").click();"""
+    )
+    try:
+        for state, button in (("try-state", "denoise"), ("chain-state", "generate")):
+            driver.execute_script("document.getElementById(arguments[0]).click()", button)
+            text = driver.find_element(By.ID, state)
+            WebDriverWait(driver, 20).until(lambda _, text=text: text.text.startswith("The network failed: no memory."))
+            assert driver.find_element(By.ID, button).is_enabled()
+    finally:
+        driver.execute_script("ddpmExplorer.network.evaluate = ddpmExplorer.evaluate")

@@ -52,7 +52,10 @@ def page(network, tmp_path_factory):
         "denoiser": to_onnx(network, [images, *integers], ["output"]),
         "pair": to_onnx(lambda x, k: (x * k, x + 1), [images, Tensor("factor", "float32", ())], ["scaled", "moved"]),
     }
-    elements = onnxruntime_web.page_elements(models, onnxruntime_web.runtime_assets())
+    assets = onnxruntime_web.runtime_assets()
+    runtime = len(onnxruntime_web.page_elements({}, assets))
+    assert onnxruntime_web.RUNTIME_BYTES - 20_000 < runtime <= onnxruntime_web.RUNTIME_BYTES
+    elements = onnxruntime_web.page_elements(models, assets)
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(f'<!doctype html><meta charset="utf-8"><title>Networks</title><body>{elements}</body>')
     return file

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, data_config, explorer_config, explorer_identity, explorer_network, visualize_config
+from ddpm_jax import build, data_config, explorer_config, explorer_identity, explorer_network, explorer_sizes, visualize_config
 from ddpm_jax.cli import sample, visualize
 from ddpm_jax.diffusion import pixels, schedules, vlb
 from ddpm_jax.evaluation import manifest
@@ -154,16 +154,18 @@ def test_the_network_is_embedded_or_the_reason_is_stated(
 
     packages(elements)
     assert "const onnxNetworks = {};" in text("embedded", with_network)
-    assert given == [{"image_shape": (8, 8, 1), "num_timesteps": 100, "num_labels": 11, "assets": ASSETS}]
+    described = {"image_shape": (8, 8, 1), "num_timesteps": 100, "num_labels": 11, "assets": ASSETS}
+    assert given == [described | {"rounds": False}]
     assert data_of(tmp_path / "embedded" / "explorer.html")["noNetwork"] == ""
     assert "step 6, ema weights; recorded: ddim in 2 steps\n" in capsys.readouterr().out
 
     packages(lambda *args, **options: "x" * MAX_BYTES)
-    assert "too many for a page of 15 MB" in text("large", with_network)
+    assert "parameters, more than fit into the 9." in text("large", with_network)
     packages(unavailable)
     assert "jax2onnx cannot be imported: install it. The recorded chains" in text("missing", with_network)
     assert [line for line in log_lines if "the page has no network" in line and "jax2onnx" in line]
-    monkeypatch.setattr(explorer_network, "MOST_PARAMETERS", 10)
+    packages(lambda *args, **options: pytest.fail("converted"))
+    monkeypatch.setattr(explorer_sizes, "network_fits", lambda config, params: (False, False))
     assert re.search(r"The network has [\d,]+ parameters", text("counted", with_network))
 
 
@@ -233,9 +235,32 @@ def test_a_full_disk_is_one_line_with_advice(tiny_config, tmp_path, monkeypatch)
 def test_large_images_fit(tiny_config, tmp_path):
     """Fewer real images, so that the page is small; 64x64 in color."""
     config = tiny_config(FIELDS | {"data.image_size": 64, "data.channels": 3, "visualize.page_images": 32})
-    assert explorer_config.num_page_images(config) == 24
+    assert explorer_sizes.num_page_images(config) == 24
     config.data.image_size = 512
-    assert explorer_config.num_page_images(config) == 1
+    assert explorer_sizes.num_page_images(config) == 1
+
+
+def test_the_network_gets_what_images_and_chains_leave(tiny_config, monkeypatch):
+    """Exact parameters if they fit, else rounded ones; the sizes are those of the page."""
+    config = tiny_config(FIELDS)
+    plain = explorer_sizes.network_bytes(config)
+    assert 14_000_000 < plain < MAX_BYTES
+    config.data.update(image_size=32, channels=3)
+    assert explorer_sizes.network_bytes(config) == pytest.approx(plain - 2_000_000, abs=200_000)  # chains of 1.5 MB
+    params = {"w": np.random.default_rng(0).standard_normal((100, 1000), np.float32)}
+    exact, rounded = (browser_network.packed_bytes(each) for each in (params, browser_network.rounded(params)))
+    assert 320_000 < rounded < 350_000 < 440_000 < exact < 470_000
+    used = onnxruntime_web.RUNTIME_BYTES + explorer_sizes.GRAPH_BYTES
+    for left, wanted in (
+        (exact, (True, False)),
+        (exact - 1, (True, True)),
+        (rounded, (True, True)),
+        (rounded - 1, (False, True)),
+    ):
+        monkeypatch.setattr(explorer_sizes, "network_bytes", lambda config, left=left: used + left)
+        assert explorer_sizes.network_fits(config, params) == wanted
+    monkeypatch.setattr(browser_network, "packed_bytes", lambda params: pytest.fail("compressed"))
+    assert not explorer_sizes.network_fits(config, {"w": np.zeros(100_000_000, np.float32)})[0]
 
 
 def data_with_model(config, images):
@@ -278,10 +303,10 @@ def test_zero_terminal_snr_with_all_terms(tiny_config):
 
 def test_large_color_images_and_a_large_network_fit(tiny_config, packages):
     """All budgets used up: a network of the largest size beside images of 64x64."""
-    packages(lambda *args, **options: "x" * explorer_network.MOST_NETWORK_BYTES)
+    packages(lambda *args, **options: "x" * explorer_sizes.network_bytes(config))
     config = tiny_config(FIELDS | UNCONDITIONAL | {"data.image_size": 64, "data.channels": 3, "visualize.num_terms": 2})
     config.visualize.update(num_steps=(2, 3), page_images=32, network=True, num_seeds=9)
-    images = np.zeros((explorer_config.num_page_images(config), 64, 64, 3), np.uint8)
+    images = np.zeros((explorer_sizes.num_page_images(config), 64, 64, 3), np.uint8)
     data, size = data_with_model(config, images)
     assert 12_500_000 < size < MAX_BYTES
     assert len(data["chains"]) == 4
