@@ -88,8 +88,13 @@ class FirstReading:
             return
         try:
             self._for_each(unread, (), num_threads, between=self._save_at_times)
-        finally:
+        except BaseException:
             self.save()
+            if self._manifest is not None:
+                there = int((self._manifest.known | self._manifest.read).sum())
+                logger.info(f"{self._folder}: {there:,} of {len(self._paths):,} files are checked: the next start continues")
+            raise
+        self.save()
 
     def _save_at_times(self) -> None:
         if time.monotonic() - self._saved > SAVE_S:

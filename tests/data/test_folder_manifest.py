@@ -280,10 +280,11 @@ def stop_at(monkeypatch, read_files):
     return lambda number: limit.__setitem__(0, number)
 
 
-def test_a_reading_that_was_stopped_continues(load, photos, stop_at):
+def test_a_reading_that_was_stopped_continues(load, photos, stop_at, log_lines):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         load(num_threads=1)
+    assert log_lines[-1] == f"{photos}: 7 of 12 files are checked: the next start continues"
     stop_at(None)
     source, read = load(num_threads=1)
     assert len(read) == COUNT - 7
