@@ -321,7 +321,7 @@ def build_periodic_scores(
 
     def scores(params: Any) -> dict[str, float]:
         with distributed.show_progress(number) as report:
-            generated = sampler.generate_all(params, key, num_images=number, cond=cond, report=report)
-        return loggable_scalars(scorer.of_images(generated.images))
+            batches = sampler.generate(params, key, num_images=number, cond=cond, report=report)
+            return loggable_scalars(scorer.of_generated((batch.images for batch in batches), number))
 
     return scores

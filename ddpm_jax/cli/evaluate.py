@@ -30,7 +30,7 @@ from ddpm_jax.evaluation.results import Result, Results, join
 from ddpm_jax.evaluation.sample_metrics import SAMPLE_METRICS, SCORES, SampleScorer
 from ddpm_jax.evaluation.tables import markdown_table
 from ddpm_jax.plotting import image_grid
-from ddpm_jax.runtime import distributed, paths, rng, run_record, workdir
+from ddpm_jax.runtime import distributed, exchange, paths, rng, run_record, workdir
 from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.runtime.trackers import TrackerGroup, run_name
 from ddpm_jax.sampling_conditions import SamplingInputs, sampling_inputs
@@ -147,7 +147,8 @@ class Measurement:
         row = {"images": "generated", "step": step, "weights": found["weights"], "sampler": sampling_config.sampler_label(case)}
         row["evaluations"] = generator.sampler.nfe
         row |= self._changed_column(case, found)
-        batches = functools.partial(cache.batches, number, images_per_batch(case.evaluation.batch_size))
+        own = exchange.own_part(number)
+        batches = functools.partial(cache.batches, own.stop, images_per_batch(case.evaluation.batch_size), first=own.start)
         settings = {name: value for name, value in identity.items() if name != "class_counts"}
         added = self._of_psnr(case, row, found, settings, inputs, batches) if "psnr" in self._wanted else []
         if comparison is None:
@@ -183,6 +184,7 @@ class Measurement:
             batches(),
             given.images,
             given.originals,
+            first=exchange.own_part(case.evaluation.num_images).start,
             enlarge=lambda images: condition.enlarge(images, shape),
             condition_of=conditions.of_images and jax.jit(conditions.of_images),
             baseline="bicubic" if conditions.shape[:2] != shape[:2] else "condition",

@@ -5,6 +5,7 @@
 
 Each file holds one image, [H, W] or [H, W, C]; an .npz file has one array, or one called image. Values and sizes are used as
 they are: measured values are not resampled, so that every file must have the height, width and channels of the set.
+Every file is read once before training, and later starts read only files that have changed (`folder_manifest.py`).
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import identity
+from ddpm_jax.data import decode
+from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import check_reading, choose_examples, find_images, one_line, splits_of
 from ddpm_jax.data.image_folder import readable_indices
 from ddpm_jax.data.source import (
@@ -27,7 +29,6 @@ from ddpm_jax.data.source import (
     ImageSource,
     LazySource,
     fits_in_memory,
-    for_each_chunk,
     height_width,
 )
 from ddpm_jax.runtime import storage
@@ -36,11 +37,42 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, erro
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".npy", ".npz", ".tif", ".tiff")
-CHUNK = 16  # files per task of a thread
 
 
-class ArrayFileError(ValueError):
+class ArrayFileError(decode.ImageDecodeError):
     """A file cannot be read as an image of the set. The message is the reason, in a few words."""
+
+
+class ArrayReading(FirstReading):
+    """Reads each array once. The facts are the digests of the arrays.
+
+    Args:
+      folder, paths, cache_dir: as for `FirstReading`.
+      shape: (H, W, C) of every array.
+      dtype: their type.
+      images: `dtype` [N, H, W, C] to fill, or None to keep no arrays.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        paths: Sequence[str],
+        shape: tuple[int, int, int],
+        dtype: str,
+        images: np.ndarray | None,
+        cache_dir: str = "",
+    ):
+        super().__init__(folder, paths, (0, 0, 0), shape, images, cache_dir)
+        self._dtype = dtype
+
+    def _settings(self) -> str:
+        return f"arrays {self._shape} of {self._dtype}"
+
+    def _read(self, index: int, levels: tuple[float, ...]) -> None:
+        image = read_array(os.path.join(self._folder, self._paths[index]), self._shape, self._dtype)
+        self._facts.digests[index] = np.frombuffer(hashlib.sha256(image.data).digest(), np.uint8)
+        if self._images is not None:
+            self._images[index] = image
 
 
 def load_array_folder(
@@ -54,6 +86,7 @@ def load_array_folder(
     on_decode_error: str = "error",
     in_memory: bool | str = "auto",
     num_threads: int | None = None,
+    cache_dir: str = "",
 ) -> ImageSource:
     """The arrays of a folder, every one read once at the start, to find unreadable files, and hashed.
 
@@ -62,7 +95,7 @@ def load_array_folder(
       image_size: (H, W) of every file, or one number for both.
       channels: C of every file; [H, W] has one channel.
       array_dtype: uint8 or uint16, which must be the type of the files; float32, to which floats of other sizes are converted.
-      split, on_decode_error, in_memory, num_threads: as for `image_folder.load_image_folder`.
+      split, on_decode_error, in_memory, num_threads, cache_dir: as for `image_folder.load_image_folder`.
       levels: (low, high), the values that become -1 and 1, recorded as the source's `value_range`.
 
     Raises:
@@ -75,41 +108,23 @@ def load_array_folder(
     if array_dtype == "uint8" and levels:
         raise InvalidArgumentError("`levels` is set, but arrays of uint8 always have the range 0..255: leave it ()")
     check_reading(on_decode_error)
-    if not folder:
-        raise InvalidArgumentError("`folder` is empty: name the folder of your arrays with `folder=PATH`")
-    folder = storage.folder_name(folder)
-    found, _ = find_images(folder, EXTENSIONS)
-    if not found:
-        raise InvalidDataError(f"no arrays in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}")
+    folder, found = _list_arrays(folder)
     paths, labels, classes = choose_examples(folder, found, split)
     shape = (*height_width(image_size), channels)
-    size = len(paths) * int(np.prod(shape)) * np.dtype(array_dtype).itemsize
-    images = np.empty((len(paths), *shape), array_dtype) if fits_in_memory(in_memory, size) else None
-    digests, broken = [b""] * len(paths), {}
-
-    def read(indices: range) -> None:
-        for index in indices:
-            try:
-                image = read_array(os.path.join(folder, paths[index]), shape, array_dtype)
-            except ArrayFileError as error:
-                broken[index] = str(error)
-                continue
-            digests[index] = hashlib.sha256(image.tobytes()).digest()
-            if images is not None:
-                images[index] = image
-
-    for_each_chunk(read, len(paths), chunk=CHUNK, title=f"{folder}: read", num_threads=num_threads)
+    in_memory = fits_in_memory(in_memory, _num_bytes(len(paths), shape, array_dtype))
+    images = np.empty((len(paths), *shape), array_dtype) if in_memory else None
+    first = ArrayReading(folder, paths, shape, array_dtype, images, cache_dir)
+    first.read_all(num_threads)
     kept = list(range(len(paths)))
-    if broken:
+    if broken := first.broken:
         kept = readable_indices(folder, paths, labels, classes, broken, on_decode_error)
-    paths, labels = [paths[index] for index in kept], None if labels is None else labels[kept]
     prefix = f"{split.partition('[')[0]}/" if splits_of(found) else ""
+    fingerprint = first.fingerprint(kept, prefix)
+    paths, labels = [paths[index] for index in kept], None if labels is None else labels[kept]
     attributes: dict[str, Any] = {
         "num_classes": len(classes),
         "class_names": classes,
-        "fingerprint": identity.files_fingerprint(
-            (path.removeprefix(prefix), digests[index]) for path, index in zip(paths, kept, strict=True)
-        ),
+        "fingerprint": fingerprint,
         "value_range": tuple(float(level) for level in levels),
         "name": folder,
         "split": split,
@@ -136,6 +151,35 @@ def load_array_folder(
         num_threads=num_threads,
         **attributes,
     )
+
+
+def open_first_reading(
+    folder: str, *, image_size: ImageSize, channels: int, array_dtype: str, split: str, in_memory: bool | str, cache_dir: str
+) -> ArrayReading | None:
+    """The first reading of a set that `load_array_folder` would read on demand; None if it fits in memory.
+
+    Arguments and errors: as for `load_array_folder`.
+    """
+    folder, found = _list_arrays(folder)
+    paths, shape = choose_examples(folder, found, split)[0], (*height_width(image_size), channels)
+    if fits_in_memory(in_memory, _num_bytes(len(paths), shape, array_dtype)):
+        return None
+    return ArrayReading(folder, paths, shape, array_dtype, None, cache_dir)
+
+
+def _list_arrays(folder: str) -> tuple[str, list[str]]:
+    """The folder's full name, and the paths of its arrays."""
+    if not folder:
+        raise InvalidArgumentError("`folder` is empty: name the folder of your arrays with `folder=PATH`")
+    folder = storage.folder_name(folder)
+    found, _ = find_images(folder, EXTENSIONS)
+    if not found:
+        raise InvalidDataError(f"no arrays in {folder}: searched it and its subfolders for {', '.join(EXTENSIONS)}")
+    return folder, found
+
+
+def _num_bytes(count: int, shape: tuple[int, int, int], dtype: str) -> int:
+    return count * int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def read_array(path: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray:

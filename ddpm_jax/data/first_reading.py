@@ -1,15 +1,17 @@
 """Reads each file of a set once before training: into memory if it fits, and to collect facts about the files.
 
 These are: the unreadable files, a digest and the range of levels of each file, and the range of the deep gray files. A set
-that does not fit into memory keeps them in a manifest, and its later starts read only files that have changed.
+that does not fit into memory keeps them in a manifest, and its later starts read only files that have changed. The manifest is
+saved every few minutes, and when the reading is stopped, so that the next start continues it.
 """
 
 import hashlib
 import io
 import logging
 import os
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from ddpm_jax.runtime.errors import FileAccessError, InvalidArgumentError, error
 logger = logging.getLogger(__name__)
 
 CHUNK = 16  # files per task of a thread: photographs are large, and progress should be visible
+SAVE_S = 300.0  # time between two saves of the manifest
 
 
 class FirstReading:
@@ -51,15 +54,21 @@ class FirstReading:
         self._folder, self._paths, self._background, self._shape, self._images = folder, paths, background, shape, images
         self._facts, self._cache_dir = FileFacts(len(paths)), cache_dir
         self._manifest: FolderManifest | None = None
+        self._saved = time.monotonic()
         self.broken: dict[int, str] = {}
 
     def open_manifest(self, num_threads: int | None) -> FolderManifest:
         """The manifest of the files; with images to keep, which are all read, it is not used."""
-        settings = f"images {self._shape} on {self._background}"
         where = local_copy.cache_folder(self._cache_dir, "manifests")
-        self._manifest = FolderManifest(self._folder, self._paths, settings, where, num_threads)
+        self._manifest = FolderManifest(self._folder, self._paths, self._settings(), where, num_threads)
         self._facts = self._manifest.facts
         return self._manifest
+
+    def save(self) -> None:
+        """Saves the manifest, if there is one, before `read_deep`."""
+        self._saved = time.monotonic()
+        if self._manifest is not None:
+            self._manifest.save(levels_known=not self._facts.deep)
 
     def read_some(self, indices: Sequence[int], num_threads: int | None) -> None:
         """Reads the files at `indices` into the facts of the manifest, and adds to `broken`."""
@@ -75,9 +84,21 @@ class FirstReading:
                     f"{self._folder}: {len(self._paths) - len(unread):,} files have not changed since they were checked "
                     f"({self._manifest.file}), {len(unread):,} are new or have changed"
                 )
-        self._for_each(unread, (), num_threads)
-        if self._manifest is not None and not self._facts.deep and len(unread):
-            self._manifest.save(list(self.broken))
+        if not len(unread):
+            return
+        try:
+            self._for_each(unread, (), num_threads, between=self._save_at_times)
+        except BaseException:
+            self.save()
+            if self._manifest is not None:
+                there = int((self._manifest.known | self._manifest.read).sum())
+                logger.info(f"{self._folder}: {there:,} of {len(self._paths):,} files are checked: the next start continues")
+            raise
+        self.save()
+
+    def _save_at_times(self) -> None:
+        if time.monotonic() - self._saved > SAVE_S:
+            self.save()
 
     def read_deep(self, levels: Sequence[float], num_threads: int | None) -> tuple[float, ...]:
         """Reads the deep files again, with the range `levels` or the detected one. Returns that range; () without deep files.
@@ -104,14 +125,14 @@ class FirstReading:
         if unread := [index for index in sorted(facts.deep) if not known[index]]:
             self._for_each(unread, levels, num_threads)
             if self._manifest is not None:
-                self._manifest.save(list(self.broken))
+                self._manifest.save()
         return levels
 
     def fingerprint(self, kept: Sequence[int] | None, prefix: str = "") -> str:
         """Fingerprint of the files with these indices, by default all; `prefix`, the folder of a split, is ignored."""
-        chosen, digests = range(len(self._paths)) if kept is None else kept, self._facts.digests
+        chosen, digests = range(len(self._paths)) if kept is None else kept, self._facts.digests.tobytes()
         return identity.files_fingerprint(
-            (self._paths[index].removeprefix(prefix), digests[index].tobytes()) for index in chosen
+            (self._paths[index].removeprefix(prefix), digests[32 * index : 32 * index + 32]) for index in chosen
         )
 
     def deep(self) -> list[value_range.DeepLevels]:
@@ -128,20 +149,33 @@ class FirstReading:
         chosen = slice(None) if kept is None else list(kept)
         return self._facts.least[chosen], self._facts.most[chosen]
 
-    def _for_each(self, indices: Sequence[int], levels: tuple[float, ...], num_threads: int | None) -> None:
+    def _for_each(
+        self,
+        indices: Sequence[int],
+        levels: tuple[float, ...],
+        num_threads: int | None,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
         def read_chunk(positions: range) -> None:
             for index in (indices[position] for position in positions):
                 try:
                     self._read(index, levels)
+                    if self._manifest is not None:
+                        self._manifest.read[index] = True
                 except decode.ImageDecodeError as error:
                     self.broken[index] = str(error)
 
         title = f"{self._folder}: {'checked' if self._images is None else 'read'}"
         with warnings.catch_warnings():  # not in the threads, which share one set of filters
             warnings.filterwarnings("ignore", module=r"PIL\.")  # invalid EXIF metadata, large photographs
-            for_each_chunk(read_chunk, len(indices), chunk=CHUNK, title=title, num_threads=num_threads)
+            for_each_chunk(read_chunk, len(indices), chunk=CHUNK, title=title, num_threads=num_threads, between=between)
+
+    def _settings(self) -> str:
+        """What the facts depend on."""
+        return f"images {self._shape} on {self._background}"
 
     def _read(self, index: int, levels: tuple[float, ...]) -> None:
+        """Reads a file into the facts; raises decode.ImageDecodeError if it is broken."""
         try:
             content = storage.read_file(os.path.join(self._folder, self._paths[index]))
         except FileAccessError:

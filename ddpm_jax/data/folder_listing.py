@@ -1,9 +1,10 @@
 """Lists a folder of images: files, splits and classes, from the paths alone."""
 
+import bisect
 import collections
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -72,13 +73,17 @@ def find_images(folder: str, extensions: Sequence[str] = EXTENSIONS) -> tuple[li
             name = entry.name
             if name[0] == ".":
                 continue
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
+            if is_folder:
                 real = os.path.realpath(entry.path)
                 if real not in ancestors:
-                    pending.append((f"{prefix}{entry.name}/", (*ancestors, real)))
+                    pending.append((f"{prefix}{name}/", (*ancestors, real)))
             elif not name.lower().endswith(endings):
                 others[os.path.splitext(name)[1].lower() or "no extension"] += 1
-            elif entry.is_file() or entry.is_symlink():  # a dangling link counts as a broken file; a pipe is ignored
+            elif is_file or entry.is_symlink():  # a dangling link counts as a broken file; a pipe is ignored
                 paths.append(prefix + name)
     return sorted(paths), others
 
@@ -106,7 +111,7 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
 
     Args:
       folder: for messages.
-      found: paths of all images in it.
+      found: paths of all images in it, sorted.
       split: see `image_folder.load_image_folder`.
 
     Raises:
@@ -130,8 +135,13 @@ def choose_examples(folder: str, found: Sequence[str], split: str) -> tuple[list
             )
     label_of = {name: label for label, name in enumerate(classes["train"])}
 
-    def labels_of(paths: Sequence[str], depth: int = bool(own)) -> np.ndarray | None:
-        return np.array([label_of[path.split("/")[depth]] for path in paths], np.int32) if label_of else None
+    def labels_of(paths: Sequence[str]) -> np.ndarray | None:
+        if not label_of:
+            return None
+        labels = np.empty(len(paths), np.int32)
+        for name, rows in _top_folders(paths, bool(own)):
+            labels[rows.start : rows.stop] = label_of[name]
+        return labels
 
     if split == "all":
         chosen = [path for files in parts.values() for path in files]
@@ -172,27 +182,42 @@ def splits_of(found: Sequence[str]) -> list[str]:
 def class_names(folder: str, paths: Sequence[str], prefix: str = "") -> list[str]:
     """Names of the folders directly below `folder` (and `prefix`) that contain images; [] if all images are at its top.
 
-    Sorted by name, or numerically if all of them are integers: 2 before 10.
+    `paths`, sorted, are in the folder `prefix` if there is one. The names are sorted, or in numerical order if all of them are
+    integers: 2 before 10.
 
     Raises:
       InvalidDataError: there are images both at the top and in subfolders.
     """
-    top, folders = [], set()
-    for path in paths:
-        first, inside, _ = path.removeprefix(prefix).partition("/")
-        if inside:
-            folders.add(first)
+    top, names = [], []
+    for name, rows in _top_folders(paths, bool(prefix)):
+        if name:
+            names.append(name)
         else:
-            top.append(first)
-    names = sorted(folders)
+            top.append(paths[rows.start].removeprefix(prefix))
     if top and names:
         raise InvalidDataError(
             f"{os.path.join(folder, prefix).rstrip('/')} holds images both at its top ({listed(top, 1)}) and in subfolders "
             f"({listed(names, 3)}): subfolders are classes, so move the first into one, or all to the top"
         )
+    names.sort()
     if all(name.isascii() and name.isdigit() for name in names):
         names.sort(key=lambda name: (int(name), name))
     return names
+
+
+def _top_folders(paths: Sequence[str], depth: int) -> Iterator[tuple[str, range]]:
+    """The folders at a depth, 0 or 1, that sorted paths are in, and the range of each; "" for a file that is in none.
+
+    There are fewer folders than files, and the end of each is searched for.
+    """
+    start = 0
+    while start < len(paths):
+        path = paths[start]
+        begin = path.index("/") + 1 if depth else 0
+        end = path.find("/", begin)
+        stop = start + 1 if end < 0 else bisect.bisect_left(paths, f"{path[:end]}0", start + 1)  # "0" is next to "/"
+        yield path[begin:end] if end > 0 else "", range(start, stop)
+        start = stop
 
 
 def class_prefixes(source: ImageSource) -> str:

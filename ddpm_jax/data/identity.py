@@ -48,9 +48,13 @@ def content_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def files_fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
     """Fingerprint of (path within the set, digest of the content) in order: 64 hex digits."""
-    digest = hashlib.sha256()
-    for path, content in files:
-        digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + content)
+    digest, parts = hashlib.sha256(), []
+    for path, content in files:  # millions: many in one call
+        parts += (path.encode("utf-8", "surrogateescape"), b"\0", content)
+        if len(parts) > 10_000:
+            digest.update(b"".join(parts))
+            parts.clear()
+    digest.update(b"".join(parts))
     return digest.hexdigest()
 
 

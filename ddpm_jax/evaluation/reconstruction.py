@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.metrics.psnr import psnr
+from ddpm_jax.runtime import distributed, exchange
 
 
 class Reconstruction(NamedTuple):
@@ -29,31 +30,32 @@ def measure_reconstruction(
     enlarge: Callable[[np.ndarray], np.ndarray],
     condition_of: Callable[[np.ndarray], Any] | None,
     baseline: str,
+    first: int = 0,
 ) -> Reconstruction:
-    """Compare generated images with the originals of their condition images.
+    """Compare generated images with the originals of their condition images. All processes call this.
 
     Args:
-      batches: the generated images in order, uint8 [b, H, W, C].
+      batches: the generated images of this process in order, uint8 [b, H, W, C].
       conditions: uint8 [N, h, w, C'].
       originals: uint8 [N, H, W, C].
       enlarge: condition images -> images of the size of the originals, the baseline.
       condition_of: images -> their condition images; None if there is no such function.
       baseline: name of the baseline.
+      first: index of the first image of this process.
     """
-    columns: dict[str, list[np.ndarray]] = {}
-    first = 0
-    for images in batches:
-        rows = slice(first, first + len(images))
-        found = {"psnr": psnr(images, originals[rows]), f"{baseline} psnr": psnr(enlarge(conditions[rows]), originals[rows])}
-        if condition_of is not None:
-            found["consistency"] = psnr(np.asarray(condition_of(images)), conditions[rows])
-        for name, values in found.items():
-            columns.setdefault(name, []).append(values)
-        first += len(images)
-    each = {name: np.concatenate(parts) for name, parts in columns.items()}
-    error = float(each["psnr"].std(ddof=1) / np.sqrt(first)) if first > 1 else float("nan")
+    columns = [np.empty((0, 3))]
+    with distributed.raise_on_all_processes():
+        for images in batches:
+            given, own = conditions[first : first + len(images)], originals[first : first + len(images)]
+            back = np.full(len(images), np.nan) if condition_of is None else psnr(np.asarray(condition_of(images)), given)
+            columns.append(np.stack([psnr(images, own), psnr(enlarge(given), own), back], axis=1))
+            first += len(images)
+    names = ("psnr", f"{baseline} psnr", "consistency")[: 2 if condition_of is None else 3]
+    each = dict(zip(names, exchange.concatenate(np.concatenate(columns)).T, strict=False))
+    count = len(each["psnr"])
+    error = float(each["psnr"].std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
     means: dict[str, Any] = {name: float(values.mean()) for name, values in each.items()}
-    row = {"count": first, "psnr": means.pop("psnr"), "psnr_stderr": error, **means}
+    row = {"count": count, "psnr": means.pop("psnr"), "psnr_stderr": error, **means}
     below = row["psnr"] < row[f"{baseline} psnr"]
     note = f"psnr is the mean over images, in dB; {baseline} psnr is that of the enlarged condition images"
     why = ", which samples often do not reach: PSNR rewards blur (2104.07636)" if below else ""

@@ -1,6 +1,6 @@
 """Scores of images against a reference set in feature space, and notes on the comparability of these scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,15 @@ class SampleScorer:
     def of_images(self, images: np.ndarray) -> dict[str, Any]:
         """Scores of images, uint8 [N, H, W, C]."""
         return self.of_batches(self._collector.split(images), len(images))
+
+    def of_generated(self, batches: Iterable[np.ndarray], count: int) -> dict[str, Any]:
+        """Scores of `count` images, all of which every process gets in batches; each keeps those of its part."""
+        own, first, kept = self._collector.part(count), 0, []
+        for images in batches:
+            part = images[max(own.start - first, 0) : max(own.stop - first, 0)]
+            kept.append(part if len(part) == len(images) else part.copy())  # not a view, which would keep the whole batch
+            first += len(images)
+        return self.of_batches((images for images in kept if len(images)), count)
 
     def of_cache(self, cache: SampleCache, count: int) -> dict[str, Any]:
         """Scores of the first `count` generated images of a cache."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import first_reading, folder_manifest, local_copy
+from ddpm_jax.data import array_folder, first_reading, folder_manifest, local_copy
 from ddpm_jax.data.image_folder import load_image_folder
 from ddpm_jax.data.image_pairs import load_pairs
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError
@@ -263,6 +263,119 @@ def test_a_cache_that_cannot_be_written_is_one_warning(load, monkeypatch, log_li
     assert len(load()[1]) == COUNT
     (line,) = [line for line in log_lines if line.startswith("warning")]
     assert "no space left on device; set `cache_dir` to another folder: the next start reads every file again" in line
+
+
+@pytest.fixture
+def stop_at(monkeypatch, read_files):
+    """Ctrl-C when a number of files are read, or none."""
+    read, limit = first_reading.FirstReading._read, [None]
+
+    def interrupted(self, index, levels):
+        if len(read_files) == limit[0]:
+            raise KeyboardInterrupt
+        read(self, index, levels)
+
+    monkeypatch.setattr(first_reading.FirstReading, "_read", interrupted)
+    monkeypatch.setattr(first_reading, "CHUNK", 1)
+    return lambda number: limit.__setitem__(0, number)
+
+
+def test_a_reading_that_was_stopped_continues(load, photos, stop_at, log_lines):
+    stop_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        load(num_threads=1)
+    assert log_lines[-1] == f"{photos}: 7 of 12 files are checked: the next start continues"
+    stop_at(None)
+    source, read = load(num_threads=1)
+    assert len(read) == COUNT - 7
+    assert source.fingerprint == fresh(photos).fingerprint
+
+
+def test_a_reading_of_deep_files_that_was_stopped_continues(load, tmp_path, stop_at):
+    """New deep files of a set whose range is known: only after the second reading are their levels."""
+    folder = tmp_path / "deep"
+    for index in range(3):
+        write(folder / f"{index}.png", index, "I;16")
+    load(folder, num_threads=1)
+    for index in range(3, 6):
+        write(folder / f"{index}.png", index, "I;16")
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        load(folder, num_threads=1)
+    stop_at(None)
+    source, read = load(folder, num_threads=1)
+    assert read == sorted(["5.png"] + [f"{index}.png" for index in range(6)])
+    assert (source.value_range, source.fingerprint) == (fresh(folder).value_range, fresh(folder).fingerprint)
+    assert load(folder)[1] == []
+
+
+def test_the_manifest_is_saved_while_files_are_read(load, monkeypatch, stop_at):
+    """As a kill would leave it."""
+    monkeypatch.setattr(first_reading, "SAVE_S", -1.0)
+    monkeypatch.setattr("ddpm_jax.data.source.AHEAD", 1)
+    known, save = [], folder_manifest.FolderManifest.save
+
+    def recorded(self, **options):
+        save(self, **options)
+        known.append(int((self._load()["states"][:, 0] >= 0).sum()))
+
+    monkeypatch.setattr(folder_manifest.FolderManifest, "save", recorded)
+    load(num_threads=1)
+    assert len(known) == COUNT + 1
+    assert all(found > number for number, found in enumerate(known[:-1]))  # the thread continues to read
+    assert known[-1] == COUNT
+
+
+def test_two_programs_that_read_a_folder_at_once_keep_what_both_found(photos, tmp_path):
+    paths = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    manifests = [folder_manifest.FolderManifest(str(photos), paths, "", tmp_path / "cache") for _ in range(2)]
+    for number, manifest in enumerate(manifests):
+        manifest.facts.digests[number::3] = number + 1
+        manifest.read[number::3] = True
+        manifest.save()
+    found = folder_manifest.FolderManifest(str(photos), paths, "", tmp_path / "cache")
+    assert found.known.tolist() == [True, True, False] * 4
+    assert found.facts.digests[:, 0].tolist() == [1, 2, 0] * 4
+
+
+def test_files_of_killed_programs_are_removed(load, tmp_path):
+    load()
+    (file,) = (tmp_path / "cache" / "manifests").glob("*.npz")
+    for name, seconds in (("1", 2 * folder_manifest.STALE_S), ("2", 0)):
+        (file.parent / f".{file.name}.{name}.tmp").write_bytes(b"")
+        age(file.parent / f".{file.name}.{name}.tmp", seconds)
+    write(tmp_path / "photos" / "cats" / "new.png", 9)
+    load()
+    assert sorted(path.name for path in file.parent.iterdir()) == [f".{file.name}.2.tmp", file.name]
+
+
+def test_a_folder_of_arrays_has_a_manifest(tmp_path, monkeypatch):
+    folder, found = tmp_path / "scans", []
+    for index in range(4):
+        file = folder / ("a", "b")[index % 2] / f"{index}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.full((4, 4), index, np.uint16))
+        age(file)
+    (folder / "b" / "broken.npy").write_bytes(b"no array")
+    read_array = array_folder.read_array
+    monkeypatch.setattr(array_folder, "read_array", lambda *given: found.append(given[0]) or read_array(*given))
+
+    def load(**options):
+        found.clear()
+        options = {"in_memory": False, "cache_dir": str(tmp_path / "cache"), "on_decode_error": "skip"} | options
+        source = array_folder.load_array_folder(str(folder), image_size=4, channels=1, array_dtype="uint16", **options)
+        return source, sorted(os.path.basename(path) for path in found)
+
+    assert load()[1] == ["0.npy", "1.npy", "2.npy", "3.npy", "broken.npy"]
+    source, read = load()
+    assert read == ["broken.npy"]
+    assert source.fingerprint == load(in_memory=True)[0].fingerprint
+    np.save(folder / "a" / "2.npy", np.full((4, 4), 7, np.uint16))
+    age(folder / "a" / "2.npy")
+    changed, read = load()
+    assert read == ["2.npy", "broken.npy"]
+    assert source.fingerprint != changed.fingerprint == load(in_memory=True)[0].fingerprint
+    assert changed.batch(np.arange(4))["image"][:, 0, 0, 0].tolist() == [0, 7, 1, 3]
 
 
 def test_a_set_in_memory_needs_no_manifest(load, tmp_path):

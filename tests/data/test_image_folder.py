@@ -138,6 +138,32 @@ def test_home_is_expanded_and_relative_paths_work(tmp_path, monkeypatch):
     assert load("~/mine").name == load("mine").name == str(tmp_path / "mine")
 
 
+def test_links_to_themselves_are_no_folders(tmp_path):
+    save(tmp_path / "cats" / "1.png")
+    (tmp_path / "cats" / "loop").symlink_to("loop")
+    (tmp_path / "cats" / "2.png").symlink_to("2.png")
+    with pytest.raises(InvalidDataError, match=r"1 of 2 images in .* cannot be read: cats/2\.png \(too many levels"):
+        load(tmp_path)
+    assert load(tmp_path, on_decode_error="skip").files == ("cats/1.png",)
+
+
+def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    save(tmp_path / "cats" / "1.png")
+    os.rename(tmp_path / "cats" / "1.png", os.fsencode(tmp_path) + b"/cats/\xff1.png")
+    os.rename(tmp_path / "cats", os.fsencode(tmp_path) + b"/ca\xe9ts")
+    save(tmp_path / "dogs" / "1.png")
+    for _ in range(2):
+        source = load(tmp_path, in_memory=False, cache_dir=str(tmp_path / "cache"))
+        assert source.class_names == ("ca\udce9ts", "dogs")
+        assert len(everything(source)["image"]) == 2
+
+
+def test_a_class_folder_without_images_is_no_class(tmp_path):
+    save(tmp_path / "cats" / "1.png")
+    (tmp_path / "dogs").mkdir()
+    assert load(tmp_path).class_names == ("cats",)
+
+
 def test_progress_is_logged_for_a_large_folder(tmp_path, monkeypatch, log_lines):
     for index in range(40):
         save(tmp_path / f"{index}.png")
@@ -146,7 +172,9 @@ def test_progress_is_logged_for_a_large_folder(tmp_path, monkeypatch, log_lines)
     for in_memory, word in ((True, "read"), (False, "checked")):
         log_lines.clear()
         load(tmp_path, in_memory=in_memory, num_threads=1)
-        assert log_lines[:3] == [f"{tmp_path}: {word} {done} of 40 images" for done in (16, 32, 40)]
+        numbers = ("16 / 40 images (40%)", "32 / 40 images (80%)", "40 / 40 images (100%)")
+        assert [line.partition(" · ")[0] for line in log_lines[:3]] == [f"{tmp_path}: {word} {each}" for each in numbers]
+        assert log_lines[0].endswith(" · 0.80 images/s · 0:30 left")
 
 
 # Conversion; tests/data/test_decode.py covers all file types.

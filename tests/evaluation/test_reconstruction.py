@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from ddpm_jax.evaluation import reconstruction
 from ddpm_jax.evaluation.reconstruction import measure_reconstruction
 
 
@@ -38,3 +39,17 @@ def test_samples_below_the_baseline_have_a_note():
     row, notes = measure(originals + np.uint8(9), np.full((3, 1, 1, 1), 101, np.uint8), originals, None)
     assert "PSNR rewards blur" in notes[0]
     assert "consistency" not in row
+
+
+def test_each_process_reads_its_part(monkeypatch):
+    """The second of two processes gets the numbers of the first, and both measure all images."""
+    originals = np.random.default_rng(0).integers(0, 200, (5, 2, 2, 1), dtype=np.uint8)
+    images, conditions = originals + np.arange(1, 6, dtype=np.uint8)[:, None, None, None], originals[:, :1, :1]
+    options = {"enlarge": lambda small: small.repeat(2, 1).repeat(2, 2), "baseline": "bicubic"}
+    options["condition_of"] = lambda images: images[:, 1:, 1:]
+    expected = measure_reconstruction([images], conditions, originals, **options)
+    found = []
+    monkeypatch.setattr(reconstruction.exchange, "concatenate", lambda rows: found.append(rows) or np.concatenate(found))
+    measure_reconstruction([images[:2], images[2:3]], conditions, originals, **options)
+    assert measure_reconstruction([images[3:]], conditions, originals, first=3, **options) == expected
+    assert [len(rows) for rows in found] == [3, 2]

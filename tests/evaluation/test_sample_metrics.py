@@ -60,3 +60,14 @@ def test_sfid_is_the_distance_of_the_spatial_features(tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(InvalidDataError, match="holds no mu_s and no sigma_s, which sfid needs"):
         load_reference(tmp_path / "stats.npz", collector.extractor, **options)
+
+
+def test_each_process_keeps_its_part_of_images_that_all_get(monkeypatch):
+    collector = FeatureCollector(FeatureExtractor("inception", with_spatial, {"weights_published": False}), make_mesh(), 8)
+    scorer = SampleScorer(None, collector, (), ClassProportions(0))
+    images, kept = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1), []
+    monkeypatch.setattr(scorer, "of_batches", lambda batches, count: kept.extend(batches) or {"count": count})
+    monkeypatch.setattr(FeatureCollector, "part", lambda self, count: range(7, 15))
+    assert scorer.of_generated((images[first : first + 5] for first in range(0, 20, 5)), 20) == {"count": 20}
+    assert [batch.ravel().tolist() for batch in kept] == [[7, 8, 9], [10, 11, 12, 13, 14]]
+    assert kept[0].base is None
