@@ -56,10 +56,11 @@ class LoadedRun:
         step: int,
         mesh: Mesh,
         data_identity: dict[str, Any] | None,
+        compiled: dict[Any, Any] | None = None,
     ):
-        """Use `ddpm_jax.load`."""
+        """Use `ddpm_jax.load`. Runs that differ in their parameters only can share `compiled`, their compiled functions."""
         self._config, self._mesh, self._identity = config, mesh, data_identity
-        self._compiled: dict[Any, Any] = {}
+        self._compiled: dict[Any, Any] = {} if compiled is None else compiled
         self.config = FrozenConfigDict(config)
         self.workdir, self.params, self.step = workdir, params, step
         self.schedule: NoiseSchedule = build.build_schedule(config)

@@ -25,18 +25,20 @@ class Controls:
       start: the initial values: those of config.sampling.
       edit: the initial values of the controls of editing: config.edit.
       classes: names; () for a model without.
-      has_guidance: whether the model can be guided, and ignore the class.
+      has_guidance: whether the model can be guided, and ignore the class and the condition image.
+      has_condition: whether the model is conditioned on images, and can do nothing but sample.
       has_lengths: whether power-function averages of any length can be computed.
       choices: name -> names to choose from.
       limits: name -> lowest and highest value; the initial values are between.
     """
 
-    def __init__(self, config: ConfigDict, class_names: tuple[str, ...]):
-        """The controls of a run with a resolved config."""
+    def __init__(self, config: ConfigDict, class_names: tuple[str, ...], step: int):
+        """The controls of a run with a resolved config, at first with the checkpoint of a step."""
         sampling, conditional, lengths = config.sampling, config.model.class_conditional, config.ema.power_sigma_rel
         names = class_names or tuple(map(str, range(config.data.num_classes)))
         self.classes = names if conditional else ()
-        self.has_guidance = conditional and config.model.label_dropout > 0
+        self.has_condition = bool(config.data.condition)
+        self.has_guidance = (conditional or self.has_condition) and config.model.label_dropout > 0
         self.has_lengths = len(lengths) > 1
         label = (EACH_CLASS if sampling.label == -1 else self.classes[sampling.label]) if self.classes else ""
         self.start = start = Settings(
@@ -48,9 +50,10 @@ class Controls:
             eta=sampling.ddim.eta,
             guidance_scale=sampling.guidance_scale,
             params=sampling.params,
+            step=step,
         )
         self.edit: dict[str, Any] = config.edit.to_dict()
-        none = (NO_CLASS,) if self.has_guidance else ()
+        none = (NO_CLASS,) if conditional and self.has_guidance else ()
         averages = [f"decay_{decay}" for decay in config.ema.extra_decays] + [f"power_{length}" for length in lengths]
         self.choices: dict[str, tuple[str, ...]] = {
             "sample_label": (EACH_CLASS, *self.classes, *none) if self.classes else (),
@@ -63,6 +66,7 @@ class Controls:
         timesteps = config.diffusion.num_timesteps
         self.limits: dict[str, tuple[float, float]] = {
             "seed": (0, 2**32 - 1),
+            "step": (0, 2**53),
             "num_steps": (1, timesteps),
             "eta": (0.0, max(1.0, start.eta)),
             "guidance_scale": (0.0, max(10.0, start.guidance_scale)),

@@ -32,13 +32,18 @@ def page_errors() -> Iterator[None]:
     except (Cancelled, gr.Error):
         raise
     except Exception as error:
-        line = " ".join(str(error).split("\n", 1)[0].replace("`", "").split())
+        line = error_line(error)
         if not isinstance(error, ExpectedError):
             logger.exception("the page failed")
             line = f"{type(error).__name__}: {line}"
-            if "RESOURCE_EXHAUSTED" in line:
+            if "RESOURCE_EXHAUSTED" in line or isinstance(error, MemoryError):
                 line = "there is not enough memory on the device: generate fewer images"
         raise gr.Error(line, duration=None, title="Not possible", print_exception=False) from error
+
+
+def error_line(error: Exception) -> str:
+    """The first line of an error."""
+    return " ".join(str(error).split("\n", 1)[0].replace("`", "").split())
 
 
 def with_request(run: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
@@ -52,7 +57,7 @@ def with_request(run: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[
 
 def settings_of(values: tuple) -> Settings:
     """The settings of the values of the panel."""
-    label, seed, sampler, steps, spacing, eta, guidance, params = values
+    label, seed, sampler, steps, spacing, eta, guidance, params, step = values
     return Settings(
         label=label or "",
         seed=integer(seed, "the seed"),
@@ -62,6 +67,7 @@ def settings_of(values: tuple) -> Settings:
         eta=number(eta, "eta"),
         guidance_scale=number(guidance, "the guidance scale"),
         params=params,
+        step=integer(int(step) if isinstance(step, str) and step.isdecimal() else step, "the checkpoint"),
     )
 
 

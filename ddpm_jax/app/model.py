@@ -14,22 +14,43 @@ from ddpm_jax import data_config
 from ddpm_jax.api.run import Run
 from ddpm_jax.app import checks, pictures, python_call
 from ddpm_jax.app.controls import EACH_CLASS, NO_CLASS, Controls
+from ddpm_jax.app.start_images import MISSING, ConditionImages, StartImages
 from ddpm_jax.app.view import Settings, View, count_text, seconds_text, steps_text
 from ddpm_jax.cli import common
 from ddpm_jax.cli.inpaint import NAMED_MASKS
 from ddpm_jax.configs import from_workdir  # type: ignore[attr-defined]  # its folder is configs/
 from ddpm_jax.runtime import workdir
+from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 from ddpm_jax.samplers.watch import Stage, watch
+from ddpm_jax.sampling_conditions import read_conditions
 
 MAX_RUNS = 4  # parameters in memory
+MAX_COMPILED = 32  # compiled functions in memory
 STAGES = 25  # pictures of a chain while it runs
 
 Emit = Callable[[View], None]
 
 
+class Newest(dict):
+    """A dict of the `MAX_COMPILED` items that were added last."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Add an item; the oldest one goes if there are too many."""
+        while key not in self and len(self) >= MAX_COMPILED:
+            del self[next(iter(self))]
+        super().__setitem__(key, value)
+
+
 class Model:
-    """A run with the parameters that its checkpoint holds."""
+    """A run with the parameters that its checkpoints hold.
+
+    Attributes:
+      run: with the parameters and the checkpoint that the page starts with.
+      controls: of the page.
+      images: to start from.
+      conditions: condition images; None for a model without.
+    """
 
     def __init__(self, config: ConfigDict, folder: pathlib.Path, mesh: Mesh):
         """Restores the parameters of config.sampling.params.
@@ -48,43 +69,63 @@ class Model:
         data_config.complete(self._saved, self._identity)
         self._base = config.copy_and_resolve_references()
         self._base.sampling.label = -1  # the control of the class decides
-        self._runs: dict[str, Run] = {}
-        self.run = self._run_of(config.sampling.params)
-        self.controls = Controls(config, self.run.class_names)
+        self._runs: dict[tuple[str, int], Run] = {}
+        self._compiled = Newest()  # of all runs, which differ in their parameters only
+        self.run = self._run_of(config.sampling.params, config.sampling.checkpoint_step)
+        self.controls = Controls(config, self.run.class_names, self.run.step)
+        self.images = StartImages(config, self.run, self.controls.classes)
+        has_condition = self.run.condition is not None
+        self.conditions = ConditionImages(config, self.run, self.controls.classes) if has_condition else None
 
     @property
     def title(self) -> str:
         """The run, in a line."""
         height, width, channels = self.run.image_shape
-        return f"{self._folder.name}: {self._config.data.name}, {height}x{width}x{channels}, step {self.run.step:,}"
+        return f"{self._folder.name}: {self._config.data.name}, {height}x{width}x{channels}"
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, which change while the run is trained."""
+        with CheckpointManager(workdir.checkpoint_folder(self._folder), max_to_keep=1, read_only=True) as checkpoints:
+            return checkpoints.steps()
 
     # The tabs.
 
-    def generate(self, settings: Settings, num_images: int, emit: Emit) -> View:
-        """Images of the model.
+    def generate(self, settings: Settings, num_images: int, emit: Emit, condition: np.ndarray | None = None) -> View:
+        """Images of the model, from a condition image [h, w, C] or, without one, from those of the data set.
 
         Raises:
           ValueError, RuntimeError: as `Run.sample`; and what `emit` raises.
         """
         self.controls.check(settings, num_images=num_images)
-        run, arguments, start = self._run_of(settings.params), self._arguments(settings), time.monotonic()
+        run, arguments, start = self._run_of(settings.params, settings.step), self._arguments(settings), time.monotonic()
+        given, lines = self._given(condition, num_images)
         with watch(self._show_stages(run, emit, start), STAGES):
-            samples = run.sample(num_images, **arguments)
+            samples = run.sample(num_images, **arguments, **given)
         shown = pictures.grid(run.pixel_format.shown(samples.images))
+        beside = shown if run.condition is None else self._show_conditions(run, condition, num_images)
         evaluations = run.nfe(**arguments)
         twice = " x 2 of guidance" if settings.guidance_scale not in (0, 1) else ""
         status = f"{count_text(num_images)} · {evaluations:,} network evaluations each{twice} · {seconds_text(start)}"
         if samples.labels is not None and settings.label == EACH_CLASS:
             status += " · classes, row by row: " + ", ".join(self._class_name(label) for label in samples.labels.tolist())
-        return View(shown, shown, status, self._python(run, "sample", (num_images,), arguments))
+        more = () if condition is None else (f"condition=condition, condition_samples={num_images}",)
+        return View(shown, beside, status, self._python(run, "sample", (num_images, *more), arguments, lines))
 
-    def compare(self, settings: Settings, samplers: Sequence[str], nfe: int, num_images: int, emit: Emit) -> View:
+    def compare(
+        self,
+        settings: Settings,
+        samplers: Sequence[str],
+        nfe: int,
+        num_images: int,
+        emit: Emit,
+        condition: np.ndarray | None = None,
+    ) -> View:
         """Images of several samplers from the same noise, with at most `nfe` network evaluations each."""
         self.controls.check(settings, nfe=nfe, compared_images=num_images)
         if not samplers or not isinstance(samplers, list | tuple):
             raise InvalidArgumentError("no sampler is chosen: choose one or more")
         samplers = [checks.choice(sampler, "sampler", self.controls.choices["sampler"]) for sampler in samplers]
-        run = self._run_of(settings.params)
+        run, given = self._run_of(settings.params, settings.step), self._given(condition, num_images)[0]
         rows: list[np.ndarray] = []
         names: list[str] = []
         table: list[list[str]] = []
@@ -101,7 +142,7 @@ class Model:
                     )
 
                 with watch(show, STAGES):
-                    images = run.sample(num_images, **arguments).images
+                    images = run.sample(num_images, **arguments, **given).images
             except ExpectedError as error:
                 table.append([sampler, "-", "-", str(error)])
                 emit(View(pictures.rows(rows, names) if rows else None, None, f"{sampler}: {error}", "", table))
@@ -146,10 +187,11 @@ class Model:
         for end in ends:
             if isinstance(end, int):
                 self.controls.check(dataclasses.replace(settings, seed=end))
-        run, start = self._run_of(settings.params), time.monotonic()
-        seeded, labels = isinstance(ends[0], int), [self._edit_label(settings)] * 2
-        if seeded and self.controls.classes and settings.label == EACH_CLASS:
-            labels = [0, 1 % len(self.controls.classes)]
+        run, start = self._run_of(settings.params, settings.step), time.monotonic()
+        if isinstance(ends[0], int) and self.controls.classes and settings.label == EACH_CLASS:
+            labels: list[int | None] = [0, 1 % len(self.controls.classes)]
+        else:
+            labels = [self._edit_label(settings)] * 2
         label = labels if None not in labels else None
         arguments: dict[str, Any] = {"label": label, "num_steps": settings.num_steps, "spacing": settings.spacing}
         with watch(self._show_stages(run, emit, start), STAGES):
@@ -170,40 +212,13 @@ class Model:
         arguments |= {"num_frames": num_frames, "inversion_iters": iters}
         return View(shown, None, status, self._python(run, "interpolate", ("a", "b"), arguments, lines))
 
-    # Images to start from.
-
-    def data_image(self, split: str, index: int) -> tuple[np.ndarray, str]:
-        """An image of the data set, [H, W, C] of its type, and its class; "" if it has none.
-
-        Raises:
-          ExpectedError: the set cannot be read, or has no such image.
-        """
-        config = self._config.copy_and_resolve_references()
-        checks.split(split, (config.edit.split, config.data.split))
-        checks.integer(index, "the index of the image")
-        config.data.split, config.data.in_memory = split or config.edit.split or config.data.split, "never"
-        source = data_config.load_source(config)
-        if not 0 <= index < len(source):
-            raise InvalidArgumentError(f"image {index} does not exist: {source.name} {source.split} has 0..{len(source) - 1}")
-        batch = source.batch(np.array([index]))
-        has_label = "label" in batch and self.controls.classes
-        return batch["image"][0], self._class_name(int(batch["label"][0])) if has_label else ""
-
-    def picture_of(self, image: np.ndarray) -> np.ndarray:
-        """An image [H, W, C] of the data as a large picture, uint8 [H', W', 3]."""
-        return pictures.enlarge(self.run.pixel_format.shown(image))
-
-    def read_upload(self, picture: np.ndarray | None) -> np.ndarray:
-        """As `pictures.read_upload`."""
-        return pictures.read_upload(picture, self.run.image_shape, self.run.pixel_format)
-
     # Shared by the tabs.
 
     def _edit(
         self, method: str, settings: Settings, image: np.ndarray | None, more: tuple, extra: dict[str, Any], emit: Emit
     ) -> View:
         self.controls.check(settings, **extra)
-        run, start = self._run_of(settings.params), time.monotonic()
+        run, start = self._run_of(settings.params, settings.step), time.monotonic()
         arguments = self._arguments(settings) | {"label": self._edit_label(settings)} | extra
         image = self._require(image)
         with watch(self._show_stages(run, emit, start), STAGES):
@@ -215,20 +230,43 @@ class Model:
         lines += [self._unknown("mask", mask.shape, "bool") for mask in more if isinstance(mask, np.ndarray)]
         return View(shown, None, status, self._python(run, method, ("images", *words), arguments, lines))
 
-    def _run_of(self, params: str) -> Run:
-        if params not in self._runs:
-            config = self._config_of(params)
-            restored, step = common.restore_params(config, self._folder, self._mesh)
+    def _run_of(self, params: str, step: int | str) -> Run:
+        """The run with parameters of a checkpoint; of the latest for step -1."""
+        if (params, step) not in self._runs:
+            config = self._config_of(params, step)
+            restored, found = common.restore_params(config, self._folder, self._mesh)
             config.lock()
             if len(self._runs) >= MAX_RUNS:
                 self._runs.pop(next(iter(self._runs)))  # the oldest
-            self._runs[params] = Run(config, self._folder, restored, step, self._mesh, self._identity)
-        return self._runs[params]
+            run = Run(config, self._folder, restored, found, self._mesh, self._identity, self._compiled)
+            self._runs[params, found] = run
+            return run
+        return self._runs[params, step]
 
-    def _config_of(self, params: str) -> ConfigDict:
+    def _config_of(self, params: str, step: int | str) -> ConfigDict:
         config = self._base.copy_and_resolve_references()
-        config.sampling.params = params
+        config.sampling.params, config.sampling.checkpoint_step = params, step
         return config
+
+    def _given(self, condition: np.ndarray | None, num_images: int) -> tuple[dict[str, Any], list[str]]:
+        """The arguments of `Run.sample` for one condition image of all images, or for none, and the line for the image."""
+        if self.conditions is None:
+            return {}, []
+        if condition is None:
+            self.conditions.require_data()
+            return {}, []
+        line = f"condition = ...  # uint8 {[1, *condition.shape]}"
+        return {"condition": condition[None], "condition_samples": num_images}, [line]
+
+    def _show_conditions(self, run: Run, condition: np.ndarray | None, num_images: int) -> np.ndarray | None:
+        """A picture of the condition images, if they are pictures."""
+        if run.condition is None or run.condition.shape[2] not in (1, 3):
+            return None
+        if condition is not None:
+            return pictures.grid(condition[None])
+        config = self._base.copy_and_resolve_references()
+        config.sampling.num_images = num_images
+        return pictures.grid(read_conditions(config, run.condition, num_images).images)
 
     def _arguments(self, settings: Settings) -> dict[str, Any]:
         """The arguments of `Run.sample`, without those that the model does not have."""
@@ -245,7 +283,7 @@ class Model:
 
     def _python(self, run: Run, method: str, positional: tuple, arguments: dict[str, Any], lines: Sequence[str] = ()) -> str:
         """The call in Python, after the line that loads the run, and `lines`."""
-        load = python_call.load_lines(run, self._config_of(run.config.sampling.params), self._saved)
+        load = python_call.load_lines(run, self._config_of(run.config.sampling.params, run.step), self._saved)
         return "\n".join([*load, *lines, self._call(method, positional, arguments)])
 
     def _call(self, method: str, positional: tuple, arguments: dict[str, Any], result: str = "") -> str:
@@ -257,7 +295,11 @@ class Model:
         return f"{name} = ...  # {dtype or self.run.pixel_format.dtype} {list(shape)}{hint}"
 
     def _edit_label(self, settings: Settings) -> int | None:
-        return self._label_of(settings.label) if settings.label in self.controls.classes else None
+        if settings.label in self.controls.classes:
+            return self._label_of(settings.label)
+        if self.controls.classes and not self.controls.has_guidance:
+            raise InvalidArgumentError("choose a class: this model generates no images without one")
+        return None
 
     def _label_of(self, name: str) -> int:
         if name not in self.controls.classes:
@@ -293,5 +335,5 @@ class Model:
     @staticmethod
     def _require(image: np.ndarray | None) -> np.ndarray:
         if image is None:
-            raise InvalidArgumentError("the image is missing: load one from the data set, or upload one")
+            raise InvalidArgumentError(MISSING)
         return image

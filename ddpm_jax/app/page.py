@@ -8,9 +8,9 @@ import numpy as np
 
 from ddpm_jax.app import events, pictures
 from ddpm_jax.app.checks import integer, number
-from ddpm_jax.app.components import picture_to_start_from, shown_picture
+from ddpm_jax.app.components import picture_to_paint_on, picture_to_start_from, shown_picture
 from ddpm_jax.app.controls import BRUSH
-from ddpm_jax.app.events import editor_value, page_errors, session_key, settings_of, with_request
+from ddpm_jax.app.events import page_errors, session_key, settings_of, with_request
 from ddpm_jax.app.jobs import Cancelled, Jobs
 from ddpm_jax.app.model import Emit, Model
 from ddpm_jax.app.view import View
@@ -49,19 +49,22 @@ class Page:
                 with gr.Column(scale=1, min_width=270):
                     panel = self._panel()
                 with gr.Column(scale=4):
+                    condition = self._condition()
                     with gr.Tab("Generate", id="generate"):
-                        self._generate_tab(panel)
+                        self._generate_tab(condition, panel)
                     with gr.Tab("Compare samplers", id="compare"):
-                        self._compare_tab(panel)
-                    with gr.Tab("Inpaint", id="inpaint") as tab:
-                        self._inpaint_tab(tab, panel)
-                    with gr.Tab("Image to image", id="image_to_image") as tab:
-                        self._image_to_image_tab(tab, panel)
-                    with gr.Tab("Interpolate", id="interpolate") as tab:
-                        self._interpolate_tab(tab, panel)
+                        self._compare_tab(condition, panel)
+                    if not self._controls.has_condition:
+                        with gr.Tab("Inpaint", id="inpaint") as tab:
+                            self._inpaint_tab(tab, panel)
+                        with gr.Tab("Image to image", id="image_to_image") as tab:
+                            self._image_to_image_tab(tab, panel)
+                        with gr.Tab("Interpolate", id="interpolate") as tab:
+                            self._interpolate_tab(tab, panel)
+            page.load(self._checkpoints, None, panel[-1], queue=False, api_visibility="private")
             page.unload(self._leave)
         events.check_requests(page)
-        page.queue(max_size=WAITING, default_concurrency_limit=1)
+        page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
         return page
 
     # The parts.
@@ -70,7 +73,7 @@ class Page:
         """The controls of `Settings`, in its order; those that the model does not have are hidden."""
         controls = self._controls
         start, choices, limits = controls.start, controls.choices, controls.limits
-        label = gr.Dropdown(choices["sample_label"], value=start.label, label="Class", visible=bool(controls.classes))
+        label = gr.Dropdown(choices["sample_label"], value=start.label or None, label="Class", visible=bool(controls.classes))
         seed = gr.Number(start.seed, label="Seed", precision=0, elem_id="seed")
         sampler = gr.Dropdown(choices["sampler"], value=start.sampler, label="Sampler")
         steps = gr.Slider(*limits["num_steps"], value=start.num_steps, step=1, label="Steps")
@@ -84,15 +87,38 @@ class Page:
             value=start.guidance_scale,
             step=0.1,
             label="Guidance scale",
-            info="1 is none, 0 ignores the class",
+            info="1 is none, 0 ignores the condition" if controls.has_condition else "1 is none, 0 ignores the class",
             visible=controls.has_guidance,
         )
         params = gr.Dropdown(choices["params"], value=start.params, label="Parameters", allow_custom_value=controls.has_lengths)
-        return [label, seed, sampler, steps, spacing, eta, guidance, params]
+        step = gr.Dropdown([str(start.step)], value=str(start.step), label="Checkpoint", allow_custom_value=True)
+        return [label, seed, sampler, steps, spacing, eta, guidance, params, step]
 
-    def _outputs(self, first: str) -> Outputs:
+    def _checkpoints(self) -> dict[str, Any]:
+        """The checkpoints that there are when the page is opened: a run that is being trained writes new ones."""
+        with page_errors():
+            return gr.update(choices=[str(step) for step in self._model.steps()])
+
+    def _condition(self) -> list[gr.components.Component]:
+        """The condition image for all tabs, as `picture_to_start_from`; [] for a model without."""
+        images = self._model.conditions
+        if images is None:
+            return []
+        size = "x".join(map(str, images.shape[:2]))
+        with gr.Accordion(f"Condition image, {size} pixels"):
+            gr.Markdown("Without one, each image is generated from another one of the data set.")
+            return picture_to_start_from(images, "condition image", "condition", "", height=220)
+
+    def _given_condition(self, values: tuple) -> tuple[np.ndarray | None, tuple]:
+        """The condition image, if the model has and the user chose one, and the values of the panel."""
+        if self._model.conditions is None:
+            return None, values
+        image, shown, *panel = values
+        return self._model.conditions.of_upload(shown) if image is None and shown is not None else image, tuple(panel)
+
+    def _outputs(self, first: str, after: str = "") -> Outputs:
         """Outputs that are placed on the page below the buttons."""
-        second = "predicted image (pred_xstart)"
+        second = f"predicted image (pred_xstart){after}"
         call = gr.Textbox(label="the same in Python", interactive=False, lines=2, buttons=["copy"], render=False)
         return Outputs(shown_picture(first), shown_picture(second), gr.Markdown("", render=False), call)
 
@@ -145,18 +171,19 @@ class Page:
 
     # The tabs.
 
-    def _generate_tab(self, panel: list) -> None:
+    def _generate_tab(self, condition: list, panel: list) -> None:
         number = gr.Slider(*self._controls.limits["num_images"], value=16, step=1, label="Images")
-        outputs = self._outputs("x_t, then the images")
+        outputs = self._outputs("x_t, then the images", ", then the condition images" if condition else "")
 
         def run(number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
+                given, values = self._given_condition(values)
                 settings, count = settings_of(values), integer(number, "the number of images")
-            yield from self._stream("generate", request, lambda emit: self._model.generate(settings, count, emit))
+            yield from self._stream("generate", request, lambda emit: self._model.generate(settings, count, emit, given))
 
-        self._buttons("Generate", with_request(run), [number, *panel], outputs, "generate")
+        self._buttons("Generate", with_request(run), [number, *condition, *panel], outputs, "generate")
 
-    def _compare_tab(self, panel: list) -> None:
+    def _compare_tab(self, condition: list, panel: list) -> None:
         names, limits = self._controls.choices["sampler"], self._controls.limits
         gr.Markdown("Each sampler takes as many steps as its network evaluations (NFE) allow, from the same noise.")
         with gr.Row():
@@ -169,31 +196,20 @@ class Page:
 
         def run(chosen: Any, nfe: Any, number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
+                given, values = self._given_condition(values)
                 settings, budget, count = settings_of(values), integer(nfe, "NFE"), integer(number, "the number of images")
-            work = lambda emit: self._model.compare(settings, chosen, budget, count, emit)  # noqa: E731
+            work = lambda emit: self._model.compare(settings, chosen, budget, count, emit, given)  # noqa: E731
             for shown in self._stream("compare", request, work, has_table=True):
                 yield (*shown[:-1], [list(row) for row in shown[-1]] if isinstance(shown[-1], list) else shown[-1])
 
-        self._buttons("Compare", with_request(run), [chosen, nfe, number, *panel], outputs, "compare")
+        self._buttons("Compare", with_request(run), [chosen, nfe, number, *condition, *panel], outputs, "compare")
 
     def _inpaint_tab(self, tab: gr.Tab, panel: list) -> None:
         edit, limits = self._controls.edit, self._controls.limits
+        label, images = "paint over what is to be generated", self._model.images
         with gr.Row():
             with gr.Column():
-                editor = gr.ImageEditor(
-                    label="paint over what is to be generated",
-                    type="numpy",
-                    format="png",
-                    sources=("upload",),
-                    transforms=(),
-                    brush=gr.Brush(colors=["#e4572e"], color_mode="fixed", default_size=40),
-                    layers=False,
-                    buttons=[],
-                    elem_classes="pixels",
-                    elem_id="inpaint-editor",
-                    height=470,
-                )
-                image, picker = gr.State(None), self._data_image(start=0)
+                image, editor = picture_to_paint_on(images, label, "inpaint", edit["split"], tab=tab)
             with gr.Column():
                 mask = gr.Radio(self._controls.choices["mask"], value=BRUSH, label="Generate what is")
                 samples = gr.Slider(*limits["samples_per_image"], value=edit["samples_per_image"], step=1, label="Samples")
@@ -204,15 +220,6 @@ class Page:
                     label="Resampling (RePaint)",
                     info="1 is fast, and fits worse",
                 )
-
-        def clean(value: dict | None) -> tuple[dict | None, None]:
-            with page_errors():
-                read = self._model.read_upload((value or {}).get("background"))
-                return editor_value(self._model.picture_of(read)), None
-
-        editor.upload(clean, editor, [editor, image], queue=False, api_visibility="private")
-        editor.clear(lambda: None, None, image, queue=False, api_visibility="private")
-        self._load(tab, picker, image, editor, editor_value, "inpaint")
         outputs = self._outputs("x_t, then the image and samples")
 
         def run(
@@ -221,7 +228,7 @@ class Page:
             with page_errors():
                 settings, counts = settings_of(values), (integer(samples, "samples"), integer(resampling, "resampling"))
                 value = value or {}
-                start = self._model.read_upload(value.get("background")) if image is None else image
+                start = self._model.images.of_upload(value.get("background")) if image is None else image
                 where = mask if mask != BRUSH else pictures.read_mask(value.get("layers"), self._model.run.image_shape[:2])
             work = lambda emit: self._model.inpaint(settings, start, where, *counts, emit)  # noqa: E731
             yield from self._stream("inpaint", request, work)
@@ -232,8 +239,7 @@ class Page:
         edit, limits = self._controls.edit, self._controls.limits
         with gr.Row():
             with gr.Column():
-                shown, image = picture_to_start_from("image"), gr.State(None)
-                self._load(tab, self._data_image(start=0), image, shown, events.unique_picture, "image_to_image")
+                image, shown = picture_to_start_from(self._model.images, "image", "image_to_image", edit["split"], tab=tab)
             with gr.Column():
                 strength = gr.Slider(
                     *limits["strength"],
@@ -243,13 +249,13 @@ class Page:
                     info="1 starts from noise and keeps nothing",
                 )
                 samples = gr.Slider(*limits["samples_per_image"], value=edit["samples_per_image"], step=1, label="Samples")
-        shown.input(lambda: None, None, image, queue=False, api_visibility="private")
         outputs = self._outputs("x_t, then the image and its variants")
 
         def run(image: Any, shown: Any, strength: Any, samples: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
                 settings, count = settings_of(values), integer(samples, "samples")
-                start, part = self._model.read_upload(shown) if image is None else image, number(strength, "the strength")
+                start = self._model.images.of_upload(shown) if image is None else image
+                part = number(strength, "the strength")
             work = lambda emit: self._model.image_to_image(settings, start, part, count, emit)  # noqa: E731
             yield from self._stream("image_to_image", request, work)
 
@@ -264,11 +270,9 @@ class Page:
         with gr.Row(visible=False) as images:
             for index, name in enumerate(("first", "last")):
                 with gr.Column():
-                    shown, image = picture_to_start_from(f"{name} image"), gr.State(None)
-                    picker = self._data_image(start=index)
-                    self._load(tab, picker, image, shown, events.unique_picture, f"interpolate_{name}")
-                    shown.input(lambda: None, None, image, queue=False, api_visibility="private")
-                    ends += [image, shown]
+                    ends += picture_to_start_from(
+                        self._model.images, f"{name} image", f"interpolate_{name}", edit["split"], tab=tab, index=index
+                    )
         by_seed = lambda name: (gr.update(visible=name == "two seeds"), gr.update(visible=name != "two seeds"))  # noqa: E731
         source.change(by_seed, source, [seeds, images], queue=False, api_visibility="private")
         with gr.Row():
@@ -289,51 +293,11 @@ class Page:
                     chosen: list[Any] = [integer(first, "the first seed"), integer(last, "the last seed")]
                 else:
                     given = ((image_a, shown_a), (image_b, shown_b))
-                    chosen = [self._model.read_upload(shown) if image is None else image for image, shown in given]
+                    read = self._model.images.of_upload
+                    chosen = [read(shown) if image is None else image for image, shown in given]
             yield from self._stream(
                 "interpolate", request, lambda emit: self._model.interpolate(settings, chosen, *counts, emit)
             )
 
         inputs = [source, first, last, *ends, frames, iters, *panel]
         self._buttons("Interpolate", with_request(run), inputs, outputs, "interpolate")
-
-    # Images to start from.
-
-    def _data_image(self, start: int) -> tuple[gr.Textbox, gr.Number, gr.Button]:
-        with gr.Row():
-            split = gr.Textbox(self._controls.edit["split"], label="Split", placeholder="as in training", min_width=100)
-            index = gr.Number(start, label="Image of the data set", precision=0, min_width=100)
-            button = gr.Button("Load", min_width=80)
-        return split, index, button
-
-    def _load(
-        self,
-        tab: gr.Tab,
-        picker: tuple[gr.Textbox, gr.Number, gr.Button],
-        image: gr.State,
-        shown: gr.components.Component,
-        value_of: Callable[[np.ndarray], Any],
-        name: str,
-    ) -> None:
-        """Loads an image of the data set when the button is pressed, and when the tab is opened without an image."""
-        split, index, button = picker
-
-        def load(split: str, index: Any) -> tuple[np.ndarray, Any]:
-            with page_errors():
-                array, label = self._model.data_image(split, integer(index, "the index of the image"))
-                if label:
-                    gr.Info(f"class {label}", duration=3)
-                return array, value_of(self._model.picture_of(array))
-
-        def first(split: str, index: Any, has: Any, given: Any) -> tuple[Any, Any]:
-            is_empty = given is None or (isinstance(given, dict) and given.get("background") is None)
-            if has is not None or not is_empty:
-                return gr.skip(), gr.skip()
-            try:
-                array, _ = self._model.data_image(split, integer(index, "the index"))
-            except Exception:  # without the data set, the user uploads an image
-                return gr.skip(), gr.skip()
-            return array, value_of(self._model.picture_of(array))
-
-        button.click(load, [split, index], [image, shown], queue=False, api_name=f"load_{name}")
-        tab.select(first, [split, index, image, shown], [image, shown], queue=False, api_visibility="private")

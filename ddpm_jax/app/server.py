@@ -1,6 +1,7 @@
 """Serves the page: on one address, to the end, and without any request to other machines."""
 
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -24,11 +25,18 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "connect-src 'self' data: blob:; form-action 'self'"
 )
+MAX_UPLOAD = 200 * 2**20  # bytes
+# What the page and the clients of Gradio request. Gradio has more routes, such as those that fetch files of other servers.
+PATHS = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)?"
+    r"|/gradio_api/(info|app_id|login_check|startup-events|heartbeat/.*|run/predict|queue/(join|data|status)|cancel|reset"
+    r"|call/(?!v2).*|upload|upload_progress|component_server|file=(?!.*://).*)/?"
+)
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
 
 
 class OnlyThisServer:
-    """Answers the requests that `Origins` allows, and adds `POLICY` to every response."""
+    """Answers requests of `PATHS` that `Origins` allows, and adds `POLICY` to every response."""
 
     def __init__(self, app: Any, origins: Origins):
         self._app, self._origins = app, origins
@@ -43,6 +51,8 @@ class OnlyThisServer:
             await self._app(scope, receive, send)
         elif fault := self._origins.fault(scope["headers"]):
             await PlainTextResponse(fault, status_code=403)(scope, receive, with_policy)
+        elif not PATHS.fullmatch(scope["path"]):
+            await PlainTextResponse("not found", status_code=404)(scope, receive, with_policy)
         else:
             await self._app(scope, receive, with_policy)
 
@@ -79,6 +89,7 @@ def serve(
                 server_port=port,
                 inbrowser=browser,
                 share=False,
+                max_file_size=MAX_UPLOAD,
                 ssr_mode=False,
                 mcp_server=False,
                 run_history=False,

@@ -30,7 +30,7 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The controls of sampling, named as the arguments of `Run.sample`; `label` is the name of a class, or a choice beside."""
+    """The controls of sampling, named as the arguments of `Run.sample` and `load`; `label` is a class, or a choice beside."""
 
     label: str
     seed: int
@@ -40,6 +40,7 @@ class Settings:
     eta: float
     guidance_scale: float
     params: str
+    step: int
 
 
 def steps_text(stage: Stage) -> str:

@@ -1,11 +1,13 @@
 """Loads a data set by name: one that is shipped, a TFDS set, or one of the user's own."""
 
+import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddpm_jax.data import array_folder, digits, image_folder, prepared
 from ddpm_jax.data.source import ImageSize, ImageSource
-from ddpm_jax.runtime import registry
+from ddpm_jax.runtime import registry, storage
 from ddpm_jax.runtime.errors import InvalidArgumentError
 
 # name -> function of `split` and any of the other arguments of `load_source`. Every other name is a TFDS set.
@@ -57,7 +59,7 @@ def load_source(
         "num_threads": num_threads,
         "cache_dir": cache_dir,
     }
-    if name not in SOURCES and (not registry.is_custom(name) or name.startswith(TFDS_NAMESPACE)):
+    if _is_tfds(name):
         from ddpm_jax.data import tfds  # imported lazily: takes seconds
 
         if options:
@@ -71,3 +73,16 @@ def load_source(
             f"the data set {name} is a {type(source).__name__} without {', '.join(missing)}: an ImageSource is required"
         )
     return source
+
+
+def needs_download(name: str, data_dir: str) -> bool:
+    """Whether `load_source` would download and prepare the set: one of TFDS that is not prepared in a local folder."""
+    if not _is_tfds(name) or storage.is_remote(data_dir) or importlib.util.find_spec("tensorflow_datasets") is None:
+        return False
+    from ddpm_jax.data import tfds
+
+    return tfds.find_prepared(name, os.path.expanduser(data_dir)) is None
+
+
+def _is_tfds(name: str) -> bool:
+    return name not in SOURCES and (not registry.is_custom(name) or name.startswith(TFDS_NAMESPACE))

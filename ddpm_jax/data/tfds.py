@@ -124,8 +124,8 @@ def _open(name: str, split: str, data_dir: str, cache_dir: str = ""):
             f"data set {name!r} is read with TensorFlow Datasets, and the package {error.name} is not installed: "
             "pip install tensorflow-datasets importlib_resources, or use digits or image_folder"
         ) from error
-    data_dir = local_copy.of_tfds_set(name, split, os.path.expanduser(data_dir), _find_prepared, cache_dir=cache_dir)
-    builder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
+    data_dir = local_copy.of_tfds_set(name, split, os.path.expanduser(data_dir), find_prepared, cache_dir=cache_dir)
+    builder = find_prepared(name, data_dir) or _prepare(name, data_dir)
     chosen = _choose_features(name, builder.info.features)
     return builder, _open_records(name, split, builder, chosen[0]), chosen
 
@@ -139,7 +139,7 @@ def decode_image(data: bytes) -> np.ndarray:
         return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
 
 
-def _find_prepared(name: str, data_dir: str):
+def find_prepared(name: str, data_dir: str):
     """Builder of the newest prepared version, or None.
 
     `tfds.builder` only finds the version that the installed TFDS would prepare, and would download again what an older
@@ -194,7 +194,7 @@ def _prepare(name: str, data_dir: str):
                 "check the network, or set `data_dir` to where it is prepared"
             )
     with _prepare_lock(name, builder):
-        if prepared := _find_prepared(name, data_dir):  # by the process that held the lock before
+        if prepared := find_prepared(name, data_dir):  # by the process that held the lock before
             return prepared
         logger.info(f"data set {name}: downloading and preparing it in {where}, once")
         try:
@@ -202,7 +202,7 @@ def _prepare(name: str, data_dir: str):
         except Exception as error:
             # If files cannot be locked, another process may have prepared it meanwhile.
             with contextlib.suppress(UnavailableError):
-                if prepared := _find_prepared(name, data_dir):
+                if prepared := find_prepared(name, data_dir):
                     return prepared
             raise UnavailableError(
                 f"data set {name} could not be prepared in {where}: {error_line(error, most=300, kind=True)}"

@@ -1,6 +1,7 @@
 """What the page does, without the page: the same images as the Python interface, stages on the way, and errors in a line."""
 
 import dataclasses
+import shutil
 import sys
 import types
 
@@ -10,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import ddpm_jax
+from ddpm_jax import build
 from ddpm_jax.app import pictures
 from ddpm_jax.app.controls import EACH_CLASS, NO_CLASS
 from ddpm_jax.app.model import Model
@@ -49,13 +51,13 @@ def settings(model, **changes):
 
 def test_the_controls_start_with_the_config(model):
     start = model.controls.start
-    assert start == (type(start))(EACH_CLASS, 0, "ddim", 8, "leading", 0.0, 1.0, "ema")
+    assert start == (type(start))(EACH_CLASS, 0, "ddim", 8, "leading", 0.0, 1.0, "ema", 4)
     assert model.controls.has_guidance
     choices = model.controls.choices
     assert choices["sample_label"] == (EACH_CLASS, *map(str, range(10)), NO_CLASS)
     assert choices["edit_label"][0] == NO_CLASS
     assert choices["params"] == ("ema", "raw")
-    assert "digits, 8x8x1, step 4" in model.title
+    assert model.title == "run: digits, 8x8x1"
 
 
 def test_generated_images_are_those_of_the_run(model, views):
@@ -80,10 +82,35 @@ def test_classes_and_parameters(model, views):
     raw = model.generate(settings(model, params="raw"), 2, views.append)
     assert "params='raw'" in raw.call
     expected = ddpm_jax.load(model._folder, params="raw")
-    jax.tree.map(np.testing.assert_array_equal, model._run_of("raw").params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, model._run_of("raw", 4).params, expected.params)
     np.testing.assert_array_equal(raw.picture, pictures.grid(expected.sample(2).images))
-    ema, raw = (jax.tree.leaves(model._run_of(name).params) for name in ("ema", "raw"))
+    ema, raw = (jax.tree.leaves(model._run_of(name, 4).params) for name in ("ema", "raw"))
     assert any((a != b).any() for a, b in zip(ema, raw, strict=True))
+
+
+def test_every_checkpoint_can_be_chosen(model, views, monkeypatch):
+    assert model.steps() == [2, 4]
+    model.generate(settings(model, label="3"), 2, views.append)
+    monkeypatch.setattr(build, "build_batched_sampler", None)  # all of them use the functions that are compiled
+    view = model.generate(settings(model, step=2, label="3"), 2, views.append)
+    monkeypatch.undo()
+    expected = ddpm_jax.load(model._folder, step=2).sample(2, label=3).images
+    np.testing.assert_array_equal(view.picture, pictures.grid(expected))
+    assert "step=2" in view.call
+    assert (expected != model.run.sample(2, label=3).images).any()
+    with pytest.raises(ExpectedError, match=r"no checkpoint of step 3 .* there are 2, 4"):
+        model.generate(settings(model, step=3), 2, views.append)
+
+
+def test_a_checkpoint_that_is_deleted_while_the_run_is_trained(model, tmp_path, views):
+    """The page keeps what it has read, and knows the new ones."""
+    folder = tmp_path / "run"
+    shutil.copytree(model._folder, folder)
+    other = Model(from_workdir.get_config(folder), *common.open_run(from_workdir.get_config(folder), str(folder), ""))
+    shutil.move(folder / "checkpoints" / "4", folder / "checkpoints" / "6")
+    assert other.steps() == [2, 6]
+    kept = other.generate(settings(other, label="3"), 2, views.append)
+    np.testing.assert_array_equal(kept.picture, model.generate(settings(model, label="3"), 2, views.append).picture)
 
 
 def test_samplers_get_the_same_number_of_evaluations(model, views, monkeypatch):
@@ -107,7 +134,7 @@ def test_samplers_get_the_same_number_of_evaluations(model, views, monkeypatch):
 
 
 def test_edits(model, views):
-    image, label = model.data_image("test", 2)
+    image, label = model.images.of_data("test", 2)
     mask = np.zeros((8, 8), bool)
     mask[4:] = True
     run = ddpm_jax.load(model._folder)
@@ -120,7 +147,7 @@ def test_edits(model, views):
     variants = run.image_to_image(image[None], strength=0.5, samples_per_image=3).images[0]
     np.testing.assert_array_equal(view.picture, pictures.grid(np.concatenate([image[None], variants])))
 
-    other, _ = model.data_image("test", 3)
+    other, _ = model.images.of_data("test", 3)
     view = model.interpolate(settings(model), [image, other], 3, 1, views.append)
     frames = run.interpolate(image, other, num_frames=3, inversion_iters=1).images
     np.testing.assert_array_equal(view.picture, pictures.grid(np.stack([image, *frames, other])))
@@ -128,6 +155,14 @@ def test_edits(model, views):
     ends = [run.sample(1, seed=seed, label=seed, eta=0.0, guidance_scale=1.0).images[0] for seed in (0, 1)]
     frames = run.interpolate(*ends, label=[0, 1], num_frames=3, inversion_iters=1).images
     np.testing.assert_array_equal(view.picture, pictures.grid(np.stack([ends[0], *frames, ends[1]])))
+
+
+def test_a_class_must_be_chosen_if_the_model_knows_no_images_without(model, views, monkeypatch):
+    monkeypatch.setattr(model.controls, "has_guidance", False)
+    image = np.zeros((8, 8, 1), np.uint8)
+    with pytest.raises(InvalidArgumentError, match=r"^choose a class: "):
+        model.image_to_image(settings(model), image, 0.5, 1, views.append)
+    assert model.interpolate(settings(model), [0, 1], 2, 1, views.append).picture is not None  # of the first two classes
 
 
 def test_errors_are_one_line(model, views):
@@ -141,7 +176,7 @@ def test_errors_are_one_line(model, views):
     refused("ancestrol", lambda: model.generate(settings(model, sampler="ancestrol"), 1, views.append))
     refused("no sampler", lambda: model.compare(settings(model), [], 9, 2, views.append))
     refused("the image is missing", lambda: model.image_to_image(settings(model), None, 0.5, 1, views.append))
-    refused("image 9999 does not exist", lambda: model.data_image("", 9999))
+    refused("image 9999 does not exist", lambda: model.images.of_data("", 9999))
     refused(
         "inpainting",
         lambda: model.inpaint(settings(model, sampler="dpmpp_2m"), np.zeros((8, 8, 1), np.uint8), "left", 1, 1, views.append),
@@ -170,6 +205,8 @@ def test_errors_are_one_line(model, views):
         ("params", "../ema"),
         ("params", "power_0.1"),  # which the run does not have
         ("params", ["ema"]),
+        ("step", "4"),
+        ("step", -1),
     ],
 )
 def test_values_that_no_control_offers_are_refused(model, name, value):
@@ -194,8 +231,8 @@ def test_values_that_no_control_offers_are_refused(model, name, value):
         ("num_frames is 26", lambda model, start: model.interpolate(start, [0, 1], 26, 1, None)),
         ("inversion_iters is 0", lambda model, start: model.interpolate(start, [0, 1], 3, 0, None)),
         ("seed is -1", lambda model, start: model.interpolate(start, [0, -1], 3, 1, None)),
-        ("the split is '../../etc'", lambda model, start: model.data_image("../../etc", 0)),
-        ("the index of the image is nan", lambda model, start: model.data_image("", float("nan"))),
+        ("the split is '../../etc'", lambda model, start: model.images.of_data("../../etc", 0)),
+        ("the index of the image is nan", lambda model, start: model.images.of_data("", float("nan"))),
     ],
 )
 def test_arguments_that_no_control_offers_are_refused(model, match, call):

@@ -156,8 +156,8 @@ def test_several_processes_prepare_a_shared_data_dir_once(tmp_path, monkeypatch,
         assert began.wait(60)
         # The second process found nothing prepared either and gets the lock only now.
         found = iter([None])
-        find = our_tfds._find_prepared
-        monkeypatch.setattr(our_tfds, "_find_prepared", lambda *args: next(found, None) or find(*args))
+        find = our_tfds.find_prepared
+        monkeypatch.setattr(our_tfds, "find_prepared", lambda *args: next(found, None) or find(*args))
         second = pool.submit(load, "ddpm_tiny_noise", data_dir=str(tmp_path))
         assert len(first.result()) == len(second.result()) == 12
     assert ["preparing" in log_lines[0], "waiting for another process" in log_lines[1], len(log_lines)] == [True, True, 2]
@@ -234,7 +234,7 @@ def test_newest_version_wins_unless_one_is_asked_for(copy):
         (restamp(copy, version) / "label.labels.txt").write_text("".join(f"{label}{i}\n" for i in range(12)))
     data_dir = str(copy.parent.parent)
     expected = {"ddpm_tiny_noise": "b0", "ddpm_tiny_noise:1.9.0": "a0", "ddpm_tiny_noise:1.*.*": "b0"}
-    found = {name: our_tfds._find_prepared(name, data_dir).info.features["label"].names[0] for name in expected}
+    found = {name: our_tfds.find_prepared(name, data_dir).info.features["label"].names[0] for name in expected}
     assert found == expected
 
 
