@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from ddpm_jax.interop import onnx_initializers
 from ddpm_jax.interop.program_inputs import BATCH, Tensor
 from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, UnavailableError, error_line, os_errors
 
@@ -94,6 +95,7 @@ def to_onnx(
                     input_names=[tensor.name for tensor in inputs],
                     output_names=list(outputs),
                 )
+        onnx_initializers.tidy(proto)
         data = proto.SerializeToString()
     except Exception as error:  # of the user's own network or sampler, of JAX or of jax2onnx
         reason = error_line(error, most=200, kind=True)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from ddpm_jax.interop import onnx_model
@@ -49,6 +51,28 @@ def test_loops_of_a_varying_number_of_turns():
     examples = [(EXAMPLES[1][0], np.array(n, np.int32)) for n in (0, 5)]
     assert compare(model, function, examples)["y"].difference == 0
     assert set(onnx_model.run(model, dict(zip(("x", "n"), examples[1], strict=True)))) == {"y"}
+
+
+def test_branches_share_their_parameters_and_loading_is_silent(tmp_path, capfd):
+    """As in a guided network: each branch of a condition evaluates it. ONNX Runtime warns of constants that nothing uses."""
+    weights = [np.random.default_rng(i).standard_normal((4096, 4), np.float32) / 64 for i in range(2)]
+
+    def network(x):
+        return jnp.repeat(jnp.tanh(x @ weights[0].T) @ weights[0], 2, axis=1)[:, ::2]
+
+    def function(x, n):
+        inner = jax.lax.cond(n > 3, lambda x: network(x) @ weights[1].T @ weights[1], network, x)
+        return jax.lax.cond(n > 0, lambda x: network(network(x)), lambda x: 2 * network(x), x) + inner
+
+    model = to_onnx(function, [X, N], ["y"])
+    examples = [(EXAMPLES[1][0], np.array(n, np.int32)) for n in (-1, 1, 4)]
+    assert compare(model, function, examples)["y"].difference < 1e-5
+    assert len(model.data) < 5 * weights[0].nbytes  # of both, and transposed
+    (tmp_path / "a.onnx").write_bytes(model.data)
+    onnx.checker.check_model(tmp_path / "a.onnx", full_check=True)
+    capfd.readouterr()
+    onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""
 
 
 def test_what_onnx_cannot_express_is_refused_in_one_line():
