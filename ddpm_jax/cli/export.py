@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, choices, condition_config, config_validation, data_config, sampling_config
+from ddpm_jax import build, choices, condition_config, config_validation, sampling_config
 from ddpm_jax.cli import common
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.interop import export_diffusers, export_onnx, export_stablehlo, onnx_model, weights_file
+from ddpm_jax.interop.program_inputs import ConditionCode, condition_code, condition_inputs
 from ddpm_jax.interop.weights_file import Weights
 from ddpm_jax.runtime import distributed, paths, rng, run_record
 from ddpm_jax.runtime.atomic import open_atomic, write_atomically
@@ -100,10 +101,10 @@ def check_export(config: ConfigDict) -> None:
         raise UsageError(f"config.export.platforms {fault}: choose any of {', '.join(export_stablehlo.PLATFORMS)}")
     if len(set(platforms)) < len(platforms):
         raise UsageError(f"config.export.platforms is {platforms}: name each platform once")
-    if config.data.condition and config.export.format != "safetensors":
+    if config.data.condition and config.export.format == "diffusers":
         raise UsageError(
-            f"config.export.format is {config.export.format!r}, which has no condition images (config.data.condition is "
-            f"{config.data.condition!r}): choose safetensors"
+            "config.export.format is 'diffusers', whose pipeline has no condition images (config.data.condition is "
+            f"{config.data.condition!r}): choose safetensors, stablehlo or onnx"
         )
     if FORMATS[config.export.format].samples:
         build.build_sampler(config)  # raises, like the next lines
@@ -121,15 +122,16 @@ def _write_safetensors(config: ConfigDict, weights: Weights, target: pathlib.Pat
 
 def _write_stablehlo(config: ConfigDict, weights: Weights, target: pathlib.Path) -> None:
     shape, sampler, schedule = build.image_shape(config), build.build_sampler(config), build.build_schedule(config)
-    labels = data_config.sampling_labels(config)
+    cond = condition_config.example_cond(config, build.build_condition(config))
+    code = _condition_code(config, cond, "jnp", "jax.random.normal(jax.random.key(1), {shape})")
     programs = export_stablehlo.export_programs(
         build.build_denoise_fn(config, portable=True),
         build.build_guided_denoise_fn(config, portable=True),
         sampler,
         weights.params,
         image_shape=shape,
-        has_labels=labels is not None,
         platforms=config.export.platforms,
+        cond=cond,
     )
     text = export_stablehlo.readme(
         params=weights.name,
@@ -139,7 +141,8 @@ def _write_stablehlo(config: ConfigDict, weights: Weights, target: pathlib.Path)
         purpose=rng.PURPOSES["sample"],
         num_images=min(16, config.sampling.num_images),
         shape=shape,
-        labels=f", {_readme_labels(config, 'jnp')}" if labels is not None else "",
+        setup=code.setup,
+        condition="".join(f", {expression}" for expression in code.arguments.values()),
         batch_shape=f"[n, {', '.join(map(str, shape))}]",
         output_shape=f"[n, {shape[0]}, {shape[1]}, {shape[2] * (1 + build.build_parameterization(config).learns_variance)}]",
         last_t=schedule.num_timesteps - 1,
@@ -149,7 +152,7 @@ def _write_stablehlo(config: ConfigDict, weights: Weights, target: pathlib.Path)
         with open_atomic(target / name) as out:
             out.write(data)
     facts = export_stablehlo.facts(
-        export_stablehlo.described(sampler, schedule, image_shape=shape, has_labels=labels is not None),
+        export_stablehlo.described(sampler, schedule, image_shape=shape, cond=cond),
         schedule.alphas_cumprod,
         platforms=list(config.export.platforms),
         **_about(config, weights),
@@ -162,31 +165,34 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
     plain = config.copy_and_resolve_references()
     plain.model.dtype = "float32"  # ONNX Runtime has no bfloat16 convolutions for CPUs
     shape, sampler, schedule = build.image_shape(config), build.build_sampler(config), build.build_schedule(config)
-    options: dict[str, Any] = {"image_shape": shape, "has_labels": config.model.class_conditional, "opset": config.export.opset}
+    cond = condition_config.example_cond(config, build.build_condition(config))
+    options: dict[str, Any] = {"image_shape": shape, "cond": cond, "opset": config.export.opset}
     make_denoise_fn = build.build_denoise_fn(plain, portable=True)
     network = export_onnx.network_model(make_denoise_fn, weights.params, **options)
     guided = build.build_guided_denoise_fn(plain, portable=True)
     step = export_onnx.step_model(guided, sampler, weights.params, **options)
     differences = export_onnx.check_models(
         network,
-        export_onnx.network_function(make_denoise_fn, weights.params),
+        export_onnx.network_function(make_denoise_fn, weights.params, cond),
         step,
         sampler,
         num_timesteps=schedule.num_timesteps,
         num_labels=condition_config.num_labels(config),
+        guidance_scale=config.sampling.guidance_scale,
     )
     for name, model in ((export_onnx.DENOISER, network), (export_onnx.STEP, step.model)):
         with open_atomic(target / name) as out:
             out.write(model.data)
     programs = export_onnx.described(network, step, sampler)
-    about = {"largest_differences": differences, "opset": config.export.opset, **_about(config, weights)}
+    found = {file: {output: each._asdict() for output, each in outputs.items()} for file, outputs in differences.items()}
+    about = {"largest_differences": found, "opset": config.export.opset, **_about(config, weights)}
     write_atomically(target / export_onnx.FACTS, export_stablehlo.facts(programs, schedule.alphas_cumprod, **about))
     text = export_onnx.readme(
         network,
         step,
         sampler,
         shape,
-        labels=_readme_labels(config, "np"),
+        condition=_condition_code(config, cond, "np", "random.standard_normal({shape}, dtype=np.float32)"),
         pixel_format=build.pixel_format(config),
         num_images=min(16, config.sampling.num_images),
         params=weights.name,
@@ -194,12 +200,14 @@ def _write_onnx(config: ConfigDict, weights: Weights, target: pathlib.Path) -> N
         meaning=config.diffusion.prediction,
     )
     write_atomically(target / export_onnx.README, text)
-    found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    print(f"largest differences between ONNX Runtime and JAX, relative: {found}")
+    for name, outputs in differences.items():
+        text = ", ".join(f"{output} {each.difference:.1e} ({each.bound:.1e})" for output, each in outputs.items())
+        print(f"largest differences between ONNX Runtime and JAX, relative, and their bounds: {name} {text}")
 
 
 def _about(config: ConfigDict, weights: Weights) -> dict[str, Any]:
     """What programs.json has about the run."""
+    condition = build.build_condition(config)
     has_null = config.model.class_conditional and config.model.label_dropout > 0
     return {
         "step": weights.step,
@@ -211,16 +219,17 @@ def _about(config: ConfigDict, weights: Weights) -> dict[str, Any]:
         "num_classes": config.data.num_classes if config.model.class_conditional else 0,
         "class_names": list(weights.class_names) if config.model.class_conditional else [],
         "null_label": config.data.num_classes if has_null else None,
+        "condition": condition and {key: getattr(condition, key) for key in ("name", "shape", "max_noise")},
     }
 
 
-def _readme_labels(config: ConfigDict, module: str) -> str:
-    """The labels in the code of a README, int32, with the classes of --mode=sample; "" for a model without classes."""
-    if not config.model.class_conditional:
-        return ""
+def _condition_code(config: ConfigDict, cond: Any, module: str, normal: str) -> ConditionCode:
+    """The condition in the code of a README, with the classes of --mode=sample."""
+    labels = f"{module}.arange(n, dtype={module}.int32) % {config.data.num_classes}"
     if config.sampling.label >= 0:
-        return f"{module}.full(n, {config.sampling.label}, {module}.int32)"
-    return f"{module}.arange(n, dtype={module}.int32) % {config.data.num_classes}"
+        labels = f"{module}.full(n, {config.sampling.label}, {module}.int32)"
+    inputs, noise_level = condition_inputs(cond), config.sampling.condition_noise
+    return condition_code(inputs, module, normal, labels=labels, noise_level=noise_level)
 
 
 def _write_diffusers(config: ConfigDict, weights: Weights, target: pathlib.Path) -> None:

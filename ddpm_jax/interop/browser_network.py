@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.diffusion.parameterization import DenoiseFn
-from ddpm_jax.interop import export_onnx, onnx_model, onnxruntime_web
+from ddpm_jax.interop import export_onnx, onnx_comparison, onnxruntime_web
 from ddpm_jax.interop.onnxruntime_web import RuntimeAssets
 
 NAME = "denoiser"  # of the model in the page: `onnxNetworks.load(NAME)`
@@ -42,13 +42,14 @@ def network_elements(
       NumericalError: the model differs from the network.
     """
     written = rounded(params) if rounds else params
-    model = export_onnx.network_model(make_denoise_fn, written, image_shape=image_shape, has_labels=num_labels > 0)
-    function, generator = export_onnx.network_function(make_denoise_fn, params), np.random.default_rng(0)
+    cond = np.zeros(1, np.int32) if num_labels else None
+    model = export_onnx.network_model(make_denoise_fn, written, image_shape=image_shape, cond=cond)
+    function, generator = export_onnx.network_function(make_denoise_fn, params, cond), np.random.default_rng(0)
     examples = []
     for number, t in enumerate(np.linspace(0, num_timesteps - 1, NUM_EXAMPLES).round().astype(np.int32)):
         label = [np.full(1, number % num_labels, np.int32)] if num_labels else []
         examples.append([generator.standard_normal((1, *image_shape), np.float32), t[None], *label])
-    onnx_model.largest_difference(model, function, examples, name="network")
+    onnx_comparison.compare(model, function, examples, name="network")
     return onnxruntime_web.page_elements({NAME: model}, assets)
 
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from ddpm_jax.diffusion.parameterization import DenoiseFn
 from ddpm_jax.diffusion.pixels import PixelFormat
-from ddpm_jax.interop import onnx_model
-from ddpm_jax.interop.onnx_model import BATCH, OnnxModel, Tensor
+from ddpm_jax.interop import onnx_comparison, onnx_model
+from ddpm_jax.interop.onnx_comparison import TOLERANCE, Difference, perturbed
+from ddpm_jax.interop.onnx_model import OnnxModel
+from ddpm_jax.interop.program_inputs import BATCH, ConditionCode, Tensor, condition_inputs
 from ddpm_jax.runtime.errors import InvalidArgumentError, error_line
 from ddpm_jax.samplers.sampler import GivenNoise, Sampler
 
@@ -33,7 +35,7 @@ import numpy as np, onnxruntime
 
 n, random = {num_images}, np.random.default_rng(0)
 x = random.standard_normal((n, {shape}), dtype=np.float32)
-step = onnxruntime.InferenceSession("{step_file}")
+{setup}step = onnxruntime.InferenceSession("{step_file}")
 inputs = {{{inputs}}}
 for index in reversed(range({num_steps})):
     inputs |= {{"x_t": x, "index": np.array(index, np.int32)}}
@@ -41,7 +43,7 @@ for index in reversed(range({num_steps})):
 {carry_line}{pixels}  # [n, {shape}]
 
 denoiser = onnxruntime.InferenceSession("{denoiser}")
-inputs = {{"x_t": x, "t": np.zeros(n, np.int32){label_input}}}
+inputs = {{"x_t": x, "t": np.zeros(n, np.int32){condition}}}
 (output,) = denoiser.run(["output"], inputs)  # [n, {output_shape}]: {meaning}
 ```
 """
@@ -51,9 +53,9 @@ class StepModel(NamedTuple):
     """One step of a sampler.
 
     Attributes:
-      model: (x_t, index int32 [], and of these what the step needs: noise, labels, carry_0 ...) -> x_prev, pred_xstart, and
-        next_carry_0 ... for each carry. The first step ignores the carry that it gets.
-      function: the same in JAX.
+      model: (x_t, index int32 [], and of these what the step needs: noise, the network's condition, carry_0 ...) -> x_prev,
+        pred_xstart, and next_carry_0 ... for each carry. The first step ignores the carry that it gets.
+      function: the same in JAX. With `network_error`, the output of the network has errors (`onnx_comparison.perturbed`).
       carry: the inputs of the model that are the last outputs of the step before.
     """
 
@@ -77,16 +79,16 @@ def network_model(
     params: Any,
     *,
     image_shape: Sequence[int],
-    has_labels: bool,
+    cond: Any = None,
     opset: int = onnx_model.OPSET,
 ) -> OnnxModel:
-    """The network: (x_t float32 [b, H, W, C], t int32 [b], labels int32 [b] if it has labels) -> output float32.
+    """The network: (x_t float32 [b, H, W, C], t int32 [b], and its condition, if it has one) -> output float32.
 
     Args:
-      make_denoise_fn: (params, labels) -> the network, of (x_t, t), in float32; such as `build.build_denoise_fn`.
+      make_denoise_fn: (params, cond) -> the network, of (x_t, t), in float32; such as `build.build_denoise_fn`.
       params: pytree of NumPy arrays.
       image_shape: (H, W, C).
-      has_labels: whether the network is class-conditional.
+      cond: a condition of one image, for its shapes (`condition_config.example_cond`); None without.
       opset: version of ONNX's operators, one of `onnx_model.OPSETS`.
 
     Raises:
@@ -96,16 +98,17 @@ def network_model(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > onnx_model.MAX_BYTES:
         raise InvalidArgumentError(f"the parameters have {size / 1e9:.1f} GB: an ONNX file holds up to 2.1 GB")
-    integers = [Tensor(name, "int32", (BATCH,)) for name in ("t", *(("labels",) if has_labels else ()))]
-    function = network_function(make_denoise_fn, params)
-    return onnx_model.to_onnx(function, [images("x_t", image_shape), *integers], ["output"], name="network", opset=opset)
+    inputs = [images("x_t", image_shape), Tensor("t", "int32", (BATCH,)), *condition_inputs(cond).tensors]
+    function = network_function(make_denoise_fn, params, cond)
+    return onnx_model.to_onnx(function, inputs, ["output"], name="network", opset=opset)
 
 
-def network_function(make_denoise_fn: Callable[[Any, Any], DenoiseFn], params: Any) -> Callable[..., Any]:
+def network_function(make_denoise_fn: Callable[[Any, Any], DenoiseFn], params: Any, cond: Any = None) -> Callable[..., Any]:
     """The function of `network_model`, in JAX."""
+    inputs = condition_inputs(cond)
 
-    def denoise(x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        return make_denoise_fn(params, labels)(x_t, t)
+    def denoise(x_t: jax.Array, t: jax.Array, *condition: jax.Array) -> jax.Array:
+        return make_denoise_fn(params, inputs.cond(condition))(x_t, t)
 
     return denoise
 
@@ -116,7 +119,7 @@ def step_model(
     params: Any,
     *,
     image_shape: Sequence[int],
-    has_labels: bool,
+    cond: Any = None,
     opset: int = onnx_model.OPSET,
 ) -> StepModel:
     """One step of a sampler. Arguments as for `network_model`; the network may be guided.
@@ -131,20 +134,24 @@ def step_model(
     if any(not carry[i].shape or carry[i].shape[0] != 1 for i in kept):
         raise InvalidArgumentError("the sampler cannot be exported to ONNX: its carry is not one array per image")
     carried = [Tensor(f"carry_{i}", str(carry[i].dtype), (BATCH, *carry[i].shape[1:])) for i in kept]
-    inputs = [images("x_t", image_shape), Tensor("index", "int32", ()), images("noise", image_shape)]
-    inputs += [Tensor("labels", "int32", (BATCH,))] if has_labels else []
+    condition = condition_inputs(cond)
+    inputs = [images("x_t", image_shape), Tensor("index", "int32", ()), images("noise", image_shape), *condition.tensors]
     draws = 0
 
-    def step(x_t: jax.Array, index: jax.Array, noise: jax.Array, *others: jax.Array) -> tuple:
+    def step(x_t: jax.Array, index: jax.Array, noise: jax.Array, *others: jax.Array, network_error: Any = 0.0) -> tuple:
         nonlocal draws
-        (labels, *given) = others if has_labels else (None, *others)
+        given = others[len(condition.tensors) :]
+        network = make_denoise_fn(params, condition.cond(others[: len(condition.tensors)]))
         leaves: list[jax.Array] = jax.tree.leaves(sampler.init_carry(x_t))
         first = index == sampler.num_steps - 1
         for i, leaf in zip(kept, given, strict=True):
             leaves[i] = jnp.where(first, leaves[i], cast(jax.Array, leaf))
         keys: Any = GivenNoise(noise)
-        network = make_denoise_fn(params, labels)
-        x_prev, pred_xstart, found = sampler.step(network, x_t, jax.tree.unflatten(tree, leaves), index, keys)
+
+        def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            return perturbed(network(x_t, t), network_error)
+
+        x_prev, pred_xstart, found = sampler.step(denoise, x_t, jax.tree.unflatten(tree, leaves), index, keys)
         draws = keys.draws
         found = jax.tree.leaves(found)
         return x_prev, pred_xstart, *(found[i] for i in kept)
@@ -163,8 +170,8 @@ def step_model(
     if not draws:
         del inputs[2]
 
-        def function(x_t: jax.Array, index: jax.Array, *others: jax.Array) -> tuple:
-            return step(x_t, index, x_t, *others)
+        def function(x_t: jax.Array, index: jax.Array, *others: jax.Array, network_error: Any = 0.0) -> tuple:
+            return step(x_t, index, x_t, *others, network_error=network_error)
 
     names = [tensor.name for tensor in carried]
     outputs = ["x_prev", "pred_xstart", *(f"next_{name}" for name in names)]
@@ -175,8 +182,12 @@ def step_model(
 def example_arguments(model: OnnxModel, size: int, *, num_timesteps: int, num_labels: int, index: int = 0) -> list[np.ndarray]:
     """Random arguments for `size` images: standard normal, but t over the chain, labels and the index as given."""
     random = np.random.default_rng(size)
-    t = np.linspace(0, num_timesteps - 1, size).astype(np.int32)
-    special = {"t": t, "labels": np.arange(size, dtype=np.int32) % max(1, num_labels), "index": np.array(index, np.int32)}
+    special = {
+        "t": np.linspace(0, num_timesteps - 1, size).astype(np.int32),
+        "index": np.array(index, np.int32),
+        "labels": np.arange(size, dtype=np.int32) % max(1, num_labels),
+        "noise_level": np.linspace(0.5, 0, size, dtype=np.float32),
+    }
 
     def draw(tensor: Tensor) -> np.ndarray:
         shape = [size if isinstance(dimension, str) else dimension for dimension in tensor.shape]
@@ -193,7 +204,8 @@ def check_models(
     *,
     num_timesteps: int,
     num_labels: int,
-) -> dict[str, float]:
+    guidance_scale: float = 1.0,
+) -> dict[str, dict[str, Difference]]:
     """Compare both models with JAX in ONNX Runtime, for two numbers of images, and at the first, a middle and the last step.
 
     Args:
@@ -203,24 +215,26 @@ def check_models(
       sampler: that of the step.
       num_timesteps: T of the training chain.
       num_labels: labels that the network knows.
+      guidance_scale: w; out(∅) + w (out(c) - out(∅)) has up to w + |1 - w| times the errors of the network.
 
     Returns:
-      File -> the largest difference, as `onnx_model.largest_difference`.
+      File -> output -> the difference.
 
     Raises:
-      NumericalError: it is too large.
+      NumericalError: one exceeds its bound (`onnx_comparison`).
       UnavailableError: onnxruntime is not installed.
     """
     given = {"num_timesteps": num_timesteps, "num_labels": num_labels}
     examples = [example_arguments(network, size, **given) for size in CHECKED_SIZES]
-    found = {DENOISER: onnx_model.largest_difference(network, network_fn, examples, name="network")}
+    found = {DENOISER: onnx_comparison.compare(network, network_fn, examples, name="network")}
     last = sampler.num_steps - 1
-    cases = [(index, size) for index in sorted({0, last // 2, last}) for size in CHECKED_SIZES]
-    examples = [example_arguments(step.model, size, index=index, **given) for index, size in cases]
-    # pred_xstart is x_t / alpha - sigma / alpha eps.
-    scales = sampler.schedule.sqrt_recipm1_alphas_cumprod[[min(i, sampler.schedule.num_timesteps - 1) for i, _ in cases]]
-    factors = np.where(np.isfinite(scales), np.maximum(scales, 1), 1).tolist()
-    found[STEP] = onnx_model.largest_difference(step.model, step.function, examples, name="sampler's step", factors=factors)
+    examples = [
+        example_arguments(step.model, size, index=index, **given)
+        for index in sorted({0, last // 2, last})
+        for size in CHECKED_SIZES
+    ]
+    error = TOLERANCE * (guidance_scale + abs(1 - guidance_scale))
+    found[STEP] = onnx_comparison.compare(step.model, step.function, examples, name="sampler's step", network_error=error)
     return found
 
 
@@ -244,7 +258,7 @@ def readme(
     sampler: Sampler,
     image_shape: Sequence[int],
     *,
-    labels: str,
+    condition: ConditionCode,
     pixel_format: PixelFormat,
     **values: Any,
 ) -> str:
@@ -254,7 +268,7 @@ def readme(
     if pixel_format.num_levels:
         pixels = f"np.floor({pixels} + 0.5).astype(np.{pixel_format.dtype})"
     shape, names = ", ".join(map(str, image_shape)), [tensor.name for tensor in one_step.carry]
-    given = [f'"labels": {labels}'] if labels else []
+    given = [f'"{name}": {expression}' for name, expression in condition.arguments.items()]
     zeros = [
         f'"{name}": np.zeros((n, {", ".join(map(str, sizes))}), np.{dtype})' for name, dtype, (_, *sizes) in one_step.carry
     ]
@@ -272,7 +286,8 @@ def readme(
         carry_targets="".join(f", next_{name}" for name in names),
         carry_line=f"    inputs |= {{{updates}}}\n" if names else "",
         pixels=f"images = {pixels}",
-        label_input=f", {given[0]}" if given else "",
+        setup=condition.setup,
+        condition="".join(f", {entry}" for entry in given),
         output_shape=", ".join(map(str, network.outputs[0].shape[1:])),
         **values,
     )

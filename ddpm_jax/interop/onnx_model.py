@@ -1,4 +1,4 @@
-"""JAX functions as ONNX models: traced by JAX, converted by jax2onnx, compared with JAX in ONNX Runtime.
+"""JAX functions as ONNX models: traced by JAX, converted by jax2onnx, run by ONNX Runtime.
 
 jax2onnx replaces functions of JAX and Flax while it traces, and its convolution of Flax ignores `conv_general_dilated`. The
 function is therefore traced here first, and jax2onnx gets only JAX's primitives. `_simplify` resolves on the way what no
@@ -22,21 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from ddpm_jax.runtime.errors import (
-    InvalidArgumentError,
-    InvalidDataError,
-    NumericalError,
-    UnavailableError,
-    error_line,
-    os_errors,
-)
+from ddpm_jax.interop import onnx_initializers
+from ddpm_jax.interop.program_inputs import BATCH, Tensor
+from ddpm_jax.runtime.errors import InvalidArgumentError, InvalidDataError, UnavailableError, error_line, os_errors
 
 OPSETS = range(17, 24)  # tried versions of ONNX's operators
 OPSET = 20  # of ONNX 1.15: ONNX Runtime 1.17 and later run it
 MAX_BYTES = 2**31 - 1  # of a model with its parameters inside, by protobuf
 MAX_FOLDED = 1 << 20  # elements of a constant that is computed at export
-TOLERANCE = 1e-4  # of the difference to JAX, relative to the largest value
-BATCH = "b"
 DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}  # ONNX Runtime's name -> NumPy's
 _NESTED = {  # primitive -> the parameter that is its function
     "jit": "jaxpr",
@@ -49,24 +42,6 @@ _NESTED = {  # primitive -> the parameter that is its function
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
 }
-
-
-class Tensor(NamedTuple):
-    """An input or output of a model.
-
-    Attributes:
-      name: the name in the model.
-      dtype: such as float32.
-      shape: sizes; the string "b" is the number of images, which may differ from call to call.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def described(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
 
 class OnnxModel(NamedTuple):
@@ -108,7 +83,7 @@ def to_onnx(
 
     specs = [spec(tensor) for tensor in inputs]
     try:
-        with _on_cpu():
+        with on_cpu():
             closed, found = jax.make_jaxpr(_flat(function), return_shape=True)(*specs)
             closed = jax.make_jaxpr(functools.partial(_distinct, closed.jaxpr, closed.consts))(*specs)
             with _quiet():
@@ -120,6 +95,7 @@ def to_onnx(
                     input_names=[tensor.name for tensor in inputs],
                     output_names=list(outputs),
                 )
+        onnx_initializers.tidy(proto)
         data = proto.SerializeToString()
     except Exception as error:  # of the user's own network or sampler, of JAX or of jax2onnx
         reason = error_line(error, most=200, kind=True)
@@ -175,48 +151,6 @@ def session(model: OnnxModel) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(model.data, options, providers=["CPUExecutionProvider"])
-
-
-def largest_difference(
-    model: OnnxModel,
-    function: Callable[..., Any],
-    examples: Sequence[Sequence[np.ndarray]],
-    *,
-    name: str = "model",
-    factors: Sequence[float] = (),
-) -> float:
-    """Compare a model in ONNX Runtime with its function in JAX, both on the CPU.
-
-    Args:
-      model: from `to_onnx`.
-      function: the function that was converted.
-      examples: for each call the arguments, which may have any number of images.
-      name: of the model, in the error.
-      factors: for each example, by how much the function may increase errors of the network inside; by default 1.
-
-    Returns:
-      The largest difference, relative to the largest value of its output or to 1, whichever is larger.
-
-    Raises:
-      NumericalError: it exceeds TOLERANCE, times the factor of the example.
-      UnavailableError: onnxruntime is not installed.
-    """
-    running, names, outputs = session(model), [each.name for each in model.inputs], [each.name for each in model.outputs]
-    worst = 0.0
-    with _on_cpu():
-        compiled = jax.jit(_flat(function))
-        for arguments, factor in zip(examples, factors or [1.0] * len(examples), strict=True):
-            wanted = jax.device_get(compiled(*arguments))
-            found = running.run(outputs, dict(zip(names, arguments, strict=True)))
-            for ours, theirs in zip(wanted, found, strict=True):
-                difference = float(np.abs(theirs.astype(np.float64) - ours).max() / max(1.0, np.abs(ours).max()))
-                if not difference <= TOLERANCE * factor:  # NaN included
-                    raise NumericalError(
-                        f"the ONNX model of the {name} differs from JAX by {difference:.1e}, relative to its largest value; up "
-                        f"to {TOLERANCE * factor:.1e} is expected: export stablehlo instead"
-                    )
-                worst = max(worst, difference)
-    return worst
 
 
 def require(module: str) -> Any:
@@ -290,8 +224,8 @@ def _is_constant(equation: Any, operands: Sequence[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _on_cpu() -> Iterator[None]:
-    """In float32 on the CPU: accelerators round the operands of matmuls."""
+def on_cpu() -> Iterator[None]:
+    """JAX in float32 on the CPU: accelerators round the operands of matmuls."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]), jax.default_matmul_precision("highest"):
         yield
 

@@ -9,7 +9,8 @@ import pytest
 
 from ddpm_jax import build
 from ddpm_jax.interop import export_onnx, onnxruntime_web
-from ddpm_jax.interop.onnx_model import Tensor, to_onnx
+from ddpm_jax.interop.onnx_model import to_onnx
+from ddpm_jax.interop.program_inputs import Tensor
 from tests.browser.browsers import Chromium
 from tests.interop.exported import make_config, random_params
 
@@ -40,7 +41,7 @@ def network():
     """The digits network with random parameters, in JAX: (x_t, t, labels) -> output."""
     config = make_config(DIGITS)
     params = random_params(config)
-    return export_onnx.network_function(build.build_denoise_fn(config, portable=True), params)
+    return export_onnx.network_function(build.build_denoise_fn(config, portable=True), params, np.zeros(1, np.int32))
 
 
 @pytest.fixture(scope="module")

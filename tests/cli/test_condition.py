@@ -193,10 +193,32 @@ def test_other_modes_are_refused(trained):
         inpaint.run(read_config(trained), str(trained))
 
 
-def test_only_parameters_are_exported(trained, tmp_path):
-    with pytest.raises(UsageError, match=r"config.export.format is 'stablehlo', which has no condition images"):
-        export.run(read_config(trained, {"export.format": "stablehlo"}), str(trained), output=str(tmp_path))
+def test_a_pipeline_of_diffusers_has_no_condition(trained, tmp_path):
+    message = r"config.export.format is 'diffusers', whose pipeline has no condition images .* choose safetensors, stablehlo or"
+    with pytest.raises(UsageError, match=message):
+        export.run(read_config(trained, {"export.format": "diffusers"}), str(trained), output=str(tmp_path))
     assert export.run(read_config(trained, {"export.format": "safetensors"}), str(trained), output=str(tmp_path)) == 0
+
+
+def test_exported_programs_take_the_condition(trained, tmp_path, monkeypatch):
+    """The code of their README, with condition images and levels of its own, generates the images of --mode=sample."""
+    fields = {"sampling.num_images": 3, "sampling.label": 3, "sampling.guidance_scale": 2.0, "sampling.num_steps": 4}
+    wanted = sampled(trained, tmp_path / "samples", fields)
+    config = read_config(trained, fields | {"export.format": "stablehlo", "export.platforms": ("cpu",)})
+    assert export.run(config, str(trained), output=str(tmp_path / "out")) == 0
+    monkeypatch.chdir(tmp_path / "out")
+    code, found = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0], {}
+    default = "jnp.full((n, 2, 2, 1), 128, jnp.uint8)"
+    exec(code.replace(default, f"jnp.array({wanted['conditions'].tolist()}, jnp.uint8)"), found)
+    difference = np.abs(found["images"].astype(int) - wanted["arr_0"].astype(int))
+    assert wanted["arr_0"].std() > 20
+    assert difference.max() <= 1
+    exec(code, found)
+    assert np.abs(found["images"].astype(int) - wanted["arr_0"].astype(int)).max() > 1
+    names = [
+        entry["name"] for entry in json.loads((tmp_path / "out" / "programs.json").read_text())["sampler.bin"]["arguments"]
+    ]
+    assert names == ["noise", "keys", "condition", "labels", "noise_level"]
 
 
 @pytest.mark.parametrize(

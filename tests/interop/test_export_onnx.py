@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_jax import build
 from ddpm_jax.interop import export_onnx, onnx_model
+from ddpm_jax.interop.program_inputs import Tensor
 from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 from ddpm_jax.samplers.sampler import GivenNoise, Sampler, per_image_noise
 from tests.interop.exported import make_config
@@ -62,12 +63,12 @@ def plain(denoise_fn, x_t, carry, index, keys):
 )
 def test_samplers_that_onnx_cannot_run_are_refused(sampler, message):
     with pytest.raises(InvalidArgumentError, match=f"the sampler cannot be exported to ONNX: {message}"):
-        export_onnx.step_model(zeros, sampler, {}, image_shape=SHAPE, has_labels=False)
+        export_onnx.step_model(zeros, sampler, {}, image_shape=SHAPE)
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UnavailableError, match=re.escape("jax2onnx cannot be imported")) as error:
-        onnx_model.to_onnx(jnp.sin, [onnx_model.Tensor("x", "float32", ("b",))], ["y"])
+        onnx_model.to_onnx(jnp.sin, [Tensor("x", "float32", ("b",))], ["y"])
     assert str(error.value).endswith("pip install jax2onnx onnx onnxruntime (the extra onnx)")
     assert "\n" not in str(error.value)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from ddpm_jax import build
-from ddpm_jax.interop import export_onnx, onnx_model, onnxruntime_web
+from ddpm_jax import build, condition_config
+from ddpm_jax.interop import export_onnx, onnx_comparison, onnx_model, onnxruntime_web
 from ddpm_jax.runtime.errors import FileAccessError, InvalidDataError
 from ddpm_jax.samplers import sampler as chain
 from tests.interop.exported import export_folder, make_config, random_params
@@ -56,20 +56,19 @@ OPTIONS = {
 def test_networks_are_those_of_jax(fields):
     config = make_config(UNET | fields)
     params, (height, width, channels) = random_params(config), build.image_shape(config)
-    function = export_onnx.network_function(build.build_denoise_fn(config, portable=True), params)
-    has_labels = "model.class_conditional" in fields
-    model = export_onnx.network_model(
-        build.build_denoise_fn(config, portable=True), params, image_shape=(height, width, channels), has_labels=has_labels
-    )
+    make_denoise_fn = build.build_denoise_fn(config, portable=True)
+    cond = condition_config.example_cond(config, None)
+    function = export_onnx.network_function(make_denoise_fn, params, cond)
+    model = export_onnx.network_model(make_denoise_fn, params, image_shape=(height, width, channels), cond=cond)
     doubled = channels * (1 + ("diffusion.variance" in fields))
     assert model.outputs[0] == ("output", "float32", ("b", height, width, doubled))
     onnx.checker.check_model(onnx.load_from_string(model.data), full_check=True)
     random = np.random.default_rng(1)
     x_t = random.standard_normal((5, height, width, channels)).astype(np.float32)
     inputs = [x_t, np.array([0, 1, 10, 500, 999], np.int32)]
-    inputs += [np.array([0, 9, 10, 3, 3], np.int32)] if has_labels else []
+    inputs += [np.array([0, 9, 10, 3, 3], np.int32)] if cond is not None else []
     examples = [inputs, [array[:1] for array in inputs]]
-    assert 0 < onnx_model.largest_difference(model, function, examples) < 1e-5
+    assert 0 < onnx_comparison.compare(model, function, examples)["output"].difference < 1e-5
     assert [tensor.name for tensor in model.inputs] == ["x_t", "t", "labels"][: len(inputs)]
 
 
@@ -81,6 +80,14 @@ SAMPLERS = {
     "heun": {"export.opset": 23, "data.dtype": "uint16", "data.value_range": (0, 1000)},
     "ode": {},
 }
+CONDITION = {
+    "data.condition": "downsample",
+    "data.downsample.factor": 2,
+    "data.condition_noise": 0.5,
+    "sampling.condition_noise": 0.25,
+    "sampling.guidance_scale": 2.0,
+    "sampling.sampler": "ddim",
+}
 
 
 @pytest.mark.parametrize("sampler_name", SAMPLERS)
@@ -90,8 +97,10 @@ def test_the_code_of_the_readme_samples_as_jax(sampler_name, tmp_path, monkeypat
     params = random_params(config)
     folder = export_folder(config, params, tmp_path)
     facts, text = json.loads((folder / "programs.json").read_text()), (folder / "README.md").read_text()
-    assert max(facts["largest_differences"].values()) < 1e-5
-    assert "largest differences between ONNX Runtime and JAX, relative: denoiser.onnx" in capsys.readouterr().out
+    differences = facts["largest_differences"]
+    assert differences["denoiser.onnx"]["output"]["difference"] < 1e-5
+    assert differences["sampler_step.onnx"]["x_prev"]["difference"] < 1e-5
+    assert "between ONNX Runtime and JAX, relative, and their bounds: denoiser.onnx output" in capsys.readouterr().out
     for name in ("denoiser.onnx", "sampler_step.onnx"):
         model = onnx.load(folder / name)
         assert model.opset_import[0].version == config.export.opset
@@ -151,3 +160,45 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         onnx_model.read_model(tmp_path / "a.onnx")
     with pytest.raises(FileAccessError, match=r"cannot read .*b\.onnx: no such file"):
         onnx_model.read_model(tmp_path / "b.onnx")
+
+
+@pytest.mark.parametrize(
+    "classes", [pytest.param(CLASSES, id="classes"), pytest.param({"model.label_dropout": 0.1}, id="none")]
+)
+def test_condition_images_are_inputs(classes, tmp_path, monkeypatch):
+    """Both models take them, and the code of the README makes them; guidance replaces them by the null image."""
+    config = make_config(SMALL | classes | CONDITION | {"sampling.num_images": 3})
+    params = random_params(config)
+    folder = export_folder(config, params, tmp_path)
+    facts, text = json.loads((folder / "programs.json").read_text()), (folder / "README.md").read_text()
+    inputs = {entry["name"]: (entry["dtype"], entry["shape"]) for entry in facts["denoiser.onnx"]["inputs"]}
+    assert inputs["condition"] == ("float32", ["b", 2, 2, 1])
+    assert inputs["noise_level"] == ("float32", ["b"])
+    assert ("labels" in inputs) == ("model.class_conditional" in classes)
+    assert facts["condition"] == {"name": "downsample", "shape": [2, 2, 1], "max_noise": 0.5}
+    assert facts["null_label"] == (10 if "labels" in inputs else None)
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    small = np.random.default_rng(1).integers(0, 256, (3, 2, 2, 1), np.uint8)
+    code = text.split("```python\n")[1].split("```")[0]
+    assert "small = np.full((n, 2, 2, 1), 128, np.uint8)" in code
+    exec(code.replace("np.full((n, 2, 2, 1), 128, np.uint8)", f"np.array({small.tolist()}, np.uint8)"), found)
+
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((3, 4, 4, 1), dtype=np.float32))
+    noise = random.standard_normal((3, 2, 2, 1), dtype=np.float32)
+    image = np.sqrt(1 - 0.25**2) * (small.astype(np.float64) / 127.5 - 1) + 0.25 * noise
+    cond = {"image": jnp.asarray(image, jnp.float32), "noise_level": jnp.full(3, 0.25)}
+    cond |= {"label": jnp.arange(3)} if "labels" in inputs else {}
+    np.testing.assert_allclose(found["condition"], cond["image"], atol=1e-6)
+
+    def denoised(cond, x=x):
+        network, sampler = build.build_guided_denoise_fn(config, portable=True)(params, cond), build.build_sampler(config)
+        for index in reversed(range(sampler.num_steps)):
+            x, _, _ = sampler.step(network, x, (), jnp.int32(index), chain.GivenNoise(x))
+        return x
+
+    wanted = denoised(cond)
+    np.testing.assert_allclose(found["x"], wanted, atol=1e-4)
+    for key in cond:
+        assert np.abs(found["x"] - denoised(cond | {key: jnp.zeros_like(cond[key])})).max() > 1e-3
