@@ -21,8 +21,8 @@ USABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info <
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 RUN = $(VENV)/bin/python
-# As tests/browser/conftest.py finds them.
-BROWSER = { command -v chromium || command -v google-chrome; } >/dev/null && { command -v chromedriver || test -x "$$CHROMEWEBDRIVER/chromedriver"; } >/dev/null
+# As tests/browser/browsers.py finds them. Another browser, named by DDPM_JAX_TEST_BROWSER, is not installed here.
+BROWSER = { test "$${DDPM_JAX_TEST_BROWSER:-chromium}" != chromium || { { command -v chromium || command -v google-chrome; } && { command -v chromedriver || test -x "$$CHROMEWEBDRIVER/chromedriver"; }; } >/dev/null; }
 
 .PHONY: demo test test-slow test-newest test-interop test-browser test-plan lint typecheck docs notebook figures figures-slow clean
 

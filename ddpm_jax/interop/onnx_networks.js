@@ -1,19 +1,24 @@
 // `onnxNetworks`: models that this page contains, run by the ONNX Runtime that it contains. Joined by onnxruntime_web.py.
 
 const onnxNetworks = (() => {
-  /** ONNX Runtime in this thread: (command, argument) -> a promise. It is also the text of the worker: it uses nothing else. */
-  const makeHost = () => {
-    const bytesOf = (base64) => {
+  /** The content of an element. This and `makeHost` are also parts of the worker's text, so that they use nothing else. */
+  const expand = async (base64) => {
+    const bytesOf = () => {
       if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
       const text = atob(base64);
       const bytes = new Uint8Array(text.length);
       for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
       return bytes;
     };
-    const expand = async (base64) => {
-      const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
-      return new Uint8Array(await new Response(stream).arrayBuffer());
-    };
+    const gzip = new DecompressionStream("gzip");
+    const writer = gzip.writable.getWriter();
+    const written = writer.write(bytesOf()).then(() => writer.close());
+    const [buffer] = await Promise.all([new Response(gzip.readable).arrayBuffer(), written]);
+    return new Uint8Array(buffer);
+  };
+
+  /** ONNX Runtime in this thread: (command, argument) -> a promise. */
+  const makeHost = (ort, expand) => {
     /** The file whose every fourth byte from the first on comes first, and so on: `onnxruntime_web.byte_planes`. */
     const joinPlanes = (planes) => {
       const bytes = new Uint8Array(planes.length);
@@ -24,12 +29,8 @@ const onnxNetworks = (() => {
       return bytes;
     };
     const sessions = {};
-    let ort;
     const commands = {
-      async start({ js, wasm }) {
-        const url = URL.createObjectURL(new Blob([await expand(js)], { type: "text/javascript" }));
-        ort = await import(url);
-        URL.revokeObjectURL(url);
+      async start({ wasm }) {
         Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: await expand(wasm) });
       },
       async open({ name, model }) {
@@ -51,16 +52,33 @@ const onnxNetworks = (() => {
     };
   };
 
-  const WORKER = `
-    const host = (${makeHost})();
-    onmessage = ({ data: [number, command, argument] }) => host(command, argument).then(
-      (value) => postMessage({ number, value }),
-      (error) => postMessage({ number, error: String(error?.message ?? error) }),
-    );`;
+  const urlOf = (script) => URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
 
-  /** The same in a worker, which leaves the page's thread free. A file gets no worker from a module, but one from a blob. */
-  const makeWorkerHost = () => {
-    const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
+  const makePageHost = async (module) => {
+    const url = urlOf(module);
+    const ort = await import(url);
+    URL.revokeObjectURL(url);
+    return makeHost(ort, expand);
+  };
+
+  /** The module of ONNX Runtime as an expression for its exports. */
+  const expressionOf = (module) => {
+    const exported = (_, names) => `return {${names.replace(/(\w+) as (\w+)/g, "$2: $1")}}`;
+    const body = module.replaceAll("import.meta.url", "self.location.href").replace(/export *\{([^}]*)\}/, exported);
+    return `(() => { "use strict"; ${body} })()`;
+  };
+
+  /**
+   * The same in a worker, which leaves the page's thread free. For a page that is opened as a file, Chromium makes no worker of
+   * a module, and the worker of WebKit imports none: it is made of one script.
+   */
+  const makeWorkerHost = (module) => {
+    const url = urlOf(`
+      const host = (${makeHost})(${expressionOf(module)}, ${expand});
+      onmessage = ({ data: [number, command, argument] }) => host(command, argument).then(
+        (value) => postMessage({ number, value }),
+        (error) => postMessage({ number, error: String(error?.message ?? error) }),
+      );`);
     const worker = new Worker(url);
     const waiting = new Map(); // number of a command -> the functions of its promise
     let last = 0;
@@ -99,8 +117,9 @@ const onnxNetworks = (() => {
 
   const started = {}; // thread -> a promise of its host
   const start = async (thread) => {
-    const host = thread === "worker" ? makeWorkerHost() : makeHost();
-    await host("start", { js: element("runtime-js").textContent, wasm: element("runtime-wasm").textContent });
+    const module = new TextDecoder().decode(await expand(element("runtime-js").textContent));
+    const host = await (thread === "worker" ? makeWorkerHost(module) : makePageHost(module));
+    await host("start", { wasm: element("runtime-wasm").textContent });
     return host;
   };
   const open = async (thread, name) => {

@@ -28,7 +28,7 @@ RUN = """
     const [name, inputs, count] = args;
     const types = {float32: Float32Array, int32: Int32Array};
     window.networks ??= {};
-    const network = networks[name] ??= await onnxNetworks.load(name);
+    const network = window.networks[name] ??= await window.onnxNetworks.load(name);
     const arrays = network.inputs.filter(({name}) => name in inputs).map(
       ({name, dtype}) => [name, types[dtype].from(inputs[name])]);
     const found = await network.run(Object.fromEntries(arrays), count);
@@ -58,7 +58,8 @@ def page(network, tmp_path_factory):
     assert onnxruntime_web.RUNTIME_BYTES - 20_000 < runtime <= onnxruntime_web.RUNTIME_BYTES
     elements = onnxruntime_web.page_elements(models, assets)
     file = tmp_path_factory.mktemp("page") / "page.html"
-    file.write_text(f'<!doctype html><meta charset="utf-8"><title>Networks</title><body>{elements}</body>')
+    script = "<script>window.onnxNetworks = onnxNetworks</script>"  # for the scripts of Firefox's driver
+    file.write_text(f'<!doctype html><meta charset="utf-8"><title>Networks</title><body>{elements}{script}</body>')
     return file
 
 
@@ -103,8 +104,9 @@ def test_models_of_several_outputs_and_numbers(opened):
 
 
 TICKS = """
-    const network = await onnxNetworks.load("denoiser"), count = 128;
-    const inputs = {x_t: new Float32Array(64 * count), t: new Int32Array(count), labels: new Int32Array(count)};
+    const network = await window.onnxNetworks.load("denoiser"), count = 128;
+    const inputs = {x_t: new window.Float32Array(64 * count), t: new window.Int32Array(count)};
+    inputs.labels = inputs.t;
     await network.run(inputs, count);
     let ticks = 0;
     const timer = setInterval(() => ticks++, 5);

@@ -17,10 +17,11 @@ function setUpBound(page) {
       if (Math.abs(t - value) < Math.abs(bound.t[at] - value)) at = i;
     });
     const t = bound.t[at];
-    const text = `L at t = ${t}: ${formatNumber(bound.bits[at])} bits per dimension; error of the noise: ${formatNumber(bound.epsMse[at])}`;
-    const total = bound.total === null ? "" : `, the whole bound ${formatNumber(bound.total)}`;
+    const [bits, error] = [formatNumber(bound.bits[at]), formatNumber(bound.epsMse[at])];
+    const text = `At t = ${t} the term has ${bits} bits per dimension, and the predicted noise an error of ${error}`;
+    const total = bound.total === null ? "" : `, and the whole bound ${formatNumber(bound.total)}`;
     find("bound-state").textContent =
-      `${text}. L_T = ${formatNumber(bound.prior)}${total} bits per dimension; means of ${bound.count} images of the training set.`;
+      `${text}. The term at T has ${formatNumber(bound.prior)} bits${total}. Means of ${bound.count} images of the training set.`;
     terms.update({ content: lines(bound.bits, "signal"), marker: t, label: text });
     errors.update({ content: lines(bound.epsMse, "noise"), marker: t, label: text });
   });

@@ -51,7 +51,8 @@ function setUpChains(page) {
   const number = chains[0].classes;
   setOptions(classes, [...Array(Math.max(1, number)).keys()], number ? page.classNames.slice(0, number) : ["none"]);
   classes.closest("label").hidden = !number;
-  setOptions(samplers, [...new Set(chains.map((chain) => chain.sampler))]);
+  const names = [...new Set(chains.map((chain) => chain.sampler))];
+  setOptions(samplers, names, names.map((name) => (name === "ddim" ? "DDIM" : name)));
   setOptions(seeds, chains[0].seeds);
 
   const command = (chain) =>

@@ -37,7 +37,7 @@ function setUpSingleSteps(page, view) {
     for (const [id, count] of [["step-1", 1], ["step-10", 10], ["step-100", 100], ["step-all", 1]]) {
       find(id).disabled = t + count > last;
     }
-    find("steps-state").textContent = message ?? `x at ${name}`;
+    find("steps-state").textContent = message ?? (t < 0 ? "x is the image itself" : `x at t = ${t}`);
   };
   const reset = () => {
     random = new Random(STEPS_SEED);
