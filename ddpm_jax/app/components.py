@@ -15,13 +15,14 @@ from ddpm_jax.runtime.errors import ExpectedError
 _AT_ONCE: dict[str, Any] = {"queue": True, "concurrency_limit": None}
 
 
-def shown_picture(label: str, height: int = 420) -> gr.Image:
+def shown_picture(label: str, elem_id: str, height: int = 420) -> gr.Image:
     """A picture that is not an input; to be rendered later."""
     return gr.Image(
         label=label,
         format="png",
         interactive=False,
         elem_classes="pixels",
+        elem_id=elem_id,
         height=height,
         buttons=["download", "fullscreen"],
         render=False,
@@ -48,7 +49,6 @@ def picture_to_start_from(
     shown = gr.Image(
         label=label,
         type="filepath",
-        image_mode=None,  # the file as it is, for `StartImages.of_upload`
         buttons=["fullscreen"],
         format="png",
         sources=["upload", "clipboard"],
@@ -56,6 +56,8 @@ def picture_to_start_from(
         elem_id=f"{name}-image",
         height=height,
     )
+    # The file as it is, for `StartImages.of_upload`, whose errors say more than Gradio's.
+    shown.preprocess = lambda payload: payload.path if payload is not None else None
     image = gr.State(None)
     read = _reader(images, unique_picture)
     shown.input(read, shown, [image, shown], **_AT_ONCE, api_visibility="private")

@@ -116,11 +116,12 @@ class Page:
         image, shown, *panel = values
         return self._model.conditions.of_upload(shown) if image is None and shown is not None else image, tuple(panel)
 
-    def _outputs(self, first: str, after: str = "") -> Outputs:
+    def _outputs(self, tab: str, first: str, after: str = "") -> Outputs:
         """Outputs that are placed on the page below the buttons."""
         second = f"predicted image (pred_xstart){after}"
         call = gr.Textbox(label="the same in Python", interactive=False, lines=2, buttons=["copy"], render=False)
-        return Outputs(shown_picture(first), shown_picture(second), gr.Markdown("", render=False), call)
+        picture, predicted = shown_picture(first, f"{tab}-picture"), shown_picture(second, f"{tab}-predicted")
+        return Outputs(picture, predicted, gr.Markdown("", render=False), call)
 
     def _buttons(self, name: str, run: Callable, inputs: list, outputs: Outputs, tab: str) -> None:
         """The buttons that run a job and cancel it, and the outputs below."""
@@ -173,7 +174,7 @@ class Page:
 
     def _generate_tab(self, condition: list, panel: list) -> None:
         number = gr.Slider(*self._controls.limits["num_images"], value=16, step=1, label="Images")
-        outputs = self._outputs("x_t, then the images", ", then the condition images" if condition else "")
+        outputs = self._outputs("generate", "x_t, then the images", ", then the condition images" if condition else "")
 
         def run(number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
@@ -192,7 +193,9 @@ class Page:
             number = gr.Slider(*limits["compared_images"], value=8, step=1, label="Images")
         predicted, call = (kind(visible=False, render=False) for kind in (gr.Image, gr.Textbox))
         table = gr.Dataframe(headers=TABLE, interactive=False, wrap=True, label="", render=False)
-        outputs = Outputs(shown_picture("images", 520), predicted, gr.Markdown("", render=False), call, table)
+        outputs = Outputs(
+            shown_picture("images", "compare-picture", 520), predicted, gr.Markdown("", render=False), call, table
+        )
 
         def run(chosen: Any, nfe: Any, number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
@@ -220,7 +223,7 @@ class Page:
                     label="Resampling (RePaint)",
                     info="1 is fast, and fits worse",
                 )
-        outputs = self._outputs("x_t, then the image and samples")
+        outputs = self._outputs("inpaint", "x_t, then the image and samples")
 
         def run(
             image: Any, value: Any, mask: Any, samples: Any, resampling: Any, *values: Any, request: gr.Request
@@ -249,7 +252,7 @@ class Page:
                     info="1 starts from noise and keeps nothing",
                 )
                 samples = gr.Slider(*limits["samples_per_image"], value=edit["samples_per_image"], step=1, label="Samples")
-        outputs = self._outputs("x_t, then the image and its variants")
+        outputs = self._outputs("image_to_image", "x_t, then the image and its variants")
 
         def run(image: Any, shown: Any, strength: Any, samples: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             with page_errors():
@@ -283,7 +286,7 @@ class Page:
                 step=1,
                 label="Network evaluations per step of inversion",
             )
-        outputs = self._outputs("x_t, then the frames")
+        outputs = self._outputs("interpolate", "x_t, then the frames")
 
         def run(source: Any, first: Any, last: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
             (image_a, shown_a, image_b, shown_b, frames, iters), values = values[:6], values[6:]

@@ -100,12 +100,7 @@ def serve(
                 prevent_thread_lock=True,
                 theme=gr.themes.Default(**FONTS),
                 css=CSS,
-                app_kwargs={
-                    "middleware": [Middleware(OnlyThisServer, Origins(host))],
-                    "docs_url": None,
-                    "redoc_url": None,
-                    "openapi_url": None,
-                },
+                app_kwargs={"middleware": [Middleware(OnlyThisServer, Origins(host))]},
             )
         except OSError as error:
             where = f"{host}:{port}" if port else host

@@ -12,14 +12,15 @@ from ddpm_jax.cli import common
 from ddpm_jax.configs import from_workdir
 
 ENDLESS = 999_999
+MAX_UPLOAD = 2**21
 
 
 class SlowModel(Model):
     """A model whose images of one seed take until they are cancelled."""
 
-    def generate(self, settings, num_images, emit):
+    def generate(self, settings, num_images, emit, condition=None):
         if settings.seed != ENDLESS:
-            return super().generate(settings, num_images, emit)
+            return super().generate(settings, num_images, emit, condition)
         for step in range(1_000_000):
             emit(View(np.zeros((8, 8, 3), np.uint8), None, f"step {step}"))
             time.sleep(0.02)
@@ -27,6 +28,7 @@ class SlowModel(Model):
 
 
 def main(folder: str) -> None:
+    server.MAX_UPLOAD = MAX_UPLOAD
     config = from_workdir.get_config(folder)
     model = SlowModel(config, *common.open_run(config, folder, ""))
     server.serve(model, host="127.0.0.1", port=None, browser=False, started=lambda address: print(address, flush=True))

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tests.app.test_model import FIELDS
+from tests.browser import app_page
 from tests.browser.browsers import BROWSERS, Browser
 
 
@@ -18,3 +20,16 @@ def browser():
         yield opened
     finally:
         opened.driver.quit()
+
+
+@pytest.fixture(scope="session")
+def app_folder(tmp_path_factory):
+    """A run with classes."""
+    return app_page.train(tmp_path_factory.mktemp("app") / "run", FIELDS)
+
+
+@pytest.fixture(scope="session")
+def app_address(app_folder, repository, tmp_path_factory):
+    """The page of --mode=app of `app_folder`."""
+    with app_page.serve(app_folder, repository, tmp_path_factory.mktemp("temporary")) as address:
+        yield address
