@@ -194,13 +194,13 @@ def draw_gaussians() -> Figure:
     for axes, (name, (mean, (a, b), correlation)) in zip(panels, cases.items(), strict=True):
         covariance = np.array([[a * a, correlation * a * b], [correlation * a * b, b * b]], float)
         other = Gaussian(np.array(mean, float), covariance)
-        for gaussian, color in ((real, BLUE), (other, ORANGE)):
+        for gaussian, color, line in ((real, BLUE, "-"), (other, ORANGE, "--")):  # two ellipses may be equal
             points = generator.multivariate_normal(gaussian.mean, gaussian.covariance, 200)
             axes.plot(*points.T, ".", color=color, ms=2.5, alpha=0.6)
             values, vectors = np.linalg.eigh(gaussian.covariance)
             angle = np.degrees(np.arctan2(*vectors[::-1, 1]))
             size = 4 * np.sqrt(values)  # two standard deviations to each side
-            axes.add_patch(Ellipse(gaussian.mean, size[1], size[0], angle=angle, fill=False, ec=color, lw=2))
+            axes.add_patch(Ellipse(gaussian.mean, size[1], size[0], angle=angle, fill=False, ec=color, ls=line, lw=2))
         distance = frechet_distance(real, other)
         axes.set_title(f"{name}: {distance:.2f}", fontsize=10)
         axes.set(aspect="equal", xlim=(-5, 5), ylim=(-5, 5), xticks=[], yticks=[])

@@ -45,7 +45,7 @@ def set_variables(notebook: Any, **values: Any) -> None:
             raise ValueError(f"the settings of the notebook have no line {name} = ...")
 
 
-def run(notebook: Any, *, python: str = sys.executable, timeout: int = 600) -> None:
+def run(notebook: Any, *, python: str = sys.executable, timeout: int = 3600) -> None:
     """Executes the notebook in place, in the repository. The program runs with `python`.
 
     Raises:

@@ -183,10 +183,11 @@ class Machine:
     def run(self, line, **_):
         text = " ".join(map(str, line))
         self.lines.append(text)
-        failed = ("--dry-run" in text and not self._satisfied) or ("-m venv" in text and not self._venv)
+        without_ensurepip = "-m venv" in text and not self._venv and "--without-pip" not in text
+        failed = ("--dry-run" in text and not self._satisfied) or without_ensurepip
         output = self._gpu or ""
-        if not failed and ("-m venv" in text or "-m virtualenv" in text):
-            pathlib.Path(line[-1]).mkdir()
+        if not failed and "-m venv" in text:
+            pathlib.Path(line[-1]).mkdir(exist_ok=True)
         return subprocess.CompletedProcess(line, int(failed), stdout=output, stderr="")
 
 
@@ -199,7 +200,9 @@ def install_cell():
 def install(machine, folder, monkeypatch, devices=()):
     """Runs the first cell in `folder`; returns the Python that it chose."""
     monkeypatch.chdir(folder)
-    (folder / "main.py").touch()
+    (folder / "configs").mkdir(exist_ok=True)
+    (folder / "configs" / "digits.py").touch()
+    (folder / "requirements.txt").touch()
     source = install_cell()
     stand_ins = {
         "subprocess": machine,
@@ -226,14 +229,31 @@ def install(machine, folder, monkeypatch, devices=()):
     ids=["cpu", "T4", "old driver", "V100", "TPU", "newer TPU", "no ensurepip"],
 )
 def test_it_creates_an_environment_for_the_accelerator(machine, devices, extra, tmp_path, monkeypatch, capsys):
-    assert install(machine, tmp_path, monkeypatch, devices) == os.path.join(".venv-notebook", "bin", "python")
-    last = machine.lines[-1]
-    assert last.startswith(os.path.join(".venv-notebook", "bin", "python") + " -m pip install")
-    assert last.endswith(f"-r requirements.txt{f' {extra}' if extra else ''}")
-    assert any("-m virtualenv" in line for line in machine.lines) != machine._venv
-    machine.lines.clear()
-    install(machine, tmp_path, monkeypatch, devices)  # the second call creates nothing
-    assert not any("requirements.txt" in line and "--dry-run" not in line for line in machine.lines)
+    python = os.path.join(".venv-notebook", "bin", "python")
+    assert install(machine, tmp_path, monkeypatch, devices) == python
+    installs = [line for line in machine.lines if " install " in line and "--dry-run" not in line]
+    pip = f"{python} -m pip" if machine._venv else f"{sys.executable} -m pip --python {python}"  # nothing for the kernel
+    assert len(installs) == 1
+    assert installs[0].startswith(f"{pip} install ")
+    assert installs[0].endswith(f"-r requirements.txt{f' {extra}' if extra else ''}")
+
+    def installs_again():
+        machine.lines.clear()
+        install(machine, tmp_path, monkeypatch, devices)
+        return any("-r requirements.txt" in line and "--dry-run" not in line for line in machine.lines)
+
+    assert not installs_again()
+    monkeypatch.setattr(machine, "_gpu", None if machine._gpu else "580.95.05, 9.0\n")  # another accelerator
+    assert installs_again()
+    assert not installs_again()
+    (tmp_path / "requirements.txt").write_text("numpy\n")  # after git pull
+    assert installs_again()
+
+
+def test_it_needs_python_3_11(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12))
+    with pytest.raises(SystemExit, match=r"Python 3\.11 or newer"):
+        install(Machine(), tmp_path, monkeypatch)
 
 
 def test_it_clones_the_repository_named_in_one_variable(tmp_path, repository, monkeypatch, capsys):
@@ -241,10 +261,11 @@ def test_it_clones_the_repository_named_in_one_variable(tmp_path, repository, mo
     origin, machine = tmp_path / "origin", tmp_path / "machine"
     machine.mkdir()
     origin.mkdir()
-    for name in ("main.py", "requirements.txt"):
+    (origin / "configs").mkdir()
+    for name in ("configs/digits.py", "requirements.txt"):
         (origin / name).write_text((repository / name).read_text())
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-    for line in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "-m", "One file"]):
+    for line in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "-m", "Two files"]):
         subprocess.run(["git", *line], cwd=origin, check=True)
     monkeypatch.setattr(sys, "executable", "/usr/bin/python-of-the-kernel")
     source = install_cell()
@@ -256,6 +277,7 @@ def test_it_clones_the_repository_named_in_one_variable(tmp_path, repository, mo
         assert pathlib.Path.cwd() == machine / "ddpm_jax"
         assert pathlib.Path("requirements.txt").read_text() == (repository / "requirements.txt").read_text()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "main.py").touch()  # of another project
     with pytest.raises(SystemExit, match="Set REPOSITORY in this cell"):
         exec(source, {})
     with pytest.raises(subprocess.CalledProcessError):
