@@ -6,14 +6,14 @@ convolutions and matmuls run in `dtype`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from ddpm_jax.models.group_norm import group_norm, training_norm
+from ddpm_jax.models.group_norm import group_norm
 
 ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
 NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
@@ -35,10 +35,11 @@ def conv(
     dtype=jnp.float32,
     name=None,
     conv_fn: ConvFn = jax.lax.conv_general_dilated,
+    **options,
 ) -> nn.Conv:
     """A 3x3 convolution; 'SAME' pads (0, 1) at stride 2, as in Ho's networks, unlike PyTorch's padding=1."""
-    strides = (stride, stride)
-    return nn.Conv(features, (3, 3), strides, padding, kernel_init=init, dtype=dtype, name=name, conv_general_dilated=conv_fn)
+    options |= {"kernel_init": init, "dtype": dtype, "name": name, "conv_general_dilated": conv_fn}
+    return nn.Conv(features, (3, 3), (stride, stride), padding, **options)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
@@ -59,9 +60,9 @@ def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **op
     return jax.lax.conv_general_dilated(upsample_nearest(x), kernel, window_strides, padding, **options)
 
 
-def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None) -> nn.Dense:
+def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None, **options) -> nn.Dense:
     """A matmul over the last axis. On images it equals a 1x1 convolution, but is twice as fast on CPUs."""
-    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=_matmul)
+    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=_matmul, **options)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
@@ -122,33 +123,6 @@ class Norm(nn.Module):
         return GroupNorm(self.groups, self.norm_fn, self.epsilon, name="group_norm")(x).astype(self.dtype)
 
 
-class StoredDropout(nn.Dropout):
-    """Dropout with the same mask, which is stored for the gradient: on a TPU, XLA otherwise computes its random bits in each of
-    the convolutions that need it, of the output, the kernel's gradient and the input's gradient."""
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
-        """Any shape and type -> the same."""
-        if self.rate == 0 or deterministic:
-            return inputs
-        mask = jax.random.bernoulli(self.make_rng(self.rng_collection), 1.0 - self.rate, inputs.shape)
-        return jnp.where(jax.lax.optimization_barrier(mask), inputs / (1.0 - self.rate), 0)
-
-
-def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
-    """The network with the layers for training on the devices of a mesh, which are those of `network` on CPUs.
-
-    Args:
-      network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on GPUs, and
-        dropout_class=Dropout becomes `StoredDropout` on TPUs; GPUs store the mask anyway.
-      mesh: the mesh of the training step.
-    """
-    platform = mesh.devices.flat[0].platform
-    changes: dict[str, tuple] = {"norm_fn": (group_norm, training_norm)} if platform == "gpu" else {}
-    changes |= {"dropout_class": (nn.Dropout, StoredDropout)} if platform == "tpu" else {}
-    return network.clone(**{field: new for field, (old, new) in changes.items() if getattr(network, field, None) is old})
-
-
 class ResidualBlock(nn.Module):
     """norm, swish, conv, + embedding, norm, swish, dropout, conv, + shortcut (Ho's `resnet_block`).
 
@@ -171,6 +145,12 @@ class ResidualBlock(nn.Module):
     resample: str = ""
     upsample_conv_fn: ConvFn = upsample_conv
     dropout_class: type[nn.Dropout] = nn.Dropout
+
+    @staticmethod
+    def prepare(temb: jax.Array, params: Mapping[str, Any]) -> Any:
+        """What all blocks of a network get for temb: float [B, E] -> the same. `params`: of the network."""
+        del params
+        return temb
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, deterministic: bool) -> jax.Array:

@@ -82,6 +82,7 @@ class UNet(nn.Module):
       conv_fn: the 3x3 convolutions, with the arguments of `jax.lax.conv_general_dilated`.
       upsample_conv_fn: nearest-neighbor upsampling and the convolution after it, with the same arguments.
       norm_fn: the group norms, with the arguments of `layers.group_norm`.
+      block_class: the residual blocks, with the fields and methods of `layers.ResidualBlock`.
       dropout_class: the dropout of residual blocks, with the fields and the call of `flax.linen.Dropout`.
       norm_groups: groups of each group norm; 0 for min(32, ch / 4).
       norm_epsilon: added to the variance in each group norm.
@@ -110,6 +111,7 @@ class UNet(nn.Module):
     conv_fn: ConvFn = jax.lax.conv_general_dilated
     upsample_conv_fn: ConvFn = upsample_conv
     norm_fn: NormFn = group_norm
+    block_class: type[ResidualBlock] = ResidualBlock
     dropout_class: type[nn.Dropout] = nn.Dropout
     head_channels: int = 0
     norm_groups: int = 0
@@ -216,7 +218,7 @@ class UNet(nn.Module):
         given = cond if isinstance(cond, Mapping) else {} if cond is None else {"label": cond}
         self._check(x_t, t, given)
         groups = self.groups
-        block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        block_class = nn.remat(self.block_class, static_argnums=(3,)) if self.remat else self.block_class
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
         residual_block = functools.partial(
             block_class,
@@ -242,6 +244,7 @@ class UNet(nn.Module):
         if self.cond_noise_level:
             embedding = timestep_embedding(1000 * given["noise_level"], self.ch)
             temb = temb + dense(4 * self.ch, dtype=self.dtype, name="cond_noise_dense")(embedding)
+        temb = self.block_class.prepare(temb, self.variables.get("params", {}))
 
         def attention(h: jax.Array, name: str) -> jax.Array:
             heads = self.heads(h.shape[-1])

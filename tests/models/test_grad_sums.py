@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ddpm_jax.models import grad_sums
+from ddpm_jax.models import grad_sums, training_layers
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
 
@@ -67,6 +67,14 @@ def test_sums_are_of_float32_and_change_nothing_else(mesh, inputs):
         assert got.dtype == jnp.float32
         size = np.linalg.norm(want)
         assert np.linalg.norm(got - want) <= 0.02 * size + 1e-6, (jax.tree_util.keystr(path), size)
+
+
+def test_blocks_for_gpus_also_sum_in_float32(mesh, inputs):
+    """Their layers are applied to parameters of several layers."""
+    wrap = functools.partial(grad_sums.in_float32, mesh=mesh)
+    types = sums(gradient_fn(wrap, dropout=0.1, remat=True, block_class=training_layers.GpuResidualBlock), *inputs)
+    assert set(types) == {"f32"}
+    assert len(types) >= 2 * 5 + 1  # kernels of the convolutions, and of the projections together
 
 
 def test_the_sum_is_that_of_the_gradients_of_each_device(mesh, inputs):

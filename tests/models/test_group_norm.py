@@ -101,6 +101,32 @@ def test_only_gpus_take_one_pass():
     assert slices == {"cpu": 0, "tpu": 0, "cuda": 4}
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4, 4, 12), (2, 3, 3, 12), (1, 4, 4, 264)])
+def test_norm_swish_is_their_composition(shape, dtype):
+    """Outputs and all gradients against JAX's derivatives in float64: with an offset, a scale and a shift of each image."""
+    generator, rows = np.random.default_rng(1), (shape[0], shape[-1])
+    x, scale, bias, dy = example(shape, mean=1.0, dtype=dtype)
+    modulation = [jnp.asarray(generator.normal(size=rows), jnp.float32) for _ in range(3)]
+
+    def composed(x, scale, bias, offset, scale_by, shift):
+        values = (x + offset[:, None, None]).reshape(*shape[:3], 4, -1)
+        mean, var = (moment(values, axis=(1, 2, 4), keepdims=True) for moment in (jnp.mean, jnp.var))
+        normalized = ((values - mean) / jnp.sqrt(var + EPSILON)).reshape(shape)
+        y = normalized * (scale[None] * scale_by)[:, None, None] + (bias[None] * scale_by + shift)[:, None, None]
+        return y / (1 + jnp.exp(-y))
+
+    def fused(x, scale, bias, offset, scale_by, shift):
+        arrays = {"offset": offset, "scale_by": scale_by, "shift": shift}
+        return norms.norm_swish(x, scale, bias, groups=4, epsilon=EPSILON, **arrays)
+
+    got, vjp = jax.vjp(jax.jit(fused), x, scale, bias, *modulation)
+    with jax.enable_x64(True):
+        want, vjp64 = jax.vjp(composed, *(jnp.asarray(np.float64(array)) for array in (x, scale, bias, *modulation)))
+        want = [np.asarray(array) for array in (want, *vjp64(jnp.asarray(np.float64(dy))))]
+    assert max(errors((got, *vjp(dy)), want)) < (5e-6 if dtype == jnp.float32 else 4e-3)
+
+
 def test_networks_for_sampling_have_forward_derivatives():
     """The ODE likelihood linearizes them."""
     x, scale, bias, dy = example((1, 4, 4, 8))
