@@ -125,3 +125,9 @@ def test_layers(name, layer):
 )
 def test_kinds_in_the_network(name, has_flops, kind):
     assert layers.kind_of(name, layers.layer_of(name), (), {"add"}, has_flops=has_flops) == kind
+
+
+def test_matrix_products_of_an_optimizer_are_its_own():
+    frames = ("_muon.py:_newton_schulz_iterator", "_muon.py:scale_by_muon.<locals>.update_fn", "step.py:train_step")
+    assert layers.kind_of("jit(step)/while/body/dot_general", "", frames, {"dot"}, has_flops=True) == "optimizer and EMA"
+    assert layers.kind_of("jit(step)/dot_general", "", frames[2:], {"dot"}, has_flops=True).startswith("convolutions")
