@@ -128,8 +128,9 @@ def picture(summary: Mapping[str, Any], *, title: str) -> np.ndarray:
     ]
     if "kinds" in summary:
         unit, scale, column = _time_unit(summary["kinds"])
-        values = [(row["kind"], (row[column] or 0.0) * scale) for row in summary["kinds"][:12]]
-        charts.append(bars.Bars("where the time goes (estimate)", unit, values))
+        rows = sorted(summary["kinds"], key=lambda row: row[column] or 0.0, reverse=True)
+        values = [(row["kind"], (row[column] or 0.0) * scale) for row in rows[:12]]
+        charts.append(bars.Bars("memory traffic" if column == "bytes" else "where the time goes (estimate)", unit, values))
     return bars.draw(charts)
 
 

@@ -121,7 +121,7 @@ def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collecti
         return of_step
     if _RANDOM.search(op_name):
         return "random numbers"
-    if op_name.startswith("state."):
+    if op_name.startswith("state.") or next(iter(frames), "").startswith("fsdp.py:"):
         return "casts of parameters"
     if layer or "jvp(" in op_name:
         return "activations, sums and concatenations"

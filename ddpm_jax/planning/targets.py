@@ -19,8 +19,8 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 GIB = 2**30
 # XLA's allocator takes three quarters of a GPU's memory (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPU_MEMORY_SHARE = 0.75
-# platform -> (module that must be installed, extra of jax that has it); cuda12-local has no CUDA libraries, which take 2 GB
-_NEEDS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local")}
+# platform -> (module that must be installed, extra of jax, our extra); cuda12-local has no CUDA libraries, which take 2 GB
+_NEEDS = {"tpu": ("libtpu", "tpu", "plan-tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local", "plan-cuda")}
 # There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
 MAX_CPU_DEVICES = 1024  # JAX creates them; 4,096 take seconds, 100,000 do not end
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -142,14 +142,16 @@ def check_installed(target: Target) -> None:
     """
     if target.chip.platform not in _NEEDS:
         return
-    module, extra = _NEEDS[target.chip.platform]
+    module, extra, own = _NEEDS[target.chip.platform]
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of its parent
         found = None
     if found is None:
         wanted = f"'jax[{extra}]=={jax.__version__}'"
-        raise UnavailableError(f"compiling for {target.name} needs another package: run `pip install {wanted}`")
+        raise UnavailableError(
+            f"compiling for {target.name} needs a package that is not installed: pip install {wanted} (the extra {own})"
+        )
 
 
 def devices_of(target: Target) -> list[Any]:
