@@ -17,7 +17,7 @@ from ddpm_jax.data.condition import Condition
 from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.models import grad_sums, group_norm, layers, training_layers
+from ddpm_jax.models import group_norm, layers, training_layers
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.samplers import check_custom_sampler, make_sampler
@@ -273,7 +273,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
     model = training_layers.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
     parameterization, condition = build_parameterization(config), build_condition(config)
-    apply, frozen, grouped = grad_sums.for_mesh(model.apply, mesh), tuple(config.train.frozen), grad_groups.is_useful(mesh)
+    apply, frozen, grouped = fsdp.for_mesh(model.apply, mesh), tuple(config.train.frozen), grad_groups.is_useful(mesh)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         params, time, rngs = {"params": params}, parameterization.network_time(t), {"dropout": dropout_key}

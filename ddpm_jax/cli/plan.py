@@ -3,7 +3,10 @@
 The training step is compiled for the machine; nothing runs, and no device is opened.
 """
 
+import functools
 import json
+import math
+import operator
 import os
 import pathlib
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
 
+HOST_DEVICES = 8  # at most; `mesh.fsdp` should not exceed the devices of one host
 FOLDER = "plans"  # in the workdir, or in the current folder
 NOT_READ = ("evaluation", "edit", "export", "visualize", "seed")  # sections on which no compiled program depends
 NOT_READ_OF_DATA = ("data_dir", "cache_dir", "in_memory", "num_threads", "num_workers", "prefetch", "on_decode_error")
@@ -41,7 +45,7 @@ def run(
       config: resolved.
       folder: a workdir, in which the files are written by default; "" for the current folder.
       target: the machine (`targets.parse_target`).
-      suggest: if it does not fit, compile again with less memory: a smaller batch, remat, bfloat16.
+      suggest: if it does not fit, compile again with less memory (`suggestions`).
       sampling: compile a chunk of the sampler as well.
       output: folder of the files.
       compilation_cache: its folder, as of `compilation_cache.folder_of`, keeps what was found in plans/; "" to keep nothing.
@@ -96,19 +100,31 @@ def summarized(config: ConfigDict, machine: Target, cache: PlanCache, *, samplin
 
 
 def suggestions(config: ConfigDict, machine: Target, cache: PlanCache, summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What makes the step fit: each change compiled by itself, and whether it fits."""
+    """What makes the step fit: each change compiled by itself, whether it fits, and its images/s; if none does, all of them."""
     images = config.train.batch_size // machine.num_devices
-    less = min(images // 2, report.images_that_fit(summary)) if "peak" in summary["memory"] else images // 2
-    changes: list[dict[str, Any]] = [{"train.batch_size": max(1, less) * machine.num_devices}]
+    fewer = min(images // 2, report.images_that_fit(summary)) if "peak" in summary["memory"] else images // 2
+    micro = images // config.optimizer.accumulation_steps
+    parts = next((number for number in range(2, micro) if micro % number == 0 and images // number <= fewer), micro)
+    changes: list[dict[str, Any]] = [{"optimizer.accumulation_steps": parts * config.optimizer.accumulation_steps}]
     if "remat" in choices.options_of(config, choices.NETWORK):
         changes.append({f"{choices.section_of(config, choices.NETWORK)}.remat": True})
-    changes += [{"model.dtype": "bfloat16"}, {"mesh.data": -1, "mesh.fsdp": machine.num_devices}]
-    for change in changes:
+    changes += [{"model.dtype": "bfloat16"}, {"mesh.data": -1, "mesh.fsdp": math.gcd(machine.num_devices, HOST_DEVICES)}]
+    together, compiled, fits = functools.reduce(operator.or_, changes), [config.to_dict()], False
+    for change in [*changes, together]:
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(change)
-        if other.to_dict() != config.to_dict():
-            memory = summarized(other, machine, cache)["memory"]
-            yield {"change": change, "fits": memory["fits"], "peak": memory.get("peak")}
+        if (fits and change is together) or other.to_dict() in compiled:
+            continue
+        compiled.append(other.to_dict())
+        found = summarized(other, machine, cache)
+        seconds = report.best_seconds(found) if found["memory"]["fits"] else None
+        fits |= found["memory"]["fits"]
+        yield {
+            "change": change,
+            "fits": found["memory"]["fits"],
+            "peak": found["memory"].get("peak"),
+            "images_per_s": None if seconds is None else config.train.batch_size / seconds,
+        }
 
 
 def suggestions_text(rows: list[dict[str, Any]]) -> str:
@@ -117,6 +133,7 @@ def suggestions_text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         flags = " ".join(f"--config.{field}={value}" for field, value in row["change"].items())
         size = "" if row["peak"] is None else f", {row['peak'] / targets.GIB:.1f} GiB"
+        size += "" if row["images_per_s"] is None else f", estimate: {row['images_per_s']:,.0f} images/s"
         lines.append(f"with {flags} it {'fits' if row['fits'] else 'does not fit'}{size}\n")
     return "".join(lines)
 

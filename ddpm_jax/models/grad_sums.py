@@ -4,10 +4,11 @@ XLA computes the gradient of a layer's parameters for the examples of each devic
 over the devices in the same type. The cast to float32, in which the parameters are stored, comes after the sum. In bfloat16
 each addition rounds to 8 bits: a sum over 8 devices has an error of 0.3 %, one over 256 in a ring of 4 %. Here each layer is
 computed by the devices separately, from float32 parameters that it casts itself, so that its gradients are cast before the
-sum. The forward pass is the same, and an all-reduce has twice the bytes.
+sum. The forward pass is the same, and an all-reduce has twice the bytes. If the parameters are sharded over the devices, the
+layers use copies in bfloat16, one for each device, whose gradients are cast and summed in `training/fsdp.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,12 +20,8 @@ LAYERS = (nn.Conv, nn.Dense)  # with all parameters that a network casts; group 
 
 
 def is_useful(mesh: Mesh) -> bool:
-    """Whether a training step on this mesh should use `in_float32`.
-
-    XLA for CPUs sums in float32 anyway. A mesh of a second axis, over which the state is sharded, does without: a device would
-    gather float32 parameters instead of bfloat16 ones.
-    """
-    return mesh.devices.flat[0].platform != "cpu" and mesh.size > 1 and len(mesh.axis_names) == 1
+    """Whether a training step on this mesh should use `in_float32`: XLA for CPUs sums in float32 anyway."""
+    return mesh.devices.flat[0].platform != "cpu" and mesh.size > 1
 
 
 def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -32,15 +29,17 @@ def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return in_float32(apply, mesh) if is_useful(mesh) else apply
 
 
-def in_float32(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def in_float32(apply: Callable[..., Any], mesh: Mesh, copies: Any = None) -> Callable[..., Any]:
     """`apply` of a network, whose layers get gradients that are summed in float32.
 
     Args:
       apply: of a `flax.linen.Module`, for examples that are sharded over the devices of the mesh. A layer whose input has
         another first axis than a multiple of the devices, or no axis of examples, is left as it is.
-      mesh: a mesh of one axis.
+      mesh: the examples are sharded over all its axes.
+      copies: for sharded parameters, the same tree of their copies in bfloat16, [devices, ...]: `apply` gets whole parameters
+        as well, for all other layers. None if the parameters are replicated.
     """
-    (axis,) = mesh.axis_names
+    axes = mesh.axis_names
     inside = False  # a layer that a device computes
 
     def intercept(next_call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
@@ -50,17 +49,22 @@ def in_float32(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         if inside or not is_layer or not _is_of_examples(module, args[0], mesh):
             return next_call(*args, **kwargs)
 
-        def per_device(params: Any, x: jax.Array) -> Any:
-            # The sum over the devices is the transpose of this cast: of float32 arrays.
-            params = jax.lax.pcast(params, axis, to="varying")
-            return module.clone(parent=None, name=module.name).apply({"params": params}, x)
+        params, split = module.variables["params"], PartitionSpec(axes)
+        if copies is not None:
+            own = _at(copies, module.path)
+            if jax.tree.map(jnp.shape, own) != jax.tree.map(lambda leaf: (mesh.size, *leaf.shape), params):
+                return next_call(*args, **kwargs)  # the parameters of a lifted transformation, such as nn.scan
+            params = own
 
-        split, replicated = PartitionSpec(axis), PartitionSpec()
+        def per_device(params: Any, x: jax.Array) -> Any:
+            # The sum over the devices is the transpose of the cast to "varying": of float32 arrays.
+            own = jax.lax.pcast(params, axes, to="varying") if copies is None else jax.tree.map(lambda leaf: leaf[0], params)
+            return module.clone(parent=None, name=module.name).apply({"params": own}, x)
+
         inside = True
         try:
-            return jax.shard_map(per_device, mesh=mesh, in_specs=(replicated, split), out_specs=split)(
-                module.variables["params"], *args
-            )
+            in_specs = (PartitionSpec() if copies is None else split, split)
+            return jax.shard_map(per_device, mesh=mesh, in_specs=in_specs, out_specs=split)(params, *args)
         finally:
             inside = False
 
@@ -69,6 +73,13 @@ def in_float32(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
             return apply(*args, **kwargs)
 
     return apply_in_float32
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    """The part of a tree of mappings; None if there is none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _is_of_examples(module: nn.Module, x: jax.Array, mesh: Mesh) -> bool:

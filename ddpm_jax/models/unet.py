@@ -238,9 +238,9 @@ class UNet(nn.Module):
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense0")(timestep_embedding(t, self.ch, self.time_embedding))
         temb = dense(4 * self.ch, dtype=self.dtype, name="temb_dense1")(nn.swish(temb))
         if self.num_classes:
-            temb = temb + nn.Embed(
-                self.num_classes, 4 * self.ch, embedding_init=default_init, dtype=self.dtype, name="class_embed"
-            )(given["label"])
+            # Cast after the lookup, so that gradients of examples of the same class are summed in float32.
+            embed = nn.Embed(self.num_classes, 4 * self.ch, embedding_init=default_init, name="class_embed")
+            temb = temb + embed(given["label"]).astype(self.dtype)
         if self.cond_noise_level:
             embedding = timestep_embedding(1000 * given["noise_level"], self.ch)
             temb = temb + dense(4 * self.ch, dtype=self.dtype, name="cond_noise_dense")(embedding)

@@ -12,6 +12,7 @@ from ddpm_jax.plotting import bars
 from ddpm_jax.runtime.progress import format_duration
 
 TOP = 10  # operations that are listed
+NEAR = 20  # the picture shows the limit if the peak is at least this fraction of it; else no bar would be visible
 MEMORY = {  # part of the memory -> words
     "parameters": "parameters",
     "ema": "EMA",
@@ -48,13 +49,19 @@ def text(summary: Mapping[str, Any], target: Target, *, title: str, unit: str, s
 def memory_text(summary: Mapping[str, Any]) -> str:
     """The table of the memory of one device, and whether the program fits."""
     memory = summary["memory"]
-    rows = [{"memory per device": words, "GiB": _gib(memory[part])} for part, words in MEMORY.items() if memory.get(part)]
+    unit, size, digits = _memory_unit(memory)
+    parts = MEMORY | {"peak": "peak"}
+    rows = [
+        {"memory per device": words, unit: f"{memory[part] / size:,.{digits}f}"}
+        for part, words in parts.items()
+        if memory.get(part)
+    ]
     limit = f"{memory['limit'] / GIB:.1f} GiB that a program can use"
     if "peak" not in memory:
         return markdown_table(rows) + f"\ndoes not fit into {limit}; the compiler: {memory['message']}\n"
     verdict = f"fits into the {limit}" if memory["fits"] else f"does not fit into the {limit}"
     line = f"{verdict}; an estimate: up to {report.images_that_fit(summary):,} images a device do, here {summary['images']:,}"
-    return markdown_table([*rows, {"memory per device": "peak", "GiB": _gib(memory["peak"])}]) + f"\n{line}\n"
+    return markdown_table(rows) + f"\n{line}\n"
 
 
 def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: int, launches: str) -> str:
@@ -83,7 +90,7 @@ def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: i
     if best is None:
         return markdown_table(rows) + "\nno estimate of the time: the speed of a CPU is not in the table of machines\n"
     count = images * target.num_devices / best
-    line = f"estimate: {1 / best:,.3g} {unit}s/s, {count:,.0f} images/s, {format_duration(best * steps)} for {steps:,}"
+    line = f"estimate: {1 / best:,.3g} {unit}s/s, {count:,.0f} images/s, {format_duration(best * steps)} for {steps:,} {unit}s"
     return markdown_table(rows) + f"\n{line}; a real device is slower\n"
 
 
@@ -110,14 +117,20 @@ def _columns(row: Mapping[str, Any], whole: float, launches: str) -> dict[str, A
 def picture(summary: Mapping[str, Any], *, title: str) -> np.ndarray:
     """Memory against the limit, and the time of each kind of operation: uint8 [H, W, 3]."""
     memory = summary["memory"]
-    values = [(words, memory[part] / GIB) for part, words in MEMORY.items() if memory.get(part)]
-    values += [("peak", memory["peak"] / GIB)] if "peak" in memory else []
-    limit = (memory["limit"] / GIB, "available to a program")
-    charts = [bars.Bars(f"{title}: memory per device", "GiB", values, limit=limit)]
+    unit, size, _ = _memory_unit(memory)
+    values = [(words, memory[part] / size) for part, words in (MEMORY | {"peak": "peak"}).items() if memory.get(part)]
+    available = f"{memory['limit'] / GIB:.1f} GiB available to a program"
+    is_near = max(value for _, value in values) * size > memory["limit"] / NEAR
+    charts = [
+        bars.Bars(f"{title}: memory per device", unit, values, limit=(memory["limit"] / size, available))
+        if is_near
+        else bars.Bars(f"{title}: memory per device, of {available}", unit, values)
+    ]
     if "kinds" in summary:
         unit, scale, column = _time_unit(summary["kinds"])
-        values = [(row["kind"], (row[column] or 0.0) * scale) for row in summary["kinds"][:12]]
-        charts.append(bars.Bars("where the time goes (estimate)", unit, values))
+        rows = sorted(summary["kinds"], key=lambda row: row[column] or 0.0, reverse=True)
+        values = [(row["kind"], (row[column] or 0.0) * scale) for row in rows[:12]]
+        charts.append(bars.Bars("memory traffic" if column == "bytes" else "where the time goes (estimate)", unit, values))
     return bars.draw(charts)
 
 
@@ -129,5 +142,7 @@ def _time_unit(kinds: Sequence[Mapping[str, Any]]) -> tuple[str, float, str]:
     return "MB read and written", 1e-6, "bytes"
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.3f}"
+def _memory_unit(memory: Mapping[str, Any]) -> tuple[str, float, int]:
+    """Name and bytes of the unit in which the memory is shown, and decimal places."""
+    largest = max(memory.get(part, 0.0) for part in (*MEMORY, "peak"))
+    return ("GiB", GIB, 3) if largest >= GIB else ("MiB", 2**20, 1)

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ddpm_jax.planning.hlo_text import Array, Instruction, Module
 
@@ -19,6 +19,20 @@ _FREE |= {"replica-id", "opt-barrier", "domain", "async-update", "async-done", "
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 _FREE |= {f"{name}-done" for name in _COLLECTIVES}
 _SLICES = ("dynamic-slice", "slice", "gather")
+_ELEMENTWISE = {
+    "add",
+    "subtract",
+    "multiply",
+    "divide",
+    "power",
+    "negate",
+    "abs",
+    "sqrt",
+    "rsqrt",
+    "convert",
+    "bitcast",
+    "select",
+}
 _CUSTOM_FREE = ("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "AllocateBuffer", "xla.gpu.ext")
 _ROLES = {  # custom call -> (input, kernel, output) of the convolution, as numbers of operands; -1 is the result
     "__cudnn$convForward": (0, 1, -1),
@@ -191,9 +205,24 @@ def _limits(module: Module, fusion: Instruction) -> list[float]:
         for name in each.operands:
             users.setdefault(name, []).append(each)
     parameters = {int(each.inner): each.name for each in body if each.opcode == "parameter"}
-    limits = []
-    for number in range(len(fusion.operands)):
-        reads = users.get(parameters[number], [])
-        sliced = bool(reads) and all(each.opcode in _SLICES and each.operands[0] == parameters[number] for each in reads)
-        limits.append(sum(each.arrays[0].bytes for each in reads) if sliced else math.inf)
-    return limits
+    return [_sliced(module, users, parameters[number]) for number in range(len(fusion.operands))]
+
+
+def _sliced(module: Module, users: Mapping[str, list[Instruction]], parameter: str) -> float:
+    """Bytes of the different slices of a parameter; infinity if more of it is read.
+
+    A slice of its square, say, is also a slice of it: a fusion computes only the elements that it needs.
+    """
+    slices, names = {}, [parameter]
+    for name in names:  # grows
+        if not users.get(name):
+            return math.inf  # the result, or unused
+        for each in users[name]:
+            if each.opcode in _SLICES and each.operands[0] == name:
+                slices[each.attribute("slice"), each.operands[1:]] = each.arrays[0].size
+            elif each.opcode in _ELEMENTWISE and each.arrays[0].size == module.instructions[parameter].arrays[0].size:
+                names += [each.name] if each.name not in names else []
+            else:
+                return math.inf
+    array = module.instructions[parameter].arrays[0]
+    return sum(slices.values()) * array.bytes / max(array.size, 1)

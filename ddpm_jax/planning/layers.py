@@ -30,7 +30,7 @@ _IN_NETWORK = (
 # Function, or file and function, of the Python program -> kind; the first that is found in the stack counts.
 _IN_STEP = (
     (r":clip|:tree_norm|:global_norm|:tree_sum|^grad_groups\.py:norm", "norms of gradients and parameters, clipping"),
-    (r"^(ema|ema_tracker|optimizer|update|transform|_combining|numerics)\.py:|:update_fn", "optimizer and EMA"),
+    (r"^(ema|ema_tracker|optimizer|update|transform|_combining|numerics)\.py:|\bupdate_fn\b", "optimizer and EMA"),
 )
 _RANDOM = re.compile(r"threefry|random|_bernoulli|_uniform|_normal|_randint|permutation|choice")
 _MOVES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
@@ -109,18 +109,19 @@ def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collecti
         return "collectives"
     if set(opcodes) <= _MOVES | (set() if op_name else {"concatenate"}):  # without a name: gradients, for one all-reduce
         return COPIES
-    if has_flops and not re.search(_IN_NETWORK[1][0], layer):  # norms use matrix products for sums
+    of_step = next((kind for pattern, kind in _IN_STEP if any(re.search(pattern, frame) for frame in frames)), "")
+    is_product = has_flops and not re.search(_IN_NETWORK[1][0], layer)  # norms use matrix products for sums
+    if is_product and (layer or not of_step):  # Muon multiplies matrices, too
         attention = re.search(_IN_NETWORK[2][0], layer)
         return "matrix products of attention" if attention else "convolutions and matrix products"
     for pattern, kind in _IN_NETWORK if layer else ():
         if re.search(pattern, layer):
             return kind
-    for pattern, kind in _IN_STEP:
-        if any(re.search(pattern, frame) for frame in frames):
-            return kind
+    if of_step:
+        return of_step
     if _RANDOM.search(op_name):
         return "random numbers"
-    if op_name.startswith("state."):
+    if op_name.startswith("state.") or next(iter(frames), "").startswith("fsdp.py:"):
         return "casts of parameters"
     if layer or "jvp(" in op_name:
         return "activations, sums and concatenations"

@@ -19,8 +19,8 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 GIB = 2**30
 # XLA's allocator takes three quarters of a GPU's memory (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPU_MEMORY_SHARE = 0.75
-# platform -> (module that must be installed, extra of jax that has it); cuda12-local has no CUDA libraries, which take 2 GB
-_NEEDS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local")}
+# platform -> (module that must be installed, extra of jax, our extra); cuda12-local has no CUDA libraries, which take 2 GB
+_NEEDS = {"tpu": ("libtpu", "tpu", "plan-tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local", "plan-cuda")}
 # There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
 MAX_CPU_DEVICES = 1024  # JAX creates them; 4,096 take seconds, 100,000 do not end
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -38,6 +38,7 @@ class Chip:
       bandwidth: bytes per second of its memory; None if unknown.
       float32: peak of float32 products, as a fraction of that in bfloat16.
       layout: how a TPU's compiler makes devices of the cores of a chip.
+      dimensions: of a TPU's slices.
       clock: cycles per second, to convert the cycles that a TPU's compiler estimates; None if unknown.
       launch: seconds that a launch takes at the least.
       gpu: fields of XLA's description of the GPU that other GPUs do not share.
@@ -50,6 +51,7 @@ class Chip:
     float32: float = 1.0
     clock: float | None = None
     layout: str = "default"
+    dimensions: int = 0
     launch: float = 0.0
     gpu: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -74,10 +76,10 @@ _AMPERE |= {"shared_memory_per_core": 167936, "shared_memory_per_block_optin": 1
 # the default precision of float32 products is one pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks:
 # jax-ml.github.io/scaling-book/tpus.
 CHIPS = {
-    "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9, layout="megacore"),
-    "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 819e9, clock=1.5e9),
-    "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9),
-    "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9),
+    "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9, layout="megacore", dimensions=3),
+    "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 819e9, clock=1.5e9, dimensions=2),
+    "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9, dimensions=3),
+    "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9, dimensions=2),
     "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, launch=_LAUNCH, gpu=_AMPERE),
     "h100": Chip("gpu", "H100", 80 * GIB * GPU_MEMORY_SHARE, 3350e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
     "h200": Chip("gpu", "H200", 141e9 * GPU_MEMORY_SHARE, 4800e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
@@ -103,28 +105,33 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """The machine of --target: v5e:2x4, h100, h100x8, cpu.
+    """The machine of --target: v5e:2x4, h100, h100x8, cpu; also in capital letters.
 
     Raises:
       InvalidArgumentError: there is no such chip, or the number of chips is missing or not allowed.
     """
-    match = re.fullmatch(rf"({'|'.join(CHIPS)})(?:x(\d+)|:(\d+(?:x\d+)*))?", text)
+    match = re.fullmatch(rf"({'|'.join(CHIPS)})(?:x(\d+)|:(\d+(?:x\d+)*))?", text.lower())
     if match is None:
-        examples = "v5e:2x4, v4:2x2x2, h100, a100x8, cpu or cpux8"
-        raise InvalidArgumentError(f"`target={text}` is not a known machine: give one of {examples}; chips: {', '.join(CHIPS)}")
-    name, count, topology = match[1], match[2], match[3] or ""
-    chip = CHIPS[name]
-    if (chip.platform == "tpu") != bool(topology):
-        advice = f"give a slice, such as {name}:2x4" if chip.platform == "tpu" else f"give a number, such as {name}x8"
+        named = next((name for name in CHIPS if text.lower().startswith(name)), "")
+        advice = f"write {example(named)}" if named else f"give one of {', '.join(map(example, CHIPS))}"
         raise InvalidArgumentError(f"`target={text}` is not a known machine: {advice}")
-    number = math.prod(map(int, topology.split("x"))) if topology else int(count or 1)
-    if number < 1:
-        raise InvalidArgumentError(f"`target={text}` has no devices")
+    name, count, topology = match[1], match[2], match[3] or ""
+    chip, sides = CHIPS[name], [int(side) for side in topology.split("x") if side]
+    number = math.prod(sides) if topology else int(count or 1)
+    if (chip.platform == "tpu") != bool(topology) or len(sides) != chip.dimensions or number < 1:
+        raise InvalidArgumentError(f"`target={text}` is not a known machine: write {example(name)}")
     if chip.platform == "cpu" and number > MAX_CPU_DEVICES:
         raise InvalidArgumentError(
             f"`target={text}` has more than {MAX_CPU_DEVICES:,} devices: give cpux{MAX_CPU_DEVICES} or fewer"
         )
-    return Target(text, chip, number, topology)
+    return Target(text.lower(), chip, number, topology)
+
+
+def example(name: str) -> str:
+    """How machines of a chip are named."""
+    if CHIPS[name].platform == "tpu":
+        return f"{name}:{'2x2x2' if CHIPS[name].dimensions == 3 else '2x4'} for a slice"
+    return f"{name} or {name}x8"
 
 
 def check_installed(target: Target) -> None:
@@ -135,14 +142,16 @@ def check_installed(target: Target) -> None:
     """
     if target.chip.platform not in _NEEDS:
         return
-    module, extra = _NEEDS[target.chip.platform]
+    module, extra, own = _NEEDS[target.chip.platform]
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of its parent
         found = None
     if found is None:
         wanted = f"'jax[{extra}]=={jax.__version__}'"
-        raise UnavailableError(f"compiling for {target.name} needs another package: run `pip install {wanted}`")
+        raise UnavailableError(
+            f"compiling for {target.name} needs a package that is not installed: pip install {wanted} (the extra {own})"
+        )
 
 
 def devices_of(target: Target) -> list[Any]:

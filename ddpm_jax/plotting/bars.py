@@ -27,6 +27,10 @@ class Bars:
     limit: tuple[float, str] | None = None
 
 
+def _label(value: float) -> str:
+    return f"{value:.3g}" if value >= 0.001 or not value else "< 0.001"
+
+
 def draw(charts: Sequence[Bars]) -> np.ndarray:
     """The charts side by side: uint8 [H, W, 3], on white.
 
@@ -46,7 +50,7 @@ def draw(charts: Sequence[Bars]) -> np.ndarray:
         axes.set_axisbelow(True)
         labels, values = zip(*chart.values, strict=True)
         drawn = axes.barh(labels, values, color=COLORS[0], height=0.7)
-        axes.bar_label(drawn, fmt="%.3g", padding=3, color=INK, fontsize=9)  # a bar may be too short to be seen
+        axes.bar_label(drawn, fmt=_label, padding=3, color=INK, fontsize=9)  # a bar may be too short to be seen
         axes.invert_yaxis()
         if chart.limit is not None:
             axes.axvline(chart.limit[0], color=INK, linewidth=1, linestyle="--", label=chart.limit[1])

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.runtime.mesh import FSDP_AXIS, batch_sharding, fsdp_size, replicated
+from ddpm_jax.models import grad_sums
+from ddpm_jax.runtime.mesh import DATA_AXIS, FSDP_AXIS, batch_sharding, fsdp_size, replicated
 from ddpm_jax.training.state import TrainState
 
 MIN_SHARDED_SIZE = 1024  # elements; a collective takes longer than the memory of a smaller array is worth
@@ -74,10 +76,66 @@ def shard_loss(loss: Callable, mesh: Mesh) -> Callable:
     def sharded(params: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         # Kept for the backward pass. To gather them again there (`jax.checkpoint`), XLA has to store all activations that it
         # otherwise computes again while it fuses operations: for the config cifar10 three times the memory of the parameters.
-        params = jax.tree.map(functools.partial(_gather, mesh), params)
+        if not grad_sums.is_useful(mesh):  # else the network gathers them (`for_mesh`)
+            params = jax.tree.map(functools.partial(_gather, mesh), params)
         return loss(params, jax.lax.with_sharding_constraint(examples, batch_sharding(mesh)), key)
 
     return sharded
+
+
+def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`apply` of a network for a training step on a mesh, where bfloat16 layers get gradients that are summed in float32.
+
+    Args:
+      apply: ({"params": params}, *args) -> output, of a `flax.linen.Module`.
+      mesh: if it has the axis "fsdp" and is not of CPUs, the new function gets sharded parameters.
+    """
+    if fsdp_size(mesh) == 1 or not grad_sums.is_useful(mesh):
+        return grad_sums.for_mesh(apply, mesh)
+
+    def apply_sharded(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # XLA leaves out the one of the two that is not used. Both are made for all parameters, here, so that a network
+        # with `jax.checkpoint` does not gather again.
+        params = variables["params"]
+        copies = jax.tree.map(functools.partial(_copies, mesh), params)
+        whole = jax.tree.map(functools.partial(_gather, mesh), params)
+        return grad_sums.in_float32(apply, mesh, copies)({**variables, "params": whole}, *args, **kwargs)
+
+    return apply_sharded
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _copies(mesh: Mesh, param: jax.Array) -> jax.Array:
+    """The whole parameter as each device has it: bfloat16 [devices, ...], sharded over the first axis.
+
+    So the gradient has an entry for each device as well, which is cast before the sum. That of `_gather` is already summed.
+    """
+    spec = leaf_sharding(mesh, param.shape).spec
+
+    def gather(part: jax.Array) -> jax.Array:
+        part = part.astype(jnp.bfloat16)
+        return (jax.lax.all_gather(part, FSDP_AXIS, axis=len(spec) - 1, tiled=True) if spec else part)[None]
+
+    return jax.shard_map(gather, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(mesh.axis_names))(param)
+
+
+def _copies_forward(mesh: Mesh, param: jax.Array) -> tuple[jax.Array, None]:
+    return _copies(mesh, param), None
+
+
+def _copies_backward(mesh: Mesh, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    spec = leaf_sharding(mesh, gradient.shape[1:]).spec
+
+    def add(own: jax.Array) -> jax.Array:
+        own = own[0].astype(jnp.float32)
+        if not spec:
+            return jax.lax.psum(own, mesh.axis_names)
+        return jax.lax.psum(jax.lax.psum_scatter(own, FSDP_AXIS, scatter_dimension=len(spec) - 1, tiled=True), DATA_AXIS)
+
+    return (jax.shard_map(add, mesh=mesh, in_specs=PartitionSpec(mesh.axis_names), out_specs=spec)(gradient),)
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -34,6 +34,8 @@ def compiled(monkeypatch):
         assert function is compile_step.plan
         assert environment["JAX_PLATFORMS"] == "cpu"
         calls.append((config.to_dict(), sampling))
+        if config.mesh.fsdp > 1:
+            return FOUND | {"memory": FOUND["memory"] | {"peak": 1.9e6}}
         return FOUND | {"steps": 2} if sampling else FOUND
 
     monkeypatch.setattr(plan, "run_in_process", run)
@@ -93,13 +95,28 @@ def test_a_folder_with_the_plan_of_another_config_is_kept(make_plan, compiled, t
 def test_what_makes_it_fit_is_compiled_if_asked(make_plan, compiled, tiny_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(targets.Target, "memory", property(lambda target: 2e6))  # less than the peak
     assert make_plan(tiny_config(), output=str(tmp_path / "out"), suggest=True) == 0
-    assert [fields["train"]["batch_size"] for fields, _ in compiled][1] < 8
-    assert [fields["model"]["unet"]["remat"] for fields, _ in compiled[2:]] == [True, False]
-    assert compiled[3][0]["model"]["dtype"] == "bfloat16"
+    tried = [
+        (fields["optimizer"]["accumulation_steps"], fields["model"]["unet"]["remat"], fields["model"]["dtype"])
+        for fields, _ in compiled[1:]
+    ]
+    # There is only one device for mesh.fsdp. None of them is enough.
+    assert tried == [(8, False, "float32"), (1, True, "float32"), (1, False, "bfloat16"), (8, True, "bfloat16")]
     printed = capsys.readouterr().out
     assert "does not fit into the" in printed
     assert "with --config.model.unet.remat=True it " in printed
-    assert len(json.loads((tmp_path / "out" / "plan_cpu.json").read_text())["suggestions"]) == 3
+    assert len(json.loads((tmp_path / "out" / "plan_cpu.json").read_text())["suggestions"]) == 4
+
+
+def test_a_suggestion_that_fits_has_its_speed(make_plan, compiled, tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(targets.Target, "memory", property(lambda target: 2e6))
+    monkeypatch.setattr(targets, "check_installed", lambda target: None)
+    assert make_plan(tiny_config(), target="h100x2", output=str(tmp_path / "out"), suggest=True) == 0
+    printed = capsys.readouterr().out
+    assert "with --config.model.unet.remat=True it does not fit, 0.0 GiB\n" in printed
+    assert "with --config.mesh.data=-1 --config.mesh.fsdp=2 it fits, 0.0 GiB, estimate: " in printed
+    rows = json.loads((tmp_path / "out" / "plan_h100x2.json").read_text())["suggestions"]
+    assert [row["fits"] for row in rows] == [False, False, False, True]  # so that all together are not tried
+    assert rows[-1]["images_per_s"] == pytest.approx(8 / (12 * 3e-6))  # twelve launches
 
 
 def test_errors_come_before_the_compilation(make_plan, compiled, tiny_config, tmp_path, monkeypatch):

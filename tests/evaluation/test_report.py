@@ -67,7 +67,7 @@ def test_results_of_another_version_are_skipped(tmp_path, caplog):
 
 
 def test_a_table_has_every_column_once_and_empty_cells():
-    rows = [{"images": "real", "count": 1500}, {"images": "generated", "frechet": 3.14159}]
+    rows = [{"images": "real", "count": 1500}, {"images": "generated", "frechet": 3.14159}, {"frechet": 12345.6}]
     assert markdown_table(rows) == (
-        "| images | count | frechet |\n| --- | --- | --- |\n| real | 1,500 |  |\n| generated |  | 3.142 |\n"
+        "| images | count | frechet |\n| --- | --- | --- |\n| real | 1,500 |  |\n| generated |  | 3.142 |\n|  |  | 12,346 |\n"
     )

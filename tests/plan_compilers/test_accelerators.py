@@ -53,6 +53,12 @@ def test_a_step_for_two_gpus(planned, on_cpu):
     assert plan["sampling"]["kernels"] > plan["sampling"]["steps"]
 
 
+def test_sharded_parameters_are_gathered_in_bfloat16_and_gradients_scattered_in_float32(planned):
+    training = planned("h100x2", "--config.mesh.fsdp=2", "--config.model.dtype=bfloat16")["training"]
+    sent = {row["operation"]: row["bytes"] for row in training["collectives"]}
+    assert sent["reduce-scatter"] == pytest.approx(4 * sent["all-gather"], rel=0.05)  # a whole gradient, half of a parameter
+
+
 def test_a_step_for_a_slice_of_tpus(planned, on_cpu):
     training = planned("v5e:2x2", "--config.train.batch_size=16")["training"]
     assert training["images"] == 4

@@ -131,7 +131,15 @@ def test_estimates_of_an_accelerator_follow_from_its_speed(found):
     assert sum(row["kernels"] for row in summary["kinds"]) == summary["kernels"]
     text = console.text(summary, target, title="digits on h100x2", unit="step", steps=1000)
     assert "estimate:" in text
-    assert "for 1,000" in text
+    assert "for 1,000 steps;" in text
+
+
+@pytest.mark.parametrize(("scale", "unit", "peak"), [(1e6, "MiB", "2.6"), (1e9, "GiB", "2.515")])
+def test_memory_has_the_unit_of_its_size(scale, unit, peak):
+    memory = {"parameters": 1.2 * scale, "temporaries": 1.5 * scale, "peak": 2.7 * scale, "limit": 16 * GIB, "fits": True}
+    text = console.memory_text({"memory": memory, "images": 8})
+    assert f"| memory per device | {unit} |" in text
+    assert f"| peak | {peak} |" in text
 
 
 def test_images_that_fit_are_estimated_from_the_temporaries():

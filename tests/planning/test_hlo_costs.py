@@ -71,6 +71,39 @@ def test_loops_are_counted_by_their_iterations_and_sliced_operands_by_their_slic
     assert (collective.opcode, collective.repeats, collective.bytes) == ("all-reduce", 1, 8 * 16 * 4)
 
 
+SQUARES = """HloModule jit_h, is_scheduled=true
+
+%fused (v: f32[100], w: f32[100]) -> (f32[10], f32[10]) {
+  %v = f32[100]{0} parameter(0)
+  %w = f32[100]{0} parameter(1)
+  %first = f32[10]{0} slice(%v), slice={[20:30]}
+  %square = f32[100]{0} multiply(%v, %v)
+  %second = f32[10]{0} slice(%square), slice={[20:30]}
+  %half = bf16[100]{0} convert(%w)
+  %third = bf16[5]{0} slice(%half), slice={[0:5]}
+  %fourth = bf16[5]{0} slice(%half), slice={[5:10]}
+  %both = bf16[10]{0} concatenate(%third, %fourth), dimensions={0}
+  %sum = f32[10]{0} add(%second, %both)
+  ROOT %two = (f32[10]{0}, f32[10]{0}) tuple(%first, %sum)
+}
+
+ENTRY %main (a: f32[100], b: f32[100]) -> (f32[10], f32[10]) {
+  %a = f32[100]{0} parameter(0)
+  %b = f32[100]{0} parameter(1)
+  ROOT %fusion.2 = (f32[10]{0}, f32[10]{0}) fusion(%a, %b), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_a_slice_of_a_square_reads_a_slice():
+    """As Adam does of a vector of gradients: of the vector and of its square the same elements, which are read once."""
+    (fusion,) = hlo_costs.kernels(hlo_text.parse(SQUARES))
+    assert fusion.bytes == 4 * (10 + 10) + 4 * (10 + 10)
+    reduced = SQUARES.replace("multiply(%v, %v)", "sort(%v), dimensions={0}")
+    (fusion,) = hlo_costs.kernels(hlo_text.parse(reduced))
+    assert fusion.bytes == 4 * (100 + 10) + 4 * (10 + 10)
+
+
 @pytest.mark.parametrize(
     ("target", "result", "operands"),
     [

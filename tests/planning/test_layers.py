@@ -125,3 +125,17 @@ def test_layers(name, layer):
 )
 def test_kinds_in_the_network(name, has_flops, kind):
     assert layers.kind_of(name, layers.layer_of(name), (), {"add"}, has_flops=has_flops) == kind
+
+
+def test_casts_of_sharded_parameters_are_not_activations():
+    """The network is called by a function of the same file."""
+    name, frames = "jit(step)/jvp(jit(shard_map))/convert_element_type", ("fsdp.py:_copies", "fsdp.py:for_mesh", "step.py:step")
+    assert layers.kind_of(name, "", frames, {"convert"}, has_flops=False) == "casts of parameters"
+    frames = ("unet.py:__call__", *frames[1:])
+    assert layers.kind_of(name, "", frames, {"convert"}, has_flops=False) == "activations, sums and concatenations"
+
+
+def test_matrix_products_of_an_optimizer_are_its_own():
+    frames = ("_muon.py:_newton_schulz_iterator", "_muon.py:scale_by_muon.<locals>.update_fn", "step.py:train_step")
+    assert layers.kind_of("jit(step)/while/body/dot_general", "", frames, {"dot"}, has_flops=True) == "optimizer and EMA"
+    assert layers.kind_of("jit(step)/dot_general", "", frames[2:], {"dot"}, has_flops=True).startswith("convolutions")

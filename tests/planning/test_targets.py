@@ -13,7 +13,7 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
     ("text", "platform", "devices", "topology"),
     [
         ("h100", "gpu", 1, ""),
-        ("h100x8", "gpu", 8, ""),
+        ("H100x8", "gpu", 8, ""),
         ("a100x16", "gpu", 16, ""),
         ("v5e:2x4", "tpu", 8, "2x4"),
         ("v4:2x2x2", "tpu", 8, "2x2x2"),
@@ -27,9 +27,18 @@ def test_targets_are_parsed(text, platform, devices, topology):
     assert target.memory > 2**30
 
 
-@pytest.mark.parametrize("text", ["", "h1000", "h100:2x4", "v5e", "v5ex8", "h100x0", "h100x", "cpu8", "v5e:0x4", "tpu"])
-def test_wrong_targets_are_named(text):
-    with pytest.raises(InvalidArgumentError, match=f"`target={text}`"):
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        *((text, "write h100 or h100x8") for text in ("h1000", "h100:2x4", "h100x0", "h100x")),
+        *((text, "write v5e:2x4 for a slice") for text in ("v5e", "v5ex8", "v5e-8", "v5e:8", "v5e:0x4", "v5e:2x2x2")),
+        ("v4:2x4", "write v4:2x2x2 for a slice"),
+        ("cpu8", "write cpu or cpux8"),
+        *((text, "v5e:2x4 for a slice, .* h200 or h200x8") for text in ("", "tpu", "b200", "v5litepod-8")),
+    ],
+)
+def test_wrong_targets_are_named_with_right_ones(text, advice):
+    with pytest.raises(InvalidArgumentError, match=f"`target={text}` is not a known machine: .*{advice}"):
         parse_target(text)
 
 
@@ -40,12 +49,12 @@ def test_the_peak_of_each_accelerator_is_in_the_one_table_of_peaks(name):
     assert chip.platform == "cpu" or chip.peak_flops("float32") <= chip.peak == device_flops.PEAK_FLOPS[chip.kind]
 
 
-@pytest.mark.parametrize(("name", "extra"), [("h100", "cuda12-local"), ("v5e:2x4", "tpu")])
-def test_a_missing_compiler_is_one_line_with_the_command(monkeypatch, name, extra):
+@pytest.mark.parametrize(("name", "extra", "own"), [("h100", "cuda12-local", "plan-cuda"), ("v5e:2x4", "tpu", "plan-tpu")])
+def test_a_missing_compiler_is_one_line_with_the_command(monkeypatch, name, extra, own):
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(UnavailableError) as error:
         targets.check_installed(parse_target(name))
-    assert f"pip install 'jax[{extra}]=={jax.__version__}'" in str(error.value)
+    assert f"pip install 'jax[{extra}]=={jax.__version__}' (the extra {own})" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -25,3 +25,8 @@ def test_charts_are_side_by_side():
     assert two.shape == (one.shape[0], 2 * one.shape[1], 3)
     with pytest.raises(ValueError, match="no chart"):
         bars.draw([])
+
+
+@pytest.mark.parametrize(("value", "label"), [(12.34, "12.3"), (0.00146, "0.00146"), (1.35e-5, "< 0.001"), (0.0, "0")])
+def test_bars_have_short_labels(value, label):
+    assert bars._label(value) == label
