@@ -78,7 +78,7 @@ def inputs_at(index, schedule, images):
 
 
 def distance(a, b):
-    return np.abs(np.asarray(a, np.float64) - b).max()
+    return np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
 
 
 @pytest.mark.parametrize("sampler_name", SAMPLERS)
