@@ -67,8 +67,8 @@ def file(runs, tmp_path_factory):
     for name in list(CASES)[1:]:
         config, params = runs[name]
         network = build.build_denoise_fn(config, portable=True)
-        labels = condition_config.num_labels(config) > 0
-        models[name] = export_onnx.network_model(network, params, image_shape=build.image_shape(config), has_labels=labels)
+        cond = condition_config.example_cond(config, build.build_condition(config))
+        models[name] = export_onnx.network_model(network, params, image_shape=build.image_shape(config), cond=cond)
     elements = onnxruntime_web.page_elements(models, onnxruntime_web.RuntimeAssets("", b""))
     found = re.findall(rf'<script [^>]*id="onnx-(?:{"|".join(models)})".*?</script>', elements)
     assert len(found) == len(models)
