@@ -63,7 +63,7 @@ def count(params: Any) -> int:
 
 
 def _image_bytes(config: ConfigDict) -> int:
-    """Of an image, one byte for each channel of a pixel, with its noise in float32."""
+    """One byte for each channel of a pixel, and its noise in float32."""
     return 5 * int(np.prod(build.image_shape(config)))
 
 

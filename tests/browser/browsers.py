@@ -60,7 +60,7 @@ class Browser:
         return outcome.get("value")
 
     def console(self) -> list[str]:
-        """What the page wrote to the console since the last call, errors of loading included where the browser tells them."""
+        """What the page wrote to the console since the last call, with errors of loading where the browser reports them."""
         raise NotImplementedError
 
     def requests(self) -> list[str]:

@@ -217,7 +217,7 @@ def test_a_user_who_goes_back_in_a_growing_chain_stays_there(page):
     assert found == [2, 1, 3, 4]
 
 
-def test_a_network_that_fails_says_so(page):
+def test_the_error_of_a_network_is_shown(page):
     """And another chain can be started."""
     driver = page.driver
     driver.execute_script(

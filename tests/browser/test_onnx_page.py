@@ -1,5 +1,6 @@
 """A page with models inside, opened as a file: it computes what JAX computes, and loads nothing."""
 
+import functools
 import http.server
 import threading
 
@@ -126,6 +127,28 @@ def test_the_page_is_responsive_while_a_worker_computes(browser, page, page_with
         assert fewest <= ticks <= most
         np.testing.assert_allclose(output, wanted.ravel(), atol=1e-4)
         assert (browser.console(), browser.requests()) == ([], [])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and logs nothing."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_page_from_a_server_has_a_worker_too(browser, page):
+    handler = functools.partial(Quiet, directory=str(page.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            browser.driver.get(f"http://127.0.0.1:{server.server_port}/{page.name}")
+            inputs = {"x_t": [0] * 64, "t": [5], "labels": [3]}
+            assert len(browser.run(RUN, "denoiser", inputs, 1)["output"]) == 64
+            assert browser.run("return (await window.networks.denoiser).thread") == "worker"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_mistakes_of_a_page_name_the_model_and_the_input(opened):
