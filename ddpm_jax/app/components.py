@@ -24,6 +24,7 @@ def shown_picture(label: str, elem_id: str, height: int = 420) -> gr.Image:
         elem_classes="pixels",
         elem_id=elem_id,
         height=height,
+        min_width=300,  # of the label and the buttons; two pictures are below each other where there is less
         buttons=["download", "fullscreen"],
         render=False,
     )

@@ -69,13 +69,13 @@ class Model:
         data_config.complete(self._saved, self._identity)
         self._base = config.copy_and_resolve_references()
         self._base.sampling.label = -1  # the control of the class decides
-        self._runs: dict[tuple[str, int], Run] = {}
+        self._runs: dict[tuple[str, int | str], Run] = {}
         self._compiled = Newest()  # of all runs, which differ in their parameters only
         self.run = self._run_of(config.sampling.params, config.sampling.checkpoint_step)
         self.controls = Controls(config, self.run.class_names, self.run.step)
         self.images = StartImages(config, self.run, self.controls.classes)
-        has_condition = self.run.condition is not None
-        self.conditions = ConditionImages(config, self.run, self.controls.classes) if has_condition else None
+        condition = self.run.condition
+        self.conditions = ConditionImages(config, self.run, self.controls.classes, condition) if condition else None
 
     @property
     def title(self) -> str:

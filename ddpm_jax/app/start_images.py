@@ -1,8 +1,10 @@
 """Images to start from, of the data set or uploaded, as data of a model; and the condition images of one that has them."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -11,7 +13,8 @@ from ddpm_jax import data_config
 from ddpm_jax.api.run import Run
 from ddpm_jax.app import checks, pictures
 from ddpm_jax.cli import common
-from ddpm_jax.data import condition, decode, load
+from ddpm_jax.data import decode, load
+from ddpm_jax.data.condition import Condition, batch_conditions
 from ddpm_jax.data.source import ImageSource, center_crop_and_resize
 from ddpm_jax.diffusion import pixels
 from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
@@ -49,11 +52,11 @@ class StartImages:
         batch = self._batch(split, index)
         return batch["image"][0], self._class_of(batch)
 
-    def of_upload(self, picture: str | np.ndarray | None) -> np.ndarray:
+    def of_upload(self, picture: Any) -> np.ndarray:
         """An uploaded image as data of the model, [H, W, C] of its type: center-cropped and resized.
 
         Args:
-          picture: path of a file, which is read as config.edit.images; or uint8 [h, w, 3 or 4].
+          picture: path of a file, which is read as config.edit.images; uint8 [h, w, 3 or 4]; or None.
 
         Raises:
           InvalidArgumentError: there is no picture, or the images of the model are not gray or RGB.
@@ -61,11 +64,12 @@ class StartImages:
         """
         self._check_is_picture(picture)
         if isinstance(picture, str):
-            with_path = lambda: common.read_original(self._config, picture)  # noqa: E731
-            return _without_folder(with_path, picture)
+            return _without_folder(lambda: common.read_original(self._config, picture), picture)
         image = decode.to_uint8(Image.fromarray(np.asarray(picture, np.uint8)), self._background)
         image, pixel_format = center_crop_and_resize(image, self.shape[:2], self.shape[2]), self._run.pixel_format
-        return image if pixel_format.dtype == "uint8" else np.asarray(pixel_format.to_data(pixels.from_uint8(image)))
+        return (
+            image if pixel_format.dtype == "uint8" else np.asarray(pixel_format.to_data(pixels.from_uint8(jnp.asarray(image))))
+        )
 
     def shown(self, image: np.ndarray) -> np.ndarray:
         """An image [H, W, C] of the data as a large picture, uint8 [H', W', 3]."""
@@ -118,18 +122,23 @@ class StartImages:
 class ConditionImages(StartImages):
     """The condition images of a model that has them, as config.sampling.condition_images: uint8 [h, w, C]."""
 
+    def __init__(self, config: ConfigDict, run: Run, class_names: tuple[str, ...], condition: Condition):
+        """As `StartImages`; `condition` is that of the model."""
+        super().__init__(config, run, class_names)
+        self._condition = condition
+
     @property
     def shape(self) -> tuple[int, ...]:
         """[h, w, C] of a condition image."""
-        return self._run.condition.shape
+        return self._condition.shape
 
     def of_data(self, split: str, index: int) -> tuple[np.ndarray, str]:
         """The condition image of an image of the data set; see `StartImages.of_data`."""
         batch = self._batch(split, index)
-        return condition.batch_conditions(self._run.condition, batch)[0], self._class_of(batch)
+        return batch_conditions(self._condition, batch)[0], self._class_of(batch)
 
-    def of_upload(self, picture: str | np.ndarray | None) -> np.ndarray:
-        """An uploaded condition image, of any size; see `StartImages.of_upload`."""
+    def of_upload(self, picture: Any) -> np.ndarray:
+        """The condition image in a file, of any size; see `StartImages.of_upload`."""
         self._check_is_picture(picture)
         height, width, channels = self.shape
         read = lambda: common.read_image(  # noqa: E731
@@ -142,7 +151,7 @@ class ConditionImages(StartImages):
         return pictures.enlarge(pixels.UINT8.shown(image))
 
 
-def _without_folder(read: Any, path: Any) -> np.ndarray:
+def _without_folder(read: Callable[[], np.ndarray], path: str) -> np.ndarray:
     """read(), with errors that name the file and not its folder, which the user has not chosen."""
     try:
         return read()

@@ -26,9 +26,12 @@ def config_of(channels=3, **fields):
     return config
 
 
-def images_of(channels=3, pixel_format=UINT8, kind=StartImages, condition=None, **fields):
-    run = types.SimpleNamespace(image_shape=(8, 8, channels), pixel_format=pixel_format, condition=condition)
-    return kind(config_of(channels, **fields), run, ())
+def images_of(channels=3, pixel_format=UINT8, **fields):
+    return StartImages(config_of(channels, **fields), run_of(channels, pixel_format), ())
+
+
+def run_of(channels, pixel_format=UINT8):
+    return types.SimpleNamespace(image_shape=(8, 8, channels), pixel_format=pixel_format)
 
 
 def alpha():
@@ -111,7 +114,7 @@ def test_a_split_is_loaded_once(monkeypatch):
 
 def test_condition_images(tmp_path):
     make = make_condition("downsample", (8, 8, 1), max_noise=0.0, factor=2)
-    images = images_of(1, kind=ConditionImages, condition=make, **{"data.condition": "downsample"})
+    images = ConditionImages(config_of(1, **{"data.condition": "downsample"}), run_of(1), (), make)
     array, name = images.of_data("test", 2)
     original = images_of(1).of_data("test", 2)[0]
     np.testing.assert_array_equal(array, np.asarray(make.of_images(original[None]))[0])

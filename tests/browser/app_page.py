@@ -1,6 +1,7 @@
 """What the tests of the page of --mode=app share: runs, their servers, the page in a browser, requests without it."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 import ddpm_jax
 from ddpm_jax.configs import digits
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 SETTINGS = ("3", 5, "ddim", 8, "leading", 0.0, 2.0, "ema", "4")  # as on the page, from the top
 
 
@@ -98,6 +99,12 @@ class Page:
         url = self.until(lambda driver: driver.find_element(By.CSS_SELECTOR, f"#{name} img").get_attribute("src"))
         with urllib.request.urlopen(url) as response, Image.open(response) as image:
             return np.asarray(image.convert("RGB"))
+
+    def has_painted(self, canvas, low, high, part):
+        """Whether at least a part of the pixels of a canvas on the screen have colors from `low` to `high`."""
+        with Image.open(io.BytesIO(canvas.screenshot_as_png)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        return ((pixels >= low) & (pixels <= high)).all(axis=2).mean() >= part
 
     def open_tab(self, name):
         tabs = self.driver.find_elements(By.CSS_SELECTOR, "button[role=tab]")

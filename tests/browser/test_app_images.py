@@ -40,22 +40,19 @@ def test_inpainting_with_the_brush(page, run, app_folder):
     """First without painting: an error. Then two rows of three pixels, which alone are generated."""
     page.open_tab("Inpaint")
     editor = page.until(lambda driver: driver.find_element(By.ID, "inpaint-editor"))
-    page.until(lambda driver: editor.find_elements(By.CSS_SELECTOR, "button[aria-label=Brush]"))
-    time.sleep(2)  # the editor shows its background without a sign that it has
+    canvas = page.until(lambda driver: editor.find_element(By.TAG_NAME, "canvas"))
+    page.until(lambda driver: page.has_painted(canvas, 0, 40, part=0.1))  # the black background of a digit
     page.press("inpaint-run")
     page.shows("no pixel is painted")
     editor.find_element(By.CSS_SELECTOR, "button[aria-label=Brush]").click()
     zoom = int(re.search(r"(\d+)%", editor.text)[1]) / 100
     points = [(68, 68), (172, 68), (172, 96), (68, 96), (68, 124), (172, 124)]  # of the picture, 384 x 384
-    canvas, at = (
-        editor.find_element(By.TAG_NAME, "canvas"),
-        [(round((x - 192) * zoom), round((y - 192) * zoom)) for x, y in points],
-    )
+    at = [(round((x - 192) * zoom), round((y - 192) * zoom)) for x, y in points]
     stroke = ActionChains(page.driver).move_to_element_with_offset(canvas, *at[0]).click_and_hold()
     for (x, y), (next_x, next_y) in itertools.pairwise(at):
         stroke = stroke.move_by_offset(next_x - x, next_y - y)
     stroke.release().perform()
-    time.sleep(1)
+    page.until(lambda driver: page.has_painted(canvas, (210, 60, 20), (240, 110, 70), part=0.05))
     page.press("inpaint-run")
     page.shows("the image, and 4 images")
     page.shows_call("run.inpaint(images, mask")

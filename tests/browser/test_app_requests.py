@@ -37,7 +37,6 @@ def test_requests_of_other_pages_are_refused(address):
 @pytest.mark.parametrize(
     ("path", "data"),
     [
-        ("docs", None),
         ("openapi.json", None),
         ("gradio_api/openapi.json", None),
         ("gradio_api/file=http://127.0.0.1:1/a.png", None),
@@ -45,7 +44,6 @@ def test_requests_of_other_pages_are_refused(address):
         ("gradio_api/proxy=http://127.0.0.1:1/", None),
         ("gradio_api/deep_link?session_hash=a", None),
         ("gradio_api/vibe-code", None),
-        ("gradio_api/run-history/records", None),
         ("monitoring", None),
         ("gradio_api/process_recording", {}),
         ("gradio_api/stream/a", {}),
