@@ -15,6 +15,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import nbformat
 import numpy as np
 import pytest
@@ -84,6 +85,8 @@ def test_it_runs_and_shows_what_is_stored(tmp_path, repository, compiled_fast, m
                     cell.source
                 )  # of 255 levels: other fonts differ by more
     assert exact == 7
+    (device,) = (cell for cell in run.cells if "computes on" in cell.source)
+    assert printed(device).startswith(f"JAX {jax.__version__} computes on ")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 8
 
