@@ -20,11 +20,14 @@ from ddpm_jax.planning import analysis, targets
 from ddpm_jax.planning.targets import Target
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import rng
+from ddpm_jax.runtime.errors import UnavailableError
 from ddpm_jax.training import fsdp
 from ddpm_jax.training.state import TrainState
 
 # A TPU's compiler fails if a program does not fit; a GPU's fails only for a single array that is too large.
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|Ran out of memory")
+
+_NO_ASSEMBLER = "No PTX compilation provider"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,10 +130,17 @@ def plan_sampling(config: ConfigDict, target: Target) -> dict[str, Any]:
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:
-    """The program, or None and the compiler's line if it does not fit into the memory of the device."""
+    """The program, or None and the compiler's line if it does not fit into the memory of the device.
+
+    Raises:
+      UnavailableError: for a GPU, if there is no assembler, which XLA looks for in several folders.
+    """
     try:
         return lowered.compile(), ""
     except jax.errors.JaxRuntimeError as error:
+        if _NO_ASSEMBLER in str(error):
+            line = f"compiling for a GPU needs ptxas, which is not found: pip install {targets.PTXAS} (the extra plan-cuda)"
+            raise UnavailableError(line) from error
         if not _OUT_OF_MEMORY.search(str(error)):
             raise
         return None, next(line for line in str(error).splitlines() if _OUT_OF_MEMORY.search(line))[:300]

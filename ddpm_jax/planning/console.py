@@ -60,7 +60,7 @@ def memory_text(summary: Mapping[str, Any]) -> str:
     if "peak" not in memory:
         return markdown_table(rows) + f"\ndoes not fit into {limit}; the compiler: {memory['message']}\n"
     verdict = f"fits into the {limit}" if memory["fits"] else f"does not fit into the {limit}"
-    line = f"{verdict}; an estimate: up to {report.images_that_fit(summary):,} images a device do, here {summary['images']:,}"
+    line = f"{verdict}; estimate: up to {report.images_that_fit(summary):,} images per device fit, here {summary['images']:,}"
     return markdown_table(rows) + f"\n{line}\n"
 
 
@@ -90,8 +90,14 @@ def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: i
     if best is None:
         return markdown_table(rows) + "\nno estimate of the time: the speed of a CPU is not in the table of machines\n"
     count = images * target.num_devices / best
-    line = f"estimate: {1 / best:,.3g} {unit}s/s, {count:,.0f} images/s, {format_duration(best * steps)} for {steps:,} {unit}s"
+    line = (
+        f"estimate: {_rate(1 / best)} {unit}s/s, {count:,.0f} images/s, {format_duration(best * steps)} for {steps:,} {unit}s"
+    )
     return markdown_table(rows) + f"\n{line}; a real device is slower\n"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def operations_text(summary: Mapping[str, Any], launches: str) -> str:
@@ -145,4 +151,4 @@ def _time_unit(kinds: Sequence[Mapping[str, Any]]) -> tuple[str, float, str]:
 def _memory_unit(memory: Mapping[str, Any]) -> tuple[str, float, int]:
     """Name and bytes of the unit in which the memory is shown, and decimal places."""
     largest = max(memory.get(part, 0.0) for part in (*MEMORY, "peak"))
-    return ("GiB", GIB, 3) if largest >= GIB else ("MiB", 2**20, 1)
+    return ("GiB", GIB, 3) if largest >= GIB else ("MiB", 2**20, 1 if largest >= 10 * 2**20 else 3)

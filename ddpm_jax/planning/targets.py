@@ -1,6 +1,7 @@
 """The machines of --mode=plan: their memory, speed and how to compile for them without having one.
 
-A TPU's compiler is in the package libtpu, a GPU's in jax-cuda12-plugin and jax-cuda12-pjrt: the extras plan-tpu and plan-cuda.
+A TPU's compiler is in the package libtpu, a GPU's in jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12: extras
+plan-tpu and plan-cuda.
 """
 
 import dataclasses
@@ -19,8 +20,13 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 GIB = 2**30
 # XLA's allocator takes three quarters of a GPU's memory (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPU_MEMORY_SHARE = 0.75
-# platform -> (module that must be installed, extra of jax, our extra); cuda12-local has no CUDA libraries, which take 2 GB
-_NEEDS = {"tpu": ("libtpu", "tpu", "plan-tpu"), "gpu": ("jax_plugins.xla_cuda12", "cuda12-local", "plan-cuda")}
+PTXAS = "nvidia-cuda-nvcc-cu12"  # a package that has NVIDIA's assembler
+# platform -> (module that must be installed, packages that have it and what it needs, our extra). The CUDA libraries, of 2 GB,
+# are not among them.
+_NEEDS = {
+    "tpu": ("libtpu", f"'jax[tpu]=={jax.__version__}'", "plan-tpu"),
+    "gpu": ("jax_plugins.xla_cuda12", f"'jax[cuda12-local]=={jax.__version__}' {PTXAS}", "plan-cuda"),
+}
 # There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
 MAX_CPU_DEVICES = 1024  # JAX creates them; 4,096 take seconds, 100,000 do not end
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -142,15 +148,14 @@ def check_installed(target: Target) -> None:
     """
     if target.chip.platform not in _NEEDS:
         return
-    module, extra, own = _NEEDS[target.chip.platform]
+    module, packages, extra = _NEEDS[target.chip.platform]
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of its parent
         found = None
     if found is None:
-        wanted = f"'jax[{extra}]=={jax.__version__}'"
         raise UnavailableError(
-            f"compiling for {target.name} needs a package that is not installed: pip install {wanted} (the extra {own})"
+            f"compiling for {target.name} needs a package that is not installed: pip install {packages} (the extra {extra})"
         )
 
 

@@ -10,7 +10,7 @@ from ddpm_jax.planning import analysis, compile_step, console, report
 from ddpm_jax.planning.targets import GIB, parse_target
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import rng
-from ddpm_jax.runtime.errors import InvalidArgumentError
+from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 
 FIELDS = {
     "model.unet.ch": 8,
@@ -134,7 +134,7 @@ def test_estimates_of_an_accelerator_follow_from_its_speed(found):
     assert "for 1,000 steps;" in text
 
 
-@pytest.mark.parametrize(("scale", "unit", "peak"), [(1e6, "MiB", "2.6"), (1e9, "GiB", "2.515")])
+@pytest.mark.parametrize(("scale", "unit", "peak"), [(1e6, "MiB", "2.575"), (1e7, "MiB", "25.7"), (1e9, "GiB", "2.515")])
 def test_memory_has_the_unit_of_its_size(scale, unit, peak):
     memory = {"parameters": 1.2 * scale, "temporaries": 1.5 * scale, "peak": 2.7 * scale, "limit": 16 * GIB, "fits": True}
     text = console.memory_text({"memory": memory, "images": 8})
@@ -146,6 +146,15 @@ def test_images_that_fit_are_estimated_from_the_temporaries():
     memory = {"parameters": 1 * GIB, "temporaries": 5 * GIB, "peak": 9 * GIB, "limit": 8 * GIB}
     # 4 GiB beside the temporaries and 1 GiB of gradients are fixed: 3 GiB are free, and 8 images take 4 GiB.
     assert report.images_that_fit({"memory": memory, "images": 8}) == 6
+
+
+def test_a_missing_assembler_is_one_line_with_the_command():
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: No PTX compilation provider is available. Neither ptxas/nvlink")
+
+    with pytest.raises(UnavailableError, match=r"needs ptxas, .*: pip install nvidia-cuda-nvcc-cu12 \(the extra plan-cuda\)"):
+        compile_step._compile(Lowered())
 
 
 def test_a_program_that_the_compiler_rejects_is_reported():

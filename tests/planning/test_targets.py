@@ -49,12 +49,15 @@ def test_the_peak_of_each_accelerator_is_in_the_one_table_of_peaks(name):
     assert chip.platform == "cpu" or chip.peak_flops("float32") <= chip.peak == device_flops.PEAK_FLOPS[chip.kind]
 
 
-@pytest.mark.parametrize(("name", "extra", "own"), [("h100", "cuda12-local", "plan-cuda"), ("v5e:2x4", "tpu", "plan-tpu")])
-def test_a_missing_compiler_is_one_line_with_the_command(monkeypatch, name, extra, own):
+@pytest.mark.parametrize(
+    ("name", "packages", "extra"),
+    [("h100", "'jax[cuda12-local]=={}' nvidia-cuda-nvcc-cu12", "plan-cuda"), ("v5e:2x4", "'jax[tpu]=={}'", "plan-tpu")],
+)
+def test_a_missing_compiler_is_one_line_with_the_command(monkeypatch, name, packages, extra):
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(UnavailableError) as error:
         targets.check_installed(parse_target(name))
-    assert f"pip install 'jax[{extra}]=={jax.__version__}' (the extra {own})" in str(error.value)
+    assert f": pip install {packages.format(jax.__version__)} (the extra {extra})" in str(error.value)
     assert "\n" not in str(error.value)
 
 
