@@ -110,7 +110,16 @@ HOMES = {
         "metrics/inception.py",
         *(
             f"models/{name}.py"
-            for name in ("__init__", "grad_sums", "group_norm", "hashed_dropout", "layers", "tpu_layers", "unet")
+            for name in (
+                "__init__",
+                "grad_sums",
+                "group_norm",
+                "hashed_dropout",
+                "layers",
+                "tpu_layers",
+                "training_layers",
+                "unet",
+            )
         ),
     },
     # Not part of JAX's stable API: `cpu.layer_functions` imports conv.py under a guard; onnx_model.py takes the public names of

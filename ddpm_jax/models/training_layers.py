@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ddpm_jax.models import tpu_upsampling
 from ddpm_jax.models.group_norm import group_norm, norm_swish, training_norm
 from ddpm_jax.models.hashed_dropout import HashedDropout
-from ddpm_jax.models.layers import Norm, ResidualBlock, average_pool, conv, dense, upsample_nearest
+from ddpm_jax.models.layers import Norm, ResidualBlock, average_pool, conv, dense, upsample_conv, upsample_nearest
 
 
 class GpuResidualBlock(ResidualBlock):
@@ -109,8 +110,8 @@ def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
 
     Args:
       network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on GPUs, and
-        block_class=ResidualBlock with it `GpuResidualBlock`; dropout_class=Dropout becomes `HashedDropout` on TPUs, while
-        GPUs store the mask anyway.
+        block_class=ResidualBlock with it `GpuResidualBlock`; dropout_class=Dropout becomes `HashedDropout` on TPUs, and
+        upsample_conv_fn=upsample_conv that of `tpu_upsampling`.
       mesh: the mesh of the training step.
     """
     platform = mesh.devices.flat[0].platform
@@ -118,6 +119,8 @@ def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
         network = network.clone(norm_fn=training_norm)
         if getattr(network, "block_class", None) is ResidualBlock:
             network = network.clone(block_class=GpuResidualBlock)
-    if platform == "tpu" and getattr(network, "dropout_class", None) is nn.Dropout:
-        network = network.clone(dropout_class=HashedDropout)
+    on_tpus = {"dropout_class": (nn.Dropout, HashedDropout), "upsample_conv_fn": (upsample_conv, tpu_upsampling.upsample_conv)}
+    for field, (plain, fast) in on_tpus.items() if platform == "tpu" else ():
+        if getattr(network, field, None) is plain:
+            network = network.clone(**{field: fast})
     return network

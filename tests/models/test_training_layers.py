@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models import group_norm, layers, training_layers
+from ddpm_jax.models import group_norm, layers, tpu_upsampling, training_layers
 from ddpm_jax.models.hashed_dropout import HashedDropout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
@@ -25,7 +25,10 @@ def test_training_on_accelerators_has_its_own_layers():
     assert training_layers.for_training(UNet(), mesh_of("gpu")) == fast
     assert training_layers.for_training(own_norm, mesh_of("gpu")) == own_norm
     assert training_layers.for_training(own_block, mesh_of("gpu")) == fast
-    assert training_layers.for_training(UNet(), mesh_of("tpu")) == UNet(dropout_class=HashedDropout)
+    on_tpus = UNet(dropout_class=HashedDropout, upsample_conv_fn=tpu_upsampling.upsample_conv)
+    assert training_layers.for_training(UNet(), mesh_of("tpu")) == on_tpus
+    own_conv = UNet(upsample_conv_fn=jax.lax.conv_general_dilated)
+    assert training_layers.for_training(own_conv, mesh_of("tpu")).upsample_conv_fn is jax.lax.conv_general_dilated
     assert training_layers.for_training(UNet(), meshes.make_mesh()) == UNet()
     for platform in ("tpu", "gpu"):
         assert training_layers.for_training(nn.Dense(3), mesh_of(platform)) == nn.Dense(3)
