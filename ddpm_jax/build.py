@@ -17,7 +17,7 @@ from ddpm_jax.data.condition import Condition
 from ddpm_jax.data.source import height_width
 from ddpm_jax.diffusion import loss_weighting, losses, pixels, schedules, spacings, timestep_sampling
 from ddpm_jax.diffusion.parameterization import DenoiseFn, Parameterization
-from ddpm_jax.models import group_norm, layers, training_layers
+from ddpm_jax.models import group_norm, layers, tpu_layers, training_layers
 from ddpm_jax.runtime import registry
 from ddpm_jax.runtime.mesh import images_per_batch
 from ddpm_jax.samplers import check_custom_sampler, make_sampler
@@ -26,7 +26,7 @@ from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guide
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
-from ddpm_jax.training import fsdp, grad_groups, param_patterns
+from ddpm_jax.training import fsdp, grad_groups, param_patterns, tree_norm
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.learning_rate import make_learning_rate
@@ -192,9 +192,8 @@ def build_optimizer(config: ConfigDict, norm_fn: Callable[[Any], jax.Array] = op
 
 def build_learning_rate(config: ConfigDict) -> Callable[[int], np.float32]:
     """Step -> learning rate, on the host."""
-    name, rate, warmup_steps = (config.optimizer[field] for field in ("schedule", "learning_rate", "warmup_steps"))
-    make, num_steps = make_learning_rate, config.train.num_steps
-    return _make(config, choices.LEARNING_RATE, make, name, rate, num_steps, warmup_steps=warmup_steps)
+    name, rate, warmup = (config.optimizer[field] for field in ("schedule", "learning_rate", "warmup_steps"))
+    return _make(config, choices.LEARNING_RATE, make_learning_rate, name, rate, config.train.num_steps, warmup_steps=warmup)
 
 
 def build_ema_tracker(config: ConfigDict) -> EmaTracker:
@@ -272,8 +271,8 @@ def build_init(config: ConfigDict) -> Callable[..., TrainState]:
 def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
     model = training_layers.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
-    parameterization, condition = build_parameterization(config), build_condition(config)
-    apply, frozen, grouped = fsdp.for_mesh(model.apply, mesh), tuple(config.train.frozen), grad_groups.is_useful(mesh)
+    parameterization, condition, norm_fn = build_parameterization(config), build_condition(config), tree_norm.for_mesh(mesh)
+    apply, frozen = tpu_layers.for_mesh(fsdp.for_mesh(model.apply, mesh), mesh), tuple(config.train.frozen)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         params, time, rngs = {"params": params}, parameterization.network_time(t), {"dropout": dropout_key}
@@ -284,7 +283,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         apply_fn=apply_fn,
         schedule=build_schedule(config),
         parameterization=parameterization,
-        optimizer=build_optimizer(config, grad_groups.norm if grouped else optax.tree.norm),
+        optimizer=build_optimizer(config, norm_fn),
         loss_fn=build_loss(config),
         ema_decay=config.ema.decay,
         random_flip=config.data.random_flip,
@@ -297,7 +296,8 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         averaging=build_ema_tracker(config),
         pixel_format=pixel_format(config),
         accumulation_steps=config.optimizer.accumulation_steps,
-        group_grads=grouped,
+        group_grads=grad_groups.is_useful(mesh),
+        norm_fn=norm_fn,
         **fsdp.train_step_options(mesh),
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )

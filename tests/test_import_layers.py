@@ -108,7 +108,19 @@ HOMES = {
     "flax.linen": {
         "build.py",
         "metrics/inception.py",
-        *(f"models/{name}.py" for name in ("__init__", "grad_sums", "group_norm", "layers", "unet")),
+        *(
+            f"models/{name}.py"
+            for name in (
+                "__init__",
+                "grad_sums",
+                "group_norm",
+                "hashed_dropout",
+                "layers",
+                "tpu_layers",
+                "training_layers",
+                "unet",
+            )
+        ),
     },
     # Not part of JAX's stable API: `cpu.layer_functions` imports conv.py under a guard; onnx_model.py takes the public names of
     # jaxprs.

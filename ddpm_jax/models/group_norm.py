@@ -1,4 +1,4 @@
-"""Group norm with float32 statistics: in one pass over the input on GPUs, Linen's on other platforms.
+"""Group norm with float32 statistics: in one pass over the input on GPUs, Linen's on other platforms, on TPUs with one pass.
 
 Group norm (Wu and He 1803.08494) is
 
@@ -34,13 +34,17 @@ import jax.numpy as jnp
 
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
     """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C."""
-    linen, one_pass = (functools.partial(form, groups=groups, epsilon=epsilon) for form in (linen_norm, one_pass_norm))
-    return jax.lax.platform_dependent(x, scale, bias, cuda=one_pass, rocm=one_pass, default=linen)
+    options = {"groups": groups, "epsilon": epsilon}
+    linen, one_pass = functools.partial(linen_norm, **options), functools.partial(one_pass_norm, **options)
+    tpu = functools.partial(linen, fast_variance=True)
+    return jax.lax.platform_dependent(x, scale, bias, cuda=one_pass, rocm=one_pass, tpu=tpu, default=linen)
 
 
-def linen_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
-    """`group_norm` by Linen."""
-    fast = x.dtype == jnp.float32  # for bfloat16, the variance takes a second pass
+def linen_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float, fast_variance: bool = False
+) -> jax.Array:
+    """`group_norm` by Linen. For bfloat16 the variance takes a second pass over x, unless `fast_variance`."""
+    fast = fast_variance or x.dtype == jnp.float32
     norm = nn.GroupNorm(groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=fast, parent=None)
     return cast(jax.Array, norm.apply({"params": {"scale": scale, "bias": bias}}, x))
 

@@ -62,10 +62,10 @@ def upsample_conv(x: jax.Array, kernel: jax.Array, window_strides, padding, **op
 
 def dense(features: int, *, init=default_init, dtype=jnp.float32, name=None, **options) -> nn.Dense:
     """A matmul over the last axis. On images it equals a 1x1 convolution, but is twice as fast on CPUs."""
-    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=_matmul, **options)
+    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name, dot_general=flat_matmul, **options)
 
 
-def _matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
+def flat_matmul(x: jax.Array, kernel: jax.Array, _, **options) -> jax.Array:
     """x @ kernel with flattened pixels: with more axes, XLA for CPUs would transpose an operand of the kernel's gradient."""
     pixels = x.reshape(-1, x.shape[-1])
     return jax.lax.dot_general(pixels, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[-1])

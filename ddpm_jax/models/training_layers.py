@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ddpm_jax.models import tpu_upsampling
 from ddpm_jax.models.group_norm import group_norm, norm_swish, training_norm
-from ddpm_jax.models.layers import Norm, ResidualBlock, average_pool, conv, dense, upsample_nearest
+from ddpm_jax.models.hashed_dropout import HashedDropout
+from ddpm_jax.models.layers import Norm, ResidualBlock, average_pool, conv, dense, upsample_conv, upsample_nearest
 
 
 class GpuResidualBlock(ResidualBlock):
@@ -103,26 +105,13 @@ def _stored(x: jax.Array) -> jax.Array:
 _stored.defvjp(lambda x: (_stored(x), None), lambda _, gradient: (gradient,))
 
 
-class StoredDropout(nn.Dropout):
-    """Dropout with the same mask, which is stored for the gradient: on a TPU, XLA otherwise computes its random bits in each of
-    the convolutions that need it, of the output, the kernel's gradient and the input's gradient."""
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
-        """Any shape and type -> the same."""
-        if self.rate == 0 or deterministic:
-            return inputs
-        mask = jax.random.bernoulli(self.make_rng(self.rng_collection), 1.0 - self.rate, inputs.shape)
-        return jnp.where(jax.lax.optimization_barrier(mask), inputs / (1.0 - self.rate), 0)
-
-
 def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
     """The network with the layers for training on the devices of a mesh, which are those of `network` on CPUs.
 
     Args:
       network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on GPUs, and
-        block_class=ResidualBlock with it `GpuResidualBlock`; dropout_class=Dropout becomes `StoredDropout` on TPUs, while
-        GPUs store the mask anyway.
+        block_class=ResidualBlock with it `GpuResidualBlock`; dropout_class=Dropout becomes `HashedDropout` on TPUs, and
+        upsample_conv_fn=upsample_conv that of `tpu_upsampling`.
       mesh: the mesh of the training step.
     """
     platform = mesh.devices.flat[0].platform
@@ -130,6 +119,8 @@ def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
         network = network.clone(norm_fn=training_norm)
         if getattr(network, "block_class", None) is ResidualBlock:
             network = network.clone(block_class=GpuResidualBlock)
-    if platform == "tpu" and getattr(network, "dropout_class", None) is nn.Dropout:
-        network = network.clone(dropout_class=StoredDropout)
+    on_tpus = {"dropout_class": (nn.Dropout, HashedDropout), "upsample_conv_fn": (upsample_conv, tpu_upsampling.upsample_conv)}
+    for field, (plain, fast) in on_tpus.items() if platform == "tpu" else ():
+        if getattr(network, field, None) is plain:
+            network = network.clone(**{field: fast})
     return network

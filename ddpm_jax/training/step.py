@@ -49,6 +49,7 @@ def train_step(
     pixel_format: pixels.PixelFormat = pixels.UINT8,
     unroll: bool = False,
     group_grads: bool = False,
+    norm_fn: Callable[[Any], jax.Array] = optax.tree.norm,
     shard_grad_fn: Callable[[Callable], Callable] = lambda loss_and_grads: loss_and_grads,
     shard_loss_fn: Callable[[Callable], Callable] = lambda mean_loss: mean_loss,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -78,7 +79,8 @@ def train_step(
       accumulation_steps: number of micro-batches over which gradients are averaged; divides B.
       pixel_format: type and range of the images.
       unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
-      group_grads: update the parameters in few kernels (`grad_groups.py`); `optimizer` should clip by `grad_groups.norm`.
+      group_grads: update the parameters in few kernels (`grad_groups.py`); `norm_fn` should be `grad_groups.norm`.
+      norm_fn: the norm of a pytree, by which `optimizer` should clip as well, so that it is computed once.
       shard_grad_fn: transforms (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) into the same function,
         sharded over devices; by default XLA partitions it.
       shard_loss_fn: transforms (params, examples, dropout_key) -> (mean loss, losses [B]) into the same function of sharded
@@ -165,8 +167,8 @@ def train_step(
     quartile = jax.nn.one_hot(t * 4 // schedule.num_timesteps, 4)
     metrics = {
         "loss": mean,
-        "grad_norm": grad_groups.norm(grads) if group_grads else optax.tree.norm(grads),
-        "param_norm": grad_groups.norm_of_new(params) if group_grads else optax.tree.norm(params),
+        "grad_norm": norm_fn(grads),
+        "param_norm": grad_groups.norm_of_new(params) if group_grads else norm_fn(params),
         "quartile_sum": jnp.sum(quartile * values[:, None], axis=0),
         "quartile_count": jnp.sum(quartile, axis=0),
     }

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models import group_norm, layers, training_layers
+from ddpm_jax.models import group_norm, layers, tpu_upsampling, training_layers
+from ddpm_jax.models.hashed_dropout import HashedDropout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
 
@@ -24,7 +25,10 @@ def test_training_on_accelerators_has_its_own_layers():
     assert training_layers.for_training(UNet(), mesh_of("gpu")) == fast
     assert training_layers.for_training(own_norm, mesh_of("gpu")) == own_norm
     assert training_layers.for_training(own_block, mesh_of("gpu")) == fast
-    assert training_layers.for_training(UNet(), mesh_of("tpu")) == UNet(dropout_class=training_layers.StoredDropout)
+    on_tpus = UNet(dropout_class=HashedDropout, upsample_conv_fn=tpu_upsampling.upsample_conv)
+    assert training_layers.for_training(UNet(), mesh_of("tpu")) == on_tpus
+    own_conv = UNet(upsample_conv_fn=jax.lax.conv_general_dilated)
+    assert training_layers.for_training(own_conv, mesh_of("tpu")).upsample_conv_fn is jax.lax.conv_general_dilated
     assert training_layers.for_training(UNet(), meshes.make_mesh()) == UNet()
     for platform in ("tpu", "gpu"):
         assert training_layers.for_training(nn.Dense(3), mesh_of(platform)) == nn.Dense(3)
@@ -39,11 +43,7 @@ def random_params(network, *inputs):
 def test_a_network_for_training_on_accelerators_has_the_same_gradient():
     """With dropout, whose mask has the same bits. Tolerance: float32 rounding, relative to the largest number of each array."""
     plain = UNet(1, 8, (1,), 1, (8,), dropout=0.5, norm_fn=group_norm.linen_norm, remat=True)
-    fast = plain.clone(
-        norm_fn=group_norm.training_norm,
-        dropout_class=training_layers.StoredDropout,
-        block_class=training_layers.GpuResidualBlock,
-    )
+    fast = plain.clone(norm_fn=group_norm.training_norm, block_class=training_layers.GpuResidualBlock)
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 700])
     params = random_params(plain, x, t)
     assert jax.tree.map(jnp.shape, random_params(fast, x, t)) == jax.tree.map(jnp.shape, params)
@@ -101,19 +101,3 @@ def test_residual_blocks_for_gpus_are_residual_blocks(case):
     rounding = relative_errors(block_gradients(plain, dtype=jnp.bfloat16, **case), want)
     ours = relative_errors(block_gradients(fast, dtype=jnp.bfloat16, **case), want)
     assert (ours < 1.2 * rounding).all()
-
-
-def test_stored_dropout_is_dropout():
-    """The same bits, the gradient included; the identity if deterministic or with rate 0."""
-    x = jax.random.normal(jax.random.key(0), (4, 50)).at[0].set(jnp.nan)
-
-    def drop(kind, rate=0.3, deterministic=False):
-        apply = lambda x: kind(rate).apply({}, x, deterministic, rngs={"dropout": jax.random.key(1)})  # noqa: E731
-        y, vjp = jax.vjp(apply, x)
-        return y, *vjp(x)
-
-    for options in ({}, {"deterministic": True}, {"rate": 0.0}):
-        for got, want in zip(drop(training_layers.StoredDropout, **options), drop(nn.Dropout, **options), strict=True):
-            np.testing.assert_array_equal(got, want)
-    text = jax.jit(lambda x: drop(training_layers.StoredDropout)).lower(x).as_text()
-    assert text.count("stablehlo.optimization_barrier") == 1

@@ -55,6 +55,7 @@ def steps(name, grouped, clip_norm, frozen=(), count=2):
             random_flip=False,
             averaging=AVERAGING,
             group_grads=grouped,
+            norm_fn=norm_fn,
         )
 
     batch = {"image": jnp.asarray(np.random.default_rng(2).integers(0, 256, (4, 2, 2, 1)), jnp.uint8)}
