@@ -326,6 +326,16 @@ def test_the_manifest_is_saved_while_files_are_read(load, monkeypatch, stop_at):
     assert known[-1] == COUNT
 
 
+def test_a_cache_that_cannot_be_written_is_known_before_a_long_reading(load, tmp_path, monkeypatch, log_lines, stop_at):
+    monkeypatch.setattr(first_reading, "MANY", COUNT - 1)
+    monkeypatch.setattr("ddpm_jax.data.source.AHEAD", 1)
+    (tmp_path / "cache").symlink_to(tmp_path / "nothing" / "there")
+    stop_at(3)
+    with pytest.raises(KeyboardInterrupt):
+        load(num_threads=1)
+    assert [line.startswith("warning: cannot write") for line in log_lines] == [True, False]
+
+
 def test_two_programs_that_read_a_folder_at_once_keep_what_both_found(photos, tmp_path):
     paths = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
     manifests = [folder_manifest.FolderManifest(str(photos), paths, "", tmp_path / "cache") for _ in range(2)]
