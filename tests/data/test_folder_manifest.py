@@ -78,7 +78,7 @@ def test_a_second_start_reads_no_file(load, photos, tmp_path, log_lines):
     assert f"{photos}: 12 files have not changed since they were checked" in " ".join(log_lines)
     for source in (first, second):
         assert source.fingerprint == fresh(photos).fingerprint
-        assert (source.files, source.class_names, source.value_range) == (first.files, ("cats", "dogs"), ())
+        assert (list(source.files), source.class_names, source.value_range) == (list(first.files), ("cats", "dogs"), ())
         np.testing.assert_array_equal(source.batch(np.arange(COUNT))["image"], fresh(photos).batch(np.arange(COUNT))["image"])
 
 
