@@ -55,6 +55,7 @@ SHARED = (
     "ddpm_jax.runtime.object_path",
     "ddpm_jax.runtime.registry",
     "ddpm_jax.runtime.custom_parts",
+    "ddpm_jax.runtime.progress",
 )  # below all layers
 CONFIG_READERS = (
     "animation_config",

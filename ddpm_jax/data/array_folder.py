@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data import decode
+from ddpm_jax.data.file_names import FileNames
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import check_reading, choose_examples, find_images, one_line, splits_of
 from ddpm_jax.data.image_folder import readable_indices
@@ -135,11 +136,13 @@ def load_array_folder(
     if images is not None:
         return ArraySource(images[kept] if broken else images, labels, **attributes)
 
+    names = FileNames(paths)
+
     def read_example(index: int) -> tuple[np.ndarray, int | None]:
         try:
-            image = read_array(os.path.join(folder, paths[index]), shape, array_dtype)
+            image = read_array(os.path.join(folder, names[index]), shape, array_dtype)
         except ArrayFileError as error:  # it was readable when the run started
-            raise InvalidDataError(f"{one_line(paths[index])} in {folder} can no longer be read ({error})") from error
+            raise InvalidDataError(f"{one_line(names[index])} in {folder} can no longer be read ({error})") from error
         return image, None if labels is None else int(labels[index])
 
     return LazySource(

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 16  # files per task of a thread: photographs are large, and progress should be visible
 SAVE_S = 300.0  # time between two saves of the manifest
+MANY = 10_000  # files to read from which on the first save is at the start: a cache that cannot be written is known then
 
 
 class FirstReading:
@@ -54,7 +55,7 @@ class FirstReading:
         self._folder, self._paths, self._background, self._shape, self._images = folder, paths, background, shape, images
         self._facts, self._cache_dir = FileFacts(len(paths)), cache_dir
         self._manifest: FolderManifest | None = None
-        self._saved = time.monotonic()
+        self._saved = 0.0  # time.monotonic() of the last save
         self.broken: dict[int, str] = {}
 
     def open_manifest(self, num_threads: int | None) -> FolderManifest:
@@ -86,6 +87,7 @@ class FirstReading:
                 )
         if not len(unread):
             return
+        self._saved = time.monotonic() - (len(unread) > MANY) * SAVE_S
         try:
             self._for_each(unread, (), num_threads, between=self._save_at_times)
         except BaseException:
@@ -97,7 +99,7 @@ class FirstReading:
         self.save()
 
     def _save_at_times(self) -> None:
-        if time.monotonic() - self._saved > SAVE_S:
+        if time.monotonic() - self._saved >= SAVE_S:
             self.save()
 
     def read_deep(self, levels: Sequence[float], num_threads: int | None) -> tuple[float, ...]:

@@ -2,10 +2,9 @@
 
 The first start reads every file once, which takes hours for millions of files. What it finds is kept in the user's cache
 folder, also if it is stopped: the digest of each file, the lowest and highest level of its image, and the levels of deep gray
-files. Of a folder of arrays it keeps the digests. Every start lists
-the folder and asks for size, time of the last write and time of the last change of status of each file. Only a file that
-agrees in all three is not read again, so that the fingerprint of the set is that of the present files. A file in a bucket must
-agree in size and checksum.
+files (only the digests, for a folder of arrays). Every start lists the folder and asks for size, time of the last write and
+time of the last change of status of each file. Only a file that agrees in all three is not read again, so that the fingerprint
+of the set is that of the present files. A file in a bucket must agree in size and checksum.
 
 A file that is written twice within the resolution of the clock may have the same times. As in Git, a file that was written
 within `MARGIN_S` before it was read is therefore read again at the next start. Broken files are read at every start.
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data.file_names import join
 from ddpm_jax.data.value_range import DeepLevels
 from ddpm_jax.runtime import storage
 from ddpm_jax.runtime.atomic import open_atomic
@@ -91,7 +91,7 @@ class FolderManifest:
         where = folder if storage.is_remote(folder) else os.path.realpath(folder)
         name = hashlib.sha256(f"{where}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self.file = cache_folder / f"{name}.npz"
-        self._names, self._remote = _joined(paths), storage.is_remote(folder)
+        self._names, self._remote = join(paths), storage.is_remote(folder)
         self._started = time.time()
         self._states = file_states(folder, paths, num_threads)
         self.facts, self.known, self.read = FileFacts(len(paths)), np.zeros(len(paths), bool), np.zeros(len(paths), bool)
@@ -266,11 +266,6 @@ def file_states(folder: str, paths: Sequence[str], num_threads: int | None = Non
     with concurrent.futures.ThreadPoolExecutor(max(num_threads or 1, MIN_THREADS), "file-state") as pool:
         list(pool.map(read, range(0, len(paths), CHUNK)))
     return states
-
-
-def _joined(paths: Sequence[str]) -> np.ndarray:
-    """uint8: the names, separated by zeros, which no name contains."""
-    return np.frombuffer("\0".join(paths).encode("utf-8", "surrogateescape"), np.uint8)
 
 
 def _split(names: np.ndarray) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.data import decode, value_range
+from ddpm_jax.data.file_names import FileNames
 from ddpm_jax.data.first_reading import FirstReading
 from ddpm_jax.data.folder_listing import check_reading, choose_examples, list_images, listed, one_line, splits_of
 from ddpm_jax.data.source import (
@@ -131,12 +132,14 @@ def load_image_folder(
         source.files = tuple(paths)
         return source
 
+    names = FileNames(paths)  # millions, which may be copied to other processes
+
     def read_example(index: int) -> tuple[np.ndarray, int | None]:
         try:
-            image = read(paths[index], levels)
+            image = read(names[index], levels)
         except decode.ImageDecodeError as error:  # it was readable when the run started
             raise InvalidDataError(
-                f"{one_line(paths[index])} in {folder} can no longer be read ({error}): put it back, "
+                f"{one_line(names[index])} in {folder} can no longer be read ({error}): put it back, "
                 "or resume without it: `on_decode_error='skip'`"
             ) from error
         return image, None if labels is None else int(labels[index])
@@ -144,7 +147,7 @@ def load_image_folder(
     source = LazySource(
         read_example, len(paths), image_size=image_size, channels=channels, num_threads=num_threads, **attributes
     )
-    source.files = tuple(paths)
+    source.files = names
     return source
 
 

@@ -80,7 +80,7 @@ class ArraySource:
     Raises ValueError if shapes, dtypes and num_classes are inconsistent.
     """
 
-    files: tuple[str, ...] = ()  # of a folder: the path of each example in it
+    files: Sequence[str] = ()  # of a folder: the path of each example in it
     is_in_memory = True
 
     def __init__(
@@ -136,7 +136,7 @@ class LazySource:
         then called with the record of an example instead of its index.
     """
 
-    files: tuple[str, ...] = ()  # as for `ArraySource`
+    files: Sequence[str] = ()  # as for `ArraySource`
     is_in_memory = False
 
     def __init__(

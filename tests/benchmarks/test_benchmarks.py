@@ -65,6 +65,17 @@ def test_reading_is_printed_per_core(printed, photographs):
         assert megabytes == pytest.approx(rate * 8 * 8 * 3 / 1e6, abs=1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--made_up"]])
+def test_starts_of_a_folder_are_printed(printed, tmp_path, arguments):
+    lines = printed("folder_start", "--files=40", "--folders=4", f"--dir={tmp_path}", *arguments).splitlines()
+    titles = ["later start"] if arguments else ["first reading", "later start"]
+    assert [line.partition("  ")[0] for line in lines] == titles
+    for line in lines:
+        assert re.search(r" 40 files: [\d.]+ s, CPU [\d.]+ s, [\d,]+ files/s per core, 0\.\d+ GB$", line)
+    assert list(tmp_path.glob("tmp*")) == []
+
+
 def test_features_are_printed_as_rates(printed):
     out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())

@@ -78,7 +78,7 @@ def test_a_second_start_reads_no_file(load, photos, tmp_path, log_lines):
     assert f"{photos}: 12 files have not changed since they were checked" in " ".join(log_lines)
     for source in (first, second):
         assert source.fingerprint == fresh(photos).fingerprint
-        assert (source.files, source.class_names, source.value_range) == (first.files, ("cats", "dogs"), ())
+        assert (list(source.files), source.class_names, source.value_range) == (list(first.files), ("cats", "dogs"), ())
         np.testing.assert_array_equal(source.batch(np.arange(COUNT))["image"], fresh(photos).batch(np.arange(COUNT))["image"])
 
 
@@ -324,6 +324,16 @@ def test_the_manifest_is_saved_while_files_are_read(load, monkeypatch, stop_at):
     assert len(known) == COUNT + 1
     assert all(found > number for number, found in enumerate(known[:-1]))  # the thread continues to read
     assert known[-1] == COUNT
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_a_long_reading(load, tmp_path, monkeypatch, log_lines, stop_at):
+    monkeypatch.setattr(first_reading, "MANY", COUNT - 1)
+    monkeypatch.setattr("ddpm_jax.data.source.AHEAD", 1)
+    (tmp_path / "cache").symlink_to(tmp_path / "nothing" / "there")
+    stop_at(3)
+    with pytest.raises(KeyboardInterrupt):
+        load(num_threads=1)
+    assert [line.startswith("warning: cannot write") for line in log_lines] == [True, False]
 
 
 def test_two_programs_that_read_a_folder_at_once_keep_what_both_found(photos, tmp_path):
