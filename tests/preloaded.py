@@ -129,7 +129,9 @@ def _run(arguments: list[str], files: list[str], environment: dict[str, str]) ->
         atexit._run_exitfuncs()
 
 
-def _write_to_cache(key, seconds, name, backend, executable, host_callbacks) -> None:
-    """As JAX's function, but in all processes of a job: JAX's writes in the first only, while the keys of the others differ."""
+def _write_to_cache(key, seconds, name, backend, executable, host_callbacks=()) -> None:
+    """As JAX's function, but in all processes of a job: JAX's writes in the first only, while the keys of the others differ.
+
+    JAX 0.12 has no host_callbacks."""
     if not host_callbacks:
         compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
