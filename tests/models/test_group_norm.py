@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import group_norm as norms
+from ddpm_jax.models import tpu_layers
 
 EPSILON = 1e-6
 LINEN_ONE_PASS = functools.partial(norms.linen_norm, fast_variance=True)  # on TPUs
-ONE_PASS = [norms.one_pass_norm, norms.training_norm, LINEN_ONE_PASS]
+ONE_PASS = [norms.one_pass_norm, norms.training_norm, LINEN_ONE_PASS, tpu_layers.sliced_norm]
 
 
 def example(shape, mean=0.0, dtype=jnp.float32):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import grad_sums, tpu_layers
+from ddpm_jax.models import group_norm as norms
 from ddpm_jax.models.layers import dense
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
 
 
@@ -94,6 +96,25 @@ def test_pixels_are_not_flattened():
 
     (line,) = products(nn.Dense(8, dot_general=halved))
     assert "(tensor<32x3xf32>, tensor<3x8xf32>)" in line
+
+
+def test_norms_of_concatenations_are_in_slices(monkeypatch):
+    """In the decoder, and in a block of the encoder that widens; not those with a norm of the user's choice."""
+    channels = []
+
+    def sliced_norm(x, *args, **options):
+        channels.append(x.shape[-1])
+        return norms.group_norm(x, *args, **options)
+
+    monkeypatch.setattr(tpu_layers, "sliced_norm", sliced_norm)
+    for options, want in (({}, [8, 32, 24, 24, 16]), ({"norm_fn": norms.linen_norm}, [])):
+        network = UNet(1, 8, (1, 2), 1, (), mid_attention=False, **options)
+        x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
+        params = jax.eval_shape(network.init, jax.random.key(0), x, t)
+        output = jax.eval_shape(tpu_layers.for_tpus(network.apply), params, x, t)
+        assert output.shape == x.shape
+        assert channels == want
+        channels.clear()
 
 
 def test_only_tpus_with_whole_parameters_have_their_own_layers():
