@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import shared_first_reading
+from ddpm_jax.configs import defaults
+from ddpm_jax.data import array_folder
 from ddpm_jax.data.image_folder import load_image_folder
 
 PROGRAM = """
@@ -17,7 +20,7 @@ def recorded(self, index, levels):
     read.append(self._paths[index])
     original(self, index, levels)
 first_reading.FirstReading._read = recorded
-shared_first_reading.CHUNK = 2
+shared_first_reading.CHUNK, shared_first_reading.SHARE = 1, 2  # the processes save twice
 config = defaults.get_config()
 config.data.update(name="image_folder", data_dir=str(folder / "photos"), image_size=4, in_memory="never")
 config.data.update(on_decode_error="skip", cache_dir=str(folder / f"cache{me}"))
@@ -45,6 +48,21 @@ def photos(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
     (tmp_path / "photos" / "4.png").write_bytes(b"no image")
     return tmp_path / "photos"
+
+
+def test_a_shared_reading_of_arrays_fills_the_manifest_of_the_set(tmp_path, age_files, monkeypatch):
+    (tmp_path / "scans").mkdir()
+    for index in range(3):
+        np.save(tmp_path / "scans" / f"{index}.npy", np.full((4, 6, 2), index, np.uint16))
+    age_files(tmp_path / "scans")
+    data = defaults.get_config().data
+    data.update(name="array_folder", data_dir=str(tmp_path / "scans"), image_size=(4, 6), channels=2, dtype="uint16")
+    assert shared_first_reading._open(data, "train") is None  # in memory
+    data.update(in_memory="never", cache_dir=str(tmp_path / "cache"))
+    shared_first_reading._open(data, "train").read_all(1)
+    monkeypatch.setattr(array_folder, "read_array", None)
+    options = {"image_size": (4, 6), "channels": 2, "array_dtype": "uint16", "in_memory": False, "cache_dir": data.cache_dir}
+    assert len(array_folder.load_array_folder(data.data_dir, **options)) == 3
 
 
 @pytest.mark.slow
