@@ -14,7 +14,7 @@ MIN_SHARED_BYTES = 256  # smaller constants stay where they are
 
 def tidy(model: Any) -> None:
     """Remove unused constants of an `onnx.ModelProto` and share equal ones, in place."""
-    main, known = model.graph, {}
+    main, known = model.graph, dict[bytes, str]()
     for graph in _graphs(main):
         results, renamed, dropped = {output.name for output in graph.output}, {}, []
         used = results | _operands(graph)
