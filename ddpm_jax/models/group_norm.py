@@ -51,12 +51,14 @@ def linen_norm(
 
 def one_pass_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
     """`group_norm` in one pass, with JAX's derivatives."""
-    return _forward(x, None, *_per_image(x, scale, bias), groups, epsilon, False)[0]
+    scale, bias = _per_image(x, scale, bias)
+    return _forward(x, None, scale, bias, groups, epsilon, False)[0]
 
 
 def training_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
     """`one_pass_norm` with the gradient above, which has fewer kernels than JAX's; it has no forward-mode derivative."""
-    return _training_norm(x, None, *_per_image(x, scale, bias), groups, epsilon, False)
+    scale, bias = _per_image(x, scale, bias)
+    return _training_norm(x, None, scale, bias, groups, epsilon, False)
 
 
 def norm_swish(
@@ -79,8 +81,8 @@ def norm_swish(
     Returns:
       float32 [B, H, W, C].
     """
-    arrays = _per_image(x, scale[None] * scale_by, bias[None] * scale_by + shift)
-    return _training_norm(x, offset, *arrays, groups, epsilon, True)
+    scale, bias = _per_image(x, scale[None] * scale_by, bias[None] * scale_by + shift)
+    return _training_norm(x, offset, scale, bias, groups, epsilon, True)
 
 
 def _per_image(x: jax.Array, *arrays: jax.Array) -> list[jax.Array]:

@@ -11,7 +11,7 @@ elementwise operations into the reduction or the convolution beside them, but do
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -93,7 +93,7 @@ class GpuResidualBlock(ResidualBlock):
 
 def _apply(make: Callable[..., nn.Module], name: str, params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     """The layer that `make` makes, with these parameters. It is a module, so `grad_sums` applies to it."""
-    return make(name=name, use_bias="bias" in params, parent=None).apply({"params": params}, x)
+    return cast(jax.Array, make(name=name, use_bias="bias" in params, parent=None).apply({"params": params}, x))
 
 
 @jax.custom_vjp
