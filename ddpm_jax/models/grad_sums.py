@@ -29,17 +29,19 @@ def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return in_float32(apply, mesh) if is_useful(mesh) else apply
 
 
-def in_float32(apply: Callable[..., Any], mesh: Mesh, copies: Any = None) -> Callable[..., Any]:
+def in_float32(apply: Callable[..., Any], mesh: Mesh, params: Any = None, copies: Any = None) -> Callable[..., Any]:
     """`apply` of a network, whose layers get gradients that are summed in float32.
 
     Args:
       apply: of a `flax.linen.Module`, for examples that are sharded over the devices of the mesh. A layer whose input has
         another first axis than a multiple of the devices, or no axis of examples, is left as it is.
       mesh: the examples are sharded over all its axes.
-      copies: for sharded parameters, the same tree of their copies in bfloat16, [devices, ...]: `apply` gets whole parameters
-        as well, for all other layers. None if the parameters are replicated.
+      params: the parameters that `apply` will get, if there are copies of them.
+      copies: the same tree of copies in bfloat16, [devices, ...]. A layer takes its copies if its parameters are these arrays,
+        or have their path in the tree; not, for example, a kernel that is made of several.
     """
     axes = mesh.axis_names
+    by_identity = dict(zip(map(id, jax.tree.leaves(params)), jax.tree.leaves(copies), strict=True))
     inside = False  # a layer that a device computes
 
     def intercept(next_call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
@@ -49,22 +51,24 @@ def in_float32(apply: Callable[..., Any], mesh: Mesh, copies: Any = None) -> Cal
         if inside or not is_layer or not _is_of_examples(module, args[0], mesh):
             return next_call(*args, **kwargs)
 
-        params, split = module.variables["params"], PartitionSpec(axes)
-        if copies is not None:
-            own = _at(copies, module.path)
-            if jax.tree.map(jnp.shape, own) != jax.tree.map(lambda leaf: (mesh.size, *leaf.shape), params):
-                return next_call(*args, **kwargs)  # the parameters of a lifted transformation, such as nn.scan
-            params = own
+        at_path, copied, shared, split = _at(copies, module.path), {}, {}, PartitionSpec(axes)
+        for name, array in module.variables["params"].items():
+            copy = by_identity.get(id(array), at_path.get(name) if isinstance(at_path, Mapping) else None)
+            if getattr(copy, "shape", None) == (mesh.size, *array.shape):
+                copied[name] = copy
+            else:
+                shared[name] = array
 
-        def per_device(params: Any, x: jax.Array) -> Any:
+        def per_device(copied: Any, shared: Any, x: jax.Array) -> Any:
+            own = {name: array[0] for name, array in copied.items()}
             # The sum over the devices is the transpose of the cast to "varying": of float32 arrays.
-            own = jax.lax.pcast(params, axes, to="varying") if copies is None else jax.tree.map(lambda leaf: leaf[0], params)
+            own |= jax.lax.pcast(shared, axes, to="varying")
             return module.clone(parent=None, name=module.name).apply({"params": own}, x)
 
         inside = True
         try:
-            in_specs = (PartitionSpec() if copies is None else split, split)
-            return jax.shard_map(per_device, mesh=mesh, in_specs=in_specs, out_specs=split)(params, *args)
+            in_specs = (split, PartitionSpec(), split)
+            return jax.shard_map(per_device, mesh=mesh, in_specs=in_specs, out_specs=split)(copied, shared, *args)
         finally:
             inside = False
 

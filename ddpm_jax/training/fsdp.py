@@ -99,7 +99,7 @@ def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         params = variables["params"]
         copies = jax.tree.map(functools.partial(_copies, mesh), params)
         whole = jax.tree.map(functools.partial(_gather, mesh), params)
-        return grad_sums.in_float32(apply, mesh, copies)({**variables, "params": whole}, *args, **kwargs)
+        return grad_sums.in_float32(apply, mesh, whole, copies)({**variables, "params": whole}, *args, **kwargs)
 
     return apply_sharded
 

@@ -81,6 +81,28 @@ def test_parameters_are_gathered_in_bfloat16_and_gradients_scattered_in_float32(
     assert set(types("all_reduce", text)) == {"f32"}
 
 
+class Detached(nn.Module):
+    """A layer whose module is made with other parameters, as in `training_layers.GpuResidualBlock`: a kernel and a new bias."""
+
+    @nn.compact
+    def __call__(self, x):
+        if self.is_initializing():
+            return nn.Dense(64, dtype=jnp.bfloat16, name="layer")(x)
+        params = self.variables["params"]["layer"]
+        layer = nn.Dense(64, dtype=jnp.bfloat16, name="other", parent=None)
+        return layer.apply({"params": {"kernel": params["kernel"], "bias": 2 * params["bias"]}}, x)
+
+
+def test_an_array_has_its_copies_wherever_a_layer_uses_it(mesh):
+    """The sum of the new bias is of float32, too."""
+    network = Detached()
+    params, x = arguments(mesh, network)
+    text = jax.jit(lambda params, x: gradient_fn(network, mesh)(params, x, None)).lower(params, x).as_text()
+    assert types("all_gather", text) == ["bf16"]
+    assert types("reduce_scatter", text) == ["f32"]
+    assert set(types("all_reduce", text)) == {"f32"}
+
+
 def test_gradients_are_the_sum_of_those_of_each_device(mesh):
     """A layer by itself: the gradients of each device are bfloat16, their sum is not."""
     network = nn.Dense(64, dtype=jnp.bfloat16)
@@ -94,9 +116,11 @@ def test_gradients_are_the_sum_of_those_of_each_device(mesh):
         np.testing.assert_allclose(got[name], np.sum(np.asarray(leaf, np.float64), axis=0), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("network", [Network(), Stack()], ids=["norm and remat", "parameters of nn.scan"])
+@pytest.mark.parametrize(
+    "network", [Network(), Stack(), Detached()], ids=["norm and remat", "parameters of nn.scan", "detached"]
+)
 def test_the_gradients_are_those_of_the_network_on_one_device(mesh, network):
-    """Up to the rounding of bfloat16; sharded like the parameters. Layers in nn.scan are left to XLA."""
+    """Up to the rounding of bfloat16; sharded like the parameters. Layers in nn.scan have no copies."""
     params, x = arguments(mesh, network)
     got, _ = jax.jit(lambda params, x: gradient_fn(network, mesh)(params, x, None))(params, x)
     expected, _ = jax.jit(gradient_fn(network))(*jax.device_put((params, x), jax.devices()[0]))
