@@ -2,7 +2,7 @@
 
 JAX's random bits come from Threefry, over 100 operations for each number. By XLA's estimate for a TPU v5e, the mask of
 [128, 32, 32, 128] takes 0.62 million cycles with it, a tenth of a residual block, and 0.17 with a hash. Dropout needs bits
-that are set at the right rate and do not depend on each other, not those that nobody can predict.
+that are set at the right rate and do not depend on each other; it does not need bits that are hard to predict.
 """
 
 import functools
@@ -18,11 +18,11 @@ class HashedDropout(nn.Dropout):
     convolutions that need it, of the output, the kernel's gradient and the input's gradient."""
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: jax.Array | None = None) -> jax.Array:
         """Any shape and type -> the same."""
-        if self.rate == 0 or deterministic:
+        if nn.merge_param("deterministic", self.deterministic, deterministic) or self.rate == 0:
             return inputs
-        mask = hashed_bits(self.make_rng(self.rng_collection), inputs.shape) >= round(self.rate * 2**32)
+        mask = hashed_bits(self.make_rng(self.rng_collection) if rng is None else rng, inputs.shape) >= round(self.rate * 2**32)
         return jnp.where(jax.lax.optimization_barrier(mask), inputs / (1.0 - self.rate), 0)
 
 

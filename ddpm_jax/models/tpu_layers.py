@@ -48,7 +48,9 @@ def for_tpus(apply: Callable[..., Any]) -> Callable[..., Any]:
         if context.method_name != "__call__" or type(module) not in LAYERS or not module.use_bias:
             return next_call(*args, **kwargs)
         params = module.variables["params"]
-        form = {"dot_general": None} if isinstance(module, nn.Dense) and module.dot_general is flat_matmul else {}
+        form: dict[str, Any] = (
+            {"dot_general": None} if isinstance(module, nn.Dense) and module.dot_general is flat_matmul else {}
+        )
         layer = module.clone(parent=None, name=module.name, use_bias=False, **form)
         return add_bias(layer.apply({"params": {"kernel": params["kernel"]}}, *args, **kwargs), params["bias"])
 
@@ -93,9 +95,10 @@ add_bias.defvjp(_forward, _backward)
 
 def _is_norm_of_concatenation(module: nn.Module, *args: jax.Array) -> bool:
     """Whether it is the first norm of a residual block that changes the number of channels."""
-    block = module.parent.parent if isinstance(module, GroupNorm) and isinstance(module.parent, nn.Module) else None
-    is_first = isinstance(block, ResidualBlock) and module.parent.name == "norm1"
-    return is_first and module.norm_fn is group_norm and args[0].shape[-1] != block.features
+    if not isinstance(module, GroupNorm) or module.norm_fn is not group_norm or not isinstance(module.parent, nn.Module):
+        return False
+    norm, block = module.parent, module.parent.parent
+    return norm.name == "norm1" and isinstance(block, ResidualBlock) and args[0].shape[-1] != block.features
 
 
 def sliced_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:

@@ -119,8 +119,8 @@ def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
         network = network.clone(norm_fn=training_norm)
         if getattr(network, "block_class", None) is ResidualBlock:
             network = network.clone(block_class=GpuResidualBlock)
-    on_tpus = {"dropout_class": (nn.Dropout, HashedDropout), "upsample_conv_fn": (upsample_conv, tpu_upsampling.upsample_conv)}
-    for field, (plain, fast) in on_tpus.items() if platform == "tpu" else ():
-        if getattr(network, field, None) is plain:
-            network = network.clone(**{field: fast})
+    if platform == "tpu" and getattr(network, "dropout_class", None) is nn.Dropout:
+        network = network.clone(dropout_class=HashedDropout)
+    if platform == "tpu" and getattr(network, "upsample_conv_fn", None) is upsample_conv:
+        network = network.clone(upsample_conv_fn=tpu_upsampling.upsample_conv)
     return network

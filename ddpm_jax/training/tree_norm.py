@@ -41,7 +41,7 @@ def in_slices(tree: Any) -> jax.Array:
 
 
 def _sum_of_squares(x: jax.Array) -> jax.Array:
-    """Of slices along the first axis, or the axes before the last two: the 9 pixels of a kernel, whose layout is kept."""
+    """The squares of slices are added first: along the first axis, or the axes before the last two, the pixels of a kernel."""
     if x.ndim > 2:
         x = x.reshape(-1, *x.shape[-2:])
     count = x.shape[0] if x.shape[0] <= MAX_SLICES else math.gcd(x.shape[0], MAX_SLICES)

@@ -59,7 +59,7 @@ def test_a_network_has_the_same_output_and_gradient(inputs, dtype, tolerance):
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 48, 3), (2, 16, 5, 3), (2, 7, 5, 3), (2, 96, 4, 3)])
 def test_sums_are_those_of_float64(shape):
-    """Of bfloat16 numbers, added in float32. A sum in bfloat16 would err by 1e-2."""
+    """The numbers are bfloat16, and are added in float32. A sum in bfloat16 would err by 1e-2."""
     x = jnp.asarray(np.random.default_rng(1).uniform(size=shape), jnp.bfloat16)
     got = tpu_layers.channel_sums(x)
     assert got.dtype == jnp.float32
