@@ -35,7 +35,7 @@ def test_training_on_accelerators_has_its_own_layers():
 
 
 def random_params(network, *inputs):
-    """Of a network whose layers are not 0."""
+    """Parameters of a network, none of whose layers are 0."""
     shapes, generator = jax.eval_shape(network.init, jax.random.key(1), *inputs), np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * generator.normal(size=leaf.shape), jnp.float32), shapes)
 
