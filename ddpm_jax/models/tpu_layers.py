@@ -12,7 +12,7 @@ instead of 6.13.
 
 **The norm of a concatenation.** XLA fuses the sums of a group norm into the convolution that computes its input. The first norm
 of each block of the decoder has concatenated input, which it reads for them: 0.47 million cycles for [128, 32, 32, 256], and
-0.18 in slices.
+0.20 in slices, or 0.37 where XLA slices the two parts instead.
 """
 
 import functools
