@@ -136,6 +136,7 @@ HOMES = {
         "app/controls.py",
         "app/model.py",
         "app/python_call.py",
+        "app/start_images.py",
         "api/functions.py",
         "api/run.py",
         "api/loaded_run.py",
