@@ -50,10 +50,10 @@ class GpuResidualBlock(ResidualBlock):
         kernel, ends = all_of("temb_proj", "kernel")
         layer = functools.partial(dense, kernel.shape[1], dtype=temb.dtype)
         projected = _apply(layer, "temb_proj", {"kernel": kernel}, nn.swish(temb)).astype(jnp.float32)
-        projected = jnp.split(projected + all_of("temb_proj", "bias")[0][None], ends, axis=-1)
+        projections = jnp.split(projected + all_of("temb_proj", "bias")[0][None], ends, axis=-1)
         bias, ends = all_of("conv1", "bias")
         biases = jnp.split(jnp.broadcast_to(bias, (temb.shape[0], bias.size)), ends, axis=-1)
-        return dict(zip(blocks, zip(projected, biases, strict=True), strict=True))
+        return dict(zip(blocks, zip(projections, biases, strict=True), strict=True))
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: Any, deterministic: bool) -> jax.Array:
@@ -62,7 +62,7 @@ class GpuResidualBlock(ResidualBlock):
             return super().__call__(x, temb, deterministic)
         params = self.variables["params"]
 
-        def norm_and_swish(name: str, x: jax.Array, **arrays: jax.Array) -> jax.Array:
+        def norm_and_swish(name: str, x: jax.Array, **arrays: Any) -> jax.Array:
             norm_fn = functools.partial(norm_swish, **arrays)
             return Norm(self.groups, self.dtype, norm_fn, self.epsilon, name=name)(x)
 
