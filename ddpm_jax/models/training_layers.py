@@ -49,11 +49,11 @@ class GpuResidualBlock(ResidualBlock):
 
         kernel, ends = all_of("temb_proj", "kernel")
         layer = functools.partial(dense, kernel.shape[1], dtype=temb.dtype)
-        together = _apply(layer, "temb_proj", {"kernel": kernel}, nn.swish(temb)).astype(jnp.float32)
-        projected = jnp.split(together + all_of("temb_proj", "bias")[0][None], ends, axis=-1)
+        projected = _apply(layer, "temb_proj", {"kernel": kernel}, nn.swish(temb)).astype(jnp.float32)
+        projections = jnp.split(projected + all_of("temb_proj", "bias")[0][None], ends, axis=-1)
         bias, ends = all_of("conv1", "bias")
         biases = jnp.split(jnp.broadcast_to(bias, (temb.shape[0], bias.size)), ends, axis=-1)
-        return dict(zip(blocks, zip(projected, biases, strict=True), strict=True))
+        return dict(zip(blocks, zip(projections, biases, strict=True), strict=True))
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: Any, deterministic: bool) -> jax.Array:
