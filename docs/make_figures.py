@@ -61,16 +61,18 @@ class Figure:
       file: pattern of the file that the command writes; one command may write several figures.
       run: the network that it needs, a key of TRAINED, or "".
       trains: whether the command itself trains networks, for long.
+      browser: whether the command needs Chromium and the packages of requirements-browser.txt.
     """
 
     command: str
     file: str
     run: str = ""
     trains: bool = False
+    browser: bool = False
 
     @property
     def slow(self) -> bool:
-        return self.trains or (bool(self.run) and TRAINED[self.run].slow)
+        return self.trains or self.browser or (bool(self.run) and TRAINED[self.run].slow)
 
 
 TRAINED = {
@@ -177,6 +179,9 @@ FIGURES = {
         command_for_run("cifar10", "--mode=sample --config.sampling.num_images=64", "cifar10_gpu"), "grid.png", "cifar10"
     ),
     "flowers": Figure(command_for_run("flowers", "--mode=sample", "flowers"), "grid.png", "flowers"),
+    "app": Figure(
+        f"python docs/app_figure.py --workdir={RUNS}/digits --output={RUNS}/pictures/app", "app.png", "digits", browser=True
+    ),
     "bfloat16": Figure(f"python benchmarks/bfloat16.py --folder={RUNS}/pictures/bfloat16", "losses.png", trains=True),
 }
 
