@@ -256,8 +256,8 @@ def test_a_sweep_uses_the_options_of_all_its_samplers():
 def test_the_defaults_are_those_of_the_factories():
     """configs/defaults.py lists the options of these parts, with the defaults of their functions."""
     config = defaults.get_config()
-    provided = {"out_channels", "num_classes", "dtype", "conv_fn", "upsample_conv_fn", "norm_fn", "scores_fn", "trained"}
-    provided |= {"block_class", "dropout_class", "cond_channels", "cond_noise_level", "name", "parent"}
+    provided = {"out_channels", "num_classes", "dtype", "conv_fn", "upsample_conv_fn", "norm_fn", "block_class", "trained"}
+    provided |= {"dropout_class", "cond_channels", "cond_noise_level", "name", "parent"}
     listed = set()
     for choice, factories in (config_validation.PARTS | {choices.CONDITION: condition.CONDITIONS}).items():
         for name in factories.keys() & config[choice.section].keys():

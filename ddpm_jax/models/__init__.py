@@ -13,8 +13,7 @@ standard deviation of the noise in the condition image. A network may also have
     check(image_shape)   raises ValueError if its options are invalid, or do not fit images [H, W, C];
     stochastic           whether it uses random numbers in training; True if missing;
     min_channels         channels of its narrowest layers, from which compiler settings for CPUs are chosen;
-    conv_fn, upsample_conv_fn, norm_fn, scores_fn, block_class, dropout_class   fields for the layers of a platform, as
-                         `unet.UNet` has.
+    conv_fn, upsample_conv_fn, norm_fn, block_class, dropout_class   fields for the layers of a platform, as `unet.UNet` has.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,7 +62,7 @@ def make_network(
         "options": options,
         "parts": parts,
         "required": required,
-        "ignored": ("parent", "name", "scores_fn", "block_class", "dropout_class"),
+        "ignored": ("parent", "name", "block_class", "dropout_class"),
     }
     network = registry.make(name, NETWORKS, "network", **settings)
     if not isinstance(network, nn.Module):

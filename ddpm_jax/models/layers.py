@@ -17,7 +17,6 @@ from ddpm_jax.models.group_norm import group_norm
 
 ConvFn = Callable[..., jax.Array]  # with the arguments of `jax.lax.conv_general_dilated`
 NormFn = Callable[..., jax.Array]  # with the arguments of `group_norm`
-ScoresFn = Callable[[str, jax.Array, jax.Array], jax.Array]  # as `attention_scores`
 TIME_EMBEDDINGS = ("ddpm", "iddpm")
 PADDINGS = ("same", "symmetric")
 
@@ -178,11 +177,6 @@ class ResidualBlock(nn.Module):
         return x + h
 
 
-def attention_scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
-    """The products of queries and keys in float32: `jnp.einsum` of an equation such as "bqc,bkc->bqk"."""
-    return jnp.einsum(equation, q, k, preferred_element_type=jnp.float32)
-
-
 class SelfAttention(nn.Module):
     """Attention over all H*W positions in heads of D = C / heads channels, scale D^-1/2; one head is Ho's `attn_block`."""
 
@@ -191,7 +185,6 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
     norm_fn: NormFn = group_norm
     epsilon: float = 1e-6
-    scores_fn: ScoresFn = attention_scores
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -202,11 +195,11 @@ class SelfAttention(nn.Module):
         k = dense(channels, dtype=self.dtype, name="k")(h)
         v = dense(channels, dtype=self.dtype, name="v")(h)
         if self.heads == 1:
-            scores = self.scores_fn("bqc,bkc->bqk", q, k) * channels**-0.5
+            scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
             h = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores, axis=-1).astype(self.dtype), v)
         else:
             q, k, v = (x.reshape(batch, height * width, self.heads, channels // self.heads) for x in (q, k, v))
-            scores = self.scores_fn("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
             h = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores, axis=-1).astype(self.dtype), v)
             h = h.reshape(batch, height * width, channels)
         h = dense(channels, init=zero_init, dtype=self.dtype, name="proj_out")(h)

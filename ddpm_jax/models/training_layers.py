@@ -21,16 +21,7 @@ from jax.sharding import Mesh
 from ddpm_jax.models import tpu_upsampling
 from ddpm_jax.models.group_norm import group_norm, norm_swish, training_norm
 from ddpm_jax.models.hashed_dropout import HashedDropout
-from ddpm_jax.models.layers import (
-    Norm,
-    ResidualBlock,
-    attention_scores,
-    average_pool,
-    conv,
-    dense,
-    upsample_conv,
-    upsample_nearest,
-)
+from ddpm_jax.models.layers import Norm, ResidualBlock, average_pool, conv, dense, upsample_conv, upsample_nearest
 
 
 class GpuResidualBlock(ResidualBlock):
@@ -114,29 +105,13 @@ def _stored(x: jax.Array) -> jax.Array:
 _stored.defvjp(lambda x: (_stored(x), None), lambda _, gradient: (gradient,))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def training_scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
-    """`attention_scores` whose gradient is rounded to the type of q before its products with q and k, as the softmax is before
-    its product with v: JAX's gradient multiplies float32 by bfloat16, which reads twice the bytes, and on a GPU is a matrix
-    product in float32."""
-    return attention_scores(equation, q, k)
-
-
-def _scores_gradient(equation: str, inputs: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(functools.partial(jnp.einsum, equation), *inputs)[1](gradient.astype(inputs[0].dtype))
-
-
-training_scores.defvjp(lambda equation, q, k: (training_scores(equation, q, k), (q, k)), _scores_gradient)
-
-
 def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
     """The network with the layers for training on the devices of a mesh, which are those of `network` on CPUs.
 
     Args:
       network: any. If it has these fields with these values, norm_fn=group_norm becomes `training_norm` on GPUs, and
-        block_class=ResidualBlock with it `GpuResidualBlock`; scores_fn=attention_scores becomes `training_scores` on GPUs and
-        TPUs; dropout_class=Dropout becomes `HashedDropout` on TPUs, and upsample_conv_fn=upsample_conv that of
-        `tpu_upsampling`.
+        block_class=ResidualBlock with it `GpuResidualBlock`; dropout_class=Dropout becomes `HashedDropout` on TPUs, and
+        upsample_conv_fn=upsample_conv that of `tpu_upsampling`.
       mesh: the mesh of the training step.
     """
     platform = mesh.devices.flat[0].platform
@@ -144,11 +119,8 @@ def for_training(network: nn.Module, mesh: Mesh) -> nn.Module:
         network = network.clone(norm_fn=training_norm)
         if getattr(network, "block_class", None) is ResidualBlock:
             network = network.clone(block_class=GpuResidualBlock)
-    others: dict[str, tuple] = {"scores_fn": (attention_scores, training_scores)} if platform in ("gpu", "tpu") else {}
-    if platform == "tpu":
-        others["dropout_class"] = (nn.Dropout, HashedDropout)
-        others["upsample_conv_fn"] = (upsample_conv, tpu_upsampling.upsample_conv)
-    for field, (plain, fast) in others.items():
-        if getattr(network, field, None) is plain:
-            network = network.clone(**{field: fast})
+    if platform == "tpu" and getattr(network, "dropout_class", None) is nn.Dropout:
+        network = network.clone(dropout_class=HashedDropout)
+    if platform == "tpu" and getattr(network, "upsample_conv_fn", None) is upsample_conv:
+        network = network.clone(upsample_conv_fn=tpu_upsampling.upsample_conv)
     return network

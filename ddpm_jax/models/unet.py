@@ -41,10 +41,8 @@ from ddpm_jax.models.layers import (
     Norm,
     NormFn,
     ResidualBlock,
-    ScoresFn,
     SelfAttention,
     Upsample,
-    attention_scores,
     conv,
     default_init,
     dense,
@@ -85,7 +83,6 @@ class UNet(nn.Module):
       upsample_conv_fn: nearest-neighbor upsampling and the convolution after it, with the same arguments.
       norm_fn: the group norms, with the arguments of `layers.group_norm`.
       block_class: the residual blocks, with the fields and methods of `layers.ResidualBlock`.
-      scores_fn: the products of queries and keys in attention, with the arguments of `layers.attention_scores`.
       dropout_class: the dropout of residual blocks, with the fields and the call of `flax.linen.Dropout`.
       norm_groups: groups of each group norm; 0 for min(32, ch / 4).
       norm_epsilon: added to the variance in each group norm.
@@ -115,7 +112,6 @@ class UNet(nn.Module):
     upsample_conv_fn: ConvFn = upsample_conv
     norm_fn: NormFn = group_norm
     block_class: type[ResidualBlock] = ResidualBlock
-    scores_fn: ScoresFn = attention_scores
     dropout_class: type[nn.Dropout] = nn.Dropout
     head_channels: int = 0
     norm_groups: int = 0
@@ -252,7 +248,7 @@ class UNet(nn.Module):
 
         def attention(h: jax.Array, name: str) -> jax.Array:
             heads = self.heads(h.shape[-1])
-            return attention_class(groups, heads, self.dtype, self.norm_fn, self.norm_epsilon, self.scores_fn, name=name)(h)
+            return attention_class(groups, heads, self.dtype, self.norm_fn, self.norm_epsilon, name=name)(h)
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
             h = residual_block(features, name=name)(h, temb, deterministic)

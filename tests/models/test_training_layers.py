@@ -21,12 +21,11 @@ def mesh_of(platform):
 
 def test_training_on_accelerators_has_its_own_layers():
     own_norm, own_block = UNet(norm_fn=group_norm.linen_norm), UNet(block_class=training_layers.GpuResidualBlock)
-    scores = {"scores_fn": training_layers.training_scores}
-    fast = UNet(norm_fn=group_norm.training_norm, block_class=training_layers.GpuResidualBlock, **scores)
+    fast = UNet(norm_fn=group_norm.training_norm, block_class=training_layers.GpuResidualBlock)
     assert training_layers.for_training(UNet(), mesh_of("gpu")) == fast
-    assert training_layers.for_training(own_norm, mesh_of("gpu")) == own_norm.clone(**scores)
+    assert training_layers.for_training(own_norm, mesh_of("gpu")) == own_norm
     assert training_layers.for_training(own_block, mesh_of("gpu")) == fast
-    on_tpus = UNet(dropout_class=HashedDropout, upsample_conv_fn=tpu_upsampling.upsample_conv, **scores)
+    on_tpus = UNet(dropout_class=HashedDropout, upsample_conv_fn=tpu_upsampling.upsample_conv)
     assert training_layers.for_training(UNet(), mesh_of("tpu")) == on_tpus
     own_conv = UNet(upsample_conv_fn=jax.lax.conv_general_dilated)
     assert training_layers.for_training(own_conv, mesh_of("tpu")).upsample_conv_fn is jax.lax.conv_general_dilated
@@ -44,7 +43,7 @@ def random_params(network, *inputs):
 def test_a_network_for_training_on_accelerators_has_the_same_gradient():
     """With dropout, whose mask has the same bits. Tolerance: float32 rounding, relative to the largest number of each array."""
     plain = UNet(1, 8, (1,), 1, (8,), dropout=0.5, norm_fn=group_norm.linen_norm, remat=True)
-    fast = training_layers.for_training(plain.clone(norm_fn=group_norm.group_norm), mesh_of("gpu"))
+    fast = plain.clone(norm_fn=group_norm.training_norm, block_class=training_layers.GpuResidualBlock)
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 700])
     params = random_params(plain, x, t)
     assert jax.tree.map(jnp.shape, random_params(fast, x, t)) == jax.tree.map(jnp.shape, params)
@@ -102,32 +101,3 @@ def test_residual_blocks_for_gpus_are_residual_blocks(case):
     rounding = relative_errors(block_gradients(plain, dtype=jnp.bfloat16, **case), want)
     ours = relative_errors(block_gradients(fast, dtype=jnp.bfloat16, **case), want)
     assert (ours < 1.2 * rounding).all()
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-def test_gradients_of_attention_are_as_near_to_float32_with_a_rounded_gradient_of_the_scores(heads):
-    def gradients(scores_fn, dtype):
-        attention = layers.SelfAttention(4, heads, dtype, scores_fn=scores_fn)
-        x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
-        params = random_params(attention, x)
-        loss = lambda params, x: jnp.sum(jnp.sin(attention.apply(params, x.astype(dtype)).astype(jnp.float32)))  # noqa: E731
-        found = jax.device_get(jax.jit(jax.grad(loss, (0, 1)))(params, x))
-        del found[0]["params"]["k"]["bias"]  # 0, since the softmax does not change with it
-        return [leaf.astype(np.float64) for leaf in jax.tree.leaves(found)]
-
-    both = layers.attention_scores, training_layers.training_scores
-    want = gradients(layers.attention_scores, jnp.float32)
-    for got, exact in zip(gradients(training_layers.training_scores, jnp.float32), want, strict=True):
-        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5 * np.abs(exact).max() + 1e-6)
-    errors = [relative_errors(gradients(scores_fn, jnp.bfloat16), want) for scores_fn in both]
-    assert errors[1].mean() < 1.1 * errors[0].mean()
-    assert errors[1].max() < 0.03
-
-
-def test_the_gradient_of_the_scores_is_multiplied_in_bfloat16():
-    q = jnp.ones((1, 4, 8), jnp.bfloat16)
-    loss = lambda q, k: training_layers.training_scores("bqc,bkc->bqk", q, k).sum()  # noqa: E731
-    text = jax.jit(jax.grad(loss, (0, 1))).lower(q, q).as_text()
-    products = [line for line in text.splitlines() if "dot_general" in line]
-    assert len(products) >= 2
-    assert all("f32" not in line.split(":", 1)[1].split("->")[0] for line in products)
