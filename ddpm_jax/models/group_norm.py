@@ -35,11 +35,9 @@ import jax.numpy as jnp
 def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float) -> jax.Array:
     """x [B, H, W, C], scale and bias float32 [C] -> float32 [B, H, W, C]; `groups` divides C."""
     linen = functools.partial(linen_norm, groups=groups, epsilon=epsilon)
-    one_pass, tpu = (
-        functools.partial(one_pass_norm, groups=groups, epsilon=epsilon),
-        functools.partial(linen, fast_variance=True),
-    )
-    return jax.lax.platform_dependent(x, scale, bias, cuda=one_pass, rocm=one_pass, tpu=tpu, default=linen)
+    one_pass = functools.partial(one_pass_norm, groups=groups, epsilon=epsilon)
+    on_tpus = functools.partial(linen, fast_variance=True)
+    return jax.lax.platform_dependent(x, scale, bias, cuda=one_pass, rocm=one_pass, tpu=on_tpus, default=linen)
 
 
 def linen_norm(
