@@ -76,6 +76,7 @@ def test_starts_of_a_folder_are_printed(printed, tmp_path, arguments):
     assert list(tmp_path.glob("tmp*")) == []
 
 
+@pytest.mark.slow
 def test_features_are_printed_as_rates(printed):
     out = printed("features", "--rounds=1", "--batch_size=2")
     seconds, images, gflops = map(float, re.search(r"ddpm_jax +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+%", out).groups())

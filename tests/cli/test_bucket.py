@@ -70,6 +70,7 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one(trained, remote, tiny_conf
     assert all(file.stat().st_size > 1000 for file in events)
 
 
+@pytest.mark.slow
 def test_a_local_run_that_is_copied_into_a_bucket_resumes_there(trained, emulator, tiny_config, tmp_path):
     local, copied = tmp_path / "local", storage.path("gs://bucket/runs/copied")
     shutil.copytree(trained, local)

@@ -94,6 +94,7 @@ def test_a_resume_on_the_same_mesh_is_bit_identical(spread, runs, tiny_config, f
     assert any("8 cpu device(s) as data=2 x fsdp=4" in line for line in log_lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "size"), [(-1, 1), (1, -1)])
 def test_a_resume_may_change_the_mesh(spread, runs, tiny_config, losses, log_lines, data, size):
     resumed = interrupted(spread, runs / f"resumed_{size}")
@@ -103,6 +104,7 @@ def test_a_resume_may_change_the_mesh(spread, runs, tiny_config, losses, log_lin
     np.testing.assert_allclose(losses(resumed), losses(spread), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_replicated_run_is_resumed_with_fsdp(replicated, runs, tiny_config, losses, final_state):
     resumed = interrupted(replicated, runs / "resumed_with")
     assert train.run(tiny_config(SPREAD), str(resumed)) == 0
@@ -121,6 +123,7 @@ def test_samples_are_those_of_a_replicated_run(spread, replicated, runs, tiny_co
     assert found[0].std() > 10
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(spread, runs, tiny_config, final_state):
     """With a rate near 0 the parameters stay those of the source."""
     fields = SPREAD | {"train.init_from": str(spread), "train.num_steps": 1, "optimizer.learning_rate": 1e-30}
@@ -128,6 +131,7 @@ def test_a_run_starts_from_the_weights_of_another(spread, runs, tiny_config, fin
     assert_same(final_state(runs / "tuned").params, final_state(spread).ema_params)
 
 
+@pytest.mark.slow
 def test_evaluations_and_the_best_step_are_those_of_a_replicated_run(runs, tiny_config, metrics):
     """keep_best keeps the step of the lowest Fréchet distance, though newer ones are saved; the mode finds it on a mesh."""
     fields = {"train.num_steps": 6, "train.checkpoint_every": 2, "train.max_to_keep": 1, "optimizer.learning_rate": 0.1}
