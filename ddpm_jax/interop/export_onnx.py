@@ -215,7 +215,7 @@ def check_models(
       sampler: that of the step.
       num_timesteps: T of the training chain.
       num_labels: labels that the network knows.
-      guidance_scale: w; out(∅) + w (out(c) - out(∅)) has up to w + |1 - w| times the errors of the network.
+      guidance_scale: w; out(∅) + w (out(c) - out(∅)) has up to w + abs(1 - w) times the errors of the network.
 
     Returns:
       File -> output -> the difference.

@@ -87,7 +87,7 @@ def for_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`apply` of a network for a training step on a mesh, where bfloat16 layers get gradients that are summed in float32.
 
     Args:
-      apply: ({"params": params}, *args) -> output, of a `flax.linen.Module`.
+      apply: ({"params": params}, further arguments) -> output, of a `flax.linen.Module`.
       mesh: if it has the axis "fsdp" and is not of CPUs, the new function gets sharded parameters.
     """
     if fsdp_size(mesh) == 1 or not grad_sums.is_useful(mesh):
