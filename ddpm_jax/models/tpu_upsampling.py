@@ -3,7 +3,7 @@
 With zeros between the pixels of x, instead of copies, the same output is a convolution by the kernel of 4x4 numbers that the
 3x3 kernel makes of a square of 2x2 ones:
 
-    rows  k0, k0 + k1, k1 + k2, k2    and columns likewise.
+    rows  k0, k0 + k1, k1 + k2, k2    and columns in the same way.
 
 XLA skips the zeros: four products for each output instead of nine, and the large image is not written. By its estimate for a
 TPU v5e, upsampling from 16x16 with 256 channels and 128 images took 5.7 million cycles of a training step.
