@@ -61,7 +61,9 @@ def picture_to_start_from(
     shown.preprocess = lambda payload: payload.path if payload is not None else None
     image = gr.State(None)
     read = _reader(images, unique_picture)
-    shown.input(read, shown, [image, shown], **_AT_ONCE, api_visibility="private")
+    # Not `input`: when the image is removed, Gradio sends that event with the image that was there.
+    shown.upload(read, shown, [image, shown], **_AT_ONCE, api_visibility="private")
+    shown.clear(lambda: (None, None), None, [image, shown], queue=False, api_visibility="private")
     _load_from_data(images, tab, _picker(split, index), [image, shown], unique_picture, name)
     return [image, shown]
 
@@ -100,9 +102,7 @@ def picture_to_paint_on(
 def _reader(images: StartImages, value_of: Callable[[np.ndarray], Any]) -> Callable:
     """Reads an uploaded file, and shows what the model gets of it."""
 
-    def read(path: str | None) -> tuple[Any, Any]:
-        if path is None:
-            return None, None
+    def read(path: str) -> tuple[Any, Any]:
         try:
             array = images.of_upload(path)
         except ExpectedError as error:  # not raised: the page would keep the file, and the image before it

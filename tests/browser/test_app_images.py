@@ -80,6 +80,26 @@ def test_an_upload_to_inpaint_is_read_as_by_the_command_line(page, run, app_fold
     np.testing.assert_array_equal(page.picture("inpaint-picture"), grid(image, run.inpaint(image[None], "left")))
 
 
+def test_uploads_to_image_to_image(page, run, app_folder, tmp_path):
+    """A file that is not an image leaves no other image behind."""
+    (tmp_path / "not.png").write_text("hello")
+    Image.fromarray(np.concatenate([PHOTO, PHOTO[..., :1]], axis=2)).save(tmp_path / "alpha.png")
+    page.open_tab("Image to image")
+    page.until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "#image_to_image-image img"))
+    page.driver.find_element(By.CSS_SELECTOR, "#image_to_image-image button[aria-label='Remove Image']").click()
+    page.until(lambda driver: not driver.find_elements(By.CSS_SELECTOR, "#image_to_image-image img"))
+    page.upload("#image_to_image-image", tmp_path / "not.png")
+    page.shows("cannot read the image not.png: not an image")
+    page.press("image_to_image-run")
+    page.shows("the image is missing")
+    page.upload("#image_to_image-image", tmp_path / "alpha.png")
+    page.until(lambda driver: page.picture("image_to_image-image").shape == (384, 384, 3))
+    page.press("image_to_image-run")
+    page.shows("the image, and 4 images")
+    image = common.read_original(from_workdir.get_config(app_folder), str(tmp_path / "alpha.png"))
+    np.testing.assert_array_equal(page.picture("image_to_image-picture"), grid(image, run.image_to_image(image[None])))
+
+
 def test_loading_an_image_shows_its_class(page):
     page.open_tab("Image to image")
     button = lambda driver: [button for button in driver.find_elements(By.TAG_NAME, "button") if button.text == "Load"]  # noqa: E731
