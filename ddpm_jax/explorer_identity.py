@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, sampling_config
+from ddpm_jax.interop import onnxruntime_web
 from ddpm_jax.plotting.explorer.page import sources_sha256
 from ddpm_jax.training import load_params
 
@@ -56,7 +57,8 @@ def identity_of(
     identity |= {"sampling": sampling, "explorer": shown | {"no_network": no_network}, "data": config.data.name}
     identity |= {"pixels": build.pixel_format(config)._asdict(), "labels": None if labels is None else labels.tolist()}
     images_sha256 = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
-    return name, identity | {"images_sha256": images_sha256, "page_sha256": sources_sha256()}
+    page_sha256 = sources_sha256(onnxruntime_web.SCRIPT.read_text(encoding="utf-8"))
+    return name, identity | {"images_sha256": images_sha256, "page_sha256": page_sha256}
 
 
 def _chains_name(config: ConfigDict) -> str:

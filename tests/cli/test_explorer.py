@@ -188,7 +188,7 @@ def test_a_page_without_the_network_does_not_replace_one_with_it(trained, tiny_c
         visualize.run(config, str(trained), output=str(first))
 
 
-def test_the_identity_has_what_differs(tiny_config):
+def test_the_identity_has_what_differs(tiny_config, monkeypatch, tmp_path):
     """Without a network the seed and the type of the images; with one also the options of each recorded sampler."""
     images, labels = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3)
 
@@ -207,6 +207,9 @@ def test_the_identity_has_what_differs(tiny_config):
     assert identity(6, {"sampling.sampler": "heun", "sampling.num_steps": 7, "sampling.label": 2})[1] == plain
     many = tuple(range(10, 40))
     assert identity(6, {"visualize.num_steps": many})[0] == "explorer-step_6-60_chains-seed_0"
+    monkeypatch.setattr(onnxruntime_web, "SCRIPT", tmp_path / "another.js")
+    onnxruntime_web.SCRIPT.write_text("another script")
+    assert identity(6, {})[1]["page_sha256"] != plain["page_sha256"]
 
 
 def test_without_a_checkpoint_there_is_the_forward_part(tiny_config, tmp_path, capsys):

@@ -66,10 +66,10 @@ class Page:
         return joined + text
 
 
-def sources_sha256() -> str:
-    """Hash of the sources of the page, without its data."""
+def sources_sha256(*others: str) -> str:
+    """Hash of the sources of the page, and of other texts that it contains, without its data."""
     names = ("index.html", "style.css", *SCRIPTS)
-    return hashlib.sha256("\0".join(_read(name) for name in names).encode()).hexdigest()
+    return hashlib.sha256("\0".join([*map(_read, names), *others]).encode()).hexdigest()
 
 
 def _read(name: str) -> str:
