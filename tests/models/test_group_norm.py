@@ -12,7 +12,7 @@ from ddpm_jax.models import tpu_layers
 
 EPSILON = 1e-6
 LINEN_ONE_PASS = functools.partial(norms.linen_norm, fast_variance=True)  # on TPUs
-ONE_PASS = [norms.one_pass_norm, norms.training_norm, LINEN_ONE_PASS, tpu_layers.sliced_norm]
+ONE_PASS = [norms.one_pass_norm, norms.training_norm, LINEN_ONE_PASS, functools.partial(tpu_layers.norm_of_parts, size=4)]
 
 
 def example(shape, mean=0.0, dtype=jnp.float32):

@@ -10,7 +10,7 @@ import pytest
 
 from ddpm_jax.models import grad_sums, tpu_layers
 from ddpm_jax.models import group_norm as norms
-from ddpm_jax.models.layers import dense
+from ddpm_jax.models.layers import ResidualBlock, dense
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
 
@@ -98,16 +98,17 @@ def test_pixels_are_not_flattened():
     assert "(tensor<32x3xf32>, tensor<3x8xf32>)" in line
 
 
-def test_norms_of_concatenations_are_in_slices(monkeypatch):
+def test_norms_of_concatenations_sum_each_part(monkeypatch):
     """In the decoder, and in a block of the encoder that widens; not those with a norm of the user's choice."""
     channels = []
 
-    def sliced_norm(x, *args, **options):
-        channels.append(x.shape[-1])
+    def norm_of_parts(x, *args, size, **options):
+        channels.append((x.shape[-1], size))
         return norms.group_norm(x, *args, **options)
 
-    monkeypatch.setattr(tpu_layers, "sliced_norm", sliced_norm)
-    for options, want in (({}, [8, 32, 24, 24, 16]), ({"norm_fn": norms.linen_norm}, [])):
+    monkeypatch.setattr(tpu_layers, "norm_of_parts", norm_of_parts)
+    found = [(8, 8), (32, 16), (24, 8), (24, 8), (16, 8)]
+    for options, want in (({}, found), ({"norm_fn": norms.linen_norm}, [])):
         network = UNet(1, 8, (1, 2), 1, (), mid_attention=False, **options)
         x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
         params = jax.eval_shape(network.init, jax.random.key(0), x, t)
@@ -115,6 +116,16 @@ def test_norms_of_concatenations_are_in_slices(monkeypatch):
         assert output.shape == x.shape
         assert channels == want
         channels.clear()
+
+
+@pytest.mark.parametrize(("channels", "features", "want"), [(24, 16, 8), (24, 22, 24), (20, 10, 10)])
+def test_widths_with_many_parts_are_summed_as_a_whole(monkeypatch, channels, features, want):
+    sizes = []
+    monkeypatch.setattr(tpu_layers, "norm_of_parts", lambda x, *args, size, **options: sizes.append(size) or x)
+    block, x, temb = ResidualBlock(features, groups=2), jnp.ones((1, 2, 2, channels)), jnp.ones((1, 4))
+    params = jax.eval_shape(lambda: block.init(jax.random.key(0), x, temb, True))
+    jax.eval_shape(lambda params: tpu_layers.for_tpus(block.apply)(params, x, temb, True), params)
+    assert sizes == [want]
 
 
 def test_only_tpus_with_whole_parameters_have_their_own_layers():
