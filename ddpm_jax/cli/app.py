@@ -3,6 +3,7 @@
 The page is above the Python interface, which is above this folder; so it is imported by name.
 """
 
+import gc
 import importlib
 import importlib.util
 
@@ -31,8 +32,9 @@ def run(config: ConfigDict, folder: str, *, host: str = "", port: str = "", brow
         raise UnavailableError("the page needs a package that is not installed: pip install 'gradio>=6.31' (the extra app)")
     run_folder, mesh = common.open_run(config, folder, "")
     server, model, origin = (importlib.import_module(f"ddpm_jax.app.{name}") for name in ("server", "model", "origin"))
+    host = host.strip("[]") or HOST
+    server.check_address(host, number)  # before the parameters are restored
     page = model.Model(config, run_folder, mesh)
-    host = host or HOST
 
     def started(address: str) -> None:
         if host not in origin.LOCAL:
@@ -40,6 +42,7 @@ def run(config: ConfigDict, folder: str, *, host: str = "", port: str = "", brow
         print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
 
     server.serve(page, host=host, port=number, browser=browser, started=started)
+    gc.freeze()  # else the interpreter searches all modules for garbage at its end, which takes seconds
     return 0
 
 

@@ -60,8 +60,15 @@ class Page:
         self.driver.get("about:blank")
         browser.console(), browser.requests()
         browser.resize(1300, 1300)
+        self.load(address)
+
+    def load(self, address):
         self.driver.get(address)
         self.until(lambda driver: driver.find_elements(By.ID, "generate-run"))
+
+    def status(self):
+        """The status of the tab Generate."""
+        return self.driver.find_element(By.CSS_SELECTOR, ".status").text
 
     def until(self, condition):
         return WebDriverWait(self.driver, TIMEOUT_S).until(condition)
