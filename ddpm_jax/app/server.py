@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -40,16 +39,22 @@ logger = logging.getLogger(__name__)
 
 
 class OnlyThisServer:
-    """Answers requests of `PATHS` that `Origins` allows and that are not too large, and adds `POLICY` to every response."""
+    """Answers requests of `PATHS` that `Origins` allows and that are not too large, and adds `POLICY` to every response.
 
-    def __init__(self, app: Any, origins: Origins):
-        self._app, self._origins = app, origins
+    After `closing` is set, it breaks responses off. Gradio's last message would end the event of a page without its state,
+    and its button would do nothing; a page whose connection breaks says so, and is loaded again when there is a server.
+    """
+
+    def __init__(self, app: Any, origins: Origins, closing: threading.Event):
+        self._app, self._origins, self._closing = app, origins, closing
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         begun = False
 
         async def with_policy(message: Any) -> None:
             nonlocal begun
+            if self._closing.is_set():
+                return
             if message["type"] == "http.response.start":
                 begun = True
                 message = message | {"headers": [*message["headers"], (b"content-security-policy", POLICY.encode())]}
@@ -84,20 +89,6 @@ def _body_fault(scope: Any) -> str:
     return f"the request has more than {limit:,} bytes" if int(headers.get(b"content-length", 0)) > limit else ""
 
 
-def check_address(host: str, port: int | None) -> None:
-    """Check that a server can listen there; None: on some port.
-
-    Raises:
-      UnavailableError: the port is in use, or the address does not exist.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address[:2], family=family).close()
-    except OSError as error:
-        where = f"{host}:{port}" if port else host
-        raise UnavailableError(f"the page cannot be served on {where}: choose another `port` or `host`") from error
-
-
 def serve(
     model: Model,
     *,
@@ -124,7 +115,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="ddpm_jax-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of pictures that are shown and uploaded
         gradio.routes.DEFAULT_TEMP_DIR = folder  # read when it was imported; a folder is made in it
-        page = Page(model)
+        page, closing = Page(model), threading.Event()
         blocks = page.build()
         try:
             _, address, _ = blocks.launch(
@@ -143,10 +134,10 @@ def serve(
                 prevent_thread_lock=True,
                 theme=gr.themes.Default(**FONTS),
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(OnlyThisServer, Origins(host))]},
+                app_kwargs={"middleware": [Middleware(OnlyThisServer, Origins(host), closing)]},
             )
-        except OSError as error:
-            raise UnavailableError(f"the page cannot be served on {host}: {error}") from error
+        except OSError as error:  # all ports from 7860 are in use, or one became so
+            raise UnavailableError(f"the page cannot be served on {host}: choose another `port` or `host`") from error
         is_main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None  # so that the folder is removed
         try:
@@ -155,6 +146,7 @@ def serve(
         except KeyboardInterrupt:
             pass
         finally:
+            closing.set()
             page.close()
             blocks.server.config.timeout_graceful_shutdown = 1  # s; else it waits for pages that are open
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs that it does not

@@ -32,12 +32,13 @@ class SlowModel(Model):
         raise AssertionError("it was not cancelled")
 
 
-def main(folder: str) -> None:
+def main(folder: str, port: str) -> None:
     server.MAX_UPLOAD, server.MAX_BODY = MAX_UPLOAD, MAX_BODY
     config = from_workdir.get_config(folder)
     model = SlowModel(config, *common.open_run(config, folder, ""))
-    server.serve(model, host="127.0.0.1", port=None, browser=False, started=lambda address: print(address, flush=True))
+    print_address = lambda address: print(address, flush=True)  # noqa: E731
+    server.serve(model, host="127.0.0.1", port=int(port) if port else None, browser=False, started=print_address)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
