@@ -5,14 +5,19 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs
 
 from ddpm_jax.app.checks import integer
 from ddpm_jax.app.events import editor_value, error_line, page_errors, unique_picture
 from ddpm_jax.app.start_images import StartImages
-from ddpm_jax.runtime.errors import ExpectedError
+from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 
 # During a job, too; with the queue, without which Gradio shows no messages.
 _AT_ONCE: dict[str, Any] = {"queue": True, "concurrency_limit": None}
+
+MAX_PAINTINGS = 16  # that the browsers sent, and no job has used yet
+MAX_LAYERS = 8
 
 
 def shown_picture(label: str, elem_id: str, height: int = 420) -> gr.Image:
@@ -89,6 +94,7 @@ def picture_to_paint_on(
         height=470,
         placeholder="load an image of the data set, or upload one",
     )
+    _limit_paintings(editor)
     image = gr.State(None)
     picker = _picker(split, 0)
     upload = gr.UploadButton("Upload an image", file_types=["image"], type="filepath", size="sm", elem_id=f"{name}-upload")
@@ -97,6 +103,22 @@ def picture_to_paint_on(
     editor.clear(lambda: None, None, image, queue=False, api_visibility="private")
     _load_from_data(images, tab, picker, [image, editor], editor_value, name)
     return [image, editor]
+
+
+def _limit_paintings(editor: gr.ImageEditor) -> None:
+    """Limit what the editor keeps of the images that the browser sends before the event that reads them, if it comes."""
+    accept, kept = editor.accept_blobs, editor.blob_storage
+
+    @server
+    def accept_blobs(data: AcceptBlobs) -> None:
+        index = data.data["index"]
+        if index and index != "null" and not 0 <= int(index) < MAX_LAYERS:
+            raise InvalidArgumentError(f"the editor has no layer {index}")
+        while data.data["id"] not in kept and len(kept) >= MAX_PAINTINGS:
+            del kept[next(iter(kept))]
+        accept(data)
+
+    editor.accept_blobs = accept_blobs
 
 
 def _reader(images: StartImages, value_of: Callable[[np.ndarray], Any]) -> Callable:

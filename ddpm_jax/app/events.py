@@ -3,13 +3,16 @@
 import contextlib
 import itertools
 import logging
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio import utils
 from PIL import Image
+from pydantic import ValidationError
 
 from ddpm_jax.app.checks import integer, number
 from ddpm_jax.app.jobs import Cancelled
@@ -21,8 +24,11 @@ _numbers = itertools.count()
 
 
 @contextlib.contextmanager
-def page_errors() -> Iterator[None]:
-    """Context manager that shows errors on the page, in one line; those that are no fault of the user are logged too.
+def page_errors(*, visible: bool = True) -> Iterator[None]:
+    """Context manager that makes errors one line; those that are no fault of the user are logged too.
+
+    Args:
+      visible: as a message on the page; False: for programs only.
 
     Raises:
       gr.Error: instead of any other exception than Cancelled.
@@ -33,26 +39,22 @@ def page_errors() -> Iterator[None]:
         raise
     except Exception as error:
         line = error_line(error)
-        if not isinstance(error, ExpectedError):
+        if "RESOURCE_EXHAUSTED" in line or isinstance(error, MemoryError):
+            line = "there is not enough memory on the device: generate fewer images"
+            logger.warning(line)
+        elif not isinstance(error, ExpectedError):
             logger.exception("the page failed")
             line = f"{type(error).__name__}: {line}"
-            if "RESOURCE_EXHAUSTED" in line or isinstance(error, MemoryError):
-                line = "there is not enough memory on the device: generate fewer images"
-        raise gr.Error(line, duration=None, title="Not possible", print_exception=False) from error
+        raise _page_error(line, visible) from error
+
+
+def _page_error(line: str, visible: bool = True) -> gr.Error:
+    return gr.Error(line, duration=None, visible=visible, title="Not possible", print_exception=False)
 
 
 def error_line(error: Exception) -> str:
     """The first line of an error."""
     return " ".join(str(error).split("\n", 1)[0].replace("`", "").split())
-
-
-def with_request(run: Callable[..., Iterator[tuple]]) -> Callable[..., Iterator[tuple]]:
-    """`run` as Gradio calls it: with the request first."""
-
-    def event(request: gr.Request, *values: Any) -> Iterator[tuple]:
-        yield from run(*values, request=request)
-
-    return event
 
 
 def settings_of(values: tuple) -> Settings:
@@ -72,28 +74,37 @@ def settings_of(values: tuple) -> Settings:
 
 
 def check_requests(page: gr.Blocks) -> None:
-    """Make a page answer values that its controls do not take with one line, and never read files at other addresses."""
+    """Make a page answer values that its controls do not take with one line, and read no files but uploads and its pictures."""
     preprocess = page.preprocess_data
 
     async def preprocess_data(block_fn: Any, inputs: list[Any], *more: Any, **others: Any) -> Any:
         try:
-            if _has_address(inputs):
-                raise gr.Error("files at other addresses are not read: upload the image")
-            return await preprocess(block_fn, inputs, *more, **others)
+            if block_fn.fn is None:
+                raise gr.Error("the page has no such event: reload it")
+            return await preprocess(block_fn, _with_own_files(inputs, utils.get_upload_folder()), *more, **others)
         except Exception as error:
-            line = " ".join((error.message if isinstance(error, gr.Error) else str(error)).split("\n", 1)[0].split())[:300]
+            line = error.message if isinstance(error, gr.Error) else error_line(error)
             if index := re.match(r"Could not preprocess input component at index (\d+)", line):
                 line = f"the value of {block_fn.inputs[int(index[1])].label!r} is not valid"
-            raise gr.Error(line, duration=None, title="Not possible", print_exception=False) from error
+            elif isinstance(error, ValidationError):
+                line = "a value is not valid: reload the page"
+            raise _page_error(line[:300]) from error
 
     page.preprocess_data = preprocess_data
 
 
-def _has_address(value: Any) -> bool:
-    """Whether JSON has a file whose path is an address such as http://..."""
+def _with_own_files(value: Any, folder: str) -> Any:
+    """JSON in which a file that is not in the folder of uploads and pictures, or no longer, is None.
+
+    Gradio checks the paths of files that say what they are, and reads the others; it deletes files that are an hour old.
+    """
+    if isinstance(value, dict) and "path" in value:
+        path = str(value["path"])
+        is_own = os.path.isfile(path) and utils.is_in_or_equal(path, folder)
+        return value | {"meta": {"_type": "gradio.FileData"}} if is_own else None
     if isinstance(value, dict):
-        return "://" in str(value.get("path", "")) or any(map(_has_address, value.values()))
-    return isinstance(value, list) and any(map(_has_address, value))
+        return {name: _with_own_files(item, folder) for name, item in value.items()}
+    return [_with_own_files(item, folder) for item in value] if isinstance(value, list) else value
 
 
 def session_key(request: gr.Request, tab: str) -> str:
@@ -121,4 +132,6 @@ def shown_value(value: Any) -> Any:
     """The value of an output for a field of a `View`; None leaves it as it is."""
     if value is None:
         return gr.skip()
+    if isinstance(value, list):
+        return [list(row) for row in value]  # of a table, to which the job adds rows
     return unique_picture(value) if isinstance(value, np.ndarray) else value

@@ -231,17 +231,22 @@ class Model:
         return View(shown, None, status, self._python(run, method, ("images", *words), arguments, lines))
 
     def _run_of(self, params: str, step: int | str) -> Run:
-        """The run with parameters of a checkpoint; of the latest for step -1."""
-        if (params, step) not in self._runs:
-            config = self._config_of(params, step)
-            restored, found = common.restore_params(config, self._folder, self._mesh)
-            config.lock()
-            if len(self._runs) >= MAX_RUNS:
-                self._runs.pop(next(iter(self._runs)))  # the oldest
-            run = Run(config, self._folder, restored, found, self._mesh, self._identity, self._compiled)
-            self._runs[params, found] = run
-            return run
-        return self._runs[params, step]
+        """The run with parameters of a checkpoint; of the latest for step -1.
+
+        In memory are those that were used last, and those of the start, which the page offers also after a training run
+        has deleted their checkpoint.
+        """
+        if (params, step) in self._runs:
+            self._runs[params, step] = self._runs.pop((params, step))
+            return self._runs[params, step]
+        if len(self._runs) >= MAX_RUNS:
+            del self._runs[next(key for key, run in self._runs.items() if run is not self.run)]
+        config = self._config_of(params, step)
+        restored, found = common.restore_params(config, self._folder, self._mesh)
+        config.lock()
+        run = Run(config, self._folder, restored, found, self._mesh, self._identity, self._compiled)
+        self._runs[params, found] = run
+        return run
 
     def _config_of(self, params: str, step: int | str) -> ConfigDict:
         config = self._base.copy_and_resolve_references()

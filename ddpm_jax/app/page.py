@@ -10,19 +10,19 @@ from ddpm_jax.app import events, pictures
 from ddpm_jax.app.checks import integer, number
 from ddpm_jax.app.components import picture_to_paint_on, picture_to_start_from, shown_picture
 from ddpm_jax.app.controls import BRUSH
-from ddpm_jax.app.events import page_errors, session_key, settings_of, with_request
-from ddpm_jax.app.jobs import Cancelled, Jobs
-from ddpm_jax.app.model import Emit, Model
-from ddpm_jax.app.view import View
+from ddpm_jax.app.events import page_errors, session_key, settings_of
+from ddpm_jax.app.jobs import Cancelled, Jobs, Work
+from ddpm_jax.app.model import Model
+from ddpm_jax.app.view import View, waiting_text
 
 CSS = """
 .pixels img, .pixels canvas { image-rendering: pixelated; }
 .pixels img { width: 100%; object-fit: contain; padding-top: 28px; }
 footer { display: none !important; }
+.status { min-height: 1.5em; overflow: hidden !important; }
 """
-TABLE = ["sampler", "steps", "network evaluations", "time, or why not"]
+TABLE = ["sampler", "steps", "NFE", "time, or why not"]
 TABS = ("generate", "compare", "inpaint", "image_to_image", "interpolate")
-WAITING = 32  # jobs in the queue, beyond which the page refuses more
 
 
 class Outputs(NamedTuple):
@@ -39,7 +39,8 @@ class Page:
     """The page of a model."""
 
     def __init__(self, model: Model):
-        self._model, self._controls, self._jobs = model, model.controls, Jobs()
+        self._model, self._controls = model, model.controls
+        self._jobs = Jobs(lambda before: View(None, None, waiting_text(before), None, None))
 
     def build(self) -> gr.Blocks:
         """The page, to be launched with `CSS`."""
@@ -64,8 +65,12 @@ class Page:
             page.load(self._checkpoints, None, panel[-1], queue=False, api_visibility="private")
             page.unload(self._leave)
         events.check_requests(page)
-        page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+        page.queue(default_concurrency_limit=None, api_open=False)  # `Jobs` is the queue of the jobs
         return page
+
+    def close(self) -> None:
+        """Cancel all jobs."""
+        self._jobs.close()
 
     # The parts.
 
@@ -121,10 +126,10 @@ class Page:
         second = f"predicted image (pred_xstart){after}"
         call = gr.Textbox(label="the same in Python", interactive=False, lines=2, buttons=["copy"], render=False)
         picture, predicted = shown_picture(first, f"{tab}-picture"), shown_picture(second, f"{tab}-predicted")
-        return Outputs(picture, predicted, gr.Markdown("", render=False), call)
+        return Outputs(picture, predicted, _status(), call)
 
-    def _buttons(self, name: str, run: Callable, inputs: list, outputs: Outputs, tab: str) -> None:
-        """The buttons that run a job and cancel it, and the outputs below."""
+    def _buttons(self, name: str, work_of: Callable[..., Work], inputs: list, outputs: Outputs, tab: str) -> None:
+        """The buttons that run a job and cancel it, and the outputs below; `work_of` makes the work of the inputs' values."""
         with gr.Row():
             start = gr.Button(name, variant="primary", elem_id=f"{tab}-run")
             cancel = gr.Button("Cancel", elem_id=f"{tab}-cancel")
@@ -136,16 +141,12 @@ class Page:
             outputs.table.render()
         outputs.call.render()
         shown = [output for output in outputs if output is not None]
-        event = start.click(
-            run,
-            inputs,
-            shown,
-            api_name=tab,
-            concurrency_limit=1,
-            concurrency_id="device",
-            show_progress="minimal",
-            show_progress_on=[outputs.status],
-        )
+
+        def run(request: gr.Request, *values: Any) -> Iterator[tuple]:
+            for view in self._views(session_key(request, tab), lambda: work_of(*values)):
+                yield tuple(map(events.shown_value, view[: len(shown)]))
+
+        event = start.click(run, inputs, shown, api_name=tab, show_progress="hidden")  # the status is the progress
 
         def stop(request: gr.Request) -> None:
             self._jobs.cancel(session_key(request, tab))
@@ -154,16 +155,16 @@ class Page:
         stopped = cancel.click(stop, None, None, cancels=[event], queue=False, api_name=f"cancel_{tab}")
         stopped.then(lambda: "cancelled", None, outputs.status, queue=False, api_visibility="private")
 
-    def _stream(self, tab: str, request: gr.Request, work: Callable[[Emit], View], has_table: bool = False) -> Iterator[tuple]:
-        """Run a job; yields the values of the outputs of a tab."""
-        with page_errors():
-            try:
-                for view in self._jobs.run(session_key(request, tab), work):
-                    values = [events.shown_value(value) for value in view]  # the last prediction remains
-                    yield tuple(values) if has_table else tuple(values[:-1])
-            except Cancelled:
-                kept = (gr.skip(), gr.skip(), "cancelled", gr.skip())
-                yield (*kept, gr.skip()) if has_table else kept
+    def _views(self, session: str, make: Callable[[], Work]) -> Iterator[View]:
+        """Run the job that `make` makes; yields what the page shows, which is also what became of it."""
+        try:
+            with page_errors(visible=False):
+                yield from self._jobs.run(session, make())
+        except Cancelled:
+            yield View(None, None, "cancelled", None, None)
+        except gr.Error as error:
+            yield View(None, None, f"not possible: {error.message}", None, None)
+            raise  # for programs
 
     def _leave(self, request: gr.Request) -> None:
         """Cancel the jobs of a page that was closed."""
@@ -176,36 +177,30 @@ class Page:
         number = gr.Slider(*self._controls.limits["num_images"], value=16, step=1, label="Images")
         outputs = self._outputs("generate", "x_t, then the images", ", then the condition images" if condition else "")
 
-        def run(number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
-            with page_errors():
-                given, values = self._given_condition(values)
-                settings, count = settings_of(values), integer(number, "the number of images")
-            yield from self._stream("generate", request, lambda emit: self._model.generate(settings, count, emit, given))
+        def work_of(number: Any, *values: Any) -> Work:
+            given, values = self._given_condition(values)
+            settings, count = settings_of(values), integer(number, "the number of images")
+            return lambda emit: self._model.generate(settings, count, emit, given)
 
-        self._buttons("Generate", with_request(run), [number, *condition, *panel], outputs, "generate")
+        self._buttons("Generate", work_of, [number, *condition, *panel], outputs, "generate")
 
     def _compare_tab(self, condition: list, panel: list) -> None:
         names, limits = self._controls.choices["sampler"], self._controls.limits
         gr.Markdown("Each sampler takes as many steps as its network evaluations (NFE) allow, from the same noise.")
         with gr.Row():
-            chosen = gr.CheckboxGroup(names, value=[name for name in names if name != "ode"], label="Samplers")
+            chosen = gr.CheckboxGroup(names, value=[name for name in names if name != "ode"], label="Samplers", min_width=300)
             nfe = gr.Slider(*limits["nfe"], value=min(20, limits["nfe"][1]), step=1, label="Network evaluations")
             number = gr.Slider(*limits["compared_images"], value=8, step=1, label="Images")
         predicted, call = (kind(visible=False, render=False) for kind in (gr.Image, gr.Textbox))
         table = gr.Dataframe(headers=TABLE, interactive=False, wrap=True, label="", render=False)
-        outputs = Outputs(
-            shown_picture("images", "compare-picture", 520), predicted, gr.Markdown("", render=False), call, table
-        )
+        outputs = Outputs(shown_picture("images", "compare-picture", 520), predicted, _status(), call, table)
 
-        def run(chosen: Any, nfe: Any, number: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
-            with page_errors():
-                given, values = self._given_condition(values)
-                settings, budget, count = settings_of(values), integer(nfe, "NFE"), integer(number, "the number of images")
-            work = lambda emit: self._model.compare(settings, chosen, budget, count, emit, given)  # noqa: E731
-            for shown in self._stream("compare", request, work, has_table=True):
-                yield (*shown[:-1], [list(row) for row in shown[-1]] if isinstance(shown[-1], list) else shown[-1])
+        def work_of(chosen: Any, nfe: Any, number: Any, *values: Any) -> Work:
+            given, values = self._given_condition(values)
+            settings, budget, count = settings_of(values), integer(nfe, "NFE"), integer(number, "the number of images")
+            return lambda emit: self._model.compare(settings, chosen, budget, count, emit, given)
 
-        self._buttons("Compare", with_request(run), [chosen, nfe, number, *condition, *panel], outputs, "compare")
+        self._buttons("Compare", work_of, [chosen, nfe, number, *condition, *panel], outputs, "compare")
 
     def _inpaint_tab(self, tab: gr.Tab, panel: list) -> None:
         edit, limits = self._controls.edit, self._controls.limits
@@ -225,18 +220,14 @@ class Page:
                 )
         outputs = self._outputs("inpaint", "x_t, then the image and samples")
 
-        def run(
-            image: Any, value: Any, mask: Any, samples: Any, resampling: Any, *values: Any, request: gr.Request
-        ) -> Iterator[tuple]:
-            with page_errors():
-                settings, counts = settings_of(values), (integer(samples, "samples"), integer(resampling, "resampling"))
-                value = value or {}
-                start = self._model.images.of_upload(value.get("background")) if image is None else image
-                where = mask if mask != BRUSH else pictures.read_mask(value.get("layers"), self._model.run.image_shape[:2])
-            work = lambda emit: self._model.inpaint(settings, start, where, *counts, emit)  # noqa: E731
-            yield from self._stream("inpaint", request, work)
+        def work_of(image: Any, value: Any, mask: Any, samples: Any, resampling: Any, *values: Any) -> Work:
+            settings, counts = settings_of(values), (integer(samples, "samples"), integer(resampling, "resampling"))
+            value = value or {}
+            start = self._model.images.of_upload(value.get("background")) if image is None else image
+            where = mask if mask != BRUSH else pictures.read_mask(value.get("layers"), self._model.run.image_shape[:2])
+            return lambda emit: self._model.inpaint(settings, start, where, *counts, emit)
 
-        self._buttons("Inpaint", with_request(run), [image, editor, mask, samples, resampling, *panel], outputs, "inpaint")
+        self._buttons("Inpaint", work_of, [image, editor, mask, samples, resampling, *panel], outputs, "inpaint")
 
     def _image_to_image_tab(self, tab: gr.Tab, panel: list) -> None:
         edit, limits = self._controls.edit, self._controls.limits
@@ -254,16 +245,12 @@ class Page:
                 samples = gr.Slider(*limits["samples_per_image"], value=edit["samples_per_image"], step=1, label="Samples")
         outputs = self._outputs("image_to_image", "x_t, then the image and its variants")
 
-        def run(image: Any, shown: Any, strength: Any, samples: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
-            with page_errors():
-                settings, count = settings_of(values), integer(samples, "samples")
-                start = self._model.images.of_upload(shown) if image is None else image
-                part = number(strength, "the strength")
-            work = lambda emit: self._model.image_to_image(settings, start, part, count, emit)  # noqa: E731
-            yield from self._stream("image_to_image", request, work)
+        def work_of(image: Any, shown: Any, strength: Any, samples: Any, *values: Any) -> Work:
+            settings, count, part = settings_of(values), integer(samples, "samples"), number(strength, "the strength")
+            start = self._model.images.of_upload(shown) if image is None else image
+            return lambda emit: self._model.image_to_image(settings, start, part, count, emit)
 
-        inputs = [image, shown, strength, samples, *panel]
-        self._buttons("Generate variants", with_request(run), inputs, outputs, "image_to_image")
+        self._buttons("Generate variants", work_of, [image, shown, strength, samples, *panel], outputs, "image_to_image")
 
     def _interpolate_tab(self, tab: gr.Tab, panel: list) -> None:
         edit, limits, ends = self._controls.edit, self._controls.limits, []
@@ -288,19 +275,20 @@ class Page:
             )
         outputs = self._outputs("interpolate", "x_t, then the frames")
 
-        def run(source: Any, first: Any, last: Any, *values: Any, request: gr.Request) -> Iterator[tuple]:
+        def work_of(source: Any, first: Any, last: Any, *values: Any) -> Work:
             (image_a, shown_a, image_b, shown_b, frames, iters), values = values[:6], values[6:]
-            with page_errors():
-                settings, counts = settings_of(values), (integer(frames, "frames"), integer(iters, "evaluations"))
-                if source == "two seeds":
-                    chosen: list[Any] = [integer(first, "the first seed"), integer(last, "the last seed")]
-                else:
-                    given = ((image_a, shown_a), (image_b, shown_b))
-                    read = self._model.images.of_upload
-                    chosen = [read(shown) if image is None else image for image, shown in given]
-            yield from self._stream(
-                "interpolate", request, lambda emit: self._model.interpolate(settings, chosen, *counts, emit)
-            )
+            settings, counts = settings_of(values), (integer(frames, "frames"), integer(iters, "evaluations"))
+            if source == "two seeds":
+                chosen: list[Any] = [integer(first, "the first seed"), integer(last, "the last seed")]
+            else:
+                read, given = self._model.images.of_upload, ((image_a, shown_a), (image_b, shown_b))
+                chosen = [read(shown) if image is None else image for image, shown in given]
+            return lambda emit: self._model.interpolate(settings, chosen, *counts, emit)
 
         inputs = [source, first, last, *ends, frames, iters, *panel]
-        self._buttons("Interpolate", with_request(run), inputs, outputs, "interpolate")
+        self._buttons("Interpolate", work_of, inputs, outputs, "interpolate")
+
+
+def _status() -> gr.Markdown:
+    """The line below the buttons: what a job does or why it cannot be done."""
+    return gr.Markdown("", elem_classes="status", render=False)

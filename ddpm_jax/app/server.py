@@ -1,5 +1,6 @@
 """Serves the page: on one address, to the end, and without any request to other machines."""
 
+import logging
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ POLICY = (
     "connect-src 'self' data: blob:; form-action 'self'"
 )
 MAX_UPLOAD = 200 * 2**20  # bytes
+MAX_BODY = 16 * 2**20  # of any other request; the largest is a painting of the editor
 # What the page and the clients of Gradio request. Gradio has more routes, such as those that fetch files of other servers.
 PATHS = re.compile(
     r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)?"
@@ -33,17 +35,28 @@ PATHS = re.compile(
     r"|call/(?!v2).*|upload|upload_progress|component_server|file=(?!.*://).*)/?"
 )
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+logger = logging.getLogger(__name__)
 
 
 class OnlyThisServer:
-    """Answers requests of `PATHS` that `Origins` allows, and adds `POLICY` to every response."""
+    """Answers requests of `PATHS` that `Origins` allows and that are not too large, and adds `POLICY` to every response.
 
-    def __init__(self, app: Any, origins: Origins):
-        self._app, self._origins = app, origins
+    After `closing` is set, it breaks responses off. Gradio's last message would end the event of a page without its state,
+    and its button would do nothing; a page whose connection breaks says so, and is loaded again when there is a server.
+    """
+
+    def __init__(self, app: Any, origins: Origins, closing: threading.Event):
+        self._app, self._origins, self._closing = app, origins, closing
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        begun = False
+
         async def with_policy(message: Any) -> None:
+            nonlocal begun
+            if self._closing.is_set():
+                return
             if message["type"] == "http.response.start":
+                begun = True
                 message = message | {"headers": [*message["headers"], (b"content-security-policy", POLICY.encode())]}
             await send(message)
 
@@ -53,8 +66,27 @@ class OnlyThisServer:
             await PlainTextResponse(fault, status_code=403)(scope, receive, with_policy)
         elif not PATHS.fullmatch(scope["path"]):
             await PlainTextResponse("not found", status_code=404)(scope, receive, with_policy)
+        elif fault := _body_fault(scope):
+            while (await receive()).get("more_body"):  # all of it: a client that still sends would not read the answer
+                pass
+            await PlainTextResponse(fault, status_code=413)(scope, receive, with_policy)
         else:
-            await self._app(scope, receive, with_policy)
+            try:
+                await self._app(scope, receive, with_policy)
+            except Exception as error:  # of Gradio, such as for an event that the page does not have
+                line = f"the request {scope['path']} failed: {type(error).__name__}: {error}"
+                logger.warning(line, exc_info=logger.isEnabledFor(logging.DEBUG))
+                if not begun:
+                    await PlainTextResponse("the request failed: reload the page", 500)(scope, receive, with_policy)
+
+
+def _body_fault(scope: Any) -> str:
+    """Why the body of a request is not read; "" if it is."""
+    headers = dict(scope["headers"])
+    limit = MAX_UPLOAD + 2**16 if scope["path"].rstrip("/") == "/gradio_api/upload" else MAX_BODY  # + names of the files
+    if b"transfer-encoding" in headers:
+        return "the request does not have the header Content-Length"
+    return f"the request has more than {limit:,} bytes" if int(headers.get(b"content-length", 0)) > limit else ""
 
 
 def serve(
@@ -79,13 +111,15 @@ def serve(
     Raises:
       UnavailableError: the port is in use, or the address does not exist.
     """
+    _reach_directly(host)
     with tempfile.TemporaryDirectory(prefix="ddpm_jax-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of pictures that are shown and uploaded
         gradio.routes.DEFAULT_TEMP_DIR = folder  # read when it was imported; a folder is made in it
-        page = Page(model).build()
+        page, closing = Page(model), threading.Event()
+        blocks = page.build()
         try:
-            _, address, _ = page.launch(
-                server_name=host,
+            _, address, _ = blocks.launch(
+                server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 inbrowser=browser,
                 share=False,
@@ -100,19 +134,30 @@ def serve(
                 prevent_thread_lock=True,
                 theme=gr.themes.Default(**FONTS),
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(OnlyThisServer, Origins(host))]},
+                app_kwargs={"middleware": [Middleware(OnlyThisServer, Origins(host), closing)]},
             )
-        except OSError as error:
-            where = f"{host}:{port}" if port else host
-            raise UnavailableError(f"the page cannot be served on {where}: choose another `port` or `host`") from error
+        except OSError as error:  # all ports from 7860 are in use, or one became so
+            raise UnavailableError(f"the page cannot be served on {host}: choose another `port` or `host`") from error
         is_main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None  # so that the folder is removed
         try:
-            started(address)
+            started(address.replace("[::]", "localhost"))
             (stop or threading.Event()).wait()
         except KeyboardInterrupt:
             pass
         finally:
-            page.close(verbose=False)
+            closing.set()
+            page.close()
+            blocks.server.config.timeout_graceful_shutdown = 1  # s; else it waits for pages that are open
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs that it does not
+            blocks.close(verbose=False)
             if is_main:
                 signal.signal(signal.SIGTERM, before)
+
+
+def _reach_directly(host: str) -> None:
+    """Let this process reach its own server without the proxy that the environment names: Gradio waits for an answer."""
+    for name in ("no_proxy", "NO_PROXY"):
+        others = os.environ.get(name, "").strip()
+        if others != "*":
+            os.environ[name] = ",".join(filter(None, (others, "127.0.0.1", "localhost", host)))

@@ -156,4 +156,6 @@ def _without_folder(read: Callable[[], np.ndarray], path: str) -> np.ndarray:
     try:
         return read()
     except UserError as error:
-        raise UserError(str(error).replace(path, pathlib.PurePath(path).name)) from error
+        line = str(error).replace(path, pathlib.PurePath(path).name)
+        hint = " of a format that is read: use PNG or JPEG" if line.endswith("not an image") else ""
+        raise UserError(line + hint) from error

@@ -11,11 +11,11 @@ from ddpm_jax.samplers.watch import Stage
 
 
 class View(NamedTuple):
-    """What the page shows of a call; an array is a picture, uint8 [H, W, 3].
+    """What the page shows of a call; an array is a picture, uint8 [H, W, 3]. None: what it shows remains.
 
     Attributes:
       picture: x_t while the chain runs, then the images.
-      predicted: pred_xstart; None where it is not shown.
+      predicted: pred_xstart.
       status: a line below.
       call: the same as a call of Python; "" until it is done.
       table: rows of a table; () for none.
@@ -24,8 +24,8 @@ class View(NamedTuple):
     picture: np.ndarray | None
     predicted: np.ndarray | None = None
     status: str = ""
-    call: str = ""
-    table: Sequence[Sequence[str]] = ()
+    call: str | None = ""
+    table: Sequence[Sequence[str]] | None = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,13 @@ def steps_text(stage: Stage) -> str:
     """The step of a stage and its t."""
     t = "" if stage.t is None else f" · t = {stage.t:,}"
     return f"step {stage.step:,} of {stage.num_steps:,}{t}"
+
+
+def waiting_text(before: int) -> str:
+    """The status of a job that waits for others, or that starts."""
+    if before:
+        return f"waiting for {before} other job{'s' if before > 1 else ''}"
+    return "started · the first images of a sampler wait for its compilation"
 
 
 def seconds_text(start: float) -> str:

@@ -1,54 +1,91 @@
-"""Jobs: one at a time, cancelled at the next report, errors to the reader, the newest of what was emitted."""
+"""Jobs: one at a time in their order, cancelled at the next report or while they wait, errors to the reader."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 
+from ddpm_jax.app import jobs as jobs_module
 from ddpm_jax.app.jobs import Cancelled, Jobs
+from ddpm_jax.runtime.errors import UnavailableError
 
 TIMEOUT_S = 20
 
 
-def test_a_job_yields_what_it_emits_and_its_result():
-    gate = threading.Event()
+@pytest.fixture
+def jobs():
+    return Jobs(lambda before: f"{before} before")
 
+
+def read_until(results, value):
+    """Read results until one of them is `value`; those before are stages that a faster reader sees."""
+    while next(results) != value:
+        pass
+
+
+class Reader(threading.Thread):
+    """Reads a job in a thread: `seen` is what it yields, `error` what it raises."""
+
+    def __init__(self, results):
+        super().__init__(daemon=True)
+        self.results, self.seen, self.error, self.begun = results, [], None, threading.Event()
+        self.start()
+
+    def run(self):
+        try:
+            for value in self.results:
+                self.seen.append(value)
+                self.begun.set()
+        except Exception as error:
+            self.error = error
+
+    def ended(self):
+        self.join(TIMEOUT_S)
+        return not self.is_alive()
+
+
+def blocking(gate):
     def work(emit):
-        emit("first")
+        emit("running")
         assert gate.wait(TIMEOUT_S)
+        emit("after the gate")
         return "result"
 
-    results = Jobs().run("a", work)
-    assert next(results) == "first"
+    return work
+
+
+def test_a_job_yields_what_it_emits_and_its_result(jobs):
+    gate = threading.Event()
+    results = jobs.run("a", blocking(gate))
+    read_until(results, "running")
     gate.set()
-    assert list(results) == ["result"]
+    assert list(results)[-1] == "result"
 
 
-def test_a_slow_reader_gets_the_newest_stage():
+def test_a_slow_reader_gets_the_newest_stage(jobs):
     emitted = threading.Event()
 
     def work(emit):
-        emit(0)
-        for number in range(1, 100):
+        for number in range(100):
             emit(number)
         emitted.set()
         assert gate.wait(TIMEOUT_S)
         return "result"
 
     gate = threading.Event()
-    results = Jobs().run("a", work)
-    first = next(results)
+    results = jobs.run("a", work)
+    seen = [next(results)]
     assert emitted.wait(TIMEOUT_S)
-    seen = [first]
-    if first != 99:
+    if seen != [99]:
         seen.append(next(results))
     assert seen[-1] == 99
-    assert len(seen) <= 2
     gate.set()
     assert list(results) == ["result"]
 
 
-def test_a_cancelled_job_ends_at_its_next_report():
-    jobs, steps = Jobs(), []
+def test_a_cancelled_job_ends_at_its_next_report(jobs):
+    steps = []
 
     def work(emit):
         for step in range(1000):
@@ -64,37 +101,60 @@ def test_a_cancelled_job_ends_at_its_next_report():
     assert not jobs.cancel("a")
 
 
-def test_another_job_waits_and_can_be_cancelled_before_it_starts():
-    jobs, gate, ran = Jobs(), threading.Event(), []
-
-    def first(emit):
-        emit("running")
-        assert gate.wait(TIMEOUT_S)
-        return "first"
-
-    running = jobs.run("a", first)
-    assert next(running) == "running"
-    found = []
-
-    def read():
-        try:
-            list(jobs.run("b", lambda emit: ran.append("b")))
-        except Cancelled:
-            found.append("cancelled")
-
-    waiting = threading.Thread(target=read)
-    waiting.start()
-    while not jobs.cancel("b"):
-        pass
+def test_jobs_wait_in_their_order_and_see_their_place(jobs):
+    gate, order = threading.Event(), []
+    running = jobs.run("first", blocking(gate))
+    read_until(running, "running")
+    waiting = []
+    for name in ("b", "c", "d"):
+        waiting.append(Reader(jobs.run(name, lambda emit, name=name: order.append(name))))
+        assert waiting[-1].begun.wait(TIMEOUT_S)
+    assert [reader.seen for reader in waiting] == [["1 before"], ["2 before"], ["3 before"]]
+    assert jobs.cancel("b")  # the others go up, and it does not wait for its turn to end
+    assert waiting[0].ended()
+    assert isinstance(waiting[0].error, Cancelled)
     gate.set()
-    assert list(running) == ["first"]
-    waiting.join(TIMEOUT_S)
-    assert found == ["cancelled"]
+    assert list(running)[-1] == "result"
+    assert all(reader.ended() and reader.error is None for reader in waiting[1:])
+    assert order == ["c", "d"]
+    assert set(waiting[1].seen) <= {"2 before", "1 before", "0 before", None}
+
+
+def test_a_reader_that_leaves_a_waiting_job_ends_it(jobs):
+    gate, ran = threading.Event(), []
+    running = jobs.run("a", blocking(gate))
+    read_until(running, "running")
+    waiting = jobs.run("b", lambda emit: ran.append("b"))
+    assert next(waiting) == "1 before"
+    waiting.close()
+    gate.set()
+    assert list(running)[-1] == "result"
+    assert list(jobs.run("c", lambda emit: "later"))[-1] == "later"
     assert ran == []
-    assert list(jobs.run("b", lambda emit: "later")) == ["later"]
 
 
-def test_a_job_ends_if_its_reader_leaves():
+def test_too_many_jobs_are_refused(jobs, monkeypatch):
+    monkeypatch.setattr(jobs_module, "MAX_JOBS", 1)
+    gate = threading.Event()
+    running = jobs.run("a", blocking(gate))
+    read_until(running, "running")
+    with pytest.raises(UnavailableError, match=r"^1 jobs run or wait: try again later$"):
+        list(jobs.run("b", lambda emit: "b"))
+    gate.set()
+    assert list(running)[-1] == "result"
+    assert list(jobs.run("b", lambda emit: "b"))[-1] == "b"
+
+
+def test_all_are_cancelled_at_the_end(jobs):
+    gate = threading.Event()
+    readers = [Reader(jobs.run(name, blocking(gate))) for name in "ab"]
+    assert all(reader.begun.wait(TIMEOUT_S) for reader in readers)
+    jobs.close()
+    gate.set()
+    assert all(reader.ended() and isinstance(reader.error, Cancelled) for reader in readers)
+
+
+def test_a_job_ends_if_its_reader_leaves(jobs):
     ended = threading.Event()
 
     def work(emit):
@@ -104,15 +164,30 @@ def test_a_job_ends_if_its_reader_leaves():
         finally:
             ended.set()
 
-    results = Jobs().run("a", work)
+    results = jobs.run("a", work)
     next(results)
     results.close()
     assert ended.wait(TIMEOUT_S)
 
 
-def test_errors_reach_the_reader():
+def test_errors_reach_the_reader_and_hold_no_arrays(jobs):
+    """An error remains in cycles of Gradio's frames, and with it the arrays of the job until they are found."""
+
+    class Array:
+        pass
+
+    held = []
+
     def work(emit):
+        array = Array()
+        held.append(weakref.ref(array))
         raise ValueError("num_steps is 0")
 
-    with pytest.raises(ValueError, match="num_steps is 0"):
-        list(Jobs().run("a", work))
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="num_steps is 0") as caught:
+            list(jobs.run("a", work))
+        assert held[0]() is None
+        assert caught.value.__traceback__ is not None
+    finally:
+        gc.enable()

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import ddpm_jax
 from ddpm_jax import build
+from ddpm_jax.app import model as model_module
 from ddpm_jax.app import pictures
 from ddpm_jax.app.controls import EACH_CLASS, NO_CLASS
 from ddpm_jax.app.model import Model
@@ -102,15 +103,24 @@ def test_every_checkpoint_can_be_chosen(model, views, monkeypatch):
         model.generate(settings(model, step=3), 2, views.append)
 
 
-def test_a_checkpoint_that_is_deleted_while_the_run_is_trained(model, tmp_path, views):
-    """The page keeps what it has read, and knows the new ones."""
+def test_a_checkpoint_that_is_deleted_while_the_run_is_trained(model, tmp_path, views, monkeypatch):
+    """The page keeps what it started with, whatever else was used, and knows the new ones."""
+    monkeypatch.setattr(model_module, "MAX_RUNS", 2)
     folder = tmp_path / "run"
     shutil.copytree(model._folder, folder)
     other = Model(from_workdir.get_config(folder), *common.open_run(from_workdir.get_config(folder), str(folder), ""))
+    for changes in ({"params": "raw"}, {"step": 2}):
+        other.generate(settings(other, **changes), 1, views.append)
+    assert len(other._runs) == 2
     shutil.move(folder / "checkpoints" / "4", folder / "checkpoints" / "6")
     assert other.steps() == [2, 6]
     kept = other.generate(settings(other, label="3"), 2, views.append)
     np.testing.assert_array_equal(kept.picture, model.generate(settings(model, label="3"), 2, views.append).picture)
+    with pytest.raises(ExpectedError, match=r"no checkpoint of step 4 .* there are 2, 6"):
+        other.generate(settings(other, params="raw"), 1, views.append)
+    shutil.rmtree(folder)
+    assert other.steps() == []
+    assert other.generate(settings(other), 1, views.append).picture is not None
 
 
 def test_samplers_get_the_same_number_of_evaluations(model, views, monkeypatch):

@@ -40,6 +40,13 @@ def alpha():
     return Image.fromarray(np.concatenate([PHOTO, alpha], axis=2))
 
 
+def palette():
+    """The first of the colors is transparent."""
+    image = Image.fromarray(PHOTO).quantize(16)
+    image.info["transparency"] = 0
+    return image
+
+
 def exif():
     image = Image.fromarray(PHOTO)
     image.getexif()[274] = 6  # turned by 90 degrees
@@ -51,6 +58,9 @@ def exif():
     ("name", "make"),
     [
         ("alpha.png", alpha),
+        ("palette.png", palette),
+        ("one.png", lambda: Image.fromarray(PHOTO[:1, :1])),
+        ("long.png", lambda: Image.new("RGB", (20_000, 2), "red")),
         ("cmyk.jpg", lambda: Image.fromarray(PHOTO).convert("CMYK")),
         ("deep.png", lambda: Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 16)),
         ("exif.jpg", exif),
@@ -69,6 +79,12 @@ def test_files_are_read_as_by_the_command_line(tmp_path, name, make, channels):
         assert array.max() > 200  # of the range of the file, not of 16 bits
 
 
+def test_the_first_image_of_an_animation_is_read(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (20, 12), "red")])
+    Image.fromarray(PHOTO).save(tmp_path / "b.gif")
+    np.testing.assert_array_equal(*(images_of().of_upload(str(tmp_path / name)) for name in ("a.gif", "b.gif")))
+
+
 def test_pictures_of_an_editor_are_read_as_files(tmp_path):
     picture = alpha()
     picture.save(tmp_path / "a.png")
@@ -80,8 +96,17 @@ def test_pictures_of_an_editor_are_read_as_files(tmp_path):
 
 def test_errors_name_the_file_and_not_its_folder(tmp_path):
     (tmp_path / "not.png").write_text("hello")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    Image.fromarray(PHOTO).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
-    for name, why in (("not.png", "not an image"), ("large.png", "more than 178,956,970 pixels"), ("none.png", "")):
+    for name, why in (
+        ("not.png", "not an image of a format that is read: use PNG or JPEG$"),
+        ("photo.heic", "not an image of a format that is read: use PNG or JPEG$"),
+        ("half.jpg", "truncated"),
+        ("large.png", "more than 178,956,970 pixels"),
+        ("none.png", ""),
+    ):
         with pytest.raises(UserError, match=f"^cannot read the image {name}: .*{why}") as caught:
             images_of().of_upload(str(tmp_path / name))
         assert str(tmp_path) not in str(caught.value)

@@ -35,11 +35,11 @@ def train(folder: pathlib.Path, fields: dict) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def serve(folder: pathlib.Path, repository: pathlib.Path, temporary: pathlib.Path) -> Iterator[str]:
-    """The address of the page of a run, served by a process of its own, which logs nothing and leaves no files."""
+def serve(folder: pathlib.Path, repository: pathlib.Path, temporary: pathlib.Path, port: str = "") -> Iterator[str]:
+    """The address of the page of a run, served by a process of its own, which logs no traceback and leaves no files."""
     log = folder.parent / "stderr"
     environment = os.environ | {"PYTHONPATH": f"{repository}:{os.environ.get('PYTHONPATH', '')}", "TMPDIR": str(temporary)}
-    command = [sys.executable, "tests/browser/app_server.py", str(folder)]
+    command = [sys.executable, "tests/browser/app_server.py", str(folder), port]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
@@ -60,8 +60,15 @@ class Page:
         self.driver.get("about:blank")
         browser.console(), browser.requests()
         browser.resize(1300, 1300)
+        self.load(address)
+
+    def load(self, address):
         self.driver.get(address)
         self.until(lambda driver: driver.find_elements(By.ID, "generate-run"))
+
+    def status(self):
+        """The status of the tab Generate."""
+        return self.driver.find_element(By.CSS_SELECTOR, ".status").text
 
     def until(self, condition):
         return WebDriverWait(self.driver, TIMEOUT_S).until(condition)

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 import ddpm_jax
 from ddpm_jax.app import pictures
 from tests.browser.app_page import SETTINGS, TIMEOUT_S, Page
-from tests.browser.app_server import ENDLESS
+from tests.browser.app_server import ENDLESS, TOO_LARGE
 
 # gradio_client leaves sockets and an event loop to the garbage collector.
 pytestmark = [
@@ -71,13 +71,44 @@ def test_cancel_ends_a_job_and_the_next_one_runs(page):
     page.shows_call("run.sample(16, seed=1,")
 
 
-def test_a_page_that_is_left_ends_its_job(page, address):
+def test_two_windows(page, address):
+    """The second one waits and says so, cancels its own job only, and starts at once when the first page is loaded again."""
     page.set_seed(ENDLESS)
     page.press("generate-run")
     page.shows("step 1")
-    page.driver.get("about:blank")
-    job = Client(address, verbose=False).submit(1, *SETTINGS, api_name="/generate")
-    assert job.result(TIMEOUT_S)[2].startswith("1 image")
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("window")
+    try:
+        page.load(address)
+        page.press("generate-run")
+        page.shows("waiting for 1 other job")
+        page.press("generate-cancel")
+        page.shows("cancelled")
+        page.press("generate-run")
+        page.shows("waiting for 1 other job")
+        second = page.driver.current_window_handle
+        page.driver.switch_to.window(first)
+        step = page.status()
+        page.until(lambda driver: page.status() != step)  # it still runs
+        page.driver.refresh()
+        page.driver.switch_to.window(second)
+        page.shows("16 images · 8 network evaluations each")
+    finally:
+        page.driver.switch_to.window(second)
+        page.driver.close()
+        page.driver.switch_to.window(first)
+
+
+def test_errors_are_where_the_job_was_started(page):
+    page.set_seed(TOO_LARGE)
+    page.press("generate-run")
+    page.shows("not possible: there is not enough memory on the device: generate fewer images")
+    others = page.driver.find_elements(By.CSS_SELECTOR, ".toast-body, .error")
+    assert [element.text for element in others if element.is_displayed()] == []
+    page.set_seed(1)
+    page.press("generate-run")
+    page.shows("16 images · 8 network evaluations each")
+    assert "not possible" not in page.driver.find_element(By.TAG_NAME, "body").text
 
 
 def test_a_program_gets_the_images_of_the_run(address, app_folder):
@@ -96,16 +127,20 @@ def test_a_program_gets_the_images_of_the_run(address, app_folder):
         client.predict(4, *SETTINGS[:2], "nothing", *SETTINGS[3:], api_name="/generate")
 
 
-def test_a_second_user_waits(address):
+def test_a_second_program_waits(address):
     first, second = (Client(address, verbose=False) for _ in range(2))
     running = first.submit(*SLOW, api_name="/generate")
-    while not running.outputs():
-        time.sleep(0.05)
+    until(running.outputs)
     waiting = second.submit(["ddim"], 4, 1, *SETTINGS, api_name="/compare")
-    deadline = time.monotonic() + TIMEOUT_S
-    while waiting.status().code.name != "IN_QUEUE":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(waiting.outputs)
+    assert waiting.outputs()[0][2] == "waiting for 1 other job"
     assert not waiting.done()
     first.predict(api_name="/cancel_generate")
     assert "at most 4 network evaluations" in waiting.result(TIMEOUT_S)[2]
+
+
+def until(condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
