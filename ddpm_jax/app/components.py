@@ -67,6 +67,8 @@ def picture_to_start_from(
     image = gr.State(None)
     read = _reader(images, unique_picture)
     shown.input(read, shown, [image, shown], **_AT_ONCE, api_visibility="private")
+    # The page removes the picture also without an input, when it refuses a file because of its size.
+    shown.change(lambda path: gr.skip() if path else None, shown, image, queue=False, api_visibility="private")
     _load_from_data(images, tab, _picker(split, index), [image, shown], unique_picture, name)
     return [image, shown]
 
