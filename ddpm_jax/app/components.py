@@ -68,7 +68,8 @@ def picture_to_start_from(
     read = _reader(images, unique_picture)
     # Not `input`: when the image is removed, Gradio sends that event with the image that was there.
     shown.upload(read, shown, [image, shown], **_AT_ONCE, api_visibility="private")
-    shown.clear(lambda: (None, None), None, [image, shown], queue=False, api_visibility="private")
+    # The page removes the picture also when it refuses a file because of its size.
+    shown.change(lambda path: gr.skip() if path else None, shown, image, queue=False, api_visibility="private")
     _load_from_data(images, tab, _picker(split, index), [image, shown], unique_picture, name)
     return [image, shown]
 

@@ -10,8 +10,9 @@ from selenium.webdriver.common.by import By
 
 import ddpm_jax
 from ddpm_jax.app import pictures
+from ddpm_jax.app.start_images import MISSING
 from tests.browser.app_page import SETTINGS, TIMEOUT_S, Page
-from tests.browser.app_server import ENDLESS, TOO_LARGE
+from tests.browser.app_server import ENDLESS, MAX_UPLOAD, TOO_LARGE
 
 # gradio_client leaves sockets and an event loop to the garbage collector.
 pytestmark = [
@@ -109,6 +110,20 @@ def test_errors_are_where_the_job_was_started(page):
     page.press("generate-run")
     page.shows("16 images · 8 network evaluations each")
     assert "not possible" not in page.driver.find_element(By.TAG_NAME, "body").text
+
+
+def test_no_image_is_used_that_the_page_does_not_show(page, tmp_path):
+    """Gradio removes the image when it refuses a file that is too large."""
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(MAX_UPLOAD + 1))
+    images = lambda driver: driver.find_elements(By.CSS_SELECTOR, "#image_to_image-image img")  # noqa: E731
+    page.open_tab("Image to image")
+    page.until(images)
+    page.upload("#image_to_image-image", large)
+    page.shows("exceed the maximum allowed size")
+    page.until(lambda driver: not images(driver))
+    page.press("image_to_image-run")
+    page.shows(f"not possible: {MISSING}")
 
 
 def test_a_program_gets_the_images_of_the_run(address, app_folder):
