@@ -19,13 +19,14 @@ from ddpm_jax.cli import common
 from ddpm_jax.compilation_cache import folder_of
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.planning import compile_step, console, report, targets
-from ddpm_jax.planning.plan_cache import PlanCache, digest
+from ddpm_jax.planning.plan_cache import PlanCache, compiler_flags, digest, own_sources
 from ddpm_jax.planning.targets import Target
 from ddpm_jax.planning.worker import run_in_process
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import mesh as meshes
 from ddpm_jax.runtime import paths
 from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.registry import is_custom
 
 HOST_DEVICES = 8  # at most; `mesh.fsdp` should not exceed the devices of one host
 FOLDER = "plans"  # in the workdir, or in the current folder
@@ -87,10 +88,18 @@ def identity_of(config: ConfigDict, machine: Target) -> dict[str, Any]:
     return {"mode": "plan", "target": machine.name, "config": sections, "custom": choices.custom_modules(config)}
 
 
+def compiled_from(config: ConfigDict, machine: Target) -> dict[str, Any]:
+    """All on which a compiled program depends beside the versions: `identity_of`, and what this computer and its user add."""
+    own = [config[choice.section][choice.field] for choice in choices.CHOICES]
+    cpus = {"cpus": os.cpu_count()} if machine.chip.platform == "cpu" else {}
+    found = {"flags": compiler_flags(os.environ), "sources": own_sources(filter(is_custom, own))}
+    return identity_of(config, machine) | found | cpus
+
+
 def summarized(config: ConfigDict, machine: Target, cache: PlanCache, *, sampling: bool = False) -> dict[str, Any]:
     """The summary of the training step or, with `sampling`, of a chunk of the sampler; from the cache if it is there."""
     name = "the sampler" if sampling else "the training step"
-    key = digest(identity_of(config, machine) | {"sampling": sampling})
+    key = digest(compiled_from(config, machine) | {"sampling": sampling})
     found = cache.get(key)
     if found is None:
         label = f"compiling {name} for {machine.name}"

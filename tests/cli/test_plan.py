@@ -76,6 +76,23 @@ def test_a_plan_is_printed_written_and_kept(make_plan, compiled, tiny_config, tm
     assert json.loads((output / "plan_cpu.json").read_text())["training"] == found["training"]
 
 
+def test_what_changes_the_program_is_compiled_again(make_plan, compiled, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    make_plan(tiny_config())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    make_plan(tiny_config())
+    make_plan(tiny_config({"optimizer.adam.b1": 0.8}))
+    (tmp_path / "plan_rate.py").write_text("def rate(peak, num_steps):\n    return lambda step: peak\n")
+    own = {"optimizer.schedule": "plan_rate:rate"}
+    make_plan(tiny_config(own))
+    (tmp_path / "plan_rate.py").write_text("def rate(peak, num_steps):\n    return lambda step: peak / 2\n")
+    make_plan(tiny_config(own))
+    assert len(compiled) == 5
+    make_plan(tiny_config(own))
+    assert len(compiled) == 5
+
+
 def test_the_default_folder_is_in_the_workdir_and_no_state_is_created(make_plan, compiled, tiny_config, tmp_path):
     assert make_plan(tiny_config(), folder=str(tmp_path / "run")) == 0
     (folder,) = (tmp_path / "run" / "plans").iterdir()
