@@ -24,7 +24,7 @@ from ddpm_jax.planning.targets import Target
 from ddpm_jax.planning.worker import run_in_process
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import paths
+from ddpm_jax.runtime import paths, storage
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.registry import is_custom
 
@@ -59,8 +59,7 @@ def run(
     machine = targets.parse_target(target)
     meshes.check_batch_size(config.train.batch_size, machine.num_devices, config.optimizer.accumulation_steps)
     targets.check_installed(machine)
-    if output:  # before minutes of compilation
-        manifest.check_output(identity_of(config, machine), output)
+    check_folder(config, machine, folder, output)  # before minutes of compilation
     kept = folder_of(compilation_cache, folder)
     cache = PlanCache(paths.expand(kept) / FOLDER if kept else None)
     summary = summarized(config, machine, cache)
@@ -147,6 +146,30 @@ def suggestions_text(rows: list[dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def check_folder(config: ConfigDict, machine: Target, folder: str, output: str) -> None:
+    """Check that `write` can write. A folder given by `output` is created, that of `default_folder` is not.
+
+    Raises:
+      FileAccessError, ConflictError: as `write`.
+    """
+    if output:
+        return manifest.check_output(identity_of(config, machine), output)
+    parent = default_folder(config, machine, folder)
+    while not (storage.is_remote(parent) or parent.exists()):
+        parent = parent.parent
+    try:
+        storage.check_writable(parent)
+    except OSError as error:
+        raise paths.cannot_write(parent, error) from error
+
+
+def default_folder(config: ConfigDict, machine: Target, folder: str) -> pathlib.Path:
+    """Where `write` writes without `output`: in plans/ of the workdir, or in plans/ of the current folder."""
+    name, target = config.data.name.replace(":", "_"), machine.name.replace(":", "_")
+    parent = paths.expand(folder) if folder else pathlib.Path(os.getcwd())
+    return parent / FOLDER / f"{name}-{target}-{digest(identity_of(config, machine))[:8]}"
+
+
 def write(config: ConfigDict, machine: Target, plan: dict[str, Any], folder: str, output: str) -> None:
     """Write the JSON file and the picture.
 
@@ -155,9 +178,9 @@ def write(config: ConfigDict, machine: Target, plan: dict[str, Any], folder: str
     """
     name = f"plan_{machine.name.replace(':', '_')}"
     identity = identity_of(config, machine)
-    parent = paths.expand(folder) if folder else pathlib.Path(os.getcwd())
-    default = parent / FOLDER / f"{config.data.name.replace(':', '_')}-{machine.name.replace(':', '_')}-{digest(identity)[:8]}"
-    target = manifest.claim(identity, names=(f"{name}.json", f"{name}.png"), default=default, output=output)
+    target = manifest.claim(
+        identity, names=(f"{name}.json", f"{name}.png"), default=default_folder(config, machine, folder), output=output
+    )
     write_atomically(target / f"{name}.json", json.dumps(plan | {"program": common.provenance()}, indent=2) + "\n")
     image_grid.save_png(target / f"{name}.png", console.picture(plan["training"], title=machine.name))
     print(f"wrote {name}.json and {name}.png to {target}")

@@ -77,18 +77,23 @@ _HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_
 _HOPPER |= {"shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448, "major": 9}
 _AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 41943040}
 _AMPERE |= {"shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912, "major": 8}
+_BLACKWELL = _HOPPER | {"core_count": 148, "clock_rate_ghz": 1.965, "l2_cache_size": 132644864, "major": 10}
+_ADA = {"core_count": 58, "fpus_per_core": 128, "clock_rate_ghz": 2.04, "l2_cache_size": 50331648, "major": 8, "minor": 9}
+_ADA |= {"shared_memory_per_core": 102400, "shared_memory_per_block_optin": 101376, "threads_per_core_limit": 1536}
 # Memory and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (per chip; JAX joins the two cores of a v4 and v5p),
-# and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM; a v5e has 16 GiB, of which its compiler uses 15.75. On a TPU
-# the default precision of float32 products is one pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks:
-# jax-ml.github.io/scaling-book/tpus.
+# and NVIDIA's data sheets of L4, A100 80GB SXM, H100 SXM, H200 SXM and DGX B200; a v5e has 16 GiB, of which its compiler uses
+# 15.75. On a TPU the default precision of float32 products is one pass in bfloat16, on a GPU TensorFloat-32: half the speed.
+# Clocks: jax-ml.github.io/scaling-book/tpus.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9, layout="megacore", dimensions=3),
     "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 819e9, clock=1.5e9, dimensions=2),
     "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9, dimensions=3),
     "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9, dimensions=2),
+    "l4": Chip("gpu", "L4", 24e9 * GPU_MEMORY_SHARE, 300e9, 0.5, launch=_LAUNCH, gpu=_ADA),
     "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, launch=_LAUNCH, gpu=_AMPERE),
     "h100": Chip("gpu", "H100", 80 * GIB * GPU_MEMORY_SHARE, 3350e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
     "h200": Chip("gpu", "H200", 141e9 * GPU_MEMORY_SHARE, 4800e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
+    "b200": Chip("gpu", "B200", 180e9 * GPU_MEMORY_SHARE, 8000e9, 0.5, launch=_LAUNCH, gpu=_BLACKWELL),
     "cpu": Chip("cpu"),
 }
 
@@ -187,16 +192,16 @@ def devices_of(target: Target) -> list[Any]:
 
 def gpu_description(target: Target) -> str:
     """XLA's description of a GPU, `stream_executor.GpuTargetConfigProto` as text."""
-    fields = dict(target.chip.gpu)
-    major = fields.pop("major")
+    fields = {"threads_per_core_limit": 2048} | target.chip.gpu
+    major, minor = fields.pop("major"), fields.pop("minor", 0)
     fields |= {"memory_bandwidth": int(target.chip.bandwidth or 0), "device_memory_size": int(target.memory / GPU_MEMORY_SHARE)}
-    fields |= {"threads_per_block_limit": 1024, "threads_per_warp": 32, "threads_per_core_limit": 2048}
+    fields |= {"threads_per_block_limit": 1024, "threads_per_warp": 32}
     fields |= {"shared_memory_per_block": 49152, "registers_per_core_limit": 65536, "registers_per_block_limit": 65536}
     fields |= {"block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535}
     fields |= {"thread_dim_limit_x": 1024, "thread_dim_limit_y": 1024, "thread_dim_limit_z": 64}
     lines = "".join(f"  {name}: {value}\n" for name, value in fields.items())
     return (
-        f"gpu_device_info {{\n{lines}  cuda_compute_capability {{ major: {major} minor: 0 }}\n}}\n"
+        f"gpu_device_info {{\n{lines}  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
         'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 patch: 0 }\n'
         f'device_description_str: "{target.chip.kind}"\n'
     )

@@ -144,6 +144,8 @@ def test_errors_come_before_the_compilation(make_plan, compiled, tiny_config, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(FileAccessError, match="it is a file; choose another `output`"):
         make_plan(tiny_config(), output=str(tmp_path / "file"))
+    with pytest.raises(FileAccessError, match=r"cannot write to .*; choose another `output`"):
+        make_plan(tiny_config(), folder="/proc/run")
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(UnavailableError, match="pip install"):
         make_plan(tiny_config(), target="h100")

@@ -15,6 +15,8 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
         ("h100", "gpu", 1, ""),
         ("H100x8", "gpu", 8, ""),
         ("a100x16", "gpu", 16, ""),
+        ("b200x8", "gpu", 8, ""),
+        ("l4", "gpu", 1, ""),
         ("v5e:2x4", "tpu", 8, "2x4"),
         ("v4:2x2x2", "tpu", 8, "2x2x2"),
         ("cpu", "cpu", 1, ""),
@@ -34,7 +36,7 @@ def test_targets_are_parsed(text, platform, devices, topology):
         *((text, "write v5e:2x4 for a slice") for text in ("v5e", "v5ex8", "v5e-8", "v5e:8", "v5e:0x4", "v5e:2x2x2")),
         ("v4:2x4", "write v4:2x2x2 for a slice"),
         ("cpu8", "write cpu or cpux8"),
-        *((text, "v5e:2x4 for a slice, .* h200 or h200x8") for text in ("", "tpu", "b200", "v5litepod-8")),
+        *((text, "v5e:2x4 for a slice, .* h200 or h200x8, b200") for text in ("", "tpu", "b100", "v5litepod-8")),
     ],
 )
 def test_wrong_targets_are_named_with_right_ones(text, advice):
@@ -65,3 +67,13 @@ def test_cpu_devices_are_those_of_jax():
     assert targets.devices_of(parse_target("cpux2")) == jax.devices("cpu")[:2]
     with pytest.raises(UnavailableError, match="CPU devices"):
         targets.devices_of(parse_target("cpux1000"))
+
+
+def test_a_gpu_is_described_to_its_compiler():
+    text = targets.gpu_description(parse_target("l4"))
+    assert "cuda_compute_capability { major: 8 minor: 9 }" in text
+    assert "threads_per_core_limit: 1536\n" in text
+    assert f"device_memory_size: {24 * 10**9}\n" in text
+    text = targets.gpu_description(parse_target("h100"))
+    assert "cuda_compute_capability { major: 9 minor: 0 }" in text
+    assert "threads_per_core_limit: 2048\n" in text
