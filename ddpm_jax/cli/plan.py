@@ -110,7 +110,8 @@ def summarized(config: ConfigDict, machine: Target, cache: PlanCache, *, samplin
 def suggestions(config: ConfigDict, machine: Target, cache: PlanCache, summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What makes the step fit: each change compiled by itself, whether it fits, and its images/s; if none does, all of them."""
     images = config.train.batch_size // machine.num_devices
-    fewer = min(images // 2, report.images_that_fit(summary)) if "peak" in summary["memory"] else images // 2
+    estimate = report.images_that_fit(summary) if "peak" in summary["memory"] else None
+    fewer = images // 2 if estimate is None else min(images // 2, estimate)
     micro = images // config.optimizer.accumulation_steps
     parts = next((number for number in range(2, micro) if micro % number == 0 and images // number <= fewer), micro)
     changes: list[dict[str, Any]] = [{"optimizer.accumulation_steps": parts * config.optimizer.accumulation_steps}]

@@ -5,6 +5,7 @@ plan-tpu and plan-cuda.
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -21,11 +22,11 @@ GIB = 2**30
 # XLA's allocator takes three quarters of a GPU's memory (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPU_MEMORY_SHARE = 0.75
 PTXAS = "nvidia-cuda-nvcc-cu12"  # a package that has NVIDIA's assembler
-# platform -> (module that must be installed, packages that have it and what it needs, our extra). The CUDA libraries, of 2 GB,
-# are not among them.
+# platform -> (module that must be installed, its package, packages that have it and what it needs, our extra). The CUDA
+# libraries, of 2 GB, are not among them.
 _NEEDS = {
-    "tpu": ("libtpu", f"'jax[tpu]=={jax.__version__}'", "plan-tpu"),
-    "gpu": ("jax_plugins.xla_cuda12", f"'jax[cuda12-local]=={jax.__version__}' {PTXAS}", "plan-cuda"),
+    "tpu": ("libtpu", "libtpu", f"'jax[tpu]=={jax.__version__}'", "plan-tpu"),
+    "gpu": ("jax_plugins.xla_cuda12", "jax-cuda12-plugin", f"'jax[cuda12-local]=={jax.__version__}' {PTXAS}", "plan-cuda"),
 }
 # There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
 MAX_CPU_DEVICES = 1024  # JAX creates them; 4,096 take seconds, 100,000 do not end
@@ -146,14 +147,16 @@ def example(name: str) -> str:
 
 
 def check_installed(target: Target) -> None:
-    """Check that the compiler of the target is installed.
+    """Check that the compiler of the target is installed, in the version that JAX requires.
+
+    Another version of a compiler may fail, or report no temporary memory (libtpu 0.0.30 with jax 0.10.2).
 
     Raises:
       UnavailableError: it is not; the message has the command that installs it.
     """
     if target.chip.platform not in _NEEDS:
         return
-    module, packages, extra = _NEEDS[target.chip.platform]
+    module, package, packages, extra = _NEEDS[target.chip.platform]
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of its parent
@@ -162,6 +165,22 @@ def check_installed(target: Target) -> None:
         raise UnavailableError(
             f"compiling for {target.name} needs a package that is not installed: pip install {packages} (the extra {extra})"
         )
+    installed, required = _versions(package)
+    if required and installed != required and not installed.startswith(f"{required}."):
+        raise UnavailableError(
+            f"compiling for {target.name} with jax {jax.__version__} needs {package} {required}, but {installed} is installed: "
+            f"pip install {packages} (the extra {extra})"
+        )
+
+
+def _versions(package: str) -> tuple[str, str]:
+    """The version of a package that is installed, and the one that JAX requires, or how it begins; "" if it is not known."""
+    pattern = re.compile(rf"{package}(?:\[.*\])?[<=]=([\d.]+?)(?:\.\*)?[,;]")
+    try:
+        required = next((found[1] for line in importlib.metadata.requires("jax") or () if (found := pattern.match(line))), "")
+        return importlib.metadata.version(package), required
+    except importlib.metadata.PackageNotFoundError:  # a nightly version has another name
+        return "", ""
 
 
 def devices_of(target: Target) -> list[Any]:

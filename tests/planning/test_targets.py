@@ -1,5 +1,7 @@
 """The machines of --target."""
 
+import re
+
 import jax
 import pytest
 
@@ -61,6 +63,39 @@ def test_a_missing_compiler_is_one_line_with_the_command(monkeypatch, name, pack
         targets.check_installed(parse_target(name))
     assert f": pip install {packages.format(jax.__version__)} (the extra {extra})" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("installed", "name", "line"),
+    [
+        ("0.0.30", "v5e:2x4", "libtpu 0.0.42, but 0.0.30 is"),
+        ("0.0.420", "v5e:2x4", "libtpu 0.0.42, but 0.0.420 is"),
+        ("0.9.1", "h100", "jax-cuda12-plugin 0.10.2, but 0.9.1 is"),
+        ("0.0.42.1", "v5e:2x4", ""),
+        ("0.10.2", "h100", ""),
+    ],
+)
+def test_another_version_of_a_compiler_than_jax_requires_is_refused(monkeypatch, installed, name, line):
+    requires = (
+        "numpy>=2.0",
+        'libtpu==0.0.42.*; extra == "tpu"',
+        'jax-cuda12-plugin[with-cuda]<=0.10.2,>=0.10.2; extra == "cuda12"',
+    )
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: "found")
+    monkeypatch.setattr(targets.importlib.metadata, "requires", lambda package: requires)
+    monkeypatch.setattr(targets.importlib.metadata, "version", lambda package: installed)
+    if not line:
+        targets.check_installed(parse_target(name))
+        return
+    with pytest.raises(UnavailableError, match=rf"needs {line} installed: pip install 'jax\[.*\(the extra plan-") as error:
+        targets.check_installed(parse_target(name))
+    assert "\n" not in str(error.value)
+
+
+def test_the_versions_that_this_jax_requires_are_read(monkeypatch):
+    monkeypatch.setattr(targets.importlib.metadata, "version", lambda package: "1")  # neither is installed for the tests
+    assert targets._versions("jax-cuda12-plugin")[1] == jax.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", targets._versions("libtpu")[1])
 
 
 def test_cpu_devices_are_those_of_jax():
