@@ -117,7 +117,9 @@ def suggestions(config: ConfigDict, machine: Target, cache: PlanCache, summary: 
     changes: list[dict[str, Any]] = [{"optimizer.accumulation_steps": parts * config.optimizer.accumulation_steps}]
     if "remat" in choices.options_of(config, choices.NETWORK):
         changes.append({f"{choices.section_of(config, choices.NETWORK)}.remat": True})
-    changes += [{"model.dtype": "bfloat16"}, {"mesh.data": -1, "mesh.fsdp": math.gcd(machine.num_devices, HOST_DEVICES)}]
+    changes.append({"model.dtype": "bfloat16"})
+    if (copies := math.gcd(machine.num_devices, HOST_DEVICES)) > 1:
+        changes.append({"mesh.data": -1, "mesh.fsdp": copies})
     together, compiled, fits = functools.reduce(operator.or_, changes), [config.to_dict()], False
     for change in [*changes, together]:
         other = config.copy_and_resolve_references()
@@ -144,6 +146,8 @@ def suggestions_text(rows: list[dict[str, Any]]) -> str:
         size = "" if row["peak"] is None else f", {row['peak'] / targets.GIB:.1f} GiB"
         size += "" if row["images_per_s"] is None else f", estimate: {row['images_per_s']:,.0f} images/s"
         lines.append(f"with {flags} it {'fits' if row['fits'] else 'does not fit'}{size}\n")
+    if not any(row["fits"] for row in rows):
+        lines.append("none of them fits: choose a lower train.batch_size, more devices, or ones with more memory\n")
     return "".join(lines)
 
 

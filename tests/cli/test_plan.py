@@ -121,6 +121,8 @@ def test_what_makes_it_fit_is_compiled_if_asked(make_plan, compiled, tiny_config
     printed = capsys.readouterr().out
     assert "does not fit into the" in printed
     assert "with --config.model.unet.remat=True it " in printed
+    assert "mesh.fsdp" not in printed
+    assert "\nnone of them fits: choose a lower train.batch_size, more devices, or ones with more memory\n" in printed
     assert len(json.loads((tmp_path / "out" / "plan_cpu.json").read_text())["suggestions"]) == 4
 
 
@@ -130,6 +132,7 @@ def test_a_suggestion_that_fits_has_its_speed(make_plan, compiled, tiny_config, 
     assert make_plan(tiny_config(), target="h100x2", output=str(tmp_path / "out"), suggest=True) == 0
     printed = capsys.readouterr().out
     assert "with --config.model.unet.remat=True it does not fit, 0.0 GiB\n" in printed
+    assert "none of them" not in printed
     assert "with --config.mesh.data=-1 --config.mesh.fsdp=2 it fits, 0.0 GiB, estimate: " in printed
     rows = json.loads((tmp_path / "out" / "plan_h100x2.json").read_text())["suggestions"]
     assert [row["fits"] for row in rows] == [False, False, False, True]  # so that all together are not tried
