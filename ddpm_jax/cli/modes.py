@@ -115,7 +115,7 @@ FLAGS = {  # flags that not every mode has -> help
     "to": "folder to write: new, empty, or with the same set, which is then completed.",
     **PREPARE_FLAGS,
     "new_attention_order": "whether the weights were trained with guided-diffusion's use_new_attention_order.",
-    "target": "machine: a100, h100, h200, h100x8, v4:2x2x2, v5e:2x4, v5p:2x2x1, v6e:2x4, cpu or cpux8; short: plan TARGET.",
+    "target": "machine: l4, a100, h100, h200, b200x8, v4:2x2x2, v5e:2x4, v5p:2x2x1, v6e:2x4, cpu or cpux8; short: plan TARGET.",
     "suggest": "if it does not fit, compile again with accumulation_steps, remat, bfloat16 and mesh.fsdp, or all of them.",
     "sampling": "compile the sampler as well.",
     "host": "address to listen on; 127.0.0.1, the default, is this machine only.",

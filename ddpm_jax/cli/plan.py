@@ -19,13 +19,14 @@ from ddpm_jax.cli import common
 from ddpm_jax.compilation_cache import folder_of
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.planning import compile_step, console, report, targets
-from ddpm_jax.planning.plan_cache import PlanCache, digest
+from ddpm_jax.planning.plan_cache import PlanCache, compiler_flags, digest, own_sources
 from ddpm_jax.planning.targets import Target
 from ddpm_jax.planning.worker import run_in_process
 from ddpm_jax.plotting import image_grid
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.runtime import paths
+from ddpm_jax.runtime import paths, storage
 from ddpm_jax.runtime.atomic import write_atomically
+from ddpm_jax.runtime.registry import is_custom
 
 HOST_DEVICES = 8  # at most; `mesh.fsdp` should not exceed the devices of one host
 FOLDER = "plans"  # in the workdir, or in the current folder
@@ -58,8 +59,7 @@ def run(
     machine = targets.parse_target(target)
     meshes.check_batch_size(config.train.batch_size, machine.num_devices, config.optimizer.accumulation_steps)
     targets.check_installed(machine)
-    if output:  # before minutes of compilation
-        manifest.check_output(identity_of(config, machine), output)
+    check_folder(config, machine, folder, output)  # before minutes of compilation
     kept = folder_of(compilation_cache, folder)
     cache = PlanCache(paths.expand(kept) / FOLDER if kept else None)
     summary = summarized(config, machine, cache)
@@ -87,10 +87,18 @@ def identity_of(config: ConfigDict, machine: Target) -> dict[str, Any]:
     return {"mode": "plan", "target": machine.name, "config": sections, "custom": choices.custom_modules(config)}
 
 
+def compiled_from(config: ConfigDict, machine: Target) -> dict[str, Any]:
+    """All on which a compiled program depends beside the versions: `identity_of`, and what this computer and its user add."""
+    own = [config[choice.section][choice.field] for choice in choices.CHOICES]
+    cpus = {"cpus": os.cpu_count()} if machine.chip.platform == "cpu" else {}
+    found = {"flags": compiler_flags(os.environ), "sources": own_sources(filter(is_custom, own))}
+    return identity_of(config, machine) | found | cpus
+
+
 def summarized(config: ConfigDict, machine: Target, cache: PlanCache, *, sampling: bool = False) -> dict[str, Any]:
     """The summary of the training step or, with `sampling`, of a chunk of the sampler; from the cache if it is there."""
     name = "the sampler" if sampling else "the training step"
-    key = digest(identity_of(config, machine) | {"sampling": sampling})
+    key = digest(compiled_from(config, machine) | {"sampling": sampling})
     found = cache.get(key)
     if found is None:
         label = f"compiling {name} for {machine.name}"
@@ -102,13 +110,16 @@ def summarized(config: ConfigDict, machine: Target, cache: PlanCache, *, samplin
 def suggestions(config: ConfigDict, machine: Target, cache: PlanCache, summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What makes the step fit: each change compiled by itself, whether it fits, and its images/s; if none does, all of them."""
     images = config.train.batch_size // machine.num_devices
-    fewer = min(images // 2, report.images_that_fit(summary)) if "peak" in summary["memory"] else images // 2
+    estimate = report.images_that_fit(summary) if "peak" in summary["memory"] else None
+    fewer = images // 2 if estimate is None else min(images // 2, estimate)
     micro = images // config.optimizer.accumulation_steps
     parts = next((number for number in range(2, micro) if micro % number == 0 and images // number <= fewer), micro)
     changes: list[dict[str, Any]] = [{"optimizer.accumulation_steps": parts * config.optimizer.accumulation_steps}]
     if "remat" in choices.options_of(config, choices.NETWORK):
         changes.append({f"{choices.section_of(config, choices.NETWORK)}.remat": True})
-    changes += [{"model.dtype": "bfloat16"}, {"mesh.data": -1, "mesh.fsdp": math.gcd(machine.num_devices, HOST_DEVICES)}]
+    changes.append({"model.dtype": "bfloat16"})
+    if (copies := math.gcd(machine.num_devices, HOST_DEVICES)) > 1:
+        changes.append({"mesh.data": -1, "mesh.fsdp": copies})
     together, compiled, fits = functools.reduce(operator.or_, changes), [config.to_dict()], False
     for change in [*changes, together]:
         other = config.copy_and_resolve_references()
@@ -135,7 +146,33 @@ def suggestions_text(rows: list[dict[str, Any]]) -> str:
         size = "" if row["peak"] is None else f", {row['peak'] / targets.GIB:.1f} GiB"
         size += "" if row["images_per_s"] is None else f", estimate: {row['images_per_s']:,.0f} images/s"
         lines.append(f"with {flags} it {'fits' if row['fits'] else 'does not fit'}{size}\n")
+    if not any(row["fits"] for row in rows):
+        lines.append("none of them fits: choose a lower train.batch_size, more devices, or ones with more memory\n")
     return "".join(lines)
+
+
+def check_folder(config: ConfigDict, machine: Target, folder: str, output: str) -> None:
+    """Check that `write` can write. A folder given by `output` is created, that of `default_folder` is not.
+
+    Raises:
+      FileAccessError, ConflictError: as `write`.
+    """
+    if output:
+        return manifest.check_output(identity_of(config, machine), output)
+    parent = default_folder(config, machine, folder)
+    while not (storage.is_remote(parent) or parent.exists()):
+        parent = parent.parent
+    try:
+        storage.check_writable(parent)
+    except OSError as error:
+        raise paths.cannot_write(parent, error) from error
+
+
+def default_folder(config: ConfigDict, machine: Target, folder: str) -> pathlib.Path:
+    """Where `write` writes without `output`: in plans/ of the workdir, or in plans/ of the current folder."""
+    name, target = config.data.name.replace(":", "_"), machine.name.replace(":", "_")
+    parent = paths.expand(folder) if folder else pathlib.Path(os.getcwd())
+    return parent / FOLDER / f"{name}-{target}-{digest(identity_of(config, machine))[:8]}"
 
 
 def write(config: ConfigDict, machine: Target, plan: dict[str, Any], folder: str, output: str) -> None:
@@ -146,9 +183,9 @@ def write(config: ConfigDict, machine: Target, plan: dict[str, Any], folder: str
     """
     name = f"plan_{machine.name.replace(':', '_')}"
     identity = identity_of(config, machine)
-    parent = paths.expand(folder) if folder else pathlib.Path(os.getcwd())
-    default = parent / FOLDER / f"{config.data.name.replace(':', '_')}-{machine.name.replace(':', '_')}-{digest(identity)[:8]}"
-    target = manifest.claim(identity, names=(f"{name}.json", f"{name}.png"), default=default, output=output)
+    target = manifest.claim(
+        identity, names=(f"{name}.json", f"{name}.png"), default=default_folder(config, machine, folder), output=output
+    )
     write_atomically(target / f"{name}.json", json.dumps(plan | {"program": common.provenance()}, indent=2) + "\n")
     image_grid.save_png(target / f"{name}.png", console.picture(plan["training"], title=machine.name))
     print(f"wrote {name}.json and {name}.png to {target}")

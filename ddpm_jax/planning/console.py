@@ -60,8 +60,9 @@ def memory_text(summary: Mapping[str, Any]) -> str:
     if "peak" not in memory:
         return markdown_table(rows) + f"\ndoes not fit into {limit}; the compiler: {memory['message']}\n"
     verdict = f"fits into the {limit}" if memory["fits"] else f"does not fit into the {limit}"
-    line = f"{verdict}; estimate: up to {report.images_that_fit(summary):,} images per device fit, here {summary['images']:,}"
-    return markdown_table(rows) + f"\n{line}\n"
+    most = report.images_that_fit(summary)
+    estimate = "" if most is None else f"; estimate: up to {most:,} fit"
+    return markdown_table(rows) + f"\n{verdict}, with {summary['images']:,} images per device{estimate}\n"
 
 
 def cost_text(summary: Mapping[str, Any], target: Target, *, unit: str, steps: int, launches: str) -> str:

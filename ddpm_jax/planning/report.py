@@ -102,9 +102,14 @@ def best_seconds(summary: Mapping[str, Any]) -> float | None:
     return seconds["compiler"] or seconds["sum_of_rooflines"]
 
 
-def images_that_fit(summary: Mapping[str, Any]) -> int:
-    """An estimate: images per device whose temporaries fit, if these grow with the images, except for the gradients."""
+def images_that_fit(summary: Mapping[str, Any]) -> int | None:
+    """An estimate: images per device whose temporaries fit, if these grow with the images, except for the gradients.
+
+    None if there are hardly more temporaries than gradients, so that their growth is not known.
+    """
     memory, images = summary["memory"], summary["images"]
     gradients = min(memory.get("parameters", 0.0), memory["temporaries"])
+    if memory["temporaries"] <= 1.1 * gradients:
+        return None
     free = memory["limit"] - (memory["peak"] - memory["temporaries"]) - gradients
-    return max(0, int(free / max((memory["temporaries"] - gradients) / images, 1.0)))
+    return max(0, int(free / ((memory["temporaries"] - gradients) / images)))

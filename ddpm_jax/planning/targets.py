@@ -5,6 +5,7 @@ plan-tpu and plan-cuda.
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -21,11 +22,11 @@ GIB = 2**30
 # XLA's allocator takes three quarters of a GPU's memory (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPU_MEMORY_SHARE = 0.75
 PTXAS = "nvidia-cuda-nvcc-cu12"  # a package that has NVIDIA's assembler
-# platform -> (module that must be installed, packages that have it and what it needs, our extra). The CUDA libraries, of 2 GB,
-# are not among them.
+# platform -> (module that must be installed, its package, packages that have it and what it needs, our extra). The CUDA
+# libraries, of 2 GB, are not among them.
 _NEEDS = {
-    "tpu": ("libtpu", f"'jax[tpu]=={jax.__version__}'", "plan-tpu"),
-    "gpu": ("jax_plugins.xla_cuda12", f"'jax[cuda12-local]=={jax.__version__}' {PTXAS}", "plan-cuda"),
+    "tpu": ("libtpu", "libtpu", f"'jax[tpu]=={jax.__version__}'", "plan-tpu"),
+    "gpu": ("jax_plugins.xla_cuda12", "jax-cuda12-plugin", f"'jax[cuda12-local]=={jax.__version__}' {PTXAS}", "plan-cuda"),
 }
 # There is no metadata server to ask for the slice; and since no chip is used, several processes may compile at once.
 MAX_CPU_DEVICES = 1024  # JAX creates them; 4,096 take seconds, 100,000 do not end
@@ -77,18 +78,23 @@ _HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_
 _HOPPER |= {"shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448, "major": 9}
 _AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 41943040}
 _AMPERE |= {"shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912, "major": 8}
+_BLACKWELL = _HOPPER | {"core_count": 148, "clock_rate_ghz": 1.965, "l2_cache_size": 132644864, "major": 10}
+_ADA = {"core_count": 58, "fpus_per_core": 128, "clock_rate_ghz": 2.04, "l2_cache_size": 50331648, "major": 8, "minor": 9}
+_ADA |= {"shared_memory_per_core": 102400, "shared_memory_per_block_optin": 101376, "threads_per_core_limit": 1536}
 # Memory and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (per chip; JAX joins the two cores of a v4 and v5p),
-# and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM; a v5e has 16 GiB, of which its compiler uses 15.75. On a TPU
-# the default precision of float32 products is one pass in bfloat16, on a GPU TensorFloat-32: half the speed. Clocks:
-# jax-ml.github.io/scaling-book/tpus.
+# and NVIDIA's data sheets of L4, A100 80GB SXM, H100 SXM, H200 SXM and DGX B200; a v5e has 16 GiB, of which its compiler uses
+# 15.75. On a TPU the default precision of float32 products is one pass in bfloat16, on a GPU TensorFloat-32: half the speed.
+# Clocks: jax-ml.github.io/scaling-book/tpus.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 32 * GIB, 1228e9, clock=1.05e9, layout="megacore", dimensions=3),
     "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 819e9, clock=1.5e9, dimensions=2),
     "v5p": Chip("tpu", "TPU v5", 95 * GIB, 2765e9, clock=1.75e9, dimensions=3),
     "v6e": Chip("tpu", "TPU v6", 32 * GIB, 1600e9, dimensions=2),
+    "l4": Chip("gpu", "L4", 24e9 * GPU_MEMORY_SHARE, 300e9, 0.5, launch=_LAUNCH, gpu=_ADA),
     "a100": Chip("gpu", "A100", 80 * GIB * GPU_MEMORY_SHARE, 2039e9, 0.5, launch=_LAUNCH, gpu=_AMPERE),
     "h100": Chip("gpu", "H100", 80 * GIB * GPU_MEMORY_SHARE, 3350e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
     "h200": Chip("gpu", "H200", 141e9 * GPU_MEMORY_SHARE, 4800e9, 0.5, launch=_LAUNCH, gpu=_HOPPER),
+    "b200": Chip("gpu", "B200", 180e9 * GPU_MEMORY_SHARE, 8000e9, 0.5, launch=_LAUNCH, gpu=_BLACKWELL),
     "cpu": Chip("cpu"),
 }
 
@@ -141,14 +147,16 @@ def example(name: str) -> str:
 
 
 def check_installed(target: Target) -> None:
-    """Check that the compiler of the target is installed.
+    """Check that the compiler of the target is installed, in the version that JAX requires.
+
+    Another version of a compiler may fail, or report no temporary memory (libtpu 0.0.30 with jax 0.10.2).
 
     Raises:
       UnavailableError: it is not; the message has the command that installs it.
     """
     if target.chip.platform not in _NEEDS:
         return
-    module, packages, extra = _NEEDS[target.chip.platform]
+    module, package, packages, extra = _NEEDS[target.chip.platform]
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of its parent
@@ -157,6 +165,22 @@ def check_installed(target: Target) -> None:
         raise UnavailableError(
             f"compiling for {target.name} needs a package that is not installed: pip install {packages} (the extra {extra})"
         )
+    installed, required = _versions(package)
+    if required and installed != required and not installed.startswith(f"{required}."):
+        raise UnavailableError(
+            f"compiling for {target.name} with jax {jax.__version__} needs {package} {required}, but {installed} is installed: "
+            f"pip install {packages} (the extra {extra})"
+        )
+
+
+def _versions(package: str) -> tuple[str, str]:
+    """The version of a package that is installed, and the one that JAX requires, or how it begins; "" if it is not known."""
+    pattern = re.compile(rf"{package}(?:\[.*\])?[<=]=([\d.]+?)(?:\.\*)?[,;]")
+    try:
+        required = next((found[1] for line in importlib.metadata.requires("jax") or () if (found := pattern.match(line))), "")
+        return importlib.metadata.version(package), required
+    except importlib.metadata.PackageNotFoundError:  # a nightly version has another name
+        return "", ""
 
 
 def devices_of(target: Target) -> list[Any]:
@@ -187,16 +211,16 @@ def devices_of(target: Target) -> list[Any]:
 
 def gpu_description(target: Target) -> str:
     """XLA's description of a GPU, `stream_executor.GpuTargetConfigProto` as text."""
-    fields = dict(target.chip.gpu)
-    major = fields.pop("major")
+    fields = {"threads_per_core_limit": 2048} | target.chip.gpu
+    major, minor = fields.pop("major"), fields.pop("minor", 0)
     fields |= {"memory_bandwidth": int(target.chip.bandwidth or 0), "device_memory_size": int(target.memory / GPU_MEMORY_SHARE)}
-    fields |= {"threads_per_block_limit": 1024, "threads_per_warp": 32, "threads_per_core_limit": 2048}
+    fields |= {"threads_per_block_limit": 1024, "threads_per_warp": 32}
     fields |= {"shared_memory_per_block": 49152, "registers_per_core_limit": 65536, "registers_per_block_limit": 65536}
     fields |= {"block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535}
     fields |= {"thread_dim_limit_x": 1024, "thread_dim_limit_y": 1024, "thread_dim_limit_z": 64}
     lines = "".join(f"  {name}: {value}\n" for name, value in fields.items())
     return (
-        f"gpu_device_info {{\n{lines}  cuda_compute_capability {{ major: {major} minor: 0 }}\n}}\n"
+        f"gpu_device_info {{\n{lines}  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
         'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 patch: 0 }\n'
         f'device_description_str: "{target.chip.kind}"\n'
     )

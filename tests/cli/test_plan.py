@@ -76,6 +76,23 @@ def test_a_plan_is_printed_written_and_kept(make_plan, compiled, tiny_config, tm
     assert json.loads((output / "plan_cpu.json").read_text())["training"] == found["training"]
 
 
+def test_what_changes_the_program_is_compiled_again(make_plan, compiled, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    make_plan(tiny_config())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    make_plan(tiny_config())
+    make_plan(tiny_config({"optimizer.adam.b1": 0.8}))
+    (tmp_path / "plan_rate.py").write_text("def rate(peak, num_steps):\n    return lambda step: peak\n")
+    own = {"optimizer.schedule": "plan_rate:rate"}
+    make_plan(tiny_config(own))
+    (tmp_path / "plan_rate.py").write_text("def rate(peak, num_steps):\n    return lambda step: peak / 2\n")
+    make_plan(tiny_config(own))
+    assert len(compiled) == 5
+    make_plan(tiny_config(own))
+    assert len(compiled) == 5
+
+
 def test_the_default_folder_is_in_the_workdir_and_no_state_is_created(make_plan, compiled, tiny_config, tmp_path):
     assert make_plan(tiny_config(), folder=str(tmp_path / "run")) == 0
     (folder,) = (tmp_path / "run" / "plans").iterdir()
@@ -104,6 +121,8 @@ def test_what_makes_it_fit_is_compiled_if_asked(make_plan, compiled, tiny_config
     printed = capsys.readouterr().out
     assert "does not fit into the" in printed
     assert "with --config.model.unet.remat=True it " in printed
+    assert "mesh.fsdp" not in printed
+    assert "\nnone of them fits: choose a lower train.batch_size, more devices, or ones with more memory\n" in printed
     assert len(json.loads((tmp_path / "out" / "plan_cpu.json").read_text())["suggestions"]) == 4
 
 
@@ -113,6 +132,7 @@ def test_a_suggestion_that_fits_has_its_speed(make_plan, compiled, tiny_config, 
     assert make_plan(tiny_config(), target="h100x2", output=str(tmp_path / "out"), suggest=True) == 0
     printed = capsys.readouterr().out
     assert "with --config.model.unet.remat=True it does not fit, 0.0 GiB\n" in printed
+    assert "none of them" not in printed
     assert "with --config.mesh.data=-1 --config.mesh.fsdp=2 it fits, 0.0 GiB, estimate: " in printed
     rows = json.loads((tmp_path / "out" / "plan_h100x2.json").read_text())["suggestions"]
     assert [row["fits"] for row in rows] == [False, False, False, True]  # so that all together are not tried
@@ -127,6 +147,8 @@ def test_errors_come_before_the_compilation(make_plan, compiled, tiny_config, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(FileAccessError, match="it is a file; choose another `output`"):
         make_plan(tiny_config(), output=str(tmp_path / "file"))
+    with pytest.raises(FileAccessError, match=r"cannot write to .*; choose another `output`"):
+        make_plan(tiny_config(), folder="/proc/run")
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(UnavailableError, match="pip install"):
         make_plan(tiny_config(), target="h100")

@@ -67,7 +67,7 @@ def test_a_step_for_a_slice_of_tpus(planned, on_cpu):
     assert sum(row["bytes"] for row in training["collectives"]) >= 0.9 * training["memory"]["parameters"]
 
 
-@pytest.mark.parametrize("name", ["a100", "h200", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("name", ["l4", "a100", "h200", "b200", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_the_compilers_know_each_machine(name):
     target = targets.parse_target(name)
     devices = targets.devices_of(target)

@@ -146,6 +146,9 @@ def test_images_that_fit_are_estimated_from_the_temporaries():
     memory = {"parameters": 1 * GIB, "temporaries": 5 * GIB, "peak": 9 * GIB, "limit": 8 * GIB}
     # 4 GiB beside the temporaries and 1 GiB of gradients are fixed: 3 GiB are free, and 8 images take 4 GiB.
     assert report.images_that_fit({"memory": memory, "images": 8}) == 6
+    assert report.images_that_fit({"memory": memory | {"temporaries": 1 * GIB}, "images": 8}) is None  # only gradients
+    text = console.memory_text({"memory": memory | {"temporaries": 0.0, "fits": False}, "images": 8})
+    assert text.endswith("\ndoes not fit into the 8.0 GiB that a program can use, with 8 images per device\n")
 
 
 def test_a_missing_assembler_is_one_line_with_the_command():

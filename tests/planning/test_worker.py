@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from ddpm_jax.planning import plan_cache, targets
-from ddpm_jax.planning.plan_cache import PlanCache
+from ddpm_jax.planning import targets
 from ddpm_jax.planning.worker import run_in_process
 from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError
 
@@ -32,29 +31,6 @@ def test_errors_are_raised_here():
 def test_a_process_that_ends_without_a_result_is_one_line():
     with pytest.raises(UnavailableError, match=r"compiling ended without a result \(exit code 3"):
         run_in_process(os._exit, 3, environment={}, label="compiling")
-
-
-def test_the_cache_keeps_values_by_what_they_depend_on(tmp_path, monkeypatch):
-    cache, what = PlanCache(tmp_path / "plans"), {"target": "h100", "config": {"a": (1, 2)}}
-    key = plan_cache.digest(what)
-    assert cache.get(key) is None
-    cache.put(key, {"x": 1.5})
-    assert cache.get(key) == {"x": 1.5}
-    assert plan_cache.digest(what | {"target": "a100"}) != key
-    monkeypatch.setattr(plan_cache.importlib.metadata, "version", lambda library: "0.0.1")
-    assert plan_cache.digest(what) != key
-    PlanCache(None).put(key, {})
-    assert PlanCache(None).get(key) is None
-    next((tmp_path / "plans").glob("*.json")).write_text("{")
-    assert cache.get(key) is None
-
-
-def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, log_lines):
-    (tmp_path / "file").write_text("")
-    PlanCache(tmp_path / "file" / "plans").put("key", {"x": 1})
-    (line,) = log_lines
-    assert "cannot keep the plan in" in line
-    assert "choose another --compilation_cache" in line
 
 
 @pytest.mark.slow
