@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from ddpm_jax import (
     config_validation,
     explorer_identity,
     explorer_network,
+    explorer_rows,
     explorer_sizes,
     sampling_config,
 )
@@ -46,10 +47,10 @@ def check(config: ConfigDict) -> None:
         config_validation.check_part("visualize.samplers", name, SAMPLERS)
     if wrong := [number for number in visualize.num_steps if number < 1]:
         raise UsageError(f"config.visualize.num_steps contains {wrong[0]}: each must be 1 or more")
-    if config.data.condition:
+    if config.sampling.condition_images:
         raise UsageError(
-            f"config.visualize.format is 'html', which has no condition images (config.data.condition is "
-            f"{config.data.condition!r}): choose png"
+            "config.sampling.condition_images is set, but a page has the condition images of its real images: leave it out, "
+            "or choose config.visualize.format=png"
         )
     for case in explorer_identity.chain_cases(config):
         build.build_sampler(explorer_identity.sampler_config(config, *case))  # raises
@@ -60,8 +61,7 @@ def make_page(
     config: ConfigDict,
     params: Any,
     step: int | None,
-    images: np.ndarray,
-    labels: np.ndarray | None,
+    batch: Mapping[str, np.ndarray],
     noise: np.ndarray,
     class_names: tuple[str, ...],
     runtime: explorer_network.Runtime,
@@ -72,22 +72,22 @@ def make_page(
       config: resolved.
       params: the parameters, replicated over the devices; None without a checkpoint, which gives the first part only.
       step: that of the checkpoint; None without one.
-      images: [N, H, W, C] in the data's type.
-      labels: int [N], or None.
+      batch: the real images, of a data set: "image" [N, H, W, C] and perhaps "label" and "condition".
       noise: float32 [N, H, W, C].
       class_names: of labels 0, 1, ...; () if unknown.
       runtime: of the network; not used without a checkpoint.
     """
     facts = {"Data": config.data.name, "Images": "×".join(map(str, build.image_shape(config)))}
     facts |= {"Schedule": f"{config.diffusion.schedule}, T = {config.diffusion.num_timesteps:,}"}
+    names = [class_names[label] if label < len(class_names) else str(label) for label in range(config.data.num_classes)]
     if step is None:
-        page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
+        page = page_of(config, batch, noise, facts=facts, names=names)
         return page.html(), "no checkpoint yet: only the forward process, which needs no network"
     params = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), params)
     weights = f"{config.sampling.params}, step {step:,}{', rounded to 24 bits' if runtime.rounds else ''}"
     facts |= {"Network": f"{config.model.name}, {explorer_sizes.count(params):,} parameters", "Weights": weights}
-    page = page_of(config, images, labels, noise, facts=facts, class_names=class_names)
-    cases = add_model(page, config, params, images, labels, runtime)
+    page = page_of(config, batch, noise, facts=facts, names=names)
+    cases = add_model(page, config, params, batch, names, runtime)
     recorded = [
         f"{sampler} in {', '.join(f'{steps:,}' for _, steps in group)} steps"
         for sampler, group in itertools.groupby(cases, key=lambda case: case[0])
@@ -98,29 +98,28 @@ def make_page(
 
 def page_of(
     config: ConfigDict,
-    images: np.ndarray,
-    labels: np.ndarray | None,
+    batch: Mapping[str, np.ndarray],
     noise: np.ndarray,
     *,
     facts: dict[str, str],
-    class_names: tuple[str, ...],
+    names: Sequence[str],
 ) -> Page:
     """The page without a network: schedules and real images.
 
     Args:
       config: resolved.
-      images: [N, H, W, C] in the data's type.
-      labels: int [N], or None.
+      batch: as for `make_page`.
       noise: float32 [N, H, W, C].
       facts: what is known of the run: name -> text.
-      class_names: of labels 0, 1, ...; () if unknown.
+      names: of the classes.
     """
-    page, pixel_format = Page(), build.pixel_format(config)
+    page, pixel_format, condition = Page(), build.pixel_format(config), build.build_condition(config)
     channels = pixel_format.shown_channels or tuple(range(3 if config.data.channels >= 3 else 1))
-    shown = images[..., list(channels)]
+    shown = batch["image"][..., list(channels)]
     is_uint8 = pixel_format.dtype == "uint8"
     table = facts | {
         "Prediction": f"{config.diffusion.prediction}, variance {config.diffusion.variance}",
+        **({"Condition images": f"{condition.name}, {'×'.join(map(str, condition.shape))}"} if condition else {}),
         "Program": f"ddpm_jax {ddpm_jax.__version__}, jax {jax.__version__}",
     }
     page.add("facts", {"summary": " · ".join(facts.values()), "table": table})
@@ -128,9 +127,8 @@ def page_of(
     page.add("schedules", schedule_tables(config))
     page.add("images", shown if is_uint8 else np.asarray(pixel_format.from_data(jnp.asarray(shown)), np.float32))
     page.add("noise", np.asarray(noise[..., list(channels)], np.float32))
-    page.add("labels", None if labels is None else np.asarray(labels).tolist())
-    names = [class_names[label] if label < len(class_names) else str(label) for label in range(config.data.num_classes)]
-    page.add("classNames", names)
+    page.add("labels", batch["label"].tolist() if "label" in batch else None)
+    page.add("classNames", list(names))
     page.add(
         "diffusion",
         {
@@ -166,8 +164,8 @@ def add_model(
     page: Page,
     config: ConfigDict,
     params: Any,
-    images: np.ndarray,
-    labels: np.ndarray | None,
+    batch: Mapping[str, np.ndarray],
+    names: Sequence[str],
     runtime: explorer_network.Runtime,
 ) -> list[tuple[str, int]]:
     """Add what needs the trained network: recorded chains and the terms of the bound. Shows progress lines.
@@ -176,8 +174,8 @@ def add_model(
       page: from `page_of`.
       config: resolved.
       params: NumPy arrays of the parameters.
-      images: [N, H, W, C] in the data's type, of which the bound is computed.
-      labels: int [N], for a class-conditional model.
+      batch: as for `make_page`; the bound is that of its images.
+      names: of the classes.
       runtime: of the network in the page.
 
     Returns:
@@ -187,29 +185,30 @@ def add_model(
     page.add("noNetwork", reason)
     page.add_elements(elements)
     page.add("nullLabel", config.data.num_classes if condition_config.num_labels(config) > config.data.num_classes else None)
-    page.add("bound", _bound(config, params, images, labels if config.model.class_conditional else None))
+    page.add("bound", _bound(config, params, batch))
     floats = "The images of this run are floats, which have no probabilities: there is no bound in bits."
     page.add("noBound", "No term of the bound is finite." if build.pixel_format(config).num_levels else floats)
-    chains = _record_chains(config, params, explorer_sizes.chain_bytes(page))
+    rows = explorer_rows.find_rows(config, batch, names)
+    page.add("rows", explorer_rows.rows_of_page(rows))
+    chains = _record_chains(config, params, rows, explorer_sizes.chain_bytes(page))
     page.add("chains", chains)
     return [(chain["sampler"], chain["steps"]) for chain in chains]
 
 
-def _record_chains(config: ConfigDict, params: Any, max_bytes: int) -> list[dict[str, Any]]:
+def _record_chains(config: ConfigDict, params: Any, rows: explorer_rows.Rows, max_bytes: int) -> list[dict[str, Any]]:
     shape, pixel_format, seed = build.image_shape(config), build.pixel_format(config), config.sampling.seed
-    classes = config.data.num_classes if config.model.class_conditional else 0
     plan = recorded_chains.plan_chains(
         explorer_identity.chain_cases(config),
         image_bytes=int(np.prod(shape)),
-        num_classes=classes,
+        num_rows=len(rows.names),
         num_seeds=min(config.visualize.num_seeds, 2**32 - seed),
         max_bytes=max_bytes,
     )
     seeds = range(seed, seed + plan.seeds)
     roots = [jax.random.fold_in(rng.purpose_key(each, "sample"), 0) for each in seeds]  # of image 0 of each seed
-    keys = jnp.stack([key for key in roots for _ in range(plan.classes)])
-    labels = jnp.asarray(np.tile(np.arange(plan.classes, dtype=np.int32), plan.seeds)) if classes else None
-    network = _compiled(build.build_guided_denoise_fn(config, portable=True), params, labels)
+    keys = jnp.stack([key for key in roots for _ in range(plan.rows)])
+    cond = explorer_rows.first_image_cond(config, rows, seeds, count=plan.rows)
+    network = _compiled(build.build_guided_denoise_fn(config, portable=True), params, cond)
     found, done = [], 0
     with distributed.show_progress(sum(steps for _, steps in plan.cases), "steps", "recorded chains") as report:
         for name, steps in plan.cases:
@@ -231,7 +230,7 @@ def _record_chains(config: ConfigDict, params: Any, max_bytes: int) -> list[dict
                 {
                     "sampler": name,
                     "steps": steps,
-                    "classes": plan.classes if classes else 0,
+                    "rows": plan.rows,
                     "seeds": list(seeds),
                     "t": chain.t.tolist(),
                     "x_t": np.concatenate([shown[0], shown[2]], axis=1),
@@ -243,8 +242,9 @@ def _record_chains(config: ConfigDict, params: Any, max_bytes: int) -> list[dict
     return found
 
 
-def _bound(config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarray | None) -> dict[str, Any] | None:
+def _bound(config: ConfigDict, params: Any, batch: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
     """The terms of the bound, means over the images; None for floats, which have no probabilities."""
+    images, cond = batch["image"], condition_config.batch_cond(config, build.build_condition(config), batch)
     pixel_format, schedule, number = build.pixel_format(config), build.build_schedule(config), config.visualize.num_terms
     if not pixel_format.num_levels:
         return None
@@ -253,9 +253,7 @@ def _bound(config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarr
     x_start = np.asarray(pixel_format.from_data(jnp.asarray(images)), np.float32)
     root = rng.purpose_key(config.sampling.seed, "bound")
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.arange(len(images)))
-    network = _compiled(
-        build.build_denoise_fn(config, portable=True), params, None if labels is None else jnp.asarray(labels, jnp.int32)
-    )
+    network = _compiled(build.build_denoise_fn(config, portable=True), params, cond)
     with distributed.show_progress(len(t), "timesteps", "terms of the bound") as report:
         terms = recorded_chains.bound_terms(
             schedule,
@@ -279,15 +277,16 @@ def _bound(config: ConfigDict, params: Any, images: np.ndarray, labels: np.ndarr
         "prior": prior,
         "total": prior + float(bits.sum()) if finite.sum() == last + 1 else None,
         "count": len(images),
+        "split": config.data.split,
     }
 
 
-def _compiled(make_denoise_fn: Callable[[Any, Any], Any], params: Any, labels: Any) -> Callable[[Any, Any], Any]:
-    """The network for these parameters and labels, compiled once for a batch of their size."""
-    params = jax.device_put(params)
+def _compiled(make_denoise_fn: Callable[[Any, Any], Any], params: Any, cond: Any) -> Callable[[Any, Any], Any]:
+    """The network for these parameters and conditions, compiled once for a batch of their size."""
+    params, cond = jax.device_put((params, cond))
 
     @jax.jit
-    def evaluate(params: Any, labels: Any, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        return make_denoise_fn(params, labels)(x_t, t)
+    def evaluate(params: Any, cond: Any, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return make_denoise_fn(params, cond)(x_t, t)
 
-    return lambda x_t, t: evaluate(params, labels, x_t, t)
+    return lambda x_t, t: evaluate(params, cond, x_t, t)

@@ -3,17 +3,20 @@
 import hashlib
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import build, choices, sampling_config
+from ddpm_jax.data.condition import batch_conditions
 from ddpm_jax.interop import onnxruntime_web
 from ddpm_jax.plotting.explorer.page import sources_sha256
 from ddpm_jax.training import load_params
 
 FIELDS = ("start_index", "page_images", "samplers", "num_steps", "num_seeds", "num_terms")  # that determine the page
+NOT_USED = ("sampler", "num_steps", "label", "condition_samples")  # fields of config.sampling with no effect on the page
 LONGEST_NAME = 60  # of the recorded chains in the name of a folder
 
 
@@ -31,7 +34,7 @@ def sampler_config(config: ConfigDict, sampler: str, num_steps: int, **more: Any
 
 
 def identity_of(
-    config: ConfigDict, params: Any, step: int | None, images: np.ndarray, labels: np.ndarray | None, no_network: str
+    config: ConfigDict, params: Any, step: int | None, batch: Mapping[str, np.ndarray], no_network: str
 ) -> tuple[str, dict[str, Any]]:
     """The default folder name of a page, and all that determines its content; JSON-serializable.
 
@@ -39,8 +42,7 @@ def identity_of(
       config: resolved.
       params: the parameters; None without a checkpoint.
       step: that of the checkpoint; None without one.
-      images: the real images.
-      labels: of the images, or None.
+      batch: the real images, of a data set.
       no_network: why the page has no network; "" if it has one.
     """
     identity: dict[str, Any] = {"mode": "visualize", "diffusion": choices.used_fields(config, "diffusion")}
@@ -52,13 +54,27 @@ def identity_of(
         for case in chain_cases(config):  # each sampler has its own options, and perhaps a file with its code
             identity |= sampling_config.identity_of(sampler_config(config, *case), "visualize", step, sha256)
             sampling |= identity["sampling"]
-        sampling = {name: value for name, value in sampling.items() if name not in ("sampler", "num_steps", "label")}
+        sampling = {name: value for name, value in sampling.items() if name not in NOT_USED}
+        identity |= _condition(config, batch)
     shown = {name: list(value) if isinstance(value := config.visualize[name], tuple) else value for name in FIELDS}
     identity |= {"sampling": sampling, "explorer": shown | {"no_network": no_network}, "data": config.data.name}
-    identity |= {"pixels": build.pixel_format(config)._asdict(), "labels": None if labels is None else labels.tolist()}
-    images_sha256 = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
-    page_sha256 = sources_sha256(onnxruntime_web.SCRIPT.read_text(encoding="utf-8"))
-    return name, identity | {"images_sha256": images_sha256, "page_sha256": page_sha256}
+    identity |= {"pixels": build.pixel_format(config)._asdict()}
+    identity |= {"labels": batch["label"].tolist() if "label" in batch else None, "images_sha256": _sha256(batch["image"])}
+    return name, identity | {"page_sha256": sources_sha256(onnxruntime_web.SCRIPT.read_text(encoding="utf-8"))}
+
+
+def _condition(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The condition images and how they are made; {} without any."""
+    condition = build.build_condition(config)
+    if condition is None:
+        return {}
+    options = {name: value for name, value in choices.options_of(config, choices.CONDITION).items() if name != "condition_dir"}
+    described = {"name": condition.name, "max_noise": condition.max_noise, "options": options}
+    return {"condition": described, "conditions_sha256": _sha256(batch_conditions(condition, batch))}
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _chains_name(config: ConfigDict) -> str:

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, explorer_identity
 from ddpm_jax.diffusion.schedules import SCHEDULES
-from ddpm_jax.evaluation.recorded_chains import MAX_CLASSES, STAGES
+from ddpm_jax.evaluation.recorded_chains import MAX_ROWS, STAGES
 from ddpm_jax.interop import browser_network, onnxruntime_web
 from ddpm_jax.plotting.explorer.page import MAX_BYTES, Page
 
-IMAGE_BYTES = 1_500_000  # of the real images with their noise
+IMAGE_BYTES = 1_500_000  # of the real images with their noise and their condition images
 CHAIN_BYTES, FEW_CHAIN_BYTES = 6_000_000, 1_500_000  # of the chains, at most; and beside a network that leaves little
 MARGIN_BYTES = 300_000  # of the page, for its sources and everything else that is small
 GRAPH_BYTES = 100_000  # of the network's elements, for what is not parameters
@@ -37,7 +37,7 @@ def network_bytes(config: ConfigDict) -> int:
     images = num_page_images(config) * _image_bytes(config)
     tables = 4 * 8 * config.diffusion.num_timesteps * (len(SCHEDULES) + 1)
     stages = sum(min(steps, STAGES) + 1 for _, steps in explorer_identity.chain_cases(config))
-    rows = config.visualize.num_seeds * (min(config.data.num_classes, MAX_CLASSES) if config.model.class_conditional else 1)
+    rows = config.visualize.num_seeds * (min(config.data.num_classes, MAX_ROWS) if config.model.class_conditional else 1)
     chains = min(FEW_CHAIN_BYTES, 2 * stages * rows * int(np.prod(build.image_shape(config))))
     return MAX_BYTES - MARGIN_BYTES - _in_base64(images + tables + chains)
 
@@ -63,8 +63,9 @@ def count(params: Any) -> int:
 
 
 def _image_bytes(config: ConfigDict) -> int:
-    """One byte for each channel of a pixel, and its noise in float32."""
-    return 5 * int(np.prod(build.image_shape(config)))
+    """One byte for each channel of a pixel, and its noise in float32; and the condition image, as a PNG of about its size."""
+    condition = build.build_condition(config)
+    return 5 * int(np.prod(build.image_shape(config))) + (int(np.prod(condition.shape)) if condition else 0)
 
 
 def _in_base64(size: int) -> int:

@@ -146,8 +146,6 @@ def _of_files(path: pathlib.Path, condition: Condition, turn: np.ndarray, backgr
             raise UserError(f"config.sampling.condition_images: no images in {path}")
     else:
         path, names = path.parent, [path.name]
-    if height != width:
-        raise UsageError(f"config.sampling.condition_images: condition images of {height}x{width} are not read from files")
     used, digests = [names[index % len(names)] for index in range(int(turn[-1]) + 1)], []
     found = {}
     for name in names:
@@ -155,7 +153,7 @@ def _of_files(path: pathlib.Path, condition: Condition, turn: np.ndarray, backgr
         try:
             digests.append((name, hashlib.sha256(storage.read_file(file)).digest()))
             if name in used:
-                found[name] = center_crop_and_resize(decode.read_image(file, color, ()), height, channels)
+                found[name] = center_crop_and_resize(decode.read_image(file, color, ()), (height, width), channels)
         except (OSError, decode.ImageDecodeError) as error:
             raise UserError(f"config.sampling.condition_images: cannot read the image {file}: {error}") from error
     images = np.stack([found[name] for name in used])[turn]

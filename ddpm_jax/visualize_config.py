@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import animation_config, build, config_validation, data_config, explorer_config, explorer_sizes
+from ddpm_jax.data.source import Batch
 from ddpm_jax.runtime import rng
 from ddpm_jax.samplers.sampler import per_image_noise
 from ddpm_jax.user_messages import UsageError
@@ -48,8 +49,8 @@ def with_few_images(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def real_images(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images of the data set to show, [N, H, W, C] in the data's type, and their labels, int [N] or None.
+def real_images(config: ConfigDict) -> Batch:
+    """The images of the data set to show: "image", [N, H, W, C] in the data's type, with what else the set has of them.
 
     Raises:
       UsageError: the set has fewer images.
@@ -61,8 +62,7 @@ def real_images(config: ConfigDict) -> tuple[np.ndarray, np.ndarray | None]:
             f"{source.name} holds {len(source):,} images: config.visualize.start_index={first} with "
             f"config.visualize.num_images={number} needs more"
         )
-    batch = source.batch(np.arange(first, first + number))
-    return batch["image"], batch.get("label")
+    return source.batch(np.arange(first, first + number))
 
 
 def starting_noise(config: ConfigDict) -> jax.Array:

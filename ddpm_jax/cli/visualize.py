@@ -31,6 +31,7 @@ from ddpm_jax import (
     visualize_config,
 )
 from ddpm_jax.cli import common
+from ddpm_jax.data.source import Batch
 from ddpm_jax.diffusion import conditioning, gaussian, vlb
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.diffusion.spacings import trailing_timesteps
@@ -64,9 +65,10 @@ def run(config: ConfigDict, folder: str, *, output: str = "") -> int:
     config = visualize_config.with_few_images(config)
     with distributed.raise_on_all_processes():
         schedule = build.build_schedule(config)
-        images, labels = visualize_config.real_images(config)
+        batch = visualize_config.real_images(config)
     if config.visualize.format == "html":
-        return write_page(config, run_folder, mesh, images, labels, output)
+        return write_page(config, run_folder, mesh, batch, output)
+    images = batch["image"]
     t = forward_timesteps(schedule, config.visualize.num_stages)
     pixel_format = build.pixel_format(config)
     x_start, noise = pixel_format.from_data(jnp.asarray(images)), visualize_config.starting_noise(config)
@@ -130,8 +132,7 @@ def write_page(
     config: ConfigDict,
     run_folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
-    images: np.ndarray,
-    labels: np.ndarray | None,
+    batch: Batch,
     output: str,
 ) -> int:
     """Write the page of format html; only its first part if there is no checkpoint."""
@@ -141,7 +142,7 @@ def write_page(
         runtime = explorer_network.Runtime(None, "")
         if trained and distributed.is_primary_process():
             runtime = explorer_network.find_runtime(config, params)
-    name, identity = explorer_identity.identity_of(config, params, step, images, labels, runtime.reason)
+    name, identity = explorer_identity.identity_of(config, params, step, batch, runtime.reason)
     with distributed.raise_on_all_processes():
         if distributed.is_primary_process():
             target = manifest.claim(identity, names=(PAGE,), default=workdir.sample_folder(run_folder) / name, output=output)
@@ -149,8 +150,7 @@ def write_page(
                 config,
                 params,
                 step,
-                images,
-                labels,
+                batch,
                 np.asarray(visualize_config.starting_noise(config)),
                 common.class_names_of(run_folder),
                 runtime,

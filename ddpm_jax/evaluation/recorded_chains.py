@@ -19,7 +19,7 @@ from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 
 STAGES, FEWEST_STAGES = 25, 5  # of a recorded chain
-MAX_CLASSES = 20
+MAX_ROWS = 20
 
 
 class ChainPlan(NamedTuple):
@@ -27,13 +27,13 @@ class ChainPlan(NamedTuple):
 
     Attributes:
       cases: (sampler, number of steps).
-      classes: labels 0 .. classes-1 are recorded; 1 for a model without classes.
+      rows: number of chains of each seed, those of the first classes or condition images.
       seeds: number of seeds.
       stages: largest number of stages of a chain.
     """
 
     cases: list[tuple[str, int]]
-    classes: int
+    rows: int
     seeds: int
     stages: int
 
@@ -54,25 +54,23 @@ class RecordedChain(NamedTuple):
     images: np.ndarray
 
 
-def plan_chains(
-    cases: list[tuple[str, int]], *, image_bytes: int, num_classes: int, num_seeds: int, max_bytes: int
-) -> ChainPlan:
-    """The chains that fit into `max_bytes`: fewer seeds first, then classes, stages, and cases, the last ones.
+def plan_chains(cases: list[tuple[str, int]], *, image_bytes: int, num_rows: int, num_seeds: int, max_bytes: int) -> ChainPlan:
+    """The chains that fit into `max_bytes`: fewer seeds first, then rows, stages, and cases, the last ones.
 
     Args:
       cases: (sampler, number of steps).
       image_bytes: of one stage of one chain; it is saved twice, as x_t and as the prediction.
-      num_classes: 0 for a model without classes.
+      num_rows: largest number of chains of each seed: one for each class or condition image.
       num_seeds: largest number of seeds.
       max_bytes: of all chains.
     """
     for stages in range(STAGES, FEWEST_STAGES - 1, -5):
-        rows = max_bytes // (2 * image_bytes * (stages + 1) * len(cases))
-        if rows or stages == FEWEST_STAGES:
+        chains = max_bytes // (2 * image_bytes * (stages + 1) * len(cases))
+        if chains or stages == FEWEST_STAGES:
             break
-    classes = max(1, min(rows, num_classes, MAX_CLASSES))
+    rows = max(1, min(chains, num_rows, MAX_ROWS))
     fitting = max(1, max_bytes // (2 * image_bytes * (stages + 1)))
-    return ChainPlan(cases[:fitting], classes, max(1, min(rows // classes, num_seeds)), stages)
+    return ChainPlan(cases[:fitting], rows, max(1, min(chains // rows, num_seeds)), stages)
 
 
 def record_chain(

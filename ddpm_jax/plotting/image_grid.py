@@ -1,5 +1,6 @@
 """Image grids of samples, and strips of intermediate steps: uint8 arrays in, PNG files out."""
 
+import io
 import math
 import os
 import pathlib
@@ -127,9 +128,15 @@ def strip(stages: np.ndarray) -> np.ndarray:
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C], C = 1 (gray) or 3 (RGB), atomically."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     with open_atomic(path, sync=False) as out:  # a set has many thousands; `is_whole_png` finds a part
-        picture.save(out, format="PNG")
+        out.write(png_bytes(image))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """The PNG file of an image, uint8 [H, W, C], C = 1 (gray) or 3 (RGB)."""
+    png = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, format="PNG")
+    return png.getvalue()
 
 
 def read_png(path: pathlib.Path) -> np.ndarray:

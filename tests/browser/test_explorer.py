@@ -47,7 +47,7 @@ def file(run, noise, tmp_path_factory):
     runtime = explorer_network.find_runtime(config, params)
     assert not runtime.rounds
     runtime = runtime._replace(rounds=True)
-    text, _ = explorer_config.make_page(config, params, 1, batch["image"], batch["label"], noise, (), runtime)
+    text, _ = explorer_config.make_page(config, params, 1, batch, noise, (), runtime)
     path = tmp_path_factory.mktemp("page") / "explorer.html"
     path.write_text(text, encoding="utf-8")
     assert path.stat().st_size < 15_000_000
@@ -239,7 +239,7 @@ def test_a_new_image_is_generated_in_the_page(page):
     page.execute_script("document.getElementById('generate').click()")
     WebDriverWait(page, 20).until(lambda _: "seed 1: 2 steps" in text_of(page, "chain-state"))
     assert page.execute_script("return ddpmExplorer.chains.player.stages.length") == 3
-    set_value(page, "chain-class", 4, "change")
+    set_value(page, "chain-row", 4, "change")
     assert text_of(page, "chain-state").startswith("Recorded by ddpm_jax")
 
 

@@ -18,7 +18,7 @@ def page(browser, tmp_path_factory):
     """Selenium's driver, with a page of the forward process only."""
     config, path = digits.get_config(), tmp_path_factory.mktemp("page") / "explorer.html"
     images = data_config.load_source(config).batch(np.arange(1))["image"]
-    made = explorer_config.page_of(config, images, None, np.zeros(images.shape), facts={"Data": "digits"}, class_names=())
+    made = explorer_config.page_of(config, {"image": images}, np.zeros(images.shape), facts={"Data": "digits"}, names=())
     path.write_text(made.html(), encoding="utf-8")
     browser.open(path)
     assert browser.driver.execute_script("return ddpmExplorer.ready")

@@ -62,7 +62,7 @@ def file(runs, tmp_path_factory):
     generator = np.random.default_rng(0)
     images, noise = generator.integers(0, 256, (2, 8, 8, 3), np.uint8), generator.standard_normal((2, 8, 8, 3), np.float32)
     runtime = explorer_network.find_runtime(config, params)
-    text, _ = explorer_config.make_page(config, params, 1, images, None, noise, (), runtime)
+    text, _ = explorer_config.make_page(config, params, 1, {"image": images}, noise, (), runtime)
     models = {}
     for name in list(CASES)[1:]:
         config, params = runs[name]
@@ -160,7 +160,7 @@ SET = """const set = (id, value, event) => {
 def test_a_page_without_classes_draws_in_color(page):
     """The controls of classes are hidden, the pen has a color, and the chain runs."""
     driver = page.driver
-    for element, shown in (("try-class", False), ("chain-class", False), ("guidance", False), ("pen-color", True)):
+    for element, shown in (("try-class", False), ("chain-row", False), ("guidance", False), ("pen-color", True)):
         assert driver.find_element(By.ID, element).is_displayed() == shown
     driver.execute_script(
         f"""{SET}

@@ -1,6 +1,5 @@
 """--mode=visualize with format html: the content of the page, its size, and errors."""
 
-import base64
 import json
 import re
 
@@ -17,6 +16,7 @@ from ddpm_jax.plotting.explorer.page import MAX_BYTES
 from ddpm_jax.runtime import atomic
 from ddpm_jax.runtime.errors import ConflictError, FileAccessError, UnavailableError
 from ddpm_jax.user_messages import UsageError
+from tests.cli.explorer_page import data_of
 
 NETWORK = "tests.small_network:Small"
 TRAINED = {"model.class_conditional": True, "train.checkpoint_every": 6, "model.label_dropout": 0.1}
@@ -28,18 +28,6 @@ FIELDS = TRAINED | {
     "visualize.num_terms": 5,
     "visualize.network": False,
 }
-
-
-def data_of(file):
-    """The embedded data with its arrays."""
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.DOTALL)
-
-    def decode(entry):
-        if "base64" not in entry:
-            return entry
-        return np.frombuffer(base64.b64decode(entry["base64"]), entry["dtype"]).reshape(entry["shape"])
-
-    return json.loads(text, object_hook=decode)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +67,7 @@ def test_chains_are_those_of_mode_sample(page, trained, tiny_config, tmp_path):
         (name, steps) for name in ("ancestral", "ddim") for steps in (3, 5, 100)
     ]
     chain = chains[4]
-    assert (chain["classes"], chain["seeds"], chain["t"]) == (10, [0, 1], [80, 60, 40, 20, 0])
+    assert (chain["rows"], chain["seeds"], chain["t"]) == (10, [0, 1], [80, 60, 40, 20, 0])
     assert chain["x_t"].shape == chain["pred_xstart"].shape == (20, 6, 8, 8, 1)
     fields = {"sampling.num_images": 1, "sampling.num_steps": 5, "sampling.seed": 1, "sampling.label": 7}
     assert sample.run(tiny_config(FIELDS | fields), str(trained), output=str(tmp_path)) == 0
@@ -190,11 +178,11 @@ def test_a_page_without_the_network_does_not_replace_one_with_it(trained, tiny_c
 
 def test_the_identity_has_what_differs(tiny_config, monkeypatch, tmp_path):
     """Without a network the seed and the type of the images; with one also the options of each recorded sampler."""
-    images, labels = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3)
+    batch = {"image": np.zeros((3, 8, 8, 1), np.uint8), "label": np.arange(3)}
 
     def identity(step, changes):
         config = tiny_config(FIELDS | changes)
-        return explorer_identity.identity_of(config, {"w": jax.numpy.zeros(3)}, step, images, labels, "")
+        return explorer_identity.identity_of(config, {"w": jax.numpy.zeros(3)}, step, batch, "")
 
     for step in (None, 6):
         name, plain = identity(step, {})
@@ -270,9 +258,9 @@ def data_with_model(config, images):
     """The data of a page with untrained parameters, and its size in bytes."""
     params = jax.tree.map(np.asarray, jax.jit(build.build_init(config))(jax.random.key(0)).params)
     noise = np.zeros(images.shape, np.float32)
-    page = explorer_config.page_of(config, images, None, noise, facts={"Data": "numbers"}, class_names=())
+    page = explorer_config.page_of(config, {"image": images}, noise, facts={"Data": "numbers"}, names=())
     runtime = explorer_network.find_runtime(config, params)
-    explorer_config.add_model(page, config, params, images, None, runtime)
+    explorer_config.add_model(page, config, params, {"image": images}, (), runtime)
     html = page.html()
     (text,) = re.findall(r'id="data">(.*?)</script>', html, re.DOTALL)
     return json.loads(text), len(html.encode())
@@ -290,7 +278,7 @@ def test_unconditional_floats_have_no_classes_and_no_bound(tiny_config):
     assert data["images"]["shape"] == [2, 8, 8, 3]
     assert data["bound"] is None
     assert "floats" in data["noBound"]
-    assert data["chains"][0]["classes"] == 0
+    assert data["rows"] == {"kind": "", "list": [{"name": "", "flags": ""}]}
     assert "channel 0, 1, 2" in data["note"]
 
 
@@ -345,4 +333,3 @@ def test_errors_are_one_line(tiny_config, tmp_path):
         {"visualize.onnxruntime_path": str(tmp_path / "wrong.tgz")},
     )
     refused(r"start_index is -1", {"visualize.start_index": -1})
-    refused("has no condition images", {"data.condition": "downsample"})

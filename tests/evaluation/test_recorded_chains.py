@@ -63,19 +63,19 @@ def test_terms_are_those_of_the_bound():
 
 
 @pytest.mark.parametrize("image_bytes", [64, 784, 3072, 12_288, 196_608, 3_000_000])
-@pytest.mark.parametrize("classes", [0, 1, 10, 1000])
-def test_planned_chains_fit(image_bytes, classes):
-    plan = plan_chains(CASES * 3, image_bytes=image_bytes, num_classes=classes, num_seeds=2, max_bytes=4_000_000)
-    size = 2 * image_bytes * (plan.stages + 1) * plan.classes * plan.seeds * len(plan.cases)
-    assert size <= 4_000_000 or (plan.classes, plan.seeds, len(plan.cases)) == (1, 1, 1)
+@pytest.mark.parametrize("rows", [1, 10, 1000])
+def test_planned_chains_fit(image_bytes, rows):
+    plan = plan_chains(CASES * 3, image_bytes=image_bytes, num_rows=rows, num_seeds=2, max_bytes=4_000_000)
+    size = 2 * image_bytes * (plan.stages + 1) * plan.rows * plan.seeds * len(plan.cases)
+    assert size <= 4_000_000 or (plan.rows, plan.seeds, len(plan.cases)) == (1, 1, 1)
     assert 1 <= plan.seeds <= 2
-    assert 1 <= plan.classes <= max(1, min(classes, 20))
+    assert 1 <= plan.rows <= min(rows, 20)
 
 
 def test_small_images_have_every_chain_and_large_ones_fewer():
-    small = plan_chains(CASES, image_bytes=64, num_classes=10, num_seeds=2, max_bytes=4_000_000)
+    small = plan_chains(CASES, image_bytes=64, num_rows=10, num_seeds=2, max_bytes=4_000_000)
     assert small == (CASES, 10, 2, 25)
-    medium = plan_chains(CASES, image_bytes=12_288, num_classes=10, num_seeds=2, max_bytes=4_000_000)
-    assert (medium.classes, medium.seeds) == (3, 1)
-    large = plan_chains(CASES, image_bytes=196_608, num_classes=10, num_seeds=2, max_bytes=4_000_000)
-    assert (large.classes, large.seeds, large.stages, large.cases) == (1, 1, 5, CASES[:1])
+    medium = plan_chains(CASES, image_bytes=12_288, num_rows=10, num_seeds=2, max_bytes=4_000_000)
+    assert (medium.rows, medium.seeds) == (3, 1)
+    large = plan_chains(CASES, image_bytes=196_608, num_rows=10, num_seeds=2, max_bytes=4_000_000)
+    assert (large.rows, large.seeds, large.stages, large.cases) == (1, 1, 5, CASES[:1])

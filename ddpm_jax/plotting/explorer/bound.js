@@ -1,7 +1,8 @@
 // Section 5: the terms of the variational bound over t, and the error of the predicted noise.
 
 function setUpBound(page) {
-  const { bound, numTimesteps } = page;
+  const { bound, numTimesteps, rows } = page;
+  const given = rows.kind && `, each with its ${rows.kind}`;
   const positive = bound.bits.filter((value) => value > 0);
   const range = [10 ** Math.floor(Math.log10(Math.min(...positive))), 10 ** Math.ceil(Math.log10(Math.max(...positive)))];
   const axes = { x: [0, numTimesteps - 1], xLabel: "t", onPoint: (t) => slider.set(t) };
@@ -21,7 +22,7 @@ function setUpBound(page) {
     const text = `At t = ${t} the term has ${bits} bits per dimension, and the predicted noise an error of ${error}`;
     const total = bound.total === null ? "" : `, and the whole bound ${formatNumber(bound.total)}`;
     find("bound-state").textContent =
-      `${text}. The term at T has ${formatNumber(bound.prior)} bits${total}. Means of ${bound.count} images of the training set.`;
+      `${text}. The term at T has ${formatNumber(bound.prior)} bits${total}. Means of ${bound.count} images of the split ${bound.split}${given}.`;
     terms.update({ content: lines(bound.bits, "signal"), marker: t, label: text });
     errors.update({ content: lines(bound.epsMse, "noise"), marker: t, label: text });
   });

@@ -1,4 +1,4 @@
-// Section 3: recorded chains by class, seed, sampler and number of steps; and new ones, if the network is in the page.
+// Section 3: recorded chains by class or condition image, seed, sampler and number of steps; and new ones, if the network is in the page.
 
 const SAMPLER_TEXTS = {
   ancestral: "Ancestral sampling draws from the network's Gaussian, of which the estimate gives the mean.",
@@ -43,28 +43,36 @@ function setUpChains(page) {
   const { chains, shape, size, diffusion } = page;
   for (const chain of chains) for (const name of ["x_t", "pred_xstart"]) chain[name] = decodeArray(chain[name]);
   const player = new Player(find("chain-player"), shape, "Reverse chain");
-  const [classes, seeds, samplers, steps] = ["class", "seed", "sampler", "steps"].map((name) => find(`chain-${name}`));
+  const [selected, seeds, samplers, steps] = ["row", "seed", "sampler", "steps"].map((name) => find(`chain-${name}`));
+  const { kind } = page.rows;
   find("prediction-text").textContent =
-    `The network sees xₜ and t, and predicts ${PREDICTION_NAMES[diffusion.prediction]}. That gives an estimate of the image:`;
+    `The network sees ${kind ? `xₜ, t and the ${kind}` : "xₜ and t"}, and predicts ` +
+    `${PREDICTION_NAMES[diffusion.prediction]}. That gives an estimate of the image:`;
   find("prediction-formula").innerHTML = MATH[diffusion.prediction];
 
-  const number = chains[0].classes;
-  setOptions(classes, [...Array(Math.max(1, number)).keys()], number ? page.classNames.slice(0, number) : ["none"]);
-  classes.closest("label").hidden = !number;
+  const rows = page.rows.list.slice(0, chains[0].rows);
+  setOptions(selected, [...rows.keys()], rows.map((row) => row.name));
+  find("chain-kind").textContent = kind && kind[0].toUpperCase() + kind.slice(1);
+  selected.closest("label").hidden = !kind;
   const names = [...new Set(chains.map((chain) => chain.sampler))];
   setOptions(samplers, names, names.map((name) => (name === "ddim" ? "DDIM" : name)));
   setOptions(seeds, chains[0].seeds);
 
   const command = (chain) =>
-    `--mode=sample --config.sampling.num_images=1${number ? ` --config.sampling.label=${classes.value}` : ""}` +
+    `--mode=sample --config.sampling.num_images=1${rows[selected.value].flags}` +
     ` --config.sampling.seed=${seeds.value} --config.sampling.sampler=${chain.sampler} --config.sampling.num_steps=${chain.steps}`;
 
   const show = () => {
     const ofSampler = chains.filter((chain) => chain.sampler === samplers.value);
     setOptions(steps, ofSampler.map((chain) => chain.steps));
     const chain = ofSampler.find((each) => String(each.steps) === steps.value);
-    const row = chain.seeds.indexOf(Number(seeds.value)) * Math.max(1, number) + Number(classes.value);
-    player.load(recordedStages(chain, row, size), 0);
+    const { name, flags, picture, file } = rows[selected.value];
+    player.load(recordedStages(chain, chain.seeds.indexOf(Number(seeds.value)) * rows.length + Number(selected.value), size), 0);
+    if (picture) {
+      player.showCondition(picture, page.imageOf(Number(selected.value)), name);
+      Object.assign(find("condition-file"), { href: picture, download: file, textContent: file });
+    }
+    find("chain-same").hidden = flags === null;
     find("sampler-text").textContent = SAMPLER_TEXTS[chain.sampler] ?? `The sampler: ${chain.description}.`;
     find("sampler-formula").innerHTML = MATH[chain.sampler] ?? "";
     find("chain-command").textContent = command(chain);
@@ -73,18 +81,18 @@ function setUpChains(page) {
     warning.textContent = chain.warnings.map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`).join(" ");
     warning.hidden = !chain.warnings.length;
   };
-  for (const select of [classes, seeds, samplers, steps]) select.addEventListener("change", show);
+  for (const select of [selected, seeds, samplers, steps]) select.addEventListener("change", show);
   const first = chains.find((chain) => chain.sampler === "ddim" && chain.steps >= 50) ?? chains.at(-1);
   samplers.value = first.sampler;
   setOptions(steps, [first.steps]); // which `show` keeps
-  classes.value = String(Math.min(3, Math.max(0, number - 1)));
+  selected.value = String(Math.min(3, rows.length - 1));
   show();
-  return { player, classes, samplers, steps, seeds, show };
+  return { player, selected, samplers, steps, seeds, show };
 }
 
 /** The button that generates an image of a new seed in the page, with the class, sampler and steps that are chosen. */
 function setUpGenerate(page, network, section) {
-  const { player, classes, samplers, steps } = section;
+  const { player, selected, samplers, steps } = section;
   const start = find("generate");
   let seed = 0;
   const runner = makeRunner(page, start, find("generate-stop"), find("chain-state"), async (stop) => {
@@ -93,7 +101,7 @@ function setUpGenerate(page, network, section) {
     player.begin(Number(steps.value) + 1);
     find("chain-state").textContent = "Computing …";
     const image = await runChain({
-      denoise: (x, t) => network.evaluate(x, t, [page.hasClasses ? Number(classes.value) : null]),
+      denoise: (x, t) => network.evaluate(x, t, [page.hasClasses ? Number(selected.value) : null]),
       diffusion: page.diffusion,
       schedule: page.schedules[0],
       x: random.normals(page.size),
@@ -115,7 +123,7 @@ function setUpGenerate(page, network, section) {
     start.disabled = page.busy || !(samplers.value in SAMPLER_TEXTS);
   };
   page.busyListeners.push(update);
-  for (const select of [classes, samplers, steps, section.seeds]) {
+  for (const select of [selected, samplers, steps, section.seeds]) {
     select.addEventListener("change", () => {
       runner.stop();
       update();

@@ -16,7 +16,8 @@ function readPage() {
     size,
     numTimesteps: data.diffusion.numTimesteps,
     schedules: data.schedules.map(makeSchedule),
-    hasClasses: Boolean(data.chains?.[0]?.classes),
+    hasClasses: data.rows?.kind === "class",
+    hasConditions: data.rows?.kind === "condition image",
     busy: false, // whether a chain is being computed
     busyListeners: [],
     setBusy(busy) {
@@ -81,6 +82,7 @@ async function setUp() {
     show("no-model");
   }
   if (!page.hasClasses) hide(".needs-classes");
+  if (!page.hasConditions) hide(".needs-conditions");
   if (page.bound) {
     setUpBound(page);
   } else {

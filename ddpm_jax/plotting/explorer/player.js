@@ -50,6 +50,19 @@ class Player {
     this.drawStrip();
   }
 
+  /** Show beside the stages what their chain is conditioned on: an image file as a data URL, and the real image of it. */
+  showCondition(picture, original, name) {
+    const part = (selector) => this.root.querySelector(selector);
+    for (const figure of this.root.querySelectorAll(".given")) figure.hidden = false;
+    part(".pair").classList.add("conditional");
+    const image = part(".condition");
+    image.onload = () => {
+      part(".condition-name").textContent = `the condition image, ${image.naturalHeight}×${image.naturalWidth}`;
+    };
+    Object.assign(image, { src: picture, alt: `The condition image of ${name}` });
+    drawImage(part(".original"), original, this.shape, `The original image of ${name}`);
+  }
+
   /** The number of stages of the whole chain; with one there is nothing to play. */
   setTotal(total) {
     this.total = total;
