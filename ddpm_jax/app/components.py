@@ -13,9 +13,6 @@ from ddpm_jax.app.events import editor_value, error_line, page_errors, unique_pi
 from ddpm_jax.app.start_images import StartImages
 from ddpm_jax.runtime.errors import ExpectedError, InvalidArgumentError
 
-# During a job, too; with the queue, without which Gradio shows no messages.
-_AT_ONCE: dict[str, Any] = {"queue": True, "concurrency_limit": None}
-
 MAX_PAINTINGS = 16  # that the browsers sent, and no job has used yet
 MAX_LAYERS = 8
 
@@ -67,7 +64,7 @@ def picture_to_start_from(
     image = gr.State(None)
     read = _reader(images, unique_picture)
     # Not `input`: when the image is removed, Gradio sends that event with the image that was there.
-    shown.upload(read, shown, [image, shown], **_AT_ONCE, api_visibility="private")
+    shown.upload(read, shown, [image, shown], api_visibility="private")
     # The page removes the picture also when it refuses a file because of its size.
     shown.change(lambda path: gr.skip() if path else None, shown, image, queue=False, api_visibility="private")
     _load_from_data(images, tab, _picker(split, index), [image, shown], unique_picture, name)
@@ -100,7 +97,7 @@ def picture_to_paint_on(
     picker = _picker(split, 0)
     upload = gr.UploadButton("Upload an image", file_types=["image"], type="filepath", size="sm", elem_id=f"{name}-upload")
     read = _reader(images, editor_value)
-    upload.upload(read, upload, [image, editor], **_AT_ONCE, api_visibility="private")
+    upload.upload(read, upload, [image, editor], api_visibility="private")
     editor.clear(lambda: None, None, image, queue=False, api_visibility="private")
     _load_from_data(images, tab, picker, [image, editor], editor_value, name)
     return [image, editor]
@@ -174,6 +171,6 @@ def _load_from_data(
             return gr.skip(), gr.skip()
         return array, value_of(images.shown(array))
 
-    button.click(load, [split, index], outputs, **_AT_ONCE, api_name=f"load_{name}")
+    button.click(load, [split, index], outputs, api_name=f"load_{name}")
     if tab is not None:
-        tab.select(first, [split, index, *outputs], outputs, **_AT_ONCE, api_visibility="private")
+        tab.select(first, [split, index, *outputs], outputs, api_visibility="private")

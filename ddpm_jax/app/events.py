@@ -96,7 +96,7 @@ def check_requests(page: gr.Blocks) -> None:
 def _with_own_files(value: Any, folder: str) -> Any:
     """JSON in which a file that is not in the folder of uploads and pictures, or no longer, is None.
 
-    Gradio checks the paths of files that say what they are, and reads the others; it deletes files that are an hour old.
+    Gradio checks the paths of files that have its mark only, and reads the others; it deletes files that are an hour old.
     """
     if isinstance(value, dict) and "path" in value:
         path = str(value["path"])

@@ -119,7 +119,8 @@ class Page:
         if self._model.conditions is None:
             return None, values
         image, shown, *panel = values
-        return self._model.conditions.of_upload(shown) if image is None and shown is not None else image, tuple(panel)
+        given = None if image is None and shown is None else self._model.conditions.given(image, shown)
+        return given, tuple(panel)
 
     def _outputs(self, tab: str, first: str, after: str = "") -> Outputs:
         """Outputs that are placed on the page below the buttons."""
@@ -223,7 +224,7 @@ class Page:
         def work_of(image: Any, value: Any, mask: Any, samples: Any, resampling: Any, *values: Any) -> Work:
             settings, counts = settings_of(values), (integer(samples, "samples"), integer(resampling, "resampling"))
             value = value or {}
-            start = self._model.images.of_upload(value.get("background")) if image is None else image
+            start = self._model.images.given(image, value.get("background"))
             where = mask if mask != BRUSH else pictures.read_mask(value.get("layers"), self._model.run.image_shape[:2])
             return lambda emit: self._model.inpaint(settings, start, where, *counts, emit)
 
@@ -247,7 +248,7 @@ class Page:
 
         def work_of(image: Any, shown: Any, strength: Any, samples: Any, *values: Any) -> Work:
             settings, count, part = settings_of(values), integer(samples, "samples"), number(strength, "the strength")
-            start = self._model.images.of_upload(shown) if image is None else image
+            start = self._model.images.given(image, shown)
             return lambda emit: self._model.image_to_image(settings, start, part, count, emit)
 
         self._buttons("Generate variants", work_of, [image, shown, strength, samples, *panel], outputs, "image_to_image")
@@ -281,8 +282,8 @@ class Page:
             if source == "two seeds":
                 chosen: list[Any] = [integer(first, "the first seed"), integer(last, "the last seed")]
             else:
-                read, given = self._model.images.of_upload, ((image_a, shown_a), (image_b, shown_b))
-                chosen = [read(shown) if image is None else image for image, shown in given]
+                given = self._model.images.given
+                chosen = [given(image_a, shown_a), given(image_b, shown_b)]
             return lambda emit: self._model.interpolate(settings, chosen, *counts, emit)
 
         inputs = [source, first, last, *ends, frames, iters, *panel]

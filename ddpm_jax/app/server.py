@@ -42,7 +42,7 @@ class OnlyThisServer:
     """Answers requests of `PATHS` that `Origins` allows and that are not too large, and adds `POLICY` to every response.
 
     After `closing` is set, it breaks responses off. Gradio's last message would end the event of a page without its state,
-    and its button would do nothing; a page whose connection breaks says so, and is loaded again when there is a server.
+    and its button would do nothing; a page whose connection breaks shows that, and is loaded again when there is a server.
     """
 
     def __init__(self, app: Any, origins: Origins, closing: threading.Event):

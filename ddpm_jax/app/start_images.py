@@ -71,6 +71,10 @@ class StartImages:
             image if pixel_format.dtype == "uint8" else np.asarray(pixel_format.to_data(pixels.from_uint8(jnp.asarray(image))))
         )
 
+    def given(self, image: np.ndarray | None, picture: Any) -> np.ndarray:
+        """An image [H, W, C] that the page has read, or, if it has none, that of `picture`; see `of_upload`."""
+        return self.of_upload(picture) if image is None else image
+
     def shown(self, image: np.ndarray) -> np.ndarray:
         """An image [H, W, C] of the data as a large picture, uint8 [H', W', 3]."""
         return pictures.enlarge(self._run.pixel_format.shown(image))

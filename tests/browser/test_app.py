@@ -73,7 +73,7 @@ def test_cancel_ends_a_job_and_the_next_one_runs(page):
 
 
 def test_two_windows(page, address):
-    """The second one waits and says so, cancels its own job only, and starts at once when the first page is loaded again."""
+    """The second one waits and shows that, cancels its own job only, and starts at once when the first page is loaded again."""
     page.set_seed(ENDLESS)
     page.press("generate-run")
     page.shows("step 1")

@@ -1,4 +1,4 @@
-"""The server of --mode=app as a process: Ctrl-C in the midst of a job, a proxy in the environment, restarts."""
+"""The server of --mode=app as a process: Ctrl-C during a job, a proxy in the environment, restarts."""
 
 import json
 import os
