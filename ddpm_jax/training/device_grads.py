@@ -55,15 +55,14 @@ def sum_over_devices(loss_and_grads: Callable, mesh: Mesh) -> Callable:
         specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
         whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
-        def average(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        def total(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
             axes = tuple(axis for axis in mesh.axis_names if axis not in spec and mesh.shape[axis] > 1)
-            total = jax.lax.psum(gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32)), axes)
-            return (total / mesh.size).astype(gradient.dtype)
+            return jax.lax.psum(gradient.astype(_sum_dtype(gradient)), axes).astype(gradient.dtype)
 
         def per_device(params: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
             transform = functools.partial(_on_device, mesh=mesh, whole=whole, specs=specs)
             mean, grads, values = loss_and_grads(params, examples, key, transform)
-            return jax.lax.pmean(mean, mesh.axis_names), jax.tree.map(average, grads, specs), values
+            return jax.lax.psum(mean, mesh.axis_names), jax.tree.map(total, grads, specs), values
 
         # Replicated and varying arrays are not distinguished: a network may have loops whose initial carry is a constant.
         return jax.shard_map(
@@ -78,7 +77,7 @@ def sum_over_devices(loss_and_grads: Callable, mesh: Mesh) -> Callable:
 
 
 def _on_device(loss: Callable, mesh: Mesh, whole: Any, specs: Any) -> Callable:
-    """`loss` for the parts of the parameters that a device has, and with its random numbers.
+    """`loss` for the parts of the parameters that a device has, with its random numbers. The sum over devices is the mean.
 
     Args:
       loss: (params, examples, key) -> (mean, values), for whole parameters.
@@ -98,9 +97,14 @@ def _on_device(loss: Callable, mesh: Mesh, whole: Any, specs: Any) -> Callable:
             params = jax.tree.map(_gather, parts, specs, jax.tree.unflatten(treedef, dtypes))
         # Kept for the backward pass. To gather them again there (`jax.checkpoint`), XLA has to store all activations that it
         # otherwise computes again while it fuses operations: for the config cifar10 three times the memory of the parameters.
-        return loss(params, examples, key)
+        mean, values = loss(params, examples, key)
+        return mean / mesh.size, values  # rather than each gradient: a GPU would need a kernel for each
 
     return on_device
+
+
+def _sum_dtype(gradient: jax.Array) -> Any:
+    return jnp.promote_types(gradient.dtype, jnp.float32)
 
 
 def _dtype_of_use(jaxpr: Any, variable: Any) -> Any:
@@ -144,7 +148,7 @@ def _gather_forward(axis: int, dtype: Any, part: jax.Array) -> tuple[jax.Array, 
 
 def _gather_backward(axis: int, dtype: Any, like: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     del dtype
-    wide = gradient.astype(jnp.promote_types(like.dtype, jnp.float32))
+    wide = gradient.astype(_sum_dtype(like))
     return (jax.lax.psum_scatter(wide, FSDP_AXIS, scatter_dimension=axis, tiled=True).astype(like.dtype),)
 
 
