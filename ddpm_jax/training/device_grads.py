@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ddpm_jax.runtime import device_rng
 from ddpm_jax.runtime.mesh import FSDP_AXIS, batch_sharding, fsdp_size
-from ddpm_jax.training import fsdp
+from ddpm_jax.training import fsdp, grad_groups
 
 # Operations in whose gradients nothing is added: each number occurs at most once in the result.
 MOVES = ("concatenate", "copy", "reshape", "rev", "slice", "split", "squeeze", "stop_gradient", "transpose")
@@ -55,14 +55,17 @@ def sum_over_devices(loss_and_grads: Callable, mesh: Mesh) -> Callable:
         specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
         whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
-        def total(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        def total(gradient: jax.Array, spec: PartitionSpec = everywhere) -> jax.Array:
             axes = tuple(axis for axis in mesh.axis_names if axis not in spec and mesh.shape[axis] > 1)
             return jax.lax.psum(gradient.astype(_sum_dtype(gradient)), axes).astype(gradient.dtype)
+
+        def totals(grads: Any) -> Any:
+            return grad_groups.group(grads, total) if grad_groups.is_useful(mesh) else jax.tree.map(total, grads, specs)
 
         def per_device(params: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
             transform = functools.partial(_on_device, mesh=mesh, whole=whole, specs=specs)
             mean, grads, values = loss_and_grads(params, examples, key, transform)
-            return jax.lax.psum(mean, mesh.axis_names), jax.tree.map(total, grads, specs), values
+            return jax.lax.psum(mean, mesh.axis_names), totals(grads), values
 
         # Replicated and varying arrays are not distinguished: a network may have loops whose initial carry is a constant.
         return jax.shard_map(

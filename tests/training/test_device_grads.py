@@ -17,7 +17,7 @@ from ddpm_jax.models import training_layers
 from ddpm_jax.models.group_norm import training_norm
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime import mesh as meshes
-from ddpm_jax.training import device_grads, fsdp
+from ddpm_jax.training import device_grads, fsdp, grad_groups
 
 B, WIDTH = 16, 64
 BF16 = jnp.bfloat16
@@ -241,6 +241,23 @@ def test_all_gradients_of_the_u_net_on_gpus_are_summed_in_float32(remat):
     assert [kind for kind, _ in sent("all_gather", text)] == ["bf16"] * len(sharded)
     assert [kind for kind, _ in sent("reduce_scatter", text)] == ["f32"] * len(sharded)
     assert {kind for kind, _ in sent("all_reduce", text)} == {"f32"}
+
+
+def test_gpus_sum_vectors_of_gradients(monkeypatch):
+    """Those from which they update the parameters (`grad_groups`)."""
+    mesh, name = mesh_of("replicated"), "Attention"
+    _, expected, _ = compiled(name, mesh)(*arguments(name, mesh))
+    monkeypatch.setattr(grad_groups, "is_useful", lambda mesh: True)
+    monkeypatch.setattr(grad_groups, "GROUP_SIZE", 4)
+    grouped = jax.jit(device_grads.sum_over_devices(network_fn(name), mesh)).lower(*arguments(name, mesh))
+    leaves = jax.tree.leaves(expected)
+    found = sent("all_reduce", grouped.as_text())
+    assert len(leaves) == 8
+    assert len(found) == 3  # two vectors and the loss
+    assert sum(math.prod(shape) for _, shape in found) == sum(leaf.size for leaf in leaves) + 1
+    _, grads, _ = grouped.compile()(*arguments(name, mesh))
+    for got, want in zip(jax.tree.leaves(grads), leaves, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
 def test_a_training_step_on_accelerators_or_with_a_sharded_state_uses_it():
