@@ -125,7 +125,7 @@ def _uses(jaxpr: Any, variable: Any) -> Iterator[Any]:
             elif name in MOVES:
                 for result in equation.outvars:
                     yield from _uses(jaxpr, result)
-            # Of a loop, an array of which each iteration has its part. The gradients of others are added, in their type.
+            # A loop: only arrays of which each iteration has its part. The gradients of others are added, in their type.
             elif name in ("jit", "remat2") or (name == "scan" and place >= params["num_consts"] + params["num_carry"]):
                 inside = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
                 yield from _uses(inside, inside.invars[place])

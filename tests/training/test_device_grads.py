@@ -200,7 +200,7 @@ def test_the_results_are_those_of_one_device(name, mesh):
     expected, wanted, want_values = jax.jit(network_fn(name))(*jax.device_put(arguments(name, mesh), jax.devices()[0]))
     assert mean == pytest.approx(float(expected), rel=1e-5)
     np.testing.assert_allclose(values, want_values, rtol=1e-5)
-    largest = max(map(np.linalg.norm, jax.tree.leaves(wanted)))  # the gradient of the keys' bias is 0 but for rounding
+    largest = max(map(np.linalg.norm, jax.tree.leaves(wanted)))  # that of the keys' bias is 0 up to rounding
     for found, want in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
         assert found.dtype == jnp.float32
         assert found.sharding.is_equivalent_to(fsdp.leaf_sharding(mesh, found.shape), found.ndim)

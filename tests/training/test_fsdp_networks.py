@@ -140,7 +140,7 @@ def test_in_float32_losses_are_equal_to_1e_6():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_run_on_8_devices_goes_on_with_3(tmp_path):
+def test_a_run_on_8_devices_is_resumed_on_3(tmp_path):
     """From the bits of its checkpoint, and with the losses of an uninterrupted run."""
     _, state = start_of("8")
     with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
