@@ -26,7 +26,7 @@ from ddpm_jax.samplers.guidance import Guidance, classifier_free_guidance, guide
 from ddpm_jax.samplers.inversion import ddim_inversion
 from ddpm_jax.samplers.repaint import repaint
 from ddpm_jax.samplers.sampler import Sampler, SamplerState
-from ddpm_jax.training import fsdp, grad_groups, param_patterns, tree_norm
+from ddpm_jax.training import device_grads, grad_groups, param_patterns, tree_norm
 from ddpm_jax.training import optimizer as optimizers
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.learning_rate import make_learning_rate
@@ -272,7 +272,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
     """(state, batch of a data source, key, learning rate) -> (state, metrics), for arrays on the mesh; pure, not jitted."""
     model = training_layers.for_training(build_model(config, portable=not cpu.is_mesh_of_cpus(mesh)), mesh)
     parameterization, condition, norm_fn = build_parameterization(config), build_condition(config), tree_norm.for_mesh(mesh)
-    apply, frozen = tpu_layers.for_mesh(fsdp.for_mesh(model.apply, mesh), mesh), tuple(config.train.frozen)
+    apply, frozen = tpu_layers.for_mesh(model.apply, mesh), tuple(config.train.frozen)
 
     def apply_fn(params: Any, x_t: jax.Array, t: jax.Array, cond: Any, dropout_key: jax.Array) -> jax.Array:
         params, time, rngs = {"params": params}, parameterization.network_time(t), {"dropout": dropout_key}
@@ -298,7 +298,7 @@ def build_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[Trai
         accumulation_steps=config.optimizer.accumulation_steps,
         group_grads=grad_groups.is_useful(mesh),
         norm_fn=norm_fn,
-        **fsdp.train_step_options(mesh),
+        **device_grads.train_step_options(mesh),
         **cpu.train_step_options(mesh, stochastic=getattr(model, "stochastic", True)),
     )
 

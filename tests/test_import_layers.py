@@ -115,7 +115,6 @@ HOMES = {
             f"models/{name}.py"
             for name in (
                 "__init__",
-                "grad_sums",
                 "group_norm",
                 "hashed_dropout",
                 "layers",
@@ -125,10 +124,10 @@ HOMES = {
             )
         ),
     },
-    # Not part of JAX's stable API: `cpu.layer_functions` imports conv.py under a guard; onnx_model.py takes the public names of
-    # jaxprs.
+    # Not part of JAX's stable API: `cpu.layer_functions` imports conv.py under a guard; the others take the public names of
+    # jaxprs and of generators of random numbers.
     "jax.interpreters": {"cpu/conv.py"},
-    "jax.extend": {"cpu/conv.py", "interop/onnx_model.py"},
+    "jax.extend": {"cpu/conv.py", "interop/onnx_model.py", "runtime/device_rng.py"},
     "ddpm_jax.cpu.conv": {"cpu/__init__.py"},
     "ddpm_jax.cpu": {"build.py", "compiler_config.py", "cpu/__init__.py", "evaluation_config.py", "cli/train.py"},
     "diffrax": {"evaluation/ode_likelihood.py"},

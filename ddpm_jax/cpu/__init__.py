@@ -59,8 +59,8 @@ def train_step_options(mesh: Mesh, *, stochastic: bool) -> dict[str, Any]:
 
     Args:
       mesh: the mesh of the step.
-      stochastic: whether the network uses random numbers in training. They have the shape of the global batch, so only XLA
-        can partition it. So it does on a mesh of two axes, where the parameters are sharded.
+      stochastic: whether the network uses random numbers in training. They have the shape of the global batch, so XLA
+        partitions the step. A mesh of two axes, where the parameters are sharded, is that of `training/device_grads.py`.
     """
     if not is_mesh_of_cpus(mesh):
         return {}

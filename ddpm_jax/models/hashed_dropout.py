@@ -27,13 +27,15 @@ class HashedDropout(nn.Dropout):
 
 
 def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random bits for dropout, uint32 of a shape: a hash of the position and of two words of a key. Each device of a mesh
-    computes its part. The hash is Wellons' lowbias32 (nullprogram.com/blog/2018/07/31); the second word is added between its
-    multiplications. An array of more than 2^32 numbers has the same bits again after them."""
-    first, second = jax.random.bits(key, (2,))
-    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
-    places = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride) for axis, stride in enumerate(strides))
-    x = functools.reduce(jnp.add, places, jnp.zeros(shape, jnp.uint32)) ^ first
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + second
+    """Random bits for dropout, uint32 [B, ...]: a hash of the position in an example and of two words that JAX draws for it.
+
+    The hash is Wellons' lowbias32 (nullprogram.com/blog/2018/07/31); the second word is added between its multiplications. An
+    example of more than 2^32 numbers has the same bits again after them.
+    """
+    words = jax.random.bits(key, (2, *shape[:1], *(1 for _ in shape[1:])))
+    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(1, len(shape))]
+    places = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride) for axis, stride in enumerate(strides, 1))
+    x = functools.reduce(jnp.add, places, jnp.zeros(shape, jnp.uint32)) ^ words[0]
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + words[1]
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

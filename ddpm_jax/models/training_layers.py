@@ -92,7 +92,7 @@ class GpuResidualBlock(ResidualBlock):
 
 
 def _apply(make: Callable[..., nn.Module], name: str, params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
-    """The layer that `make` makes, with these parameters. It is a module, so `grad_sums` applies to it."""
+    """The layer that `make` makes, with these parameters."""
     return cast(jax.Array, make(name=name, use_bias="bias" in params, parent=None).apply({"params": params}, x))
 
 

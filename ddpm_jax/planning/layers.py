@@ -89,7 +89,7 @@ def _neighbors(module: Module) -> dict[str, list[Instruction]]:
 def layer_of(op_name: str) -> str:
     """The path of the module in the network: without transformations, functions and the operation at the end.
 
-    A layer that `models.grad_sums` computes has its name twice.
+    A layer that `models.tpu_layers` replaces has its name twice.
     """
     parts = [part for part in op_name.split("/")[:-1] if not _TRANSFORMATION.fullmatch(part)]
     return "/".join(part for part, _ in itertools.groupby(parts))
@@ -121,7 +121,7 @@ def kind_of(op_name: str, layer: str, frames: Collection[str], opcodes: Collecti
         return of_step
     if _RANDOM.search(op_name):
         return "random numbers"
-    if op_name.startswith("state.") or next(iter(frames), "").startswith("fsdp.py:"):
+    if op_name.startswith("state.") or next(iter(frames), "").startswith("device_grads.py:"):
         return "casts of parameters"
     if layer or "jvp(" in op_name:
         return "activations, sums and concatenations"

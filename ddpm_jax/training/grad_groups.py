@@ -10,6 +10,7 @@ one reduction per vector. The training state, the optimizer and its arithmetic a
 norms add in another order.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,13 +31,13 @@ def is_useful(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "gpu" and len(mesh.axis_names) == 1
 
 
-def group(grads: Any) -> Any:
-    """The same gradients as parts of a few vectors."""
+def group(grads: Any, transform: Callable[[jax.Array], jax.Array] = lambda vector: vector) -> Any:
+    """The same gradients as parts of a few vectors, to each of which `transform` is applied elementwise."""
     leaves, treedef = jax.tree.flatten(grads)
     result = list(leaves)
     for members in _groups(leaves):
         # Without the barrier, XLA would replace each part by the gradient of which it is a copy.
-        vector, start = jax.lax.optimization_barrier(_concatenate(leaves, members)), 0
+        vector, start = transform(jax.lax.optimization_barrier(_concatenate(leaves, members))), 0
         for index in members:
             result[index] = jax.lax.slice(vector, (start,), (start + leaves[index].size,)).reshape(leaves[index].shape)
             start += leaves[index].size

@@ -51,7 +51,6 @@ def train_step(
     group_grads: bool = False,
     norm_fn: Callable[[Any], jax.Array] = optax.tree.norm,
     shard_grad_fn: Callable[[Callable], Callable] = lambda loss_and_grads: loss_and_grads,
-    shard_loss_fn: Callable[[Callable], Callable] = lambda mean_loss: mean_loss,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step.
 
@@ -81,10 +80,9 @@ def train_step(
       unroll: unroll the loop over micro-batches; on a CPU, gradients of convolutions are slow in loops.
       group_grads: update the parameters in few kernels (`grad_groups.py`); `norm_fn` should be `grad_groups.norm`.
       norm_fn: the norm of a pytree, by which `optimizer` should clip as well, so that it is computed once.
-      shard_grad_fn: transforms (params, examples, dropout_key) -> (mean loss, gradients, losses [B]) into the same function,
-        sharded over devices; by default XLA partitions it.
-      shard_loss_fn: transforms (params, examples, dropout_key) -> (mean loss, losses [B]) into the same function of sharded
-        parameters, before it is differentiated (`fsdp.shard_loss`).
+      shard_grad_fn: transforms (params, examples, dropout_key, transform) -> (mean loss, gradients, losses [B]) into the same
+        function of three arguments, sharded over devices; by default XLA partitions it. It may give a function that transforms
+        the loss, (params, examples, dropout_key) -> (mean loss, losses [B]), before it is differentiated.
 
     Returns:
       The state after the step, and metrics: `loss` (an estimate for uniform t, for any timestep sampler), `grad_norm` (before
@@ -132,9 +130,13 @@ def train_step(
         values = loss_fn(schedule, parameterization, output, x_start, x_t, t, noise)
         return jnp.mean(examples["weight"] * values), values
 
-    value_and_grad = jax.value_and_grad(shard_loss_fn(mean_loss), has_aux=True)
-
-    def loss_and_grads(params: Any, examples: dict[str, Any], dropout_key: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+    def loss_and_grads(
+        params: Any,
+        examples: dict[str, Any],
+        dropout_key: jax.Array,
+        transform: Callable[[Callable], Callable] = lambda loss: loss,
+    ) -> tuple[jax.Array, Any, jax.Array]:
+        value_and_grad = jax.value_and_grad(transform(mean_loss), has_aux=True)
         if accumulation_steps == 1:
             (mean, values), grads = value_and_grad(params, examples, dropout_key)
             return mean, grads, values

@@ -129,7 +129,8 @@ def test_kinds_in_the_network(name, has_flops, kind):
 
 def test_casts_of_sharded_parameters_are_not_activations():
     """The network is called by a function of the same file."""
-    name, frames = "jit(step)/jvp(jit(shard_map))/convert_element_type", ("fsdp.py:_copies", "fsdp.py:for_mesh", "step.py:step")
+    name = "jit(step)/shard_map/jvp()/convert_element_type"
+    frames = ("device_grads.py:_gather", "device_grads.py:_on_device.<locals>.on_device", "step.py:step")
     assert layers.kind_of(name, "", frames, {"convert"}, has_flops=False) == "casts of parameters"
     frames = ("unet.py:__call__", *frames[1:])
     assert layers.kind_of(name, "", frames, {"convert"}, has_flops=False) == "activations, sums and concatenations"

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_sampling import make_timestep_sampler
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.runtime.mesh import batch_sharding, make_mesh, replicated, training_mesh
-from ddpm_jax.training import fsdp, load_params, param_patterns
+from ddpm_jax.training import device_grads, fsdp, load_params, param_patterns
 from ddpm_jax.training.ema_tracker import EmaTracker
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.state import create_state
@@ -92,7 +92,7 @@ def compiled(mesh_name, name="adam", dropout=0.0, frozen=(), accumulation_steps=
         accumulation_steps=accumulation_steps,
         skip_nonfinite=skip_nonfinite,
         find_frozen=functools.partial(param_patterns.match_frozen, patterns=frozen) if frozen else None,
-        **fsdp.train_step_options(mesh),
+        **device_grads.train_step_options(mesh),
     )
     state, shardings = start(mesh, optimizer, sampler)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -226,7 +226,7 @@ def collectives(program):
 
 @pytest.mark.parametrize("mesh_name", ["fsdp", "both"])
 def test_parameters_are_gathered_and_gradients_reduced_and_nothing_else_is_sent(mesh_name):
-    """A CPU reduces a gradient whole and takes its part; a GPU or TPU can do both in one reduce-scatter."""
+    """Each gradient over the devices of a copy, which keep their parts; if there are copies, these parts over the copies."""
     program, _, new = compiled(mesh_name, dropout=0.5)
     found = collectives(program)
     assert found.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
@@ -234,11 +234,11 @@ def test_parameters_are_gathered_and_gradients_reduced_and_nothing_else_is_sent(
     sharded = [leaf for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated]
     gathered = [shape for shapes in found["all-gather"] for shape in shapes]
     assert sorted(gathered) == sorted(leaf.shape for leaf in sharded)
-    # Each gradient once over the devices of a copy; if there are copies, its part once more, over these.
-    reduced = [shape for kind in ("all-reduce", "reduce-scatter") for shapes in found.get(kind, []) for shape in shapes]
-    expected = [leaf.size for leaf in sharded]
-    expected += [leaf.addressable_shards[0].data.size for leaf in sharded] if mesh_name == "both" else []
-    assert sorted(size for shape in reduced if (size := int(np.prod(shape))) > 64) == sorted(expected)
+    parts = sorted(leaf.addressable_shards[0].data.shape for leaf in sharded)
+    assert sorted(shape for shapes in found["reduce-scatter"] for shape in shapes) == parts
+    reduced = sorted(shape for shapes in found["all-reduce"] for shape in shapes if np.prod(shape) > 64)
+    whole = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.sharding.is_fully_replicated and leaf.size > 64]
+    assert reduced == sorted(whole + (parts if mesh_name == "both" else []))
 
 
 def test_replicated_training_reduces_once():
@@ -296,7 +296,7 @@ def test_arrays_of_the_host_are_put_as_the_rule_requires():
 
 def test_a_replicated_step_is_the_program_without_these_options():
     mesh = mesh_of(8, 1)
-    assert fsdp.train_step_options(mesh) == {}
+    assert device_grads.train_step_options(mesh) == {}
     state = jax.eval_shape(lambda key: create_state(init_network, optax.sgd(1.0), key), jax.random.key(1))
     everywhere = replicated(mesh)
     texts = [

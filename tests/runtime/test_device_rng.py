@@ -1,0 +1,73 @@
+"""Random numbers that the devices of a mesh make for their parts of a batch: those of the whole batch, bit for bit."""
+
+import jax
+import jax.extend.random
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ddpm_jax.runtime import device_rng
+from ddpm_jax.runtime import mesh as meshes
+
+DEVICES = 4
+
+
+def on_devices(fn):
+    """(key, x) -> `fn` of the parts of x, each with the key of its device."""
+    mesh = meshes.make_mesh(jax.devices()[:DEVICES])
+
+    def per_device(key, x):
+        batch = jax.ShapeDtypeStruct((DEVICES * x.shape[0], *x.shape[1:]), x.dtype)
+        requests = device_rng.requests(jax.make_jaxpr(fn)(key, batch).jaxpr)
+        return fn(device_rng.for_device(key, jax.lax.axis_index("data"), DEVICES, requests), x)
+
+    return jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False))
+
+
+def draws(key, x):
+    """Numbers of each example: by the shape, along another axis, in a loop, by a key of its own; and one for all examples."""
+    keys = jax.random.split(key, 6)
+
+    def body(carry, key):
+        return carry + jax.random.normal(jax.random.fold_in(key, 7), x.shape), None
+
+    looped, _ = jax.lax.scan(body, jnp.zeros(x.shape), jax.random.split(keys[0], 2))
+    each = jax.vmap(lambda key: jax.random.gumbel(key, (5,)))(jax.random.split(keys[1], x.shape[0]))
+    return {
+        "mask": jax.random.bernoulli(keys[2], 0.3, x.shape),
+        "16 bits": jax.random.normal(keys[3], (x.shape[0],), jnp.bfloat16),
+        "axis": jax.random.bits(keys[4], (5, *x.shape)).swapaxes(0, 1),
+        "loop": looped,
+        "keys": each,
+        "common": jnp.broadcast_to(jax.random.uniform(keys[5], (1, 2)), (x.shape[0], 2)),
+    }
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_are_those_of_the_whole_batch(size):
+    key, x = jax.random.key(5), jnp.zeros((DEVICES * size, 6))
+    found, expected = on_devices(draws)(key, x), jax.jit(draws)(key, x)
+    for name, want in expected.items():
+        np.testing.assert_array_equal(found[name], want, err_msg=name)
+
+
+@pytest.mark.parametrize(("impl", "partitionable"), [("rbg", True), ("threefry2x32", False)])
+def test_other_generators_make_the_numbers_of_the_whole_batch_and_take_a_part(impl, partitionable):
+    def draw(key, x):
+        return jax.random.normal(key, x.shape)
+
+    with jax.threefry_partitionable(partitionable):
+        key, x = jax.random.key(5, impl=impl), jnp.zeros((DEVICES * 2, 3))
+        np.testing.assert_array_equal(on_devices(draw)(key, x), jax.jit(draw)(key, x))
+
+
+def test_places_have_64_bits():
+    """The second half of an array of 2^33 numbers begins where the low word starts again."""
+    rows, axis = 2**16, 0
+    data = jnp.array([1, 2, rows // 2], jnp.uint32)
+    bits = jax.jit(device_rng._threefry_bits, static_argnums=(1, 2, 3))(data, rows, (1, 2**17), axis)
+    first, second = jax.extend.random.threefry2x32_p.bind(
+        data[0], data[1], jnp.ones((2**17,), jnp.uint32), jnp.arange(2**17, dtype=jnp.uint32)
+    )
+    np.testing.assert_array_equal(bits[0], first ^ second)
