@@ -49,8 +49,8 @@ def check(config: ConfigDict) -> None:
         raise UsageError(f"config.visualize.num_steps contains {wrong[0]}: each must be 1 or more")
     if config.sampling.condition_images:
         raise UsageError(
-            "config.sampling.condition_images is set, but a page has the condition images of its real images: leave it out, "
-            "or choose config.visualize.format=png"
+            "config.sampling.condition_images is set, but a page has the condition images of its real images: add "
+            "--config.sampling.condition_images= (empty), or choose config.visualize.format=png"
         )
     for case in explorer_identity.chain_cases(config):
         build.build_sampler(explorer_identity.sampler_config(config, *case))  # raises
@@ -65,6 +65,7 @@ def make_page(
     noise: np.ndarray,
     class_names: tuple[str, ...],
     runtime: explorer_network.Runtime,
+    recorded: dict[str, Any] | None = None,
 ) -> tuple[str, str]:
     """The text of the page, and a summary. Computes the chains and the terms of the bound, with progress lines.
 
@@ -76,6 +77,7 @@ def make_page(
       noise: float32 [N, H, W, C].
       class_names: of labels 0, 1, ...; () if unknown.
       runtime: of the network; not used without a checkpoint.
+      recorded: config of the run, if it may differ; for the commands that the page shows.
     """
     facts = {"Data": config.data.name, "Images": "×".join(map(str, build.image_shape(config)))}
     facts |= {"Schedule": f"{config.diffusion.schedule}, T = {config.diffusion.num_timesteps:,}"}
@@ -87,13 +89,13 @@ def make_page(
     weights = f"{config.sampling.params}, step {step:,}{', rounded to 24 bits' if runtime.rounds else ''}"
     facts |= {"Network": f"{config.model.name}, {explorer_sizes.count(params):,} parameters", "Weights": weights}
     page = page_of(config, batch, noise, facts=facts, names=names)
-    cases = add_model(page, config, params, batch, names, runtime)
-    recorded = [
+    cases = add_model(page, config, params, batch, names, runtime, recorded)
+    chains = [
         f"{sampler} in {', '.join(f'{steps:,}' for _, steps in group)} steps"
         for sampler, group in itertools.groupby(cases, key=lambda case: case[0])
     ]
     options = "".join(f", {field} {value}" for field, value in explorer_identity.chain_options(config).items())
-    return page.html(), f"step {step:,}, {config.sampling.params} weights; recorded: {', '.join(recorded)}{options}"
+    return page.html(), f"step {step:,}, {config.sampling.params} weights; recorded: {', '.join(chains)}{options}"
 
 
 def page_of(
@@ -119,9 +121,11 @@ def page_of(
     is_uint8 = pixel_format.dtype == "uint8"
     table = facts | {
         "Prediction": f"{config.diffusion.prediction}, variance {config.diffusion.variance}",
-        **({"Condition images": f"{condition.name}, {'×'.join(map(str, condition.shape))}"} if condition else {}),
         "Program": f"ddpm_jax {ddpm_jax.__version__}, jax {jax.__version__}",
     }
+    if condition:
+        added = f", with noise of level {config.sampling.condition_noise:g}" if config.sampling.condition_noise else ""
+        table |= {"Condition images": f"{condition.name}, {'×'.join(map(str, condition.shape))}{added}"}
     page.add("facts", {"summary": " · ".join(facts.values()), "table": table})
     page.add("note", pixel_format.describe_shown(config.data.channels))
     page.add("schedules", schedule_tables(config))
@@ -167,6 +171,7 @@ def add_model(
     batch: Mapping[str, np.ndarray],
     names: Sequence[str],
     runtime: explorer_network.Runtime,
+    recorded: dict[str, Any] | None = None,
 ) -> list[tuple[str, int]]:
     """Add what needs the trained network: recorded chains and the terms of the bound. Shows progress lines.
 
@@ -177,6 +182,7 @@ def add_model(
       batch: as for `make_page`; the bound is that of its images.
       names: of the classes.
       runtime: of the network in the page.
+      recorded: as for `make_page`.
 
     Returns:
       (sampler, number of steps) of the recorded chains: those of `explorer_identity.chain_cases` that fit.
@@ -190,12 +196,14 @@ def add_model(
     page.add("noBound", "No term of the bound is finite." if build.pixel_format(config).num_levels else floats)
     rows = explorer_rows.find_rows(config, batch, names)
     page.add("rows", explorer_rows.rows_of_page(rows))
-    chains = _record_chains(config, params, rows, explorer_sizes.chain_bytes(page))
+    chains = _record_chains(config, params, rows, recorded or config.to_dict(), explorer_sizes.chain_bytes(page))
     page.add("chains", chains)
     return [(chain["sampler"], chain["steps"]) for chain in chains]
 
 
-def _record_chains(config: ConfigDict, params: Any, rows: explorer_rows.Rows, max_bytes: int) -> list[dict[str, Any]]:
+def _record_chains(
+    config: ConfigDict, params: Any, rows: explorer_rows.Rows, recorded: dict[str, Any], max_bytes: int
+) -> list[dict[str, Any]]:
     shape, pixel_format, seed = build.image_shape(config), build.pixel_format(config), config.sampling.seed
     plan = recorded_chains.plan_chains(
         explorer_identity.chain_cases(config),
@@ -231,6 +239,7 @@ def _record_chains(config: ConfigDict, params: Any, rows: explorer_rows.Rows, ma
                     "sampler": name,
                     "steps": steps,
                     "rows": plan.rows,
+                    "flags": sampling_config.flags_for_run(case, recorded, explorer_identity.SHOWN),
                     "seeds": list(seeds),
                     "t": chain.t.tolist(),
                     "x_t": np.concatenate([shown[0], shown[2]], axis=1),
@@ -277,7 +286,7 @@ def _bound(config: ConfigDict, params: Any, batch: Mapping[str, np.ndarray]) -> 
         "prior": prior,
         "total": prior + float(bits.sum()) if finite.sum() == last + 1 else None,
         "count": len(images),
-        "split": config.data.split,
+        "split": explorer_rows.page_split(config),
     }
 
 

@@ -17,6 +17,7 @@ from ddpm_jax.training import load_params
 
 FIELDS = ("start_index", "page_images", "samplers", "num_steps", "num_seeds", "num_terms")  # that determine the page
 NOT_USED = ("sampler", "num_steps", "label", "condition_samples")  # fields of config.sampling with no effect on the page
+SHOWN = (*NOT_USED, "seed")  # fields that the page shows for each chain, or that have no effect on it
 LONGEST_NAME = 60  # of the recorded chains in the name of a folder
 
 

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, condition_config
+from ddpm_jax import build, condition_config, data_config
 from ddpm_jax.data import condition as conditions
+from ddpm_jax.data.source import ImageSource
 from ddpm_jax.evaluation.recorded_chains import MAX_ROWS
 from ddpm_jax.plotting import image_grid
+from ddpm_jax.sampling_conditions import AUTO, load_named_split
 
 
 class Rows(NamedTuple):
@@ -30,6 +32,18 @@ class Rows(NamedTuple):
     images: np.ndarray | None = None
 
 
+def page_split(config: ConfigDict) -> str:
+    """The split of the page's real images: that of the training, unless config.sampling.condition_split names another."""
+    named = config.sampling.condition_split if config.data.condition else AUTO
+    return config.data.split if named == AUTO else named
+
+
+def load_page_source(config: ConfigDict) -> ImageSource:
+    """The data set of the page's real images; raises as `data_config.load_source`."""
+    split = page_split(config)
+    return data_config.load_source(config) if split == config.data.split else load_named_split(config, split)
+
+
 def find_rows(config: ConfigDict, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> Rows:
     """The first classes, or the condition images of the first real images; at most MAX_ROWS.
 
@@ -44,7 +58,8 @@ def find_rows(config: ConfigDict, batch: Mapping[str, np.ndarray], names: Sequen
     if condition is None:
         return Rows("class", list(names[:MAX_ROWS]), np.arange(min(len(names), MAX_ROWS), dtype=np.int32))
     images, labels = conditions.batch_conditions(condition, batch), batch.get("label") if names else None
-    classes = [""] * len(images) if labels is None else [f", class {names[label]}" for label in labels.tolist()]
+    known = dict(enumerate(names))  # the data set of a network without classes may have more
+    classes = [""] * len(images) if labels is None else [f", class {known.get(label, label)}" for label in labels.tolist()]
     titles = [f"image {index}{name}" for index, name in enumerate(classes, 1)]
     return Rows("condition image", titles, labels if config.model.class_conditional else None, images)
 

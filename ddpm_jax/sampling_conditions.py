@@ -119,13 +119,19 @@ def _find_split(config: ConfigDict) -> tuple[ImageSource, str]:
         named = held_out
     for split in AUTO_SPLITS if named == AUTO else (named,):
         try:
-            source = load_split(config, split)
-        except NoSuchSplit as error:
-            if named != AUTO:
-                raise UsageError(f"config.sampling.condition_split names {named!r}: {error}") from error
+            source = load_split(config, split) if named == AUTO else load_named_split(config, named)
+        except NoSuchSplit:
             continue
         return source, " (the model was trained on it)" if split == trained else ""
     return load_split(config, trained), " (no split is held out: the model was trained on these images)"
+
+
+def load_named_split(config: ConfigDict, split: str) -> ImageSource:
+    """`load_split` of a split that config.sampling.condition_split names: a UsageError if there is none."""
+    try:
+        return load_split(config, split)
+    except NoSuchSplit as error:
+        raise UsageError(f"config.sampling.condition_split names {split!r}: {error}") from error
 
 
 def load_split(config: ConfigDict, split: str) -> ImageSource:

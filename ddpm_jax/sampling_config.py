@@ -4,6 +4,7 @@ import math
 import pathlib
 import re
 import shlex
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,22 @@ def changed_flags(config: ConfigDict, other: ConfigDict) -> list[str]:
     """The flags that change config.sampling to that of `other`."""
     sampling = other.sampling
     return [f"--config.sampling.{name}={sampling[name]}" for name in sampling if sampling[name] != config.sampling[name]]
+
+
+def flags_for_run(config: ConfigDict, recorded: dict[str, Any], without: Collection[str]) -> str:
+    """The flags with which a mode generates the images of `config` from a run, each after a space.
+
+    Args:
+      config: resolved.
+      recorded: config of the run, whose fields need no flag.
+      without: fields of config.sampling that get none.
+    """
+    wanted = flatten({"sampling": _image_fields(config) | {"checkpoint_step": config.sampling.checkpoint_step}})
+    changed = {field: value for field, value in wanted.items() if value != flatten(recorded).get(field)}
+    changed = {field: value for field, value in changed.items() if field.removeprefix("sampling.") not in without}
+    changed |= changed_fields(config, recorded)
+    texts = {field: tuple(value) if isinstance(value, list) else value for field, value in changed.items()}
+    return "".join(f" --config.{field}={shlex.quote(str(value).replace(', ', ','))}" for field, value in texts.items())
 
 
 def sample_command(run_folder: pathlib.Path, *flags: str) -> str:

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import animation_config, build, config_validation, data_config, explorer_config, explorer_sizes
+from ddpm_jax import (
+    animation_config,
+    build,
+    config_validation,
+    data_config,
+    explorer_config,
+    explorer_rows,
+    explorer_sizes,
+)
 from ddpm_jax.data.source import Batch
 from ddpm_jax.runtime import rng
 from ddpm_jax.samplers.sampler import per_image_noise
@@ -55,7 +63,8 @@ def real_images(config: ConfigDict) -> Batch:
     Raises:
       UsageError: the set has fewer images.
     """
-    source = data_config.load_source(config)
+    load = explorer_rows.load_page_source if config.visualize.format == "html" else data_config.load_source
+    source = load(config)
     first, number = config.visualize.start_index, config.visualize.num_images
     if first + number > len(source):
         raise UsageError(

@@ -38,7 +38,7 @@ from ddpm_jax.diffusion.spacings import trailing_timesteps
 from ddpm_jax.evaluation import manifest
 from ddpm_jax.evaluation.sample_files import trajectory_images
 from ddpm_jax.plotting import animation, filmstrip, image_grid
-from ddpm_jax.runtime import distributed, npz, paths, workdir
+from ddpm_jax.runtime import distributed, npz, paths, run_record, workdir
 from ddpm_jax.runtime.atomic import write_atomically
 from ddpm_jax.runtime.checkpoint import CheckpointManager
 from ddpm_jax.samplers.batched import BatchedSampler, GeneratedBatch
@@ -154,6 +154,7 @@ def write_page(
                 np.asarray(visualize_config.starting_noise(config)),
                 common.class_names_of(run_folder),
                 runtime,
+                run_record.config_at(run_folder, step),
             )
             write_atomically(target / PAGE, page, advice=manifest.ADVICE)
             print(summary)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shlex
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,14 @@ FIELDS = TRAINED | {
     "visualize.num_steps": (2, 5),
     "visualize.num_terms": 2,
 }
-NOISY = {"sampling.condition_noise": 0.3}
+OPTIONS = {
+    "sampling.condition_noise": 0.3,
+    "sampling.guidance_scale": 2.0,
+    "sampling.guidance_interval": (0.0, 0.5),
+    "sampling.spacing": "trailing",
+    "sampling.ddim.eta": 0.5,
+    "diffusion.clip_denoised": False,
+}  # that differ from the config of the run
 
 
 def page_data(trained, config, folder):
@@ -58,22 +66,24 @@ def first_images(config):
 
 
 def test_chains_are_those_of_mode_sample_with_the_file_of_the_page(trained, tiny_config, tmp_path):
-    """Class and noise of the condition image included; one level."""
-    data, batch = page_data(trained, tiny_config(FIELDS | NOISY), tmp_path / "page"), first_images(tiny_config(FIELDS))
+    """And with the flags of the page: class, noise of the condition image, and other options; one level."""
+    data, batch = page_data(trained, tiny_config(FIELDS | OPTIONS), tmp_path / "page"), first_images(tiny_config(FIELDS))
     assert data["rows"]["kind"] == "condition image"
     rows, chain = data["rows"]["list"], data["chains"][1]
     assert [row["name"] for row in rows] == [f"image {i}, class {k}" for i, k in enumerate(batch["label"], 1)]
     assert (chain["rows"], chain["seeds"], chain["x_t"].shape) == (3, [0, 1], (6, 6, 8, 8, 1))
     wanted = batch_conditions(build.build_condition(tiny_config(FIELDS)), batch)
     np.testing.assert_array_equal(np.stack([pixels_of(row) for row in rows]), wanted)
+    flags = dict(flag.removeprefix("--config.").split("=") for flag in shlex.split(chain["flags"]))
+    assert flags == {name: str(value).replace(" ", "") for name, value in OPTIONS.items()}
     assert "needs a condition image" in data["noNetwork"]
-    assert data["facts"]["table"]["Condition images"] == "downsample, 2×2×1"
+    assert data["facts"]["table"]["Condition images"] == "downsample, 2×2×1, with noise of level 0.3"
 
     row = rows[2]
     assert row["flags"] == f" --config.sampling.condition_images=condition_3.png --config.sampling.label={batch['label'][2]}"
     (tmp_path / row["file"]).write_bytes(png_of(row))
     fields = {"sampling.condition_images": str(tmp_path / row["file"]), "sampling.label": int(batch["label"][2])}
-    fields |= NOISY | {"sampling.num_images": 1, "sampling.num_steps": 5, "sampling.seed": 1}
+    fields |= OPTIONS | {"sampling.num_images": 1, "sampling.num_steps": 5, "sampling.seed": 1}
     assert sample.run(tiny_config(TRAINED | fields), str(trained), output=str(tmp_path / "sample")) == 0
     with np.load(tmp_path / "sample" / "images.npz") as arrays:
         image = arrays["arr_0"][0].astype(int)
@@ -91,6 +101,17 @@ def test_the_bound_is_that_of_each_image_with_its_condition(trained, tiny_config
     assert bound["total"] == pytest.approx(wanted.mean, rel=1e-4)
     black = run.bits_per_dim(batch["image"], label=batch["label"].tolist(), condition=np.zeros((3, 2, 2, 1), np.uint8))
     assert black.mean != pytest.approx(wanted.mean, rel=1e-3)
+
+
+def test_a_page_of_held_out_images(trained, tiny_config, tmp_path):
+    """config.sampling.condition_split names the split of all real images of the page."""
+    few = {"visualize.num_steps": (2,), "visualize.num_seeds": 1, "visualize.page_images": 2}
+    data = page_data(trained, tiny_config(FIELDS | few | {"sampling.condition_split": "test"}), tmp_path)
+    test = tiny_config({"data.split": "test"})
+    np.testing.assert_array_equal(data["images"], data_config.load_source(test).batch(np.arange(2))["image"])
+    assert data["bound"]["split"] == "test"
+    with pytest.raises(UsageError, match=r"config\.sampling\.condition_split names 'none'"):
+        visualize.run(tiny_config(FIELDS | {"sampling.condition_split": "none"}), str(trained))
 
 
 def two_channels(images):
@@ -111,9 +132,9 @@ def test_rows_of_each_kind(tiny_config):
     found, cond = rows({"image": images}, condition="gray")
     assert (len(found), found[0]["name"], cond["image"].shape) == (20, "image 1", (4, 8, 8, 1))
     assert found[1]["flags"] == " --config.sampling.condition_images=condition_2.png"
-    pairs = {"image": images[:2], "condition": images[2:4], "label": np.array([1, 0])}
+    pairs = {"image": images[:2], "condition": images[2:4], "label": np.array([1, 5])}
     found, cond = rows(pairs, ("cat", "dog"), condition="pairs")
-    assert [row["name"] for row in found] == ["image 1, class dog", "image 2, class cat"]
+    assert [row["name"] for row in found] == ["image 1, class dog", "image 2, class 5"]
     np.testing.assert_array_equal(pixels_of(found[1]), images[3])
     assert sorted(cond) == ["image"]
     found, cond = rows({"image": images[:2, ..., :1]}, channels=1, condition="tests.cli.test_explorer_conditions:two_channels")
@@ -150,7 +171,9 @@ def test_condition_images_count_in_the_page(tiny_config):
 
 
 def test_condition_images_of_ones_own_are_refused(trained, tiny_config):
-    with pytest.raises(UsageError, match=r"condition_images is set, but a page has .* of its real images"):
+    with pytest.raises(
+        UsageError, match=r"condition_images is set, but a page has .* of its real images: add --config.sampling.cond"
+    ):
         visualize.run(tiny_config(FIELDS | {"sampling.condition_images": "small.png"}), str(trained))
 
 

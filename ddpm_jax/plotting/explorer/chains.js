@@ -60,7 +60,7 @@ function setUpChains(page) {
 
   const command = (chain) =>
     `--mode=sample --config.sampling.num_images=1${rows[selected.value].flags}` +
-    ` --config.sampling.seed=${seeds.value} --config.sampling.sampler=${chain.sampler} --config.sampling.num_steps=${chain.steps}`;
+    ` --config.sampling.seed=${seeds.value} --config.sampling.sampler=${chain.sampler} --config.sampling.num_steps=${chain.steps}${chain.flags}`;
 
   const show = () => {
     const ofSampler = chains.filter((chain) => chain.sampler === samplers.value);
