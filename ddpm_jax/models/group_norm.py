@@ -133,6 +133,8 @@ def _backward(groups: int, epsilon: float, swish: bool, residuals: tuple, gradie
     x, offset, scale, bias, sums, mean, r = residuals
     channels, pixels, group_size = x.shape[3], x.shape[1] * x.shape[2], x[0].size // groups
     mean, r = _by_channel(mean, channels), _by_channel(r, channels)
+    if offset is not None:  # else XLA would compute x + offset before, and store it in float32
+        x = jax.lax.optimization_barrier(x)
 
     def centered_and_dy(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         centered = _shifted(x, offset) - mean[:, None, None]
