@@ -50,7 +50,7 @@ def find_runtime(config: ConfigDict, params: Any) -> Runtime:
     if not config.visualize.network:
         return Runtime(None, f"This page was written without its network (config.visualize.network). {RECORDED}")
     if config.data.condition:
-        return Runtime(None, f"The network needs a condition image, and nothing in this page makes one. {RECORDED}")
+        return Runtime(None, f"A drawing in this page gives no condition image, so the page has no network. {RECORDED}")
     if not build.pixel_format(config).is_picture(config.data.channels):
         return Runtime(None, f"The page draws gray and RGB images of 8 bits only, so it has no network. {RECORDED}")
     fits, rounds = explorer_sizes.network_fits(config, params)

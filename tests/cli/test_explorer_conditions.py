@@ -76,7 +76,7 @@ def test_chains_are_those_of_mode_sample_with_the_file_of_the_page(trained, tiny
     np.testing.assert_array_equal(np.stack([pixels_of(row) for row in rows]), wanted)
     flags = dict(flag.removeprefix("--config.").split("=") for flag in shlex.split(chain["flags"]))
     assert flags == {name: str(value).replace(" ", "") for name, value in OPTIONS.items()}
-    assert "needs a condition image" in data["noNetwork"]
+    assert "gives no condition image" in data["noNetwork"]
     assert data["facts"]["table"]["Condition images"] == "downsample, 2×2×1, with noise of level 0.3"
 
     row = rows[2]
@@ -151,6 +151,7 @@ def test_the_identity_has_the_condition_images(tiny_config):
 
     plain = identity()
     assert identity(sampling__condition_samples=3) == plain
+    assert plain["condition"] == {"name": "downsample", "max_noise": 0.5, "options": {"factor": 4, "method": "bicubic"}}
     for changes in (
         {"data__downsample__factor": 2},
         {"data__downsample__method": "area"},

@@ -53,7 +53,9 @@ function setUpChains(page) {
   const rows = page.rows.list.slice(0, chains[0].rows);
   setOptions(selected, [...rows.keys()], rows.map((row) => row.name));
   find("chain-kind").textContent = kind && kind[0].toUpperCase() + kind.slice(1);
-  selected.closest("label").hidden = !kind;
+  const label = selected.closest("label");
+  label.hidden = !kind;
+  label.classList.toggle("wide", page.hasConditions); // whose names are long
   const names = [...new Set(chains.map((chain) => chain.sampler))];
   setOptions(samplers, names, names.map((name) => (name === "ddim" ? "DDIM" : name)));
   setOptions(seeds, chains[0].seeds);
