@@ -19,7 +19,7 @@ from ddpm_jax.runtime.errors import NumericalError
 from ddpm_jax.samplers.sampler import Sampler, per_image_noise
 
 STAGES, FEWEST_STAGES = 25, 5  # of a recorded chain
-MAX_ROWS = 20
+MAX_ROWS, FEW_ROWS = 20, 3  # chains of each seed; with fewer there is little to compare, so that stages are left out first
 
 
 class ChainPlan(NamedTuple):
@@ -55,7 +55,7 @@ class RecordedChain(NamedTuple):
 
 
 def plan_chains(cases: list[tuple[str, int]], *, image_bytes: int, num_rows: int, num_seeds: int, max_bytes: int) -> ChainPlan:
-    """The chains that fit into `max_bytes`: fewer seeds first, then rows, stages, and cases, the last ones.
+    """The chains that fit into `max_bytes`: fewer seeds first, then rows, stages to keep FEW_ROWS, and cases, the last ones.
 
     Args:
       cases: (sampler, number of steps).
@@ -66,7 +66,7 @@ def plan_chains(cases: list[tuple[str, int]], *, image_bytes: int, num_rows: int
     """
     for stages in range(STAGES, FEWEST_STAGES - 1, -5):
         chains = max_bytes // (2 * image_bytes * (stages + 1) * len(cases))
-        if chains or stages == FEWEST_STAGES:
+        if chains >= min(num_rows, FEW_ROWS):
             break
     rows = max(1, min(chains, num_rows, MAX_ROWS))
     fitting = max(1, max_bytes // (2 * image_bytes * (stages + 1)))

@@ -77,5 +77,7 @@ def test_small_images_have_every_chain_and_large_ones_fewer():
     assert small == (CASES, 10, 2, 25)
     medium = plan_chains(CASES, image_bytes=12_288, num_rows=10, num_seeds=2, max_bytes=4_000_000)
     assert (medium.rows, medium.seeds) == (3, 1)
+    many = plan_chains(CASES * 3, image_bytes=12_288, num_rows=10, num_seeds=2, max_bytes=6_000_000)
+    assert (many.rows, many.seeds, many.stages, len(many.cases)) == (3, 1, 10, 6)
     large = plan_chains(CASES, image_bytes=196_608, num_rows=10, num_seeds=2, max_bytes=4_000_000)
     assert (large.rows, large.seeds, large.stages, large.cases) == (1, 1, 5, CASES[:1])
