@@ -4,7 +4,7 @@ const SAMPLER_TEXTS = {
   ancestral:
     "Ancestral sampling takes a sample of a Gaussian: factors c₁ and c₂ of the schedule combine the estimate and xₜ " +
     "into its mean, and σₜ scales new noise z.",
-  ddim: "DDIM keeps the predicted noise and only lowers its level, without adding any.",
+  ddim: "DDIM keeps the predicted noise, ε̂ = (xₜ − √ᾱₜ x̂₀) / √(1 − ᾱₜ), and only lowers its level, without adding any.",
 };
 const PREDICTION_NAMES = { eps: "the noise ε", x_start: "the image x₀", v: "v, a mixture of image and noise" };
 
