@@ -208,7 +208,8 @@ class Model:
                 images.append(self._require(end))
             frames = run.interpolate(images[0], images[1], num_frames=num_frames, inversion_iters=iters, **arguments).images
         shown = pictures.grid(run.pixel_format.shown(np.stack([images[0], *frames, images[1]])))
-        status = f"the first image, {num_frames} frames from it to the last, and the last · {seconds_text(start)}"
+        status = f"the first image, {num_frames} frames from it to the last, and the last"
+        status += f"{self._no_class_text(label)} · {seconds_text(start)}"
         arguments |= {"num_frames": num_frames, "inversion_iters": iters}
         return View(shown, None, status, self._python(run, "interpolate", ("a", "b"), arguments, lines))
 
@@ -225,7 +226,7 @@ class Model:
             images = getattr(run, method)(image[None], *more, **arguments).images[0]
         shown = pictures.grid(run.pixel_format.shown(np.concatenate([image[None], images])))
         words = tuple("mask" if isinstance(value, np.ndarray) else repr(value) for value in more)
-        status = f"the image, and {count_text(len(images))} · {seconds_text(start)}"
+        status = f"the image, and {count_text(len(images))}{self._no_class_text(arguments['label'])} · {seconds_text(start)}"
         lines = [self._unknown("images", (1, *image.shape))]
         lines += [self._unknown("mask", mask.shape, "bool") for mask in more if isinstance(mask, np.ndarray)]
         return View(shown, None, status, self._python(run, method, ("images", *words), arguments, lines))
@@ -305,6 +306,9 @@ class Model:
         if self.controls.classes and not self.controls.has_guidance:
             raise InvalidArgumentError("choose a class: this model generates no images without one")
         return None
+
+    def _no_class_text(self, label: int | list[int | None] | None) -> str:
+        return f" · {NO_CLASS}" if label is None and self.controls.classes else ""
 
     def _label_of(self, name: str) -> int:
         if name not in self.controls.classes:

@@ -151,20 +151,24 @@ def test_edits(model, views):
     view = model.inpaint(settings(model, label="1"), image, mask, 2, 1, views.append)
     filled = run.inpaint(image[None], mask, label=1, samples_per_image=2, resampling=1).images[0]
     np.testing.assert_array_equal(view.picture, pictures.grid(np.concatenate([image[None], filled])))
+    assert NO_CLASS not in view.status
     assert label in map(str, range(10))
 
     view = model.image_to_image(settings(model), image, 0.5, 3, views.append)
     variants = run.image_to_image(image[None], strength=0.5, samples_per_image=3).images[0]
     np.testing.assert_array_equal(view.picture, pictures.grid(np.concatenate([image[None], variants])))
+    assert view.status.startswith("the image, and 3 images · no class · ")
 
     other, _ = model.images.of_data("test", 3)
     view = model.interpolate(settings(model), [image, other], 3, 1, views.append)
     frames = run.interpolate(image, other, num_frames=3, inversion_iters=1).images
     np.testing.assert_array_equal(view.picture, pictures.grid(np.stack([image, *frames, other])))
+    assert " · no class · " in view.status
     view = model.interpolate(settings(model), [0, 1], 3, 1, views.append)
     ends = [run.sample(1, seed=seed, label=seed, eta=0.0, guidance_scale=1.0).images[0] for seed in (0, 1)]
     frames = run.interpolate(*ends, label=[0, 1], num_frames=3, inversion_iters=1).images
     np.testing.assert_array_equal(view.picture, pictures.grid(np.stack([ends[0], *frames, ends[1]])))
+    assert NO_CLASS not in view.status
 
 
 def test_a_class_must_be_chosen_if_the_model_knows_no_images_without(model, views, monkeypatch):

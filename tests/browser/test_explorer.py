@@ -239,7 +239,10 @@ def test_a_new_image_is_generated_in_the_page(page):
     page.execute_script("document.getElementById('generate').click()")
     WebDriverWait(page, 20).until(lambda _: "seed 1: 2 steps" in text_of(page, "chain-state"))
     assert page.execute_script("return ddpmExplorer.chains.player.stages.length") == 3
+    same = "return document.getElementById('chain-same').hidden"
+    assert page.execute_script(same)  # the command generates the recorded image
     set_value(page, "chain-row", 4, "change")
+    assert not page.execute_script(same)
     assert text_of(page, "chain-state").startswith("Recorded by ddpm_jax")
 
 

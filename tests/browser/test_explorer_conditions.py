@@ -116,7 +116,9 @@ def test_the_command_names_the_file_that_the_page_offers(page, batch):
 def test_the_page_has_everything_else(page):
     """The terms of the bound, and the reason why it has no network; what concerns classes is hidden."""
     assert "Means of 3 images of the split train, each with its condition image." in text_of(page, "bound-state")
-    assert text_of(page, "no-network").startswith("A drawing in this page gives no condition image, so the page has no network.")
+    assert text_of(page, "no-network").startswith(
+        "A drawing in this page gives no condition image, so the page has no network."
+    )
     assert "The network sees xₜ, t and the condition image, and predicts" in text_of(page, "prediction-text")
     shown = {".needs-classes": False, ".needs-conditions": True, "#denoise": False, "#forward-t": True, "#bound-t": True}
     page.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")

@@ -1,8 +1,10 @@
 // Section 3: recorded chains by class or condition image, seed, sampler and number of steps; and new ones, if the network is in the page.
 
 const SAMPLER_TEXTS = {
-  ancestral: "Ancestral sampling draws from the network's Gaussian, of which the estimate gives the mean.",
-  ddim: "DDIM keeps the predicted noise and only lowers its level, without adding any.",
+  ancestral:
+    "Ancestral sampling takes a sample of a Gaussian: factors c₁ and c₂ of the schedule combine the estimate and xₜ " +
+    "into its mean, and σₜ scales new noise z.",
+  ddim: "DDIM keeps the predicted noise, ε̂ = (xₜ − √ᾱₜ x̂₀) / √(1 − ᾱₜ), and only lowers its level, without adding any.",
 };
 const PREDICTION_NAMES = { eps: "the noise ε", x_start: "the image x₀", v: "v, a mixture of image and noise" };
 
@@ -101,6 +103,7 @@ function setUpGenerate(page, network, section) {
     const began = performance.now();
     const random = new Random(++seed);
     player.begin(Number(steps.value) + 1);
+    find("chain-same").hidden = true; // that of the recorded chain
     find("chain-state").textContent = "Computing …";
     const image = await runChain({
       denoise: (x, t) => network.evaluate(x, t, [page.hasClasses ? Number(selected.value) : null]),
@@ -118,7 +121,7 @@ function setUpGenerate(page, network, section) {
     if (!image) return;
     player.end();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    find("chain-state").textContent = `Computed in this page from the noise of its seed ${seed}: ${steps.value} steps in ${seconds} s, without guidance.`;
+    find("chain-state").textContent = `Computed in this page with noise of its own generator, seed ${seed}: ${steps.value} steps in ${seconds} s, without guidance.`;
   });
   find("generate-stop").addEventListener("click", section.show);
   const update = () => {

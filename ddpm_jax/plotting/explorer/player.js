@@ -126,7 +126,7 @@ class Player {
       },
       reduced ? PLAY_MS.reduced : Math.max(20, PLAY_MS.motion * Math.min(1, 40 / this.stages.length)),
     );
-    this.label("⏸ Pause", "Pause");
+    this.label("▮▮ Pause", "Pause");
   }
 
   pause() {
