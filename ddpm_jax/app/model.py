@@ -208,7 +208,7 @@ class Model:
                 images.append(self._require(end))
             frames = run.interpolate(images[0], images[1], num_frames=num_frames, inversion_iters=iters, **arguments).images
         shown = pictures.grid(run.pixel_format.shown(np.stack([images[0], *frames, images[1]])))
-        status = f"the first image, {num_frames} frames from it to the last, and the last"
+        status = f"the first image, {num_frames} frames from its reconstruction to that of the last, and the last"
         status += f"{self._no_class_text(label)} · {seconds_text(start)}"
         arguments |= {"num_frames": num_frames, "inversion_iters": iters}
         return View(shown, None, status, self._python(run, "interpolate", ("a", "b"), arguments, lines))

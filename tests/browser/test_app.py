@@ -57,7 +57,7 @@ def test_every_tab_works(page):
     page.shows("the image, and 4 images")
     page.open_tab("Interpolate")
     page.press("interpolate-run")
-    page.shows("9 frames from it to the last")
+    page.shows("9 frames from its reconstruction to that of the last")
 
 
 def test_cancel_ends_a_job_and_the_next_one_runs(page):
