@@ -4,11 +4,13 @@ A key of `for_device` is of its own kind (`jax.extend.random`). Where the networ
 part of the batch, each device gets its part of those of the whole batch. So a dropout mask does not depend on the number of
 devices, and the examples of two devices do not have the same one. All other random numbers are the same on every device.
 
-Shapes decide, so there is one exception: if a network requests numbers both of the shape of its batch and of that of a part,
-for something else, both are taken as numbers of examples, and the latter differ between devices.
+Which axis of a shape has the examples follows from the network itself, traced for the part and for the whole batch. If it
+requests numbers of one shape both for its examples and for something else, it is refused. Keys of `rbg` that are batched
+(`jax.vmap`) have other numbers on each number of devices, as JAX documents of them.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -19,22 +21,55 @@ import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.runtime.errors import InvalidArgumentError
+
 Shape = tuple[int, ...]
-Requests = frozenset[tuple[str, Shape]]
+Request = tuple[str, Shape]
+Axes = frozenset[tuple[Request, int]]
 THREEFRY = "threefry2x32"
 BITS, SPLIT = "random_bits", "random_split"  # JAX's primitives
+NOUNS = {BITS: "numbers", SPLIT: "keys"}
 
 
-def requests(jaxpr: Any) -> Requests:
-    """The kinds, BITS or SPLIT, and shapes of the random numbers and keys that a program requests.
+def axes_of_examples(part: Any, batch: Any, num_devices: int) -> Axes:
+    """The random numbers of a network that are of its examples: kind, shape for a part of the batch, and the axis they have.
 
     Args:
-      jaxpr: `jax.extend.core.Jaxpr`, with all programs inside it.
+      part: `jax.extend.core.Jaxpr` of the network, with all programs inside it, for one of equal parts of a batch.
+      batch: the same for the whole batch.
+      num_devices: number of parts.
+
+    Raises:
+      InvalidArgumentError: the requests of the two differ otherwise than by the length of an axis, or equal ones for a part
+        are different ones for the batch.
     """
-    return frozenset(_requests(jaxpr))
+    axes: dict[Request, int | None] = {}
+    for request, whole in itertools.zip_longest(_requests(part), _requests(batch), fillvalue=("", ())):
+        axis = _axis(request, whole, num_devices)
+        if axes.setdefault(request, axis) != axis:
+            raise InvalidArgumentError(
+                f"the network requests random {NOUNS[request[0]]} of shape {request[1]} on each of {num_devices} devices, both "
+                "for its examples and for something else: choose another batch size or number of devices"
+            )
+    return frozenset((request, axis) for request, axis in axes.items() if axis is not None)
 
 
-def _requests(jaxpr: Any) -> Iterator[tuple[str, Shape]]:
+def _axis(request: Request, whole: Request, num_devices: int) -> int | None:
+    """The axis that is `num_devices` times as long in `whole`; None for equal requests."""
+    if request == whole:
+        return None
+    if request[0] == whole[0]:
+        for axis, size in enumerate(request[1]):
+            if whole[1] == (*request[1][:axis], size * num_devices, *request[1][axis + 1 :]):
+                return axis
+    raise InvalidArgumentError(
+        f"the network requests other random numbers for a batch than for its parts on {num_devices} devices: only the length "
+        "of one axis of a shape may depend on the number of examples"
+    )
+
+
+def _requests(jaxpr: Any) -> Iterator[Request]:
+    """The kinds, BITS or SPLIT, and shapes of the random numbers and keys that a program requests, in its order."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in (BITS, SPLIT):
             yield equation.primitive.name, equation.params["shape"]
@@ -47,33 +82,31 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
 
 
-def for_device(key: jax.Array, device: jax.Array, num_devices: int, of_batch: Requests) -> jax.Array:
+def for_device(key: jax.Array, device: jax.Array, num_devices: int, axes: Axes) -> jax.Array:
     """The key with which a device gets its part of the random numbers of the whole batch.
 
     Args:
       key: the same on all devices.
       device: int [], which of the equal, consecutive parts of the batch the device has.
       num_devices: number of parts.
-      of_batch: the `requests` of the network for the whole batch. An axis of a requested shape has the examples if it is
-        `num_devices` times as long in one of these.
+      axes: `axes_of_examples` of the network.
     """
-    spec = _spec(str(jax.random.key_impl(key)), num_devices, of_batch)
+    spec = _spec(str(jax.random.key_impl(key)), num_devices, axes)
     return jax.random.wrap_key_data(jnp.append(jax.random.key_data(key), jnp.uint32(device)), impl=spec)
 
 
 @functools.lru_cache
-def _spec(base: str, num_devices: int, of_batch: Requests) -> Any:
+def _spec(base: str, num_devices: int, axes: Axes) -> Any:
     """Keys of the kind `base`, with a further word: the number of the device."""
+
+    axis_of = dict(axes)
 
     def key_of(data: jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(data[:-1], impl=base)
 
     def whole_shape(kind: str, shape: Shape) -> tuple[int | None, Shape]:
-        for axis, size in enumerate(shape):
-            whole = (*shape[:axis], size * num_devices, *shape[axis + 1 :])
-            if (kind, whole) in of_batch:
-                return axis, whole
-        return None, shape
+        axis = axis_of.get((kind, shape))
+        return axis, shape if axis is None else (*shape[:axis], shape[axis] * num_devices, *shape[axis + 1 :])
 
     def part(values: jax.Array, data: jax.Array, shape: Shape, axis: int | None) -> jax.Array:
         if axis is None:

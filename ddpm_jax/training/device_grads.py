@@ -90,9 +90,13 @@ def _on_device(loss: Callable, mesh: Mesh, whole: Any, specs: Any) -> Callable:
     """
 
     def on_device(parts: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((mesh.size * x.shape[0], *x.shape[1:]), x.dtype), examples)
-        jaxpr = jax.make_jaxpr(loss)(whole, batch, key).jaxpr
-        key = device_rng.for_device(key, jax.lax.axis_index(mesh.axis_names), mesh.size, device_rng.requests(jaxpr))
+        def program(size: int) -> Any:
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size * x.shape[0], *x.shape[1:]), x.dtype), examples)
+            return jax.make_jaxpr(loss)(whole, batch, key).jaxpr
+
+        jaxpr = program(1)
+        axes = device_rng.axes_of_examples(jaxpr, program(mesh.size), mesh.size)
+        device_key = device_rng.for_device(key, jax.lax.axis_index(mesh.axis_names), mesh.size, axes)
         params = parts
         if fsdp_size(mesh) > 1:
             leaves, treedef = jax.tree.flatten(parts)
@@ -100,7 +104,7 @@ def _on_device(loss: Callable, mesh: Mesh, whole: Any, specs: Any) -> Callable:
             params = jax.tree.map(_gather, parts, specs, jax.tree.unflatten(treedef, dtypes))
         # Kept for the backward pass. To gather them again there (`jax.checkpoint`), XLA has to store all activations that it
         # otherwise computes again while it fuses operations: for the config cifar10 three times the memory of the parameters.
-        mean, values = loss(params, examples, key)
+        mean, values = loss(params, examples, device_key)
         return mean / mesh.size, values  # rather than each gradient: a GPU would need a kernel for each
 
     return on_device

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.runtime import device_rng
 from ddpm_jax.runtime import mesh as meshes
+from ddpm_jax.runtime.errors import InvalidArgumentError
 
 DEVICES = 4
 
@@ -19,8 +20,9 @@ def on_devices(fn):
 
     def per_device(key, x):
         batch = jax.ShapeDtypeStruct((DEVICES * x.shape[0], *x.shape[1:]), x.dtype)
-        requests = device_rng.requests(jax.make_jaxpr(fn)(key, batch).jaxpr)
-        return fn(device_rng.for_device(key, jax.lax.axis_index("data"), DEVICES, requests), x)
+        part, whole = (jax.make_jaxpr(fn)(key, x).jaxpr for x in (x, batch))
+        axes = device_rng.axes_of_examples(part, whole, DEVICES)
+        return fn(device_rng.for_device(key, jax.lax.axis_index("data"), DEVICES, axes), x)
 
     return jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=False))
 
@@ -44,12 +46,53 @@ def draws(key, x):
     }
 
 
+def common(key, x):
+    """Shapes without examples, of which one is DEVICES times another; they are also the numbers of examples of a batch."""
+    keys = jax.random.split(key, 2 * DEVICES)
+    first, second = jax.random.split(keys[-1])
+    numbers = jax.random.normal(first, (6 * DEVICES,))[:6] + jax.random.normal(second, (6,))
+    return {"numbers": numbers[None] + jax.random.normal(keys[0], x.shape)}
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_parts_are_those_of_the_whole_batch(size):
     key, x = jax.random.key(5), jnp.zeros((DEVICES * size, 6))
     found, expected = on_devices(draws)(key, x), jax.jit(draws)(key, x)
     for name, want in expected.items():
         np.testing.assert_array_equal(found[name], want, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_numbers_of_something_else_than_examples_are_the_same_on_all_devices(size):
+    key, x = jax.random.key(5), jnp.zeros((DEVICES * size, 6))
+    np.testing.assert_array_equal(on_devices(common)(key, x)["numbers"], jax.jit(common)(key, x)["numbers"])
+
+
+def test_equal_requests_for_examples_and_for_something_else_are_refused():
+    """Here in a network of two examples on each device."""
+
+    def draw(key, x):
+        first, second = jax.random.split(key)
+        return jax.random.normal(first, x.shape) + jax.vmap(jax.random.normal)(jax.random.split(second, len(x)))[:, None]
+
+    message = r"random keys of shape \(2,\) on each of 4 devices, both for its examples and for something else: choose another"
+    with pytest.raises(InvalidArgumentError, match=message):
+        on_devices(draw)(jax.random.key(5), jnp.zeros((DEVICES * 2, 6)))
+    key, x = jax.random.key(5), jnp.zeros((DEVICES * 3, 6))
+    np.testing.assert_array_equal(on_devices(draw)(key, x), jax.jit(draw)(key, x))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key, x: sum(jax.random.normal(jax.random.fold_in(key, i), (1, 6)) for i in range(len(x))) + x,
+        lambda key, x: jax.random.bernoulli(key, 0.5, (len(x), len(x))) @ x,
+    ],
+    ids=["as many numbers as examples", "pairs of examples"],
+)
+def test_other_requests_for_a_batch_than_for_its_parts_are_refused(draw):
+    with pytest.raises(InvalidArgumentError, match="other random numbers for a batch than for its parts on 4 devices: only"):
+        on_devices(draw)(jax.random.key(5), jnp.zeros((DEVICES * 2, 6)))
 
 
 @pytest.mark.parametrize(("impl", "partitionable"), [("rbg", True), ("threefry2x32", False)])
