@@ -34,6 +34,8 @@ from ddpm_jax.runtime.errors import InvalidArgumentError, UnavailableError, erro
 # The paths come first: the module is found where the parent has found it.
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ddpm_jax.data import reader_processes as r; r.main()"
 _EXIT_S = 5.0  # how long a process may take to end before it is killed
+# Ctrl-C and a scheduler's SIGTERM reach the whole group, and the training process needs more batches before it ends.
+IGNORED = (signal.SIGINT, signal.SIGTERM)
 _ALIGNMENT = 64
 
 
@@ -111,12 +113,16 @@ class _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             arguments = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(descriptor), str(size)]
-            self._process = subprocess.Popen(
-                arguments,
-                pass_fds=(theirs.fileno(), descriptor),
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},  # a set of your own that uses JAX must not open the accelerator
-            )
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # which the process inherits: it begins without `main`
+            try:
+                self._process = subprocess.Popen(
+                    arguments,
+                    pass_fds=(theirs.fileno(), descriptor),
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | {"JAX_PLATFORMS": "cpu"},  # a set of your own that uses JAX must not open the accelerator
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._connection: Connection = Connection(ours.detach())
         self._program: bytes | None = program
 
@@ -161,9 +167,9 @@ class _Worker:
 
 def main() -> NoReturn:
     """The program of a process; its arguments are those of `_Worker`."""
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group, and the training process needs more batches before it ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     handle, descriptor, size = (int(text) for text in sys.argv[2:])
     connection, memory = Connection(handle), mmap.mmap(descriptor, 0)
     os.close(descriptor)

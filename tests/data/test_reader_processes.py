@@ -1,5 +1,6 @@
 """Processes that read batches: the same batches as threads, errors as in the training process, and no process that is left."""
 
+import concurrent.futures
 import contextlib
 import itertools
 import os
@@ -162,6 +163,20 @@ def test_signals_of_the_group_end_no_process():
             os.kill(child, signal.SIGTERM)
         found += itertools.islice(iterator, 8)
     assert_same(found, take(slow_source(), 9, batch_size=4, seed=0))
+
+
+@pytest.mark.slow
+def test_signals_of_the_group_end_no_process_that_starts():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    iterator = pipeline.batches(slow_source(), batch_size=4, seed=0, num_workers=1)
+    with contextlib.closing(iterator), concurrent.futures.ThreadPoolExecutor(1) as thread:
+        first = thread.submit(next, iterator)
+        while not (found := children(os.getpid())):
+            time.sleep(0.001)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(found[0], number)
+        assert_same([first.result()], take(slow_source(), 1, batch_size=4, seed=0))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 @pytest.mark.slow
