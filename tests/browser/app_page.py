@@ -37,7 +37,7 @@ def train(folder: pathlib.Path, fields: dict) -> pathlib.Path:
 @contextlib.contextmanager
 def serve(folder: pathlib.Path, repository: pathlib.Path, temporary: pathlib.Path, port: str = "") -> Iterator[str]:
     """The address of the page of a run, served by a process of its own, which logs no traceback and leaves no files."""
-    log = folder.parent / "stderr"
+    log = temporary.with_name(f"{temporary.name}.stderr")
     environment = os.environ | {"PYTHONPATH": f"{repository}:{os.environ.get('PYTHONPATH', '')}", "TMPDIR": str(temporary)}
     command = [sys.executable, "tests/browser/app_server.py", str(folder), port]
     with (

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,14 +48,16 @@ def test_ctrl_c_ends_a_job_and_the_server(app_folder, repository, tmp_path):
 
 
 def test_a_page_whose_server_restarts_is_loaded_again(browser, app_folder, repository, tmp_path):
-    """Also if it had a job in progress."""
-    with serve(app_folder, repository, tmp_path) as address:
+    """Also if it had a job in progress. At a port of its own, since other tests start servers beside it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with serve(app_folder, repository, tmp_path, port) as address:
         page = Page(browser, address)
         page.set_seed(ENDLESS)
         page.press("generate-run")
         page.shows("step 1")
     page.shows("Connection to the server was lost")
-    with serve(app_folder, repository, tmp_path, port=address.rstrip("/").rpartition(":")[2]):
+    with serve(app_folder, repository, tmp_path, port):
         page.until(lambda driver: "lost" not in driver.find_element(By.TAG_NAME, "body").text)
         page.until(lambda driver: driver.find_elements(By.ID, "generate-run"))
         page.set_seed(1)
