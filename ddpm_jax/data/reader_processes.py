@@ -113,7 +113,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             arguments = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno()), str(descriptor), str(size)]
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # which the process inherits: it begins without `main`
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # inherited, until `main` ignores them
             try:
                 self._process = subprocess.Popen(
                     arguments,

@@ -14,6 +14,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from ddpm_jax import explorer_config, explorer_network
 from ddpm_jax.configs import digits
 from ddpm_jax.data.condition import downsample
+from tests.browser.explorer_page import open_explorer
 from tests.interop.exported import random_params
 
 FIELDS = {
@@ -50,11 +51,7 @@ def file(batch, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, file):
-    if browser.driver.current_url != file.as_uri():
-        browser.resize(1200, 900)
-        browser.open(file)
-        ready = "return globalThis.ddpmExplorer?.ready"
-        WebDriverWait(browser.driver, 60).until(lambda driver: driver.execute_script(ready))
+    open_explorer(browser, file)
     yield browser.driver
     assert (browser.console(), browser.requests()) == ([], [])
 

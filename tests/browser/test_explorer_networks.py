@@ -16,6 +16,7 @@ from ddpm_jax.diffusion.spacings import spaced_timesteps
 from ddpm_jax.interop import export_onnx, onnxruntime_web
 from ddpm_jax.samplers import make_sampler
 from ddpm_jax.samplers.sampler import per_image_noise
+from tests.browser.explorer_page import open_explorer
 from tests.interop.exported import random_params
 
 UNCONDITIONAL = {"data.channels": 3, "model.class_conditional": False, "model.label_dropout": 0.0}
@@ -79,11 +80,7 @@ def file(runs, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, file):
-    if browser.driver.current_url != file.as_uri():
-        browser.resize(1200, 900)
-        browser.open(file)
-        ready = "return globalThis.ddpmExplorer?.ready"
-        WebDriverWait(browser.driver, 60).until(lambda driver: driver.execute_script(ready))
+    open_explorer(browser, file)
     yield browser
     assert (browser.console(), browser.requests()) == ([], [])
 
